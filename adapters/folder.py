@@ -1,0 +1,119 @@
+"""A causal language model in a local folder, in the Hugging Face layout: read without torch, loaded without pickles."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.protocols import LanguageModel, ModelFacts
+from harness.canonical import file_digest
+from harness.errors import NotAvailable, RefusedFile
+from harness.section import Json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_CONTENT = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges.txt",
+)
+_MAX_CONFIG = 1 << 20
+
+
+def folder_identity(folder: Path) -> Json:
+    """Digest of every file that determines what the model computes."""
+    files = sorted({path for pattern in _CONTENT for path in folder.glob(pattern) if path.is_file()})
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise NotAvailable(f"{folder} holds no *.safetensors weights; pickled weights are not read, convert them first")
+    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def folder_facts(folder: Path) -> ModelFacts:
+    """Shape of the model from its config.json."""
+    return facts_of(read_json(folder / "config.json"), str(folder))
+
+
+def facts_of(config: Json, where: str) -> ModelFacts:
+    """Shape from a transformers configuration, whatever names the architecture gives to it."""
+    text = config.get("text_config", config) if isinstance(config, dict) else {}
+    try:
+        return ModelFacts(
+            d_model=_first(text, "hidden_size", "n_embd", "d_model"),
+            layers=_first(text, "num_hidden_layers", "n_layer", "num_layers"),
+            vocabulary=_first(text, "vocab_size"),
+        )
+    except (KeyError, AttributeError):
+        raise RefusedFile(f"{where}: config.json does not describe a causal language model") from None
+
+
+def read_json(path: Path) -> Json:
+    """A small JSON file. Raises NotAvailable or RefusedFile."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise RefusedFile(f"{path} is larger than a configuration can be")
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise NotAvailable(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RefusedFile(f"{path} is not JSON: {error}") from None
+
+
+def load_model(source: str, revision: str | None, dtype: str, device: torch.device) -> LanguageModel:
+    """A model from a folder or a hub id through transformers' auto classes, in evaluation mode.
+
+    Raises NotAvailable with what to do when it cannot be had.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise NotAvailable(_unavailable(source, error)) from error
+    torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
+    torch.nn.Module.requires_grad_(model, False)
+    torch.nn.Module.eval(model)
+    return LanguageModel(model, load_tokenizer(source, revision), device)
+
+
+def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises NotAvailable."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise NotAvailable(_unavailable(source, error)) from error
+    return tokenizer
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, size: int, modified: int) -> str:
+    return file_digest(path)
+
+
+def _first(config: dict[str, Json], *names: str) -> int:
+    for name in names:
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    raise KeyError(names[0])
+
+
+def _unavailable(source: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    return (
+        f"the model {source!r} cannot be loaded: {reason} "
+        "(for a hub model: go online once, or point HF_HOME at a cache that holds it; for a folder: check its path)"
+    )

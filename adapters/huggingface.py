@@ -1,0 +1,52 @@
+"""`adapter: huggingface`: a text dataset of the Hugging Face hub, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from adapters.protocols import DatasetAdapter, Roots
+from harness.errors import InvalidInput, NotAvailable
+from harness.section import Json
+
+
+class HuggingFaceDataset(DatasetAdapter):
+    """Rows of a hub dataset in their stored order."""
+
+    adapter: Literal["huggingface"] = "huggingface"
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", max_length=200)]
+    """Hub id such as `HuggingFaceFW/fineweb`."""
+    config: str | None = None
+    """Configuration (subset) of the dataset."""
+    split: str = "train"
+    """Split of the dataset."""
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$", max_length=100)] = "main"
+    """Commit, tag or branch; state a commit so that the documents cannot change."""
+    field: Annotated[str, Field(min_length=1)] = "text"
+    """Column that holds the text."""
+
+    def identity(self, roots: Roots) -> Json:
+        return {
+            "hub": self.id,
+            "config": self.config,
+            "split": self.split,
+            "revision": self.revision,
+            "field": self.field,
+        }
+
+    def texts(self, roots: Roots) -> Iterator[str]:
+        from datasets import load_dataset
+
+        try:
+            rows = load_dataset(self.id, self.config, split=self.split, revision=self.revision, streaming=True)
+            for row in rows:
+                if not isinstance(row.get(self.field), str):
+                    raise InvalidInput(f"{self.id}: no text under {self.field!r}; columns: {', '.join(row)}")
+                yield row[self.field]
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            raise NotAvailable(
+                f"the dataset {self.id!r} cannot be read: {reason} (go online, or use `adapter: files` with a local copy)"
+            ) from error

@@ -1,0 +1,54 @@
+"""A trained sae-lens SAE behind the harness's interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from sae_lens import SAE
+from torch import Tensor
+
+from harness.errors import NotAvailable, RefusedFile
+from harness.sae.base import SparseAutoencoder
+from harness.sae.codes import Codes
+
+
+class LoadedFromSaeLens(SparseAutoencoder):
+    """Encodes and decodes exactly as sae-lens does, run-time normalisation of the input included."""
+
+    def __init__(self, inner: SAE) -> None:
+        super().__init__()
+        self.inner = inner
+        self.d_in, self.width = int(inner.cfg.d_in), int(inner.cfg.d_sae)
+
+    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        codes = Codes.from_dense(self.inner.encode(x.to(self.inner.dtype)))
+        return codes if budget is None else codes.truncated(budget)
+
+    def decode(self, codes: Codes) -> Tensor:
+        # sae-lens may undo its input normalisation in decode, so the dense latents go through its own code.
+        out: Tensor = self.inner.decode(codes.dense(self.width).to(self.inner.dtype))
+        return out
+
+    def decoder_rows(self) -> Tensor:
+        rows: Tensor = self.inner.W_dec
+        return rows
+
+
+def from_registry(release: str, sae_id: str) -> LoadedFromSaeLens:
+    """A registered SAE. Raises NotAvailable with the nearest names, or with what to do when the hub is out of reach."""
+    try:
+        return LoadedFromSaeLens(SAE.from_pretrained(release, sae_id, device="cpu"))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise NotAvailable(f"sae-lens cannot load {release!r} / {sae_id!r}: {reason}") from error
+
+
+def from_disk(folder: Path) -> LoadedFromSaeLens:
+    """An SAE that sae-lens saved. Raises RefusedFile when the files do not fit together."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return LoadedFromSaeLens(SAE.load_from_disk(folder, device="cpu"))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise RefusedFile(f"{folder.name} is not an SAE that sae-lens can read: {reason}") from error

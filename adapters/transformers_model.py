@@ -1,0 +1,104 @@
+"""`adapter: transformers`: any causal language model of the Hugging Face hub, or a local folder in that layout."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from adapters.folder import facts_of, folder_facts, folder_identity, load_model, load_tokenizer, read_json
+from adapters.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
+from harness.errors import NotAvailable
+from harness.section import Json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_COMMIT = re.compile(r"[0-9a-f]{40}$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+class TransformersModel(ModelAdapter):
+    """A causal language model loaded through `AutoModelForCausalLM`, safetensors only, no remote code."""
+
+    adapter: Literal["transformers"] = "transformers"
+    id: Annotated[str, Field(min_length=1, max_length=300)]
+    """Hub id such as `EleutherAI/pythia-70m`, or the path of a folder (relative to the project, or allowed)."""
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$", max_length=100)] | None = None
+    """Commit, tag or branch of a hub model; `run` pins it to the commit it resolves to."""
+
+    @model_validator(mode="after")
+    def _known_form(self) -> Any:
+        if not _is_path(self.id) and not _HUB_ID.match(self.id):
+            raise ValueError(f"{self.id!r} is neither a hub id (owner/name) nor a path (start it with ./ or ../)")
+        return self
+
+    def folder(self, roots: Roots) -> Path | None:
+        """The local folder meant, or None for a hub id. Raises NotAvailable when a stated path is not a folder."""
+        if not _is_path(self.id) and not (roots.project / self.id / "config.json").is_file():
+            return None
+        folder = roots.resolve(self.id)
+        if not (folder / "config.json").is_file():
+            raise NotAvailable(f"{self.id} is not a model folder: it holds no config.json")
+        return folder
+
+    def identity(self, roots: Roots) -> Json:
+        folder = self.folder(roots)
+        if folder:
+            return {"files": folder_identity(folder), "dtype": self.dtype}
+        return {"hub": self.id, "revision": self._commit() or self.revision or "main", "dtype": self.dtype}
+
+    def pinned(self, roots: Roots) -> Self:
+        """Itself with the revision replaced by the commit it stands for now (asks the hub unless cached)."""
+        if self.folder(roots) or (self.revision and _COMMIT.match(self.revision)):
+            return self
+        return self.model_copy(update={"revision": self._commit() or self._ask_hub()})
+
+    def facts(self, roots: Roots) -> ModelFacts | None:
+        folder = self.folder(roots)
+        if folder:
+            return folder_facts(folder)
+        commit = self._commit()
+        config = _cache() / _repository(self.id) / "snapshots" / (commit or "-") / "config.json"
+        return facts_of(read_json(config), self.id) if commit and config.is_file() else None
+
+    def load(self, roots: Roots, device: torch.device) -> LanguageModel:
+        return load_model(str(self.folder(roots) or self.id), self.revision, self.dtype, device)
+
+    def load_tokenizer(self, roots: Roots) -> PreTrainedTokenizerBase:
+        return load_tokenizer(str(self.folder(roots) or self.id), self.revision)
+
+    def _commit(self) -> str | None:
+        """The commit known on this machine: stated in full, or remembered by the hub cache."""
+        if self.revision and _COMMIT.match(self.revision):
+            return self.revision
+        ref = _cache() / _repository(self.id) / "refs" / (self.revision or "main")
+        return ref.read_text("ascii", "replace").strip() if ref.is_file() else None
+
+    def _ask_hub(self) -> str | None:
+        from huggingface_hub import HfApi
+
+        try:
+            return HfApi().model_info(self.id, revision=self.revision).sha
+        except (OSError, ValueError) as error:
+            raise NotAvailable(
+                f"the hub does not answer for {self.id!r}, so its revision cannot be pinned ({type(error).__name__}); "
+                "go online once, state a full commit as `revision`, or point HF_HOME at a cache that holds it"
+            ) from error
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~"))
+
+
+def _cache() -> Path:
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+
+
+def _repository(model_id: str) -> str:
+    return "models--" + model_id.replace("/", "--")

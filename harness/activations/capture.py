@@ -1,0 +1,96 @@
+"""Reading hidden states in one forward pass that runs no further than it must."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from harness.activations.blocks import check_site, decoder_blocks, submodule
+from harness.activations.site import Site
+
+
+class _StopForwardError(Exception):
+    """Leaves the forward pass once everything asked for has been read."""
+
+
+def hidden_states(
+    model: nn.Module, sites: Collection[Site], ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[Site, Tensor]:
+    """Hidden states [B, T, d] at each of `sites` for token ids [B, T], in the model's data type.
+
+    The pass ends with the deepest block needed: later blocks, the final norm and the logits are not computed.
+    Raises InvalidInput for a site the model does not have.
+    """
+    if not sites:
+        return {}
+    with capturing(model, sites) as states, _stopping(model, sites), suppress(_StopForwardError):
+        model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
+    return states
+
+
+def hidden_states_and_logits(
+    model: nn.Module, sites: Collection[Site], ids: Tensor, attention_mask: Tensor | None = None
+) -> tuple[dict[Site, Tensor], Tensor]:
+    """Hidden states [B, T, d] at each of `sites`, and the logits [B, T, vocabulary] of the same full forward pass."""
+    with capturing(model, sites) as states:
+        output = model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
+    return states, output.logits
+
+
+@contextmanager
+def capturing(model: nn.Module, sites: Collection[Site]) -> Iterator[dict[Site, Tensor]]:
+    """While open, every forward pass leaves the hidden states at `sites` in the dictionary this yields."""
+    states: dict[Site, Tensor] = {}
+    for site in sites:
+        check_site(model, site)
+    blocks = decoder_blocks(model)
+    with ExitStack() as stack:
+        for site in sites:
+            stack.callback(_watch(blocks[site.index], site, states).remove)
+        yield states
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The hidden state in what a block or submodule returns: the tensor itself or the first of a tuple."""
+    tensor = output[0] if isinstance(output, tuple) else output
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"expected a hidden state, got {type(tensor).__name__}")
+    return tensor
+
+
+def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state among the arguments a block is called with."""
+    return first_tensor(args[0] if args else kwargs["hidden_states"])
+
+
+def _watch(block: nn.Module, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
+    # Copies, because some models (Falcon) go on to add to what a submodule returned in place.
+    def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[site] = block_input(args, kwargs).clone()
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        states[site] = first_tensor(output).clone()
+
+    if site.point == "resid_pre":
+        return block.register_forward_pre_hook(entering, with_kwargs=True)
+    return submodule(block, site).register_forward_hook(leaving)
+
+
+@contextmanager
+def _stopping(model: nn.Module, sites: Collection[Site]) -> Iterator[None]:
+    # Entered after the capturing hooks, so that of all hooks on the deepest block this one runs last.
+    def stop(module: nn.Module, *values: Any) -> None:
+        raise _StopForwardError
+
+    deepest = max(site.index for site in sites)
+    block = decoder_blocks(model)[deepest]
+    at_entrance = all(site.point == "resid_pre" for site in sites if site.index == deepest)
+    handle = block.register_forward_pre_hook(stop) if at_entrance else block.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,47 @@
+"""The command line: verbs, shared options, and how errors reach people.
+
+Exit codes: 0 ok, 1 failed, 2 invalid input, 3 finished but incomplete, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from harness.cli import results, running, specs, stores
+from harness.errors import LatentbenchError
+
+app = typer.Typer(
+    name="latentbench",
+    help="One YAML spec, one trustworthy row: train, load and compare sparse autoencoders and steering vectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+for module in (specs, running, results):
+    module.register(app)
+app.add_typer(stores.app, name="store")
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command line and returns its exit code."""
+    try:
+        code = app(args=arguments, prog_name="latentbench", standalone_mode=False)
+        return int(code or 0)
+    except LatentbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept, run the same command to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0

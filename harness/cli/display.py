@@ -1,0 +1,131 @@
+"""What `plan` and `run` show: live progress on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from harness.cli.options import print_json
+from harness.execute.events import Event
+from harness.plan.plan import Plan, PlannedCell
+from harness.project import Project
+from harness.words import plural
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells and stages of a plan with what happens to each and why."""
+    console = Console()
+    for item in plan.cells:
+        mark = "[yellow]run[/]  " if item.run else "[green]reuse[/]"
+        console.print(
+            f"{mark} [bold]{escape(item.cell.title)}[/]  [dim]{escape(item.reason)}[/]", highlight=False, soft_wrap=True
+        )
+    console.print()
+    for step in plan.stages():
+        mark = "[yellow]make[/] " if step.run else "[green]keep[/] "
+        text = f"{step.stage.kind:<12} {step.stage.key[:12]}  {escape(step.stage.title)}  [dim]{escape(step.reason)}[/]"
+        console.print(f"{mark} {text}", highlight=False, soft_wrap=True)
+    made = sum(step.run for step in plan.stages())
+    console.print(f"\n{_counts(plan)}; {plural(made, 'stage')} to make, {len(plan.stages()) - made} kept")
+
+
+def print_summary(plan: Plan, unfinished: dict[str, str], project: Project, seconds: float) -> None:
+    """How a run went: the table of its specs, every cell without numbers, and what to do next."""
+    from harness.leaderboard import leaderboard
+
+    console = Console(stderr=True)
+    suites = {item.cell.origin.name.split("/")[0] for item in plan.cells}
+    sys.stdout.write(
+        leaderboard(project.results, format="terminal", suite=suites.pop() if len(suites) == 1 else None) + "\n"
+    )
+    for title, reason in unfinished.items():
+        console.print(f"[red]no numbers[/] {escape(title)}: {escape(reason)}", highlight=False)
+    done = len(plan.cells) - len(unfinished)
+    console.print(
+        f"{done} of {plural(len(plan.cells), 'cell')} complete in {seconds:.1f} s; table: {project.results.name}/LEADERBOARD.md"
+    )
+
+
+def print_json_summary(plan: Plan, unfinished: dict[str, str], project: Project, seconds: float) -> None:
+    """The same as JSON."""
+    cells = [
+        {"cell": c.cell.title, "key": c.key, "complete": c.cell.title not in unfinished, "reused": not c.run}
+        for c in plan.cells
+    ]
+    print_json({"cells": cells, "unfinished": unfinished, "seconds": round(seconds, 1)})
+
+
+class Display:
+    """Progress of a run, fed with events."""
+
+    def __init__(self, plan: Plan, quiet: bool = False) -> None:
+        self.plan, self.quiet = plan, quiet
+        self.console = Console(stderr=True, quiet=quiet)
+        self.live = self.console.is_terminal and not quiet
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.live)
+        self.tasks: dict[str, TaskID] = {}
+        self.said: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self.console.print(_counts(self.plan), highlight=False)
+        self.progress.start()
+        if self.plan.to_run:
+            self.cells = self.progress.add_task("cells", total=len(self.plan.to_run))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def report(self, event: Event) -> None:
+        """Shows an event of a worker."""
+        if event.kind == "progress":
+            self._advance(event)
+        elif event.kind == "done":
+            self._say(
+                f"{'[green]ok[/]    ' if event.status == 'ok' else f'[red]{event.status}[/]'} {escape(event.text)}"
+            )
+            self.progress.advance(self.cells)
+        else:
+            self._say(f"[yellow]note[/]   {escape(event.text)}")
+
+    def _advance(self, event: Event) -> None:
+        if self.live:
+            if event.text not in self.tasks:
+                self.tasks[event.text] = self.progress.add_task(escape(event.text), total=event.total)
+            self.progress.update(self.tasks[event.text], completed=event.done, visible=event.done < event.total)
+        elif event.done == event.total or time.monotonic() - self.said.get(event.text, 0) > _SECONDS_BETWEEN_LINES:
+            self.said[event.text] = time.monotonic()
+            self._say(f"{escape(event.text)}: {event.done}/{event.total}")
+
+    def _say(self, text: str) -> None:
+        (self.progress.console if self.live else self.console).print(text, highlight=False, soft_wrap=True)
+
+
+def _counts(plan: Plan) -> str:
+    running: tuple[PlannedCell, ...] = plan.to_run
+    return f"{plural(len(plan.cells), 'cell')}: {len(running)} to run, {len(plan.cells) - len(running)} re-used"

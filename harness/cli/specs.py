@@ -1,0 +1,162 @@
+"""Verbs about specs: new, list, show, validate, schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import Allow, AsJson, Specs, print_json, project_of
+from harness.errors import InvalidInput, Problem, SpecError
+from harness.words import plural
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs to the command line."""
+    for verb in (new, list_, show, validate, schema):
+        app.command(name=verb.__name__.rstrip("_"))(verb)
+
+
+def new(
+    path: Annotated[Path, typer.Argument(help="Where to write the spec, e.g. specs/mine/topk.yaml.")],
+    template: Annotated[
+        str, typer.Option("--from", help="A spec to start from: a file, or a name below specs/.")
+    ] = "quickstart/topk",
+) -> None:
+    """Write a new spec, started from one that ships.
+
+    Example: `latentbench new specs/mine/topk.yaml --from quickstart/topk`
+    """
+    from harness.project import spec_paths
+    from harness.spec.template import rewritten
+
+    project = project_of()
+    target = path if path.suffix else path.with_suffix(".yaml")
+    if target.exists():
+        raise InvalidInput(f"{target} exists already; choose another name")
+    (source, *others) = spec_paths(project, [template])
+    if others:
+        raise InvalidInput(
+            f"{template!r} means several specs; name one of {', '.join(str(p.name) for p in (source, *others))}"
+        )
+    text = rewritten(source, target.resolve())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, "utf-8")
+    typer.echo(f"wrote {target}; next: latentbench validate {target}")
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help="specs, models, datasets, variants, sources or metrics.")] = "specs",
+    as_json: AsJson = False,
+) -> None:
+    """List the specs of the project, or what a spec can name.
+
+    Examples: `latentbench list`, `latentbench list variants`
+    """
+    rows = _spec_rows() if what == "specs" else _plug_in_rows(what)
+    if as_json:
+        print_json([{"name": name, "help": text} for name, text in rows])
+        return
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        typer.echo(f"{name:<{width}}  {text}".rstrip())
+
+
+def show(
+    spec: Annotated[str, typer.Argument(help="A spec file or name.")],
+    origins: Annotated[bool, typer.Option("--origins", help="Show the file and line every value comes from.")] = False,
+    as_json: AsJson = False,
+    allow: Allow = None,
+) -> None:
+    """Show a spec with everything it inherits merged in, and its cells.
+
+    Example: `latentbench show quickstart/topk --origins`
+    """
+    import yaml
+
+    from harness.project import load_specs
+
+    for loaded in load_specs(project_of(allow=allow), [spec]):
+        if as_json:
+            print_json({"spec": loaded.tree.plain(), "cells": [cell.title for cell in loaded.cells]})
+        elif origins:
+            for path, node in loaded.tree.walk():
+                if path and not isinstance(node.value, dict | list):
+                    typer.echo(f"{'.'.join(map(str, path))}: {node.plain()!r}  ({node.mark.file}:{node.mark.line})")
+        else:
+            typer.echo(yaml.safe_dump(loaded.tree.plain(), sort_keys=False, allow_unicode=True).rstrip())
+            typer.echo(f"# {plural(len(loaded.cells), 'cell')}:")
+            for cell in loaded.cells:
+                typer.echo(f"#   {cell.title}")
+
+
+def validate(specs: Specs = None, as_json: AsJson = False, allow: Allow = None) -> None:
+    """Check specs: every key, value and reference, all problems at once, with file, line and column.
+
+    Examples: `latentbench validate`, `latentbench validate specs/mine/*.yaml`
+    """
+    problems, files, cells = _validated(specs or [], allow)
+    if as_json:
+        print_json({"valid": not problems, "specs": files, "cells": cells, "problems": [vars(p) for p in problems]})
+    for problem in problems if not as_json else ():
+        typer.echo(str(problem), err=True)
+    if problems:
+        if not as_json:
+            typer.echo(plural(len(problems), "problem"), err=True)
+        raise typer.Exit(2)
+    if not as_json:
+        typer.echo(f"{plural(files, 'spec')}, {plural(cells, 'cell')}: valid")
+
+
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors that complete and check YAML.
+
+    Example: `latentbench schema > spec.schema.json`
+    """
+    from harness.spec.reference import json_schema
+
+    print_json(json_schema())
+
+
+def _validated(given: list[str], allow: list[Path] | None) -> tuple[list[Problem], int, int]:
+    from harness.project import spec_paths
+    from harness.spec.cells import load_spec
+    from harness.spec.checks import check, same_names
+
+    project = project_of(allow=allow)
+    problems: list[Problem] = []
+    loaded = []
+    paths = spec_paths(project, given)
+    for path in paths:
+        try:
+            spec = load_spec(path, project.root)
+            loaded.append(spec)
+            problems += check(spec, project.roots)
+        except SpecError as error:
+            problems += error.problems
+    problems += same_names(loaded)
+    return sorted(set(problems)), len(paths), sum(len(spec.cells) for spec in loaded)
+
+
+def _spec_rows() -> list[tuple[str, str]]:
+    from harness.project import spec_paths
+    from harness.spec.cells import load_spec
+
+    project, rows = project_of(), []
+    for path in spec_paths(project, []):
+        try:
+            spec = load_spec(path, project.root)
+            about = " ".join((spec.description or "").split())
+            rows.append((spec.origin.name, f"{plural(len(spec.cells), 'cell')}. {about}"))
+        except SpecError as error:
+            rows.append((str(path.relative_to(project.root)), f"invalid: {error.problems[0]}"))
+    return rows
+
+
+def _plug_in_rows(group: str) -> list[tuple[str, str]]:
+    from harness.registry import GROUPS, sections
+
+    if group not in GROUPS:
+        raise InvalidInput(f"no such list: {group!r}; there are specs, {', '.join(GROUPS)}")
+    return [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in sections(group).items()]

@@ -1,0 +1,72 @@
+"""Every error latentbench raises on purpose.
+
+    LatentbenchError            one clear message, no traceback, exit code 1
+    ├── InvalidInput            what the user wrote cannot work, exit code 2
+    │   ├── SpecError           one or many Problems, each with file, line and column
+    │   ├── RefusedFile         a weight, vector or result file that is malformed, unsafe or of another kind
+    │   └── NotAvailable        a model, dataset or package that is not here (with what to do about it)
+    ├── StoreError              the artifact store cannot be read or written
+    │   └── DamagedArtifact     checksum or layout of a stored artifact is wrong
+    └── CellFailed              one cell could not be computed; the others go on
+
+Errors of third-party libraries are mapped to these where they enter (adapters, store, loader).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class LatentbenchError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class InvalidInput(LatentbenchError):
+    """Something the user wrote cannot work."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing that is wrong in a spec, where it is, and what to do about it."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}: "
+        return where + (f"{self.path}: {self.message}" if self.path else self.message)
+
+
+class SpecError(InvalidInput):
+    """All problems of one or several specs, reported at once."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = sorted(set(problems))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class RefusedFile(InvalidInput):
+    """A file that is malformed, unsafe, or of another kind than asked for."""
+
+
+class NotAvailable(InvalidInput):
+    """A model, dataset, package or device that is not available here."""
+
+
+class StoreError(LatentbenchError):
+    """The store cannot be read or written."""
+
+
+class DamagedArtifact(StoreError):
+    """A stored artifact whose bytes are not what was written."""
+
+
+class CellFailed(LatentbenchError):
+    """One cell could not be computed."""

@@ -1,0 +1,69 @@
+"""What a record says of the machine and the code that made it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from harness.section import Json
+
+_PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba")
+
+
+def environment(project: Path, device: str, threads: int) -> dict[str, Json]:
+    """Versions, processor, device, threads and the state of the code."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": device,
+        "threads": threads,
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "git": _git(project),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+@cache
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'unknown'}, {os.cpu_count()} cores"
+
+
+@cache
+def _git(project: Path) -> Json:
+    """Commit of the checkout and whether files differ from it; None outside of one."""
+    commit = _run(project, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    # Results do not change what is computed.
+    changed = _run(project, "status", "--porcelain", "--", ".", ":(exclude)results")
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _run(project: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

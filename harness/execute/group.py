@@ -1,0 +1,177 @@
+"""Computing the cells of a job: tokens, then training, then measuring, then records. A cell that fails costs only itself."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from harness.activations.tokens import EvalTokens, TrainTokens, overlap
+from harness.errors import CellFailed, LatentbenchError
+from harness.execute.environment import peak_memory_bytes
+from harness.execute.events import Event, Report
+from harness.execute.job import Job, JobCell
+from harness.execute.measuring import Measured, Measuring, Subject
+from harness.execute.stages import Models, stored
+from harness.execute.training import Training, Wanted
+from harness.execute.writing import artifacts_of, numbers_of, record_of, sidecar_of
+from harness.plan.stages import CellStages, cell_key, stages_of
+from harness.record import Cost, Failure
+from harness.results import write_record
+from harness.sae.base import SparseAutoencoder
+from harness.store.store import Store
+from harness.words import plural
+
+
+@dataclass
+class _State:
+    """How far a cell of the job has come."""
+
+    item: JobCell
+    stages: CellStages | None = None
+    error: Failure | None = None
+    measured: dict[str, Measured] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_job(job: Job, report: Report) -> None:
+    """Computes every cell of the job and writes its record, also when it failed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
+    try:
+        _Run(job, report).run()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    def __init__(self, job: Job, report: Report) -> None:
+        self.job, self.report = job, report
+        self.store = Store(job.store)
+        self.models = Models(job.roots, job.device)
+        self.training = Training(self.store, self.models)
+        self.measuring = Measuring(self.store, self.models)
+        self.states = {item.cell: _State(item) for item in job.cells}
+        self.saes: dict[str, SparseAutoencoder] = {}
+
+    def run(self) -> None:
+        for state in self.states.values():
+            self._guard([state], "plan", partial(self._find_stages, state))
+        self._train()
+        for domain in dict.fromkeys(name for s in self._alive() for name in s.item.cell.experiment.dataset.eval):
+            self._measure(domain)
+        for state in self.states.values():
+            self._write(state)
+
+    def _alive(self) -> list[_State]:
+        return [state for state in self.states.values() if state.error is None]
+
+    def _guard(self, states: Iterable[_State], stage: str, work: Callable[[], None]) -> None:
+        """Runs `work`; what it raises becomes the failure of `states`."""
+        start = time.perf_counter()
+        try:
+            work()
+        except Exception as error:  # the border at which one cell's failure stops
+            for state in states:
+                state.error = _failure(stage, error)
+        for state in states:
+            state.seconds[stage] = state.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def _find_stages(self, state: _State) -> None:
+        state.stages = stages_of(state.item.cell, self.job.roots)
+        if cell_key(state.item.cell, state.stages) != state.item.key:
+            raise CellFailed("files changed between planning and running; run it again")
+
+    def _train(self) -> None:
+        """Trains the SAEs that are missing, those that others stand on first."""
+        levels: dict[int, list[tuple[Wanted, _State]]] = defaultdict(list)
+        for state in self._alive():
+            for level, made in state.stages.sae.levels() if state.stages else ():
+                if made.stage.stored and not self.store.get(made.stage.kind, made.stage.key):
+                    levels[level].append((Wanted(state.item.cell, made), state))
+        for _, pairs in sorted(levels.items()):
+            alive = [(wanted, state) for wanted, state in pairs if state.error is None]
+            for group in self.training.together([wanted for wanted, _ in alive]):
+                keys = {wanted.key for wanted in group}
+                users = [(wanted.key, state) for wanted, state in alive if wanted.key in keys]
+                self._guard([s for _, s in users], "train", partial(self._train_group, group, users))
+
+    def _train_group(self, group: list[Wanted], users: list[tuple[str, _State]]) -> None:
+        text = f"training {plural(len(group), 'SAE')} of {group[0].cell.origin.name}"
+        failures = self.training.run(group, self._progress(text))
+        for key, state in users:
+            if key in failures:
+                state.error = _failure("train", failures[key])
+
+    def _measure(self, domain: str) -> None:
+        alive = [s for s in self._alive() if domain in s.item.cell.experiment.dataset.eval and s.stages]
+        subjects = [Subject(s.item.cell, s.stages, self._sae_of(s)) for s in alive if s.stages]
+        for group in self.measuring.together(subjects, domain):
+            states = [self.states[subject.cell] for subject in group]
+            self._guard(states, "measure", partial(self._measure_group, group, domain))
+
+    def _measure_group(self, group: list[Subject], domain: str) -> None:
+        text = f"measuring {plural(len(group), 'SAE')} on {domain}"
+        for cell, outcome in self.measuring.run(group, domain, self._progress(text)).items():
+            if isinstance(outcome, Exception):
+                self.states[cell].error = _failure("measure", outcome)
+            else:
+                self.states[cell].measured[domain] = outcome
+
+    def _sae_of(self, state: _State) -> Callable[[], SparseAutoencoder]:
+        def get() -> SparseAutoencoder:
+            assert state.stages is not None
+            key = state.stages.sae.stage.key
+            if key not in self.saes:
+                self.saes[key] = self.training.load(state.stages.sae).to(self.models.device).eval()
+            return self.saes[key]
+
+        return get
+
+    def _write(self, state: _State) -> None:
+        numbers = []
+        if state.error is None:
+            self._guard([state], "score", lambda: numbers.extend(numbers_of(state.item, state.measured)))
+        ok = state.error is None
+        record = record_of(
+            self.job,
+            state.item,
+            state.stages,
+            status="ok" if ok else "failed",
+            error=state.error,
+            metrics=numbers if ok else None,
+            artifacts=artifacts_of(self.store, state.stages) if state.stages else (),
+            warnings=tuple(self._warnings(state)) if ok else (),
+            cost=Cost(wall_seconds=_rounded(state.seconds), peak_memory_bytes=peak_memory_bytes()),
+        )
+        write_record(self.job.results, state.item.cell, record, sidecar_of(state.measured) if ok else {})
+        self.report(Event("done", state.item.cell.title, status=record.status))
+
+    def _warnings(self, state: _State) -> Iterable[str]:
+        stage = state.stages.sae.tokens if state.stages else None
+        train = stored(self.store, stage, TrainTokens.from_tensors) if stage else None
+        for name, measured in state.measured.items():
+            tokens: EvalTokens = measured.tokens
+            shared = overlap(train, tokens) if train else 0
+            if shared:
+                yield f"{name}: {shared} of {len(tokens.digests)} evaluation documents are among the training documents"
+            if tokens.skipped:
+                yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
+
+    def _progress(self, text: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(Event("progress", text, done, total))
+
+
+def _failure(stage: str, error: Exception) -> Failure:
+    if not isinstance(error, LatentbenchError):
+        traceback.print_exception(error)  # goes to the worker's log
+    return Failure(stage=stage, type=type(error).__name__, message=str(error)[:2000] or type(error).__name__)
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in seconds.items()}

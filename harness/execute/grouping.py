@@ -1,0 +1,42 @@
+"""Which cells are computed together: those that read the same hidden states. A cell's numbers do not depend on it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+
+from harness.canonical import digest
+from harness.plan.plan import PlannedCell
+
+Group = tuple[PlannedCell, ...]
+
+
+def groups_of(cells: tuple[PlannedCell, ...], workers: int) -> list[Group]:
+    """Cells with the same model, training tokens and seed together; large groups are halved while workers are idle."""
+    by_stream: dict[str, list[PlannedCell]] = defaultdict(list)
+    for planned in cells:
+        by_stream[_stream(planned)].append(planned)
+    groups = [tuple(group) for group in by_stream.values()]
+    while len(groups) < workers and max(map(len, groups), default=0) > 1:
+        largest = max(groups, key=len)
+        groups.remove(largest)
+        # Every other cell: neighbours in a matrix cost alike, so both halves take about the same time.
+        groups += [largest[::2], largest[1::2]]
+    return groups
+
+
+def threads_of(cells: Group) -> int:
+    """Processor threads of the group's process: what its cells ask for, by default half of the machine.
+
+    The same on every executor, because a matrix product summed by another number of threads rounds differently.
+    """
+    asked = [item.cell.experiment.resources.cpus for item in cells]
+    stated = [cpus for cpus in asked if cpus is not None]
+    return max(stated) if stated else max(1, (os.cpu_count() or 2) // 2)
+
+
+def _stream(planned: PlannedCell) -> str:
+    stages = planned.stages
+    model = next(iter(stages.domains.values())).baseline.payload["model"]
+    tokens = stages.sae.tokens
+    return digest("group", [model, tokens and tokens.key, planned.cell.seed if tokens else None])

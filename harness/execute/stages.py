@@ -1,0 +1,113 @@
+"""Making stages: what is in the store is read, what is missing is computed and stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, Roots
+from harness.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
+from harness.errors import DamagedArtifact
+from harness.measure.statistics import Baseline, Measurement
+from harness.plan.stages import Stage
+from harness.section import Json
+from harness.store.store import Store
+
+CONTENT, META = "content.safetensors", "content.json"
+
+T = TypeVar("T")
+
+
+def stored(store: Store, stage: Stage, read: Callable[[dict[str, Tensor], dict[str, Json]], T]) -> T | None:
+    """The stage's content from the store, or None when it is not there (or was damaged)."""
+    artifact = store.get(stage.kind, stage.key)
+    if artifact is None:
+        return None
+    tensors, meta = read_content(artifact.folder)
+    return read(tensors, meta)
+
+
+def keep(store: Store, stage: Stage, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:
+    """Stores a stage's content."""
+    with store.writing(stage.kind, stage.key, stage.made_from) as folder:
+        write_content(folder, tensors, meta)
+
+
+def write_content(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:
+    """Tensors and metadata as files of a folder."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / CONTENT)
+    (folder / META).write_text(json.dumps(dict(meta), allow_nan=False), "utf-8")
+
+
+def read_content(folder: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """The inverse of `write_content`. Raises DamagedArtifact."""
+    try:
+        return load_file(folder / CONTENT), json.loads((folder / META).read_text("utf-8"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedArtifact(f"{folder} cannot be read: {error}") from error
+
+
+def make_train_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenizer: Any, roots: Roots) -> TrainTokens:
+    """Packed training rows of a dataset."""
+    found = stored(store, stage, TrainTokens.from_tensors)
+    if found is None:
+        found = training_tokens(
+            data.texts(roots),
+            tokenizer,
+            context=data.context,
+            tokens=int(data.tokens or 0),
+            repeat=data.repeat,
+            documents=data.documents,
+            skip=data.skip,
+        )
+        keep(store, stage, *found.to_tensors())
+    return found
+
+
+def make_eval_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenizer: Any, roots: Roots) -> EvalTokens:
+    """One row per evaluation document of a dataset."""
+    found = stored(store, stage, EvalTokens.from_tensors)
+    if found is None:
+        found = evaluation_tokens(
+            data.texts(roots), tokenizer, context=data.context, documents=data.documents, skip=data.skip
+        )
+        keep(store, stage, *found.to_tensors())
+    return found
+
+
+def stored_baseline(store: Store, stage: Stage) -> Baseline | None:
+    """A baseline that is in the store."""
+    return stored(store, stage, Baseline.from_tensors)
+
+
+def stored_measurement(store: Store, stage: Stage) -> Measurement | None:
+    """A measurement that is in the store."""
+    return stored(store, stage, lambda tensors, meta: Measurement.from_tensors(stage.key, tensors, meta))
+
+
+class Models:
+    """The language models of a job, each loaded at most once and only when something must be computed."""
+
+    def __init__(self, roots: Roots, device: str) -> None:
+        self.roots, self.device = roots, torch.device(device)
+        self._loaded: dict[ModelAdapter, LanguageModel] = {}
+        self._tokenizers: dict[ModelAdapter, Any] = {}
+
+    def model(self, adapter: ModelAdapter) -> LanguageModel:
+        """The model, loaded."""
+        if adapter not in self._loaded:
+            self._loaded[adapter] = adapter.load(self.roots, self.device)
+        return self._loaded[adapter]
+
+    def tokenizer(self, adapter: ModelAdapter) -> Any:
+        """The tokenizer alone."""
+        if adapter not in self._tokenizers:
+            self._tokenizers[adapter] = adapter.load_tokenizer(self.roots)
+        return self._tokenizers[adapter]

@@ -1,0 +1,149 @@
+"""The training half of a job: SAEs that read the same stream of hidden states are trained together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from adapters.protocols import DatasetAdapter
+from harness.activations.stream import ActivationStream
+from harness.canonical import digest, seed_of
+from harness.errors import NotAvailable, RefusedFile
+from harness.execute.stages import Models, make_train_tokens
+from harness.plan.stages import SaeStages, Stage
+from harness.sae import artifact
+from harness.sae.base import SparseAutoencoder, TrainableSAE
+from harness.sae.options import Variant
+from harness.sae.train import train
+from harness.sae.trainee import NativeTrainee
+from harness.spec.cells import Cell
+from harness.spec.experiment import LoadedSae
+from harness.store.files import write_bytes
+from harness.store.store import Store
+
+CHECKPOINT = "state.safetensors"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An SAE that has to be trained, for a cell."""
+
+    cell: Cell
+    made: SaeStages
+
+    @property
+    def key(self) -> str:
+        """Of its stage."""
+        return self.made.stage.key
+
+    @property
+    def options(self) -> Variant:
+        """Its variant's options."""
+        assert isinstance(self.made.section, Variant)  # a loaded SAE is never wanted
+        return self.made.section
+
+    @property
+    def tokens(self) -> Stage:
+        """Its training tokens."""
+        assert self.made.tokens is not None
+        return self.made.tokens
+
+    @property
+    def data(self) -> DatasetAdapter:
+        """Its training texts."""
+        assert self.made.data is not None
+        return self.made.data
+
+
+class Training:
+    """Trains what is missing, keeps checkpoints, and stores the result."""
+
+    def __init__(self, store: Store, models: Models) -> None:
+        self.store, self.models = store, models
+
+    def together(self, wanted: list[Wanted]) -> list[list[Wanted]]:
+        """SAEs that read the same stream, in groups; an SAE wanted twice stands once."""
+        groups: dict[str, dict[str, Wanted]] = defaultdict(dict)
+        for item in wanted:
+            training = item.cell.experiment.training
+            stream = [item.tokens.key, item.cell.seed, training.batch, training.buffer]
+            groups[digest("stream", stream)].setdefault(item.key, item)
+        return [list(group.values()) for group in groups.values()]
+
+    def run(self, wanted: list[Wanted], progress: Progress) -> dict[str, Exception]:
+        """Trains SAEs of one stream. Returns what went wrong, by stage key."""
+        stream = self._stream(wanted)
+        trainees = {self._trainee(item, stream): item for item in wanted}
+        outcomes = train(list(trainees), stream, self._checkpoint_of(trainees), progress)
+        failures: dict[str, Exception] = {}
+        for trainee, outcome in outcomes.items():
+            if isinstance(outcome, Exception):
+                failures[trainees[trainee].key] = outcome
+            else:
+                self._keep(trainees[trainee], outcome, trainee)
+        return failures
+
+    def load(self, made: SaeStages) -> SparseAutoencoder:
+        """An SAE and what it stands on, from the store or from its source. Raises NotAvailable when it is not there."""
+        if isinstance(made.section, LoadedSae):
+            return made.section.load.load(self.models.roots)
+        found = self.store.get(made.stage.kind, made.stage.key)
+        if found is None:
+            raise NotAvailable(f"the SAE {made.stage.key[:12]} is not in the store")
+        return artifact.load(found.folder, tuple(map(self.load, made.bases)))
+
+    def _stream(self, wanted: list[Wanted]) -> ActivationStream:
+        first, experiment = wanted[0], wanted[0].cell.experiment
+        tokenizer = self.models.tokenizer(experiment.model)
+        tokens = make_train_tokens(self.store, first.tokens, first.data, tokenizer, self.models.roots)
+        return ActivationStream(
+            self.models.model(experiment.model),
+            tokens,
+            sorted({item.cell.experiment.layer for item in wanted}, key=str),
+            int(first.data.tokens or 0),
+            experiment.training,
+            seed_of("order", first.tokens.key, first.cell.seed),
+        )
+
+    def _trainee(self, item: Wanted, stream: ActivationStream) -> NativeTrainee:
+        site = item.cell.experiment.layer
+        mean = stream.means[site]
+        generator = torch.Generator().manual_seed(seed_of("weights", item.key))
+        bases = tuple(self.load(base) for base in item.made.bases)
+        sae = item.options.build(len(mean), generator, bases).to(self.models.device)
+        assert isinstance(sae, TrainableSAE)
+        training = item.cell.experiment.training
+        trainee = NativeTrainee(sae, site, training, steps=stream.steps, first_norm=stream.first_norms[site], mean=mean)
+        self._resume(trainee, item.key)
+        return trainee
+
+    def _resume(self, trainee: NativeTrainee, key: str) -> None:
+        """Continues from the checkpoint, if there is a sound one."""
+        folder = self.store.checkpoint(key)
+        try:
+            if (folder / CHECKPOINT).is_file():
+                trainee.load_state(load_file(folder / CHECKPOINT))
+        except (SafetensorError, RefusedFile):
+            self.store.quarantine(folder)
+
+    def _checkpoint_of(self, trainees: dict[NativeTrainee, Wanted]) -> Callable[[list[NativeTrainee]], None]:
+        def save_all(active: list[NativeTrainee]) -> None:
+            for trainee in active:
+                folder = self.store.checkpoint(trainees[trainee].key)
+                write_bytes(folder / CHECKPOINT, save(trainee.state()))
+
+        return save_all
+
+    def _keep(self, item: Wanted, sae: SparseAutoencoder, trainee: NativeTrainee) -> None:
+        stage = item.made.stage
+        bases = tuple(self.load(base) for base in item.made.bases)
+        with self.store.writing(stage.kind, stage.key, stage.made_from) as folder:
+            artifact.save(sae, item.options, sae.d_in, folder, trainee.training_record(), bases)
+        self.store.drop_checkpoint(stage.key)

@@ -1,0 +1,49 @@
+"""`python -m harness.execute.worker JOB.json`: computes a job's cells and writes their records.
+
+Events go to standard output, everything else to standard error. The exit code is 0 when every cell has a record,
+whatever its status.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from harness.errors import LatentbenchError
+from harness.execute.events import Event
+from harness.execute.job import Job
+from harness.store.files import read_json
+
+
+def main(path: str) -> int:
+    """Runs the job in the file at `path`."""
+    signal.signal(signal.SIGTERM, _stop)
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print; only events may reach the parent
+
+    def report(event: Event) -> None:
+        try:
+            output.write(event.line() + "\n")
+        except BrokenPipeError:
+            raise SystemExit(1) from None  # the parent is gone: nobody wants the rest
+
+    try:
+        job = Job.from_json(read_json(Path(path)))
+        from harness.execute.group import run_job  # imports torch
+
+        run_job(job, report)
+    except LatentbenchError as error:
+        print(f"latentbench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

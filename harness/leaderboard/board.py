@@ -1,0 +1,199 @@
+"""What a leaderboard is: groups of rows that may be ranked together, columns, values, verdicts about differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from harness.canonical import digest
+from harness.leaderboard.load import Loaded
+from harness.record import MetricValue, Status
+from harness.section import Json
+
+Standing = Literal["best", "tied", "behind"]
+BadgeKind = Literal["partial", "failed", "dirty", "old", "superseded", "warning"]
+
+LABELS = {
+    "explained_variance.centred": "EV centred",
+    "explained_variance.residual_variance": "EV residual var.",
+    "explained_variance.token_ratio": "EV token ratio",
+    "explained_variance.uncentred": "EV uncentred",
+    "cross_entropy.clean": "CE clean",
+    "cross_entropy.sae": "CE with SAE",
+    "cross_entropy.zero": "CE zero-ablated",
+    "cross_entropy.mean": "CE mean-ablated",
+    "cross_entropy.increase": "CE increase",
+    "cross_entropy.loss_recovered_zero": "Loss rec. (zero)",
+    "cross_entropy.loss_recovered_mean": "Loss rec. (mean)",
+    "cross_entropy.kl": "KL",
+    "cross_entropy.kl_recovered": "KL recovered",
+    "l0": "L0",
+    "dead_fraction": "Dead",
+    "mse": "MSE",
+    "cosine": "Cosine",
+    "norm_ratio": "Norm ratio",
+}
+"""Short column headings; other metrics are headed by their id."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of one metric on one domain."""
+
+    metric: str
+    version: int
+    domain: str | None
+    budget: int | None
+    params: str
+    """Further parameters as text, e.g. `tokens=30000`."""
+    unit: str
+    higher_is_better: bool | None
+
+    @classmethod
+    def of(cls, value: MetricValue) -> Column:
+        """The column a record's number stands in."""
+        budget = value.params.get("budget")
+        others = ",".join(f"{k}={v}" for k, v in sorted(value.params.items()) if k != "budget")
+        whole = budget if isinstance(budget, int) else None
+        return cls(value.id, value.version, value.domain, whole, others, value.unit, value.higher_is_better)
+
+    @property
+    def key(self) -> str:
+        """Unique text, e.g. `chemistry/explained_variance.centred@1[budget=8]`."""
+        params = ",".join(p for p in (f"budget={self.budget}" if self.budget is not None else "", self.params) if p)
+        return f"{self.domain or ''}/{self.metric}@{self.version}" + (f"[{params}]" if params else "")
+
+    @property
+    def label(self) -> str:
+        """Short heading without the domain."""
+        return LABELS.get(self.metric, self.metric) + (f" @{self.budget}" if self.budget is not None else "")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of a row: the mean over its seeds."""
+
+    value: float | None
+    reason: str | None = None
+    """Why the value or its interval is missing."""
+    low: float | None = None
+    high: float | None = None
+    """95 % interval over documents, for the seeds that were trained."""
+    sd: float | None = None
+    """Standard deviation over seeds, None for one seed."""
+    seeds: tuple[float, ...] = ()
+    n: int | None = None
+    """Documents."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a row stands against the best of its group in one column."""
+
+    standing: Standing | None
+    p: float | None = None
+    """Holm-adjusted p-value of the difference to the best."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Badge:
+    """Something the reader must know before trusting a row."""
+
+    kind: BadgeKind
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One spec and label over its seeds."""
+
+    spec: str
+    label: str
+    cells: tuple[Loaded, ...]
+    """The newest record of every seed, by seed."""
+    expected: tuple[int, ...]
+    """Seeds that other cells of the spec have."""
+    values: Mapping[str, Value] = field(default_factory=dict)
+    badges: tuple[Badge, ...] = ()
+
+    @cached_property
+    def id(self) -> str:
+        """Identifier within a board."""
+        return digest("row", [self.spec, self.label, self.newest.record.cell])[:12]
+
+    @property
+    def title(self) -> str:
+        """Spec name and label."""
+        return f"{self.spec}[{self.label}]" if self.label else self.spec
+
+    @property
+    def measured(self) -> tuple[Loaded, ...]:
+        """The cells that have numbers."""
+        return tuple(cell for cell in self.cells if cell.record.status == "ok")
+
+    @property
+    def newest(self) -> Loaded:
+        """The newest cell with numbers, or the newest of all."""
+        return max(self.measured or self.cells, key=lambda cell: (cell.created, cell.path))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every expected seed was measured; other rows are shown and not ranked."""
+        return {cell.record.seed for cell in self.measured} >= set(self.expected)
+
+    @property
+    def status(self) -> Status:
+        """`ok` when anything was measured, else what happened to the newest cell."""
+        return "ok" if self.measured else self.newest.record.status
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Mean over seeds of the time taken, all stages together."""
+        times = [sum(cell.record.cost.wall_seconds.values()) for cell in self.measured if cell.record.cost.wall_seconds]
+        return sum(times) / len(times) if times else None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A fact in which this group differs from the board's largest."""
+
+    path: str
+    here: Json
+    there: Json
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that were measured alike on all their domains and may be ranked together."""
+
+    key: str
+    title: str
+    domains: tuple[str, ...]
+    facts: Mapping[str, Json]
+    """Domain to the facts that agree."""
+    differs: tuple[Fact, ...]
+    columns: tuple[Column, ...]
+    shown: tuple[Column, ...]
+    """The columns of the short table."""
+    rows: tuple[Row, ...]
+    verdicts: Mapping[tuple[str, str], Verdict] = field(default_factory=dict)
+    """By row id and column key."""
+
+    def verdict(self, row: Row, column: Column) -> Verdict:
+        """How a row stands in a column."""
+        return self.verdicts.get((row.id, column.key), Verdict(None))
+
+
+@dataclass(frozen=True)
+class Board:
+    """A leaderboard: a pure function of the records."""
+
+    groups: tuple[Group, ...]
+    superseded: tuple[str, ...]
+    """Paths of older records that newer ones replace."""
+    problems: tuple[str, ...]
+    """Files that could not be used, each with the reason."""

@@ -1,0 +1,96 @@
+"""From per-document statistics to the numbers of a record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from harness.metrics.base import Counts, Estimator, Metric, Statistics, Tally
+from harness.metrics.intervals import document_interval
+from harness.record import MetricValue
+from harness.section import Json
+
+Firing = Mapping[int | None, Counts]
+"""Firing counts [width] by budget (None: as trained)."""
+
+
+def metric_values(
+    metrics: Sequence[Metric],
+    statistics: Mapping[str, Statistics],
+    firing: Mapping[str, Firing] | None = None,
+    seed: int = 0,
+) -> list[MetricValue]:
+    """All numbers of `metrics`, domain by domain.
+
+    `statistics` maps each evaluation domain to its per-document statistics, `firing` to its firing counts. A number
+    that cannot be computed is null with the reason; NaN and infinity never leave.
+    """
+    return [value for domain in statistics for value in _domain_values(metrics, domain, statistics, firing or {}, seed)]
+
+
+def _domain_values(
+    metrics: Iterable[Metric],
+    domain: str,
+    statistics: Mapping[str, Statistics],
+    firing: Mapping[str, Firing],
+    seed: int,
+) -> Iterator[MetricValue]:
+    for metric in metrics:
+        for estimator in metric.numbers():
+            for budget in (None,) if estimator.shared else metric.measured_at():
+                yield _estimated(estimator, budget, domain, statistics[domain], seed)
+        for tally in metric.tallies():
+            for budget in metric.measured_at():
+                yield _tallied(tally, budget, domain, statistics[domain], firing.get(domain, {}))
+
+
+def _estimated(estimator: Estimator, budget: int | None, domain: str, statistics: Statistics, seed: int) -> MetricValue:
+    names = estimator.names(budget)
+    params: dict[str, Json] = {} if budget is None else {"budget": budget}
+    missing = [name for name in names if name not in statistics]
+    if missing:
+        return _null(estimator, domain, params, f"not measured: {', '.join(missing)}")
+    inputs = np.stack([statistics[name] for name in names], axis=1)
+    with np.errstate(all="ignore"):
+        value = float(estimator.formula(*inputs.sum(0)))
+    if not math.isfinite(value):
+        return _null(estimator, domain, params, _why_not_finite(names, inputs.sum(0).tolist()), len(inputs))
+    interval = document_interval(estimator.formula, inputs, seed=seed)
+    return _value(estimator, domain, params, value=value, n=len(inputs), ci=interval)
+
+
+def _tallied(tally: Tally, budget: int | None, domain: str, statistics: Statistics, firing: Firing) -> MetricValue:
+    params: dict[str, Json] = {} if budget is None else {"budget": budget}
+    if budget not in firing or "tokens" not in statistics:
+        return _null(tally, domain, params, "not measured: firing counts")
+    tokens = int(statistics["tokens"].sum())
+    value = tally.formula(firing[budget], tokens)
+    params |= {"tokens": tokens}
+    if not math.isfinite(value):
+        return _null(tally, domain, params, f"not finite over {tokens} tokens")
+    return _value(tally, domain, params, value=value, n=len(statistics["tokens"]))
+
+
+def _why_not_finite(names: Iterable[str], sums: Iterable[float]) -> str:
+    # As text, because the sums themselves may be NaN or infinite.
+    return "not finite, from " + ", ".join(f"{name} = {total:g}" for name, total in zip(names, sums, strict=True))
+
+
+def _null(
+    number: Estimator | Tally, domain: str, params: dict[str, Json], reason: str, n: int | None = None
+) -> MetricValue:
+    return _value(number, domain, params, value=None, null_reason=reason, n=n)
+
+
+def _value(number: Estimator | Tally, domain: str, params: dict[str, Json], **fields: Json) -> MetricValue:
+    return MetricValue(
+        id=number.id,
+        version=number.version,
+        domain=domain,
+        unit=number.unit,
+        higher_is_better=number.higher_is_better,
+        params=params,
+        **fields,
+    )

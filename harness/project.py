@@ -1,0 +1,104 @@
+"""Where things are: the project folder, its specs, results and store, and the folders specs may read from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.protocols import Roots
+from harness.errors import InvalidInput, Problem, SpecError
+from harness.spec.cells import SpecFile, load_spec
+
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with specs/ and results/."""
+
+    root: Path
+    results: Path
+    store: Path
+    allowed: tuple[Path, ...] = ()
+
+    @property
+    def specs(self) -> Path:
+        """The folder of specs."""
+        return self.root / "specs"
+
+    @property
+    def roots(self) -> Roots:
+        """Where specs may read files."""
+        return Roots(self.root, self.allowed)
+
+
+def find_project(
+    results: Path | None = None, store: Path | None = None, allowed: Iterable[Path] = (), start: Path | None = None
+) -> Project:
+    """The project around the current folder: the nearest folder upwards that holds specs/, else the current one."""
+    here = (start or Path.cwd()).resolve()
+    root = next((folder for folder in (here, *here.parents) if (folder / "specs").is_dir()), here)
+    from_environment = os.environ.get("LATENTBENCH_ALLOW", "")
+    extra = [Path(part) for part in from_environment.split(os.pathsep) if part]
+    results = (results or root / "results").resolve()
+    return Project(
+        root, results, (store or results / "store").resolve(), tuple(p.resolve() for p in (*extra, *allowed))
+    )
+
+
+def spec_paths(project: Project, given: Iterable[str]) -> list[Path]:
+    """The spec files meant by files, folders, globs or spec names; all specs of the project when none is given.
+
+    Files below a folder whose name starts with `_` are parents, not experiments: only naming them runs them.
+    Raises InvalidInput for what matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for text in list(given) or [str(project.specs)]:
+        matches = _matches(project, text)
+        if not matches:
+            raise InvalidInput(f"no spec matches {text!r}; `latentbench list` shows the specs of this project")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def load_specs(project: Project, given: Iterable[str]) -> list[SpecFile]:
+    """The specs meant, loaded. Raises SpecError with the problems of all of them."""
+    specs: list[SpecFile] = []
+    problems: list[Problem] = []
+    for path in spec_paths(project, given):
+        try:
+            specs.append(load_spec(path, project.root))
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(problems)
+    return specs
+
+
+def _matches(project: Project, text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_file():
+        return [path.resolve()]
+    for folder in (path, project.specs / text):
+        if folder.is_dir():
+            return _below(folder)
+    for suffix in SUFFIXES:
+        named = project.specs / f"{text}{suffix}"
+        if named.is_file():
+            return [named.resolve()]
+    try:
+        matches = sorted(p for p in Path().glob(text) if p.suffix in SUFFIXES) if not path.is_absolute() else []
+    except (ValueError, NotImplementedError):
+        matches = []
+    return [p.resolve() for p in matches if not _is_parent(p)]
+
+
+def _below(folder: Path) -> list[Path]:
+    files = (p for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    return sorted(p.resolve() for p in files if not _is_parent(p.relative_to(folder)))
+
+
+def _is_parent(path: Path) -> bool:
+    return any(part.startswith("_") for part in path.parts[:-1])

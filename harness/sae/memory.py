@@ -1,0 +1,54 @@
+"""Buffers that are used again every step: fresh pages for a large tensor cost as much as filling it several times."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+_local = threading.local()
+
+
+def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
+    """A [rows, columns] buffer of `like`'s type and device, shared by all callers of a thread: read it at once."""
+    key = (like.dtype, like.device)
+    buffers: dict[object, Tensor] = _local.__dict__.setdefault("buffers", {})
+    if key not in buffers or buffers[key].numel() < rows * columns:
+        buffers.pop(key, None)
+        buffers[key] = like.new_empty(rows * columns, requires_grad=False)
+    return buffers[key][: rows * columns].view(rows, columns)
+
+
+class GradientPool:
+    """Gradient tensors between one optimiser step and the next backward pass.
+
+    Ownership is explicit: `take` hands a tensor out for good, `give` brings one back that nobody else holds.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[object, ...], list[Tensor]] = {}
+
+    def take(self, rows: int, columns: int, *, like: Tensor) -> Tensor:
+        """An uninitialised [rows, columns] tensor of `like`'s type and device."""
+        free = self._free.get((rows, columns, like.dtype, like.device))
+        return free.pop() if free else torch.empty(rows, columns, dtype=like.dtype, device=like.device)
+
+    def give(self, gradient: Tensor) -> None:
+        """Takes back a gradient whose only owner is the caller; it must not be used afterwards."""
+        if gradient.dim() == 2 and gradient.is_contiguous():
+            key = (*gradient.shape, gradient.dtype, gradient.device)
+            self._free.setdefault(key, []).append(gradient)
+
+    def clear(self) -> None:
+        """Frees all memory."""
+        self._free.clear()
+
+
+gradients = GradientPool()
+
+
+def release() -> None:
+    """Frees the calling thread's scratch buffers and all spare gradients."""
+    _local.__dict__.clear()
+    gradients.clear()

@@ -1,0 +1,74 @@
+"""The base of what a spec can say about an SAE, and the parts that several variants share."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveInt
+
+from harness.section import Section
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.sae.base import SparseAutoencoder
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Variant(Section):
+    """Base of all SAE variants that the harness can make."""
+
+    version: ClassVar[int] = 1
+    """Raised by the author when the same options give different weights."""
+    implementation: ClassVar[str]
+    """`module:class` of the torch side; called as `class(options, d_in, generator, *bases)`."""
+    trained: ClassVar[bool] = True
+    """False for controls that are made without gradient steps."""
+    fitted: ClassVar[bool] = False
+    """True for controls that are computed from moments of the hidden states: one pass, no gradient steps."""
+    budgeted: ClassVar[bool] = False
+    """Whether `encode` accepts any budget ≤ `max_budget`."""
+
+    variant: str
+
+    @property
+    def max_budget(self) -> int | None:
+        """Largest number of active latents per token, where the variant fixes one."""
+        return None
+
+    @property
+    def base_sections(self) -> tuple[Any, ...]:
+        """The SAEs this one starts from, as their sections; loaded, they are passed to `build` in this order."""
+        return ()
+
+    def build(
+        self, d_in: int, generator: torch.Generator, bases: tuple[SparseAutoencoder, ...] = ()
+    ) -> SparseAutoencoder:
+        """A fresh SAE over `d_in` dimensions, initialised from `generator`, on top of `bases` where it needs them."""
+        module, name = self.implementation.split(":")
+        made: SparseAutoencoder = getattr(import_module(module), name)(self, d_in, generator, *bases)
+        return made
+
+
+class Dictionary(Variant):
+    """A variant with a dictionary of `width` latents."""
+
+    width: PositiveInt
+    """Dictionary width: number of latents."""
+
+
+class AuxiliaryK(Dictionary):
+    """A variant that revives dead latents with the AuxK loss (Gao et al. 2024, arXiv 2406.04093, App. A.2)."""
+
+    aux_coefficient: Annotated[float, Field(ge=0)] = 1 / 32
+    """Weight of the AuxK loss on dead latents."""
+    aux_k: PositiveInt | None = None
+    """Dead latents that reconstruct the error; default the power of two nearest to d_in / 2, at most 512."""
+
+
+def check_fits(name: str, active: int, width: int) -> None:
+    """Raises ValueError when more latents should be active than exist."""
+    if active > width:
+        raise ValueError(f"{name} = {active} active latents cannot exceed the dictionary width {width}")

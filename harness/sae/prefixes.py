@@ -1,0 +1,120 @@
+"""The loss over prefixes of the active latents, with O(N · d_in) memory: HierarchicalTopK and Matryoshka.
+
+L = 1/N Σ_n Σ_r shares[n, r] ‖x_n − x̂_{n,r}‖², where x̂_{n,r} = b + Σ_{a ≤ r} v_a W[i_a] uses the first r entries.
+The backward pass recovers x̂_{r−1} by subtracting the r-th atom again (HierarchicalTopK, arXiv 2505.24473, §3):
+with S_r = Σ_{j ≥ r} ∂L/∂x̂_j: ∂L/∂W[i_r] += v_r S_r, ∂L/∂v_r = <W[i_r], S_r>, ∂L/∂b = S_0. The target x has no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from harness.sae import kernels
+from harness.sae.codes import Codes
+from harness.sae.dictionary import Fit
+from harness.sae.memory import gradients
+
+
+class _PrefixLoss(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        start = torch.zeros_like(x) if bias is None else bias.detach().expand_as(x).contiguous()
+        losses, reconstruction = _forward(values, indices, weight, x, shares, start)
+        ctx.save_for_backward(values, indices, weight, x, shares, reconstruction)
+        ctx.mark_non_differentiable(reconstruction)
+        return losses.sum() / len(x), reconstruction
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, weight, x, shares, reconstruction = ctx.saved_tensors
+        scaled = shares * (2 * dloss / len(x))
+        dweight, dvalues, dbias = _backward(values, indices, weight, x, scaled, reconstruction)
+        return dvalues, None, dweight, dbias if ctx.needs_input_grad[3] else None, None, None
+
+
+def _forward(
+    values: Tensor, indices: Tensor, weight: Tensor, x: Tensor, shares: Tensor, reconstruction: Tensor
+) -> tuple[Tensor, Tensor]:
+    if kernels.usable(values, weight, x):
+        losses = values.new_empty(len(x))
+        arrays = [kernels.array(t) for t in (values, indices, weight, x, shares, reconstruction, losses)]
+        kernels.share(kernels.prefix_loss, kernels.even(len(x)), *arrays)
+        return losses, reconstruction
+    losses = shares[:, 0] * (x - reconstruction).pow(2).sum(1)
+    for r in range(values.shape[1]):
+        reconstruction.addcmul_(values[:, r, None], weight[indices[:, r]])
+        losses = losses + shares[:, r + 1] * (x - reconstruction).pow(2).sum(1)
+    return losses, reconstruction
+
+
+def _backward(
+    values: Tensor, indices: Tensor, weight: Tensor, x: Tensor, shares: Tensor, reconstruction: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dweight = gradients.take(weight.shape[0], weight.shape[1], like=weight).zero_()
+    if not kernels.usable(values, weight, x):
+        return _torch_backward(values, indices, weight, reconstruction - x, shares, dweight)
+    slices = -(-x.shape[1] // kernels.SLICE)
+    dvalues, dbias = values.new_zeros(slices, *values.shape), x.new_zeros(x.shape[1])
+    arrays = [kernels.array(t) for t in (values, indices, weight, x, shares, reconstruction, dweight, dvalues, dbias)]
+    kernels.share(kernels.prefix_backward, kernels.even(slices), *arrays)
+    return dweight, dvalues.sum(0), dbias
+
+
+def _torch_backward(
+    values: Tensor, indices: Tensor, weight: Tensor, current: Tensor, shares: Tensor, dweight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dvalues, suffix = torch.zeros_like(values), torch.zeros_like(current)
+    for r in range(values.shape[1] - 1, -1, -1):
+        rows, value = weight[indices[:, r]], values[:, r, None]
+        suffix = suffix + shares[:, r + 1, None] * current
+        dvalues[:, r] = (rows * suffix).sum(1) * (value[:, 0] != 0)
+        dweight.index_add_(0, indices[:, r], value * suffix)
+        current = current - value * rows
+    return dweight, dvalues, (suffix + shares[:, :1] * current).sum(0)
+
+
+def prefix_loss(codes: Codes, weight: Tensor, bias: Tensor | None, x: Tensor, shares: Tensor) -> Fit:
+    """The loss over prefixes of `codes` [N, A] and the error of the full reconstruction.
+
+    weight [width, d_in], bias [d_in] or None, x [N, d_in]; shares [N or 1, A + 1]: weight of the prefix of each
+    length 0..A. Entries whose value is zero are padding.
+    """
+    tensors = (codes.values, codes.indices, weight, bias, x, shares)
+    loss, reconstruction = _PrefixLoss.apply(*tensors)  # type: ignore[no-untyped-call]
+    return Fit(loss, x - reconstruction)
+
+
+class BudgetLoss:
+    """Mean of the squared error over budgets: the first j of the descending codes (HierarchicalTopK, arXiv 2505.24473)."""
+
+    def __init__(self, budgets: tuple[int, ...]) -> None:
+        self.budgets = budgets
+
+    def __call__(self, codes: Codes, decoder: Tensor, bias: Tensor | None, x: Tensor) -> Fit:
+        active = codes.values.shape[1]
+        shares = x.new_zeros(1, active + 1)
+        ends = torch.tensor(self.budgets, device=x.device).clamp_max(active)
+        shares[0].index_add_(0, ends, shares.new_full((len(ends),), 1 / len(ends)))
+        return prefix_loss(codes, decoder, bias, x, shares)
+
+
+class GroupLoss:
+    """Mean of the squared error over nested dictionaries: latents 0..end for each of `ends` (Matryoshka, 2503.17547)."""
+
+    def __init__(self, ends: tuple[int, ...]) -> None:
+        self.ends = ends
+
+    def __call__(self, codes: Codes, decoder: Tensor, bias: Tensor | None, x: Tensor) -> Fit:
+        place = codes.indices.masked_fill(codes.values == 0, decoder.shape[0])
+        place, order = place.sort(dim=1)
+        ordered = Codes(codes.values.gather(1, order), codes.indices.gather(1, order))
+        counts = torch.stack([(place < end).sum(1) for end in self.ends], dim=1)
+        shares = x.new_zeros(len(x), place.shape[1] + 1)
+        shares.scatter_add_(1, counts, shares.new_full(counts.shape, 1 / len(self.ends)))
+        return prefix_loss(ordered, decoder, bias, x, shares)

@@ -1,0 +1,108 @@
+"""Training many SAEs from one stream of hidden states, bit-exactly resumable at block boundaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from harness.activations.site import Site
+from harness.sae.base import SparseAutoencoder
+from harness.sae.memory import release
+
+
+class Stream(Protocol):
+    """Shuffled hidden states in blocks; every block is a pure function of its number."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of shuffle blocks."""
+
+    @property
+    def steps(self) -> int:
+        """Number of batches over all blocks."""
+
+    @property
+    def first_norms(self) -> dict[Site, float]:
+        """Mean L2 norm of the first block's hidden states."""
+
+    @property
+    def means(self) -> dict[Site, Tensor]:
+        """Mean hidden state [d_in] of the first block."""
+
+    def batches(self, block: int) -> Iterator[dict[Site, Tensor]]:
+        """Batches [n, d_in] float32 of one block, for every site."""
+
+
+class Trainee(Protocol):
+    """One SAE being made from the stream."""
+
+    site: Site
+    """Where its hidden states come from."""
+    next_block: int
+    """First block it has not seen yet."""
+
+    def step(self, x: Tensor) -> None:
+        """Learns from hidden states `x` [n, d_in] as the model produces them."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the rest of the training depends on."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continues exactly where `state` was taken. Raises RefusedFile when it belongs to another SAE."""
+
+    def finish(self) -> SparseAutoencoder:
+        """The SAE, reading and writing hidden states as the model produces them."""
+
+
+Outcome = SparseAutoencoder | Exception
+T = TypeVar("T", bound=Trainee)
+
+
+def train(
+    trainees: Sequence[T],
+    stream: Stream,
+    checkpoint: Callable[[list[T]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[T, Outcome]:
+    """Feeds every batch to every trainee that has not seen its block yet.
+
+    `checkpoint(trainees)` is called after every block with those still in training, whose `next_block` has advanced;
+    `progress(blocks done, blocks)` likewise. A trainee that raises is dropped, its exception is its outcome, and the
+    others go on.
+    """
+    failed: dict[T, Exception] = {}
+    for block in range(min((t.next_block for t in trainees), default=0), stream.blocks):
+        active = [t for t in trainees if t not in failed and t.next_block <= block]
+        _feed(active, stream.batches(block), failed)
+        active = [t for t in active if t not in failed]
+        for trainee in active:
+            trainee.next_block = block + 1
+        if checkpoint is not None and active:
+            checkpoint(active)
+        if progress is not None:
+            progress(block + 1, stream.blocks)
+        if len(failed) == len(trainees):
+            break
+    release()
+    return {trainee: failed.get(trainee) or _finished(trainee) for trainee in trainees}
+
+
+def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception]) -> None:
+    if not trainees:
+        return
+    for batch in batches:
+        for trainee in trainees:
+            if trainee not in failed:
+                try:
+                    trainee.step(batch[trainee.site])
+                except Exception as error:  # one trainee's failure must not end the others' training
+                    failed[trainee] = error
+
+
+def _finished(trainee: Trainee) -> Outcome:
+    try:
+        return trainee.finish()
+    except Exception as error:  # as above
+        return error

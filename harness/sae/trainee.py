@@ -1,0 +1,137 @@
+"""The trainer of native variants: Adam, warm-up and cosine decay, clipping, dead latents, loss curve, exact resume."""
+
+from __future__ import annotations
+
+from math import cos, isfinite, pi, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.activations.site import Site
+from harness.errors import CellFailed, RefusedFile
+from harness.sae.base import Loss, SparseAutoencoder, TrainableSAE
+from harness.sae.memory import gradients
+from harness.sae.training import TrainingOptions
+
+COLUMNS = ("step", "reconstruction", "normalised", "auxiliary", "l0", "dead", "lr")
+"""Columns of the training curve. `reconstruction`: squared error per token on scaled inputs; `normalised`: that over
+the batch's squared distance from its mean; `l0`: active latents per token; `dead`: dead latents."""
+POINTS = 100
+"""About how many points of the curve are recorded."""
+NEVER = 10_000_000
+"""Upper limit of the default dead-latent threshold, in tokens (Gao et al. 2024)."""
+
+
+def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
+    """Linear warm-up to `lr`, then cosine decay to `final_lr` at the last of `steps` steps."""
+    warmup = round(options.warmup * steps)
+    if step < warmup:
+        return options.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - 1 - warmup)
+    return options.final_lr + (options.lr - options.final_lr) * (1 + cos(pi * min(1.0, done))) / 2
+
+
+class NativeTrainee:
+    """A native SAE with everything its training needs. Not thread-safe."""
+
+    def __init__(
+        self, sae: TrainableSAE, site: Site, training: TrainingOptions, *, steps: int, first_norm: float, mean: Tensor
+    ) -> None:
+        """`steps`: batches of the whole run; `first_norm`, `mean` [d_in]: of the stream's first block at `site`."""
+        self.sae, self.site, self.training, self.steps = sae, site, training, steps
+        self.scale = sqrt(sae.d_in) / first_norm if training.normalise and first_norm > 0 else 1.0
+        self.dead_after = training.dead_after or min(NEVER, max(1, steps * training.batch // 10))
+        self.next_block = self.next_step = 0
+        self.silent = torch.zeros(sae.width, dtype=torch.int64, device=mean.device)
+        self.curve: list[tuple[float, ...]] = []
+        sae.to(mean.device).begin(mean, self.scale)
+        self.parameters = {name: p for name, p in sae.named_parameters() if p.requires_grad}
+        self.adam = torch.optim.Adam(
+            self.parameters.values(), lr=training.lr, betas=training.betas, fused=True, foreach=False
+        )
+
+    def step(self, x: Tensor) -> None:
+        """One optimiser step on hidden states `x` [n, d_in]. Raises CellFailed when the loss is not finite."""
+        x = x * self.scale
+        loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
+        lr = learning_rate(self.training, self.next_step, self.steps)
+        self._check(loss, lr)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        self._update(lr)
+        self._follow(loss, x, lr)
+        self.next_step += 1
+
+    def _check(self, loss: Loss, lr: float) -> None:
+        if not isfinite(loss.total.item()):
+            raise CellFailed(
+                f"the training loss is {loss.total.item()} at step {self.next_step} of {self.steps} (learning rate "
+                f"{lr:.3g}): lower training.lr, raise training.warmup or set training.gradient_clip"
+            )
+
+    def _update(self, lr: float) -> None:
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        if self.training.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
+        self.adam.step()
+        for parameter in self.parameters.values():
+            if parameter.grad is not None:
+                gradients.give(parameter.grad)
+                parameter.grad = None
+        self.sae.after_step()
+
+    def _follow(self, loss: Loss, x: Tensor, lr: float) -> None:
+        self.silent += len(x)
+        self.silent[loss.firing > 0] = 0
+        if self.next_step % max(1, self.steps // POINTS) == 0 or self.next_step == self.steps - 1:
+            self.curve.append(self._point(loss, x, lr))
+
+    def _point(self, loss: Loss, x: Tensor, lr: float) -> tuple[float, ...]:
+        spread = (x - x.mean(0)).pow(2).sum() / len(x)
+        reconstruction = loss.reconstruction.item()
+        l0 = loss.firing.sum().item() / len(x)
+        dead = int((self.silent >= self.dead_after).sum())
+        normalised = reconstruction / max(spread.item(), 1e-30)
+        return (self.next_step, reconstruction, normalised, loss.auxiliary.item(), l0, dead, lr)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and buffers, Adam's moments and step, dead-latent counters, curve and position, as copies."""
+        state = {f"sae.{name}": t.detach().clone() for name, t in self.sae.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.adam.state[parameter].items():
+                state[f"adam.{name}.{key}"] = value.detach().clone()
+        state["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, len(COLUMNS))
+        return state | {"silent": self.silent.clone(), "position": torch.tensor([self.next_block, self.next_step])}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continues exactly where `state` was taken. Raises RefusedFile when it does not fit this SAE."""
+        weights = {name.removeprefix("sae."): t for name, t in state.items() if name.startswith("sae.")}
+        try:
+            self.sae.load_state_dict(weights)
+            self.silent.copy_(state["silent"])
+            for name, parameter in self.parameters.items():
+                self.adam.state[parameter] = _moments(state, f"adam.{name}.", parameter)
+            self.next_block, self.next_step = state["position"].tolist()
+            self.curve = [tuple(row) for row in state["curve"].tolist()]
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise RefusedFile(f"the training checkpoint does not fit this SAE: {error}") from error
+
+    def training_record(self) -> dict[str, Any]:
+        """What is kept beside the weights: the curve by column, the input scale and the dead-latent threshold."""
+        columns = zip(*self.curve, strict=True) if self.curve else ((),) * len(COLUMNS)
+        curve = {name: list(column) for name, column in zip(COLUMNS, columns, strict=True)}
+        return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, "steps": self.next_step}
+
+    def finish(self) -> SparseAutoencoder:
+        """The SAE in evaluation mode, input scale folded into its weights; the trainee is used up."""
+        self.sae.fold_input_scale(self.scale)
+        return self.sae.eval().requires_grad_(False)
+
+
+def _moments(state: dict[str, Tensor], prefix: str, parameter: Tensor) -> dict[str, Tensor]:
+    moments = {name.removeprefix(prefix): t.clone() for name, t in state.items() if name.startswith(prefix)}
+    for name, moment in moments.items():
+        if name != "step" and moment.shape != parameter.shape:
+            raise ValueError(f"{prefix}{name} has shape {list(moment.shape)} instead of {list(parameter.shape)}")
+    return moments

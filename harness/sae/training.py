@@ -1,0 +1,44 @@
+"""How an SAE is trained (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from harness.section import Section
+
+
+class TrainingOptions(Section):
+    """Recipe shared by all trained variants; defaults follow KronSAE (arXiv 2505.22255, App. A.1).
+
+    What that paper leaves open is fixed here and recorded: input normalisation, gradient clipping, dead threshold.
+    """
+
+    version: ClassVar[int] = 1
+    """Raised when the same options give different weights."""
+
+    batch: PositiveInt = 4096
+    """Tokens per optimiser step (steps of one shuffle block differ by at most one token)."""
+    lr: PositiveFloat = 8e-4
+    """Peak learning rate of Adam."""
+    final_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine decay."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises linearly."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of Adam's moments."""
+    gradient_clip: PositiveFloat | None = 1.0
+    """Largest global gradient norm; null for none."""
+    normalise: bool = True
+    """Scale inputs so that their mean norm is sqrt(d_in); folded into the weights at the end."""
+    dead_after: PositiveInt | None = None
+    """Tokens without firing after which a latent counts as dead; default min(10 million, a tenth of the tokens)."""
+    buffer: PositiveInt = 131_072
+    """Tokens that are shuffled together before they are cut into batches."""
+
+    @model_validator(mode="after")
+    def _buffer_holds_a_batch(self) -> Any:
+        if self.buffer < self.batch:
+            raise ValueError(f"the shuffle buffer ({self.buffer} tokens) must hold a batch ({self.batch} tokens)")
+        return self

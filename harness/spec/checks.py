@@ -1,0 +1,108 @@
+"""What no single section can see: rules between the parts of an experiment, each located in the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adapters.protocols import ModelFacts, Roots
+from harness.errors import InvalidInput, Problem
+from harness.spec.cells import SpecFile
+from harness.spec.experiment import Experiment, LoadedSae
+from harness.spec.explain import at
+from harness.spec.nodes import Path_
+
+Finding = tuple[Path_, str]
+
+
+def check(spec: SpecFile, roots: Roots) -> list[Problem]:
+    """Every problem of a loaded spec's cells, files and folders it names included; empty when it can be run."""
+    problems: dict[Problem, None] = {}
+    seen: set[int] = set()
+    for cell, tree in zip(spec.cells, spec.trees, strict=True):
+        if id(cell.experiment) in seen:  # the same experiment with another seed
+            continue
+        seen.add(id(cell.experiment))
+        for path, message in _findings(cell.experiment, roots):
+            problems[at(tree, path, message)] = None
+    return list(problems)
+
+
+def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    yield from _data(experiment)
+    yield from _budgets(experiment)
+    yield from _names(experiment, roots)
+
+
+def _data(experiment: Experiment) -> Iterator[Finding]:
+    train = experiment.dataset.train
+    if not isinstance(experiment.sae, LoadedSae):
+        if train is None:
+            yield ("dataset",), f"the variant {experiment.sae.variant!r} is trained, so dataset.train is required"
+        elif train.tokens is None:
+            yield ("dataset", "train"), "state how many `tokens` to train on"
+        elif train.tokens < train.context:
+            yield ("dataset", "train", "tokens"), f"{train.tokens} tokens are fewer than one context of {train.context}"
+    for name, data in experiment.dataset.eval.items():
+        if data.documents is None:
+            yield ("dataset", "eval", name), "state how many `documents` to measure on"
+        if data.tokens is not None:
+            yield ("dataset", "eval", name, "tokens"), "evaluation counts `documents`, not tokens"
+
+
+def _budgets(experiment: Experiment) -> Iterator[Finding]:
+    sae = experiment.sae
+    for number, metric in enumerate(experiment.metrics):
+        asked = [budget for budget in metric.measured_at() if budget is not None]
+        where = ("metrics", number, metric.metric, "budgets")
+        if not asked:
+            continue
+        if isinstance(sae, LoadedSae):
+            continue
+        if not sae.budgeted:
+            yield where, f"the variant {sae.variant!r} has no budget that could be changed after training"
+        elif sae.max_budget is not None and max(asked) > sae.max_budget:
+            yield where, f"the budget {max(asked)} exceeds the {sae.max_budget} latents the SAE was trained with"
+    for first, metric in enumerate(experiment.metrics):
+        if metric.metric in [other.metric for other in experiment.metrics[:first]]:
+            yield ("metrics", first), f"the metric {metric.metric!r} stands here twice"
+
+
+def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    """Files, folders and models that the experiment names."""
+    try:
+        facts = experiment.model.facts(roots)
+        experiment.model.identity(roots)
+        yield from _layer(experiment, facts)
+    except (InvalidInput, ValueError) as error:
+        yield ("model",), str(error)
+    datasets = {("dataset", "eval", name): data for name, data in experiment.dataset.eval.items()}
+    if experiment.dataset.train is not None:
+        datasets[("dataset", "train")] = experiment.dataset.train  # type: ignore[index]
+    for path, data in datasets.items():
+        try:
+            data.identity(roots)
+        except (InvalidInput, ValueError) as error:
+            yield path, str(error)
+    if isinstance(experiment.sae, LoadedSae):
+        try:
+            experiment.sae.load.identity(roots)
+        except (InvalidInput, ValueError) as error:
+            yield ("sae", "load"), str(error)
+
+
+def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:
+    if facts and experiment.layer.index >= facts.layers:
+        yield ("layer",), f"the model has {facts.layers} decoder blocks, 0 to {facts.layers - 1}"
+
+
+def same_names(specs: list[SpecFile]) -> list[Problem]:
+    """Problems of specs that share a name: their records would stand in one folder."""
+    first: dict[str, SpecFile] = {}
+    problems = []
+    for spec in specs:
+        other = first.setdefault(spec.origin.name, spec)
+        if other is not spec:
+            where = spec.tree.child("name") or spec.tree
+            message = f"{other.origin.path} already has the name {spec.origin.name!r}; set another `name:`"
+            problems.append(where.mark.problem(message, "name"))
+    return problems

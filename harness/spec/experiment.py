@@ -1,0 +1,132 @@
+"""The spec language: what a spec file can say. `Experiment` is one cell; `Spec` adds what makes many cells of one file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, WithJsonSchema
+
+from adapters.protocols import DatasetAdapter, ModelAdapter, SaeSource
+from harness.activations.site import Site
+from harness.metrics.base import Metric
+from harness.registry import Choice, sections
+from harness.sae.options import Variant
+from harness.sae.training import TrainingOptions
+from harness.section import Json, Section
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Name = Annotated[str, Field(pattern=NAME, max_length=120)]
+"""Words of letters, digits, `.`, `_` and `-`, joined by `/`; used as a folder name."""
+Domain = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+Dataset = Annotated[DatasetAdapter, Choice("datasets", "adapter")]
+
+
+def _site(value: Any) -> Any:
+    return {"index": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _metric(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"metric": value}
+    if isinstance(value, dict) and "metric" not in value and len(value) == 1:
+        name, options = next(iter(value.items()))
+        return {"metric": name, **options} if isinstance(options, dict) else {"metric": name, "options": options}
+    return value
+
+
+class Data(Section):
+    """The texts of an experiment."""
+
+    train: Dataset | None = None
+    """What the SAE is trained on; not needed when it is loaded."""
+    base: Dataset | None = None
+    """What the base SAE of a variant with `base:` is trained on; default: the same as `train`."""
+    eval: Annotated[dict[Domain, Dataset], Field(min_length=1)]
+    """What is measured: every named domain is a column group of the table."""
+
+
+class LoadedSae(Section):
+    """An SAE that was trained elsewhere."""
+
+    load: Annotated[SaeSource, Choice("sources", "adapter")]
+    """Where it comes from."""
+
+
+Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]
+
+
+class Resources(Section):
+    """What a cell may use. Never part of a result's identity."""
+
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """Accelerators; fractions allowed where the executor can share one."""
+    cpus: PositiveInt | None = None
+    """Processor threads; default the machine's, divided among the workers."""
+    memory: ByteSize | None = None
+    """Memory limit of the process, e.g. `8GiB`; a cell that exceeds it is stopped."""
+    timeout: Annotated[str, Field(pattern=r"^\d+(\.\d+)?[smhd]$")] | None = None
+    """Longest time for a cell, e.g. `30m` or `2h`."""
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """The timeout in seconds, or None."""
+        if self.timeout is None:
+            return None
+        return float(self.timeout[:-1]) * _SECONDS[self.timeout[-1]]
+
+
+class Experiment(Section):
+    """One fully resolved cell, apart from its seed."""
+
+    model: Annotated[ModelAdapter, Choice("models", "adapter")]
+    """The language model whose hidden states are studied."""
+    layer: Annotated[Site, BeforeValidator(_site, json_schema_input_type=int | Site)]
+    """Decoder block (an integer, its output is meant) or `{index, point}`."""
+    dataset: Data
+    """Texts to train on and to measure on."""
+    sae: Sae
+    """The SAE variant to train, or `load:` for a trained one."""
+    training: TrainingOptions = TrainingOptions()
+    """How the SAE is trained."""
+    metrics: Annotated[
+        tuple[Annotated[Metric, Choice("metrics", "metric"), BeforeValidator(_metric)], ...], Field(min_length=1)
+    ]
+    """What is measured: names, or one-key maps from a name to its options."""
+    resources: Resources = Resources()
+    """Limits for the executor."""
+
+
+class Header(Section):
+    """What turns one file into many cells."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    """Version of the spec language."""
+    name: Name | None = None
+    """Unique name; default: the path below specs/ without `.yaml`."""
+    description: str | None = None
+    """What question the experiment answers."""
+    extends: Annotated[Any, WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}})] = None
+    """Path, relative to this file, of a parent spec, or a list of them."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=1000)] = (0,)
+    """One cell per seed; seeds drive initialisation and the order of the training data."""
+    matrix: dict[str, Annotated[tuple[Json, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Dotted path to list of values: the cartesian product of all of them."""
+    cases: tuple[dict[str, Json], ...] = ()
+    """Named combinations: each a `label` and the sections it changes."""
+
+
+class Spec(Header, Experiment):
+    """A spec file in full, for the published JSON Schema and the reference page."""
+
+
+def known_names() -> dict[str, list[str]]:
+    """Everything a spec can name, by group."""
+    return {group: list(sections(group)) for group in ("models", "datasets", "variants", "sources", "metrics")}
+
+
+def valid_name(text: str) -> bool:
+    """Whether `text` can be a spec's name."""
+    return re.match(NAME, text) is not None and len(text) <= 120

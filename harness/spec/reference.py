@@ -1,0 +1,136 @@
+"""The published JSON Schema and the reference page specs/README.md, both generated from the sections themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.activations.site import Site
+from harness.registry import sections
+from harness.sae.training import TrainingOptions
+from harness.section import Json, Section
+from harness.spec.experiment import Data, Experiment, Header, LoadedSae, Resources, Spec
+
+_GROUP_TITLES = {
+    "models": ("Models", "model", "adapter"),
+    "datasets": ("Datasets", "dataset.train, dataset.eval.<name>", "adapter"),
+    "variants": ("SAE variants", "sae", "variant"),
+    "sources": ("SAEs trained elsewhere", "sae.load", "adapter"),
+    "metrics": ("Metrics", "metrics", "metric"),
+}
+
+
+def json_schema() -> Json:
+    """JSON Schema (2020-12) of a spec file. Inherited keys may be missing from a file, so nothing is required in it."""
+    schema = Spec.model_json_schema(by_alias=True, mode="validation")
+    schema.pop("required", None)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "latentbench spec"
+    _sweeten_metrics(schema)
+    return schema
+
+
+def reference_page() -> str:
+    """specs/README.md: every key a spec can have, with type, default and meaning."""
+    lines = [_INTRODUCTION]
+    for title, section in _FIXED.items():
+        lines += [f"## {title}", "", _about(section), "", *_table(section), ""]
+    for group, (title, where, tag) in _GROUP_TITLES.items():
+        lines += [f"## {title}", "", f"Under `{where}`, chosen by `{tag}`.", ""]
+        for name, section in sorted(sections(group).items()):
+            lines += [f"### {name}", "", _about(section), "", *_table(section, tag), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sweeten_metrics(schema: Json) -> None:
+    """Metrics may be written as names, or as one-key maps from a name to its options."""
+    items = schema["properties"]["metrics"]["items"]
+    names = sorted(sections("metrics"))
+    one_key = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "properties": {name: {"type": "object"} for name in names},
+    }
+    schema["properties"]["metrics"]["items"] = {"anyOf": [{"enum": names}, one_key, items]}
+
+
+def _about(section: type[Section]) -> str:
+    return " ".join((section.__doc__ or "").split())
+
+
+def _table(section: type[Section], tag: str | None = None) -> Iterator[str]:
+    properties = section.model_json_schema(by_alias=True).get("properties", {})
+    required = set(section.model_json_schema(by_alias=True).get("required", ()))
+    rows = [(name, schema) for name, schema in properties.items() if name != tag]
+    if rows:
+        yield "| key | type | default | meaning |"
+        yield "| --- | --- | --- | --- |"
+    for name, schema in rows:
+        default = "**required**" if name in required else f"`{_default(schema)}`"
+        about = " ".join(schema.get("description", "").split()).replace("|", "\\|")
+        yield f"| `{name}` | {_type(schema)} | {default} | {about} |"
+
+
+def _default(schema: dict[str, Any]) -> str:
+    default = schema.get("default")
+    return (
+        {True: "true", False: "false", None: "null"}.get(default, str(default))
+        if not isinstance(default, dict | list)
+        else "{}"
+        if not default
+        else "…"
+    )
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return " \\| ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "anyOf" in schema or "oneOf" in schema:
+        kinds = [_type(option) for option in schema.get("anyOf", schema.get("oneOf", ()))]
+        return " \\| ".join(dict.fromkeys(kind for kind in kinds if kind != "null"))
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return {
+        "object": "map",
+        "integer": "integer",
+        "number": "number",
+        "string": "text",
+        "boolean": "true or false",
+    }.get(str(schema.get("type", "map")), str(schema.get("type", "map")))
+
+
+_FIXED: dict[str, type[Section]] = {
+    "The file": Header,
+    "The experiment": Experiment,
+    "`dataset`": Data,
+    "`layer`": Site,
+    "`sae.load`": LoadedSae,
+    "`training`": TrainingOptions,
+    "`resources`": Resources,
+}
+
+_INTRODUCTION = """# Specs
+
+One YAML file describes one experiment; `latentbench run` turns it into rows. This page is generated from the code
+(`make reference`); an editor that reads the JSON Schema (`latentbench schema`) completes and checks specs as you type.
+
+```yaml
+extends: ../_base/pocket.yaml       # maps merge deep, lists replace, null clears
+description: TopK at three sparsities.
+sae: {variant: topk, width: 1024, k: 16}
+metrics: [cross_entropy, explained_variance: {budgets: [4, 8]}]
+seeds: [0, 1, 2]
+matrix: {sae.k: [8, 16, 32]}        # cartesian product; `cases:` for named combinations
+```
+
+* `extends` takes one path or a list, relative to the file. A map that names another `adapter`, `variant` or `load` than
+  the inherited one replaces it as a whole. Folders that start with `_` hold parents, which are not run by themselves.
+* Paths of data and models are relative to the project and stay inside it; `--allow DIR` (or `LATENTBENCH_ALLOW`) opens
+  another folder.
+* Every cell of `cases` × `matrix` × `seeds` is one row. What is in a row's identity is content: texts, weights, options,
+  versions of definitions. Names, paths, devices and resources are not.
+* Numbers are numbers (`1e-4`, `1_000_000`), `yes`/`on` are text, a key may stand only once, NaN and infinity are refused.
+"""

@@ -1,0 +1,78 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from harness.errors import DamagedArtifact, StoreError
+from harness.section import Json
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` atomically. Raises StoreError when the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Replaces a JSON file atomically; refuses NaN and infinity (ValueError)."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Json:
+    """A JSON file of ours. Raises DamagedArtifact when it is not JSON, StoreError when it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedArtifact(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Replaces a safetensors file atomically."""
+    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of a safetensors file. Raises DamagedArtifact or StoreError."""
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise DamagedArtifact(f"{path} is not a valid safetensors file: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,164 @@
+"""The content-addressed store: `objects/<kind>/<ab>/<key>/` holds an artifact's files and a manifest with their checksums.
+
+An artifact appears by one rename, so it is whole or absent. Its bytes are checked against the manifest the first time
+a process reads it; a damaged one is moved to `quarantine/` and counts as absent, so that it is rebuilt.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.canonical import file_digest
+from harness.errors import DamagedArtifact, StoreError
+from harness.section import Json
+from harness.store.files import read_json, sync_folder, write_json
+
+MANIFEST = "manifest.json"
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stored artifact."""
+
+    kind: str
+    key: str
+    folder: Path
+    bytes: int
+
+
+class Store:
+    """A folder of artifacts, checkpoints of unfinished ones, and what was found damaged."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[str] = set()
+
+    def folder(self, kind: str, key: str) -> Path:
+        """Where the artifact stands, if it exists."""
+        return self.root / "objects" / kind / key[:2] / key
+
+    def checkpoint(self, key: str) -> Path:
+        """Folder of the checkpoint of an unfinished artifact."""
+        return self.root / "partial" / key
+
+    def drop_checkpoint(self, key: str) -> None:
+        """Deletes the checkpoint of an artifact that is finished."""
+        shutil.rmtree(self.checkpoint(key), ignore_errors=True)
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artifact exists, its bytes unchecked (cheap, for planning)."""
+        return (self.folder(kind, key) / MANIFEST).is_file()
+
+    def get(self, kind: str, key: str) -> Artifact | None:
+        """The artifact with its bytes verified, or None. A damaged one is put in quarantine."""
+        folder = self.folder(kind, key)
+        if not (folder / MANIFEST).is_file():
+            return None
+        try:
+            size = self.verify(kind, key)
+        except DamagedArtifact:
+            self.quarantine(folder)
+            return None
+        return Artifact(kind, key, folder, size)
+
+    def verify(self, kind: str, key: str) -> int:
+        """Total bytes of the artifact. Raises DamagedArtifact when a file is not what was written."""
+        folder = self.folder(kind, key)
+        manifest = read_json(folder / MANIFEST)
+        try:
+            files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+            if (manifest["kind"], manifest["key"]) != (kind, key):
+                raise DamagedArtifact(f"{folder} holds another artifact than its name says")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DamagedArtifact(f"{folder / MANIFEST} is not a manifest") from error
+        if key not in self._verified:
+            _check(folder, files)
+            self._verified.add(key)
+        return sum(size for size, _ in files.values())
+
+    @contextmanager
+    def writing(self, kind: str, key: str, made_from: Json) -> Iterator[Path]:
+        """A folder to write the artifact's files into; it becomes the artifact when the block ends without error.
+
+        `made_from` is what the key was computed from, kept in the manifest so that people can read what they have.
+        """
+        try:
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(dir=self.root / "tmp", prefix=f"{kind}-"))
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
+        try:
+            yield draft
+            self._seal(draft, kind, key, made_from)
+            self._place(draft, self.folder(kind, key))
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def quarantine(self, folder: Path) -> Path:
+        """Moves a damaged artifact aside and returns where to."""
+        place = self.root / "quarantine"
+        place.mkdir(parents=True, exist_ok=True)
+        target = Path(tempfile.mkdtemp(dir=place, prefix=f"{folder.name[:16]}-"))
+        os.replace(folder, target / folder.name)
+        return target
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every artifact, unverified, in the order of kind and key."""
+        for manifest in sorted(self.root.glob(f"objects/*/*/*/{MANIFEST}")):
+            folder = manifest.parent
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            yield Artifact(folder.parent.parent.name, folder.name, folder, size)
+
+    def remove(self, artifact: Artifact) -> None:
+        """Deletes an artifact: first renamed out of sight, so that no reader sees half of it."""
+        grave = Path(tempfile.mkdtemp(dir=self.root / "objects", prefix=".removed-"))
+        os.replace(artifact.folder, grave / "x")
+        shutil.rmtree(grave)
+        self._verified.discard(artifact.key)
+
+    def _seal(self, draft: Path, kind: str, key: str, made_from: Json) -> None:
+        files = {}
+        for file in sorted(draft.iterdir()):
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = {
+            "layout": LAYOUT,
+            "kind": kind,
+            "key": key,
+            "files": files,
+            "made_from": made_from,
+            "created": created,
+        }
+        write_json(draft / MANIFEST, manifest)
+
+    def _place(self, draft: Path, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.chmod(draft, 0o755)
+        try:
+            os.rename(draft, folder)
+        except OSError:
+            if not (folder / MANIFEST).is_file():
+                raise
+            # Another process finished the same content first; ours is a duplicate.
+        sync_folder(folder.parent)
+
+
+def _check(folder: Path, files: dict[str, tuple[int, str]]) -> None:
+    for name, (size, sha256) in files.items():
+        path = folder / name
+        if "/" in name or not path.is_file() or path.is_symlink():
+            raise DamagedArtifact(f"{path} is missing")
+        if path.stat().st_size != size or file_digest(path) != sha256:
+            raise DamagedArtifact(f"{path} does not have the bytes that were written")
