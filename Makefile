@@ -1,0 +1,38 @@
+# Two commands do all their own set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow check reference clean
+
+demo: $(VENV)/installed        ## train and measure the quickstart, show the leaderboard, write results/leaderboard.html
+	$(BIN)/latentbench run quickstart
+	$(BIN)/latentbench leaderboard --format html --output results/leaderboard.html
+
+test: $(VENV)/installed-dev    ## the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/installed-dev   ## lint, types, and pages that are generated from the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m harness.spec.reference --check
+
+reference: $(VENV)/installed-dev
+	$(BIN)/python -m harness.spec.reference
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
