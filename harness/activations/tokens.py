@@ -171,10 +171,11 @@ def _selected(texts: Iterable[str], skip: int, documents: int | None) -> Iterato
 def _tokenized(
     texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, *, special: bool, limit: int | None
 ) -> Iterator[tuple[str, list[int]]]:
-    """Each text with its token ids, tokenised many at a time; `limit` cuts long documents early."""
+    """Each text with its token ids, tokenised many at a time; `limit` saves work on long documents."""
     options: dict[str, Json] = {"add_special_tokens": special, "return_attention_mask": False, "verbose": False}
-    if limit is not None:
-        options |= {"truncation": True, "max_length": limit}
+    if limit is not None and tokenizer.truncation_side == "right":
+        # One token more than wanted: an EOS the tokenizer puts behind what it has cut off must not stay in mid-text.
+        options |= {"truncation": True, "max_length": limit + 1}
     while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
         yield from zip(batch, tokenizer(batch, **options)["input_ids"], strict=True)
 

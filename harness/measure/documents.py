@@ -88,7 +88,7 @@ def _splices(requests: Sequence[Request], sites: Collection[Site], splice_sites:
 def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
     reads = {site for statistics in gathering for site in statistics.reads}
     splices = any(statistics.splices for statistics in gathering)
-    for batch in domain.batches(logits=splices) if gathering else ():
+    for batch in domain.batches() if gathering else ():
         attention_mask, clean = batch.real.long(), None
         if splices:
             states, logits = hidden_states_and_logits(domain.model, reads, batch.ids, attention_mask)

@@ -37,12 +37,14 @@ class Domain:
         self._special = special_mask(tokens.ids, language_model.tokenizer)
         self._run = 0
 
-    def batches(self, *, logits: bool) -> Iterator[DocumentBatch]:
-        """All documents, in smaller batches where their logits are wanted and the vocabulary is large."""
-        limit = self._forward_tokens
-        if logits:
-            vocabulary = self.model.config.get_text_config().vocab_size
-            limit = min(limit, _LOGITS_PER_FORWARD // vocabulary)
+    def batches(self) -> Iterator[DocumentBatch]:
+        """All documents, in smaller batches where the vocabulary is large.
+
+        Also where no logits are wanted: the batches, and with them the last bits of an SAE's numbers, must not depend
+        on whether another SAE of the pass is spliced in.
+        """
+        vocabulary = self.model.config.get_text_config().vocab_size
+        limit = min(self._forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
         for batch in document_batches(self._tokens, self._special, limit, self.device):
             yield batch
             self._run += len(batch.documents)
@@ -52,7 +54,7 @@ class Domain:
     def means(self, sites: Collection[Site]) -> dict[Site, Array]:
         """Mean hidden state [d] float64 of all ordinary tokens at each site."""
         sums = {site: DocumentSums(self.documents) for site in sites}
-        for batch in self.batches(logits=False) if sites else ():
+        for batch in self.batches() if sites else ():
             states = hidden_states(self.model, sites, batch.ids, batch.real.long())
             for site in sites:
                 ordinary = states[site][batch.ordinary].float()

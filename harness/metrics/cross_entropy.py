@@ -16,8 +16,9 @@ number                   formula                                      better
 `kl_recovered`           1 − KL_sae / KL_zero                         higher; SAEBench `kl_div_score`
 =======================  ===========================================  ==========================
 
-SAEBench and sae-lens zero the special tokens too, which destroys BOS and pushes their scores towards 1; and they leave
-out predictions made *from* a special token. Means are taken before ratios.
+SAEBench and sae-lens zero the special tokens too while their SAE keeps them, so their numerator and denominator differ
+in more than the SAE: on a TinyStories model of 260,000 parameters CE_zero is 10.8 nats with BOS kept and 6.2 with BOS
+zeroed. They also leave out predictions made *from* a special token. Means are taken before ratios.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from harness.activations.blocks import decoder_blocks, submodule
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens
 from harness.errors import InvalidInput
-from harness.measure import losses
+from harness.measure import domain, losses
 from harness.measure.documents import Request, Results, measure
 from harness.measure.statistics import Baseline, Measurement
 from harness.metrics.base import SHARED
@@ -220,7 +220,9 @@ def requests() -> list[Request]:
     ]
 
 
-def test_numbers_do_not_depend_on_what_else_is_measured() -> None:
+@pytest.mark.parametrize("logits_at_once", [2**28, 40 * VOCABULARY], ids=["small", "large-vocabulary"])
+def test_numbers_do_not_depend_on_what_else_is_measured(logits_at_once: int, monkeypatch) -> None:
+    monkeypatch.setattr(domain, "_LOGITS_PER_FORWARD", logits_at_once)
     together = flat(measure(LM, TOKENS, requests()))
     for request in requests():
         alone = flat(measure(LM, TOKENS, [request]))
@@ -294,6 +296,18 @@ def test_only_what_is_missing_is_computed() -> None:
     assert forwards(lambda: measure(LM, TOKENS, requests()[2:3])) == 5
     # Without splicing two short passes.
     assert forwards(lambda: measure(LM, TOKENS, requests()[1:2])) == 2
+
+
+def test_a_large_vocabulary_means_smaller_batches(monkeypatch) -> None:
+    known = measure(LM, TOKENS, requests()).baselines
+    monkeypatch.setattr(domain, "_LOGITS_PER_FORWARD", 40 * VOCABULARY)
+    padded = []
+    hook = lambda module, args, kwargs: padded.append(kwargs["input_ids"].numel())  # noqa: E731
+    handle = LM.model.register_forward_pre_hook(hook, with_kwargs=True)
+    measure(LM, TOKENS, requests()[2:3], baselines=known)
+    handle.remove()
+    assert len(padded) > 2
+    assert max(padded) <= 40
 
 
 def test_a_baseline_is_completed_when_a_later_request_splices() -> None:

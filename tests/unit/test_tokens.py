@@ -65,6 +65,17 @@ def test_without_a_bos_token_none_is_added_and_padding_needs_no_pad_token() -> N
     assert tokens.lengths.tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_document_that_was_cut_off_keeps_its_beginning_and_gets_no_eos(side: str) -> None:
+    ends = tokenizer()
+    ends.truncation_side = side
+    ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
+    tokens = evaluation_tokens([words(1), words(*range(9)), words(1, 2)], ends, context=4)
+    assert tokens.ids.tolist() == [[BOS, *ids(1), EOS, PAD], [BOS, *ids(0, 1, 2)], [BOS, *ids(1, 2), EOS]]
+
+
 def test_documents_with_nothing_to_predict_are_left_out_and_counted() -> None:
     tokens = evaluation_tokens(["", words(1), words(2, 3), "  "], tokenizer(), context=8)
     assert tokens.skipped == 2
