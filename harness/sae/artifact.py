@@ -6,7 +6,6 @@ No pickle. Whatever is malformed, incomplete, of another shape or built on anoth
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from harness.errors import RefusedFile
 from harness.registry import sections
-from harness.sae.base import SparseAutoencoder
+from harness.sae.base import SparseAutoencoder, digest
 from harness.sae.options import NATIVE, Variant
 
 WEIGHTS, HEADER, TRAINING = "sae.safetensors", "sae.json", "training.json"
@@ -40,7 +39,7 @@ def save(
         "schema": SCHEMA,
         "d_in": d_in,
         "options": options.plain(),
-        "settings": getattr(sae, "settings", dict)(),
+        "settings": sae.settings(),
         "bases": [digest(base) for base in bases],
     }
     _write(folder / HEADER, header)
@@ -66,15 +65,6 @@ def load(folder: Path, bases: tuple[SparseAutoencoder, ...] = ()) -> SparseAutoe
 def load_training(folder: Path) -> dict[str, Any]:
     """The training record saved beside an SAE. Raises RefusedFile when it is missing or malformed."""
     return _read(folder / TRAINING)
-
-
-def digest(sae: SparseAutoencoder) -> str:
-    """sha256 over names, types, shapes and bytes of an SAE's weights."""
-    total = sha256()
-    for name, tensor in sorted(sae.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
 
 
 def _options(header: dict[str, Any], folder: Path) -> Variant:

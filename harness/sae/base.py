@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from hashlib import sha256
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from harness.sae.codes import Codes
@@ -31,6 +33,15 @@ class SparseAutoencoder(nn.Module, ABC):
     def decoder_rows(self) -> Tensor | None:
         """Dictionary atoms [width, d_in], or None where there is no dictionary (identity)."""
         return None
+
+    def settings(self) -> dict[str, float | int | str]:
+        """Scalars learned or fixed in training, for people to read (e.g. a threshold); weights hold them exactly."""
+        return {}
+
+    @property
+    def bases(self) -> tuple[SparseAutoencoder, ...]:
+        """The frozen SAEs it needs beside its own weights."""
+        return ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction [N, d_in] of hidden states [N, d_in]."""
@@ -72,6 +83,11 @@ class TrainableSAE(SparseAutoencoder):
     def fold_input_scale(self, scale: float) -> None:
         """Turn an SAE trained on `scale · x` into one that reads and writes `x`, in place."""
 
-    def settings(self) -> dict[str, float | int | str]:
-        """Scalars learned or fixed in training, for people to read (e.g. a threshold); weights hold them exactly."""
-        return {}
+
+def digest(sae: SparseAutoencoder) -> str:
+    """sha256 over names, types, shapes and bytes of an SAE's weights, and those of its bases."""
+    total = sha256("".join(map(digest, sae.bases)).encode())
+    for name, tensor in sorted(sae.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -9,10 +9,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from harness.errors import InvalidInput
 from harness.sae.base import Loss, TrainableSAE
 from harness.sae.codes import Codes
-from harness.sae.encoders import Encoder
-from harness.sae.options.base import AuxiliaryK
+from harness.sae.encoders import Encoder, LinearEncoder
+from harness.sae.linear import Group, LinearWeights, folded_bias
+from harness.sae.options.base import AuxiliaryLoss
 from harness.sae.selection import Selection
 from harness.sae.sparse import sparse_decode
 
@@ -76,7 +78,7 @@ class SparseDictionarySAE(DictionarySAE):
     centred = True
 
     def __init__(
-        self, options: AuxiliaryK, encoder: Encoder, decoder: Tensor, selection: Selection, objective: Objective
+        self, options: AuxiliaryLoss, encoder: Encoder, decoder: Tensor, selection: Selection, objective: Objective
     ) -> None:
         super().__init__(decoder)
         self.encoder = encoder
@@ -84,6 +86,9 @@ class SparseDictionarySAE(DictionarySAE):
         self.objective = objective
         self.aux_coefficient = options.aux_coefficient
         self.aux_k = options.aux_k or default_aux_k(self.d_in)
+
+    def settings(self) -> dict[str, float | int | str]:
+        return self.selection.settings()
 
     @property
     def shift(self) -> Tensor | None:
@@ -94,10 +99,22 @@ class SparseDictionarySAE(DictionarySAE):
         return self.selection.infer(self.encoder, x, self.shift, budget)
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> Loss:
+        return self.loss_on(x, x, dead)
+
+    def loss_on(self, x: Tensor, target: Tensor, dead: Tensor) -> Loss:
+        """The loss of reconstructing `target` [N, d_in] from `x` [N, d_in]; see `loss`."""
         codes = self.selection.train_on(self.encoder, x, self.shift)
-        fit = self.objective(codes, self.W_dec, self.b_dec, x)
+        fit = self.objective(codes, self.W_dec, self.b_dec, target)
         auxiliary = self.aux_coefficient * self.auxiliary(x, fit.error, dead)
         return Loss(fit.loss + auxiliary, fit.loss.detach(), auxiliary.detach(), codes.firing_counts(self.width))
+
+    def linear_weights(self) -> LinearWeights:
+        """The weights with a linear encoder that reads x. Raises InvalidInput for other encoders."""
+        if not isinstance(self.encoder, LinearEncoder):
+            raise InvalidInput(f"{type(self).__name__} has no equivalent linear encoder")
+        weight, bias = self.encoder.weight, self.encoder.bias
+        group = Group(weight, folded_bias(weight, bias, self.shift), self.W_dec, self.selection.rule(self.width))
+        return LinearWeights((group,), self.b_dec)
 
     def auxiliary(self, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
         """AuxK: ‖e − ê‖² where ê are the `aux_k` strongest dead latents' atoms (Gao et al. 2024, App. A.2)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.sae.codes import Codes
-from harness.sae.selection import entries_above, top_of_batch
+from harness.sae.rules import entries_above, top_of_batch
 from harness.sae.sparse import attach, preactivations, rows_per_chunk, top_linear
 
 

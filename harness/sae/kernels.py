@@ -29,6 +29,8 @@ Array = np.ndarray[Any, Any]
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Allows vectorised sums; NaN and infinity keep their meaning."""
 BLOCK = 32
+SMALL = 1 << 16
+"""Work on fewer numbers than these is not worth a second thread."""
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -52,8 +54,9 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 def share(kernel: Callable[..., None], bounds: Sequence[int], *args: Any) -> None:
     """Runs `kernel(*args, lo, hi)` for every pair of neighbours in `bounds`, in parallel."""
     parts = [(lo, hi) for lo, hi in pairwise(bounds) if lo < hi]
-    if len(parts) == 1:
-        kernel(*args, *parts[0])
+    if len(parts) == 1 or sum(a.size for a in args if isinstance(a, np.ndarray)) < SMALL:
+        for part in parts:
+            kernel(*args, *part)
         return
     pool = _pool(os.getpid(), torch.get_num_threads())
     for done in [pool.submit(kernel, *args, lo, hi) for lo, hi in parts]:

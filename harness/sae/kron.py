@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from harness.sae import kernels
 from harness.sae.codes import Codes
 from harness.sae.encoders import Encoder, centred, unit_rows
-from harness.sae.selection import top_of_batch
+from harness.sae.rules import top_of_batch
 from harness.sae.sparse import attach, preactivations
 
 Kernel = Literal["mand", "relu_product", "product"]

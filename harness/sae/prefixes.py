@@ -91,7 +91,7 @@ def prefix_loss(codes: Codes, weight: Tensor, bias: Tensor | None, x: Tensor, sh
 
 
 class BudgetLoss:
-    """Mean of the squared error over budgets: the first j of the descending codes (HierarchicalTopK, arXiv 2505.24473)."""
+    """Mean squared error over budgets: the first j of the descending codes (HierarchicalTopK, arXiv 2505.24473)."""
 
     def __init__(self, budgets: tuple[int, ...]) -> None:
         self.budgets = budgets
@@ -105,7 +105,7 @@ class BudgetLoss:
 
 
 class GroupLoss:
-    """Mean of the squared error over nested dictionaries: latents 0..end for each of `ends` (Matryoshka, 2503.17547)."""
+    """Mean squared error over nested dictionaries: latents 0..end for each of `ends` (Matryoshka, 2503.17547)."""
 
     def __init__(self, ends: tuple[int, ...]) -> None:
         self.ends = ends

@@ -149,7 +149,10 @@ class _Decode(Function):
         dweight, dvalues = gradients.take(weight.shape[0], weight.shape[1], like=weight), torch.zeros_like(values)
         arrays = [kernels.array(t) for t in (starts, order, values, weight, g, dweight, dvalues)]
         kernels.share(kernels.decode_backward, kernels.by_entries(arrays[0]), *arrays)
-        return dvalues, None, dweight
+        if ctx.needs_input_grad[2]:
+            return dvalues, None, dweight
+        gradients.give(dweight)
+        return dvalues, None, None
 
 
 def sparse_decode(codes: Codes, weight: Tensor, bias: Tensor | None = None) -> Tensor:

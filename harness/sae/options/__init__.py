@@ -6,28 +6,70 @@ A variant plugs in with one class here (or in another package, through the entry
 
 from __future__ import annotations
 
-from harness.sae.options.base import AuxiliaryK, Dictionary, Share, Variant
+from harness.sae.options.base import AuxiliaryK, AuxiliaryLoss, Dictionary, Share, Variant
+from harness.sae.options.boost import (
+    BoostedOptions,
+    EnsembleOptions,
+    ExtendedOptions,
+    FineTunedOptions,
+    StitchedOptions,
+)
+from harness.sae.options.controls import (
+    IdentityOptions,
+    MeanOptions,
+    PCAOptions,
+    RandomDecoderOptions,
+    UntrainedOptions,
+)
+from harness.sae.options.dense import GatedOptions, JumpReLUOptions, StandardOptions
 from harness.sae.options.kron import KronOptions
 from harness.sae.options.topk import BatchTopKOptions, HierarchicalTopKOptions, MatryoshkaOptions, TopKOptions
 
 NATIVE: dict[str, type[Variant]] = {
     "batch_topk": BatchTopKOptions,
+    "boost_ensemble": EnsembleOptions,
+    "boosted": BoostedOptions,
+    "extended": ExtendedOptions,
+    "fine_tuned": FineTunedOptions,
+    "gated": GatedOptions,
     "hierarchical_topk": HierarchicalTopKOptions,
+    "identity": IdentityOptions,
+    "jumprelu": JumpReLUOptions,
     "kron": KronOptions,
     "matryoshka": MatryoshkaOptions,
+    "mean": MeanOptions,
+    "pca": PCAOptions,
+    "random_decoder": RandomDecoderOptions,
+    "standard": StandardOptions,
+    "stitched": StitchedOptions,
     "topk": TopKOptions,
+    "untrained": UntrainedOptions,
 }
 """The variants of this package by the name a spec uses."""
 
 __all__ = [
     "NATIVE",
     "AuxiliaryK",
+    "AuxiliaryLoss",
     "BatchTopKOptions",
+    "BoostedOptions",
     "Dictionary",
+    "EnsembleOptions",
+    "ExtendedOptions",
+    "FineTunedOptions",
+    "GatedOptions",
     "HierarchicalTopKOptions",
+    "IdentityOptions",
+    "JumpReLUOptions",
     "KronOptions",
     "MatryoshkaOptions",
+    "MeanOptions",
+    "PCAOptions",
+    "RandomDecoderOptions",
     "Share",
+    "StandardOptions",
+    "StitchedOptions",
     "TopKOptions",
+    "UntrainedOptions",
     "Variant",
 ]

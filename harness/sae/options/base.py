@@ -34,6 +34,11 @@ class Variant(Section):
     variant: str
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether hidden states of training texts are needed to make it."""
+        return self.trained or self.fitted
+
+    @property
     def max_budget(self) -> int | None:
         """Largest number of active latents per token, where the variant fixes one."""
         return None
@@ -59,13 +64,17 @@ class Dictionary(Variant):
     """Dictionary width: number of latents."""
 
 
-class AuxiliaryK(Dictionary):
+class AuxiliaryLoss(Variant):
     """A variant that revives dead latents with the AuxK loss (Gao et al. 2024, arXiv 2406.04093, App. A.2)."""
 
     aux_coefficient: Annotated[float, Field(ge=0)] = 1 / 32
     """Weight of the AuxK loss on dead latents."""
     aux_k: PositiveInt | None = None
     """Dead latents that reconstruct the error; default the power of two nearest to d_in / 2, at most 512."""
+
+
+class AuxiliaryK(AuxiliaryLoss, Dictionary):
+    """A dictionary with AuxK."""
 
 
 def check_fits(name: str, active: int, width: int) -> None:

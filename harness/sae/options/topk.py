@@ -99,7 +99,7 @@ class MatryoshkaOptions(AuxiliaryK):
     def _fits(self) -> Any:
         check_fits("k", self.k, self.width)
         if sum(self.groups) != self.width:
-            raise ValueError(f"the groups add up to {sum(self.groups)} latents, not to the dictionary width {self.width}")
+            raise ValueError(f"the groups add up to {sum(self.groups)} latents, not to the width {self.width}")
         return self
 
 

@@ -1,0 +1,69 @@
+"""Controls that are computed, not trained: moments of the hidden states are gathered from the same stream."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.activations.site import Site
+from harness.errors import CellFailed, RefusedFile
+from harness.sae.base import SparseAutoencoder
+
+
+class Moments(NamedTuple):
+    """Mean [d_in] and covariance [d_in, d_in] of hidden states, in float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class FittedSAE(SparseAutoencoder):
+    """A control that is made from moments."""
+
+    @abstractmethod
+    def fit(self, moments: Moments) -> None:
+        """Sets the weights."""
+
+
+class FittedTrainee:
+    """Gathers moments in float64 and fits a control at the end."""
+
+    def __init__(self, sae: FittedSAE, site: Site, device: torch.device | None = None) -> None:
+        self.sae, self.site, self.next_block = sae.to(device), site, 0
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
+        self.products = torch.zeros(sae.d_in, sae.d_in, dtype=torch.float64, device=device)
+
+    def step(self, x: Tensor) -> None:
+        """Adds hidden states `x` [n, d_in]. Raises CellFailed when they are not finite."""
+        x = x.double()
+        if not torch.isfinite(x).all():
+            raise CellFailed("the hidden states hold NaN or infinity; try dtype: float32 for the model")
+        self.count += len(x)
+        self.total += x.sum(0)
+        self.products.addmm_(x.t(), x)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far and the position, as copies."""
+        sums = {"count": self.count, "total": self.total, "products": self.products}
+        return {name: t.clone() for name, t in sums.items()} | {"position": torch.tensor([self.next_block])}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Continues exactly where `state` was taken. Raises RefusedFile when it does not fit."""
+        try:
+            for name in ("count", "total", "products"):
+                getattr(self, name).copy_(state[name])
+            (self.next_block,) = state["position"].tolist()
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise RefusedFile(f"the checkpoint does not fit this control: {error}") from error
+
+    def finish(self) -> SparseAutoencoder:
+        """The control. Raises CellFailed when it has seen no hidden states."""
+        if self.count == 0:
+            raise CellFailed("no hidden states to compute this control from")
+        mean = self.total / self.count
+        self.sae.fit(Moments(mean, self.products / self.count - mean.outer(mean)))
+        return self.sae.eval().requires_grad_(False)

@@ -1,0 +1,76 @@
+"""Options of the controls that stand beside every claim."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import PositiveInt, model_validator
+
+from harness.sae.options.base import Dictionary, Variant, check_fits
+from harness.sae.options.topk import TopKOptions
+
+
+class IdentityOptions(Variant):
+    """Upper bound: returns the hidden state unchanged."""
+
+    implementation: ClassVar[str] = "harness.sae.variants.controls:Identity"
+    trained: ClassVar[bool] = False
+
+    variant: Literal["identity"] = "identity"
+
+
+class MeanOptions(Variant):
+    """Lower bound: always the mean hidden state of the training tokens."""
+
+    implementation: ClassVar[str] = "harness.sae.variants.controls:Mean"
+    trained: ClassVar[bool] = False
+    fitted: ClassVar[bool] = True
+
+    variant: Literal["mean"] = "mean"
+
+
+class PCAOptions(Variant):
+    """The first k principal components of the training tokens' hidden states: the best k-dimensional linear map."""
+
+    implementation: ClassVar[str] = "harness.sae.variants.controls:PCA"
+    trained: ClassVar[bool] = False
+    fitted: ClassVar[bool] = True
+    budgeted: ClassVar[bool] = True
+
+    variant: Literal["pca"] = "pca"
+    k: PositiveInt
+    """Number of components, all of them active; at most d_in."""
+
+    @property
+    def max_budget(self) -> int:
+        return self.k
+
+
+class RandomDecoderOptions(TopKOptions):
+    """TopK with a frozen random unit decoder (Korznikov et al. 2026, arXiv 2602.14111); only the encoder learns."""
+
+    implementation: ClassVar[str] = "harness.sae.variants.controls:RandomDecoder"
+
+    variant: Literal["random_decoder"] = "random_decoder"  # type: ignore[assignment]
+
+
+class UntrainedOptions(Dictionary):
+    """TopK as initialised, with the decoder bias at the mean hidden state."""
+
+    implementation: ClassVar[str] = "harness.sae.variants.controls:Untrained"
+    trained: ClassVar[bool] = False
+    fitted: ClassVar[bool] = True
+    budgeted: ClassVar[bool] = True
+
+    variant: Literal["untrained"] = "untrained"
+    k: PositiveInt
+    """Active latents per token."""
+
+    @property
+    def max_budget(self) -> int:
+        return self.k
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Any:
+        check_fits("k", self.k, self.width)
+        return self

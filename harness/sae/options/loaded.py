@@ -1,0 +1,32 @@
+"""`load:` in place of a variant, and `base:` for variants that start from another SAE."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter
+
+from adapters.protocols import SaeSource
+from harness.registry import Choice
+from harness.section import Section
+
+
+class LoadedSae(Section):
+    """An SAE that was trained elsewhere."""
+
+    load: Annotated[SaeSource, Choice("sources", "adapter")]
+    """Where it comes from."""
+
+
+def _section(value: Any) -> Any:
+    """The section that a map stands for; what is wrong in it is reported at its place in the spec."""
+    if not isinstance(value, dict):
+        return value
+    # Built when first used: the variants that have a base are themselves among the choices.
+    choice = TypeAdapter[Any](Annotated[Any, Choice("variants", "variant", load=LoadedSae)])
+    return choice.validate_json(json.dumps(value), strict=True)
+
+
+Base = Annotated[Any, BeforeValidator(_section)]
+"""An SAE to start from: a section as under `sae:`, `{variant: …}` or `{load: …}`."""

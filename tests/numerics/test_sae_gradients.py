@@ -1,0 +1,243 @@
+"""Gradients of every native variant against dense autograd in float64, written from the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.sae.base import TrainableSAE
+from harness.sae.options import (
+    BatchTopKOptions,
+    BoostedOptions,
+    GatedOptions,
+    HierarchicalTopKOptions,
+    JumpReLUOptions,
+    KronOptions,
+    MatryoshkaOptions,
+    RandomDecoderOptions,
+    StandardOptions,
+    TopKOptions,
+    Variant,
+)
+
+D, WIDTH, K, N = 12, 48, 5, 33
+TOLERANCE = 1e-6
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr("harness.sae.kernels.COMPILED", False)
+
+
+def made(options: Variant, *bases: TrainableSAE) -> TrainableSAE:
+    generator = torch.Generator().manual_seed(3)
+    sae = options.build(D, generator, bases)
+    assert isinstance(sae, TrainableSAE)
+    for parameter in sae.parameters():  # no parameter at a special value
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return sae.double()
+
+
+def tokens(n: int = N) -> Tensor:
+    return torch.randn(n, D, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) * 2 + 0.3
+
+
+def kept(latents: Tensor, k: int) -> Tensor:
+    """Dense latents with all but the k largest of each row set to zero."""
+    mask = torch.zeros_like(latents).scatter_(1, latents.detach().topk(k, dim=1).indices, 1)
+    return latents * mask
+
+
+def kept_of_batch(latents: Tensor, total: int) -> Tensor:
+    mask = torch.zeros(latents.numel(), dtype=latents.dtype)
+    mask[latents.detach().flatten().topk(total).indices] = 1
+    return latents * mask.view_as(latents)
+
+
+def error(latents: Tensor, w: Weights, x: Tensor) -> Tensor:
+    return (x - latents @ w["W_dec"] - w["b_dec"]).pow(2).sum(1).mean()
+
+
+def linear(w: Weights, x: Tensor) -> Tensor:
+    return ((x - w["b_dec"]) @ w["encoder.weight"].t() + w["encoder.bias"]).relu()
+
+
+def pairs(w: Weights, x: Tensor, m: int, n: int, kernel: str) -> Tensor:
+    pre = (x @ w["encoder.weight"].t() + w["encoder.bias"]).view(len(x), -1, m + n)
+    u, v = pre[..., :m, None], pre[..., None, m:]
+    both = (u > 0) & (v > 0)
+    if kernel == "product":
+        return (u * v).relu().reshape(len(x), -1)
+    if kernel == "relu_product":
+        return (u.relu() * v.relu()).reshape(len(x), -1)
+    return torch.where(both, torch.where(both, u * v, 1).sqrt(), 0).reshape(len(x), -1)
+
+
+def over_budgets(latents: Tensor, budgets: tuple[int, ...], w: Weights, x: Tensor) -> Tensor:
+    return torch.stack([error(kept(latents, j), w, x) for j in budgets]).mean()
+
+
+def over_groups(latents: Tensor, ends: tuple[int, ...], w: Weights, x: Tensor) -> Tensor:
+    inside = [(torch.arange(WIDTH) < end).to(latents) for end in ends]
+    return torch.stack([error(latents * mask, w, x) for mask in inside]).mean()
+
+
+def auxk(latents: Tensor, w: Weights, x: Tensor, codes: Tensor, dead: Tensor, aux_k: int) -> Tensor:
+    residual = (x - codes @ w["W_dec"] - w["b_dec"]).detach()
+    revived = kept(torch.where(dead, latents, -1), aux_k).relu()
+    return (residual - revived @ w["W_dec"]).pow(2).sum(1).mean()
+
+
+ALL = tuple(range(1, K + 1))
+CASES: dict[str, tuple[Variant, Callable[[Weights, Tensor], Tensor]]] = {
+    "topk": (TopKOptions(width=WIDTH, k=K), lambda w, x: error(kept(linear(w, x), K), w, x)),
+    "batch_topk": (
+        BatchTopKOptions(width=WIDTH, k=K),
+        lambda w, x: error(kept_of_batch(linear(w, x), K * len(x)), w, x),
+    ),
+    "hierarchical": (HierarchicalTopKOptions(width=WIDTH, k=K), lambda w, x: over_budgets(linear(w, x), ALL, w, x)),
+    "hierarchical, some budgets": (
+        HierarchicalTopKOptions(width=WIDTH, k=K, budgets=(1, 4)),
+        lambda w, x: over_budgets(linear(w, x), (1, 4), w, x),
+    ),
+    "matryoshka": (
+        MatryoshkaOptions(width=WIDTH, k=K, groups=(6, 12, 30)),
+        lambda w, x: over_groups(kept_of_batch(linear(w, x), K * len(x)), (6, 18, 48), w, x),
+    ),
+    "matryoshka per token": (
+        MatryoshkaOptions(width=WIDTH, k=K, groups=(6, 12, 30), selection="topk"),
+        lambda w, x: over_groups(kept(linear(w, x), K), (6, 18, 48), w, x),
+    ),
+    "kron": (
+        KronOptions(width=WIDTH, k=K, m=2, n=4),
+        lambda w, x: error(kept(pairs(w, x, 2, 4, "mand"), K), w, x),
+    ),
+    "kron, relu product, batch": (
+        KronOptions(width=WIDTH, k=K, m=3, n=4, kernel="relu_product", selection="batch_topk"),
+        lambda w, x: error(kept_of_batch(pairs(w, x, 3, 4, "relu_product"), K * len(x)), w, x),
+    ),
+    "kron, product, hierarchical": (
+        KronOptions(width=WIDTH, k=K, m=2, n=2, kernel="product", selection="hierarchical"),
+        lambda w, x: over_budgets(pairs(w, x, 2, 2, "product"), ALL, w, x),
+    ),
+}
+
+
+def gradients(loss: Tensor, weights: Weights) -> Weights:
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {name: g if g is not None else torch.zeros_like(weights[name]) for name, g in zip(weights, found, strict=True)}
+
+
+def assert_same(sae: TrainableSAE, loss: Tensor, reference: Callable[[Weights], Tensor]) -> None:
+    names = [name for name, p in sae.named_parameters() if p.requires_grad]
+    own = dict(zip(names, torch.autograd.grad(loss, [sae.get_parameter(n) for n in names]), strict=True))
+    weights = {n: p.detach().clone().requires_grad_(n in names) for n, p in sae.named_parameters()}
+    wanted_loss = reference(weights)
+    wanted = gradients(wanted_loss, {n: weights[n] for n in names})
+    torch.testing.assert_close(loss.detach(), wanted_loss.detach(), rtol=1e-10, atol=0)
+    for name in names:
+        assert wanted[name].abs().max() > 0, f"the reference gives {name} no gradient: nothing is tested"
+        worst = (own[name] - wanted[name]).abs().max() / wanted[name].abs().max()
+        assert worst <= TOLERANCE, f"{name}: relative error {worst:.2e}"
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_selected_variants(case: str) -> None:
+    options, reference = CASES[case]
+    sae, x = made(options), tokens()
+    loss = sae.loss(x, torch.zeros(sae.width, dtype=torch.bool), 0, 10)
+    assert_same(sae, loss.total, lambda w: reference(w, x))
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.parametrize("dead_count", [3, 20])
+@pytest.mark.parametrize("kron", [False, True])
+def test_gradients_with_dead_latents(dead_count: int, kron: bool) -> None:
+    """AuxK: fewer dead latents than aux_k (all of them reconstruct) and more (the strongest do)."""
+    common = {"width": WIDTH, "k": K, "aux_k": 8, "aux_coefficient": 0.7}
+    sae = made(KronOptions(m=2, n=4, **common) if kron else TopKOptions(**common))
+    x, dead = tokens(), torch.zeros(WIDTH, dtype=torch.bool)
+    dead[torch.arange(dead_count) * 2] = True
+
+    def reference(w: Weights) -> Tensor:
+        latents = pairs(w, x, 2, 4, "mand") if kron else linear(w, x)
+        codes = kept(latents, K)
+        return error(codes, w, x) + 0.7 * auxk(latents, w, x, codes, dead, min(8, dead_count))
+
+    assert_same(sae, sae.loss(x, dead, 0, 10).total, reference)
+
+
+@pytest.mark.usefixtures("_path")
+def test_gradients_with_a_frozen_decoder() -> None:
+    sae, x = made(RandomDecoderOptions(width=WIDTH, k=K)), tokens()
+    loss = sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 10)
+    assert_same(sae, loss.total, lambda w: error(kept(linear(w, x), K), w, x))
+    assert not sae.get_parameter("W_dec").requires_grad
+
+
+@pytest.mark.usefixtures("_path")
+def test_gradients_of_boosting() -> None:
+    """Input x, target x − x̂_base, no decoder bias."""
+    base = made(TopKOptions(width=20, k=3))
+    sae, x = made(BoostedOptions(base=TopKOptions(width=20, k=3), width=WIDTH, k=K), base), tokens()
+    sae.begin(torch.zeros(D, dtype=torch.float64), 1.0)
+    sae.get_parameter("residual.encoder.bias").data += 0.05
+    sae.get_parameter("residual.b_dec").data.zero_()
+    target = x - base(x)
+
+    def reference(w: Weights) -> Tensor:
+        latents = (x @ w["residual.encoder.weight"].t() + w["residual.encoder.bias"]).relu()
+        return (target - kept_of_batch(latents, K * len(x)) @ w["residual.W_dec"]).pow(2).sum(1).mean()
+
+    assert_same(sae, sae.loss(x, torch.zeros(sae.width, dtype=torch.bool), 0, 10).total, reference)
+
+
+def test_gradients_of_standard() -> None:
+    sae, x = made(StandardOptions(width=WIDTH, l1_coefficient=0.3, sparsity_warmup=0)), tokens()
+
+    def reference(w: Weights) -> Tensor:
+        z = ((x - w["b_dec"]) @ w["W_enc"].t() + w["b_enc"]).relu()
+        l1 = (z * w["W_dec"].pow(2).sum(1).sqrt()).sum(1).mean()
+        return error(z, w, x) + 0.3 * D**0.5 * l1
+
+    assert_same(sae, sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 10).total, reference)
+
+
+def test_gradients_of_gated() -> None:
+    sae, x = made(GatedOptions(width=WIDTH, l1_coefficient=0.3, sparsity_warmup=0)), tokens()
+
+    def reference(w: Weights) -> Tensor:
+        gate = (x - w["b_dec"]) @ w["W_enc"].t() + w["b_enc"]
+        size = (x - w["b_dec"]) @ (w["W_enc"] * w["r_mag"].exp()[:, None]).t() + w["b_mag"]
+        z = (gate.detach() > 0).double() * F.relu(size)
+        frozen = {"W_dec": w["W_dec"].detach(), "b_dec": w["b_dec"].detach()}
+        return error(z, w, x) + 0.3 * D**0.5 * gate.relu().sum(1).mean() + error(gate.relu(), frozen, x)
+
+    assert_same(sae, sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 10).total, reference)
+
+
+def test_gradients_of_jumprelu() -> None:
+    """Weights against autograd; thresholds against the paper's estimators, written out (2407.14435, §3)."""
+    options = JumpReLUOptions(width=WIDTH, l0_coefficient=0.05, bandwidth=0.5, initial_threshold=0.4, sparsity_warmup=0)
+    sae, x = made(options), tokens()
+
+    def reference(w: Weights) -> Tensor:
+        pre, theta = ((x - w["b_dec"]) @ w["W_enc"].t() + w["b_enc"]).relu(), w["log_threshold"].exp()
+        on, near = (pre > theta).double(), ((pre - theta).abs() < 0.25).double().detach()
+        z = pre * on.detach() + _value_zero(-(theta.detach() / 0.5) * near, theta)
+        l0 = (on.detach() + _value_zero(-near / 0.5, theta)).sum(1).mean()
+        return error(z, w, x) + 0.05 * D * l0
+
+    assert_same(sae, sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 10).total, reference)
+
+
+def _value_zero(slope: Tensor, variable: Tensor) -> Tensor:
+    """Zero, with derivative `slope` [N, width] by `variable` [width]."""
+    return slope * (variable - variable.detach())

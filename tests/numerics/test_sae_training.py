@@ -1,0 +1,321 @@
+"""Training: bit-exact resume, determinism, isolation of failures, bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.activations.site import Site
+from harness.errors import CellFailed, RefusedFile
+from harness.sae import artifact
+from harness.sae.base import SparseAutoencoder, TrainableSAE
+from harness.sae.moments import FittedTrainee
+from harness.sae.options import (
+    NATIVE,
+    BatchTopKOptions,
+    BoostedOptions,
+    ExtendedOptions,
+    GatedOptions,
+    HierarchicalTopKOptions,
+    JumpReLUOptions,
+    KronOptions,
+    MatryoshkaOptions,
+    PCAOptions,
+    StandardOptions,
+    StitchedOptions,
+    TopKOptions,
+    Variant,
+)
+from harness.sae.train import Trainee, train
+from harness.sae.trainee import NativeTrainee, learning_rate
+from harness.sae.training import TrainingOptions
+
+D, WIDTH, K = 12, 32, 3
+HERE, THERE = Site(index=0), Site(index=1)
+RECIPE = TrainingOptions(batch=32, buffer=64, lr=3e-3, dead_after=96)
+BASE = TopKOptions(width=WIDTH, k=K)
+OPTIONS: list[Variant] = [
+    BASE,
+    BatchTopKOptions(width=WIDTH, k=K),
+    HierarchicalTopKOptions(width=WIDTH, k=K),
+    MatryoshkaOptions(width=WIDTH, k=K, groups=(8, 24)),
+    KronOptions(width=WIDTH, k=K, m=2, n=4),
+    StandardOptions(width=WIDTH),
+    GatedOptions(width=WIDTH),
+    JumpReLUOptions(width=WIDTH, target_l0=4),
+    BoostedOptions(base=BASE, width=16, k=2),
+    ExtendedOptions(base=BASE, extra_width=6, extra_k=2, init="most_active"),
+    StitchedOptions(base=BASE, grafted=6),
+]
+IDS = [options.variant for options in OPTIONS]
+
+
+class Blocks:
+    """Ten blocks of two batches at two sites, each a pure function of its number."""
+
+    blocks, steps = 10, 20
+
+    def __init__(self, corrupt: int | None = None) -> None:
+        self.corrupt = corrupt
+        first = [batch[HERE] for batch in self.batches(0)]
+        self.means = {site: torch.cat(first).mean(0) for site in (HERE, THERE)}
+        self.first_norms = {site: float(torch.cat(first).norm(dim=1).mean()) for site in (HERE, THERE)}
+
+    def batches(self, block: int) -> Iterator[dict[Site, Tensor]]:
+        generator = torch.Generator().manual_seed(block)
+        for _ in range(2):
+            x = torch.randn(32, D, generator=generator) * torch.linspace(3, 0.1, D) + 0.5
+            yield {HERE: x, THERE: x * (nan if block == self.corrupt else 2.0)}
+
+
+def base() -> SparseAutoencoder:
+    return BASE.build(D, torch.Generator().manual_seed(5))
+
+
+def bases(options: Variant) -> tuple[SparseAutoencoder, ...]:
+    return tuple(base() for _ in options.base_sections)
+
+
+def trainee(options: Variant, site: Site = HERE, recipe: TrainingOptions = RECIPE, seed: int = 0) -> NativeTrainee:
+    sae, stream = options.build(D, torch.Generator().manual_seed(seed), bases(options)), Blocks()
+    assert isinstance(sae, TrainableSAE)
+    norm, mean = stream.first_norms[site], stream.means[site]
+    return NativeTrainee(sae, site, recipe, steps=stream.steps, first_norm=norm, mean=mean)
+
+
+def assert_equal_weights(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def interrupted(options: Variant, site: Site = HERE) -> tuple[SparseAutoencoder, NativeTrainee]:
+    """Trained with a new process's worth of objects after every block."""
+    state: dict[str, Tensor] | None = None
+    for block in range(Blocks.blocks):
+        running = trainee(options, site)
+        if state is not None:
+            running.load_state(state)
+        assert running.next_block == block
+        for batch in Blocks().batches(block):
+            running.step(batch[site])
+        running.next_block = block + 1
+        state = running.state()
+    return running.finish(), running
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_resuming_at_every_block_gives_the_same_bits(options: Variant) -> None:
+    straight = trainee(options)
+    done = train([straight], Blocks())[straight]
+    assert isinstance(done, SparseAutoencoder), done
+    resumed, again = interrupted(options)
+    assert_equal_weights(done, resumed)
+    assert straight.curve == again.curve
+    fresh = trainee(options)
+    fresh.sae.fold_input_scale(fresh.scale)
+    moved = [not torch.equal(t, fresh.sae.state_dict()[name]) for name, t in done.state_dict().items()]
+    assert any(moved), "training has changed nothing"
+
+
+def test_training_is_deterministic_and_depends_on_the_seed() -> None:
+    def run(seed: int) -> SparseAutoencoder:
+        one = trainee(BASE, seed=seed)
+        outcome = train([one], Blocks())[one]
+        assert isinstance(outcome, SparseAutoencoder)
+        return outcome
+
+    assert_equal_weights(run(0), run(0))
+    assert not torch.equal(run(0).decoder_rows(), run(1).decoder_rows())  # type: ignore[arg-type]
+
+
+def test_an_sae_is_the_same_alone_and_in_a_group() -> None:
+    """Dimensions differ, so shared buffers change hands between the two."""
+    alone = trainee(BASE)
+    wanted = train([alone], Blocks())[alone]
+    group = [trainee(BatchTopKOptions(width=20, k=2)), trainee(BASE), trainee(BASE, THERE), trainee(OPTIONS[2])]
+    outcomes = train(group, Blocks())
+    assert_equal_weights(wanted, outcomes[group[1]])  # type: ignore[arg-type]
+
+
+def test_trainees_at_different_blocks_each_see_every_block_once() -> None:
+    ahead, behind = trainee(BASE), trainee(BASE)
+    taken: dict[int, dict[str, Tensor]] = {}
+    train([ahead], Blocks(), checkpoint=lambda alive: taken.update({alive[0].next_block: alive[0].state()}))
+    assert sorted(taken) == list(range(1, 11))
+    resumed = trainee(BASE)
+    resumed.load_state(taken[6])
+    seen: list[tuple[int, int]] = []
+    outcomes = train([resumed, behind], Blocks(), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 10) for i in range(1, 11)]
+    assert_equal_weights(outcomes[resumed], outcomes[behind])  # type: ignore[arg-type]
+
+
+def test_a_trainee_that_fails_is_dropped_and_the_others_go_on() -> None:
+    healthy, failing = trainee(BASE, HERE), trainee(BASE, THERE)
+    checkpoints: list[int] = []
+    outcomes = train([healthy, failing], Blocks(corrupt=4), checkpoint=lambda alive: checkpoints.append(len(alive)))
+    error = outcomes[failing]
+    assert isinstance(error, CellFailed)
+    assert "loss is nan at step 8 of 20 (learning rate" in str(error)
+    assert "lower training.lr" in str(error)
+    assert checkpoints == [2] * 4 + [1] * 6
+    alone = trainee(BASE, HERE)
+    assert_equal_weights(outcomes[healthy], train([alone], Blocks())[alone])  # type: ignore[arg-type]
+
+
+def test_training_ends_early_when_all_have_failed() -> None:
+    failing = trainee(BASE, THERE)
+    seen: list[int] = []
+    outcomes = train([failing], Blocks(corrupt=0), progress=lambda done, _: seen.append(done))
+    assert isinstance(outcomes[failing], CellFailed)
+    assert seen == [1]
+
+
+def test_a_checkpoint_of_another_sae_is_refused() -> None:
+    state = trainee(BASE).state()
+    for options in (TopKOptions(width=WIDTH + 1, k=K), StandardOptions(width=WIDTH)):
+        with pytest.raises(RefusedFile, match="does not fit"):
+            trainee(options).load_state(state)
+    with pytest.raises(RefusedFile, match="does not fit"):
+        trainee(BASE).load_state({})
+
+
+def test_moments_resume_exactly() -> None:
+    def fresh() -> FittedTrainee:
+        return FittedTrainee(PCAOptions(k=4).build(D, torch.Generator()), HERE)  # type: ignore[arg-type]
+
+    straight = fresh()
+    wanted = train([straight], Blocks())[straight]
+    state = fresh().state()
+    for block in range(10):
+        running = fresh()
+        running.load_state(state)
+        for batch in Blocks().batches(block):
+            running.step(batch[HERE])
+        state = running.state()
+    assert_equal_weights(wanted, running.finish())  # type: ignore[arg-type]
+    with pytest.raises(CellFailed, match="NaN or infinity"):
+        fresh().step(torch.full((2, D), inf))
+    with pytest.raises(CellFailed, match="no hidden states"):
+        fresh().finish()
+
+
+def test_dead_latents_are_those_silent_for_long_enough() -> None:
+    one = trainee(BASE, recipe=RECIPE.model_copy(update={"dead_after": 96}))
+    one.sae.get_parameter("encoder.bias").data[:4] = -1e6
+    counts = []
+    for block in range(5):
+        for batch in Blocks().batches(block):
+            one.step(batch[HERE])
+            counts.append(int((one.silent[:4] >= 96).sum()))
+    assert counts[:4] == [0, 0, 4, 4]
+    assert (one.silent % 32 == 0).all()
+    curve = one.training_record()["curve"]
+    assert curve["auxiliary"][2] == 0
+    assert curve["auxiliary"][3] > 0
+
+
+def test_the_curve_records_what_happened() -> None:
+    one = trainee(BASE)
+    done = train([one], Blocks())[one]
+    assert isinstance(done, SparseAutoencoder)
+    curve = one.training_record()["curve"]
+    assert curve["step"] == list(range(20))
+    assert curve["l0"][0] == K
+    assert curve["reconstruction"][-1] < curve["reconstruction"][0]
+    x = torch.cat([batch[HERE] for batch in Blocks().batches(9)])
+    spread = (x - x.mean(0)).pow(2).sum() / len(x) * one.scale**2
+    assert curve["normalised"][-1] == pytest.approx(curve["reconstruction"][-1] / spread, rel=0.2)
+    assert curve["lr"] == [learning_rate(RECIPE, step, 20) for step in range(20)]
+
+
+def test_learning_rate_warms_up_and_decays_to_its_end() -> None:
+    recipe = TrainingOptions(lr=1e-2, final_lr=1e-4, warmup=0.1)
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[9] == rates[10] == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-4)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert learning_rate(TrainingOptions(warmup=0), 0, 1) == 8e-4
+
+
+def test_gradients_are_clipped_together() -> None:
+    """With plain gradients of global norm ≫ 1, Adam's first moment is the clipped gradient times 1 − β₁."""
+    one = trainee(BASE, recipe=RECIPE.model_copy(update={"gradient_clip": 0.01}))
+    one.step(next(Blocks().batches(0))[HERE])
+    moments = [one.adam.state[p]["exp_avg"] for p in one.parameters.values()]
+    norm = torch.cat([m.flatten() for m in moments]).norm() / 0.1
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_saving_and_loading_gives_the_same_sae(options: Variant, tmp_path: Path) -> None:
+    one = trainee(options)
+    done = train([one], Blocks())[one]
+    assert isinstance(done, SparseAutoencoder)
+    artifact.save(done, options, D, tmp_path, one.training_record(), bases(options))
+    loaded = artifact.load(tmp_path, bases(options))
+    x = next(Blocks().batches(3))[HERE]
+    assert torch.equal(loaded(x), done(x))
+    assert_equal_weights(loaded, done)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert artifact.load_training(tmp_path)["curve"]["step"] == list(range(20))
+
+
+def test_damaged_artifacts_are_refused(tmp_path: Path) -> None:
+    options = BASE
+
+    def broken(change: str, old: str = "", new: str = "") -> Path:
+        folder = tmp_path / change
+        artifact.save(base(), options, D, folder)
+        header = folder / "sae.json"
+        header.write_text(header.read_text().replace(old, new) if old else header.read_text())
+        return folder
+
+    cases = {
+        ('"d_in": 12', '"d_in": 13'): "the options ask for",
+        ('"d_in": 12', '"d_in": -1'): "d_in must be a positive integer",
+        ('"k": 3', '"k": 99'): "invalid options",
+        ('"variant": "topk"', '"variant": "nope"'): "do not name one of the known variants",
+        ('"schema": 1', '"schema": 2'): "schema 2 is not",
+        ("{", "[", ): "cannot be read as JSON",
+    }
+    for i, ((old, new), message) in enumerate(cases.items()):
+        with pytest.raises(RefusedFile, match=message):
+            artifact.load(broken(str(i), old, new))
+    folder = broken("truncated")
+    weights = folder / "sae.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RefusedFile, match="cannot be read as safetensors"):
+        artifact.load(folder)
+    with pytest.raises(RefusedFile, match="cannot be read as JSON"):
+        artifact.load(tmp_path / "nowhere")
+
+
+def test_a_boosted_sae_is_refused_on_another_base(tmp_path: Path) -> None:
+    options = BoostedOptions(base=BASE, width=16, k=2)
+    artifact.save(options.build(D, torch.Generator(), (base(),)), options, D, tmp_path, bases=(base(),))
+    other = BASE.build(D, torch.Generator().manual_seed(6))
+    for given in ((), (other,)):
+        with pytest.raises(RefusedFile, match="other base SAEs"):
+            artifact.load(tmp_path, given)
+
+
+def test_every_native_variant_builds_what_it_names() -> None:
+    from importlib import import_module
+
+    for name, cls in NATIVE.items():
+        module, attribute = cls.implementation.split(":")
+        assert issubclass(getattr(import_module(module), attribute), SparseAutoencoder), name
+        assert cls.model_fields["variant"].default == name
+
+
+def test_protocol_is_met() -> None:
+    checked: list[Trainee] = [trainee(BASE), FittedTrainee(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
+    assert [one.next_block for one in checked] == [0, 0]
