@@ -62,7 +62,7 @@ class FilesDataset(DatasetAdapter):
             yield from (part.strip() for part in parts if part.strip())
 
     def _json_lines(self, path: Path) -> Iterator[str]:
-        with path.open(encoding="utf-8", errors="replace") as lines:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield self._text(_parsed(line, path, number), f"{path.name}:{number}")
@@ -77,9 +77,10 @@ class FilesDataset(DatasetAdapter):
                 raise InvalidInput(
                     f"{path.name} has no column {self.field!r}; it has {', '.join(table.schema_arrow.names)}"
                 )
-            for batch in table.iter_batches(columns=[self.field]):
-                for row, text in enumerate(batch.column(0).to_pylist()):
-                    yield self._text({self.field: text}, f"{path.name}: row {row}")
+            batches = table.iter_batches(columns=[self.field])
+            rows = (text for batch in batches for text in batch.column(0).to_pylist())
+            for number, text in enumerate(rows, 1):
+                yield self._text({self.field: text}, f"{path.name}: row {number}")
         except (arrow.ArrowException, OSError) as error:
             raise RefusedFile(f"{path.name} is not a readable Parquet file: {error}") from error
 
@@ -88,7 +89,7 @@ class FilesDataset(DatasetAdapter):
         if not isinstance(text, str):
             has = f"it has {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else "the line is not an object"
             raise InvalidInput(f"{where}: no text under {self.field!r}; {has}")
-        return text
+        return text if text.isascii() else text.encode(errors="replace").decode()  # JSON can hold halves of characters
 
 
 @lru_cache(maxsize=1024)
@@ -108,7 +109,7 @@ def _split_glob(path: str) -> tuple[str, str]:
 
 
 def _decoded(path: Path) -> str:
-    return path.read_text("utf-8", errors="replace")
+    return path.read_text("utf-8-sig", errors="replace")
 
 
 def _parsed(line: str, path: Path, number: int) -> Json:

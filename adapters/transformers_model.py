@@ -33,8 +33,10 @@ class TransformersModel(ModelAdapter):
 
     @model_validator(mode="after")
     def _known_form(self) -> Any:
-        if not _is_path(self.id) and not _HUB_ID.match(self.id):
+        if not _is_path(self.id) and not _HUB_ID.fullmatch(self.id):
             raise ValueError(f"{self.id!r} is neither a hub id (owner/name) nor a path (start it with ./ or ../)")
+        if self.revision and ".." in self.revision.split("/"):
+            raise ValueError(f"the revision {self.revision!r} is no commit, tag or branch")
         return self
 
     def folder(self, roots: Roots) -> Path | None:
@@ -54,7 +56,7 @@ class TransformersModel(ModelAdapter):
 
     def pinned(self, roots: Roots) -> Self:
         """Itself with the revision replaced by the commit it stands for now (asks the hub unless cached)."""
-        if self.folder(roots) or (self.revision and _COMMIT.match(self.revision)):
+        if self.folder(roots) or (self.revision and _COMMIT.fullmatch(self.revision)):
             return self
         return self.model_copy(update={"revision": self._commit() or self._ask_hub()})
 
@@ -74,10 +76,11 @@ class TransformersModel(ModelAdapter):
 
     def _commit(self) -> str | None:
         """The commit known on this machine: stated in full, or remembered by the hub cache."""
-        if self.revision and _COMMIT.match(self.revision):
+        if self.revision and _COMMIT.fullmatch(self.revision):
             return self.revision
         ref = _cache() / _repository(self.id) / "refs" / (self.revision or "main")
-        return ref.read_text("ascii", "replace").strip() if ref.is_file() else None
+        known = ref.read_text("ascii", "replace").strip() if ref.is_file() else ""
+        return known if _COMMIT.fullmatch(known) else None
 
     def _ask_hub(self) -> str | None:
         from huggingface_hub import HfApi

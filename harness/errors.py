@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.words import one_line
+
 
 class LatentbenchError(Exception):
     """Base of all errors raised on purpose."""
@@ -41,7 +43,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}:{self.column}: "
-        return where + (f"{self.path}: {self.message}" if self.path else self.message)
+        return one_line(where + (f"{self.path}: {self.message}" if self.path else self.message))
 
 
 class SpecError(InvalidInput):

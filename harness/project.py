@@ -12,6 +12,7 @@ from harness.errors import InvalidInput, Problem, SpecError
 from harness.spec.cells import SpecFile, load_spec
 
 SUFFIXES = (".yaml", ".yml")
+_MAX_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def load_specs(project: Project, given: Iterable[str]) -> list[SpecFile]:
 
 def _matches(project: Project, text: str) -> list[Path]:
     path = Path(text)
+    if len(text) > _MAX_PATH or "\0" in text:
+        return []
     if path.is_file():
         return [path.resolve()]
     for folder in (path, project.specs / text):

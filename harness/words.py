@@ -1,6 +1,29 @@
 """Small helpers for sentences."""
 
+import re
+
+# C0 and C1 controls, line and paragraph separators, marks that reorder text, and halves of surrogate pairs.
+_UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_IN_TEXT, _IN_LINE = re.compile(f"[{_UNSAFE}]"), re.compile(f"[\t\n{_UNSAFE}]")
+
 
 def plural(count: int, word: str) -> str:
     """`1 cell`, `2 cells`."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")
+
+
+def printable(text: str) -> str:
+    """Text that may hold anything, safe to print: what could steer a terminal or reorder a line becomes visible.
+
+    Line feeds and tabs stay. The escapes are those of JSON, so that JSON stays JSON.
+    """
+    return _IN_TEXT.sub(_escaped, text)
+
+
+def one_line(text: str) -> str:
+    """The same, on one line."""
+    return _IN_LINE.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"

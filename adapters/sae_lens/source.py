@@ -43,7 +43,7 @@ class SaeLensSource(SaeSource):
         if self.path is None:
             return {"release": self.release, "id": self.id, "sae_lens": version("sae-lens")}
         folder = self.folder(roots)
-        return {name: _digest(folder / name, (folder / name).stat().st_mtime_ns) for name in (WEIGHTS, CONFIG)}
+        return {name: _digest_of(folder / name) for name in (WEIGHTS, CONFIG)}
 
     def folder(self, roots: Roots) -> Path:
         """The folder meant by `path`. Raises NotAvailable when it does not hold a saved SAE."""
@@ -61,6 +61,11 @@ class SaeLensSource(SaeSource):
         return from_registry(str(self.release), str(self.id))
 
 
+def _digest_of(path: Path) -> str:
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
+
+
 @lru_cache(maxsize=256)
-def _digest(path: Path, modified: int) -> str:
+def _digest(path: Path, size: int, modified: int) -> str:
     return file_digest(path)

@@ -12,6 +12,7 @@ import typer
 
 from harness.cli import results, running, specs, stores
 from harness.errors import LatentbenchError
+from harness.words import printable
 
 app = typer.Typer(
     name="latentbench",
@@ -32,14 +33,12 @@ def run(arguments: list[str]) -> int:
         code = app(args=arguments, prog_name="latentbench", standalone_mode=False)
         return int(code or 0)
     except LatentbenchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except click.exceptions.Abort:
-        return 130
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.exceptions.Abort):  # click makes the one the other
         print("interrupted: what was finished is kept, run the same command to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:

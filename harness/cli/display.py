@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,7 +23,7 @@ from harness.cli.options import print_json
 from harness.execute.events import Event
 from harness.plan.plan import Plan, PlannedCell
 from harness.project import Project
-from harness.words import plural
+from harness.words import one_line, plural
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -124,6 +124,11 @@ class Display:
 
     def _say(self, text: str) -> None:
         (self.progress.console if self.live else self.console).print(text, highlight=False, soft_wrap=True)
+
+
+def escape(text: str) -> str:
+    """Text that may hold anything, as one line of rich's markup."""
+    return escape_markup(one_line(text))
 
 
 def _counts(plan: Plan) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from harness.project import Project, find_project
 from harness.section import Json
+from harness.words import printable
 
 Specs = Annotated[
     list[str] | None,
@@ -36,6 +37,11 @@ def project_of(results: Path | None = None, store: Path | None = None, allow: li
     return find_project(results, store, allow or ())
 
 
+def say(text: str, err: bool = False) -> None:
+    """Prints text that may hold anything."""
+    typer.echo(printable(text), err=err)
+
+
 def print_json(value: Json) -> None:
     """JSON on standard output."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    say(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.options import Results, project_of
+from harness.cli.options import Results, project_of, say
 
 
 def register(app: typer.Typer) -> None:
@@ -61,4 +61,4 @@ def _emit(text: str, output: Path | None) -> None:
     from harness.store.files import write_bytes
 
     write_bytes(output, text.encode())
-    typer.echo(f"wrote {output}", err=True)
+    say(f"wrote {output}", err=True)

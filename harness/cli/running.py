@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.options import Allow, AsJson, Results, Specs, StoreFolder, print_json, project_of
+from harness.cli.options import Allow, AsJson, Results, Specs, StoreFolder, print_json, project_of, say
 from harness.section import Json
 from harness.words import plural
 
@@ -94,10 +94,10 @@ def status(
         print_json(rows)
     else:
         for row in rows:
-            typer.echo(
+            say(
                 f"{'done' if row['done'] else 'open'}  {row['cell']}  {'' if row['done'] else row['reason']}".rstrip()
             )
-        typer.echo(f"{plural(len(rows) - len(made.to_run), 'cell')} done, {len(made.to_run)} to run")
+        say(f"{plural(len(rows) - len(made.to_run), 'cell')} done, {len(made.to_run)} to run")
     raise typer.Exit(INCOMPLETE if made.to_run else 0)
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Allow, AsJson, Specs, print_json, project_of
+from harness.cli.options import Allow, AsJson, Specs, print_json, project_of, say
 from harness.errors import InvalidInput, Problem, SpecError
-from harness.words import plural
+from harness.words import one_line, plural
 
 
 def register(app: typer.Typer) -> None:
@@ -28,11 +28,12 @@ def new(
 
     Example: `latentbench new specs/mine/topk.yaml --from quickstart/topk`
     """
-    from harness.project import spec_paths
+    from harness.project import SUFFIXES, spec_paths
     from harness.spec.template import rewritten
+    from harness.store.files import write_bytes
 
     project = project_of()
-    target = path if path.suffix else path.with_suffix(".yaml")
+    target = path if path.suffix in SUFFIXES else path.with_name(f"{path.name or 'spec'}.yaml")
     if target.exists():
         raise InvalidInput(f"{target} exists already; choose another name")
     (source, *others) = spec_paths(project, [template])
@@ -40,10 +41,8 @@ def new(
         raise InvalidInput(
             f"{template!r} means several specs; name one of {', '.join(str(p.name) for p in (source, *others))}"
         )
-    text = rewritten(source, target.resolve())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, "utf-8")
-    typer.echo(f"wrote {target}; next: latentbench validate {target}")
+    write_bytes(target, rewritten(source, target.resolve()).encode())
+    say(f"wrote {target}; next: latentbench validate {target}")
 
 
 def list_(
@@ -60,7 +59,7 @@ def list_(
         return
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
-        typer.echo(f"{name:<{width}}  {text}".rstrip())
+        say(f"{name:<{width}}  {text}".rstrip())
 
 
 def show(
@@ -76,6 +75,7 @@ def show(
     import yaml
 
     from harness.project import load_specs
+    from harness.spec.nodes import dotted
 
     for loaded in load_specs(project_of(allow=allow), [spec]):
         if as_json:
@@ -83,12 +83,12 @@ def show(
         elif origins:
             for path, node in loaded.tree.walk():
                 if path and not isinstance(node.value, dict | list):
-                    typer.echo(f"{'.'.join(map(str, path))}: {node.plain()!r}  ({node.mark.file}:{node.mark.line})")
+                    say(one_line(f"{dotted(path)}: {node.plain()!r}  ({node.mark.file}:{node.mark.line})"))
         else:
-            typer.echo(yaml.safe_dump(loaded.tree.plain(), sort_keys=False, allow_unicode=True).rstrip())
-            typer.echo(f"# {plural(len(loaded.cells), 'cell')}:")
+            say(yaml.safe_dump(loaded.tree.plain(), sort_keys=False, allow_unicode=True).rstrip())
+            say(f"# {plural(len(loaded.cells), 'cell')}:")
             for cell in loaded.cells:
-                typer.echo(f"#   {cell.title}")
+                say(f"#   {cell.title}")
 
 
 def validate(specs: Specs = None, as_json: AsJson = False, allow: Allow = None) -> None:
@@ -100,13 +100,13 @@ def validate(specs: Specs = None, as_json: AsJson = False, allow: Allow = None) 
     if as_json:
         print_json({"valid": not problems, "specs": files, "cells": cells, "problems": [vars(p) for p in problems]})
     for problem in problems if not as_json else ():
-        typer.echo(str(problem), err=True)
+        say(str(problem), err=True)
     if problems:
         if not as_json:
-            typer.echo(plural(len(problems), "problem"), err=True)
+            say(plural(len(problems), "problem"), err=True)
         raise typer.Exit(2)
     if not as_json:
-        typer.echo(f"{plural(files, 'spec')}, {plural(cells, 'cell')}: valid")
+        say(f"{plural(files, 'spec')}, {plural(cells, 'cell')}: valid")
 
 
 def schema() -> None:

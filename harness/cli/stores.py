@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import AsJson, Results, StoreFolder, print_json, project_of
+from harness.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say
 from harness.errors import DamagedArtifact
 from harness.store.store import Store
 from harness.words import plural
@@ -22,8 +22,8 @@ def ls(results: Results = None, store: StoreFolder = None, as_json: AsJson = Fal
         print_json([{"kind": a.kind, "key": a.key, "bytes": a.bytes} for a in found])
         return
     for artifact in found:
-        typer.echo(f"{artifact.kind:<12} {artifact.key[:16]} {artifact.bytes / 2**20:10.2f} MiB")
-    typer.echo(f"{plural(len(found), 'artifact')}, {sum(a.bytes for a in found) / 2**20:.1f} MiB")
+        say(f"{artifact.kind:<12} {artifact.key[:16]} {artifact.bytes / 2**20:10.2f} MiB")
+    say(f"{plural(len(found), 'artifact')}, {sum(a.bytes for a in found) / 2**20:.1f} MiB")
 
 
 @app.command()
@@ -36,8 +36,8 @@ def verify(results: Results = None, store: StoreFolder = None) -> None:
             sound += 1
         except DamagedArtifact as error:
             damaged += 1
-            typer.echo(f"damaged: {error}; moved to {opened.quarantine(artifact.folder)}", err=True)
-    typer.echo(f"{plural(sound, 'artifact')} sound, {damaged} damaged")
+            say(f"damaged: {error}; moved to {opened.quarantine(artifact.folder)}", err=True)
+    say(f"{plural(sound, 'artifact')} sound, {damaged} damaged")
     raise typer.Exit(1 if damaged else 0)
 
 
@@ -54,10 +54,10 @@ def gc(
     opened, kept = Store(project.store), referred_keys(project.results)
     loose = [artifact for artifact in opened.artifacts() if artifact.key not in kept]
     for artifact in loose:
-        typer.echo(f"{artifact.kind:<12} {artifact.key[:16]} {artifact.bytes / 2**20:10.2f} MiB")
+        say(f"{artifact.kind:<12} {artifact.key[:16]} {artifact.bytes / 2**20:10.2f} MiB")
         if yes:
             opened.remove(artifact)
     size = sum(artifact.bytes for artifact in loose) / 2**20
-    typer.echo(
+    say(
         f"{plural(len(loose), 'artifact')}, {size:.1f} MiB " + ("deleted" if yes else "would be deleted; add --yes")
     )

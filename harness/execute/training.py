@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from adapters.folder import facts_of
 from adapters.protocols import DatasetAdapter
 from harness.activations.stream import ActivationStream
 from harness.canonical import digest, seed_of
@@ -18,17 +21,20 @@ from harness.execute.stages import Models, make_train_tokens
 from harness.plan.stages import SaeStages, Stage
 from harness.sae import artifact
 from harness.sae.base import SparseAutoencoder, TrainableSAE
+from harness.sae.moments import FittedSAE, FittedTrainee
 from harness.sae.options import Variant
+from harness.sae.options.loaded import LoadedSae
 from harness.sae.train import train
 from harness.sae.trainee import NativeTrainee
 from harness.spec.cells import Cell
-from harness.spec.experiment import LoadedSae
 from harness.store.files import write_bytes
 from harness.store.store import Store
 
 CHECKPOINT = "state.safetensors"
 
 Progress = Callable[[int, int], None]
+AnyTrainee = NativeTrainee | FittedTrainee
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,22 +79,38 @@ class Training:
         groups: dict[str, dict[str, Wanted]] = defaultdict(dict)
         for item in wanted:
             training = item.cell.experiment.training
-            stream = [item.tokens.key, item.cell.seed, training.batch, training.buffer]
+            tokens = item.made.tokens
+            stream = [tokens and tokens.key, item.cell.seed, training.batch, training.buffer]
             groups[digest("stream", stream)].setdefault(item.key, item)
         return [list(group.values()) for group in groups.values()]
 
     def run(self, wanted: list[Wanted], progress: Progress) -> dict[str, Exception]:
-        """Trains SAEs of one stream. Returns what went wrong, by stage key."""
-        stream = self._stream(wanted)
-        trainees = {self._trainee(item, stream): item for item in wanted}
-        outcomes = train(list(trainees), stream, self._checkpoint_of(trainees), progress)
+        """Makes SAEs of one stream. Returns what went wrong, by stage key."""
         failures: dict[str, Exception] = {}
-        for trainee, outcome in outcomes.items():
+        if not wanted[0].options.reads_texts:
+            for item in wanted:
+                self._attempt(failures, item.key, partial(self._keep, item, self._built(item), None))
+            return failures
+        stream = self._stream(wanted)
+        trainees: dict[AnyTrainee, Wanted] = {}
+        for item in wanted:
+            trainee = self._attempt(failures, item.key, partial(self._trainee, item, stream))
+            if trainee:
+                trainees[trainee] = item
+        for trainee, outcome in train(list(trainees), stream, self._checkpoint_of(trainees), progress).items():
+            item = trainees[trainee]
             if isinstance(outcome, Exception):
-                failures[trainees[trainee].key] = outcome
+                failures[item.key] = outcome
             else:
-                self._keep(trainees[trainee], outcome, trainee)
+                self._keep(item, outcome, trainee)
         return failures
+
+    def _attempt(self, failures: dict[str, Exception], key: str, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except Exception as error:  # one SAE that cannot be made must not cost the others
+            failures[key] = error
+            return None
 
     def load(self, made: SaeStages) -> SparseAutoencoder:
         """An SAE and what it stands on, from the store or from its source. Raises NotAvailable when it is not there."""
@@ -112,19 +134,30 @@ class Training:
             seed_of("order", first.tokens.key, first.cell.seed),
         )
 
-    def _trainee(self, item: Wanted, stream: ActivationStream) -> NativeTrainee:
-        site = item.cell.experiment.layer
-        mean = stream.means[site]
+    def _built(self, item: Wanted) -> SparseAutoencoder:
+        """The SAE as it is before training, initialised from its own key."""
         generator = torch.Generator().manual_seed(seed_of("weights", item.key))
         bases = tuple(self.load(base) for base in item.made.bases)
-        sae = item.options.build(len(mean), generator, bases).to(self.models.device)
-        assert isinstance(sae, TrainableSAE)
-        training = item.cell.experiment.training
-        trainee = NativeTrainee(sae, site, training, steps=stream.steps, first_norm=stream.first_norms[site], mean=mean)
+        experiment, roots = item.cell.experiment, self.models.roots
+        facts = experiment.model.facts(roots) or facts_of(
+            self.models.model(experiment.model).model.config.to_dict(), ""
+        )
+        return item.options.build(facts.d_model, generator, bases).to(self.models.device)
+
+    def _trainee(self, item: Wanted, stream: ActivationStream) -> AnyTrainee:
+        site, sae = item.cell.experiment.layer, self._built(item)
+        trainee: AnyTrainee
+        if isinstance(sae, FittedSAE):
+            trainee = FittedTrainee(sae, site, self.models.device)
+        else:
+            assert isinstance(sae, TrainableSAE)
+            norm, mean = stream.first_norms[site], stream.means[site]
+            options = item.cell.experiment.training
+            trainee = NativeTrainee(sae, site, options, steps=stream.steps, first_norm=norm, mean=mean)
         self._resume(trainee, item.key)
         return trainee
 
-    def _resume(self, trainee: NativeTrainee, key: str) -> None:
+    def _resume(self, trainee: AnyTrainee, key: str) -> None:
         """Continues from the checkpoint, if there is a sound one."""
         folder = self.store.checkpoint(key)
         try:
@@ -133,17 +166,18 @@ class Training:
         except (SafetensorError, RefusedFile):
             self.store.quarantine(folder)
 
-    def _checkpoint_of(self, trainees: dict[NativeTrainee, Wanted]) -> Callable[[list[NativeTrainee]], None]:
-        def save_all(active: list[NativeTrainee]) -> None:
+    def _checkpoint_of(self, trainees: dict[AnyTrainee, Wanted]) -> Callable[[list[AnyTrainee]], None]:
+        def save_all(active: list[AnyTrainee]) -> None:
             for trainee in active:
                 folder = self.store.checkpoint(trainees[trainee].key)
                 write_bytes(folder / CHECKPOINT, save(trainee.state()))
 
         return save_all
 
-    def _keep(self, item: Wanted, sae: SparseAutoencoder, trainee: NativeTrainee) -> None:
+    def _keep(self, item: Wanted, sae: SparseAutoencoder, trainee: AnyTrainee | None) -> None:
         stage = item.made.stage
         bases = tuple(self.load(base) for base in item.made.bases)
         with self.store.writing(stage.kind, stage.key, stage.made_from) as folder:
-            artifact.save(sae, item.options, sae.d_in, folder, trainee.training_record(), bases)
+            record = trainee.training_record() if isinstance(trainee, NativeTrainee) else None
+            artifact.save(sae, item.options, sae.d_in, folder, record, bases)
         self.store.drop_checkpoint(stage.key)

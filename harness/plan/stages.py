@@ -18,9 +18,10 @@ from adapters.protocols import DatasetAdapter, Roots
 from harness.canonical import digest
 from harness.errors import InvalidInput
 from harness.sae.options import Variant
+from harness.sae.options.loaded import LoadedSae
 from harness.section import Json
 from harness.spec.cells import Cell
-from harness.spec.experiment import Experiment, LoadedSae
+from harness.spec.experiment import Experiment
 
 Kind = Literal["tokens", "sae", "loaded_sae", "baseline", "measurement"]
 
@@ -182,12 +183,9 @@ def _sae(
 ) -> SaeStages:
     if isinstance(section, LoadedSae):
         return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)))
-    if data is None:
-        raise InvalidInput("training an SAE needs dataset.train")
     below = experiment.dataset.base or data
     bases = tuple(_sae(base, below, experiment, seed, model, roots) for base in section.base_sections)
-    packing = {"layout": "packed", "tokens": data.tokens, "repeat": data.repeat}
-    tokens = Stage("tokens", f"{data.tokens:,} training tokens", {**_texts(data, model, roots), **packing})
+    tokens = _train_tokens(data, model, roots) if section.reads_texts else None
     payload = {
         "model": model,
         "site": experiment.layer.plain(),
@@ -195,8 +193,16 @@ def _sae(
         "training": {**experiment.training.plain(), "version": experiment.training.version},
         "seed": seed,
     }
-    stage = Stage("sae", f"{section.variant} SAE, seed {seed}", payload, (tokens, *(base.stage for base in bases)))
+    parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
+    stage = Stage("sae", f"{section.variant} SAE, seed {seed}", payload, parents)
     return SaeStages(section, stage, data, tokens, bases)
+
+
+def _train_tokens(data: DatasetAdapter | None, model: Json, roots: Roots) -> Stage:
+    if data is None:
+        raise InvalidInput("training an SAE needs dataset.train")
+    packing = {"layout": "packed", "tokens": data.tokens, "repeat": data.repeat}
+    return Stage("tokens", f"{data.tokens:,} training tokens", {**_texts(data, model, roots), **packing})
 
 
 def _domain(

@@ -19,6 +19,7 @@ from harness.spec.experiment import Experiment, Header, valid_name
 from harness.spec.explain import at, problems_of
 from harness.spec.merge import load_tree, merge
 from harness.spec.nodes import Node
+from harness.words import one_line
 
 HEADER = frozenset({"schema", "name", "description", "extends", "seeds", "matrix", "cases"})
 MAX_CELLS = 10_000
@@ -63,7 +64,10 @@ def load_spec(path: Path, root: Path) -> SpecFile:
     """The spec at `path` in the project `root`, expanded. Raises SpecError with every problem of the file."""
     tree = load_tree(path, root)
     problems: list[Problem] = []
-    header = _collect(problems, lambda: _header(tree)) or Header()
+    header = _collect(problems, lambda: _header(tree))
+    if header is None:  # what the header would vary is unknown, but the rest can be read as it stands
+        assert isinstance(tree.value, dict)  # load_tree() saw to it
+        tree, header = Node({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark), Header()
     origin = _collect(problems, lambda: _origin(tree, header, path.resolve(), root.resolve()))
     found: list[tuple[str, Experiment, Node]] = []
     for label, variant in _combinations(tree, header):
@@ -175,7 +179,7 @@ def _label(case: Node | None, values: tuple[tuple[str, Node], ...]) -> str:
     parts = [str(case.plain()["label"])] if case else []
     for path, node in values:
         value = node.plain()
-        parts.append(f"{path}={value if isinstance(value, str | int | float) else canonical(value)}")
+        parts.append(f"{path}={one_line(value if isinstance(value, str) else canonical(value))}")
     return ",".join(parts)
 
 

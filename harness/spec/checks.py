@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 from adapters.protocols import ModelFacts, Roots
 from harness.errors import InvalidInput, Problem
+from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
-from harness.spec.experiment import Experiment, LoadedSae
+from harness.spec.experiment import Experiment
 from harness.spec.explain import at
 from harness.spec.nodes import Path_
 
 Finding = tuple[Path_, str]
+_WRONG = (InvalidInput, ValueError, OSError)
+"""What a section raises for a name that leads nowhere; OSError when the system itself refuses it."""
 
 
 def check(spec: SpecFile, roots: Roots) -> list[Problem]:
@@ -35,7 +38,7 @@ def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
 
 def _data(experiment: Experiment) -> Iterator[Finding]:
     train = experiment.dataset.train
-    if not isinstance(experiment.sae, LoadedSae):
+    if not isinstance(experiment.sae, LoadedSae) and experiment.sae.reads_texts:
         if train is None:
             yield ("dataset",), f"the variant {experiment.sae.variant!r} is trained, so dataset.train is required"
         elif train.tokens is None:
@@ -73,7 +76,7 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
         facts = experiment.model.facts(roots)
         experiment.model.identity(roots)
         yield from _layer(experiment, facts)
-    except (InvalidInput, ValueError) as error:
+    except _WRONG as error:
         yield ("model",), str(error)
     datasets = {("dataset", "eval", name): data for name, data in experiment.dataset.eval.items()}
     if experiment.dataset.train is not None:
@@ -81,12 +84,12 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     for path, data in datasets.items():
         try:
             data.identity(roots)
-        except (InvalidInput, ValueError) as error:
+        except _WRONG as error:
             yield path, str(error)
     if isinstance(experiment.sae, LoadedSae):
         try:
             experiment.sae.load.identity(roots)
-        except (InvalidInput, ValueError) as error:
+        except _WRONG as error:
             yield ("sae", "load"), str(error)
 
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, WithJsonSchema
 
-from adapters.protocols import DatasetAdapter, ModelAdapter, SaeSource
+from adapters.protocols import DatasetAdapter, ModelAdapter
 from harness.activations.site import Site
 from harness.metrics.base import Metric
 from harness.registry import Choice, sections
 from harness.sae.options import Variant
+from harness.sae.options.loaded import LoadedSae
 from harness.sae.training import TrainingOptions
 from harness.section import Json, Section
 
@@ -46,13 +47,6 @@ class Data(Section):
     """What the base SAE of a variant with `base:` is trained on; default: the same as `train`."""
     eval: Annotated[dict[Domain, Dataset], Field(min_length=1)]
     """What is measured: every named domain is a column group of the table."""
-
-
-class LoadedSae(Section):
-    """An SAE that was trained elsewhere."""
-
-    load: Annotated[SaeSource, Choice("sources", "adapter")]
-    """Where it comes from."""
 
 
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]
@@ -129,4 +123,4 @@ def known_names() -> dict[str, list[str]]:
 
 def valid_name(text: str) -> bool:
     """Whether `text` can be a spec's name."""
-    return re.match(NAME, text) is not None and len(text) <= 120
+    return re.fullmatch(NAME, text) is not None and len(text) <= 120

@@ -79,7 +79,7 @@ class _Inheritance:
             raise SpecError([mark.problem(f"extends itself: {names}", "extends")])
         if len(children) > MAX_ANCESTORS:
             raise SpecError([mark.problem(f"more than {MAX_ANCESTORS} generations of parents", "extends")])
-        if children and not path.is_file():
+        if children and not _is_file(path):
             raise SpecError([mark.problem(f"no such file: {self.shown(path)}", "extends")])
 
     def parents(self, tree: Node, path: Path) -> list[tuple[Path, Mark]]:
@@ -107,6 +107,13 @@ class _Inheritance:
 def _without(tree: Node, key: str) -> Node:
     assert isinstance(tree.value, dict)  # parse() refuses anything else at the top
     return Node({name: child for name, child in tree.value.items() if name != key}, tree.mark)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
 
 
 def _resolve(folder: Path, name: str) -> Path | None:

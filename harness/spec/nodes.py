@@ -105,6 +105,12 @@ def parse(text: str, file: str) -> Node:
         raise SpecError([start.problem(f"nested deeper than {MAX_DEPTH} levels")]) from None
     except yaml.MarkedYAMLError as error:
         raise SpecError([_syntax_problem(error, file)]) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        mark = Mark(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise SpecError(
+            [mark.problem(f"not YAML: the character U+{ord(text[error.position]):04X} is not allowed")]
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError([start.problem(f"not YAML: {_one_line(str(error))}")]) from None
     if root is None:
@@ -125,15 +131,25 @@ class _Loader(yaml.SafeLoader):
 
 
 _FLOAT = re.compile(
-    r"[-+]?(\d[\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?$|[-+]?\.\d[\d_]*([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    r"[-+]?(0|[1-9][\d_]*)(\.[\d_]*)?([eE][-+]?\d+)?$|[-+]?\.\d[\d_]*([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+    re.ASCII,
 )
-_INT = re.compile(r"[-+]?(0|[1-9][\d_]*)$")
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_INT = re.compile(r"[-+]?(0|[1-9][\d_]*)$", re.ASCII)
+_BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)$")
+_NULL = re.compile(r"(~|null|Null|NULL|)$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""])
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+_TAG = "tag:yaml.org,2002:"
+_KINDS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.MappingNode: ("map",),
+    yaml.SequenceNode: ("seq",),
+    yaml.ScalarNode: ("str", "int", "float", "bool", "null"),
+}
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class _Builder:
@@ -166,18 +182,16 @@ class _Builder:
             return f"more than {MAX_VALUES:,} values (aliases counted as often as they are used)"
         if len(path) > MAX_DEPTH:
             return f"nested deeper than {MAX_DEPTH} levels"
-        if not node.tag.startswith("tag:yaml.org,2002:"):
-            return f"the tag {node.tag!r} is not supported; specs are plain data"
-        return None
+        return _unfit(node)
 
     def mapping(self, node: yaml.MappingNode, path: Path_, above: frozenset[int]) -> dict[str, Node]:
         made: dict[str, Node] = {}
         for key_node, value_node in node.value:
             key_mark = self.mark(key_node)
-            if not isinstance(key_node, yaml.ScalarNode):
+            key = str(key_node.value)
+            if not isinstance(key_node, yaml.ScalarNode) or _unfit(key_node):
                 self.problems.append(key_mark.problem("a key must be a word", dotted(path)))
                 continue
-            key = str(key_node.value)
             if key in made:
                 first = made[key].key_mark
                 line = first.line if first else "?"
@@ -191,18 +205,13 @@ class _Builder:
 
     def scalar(self, node: yaml.Node, path: Path_) -> str | int | float | bool | None:
         text, kind = str(node.value), node.tag.rsplit(":", 1)[-1]
-        if kind == "bool":
-            return text.lower() == "true"
-        if kind == "null":
-            return None
-        if kind in ("int", "float"):
-            return self.number(node, text.replace("_", ""), kind, path)
         if kind == "str":
             return text
-        self.problems.append(
-            self.mark(node).problem(f"the tag !!{kind} is not supported; specs are plain data", dotted(path))
-        )
-        return None
+        if kind in ("int", "float"):
+            return self.number(node, text.replace("_", ""), kind, path)
+        if not (_BOOL if kind == "bool" else _NULL).match(text):  # only a tag can say so
+            self.problems.append(self.mark(node).problem(f"{text[:40]!r} is not a {kind}", dotted(path)))
+        return text.lower() == "true" if kind == "bool" else None
 
     def number(self, node: yaml.Node, text: str, kind: str, path: Path_) -> int | float | None:
         try:
@@ -221,9 +230,19 @@ class _Builder:
         return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
+def _unfit(node: yaml.Node) -> str | None:
+    """Why a value is not plain data, or None."""
+    if node.tag.removeprefix(_TAG) not in _KINDS[type(node)]:
+        return f"the tag {node.tag.replace(_TAG, '!!')!r} is not supported; specs are plain data"
+    if isinstance(node, yaml.ScalarNode) and _SURROGATE.search(node.value):
+        return "holds half of a surrogate pair, which is no character"
+    return None
+
+
 def _syntax_problem(error: yaml.MarkedYAMLError, file: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    message = "not YAML: " + _one_line(error.problem or error.context or str(error))
+    said = error.problem or error.context or str(error)
+    message = "not YAML: " + _one_line(f"{error.context}, {said}" if said.startswith("but ") else said)
     if "\\t" in message or "'\t'" in message:
         message += "; indent with spaces, not tabs"
     return Problem(file, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, "", message)

@@ -7,9 +7,10 @@ from typing import Any
 
 from harness.activations.site import Site
 from harness.registry import sections
+from harness.sae.options.loaded import LoadedSae
 from harness.sae.training import TrainingOptions
 from harness.section import Json, Section
-from harness.spec.experiment import Data, Experiment, Header, LoadedSae, Resources, Spec
+from harness.spec.experiment import Data, Experiment, Header, Resources, Spec
 
 _GROUP_TITLES = {
     "models": ("Models", "model", "adapter"),

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-_EXTENDS = re.compile(r"^(extends:\s*)(\S+)\s*$", re.MULTILINE)
+import yaml
+
+from harness.spec.nodes import parse, read_text
+
 _NAME = re.compile(r"^name:.*\n", re.MULTILINE)
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 
 
 def rewritten(source: Path, target: Path) -> str:
-    """The text of `source` as a spec at `target`: its parents' paths still lead to them, its name is its own."""
+    """The text of `source` as a spec at `target`: its parents' paths still lead to them, its name is its own.
 
-    def moved(match: re.Match[str]) -> str:
-        parent = (source.parent / match[2].strip("'\"")).resolve()
-        return match[1] + os.path.relpath(parent, target.parent)
+    Raises SpecError when `source` cannot be read.
+    """
+    text = read_text(source, source.name)
+    parse(text, source.name)
+    for item in reversed(list(_parents(text))):
+        path = os.path.relpath((source.parent / item.value).resolve(), target.parent)
+        written = path if _PLAIN.fullmatch(path) else json.dumps(path)
+        text = text[: item.start_mark.index] + written + text[item.end_mark.index :]
+    return f"# Started from {source.stem}.\n" + _NAME.sub("", text)
 
-    text = _NAME.sub("", source.read_text("utf-8"))
-    return f"# Started from {source.stem}.\n" + _EXTENDS.sub(moved, text)
+
+def _parents(text: str) -> Iterator[yaml.ScalarNode]:
+    """The scalars under `extends` in the order of the file."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value == "extends":
+            items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            yield from (item for item in items if isinstance(item, yaml.ScalarNode))

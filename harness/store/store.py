@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,7 +77,7 @@ class Store:
             files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
             if (manifest["kind"], manifest["key"]) != (kind, key):
                 raise DamagedArtifact(f"{folder} holds another artifact than its name says")
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise DamagedArtifact(f"{folder / MANIFEST} is not a manifest") from error
         if key not in self._verified:
             _check(folder, files)
@@ -107,9 +107,13 @@ class Store:
     def quarantine(self, folder: Path) -> Path:
         """Moves a damaged artifact aside and returns where to."""
         place = self.root / "quarantine"
-        place.mkdir(parents=True, exist_ok=True)
-        target = Path(tempfile.mkdtemp(dir=place, prefix=f"{folder.name[:16]}-"))
-        os.replace(folder, target / folder.name)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            target = Path(tempfile.mkdtemp(dir=place, prefix=f"{folder.name[:16]}-"))
+            with suppress(FileNotFoundError):  # another process was faster
+                os.replace(folder, target / folder.name)
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
         return target
 
     def artifacts(self) -> Iterator[Artifact]:
@@ -146,6 +150,8 @@ class Store:
     def _place(self, draft: Path, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.chmod(draft, 0o755)
+        if folder.exists() and not (folder / MANIFEST).is_file():
+            self.quarantine(folder)  # a remnant that nobody can read must not block the place
         try:
             os.rename(draft, folder)
         except OSError:
@@ -156,9 +162,12 @@ class Store:
 
 
 def _check(folder: Path, files: dict[str, tuple[int, str]]) -> None:
+    found = {entry.name: entry for entry in folder.iterdir()}
+    for name in sorted(found.keys() ^ {*files, MANIFEST}):
+        raise DamagedArtifact(f"{folder}: {name!r} " + ("was not written with it" if name in found else "is missing"))
+    for name, path in found.items():
+        if path.is_symlink() or not path.is_file():
+            raise DamagedArtifact(f"{path} is not a plain file")
     for name, (size, sha256) in files.items():
-        path = folder / name
-        if "/" in name or not path.is_file() or path.is_symlink():
-            raise DamagedArtifact(f"{path} is missing")
-        if path.stat().st_size != size or file_digest(path) != sha256:
-            raise DamagedArtifact(f"{path} does not have the bytes that were written")
+        if found[name].stat().st_size != size or file_digest(found[name]) != sha256:
+            raise DamagedArtifact(f"{found[name]} does not have the bytes that were written")

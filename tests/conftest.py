@@ -1,0 +1,55 @@
+"""Fixtures that several kinds of tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.project import Done, Workbench, documents, run, write_jsonl
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random language model, made once."""
+    from tests.support.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture()
+def bench(tmp_path: Path, tiny_model: Path) -> Workbench:
+    """A project with a model and data, without specs."""
+    return furnish(tmp_path / "project", tiny_model)
+
+
+@pytest.fixture()
+def command(bench: Workbench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line, run in this process inside of `bench`."""
+    monkeypatch.chdir(bench.root)
+    monkeypatch.delenv("LATENTBENCH_ALLOW", raising=False)
+
+    def call(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = run(list(arguments))
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return call
+
+
+def furnish(root: Path, model: Path) -> Workbench:
+    """A project folder with the model and texts that the shared experiment names."""
+    shutil.copytree(model, root / "model")
+    (root / "specs").mkdir()
+    write_jsonl(root / "data/train.jsonl", documents(80))
+    write_jsonl(root / "data/eval.jsonl", documents(8, start=500))
+    return Workbench(root)
