@@ -103,7 +103,7 @@ class Source:
 def _estimator(record: Record, column: Column) -> Estimator:
     known = estimators(canonical(record.resolved.get("metrics", [])))
     if (column.metric, column.version) not in known:
-        raise Unusable("not a function of per-document statistics, or of another version than installed here")
+        raise Unusable("no per-document statistics")
     return known[column.metric, column.version]
 
 

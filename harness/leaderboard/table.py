@@ -91,10 +91,17 @@ def flatten(value: Json, path: str = "") -> dict[str, Json]:
 
 
 def differing_facts(here: Mapping[str, Json], there: Mapping[str, Json]) -> tuple[Fact, ...]:
-    """Facts that are not the same, by dotted path; a side that lacks one has None."""
+    """Facts that are not the same, by dotted path; a side that lacks one has None.
+
+    A fact that differs alike on every domain is named once, without the domain.
+    """
     ours, theirs = flatten(here), flatten(there)
     paths = sorted(p for p in {*ours, *theirs} if p and ours.get(p) != theirs.get(p))
-    return tuple(Fact(path, ours.get(path), theirs.get(path)) for path in paths)
+    found = [Fact(path, ours.get(path), theirs.get(path)) for path in paths]
+    alike = Counter((fact.path.partition(".")[2], canonical([fact.here, fact.there])) for fact in found)
+    shared = {leaf for (leaf, _), times in alike.items() if leaf and times == len(here) == len(there)}
+    merged = (Fact(leaf, f.here, f.there) if (leaf := f.path.partition(".")[2]) in shared else f for f in found)
+    return tuple({fact.path: fact for fact in merged}.values())
 
 
 def _age(cell: Loaded) -> tuple[object, str]:
@@ -201,7 +208,6 @@ def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
     found = dict.fromkeys(Column.of(m) for row in rows for cell in row.measured for m in cell.record.metrics)
     domains = list(dict.fromkeys(column.domain for column in found))
     order = {metric: position for position, metric in enumerate(DEFAULT_COLUMNS)}
-
 
     def place(column: Column) -> tuple[int, int, int, int]:
         position = order.get(column.metric, len(order))

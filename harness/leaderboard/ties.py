@@ -85,9 +85,7 @@ def _tests(
     return tests
 
 
-def _judged(
-    contenders: list[Row], best: Row, column: Column, tests: Mapping[tuple[str, str], Test]
-) -> Verdicts:
+def _judged(contenders: list[Row], best: Row, column: Column, tests: Mapping[tuple[str, str], Test]) -> Verdicts:
     others = [row for row in contenders if row.id != best.id]
     found = {row.id: tests[row.id, column.key] for row in others}
     tested = [row for row in others if found[row.id].p is not None]

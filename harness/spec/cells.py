@@ -15,7 +15,7 @@ from harness.canonical import canonical, digest
 from harness.errors import Problem, SpecError
 from harness.record import SpecOrigin
 from harness.section import Section
-from harness.spec.experiment import Experiment, Header, valid_name
+from harness.spec.experiment import Experiment, Header, desugared, valid_name
 from harness.spec.explain import at, problems_of
 from harness.spec.merge import load_tree, merge
 from harness.spec.nodes import Node
@@ -93,7 +93,7 @@ def _collect(problems: list[Problem], make: Callable[[], T]) -> T | None:
 def _validated(model: type[S], tree: Node) -> S:
     try:
         # JSON mode is strict about types and still takes lists for tuples.
-        return model.model_validate_json(json.dumps(tree.plain()), strict=True)
+        return model.model_validate_json(json.dumps(desugared(tree.plain())), strict=True)
     except ValidationError as error:
         raise SpecError(problems_of(error, tree, model)) from None
     except (UnicodeEncodeError, ValueError) as error:

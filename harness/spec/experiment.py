@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, PositiveInt, WithJsonSchema
+from pydantic import ByteSize, Field, PositiveInt, WithJsonSchema
 
 from adapters.protocols import DatasetAdapter, ModelAdapter
 from harness.activations.site import Site
@@ -25,11 +25,22 @@ Domain = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length
 Dataset = Annotated[DatasetAdapter, Choice("datasets", "adapter")]
 
 
-def _site(value: Any) -> Any:
-    return {"index": value} if isinstance(value, int) and not isinstance(value, bool) else value
+def desugared(data: Json) -> Json:
+    """An experiment's data with its short forms written out: `layer: 3`, and metrics as names or one-key maps.
+
+    Done on plain data, before validation, because what a pydantic validator returns is no longer read as JSON.
+    """
+    if not isinstance(data, dict):
+        return data
+    long = dict(data)
+    if isinstance(layer := data.get("layer"), int) and not isinstance(layer, bool):
+        long["layer"] = {"index": layer}
+    if isinstance(metrics := data.get("metrics"), list):
+        long["metrics"] = [_long_metric(metric) for metric in metrics]
+    return long
 
 
-def _metric(value: Any) -> Any:
+def _long_metric(value: Json) -> Json:
     if isinstance(value, str):
         return {"metric": value}
     if isinstance(value, dict) and "metric" not in value and len(value) == 1:
@@ -77,7 +88,7 @@ class Experiment(Section):
 
     model: Annotated[ModelAdapter, Choice("models", "adapter")]
     """The language model whose hidden states are studied."""
-    layer: Annotated[Site, BeforeValidator(_site, json_schema_input_type=int | Site)]
+    layer: Site
     """Decoder block (an integer, its output is meant) or `{index, point}`."""
     dataset: Data
     """Texts to train on and to measure on."""
@@ -85,9 +96,7 @@ class Experiment(Section):
     """The SAE variant to train, or `load:` for a trained one."""
     training: TrainingOptions = TrainingOptions()
     """How the SAE is trained."""
-    metrics: Annotated[
-        tuple[Annotated[Metric, Choice("metrics", "metric"), BeforeValidator(_metric)], ...], Field(min_length=1)
-    ]
+    metrics: Annotated[tuple[Annotated[Metric, Choice("metrics", "metric")], ...], Field(min_length=1)]
     """What is measured: names, or one-key maps from a name to its options."""
     resources: Resources = Resources()
     """Limits for the executor."""

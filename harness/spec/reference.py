@@ -27,7 +27,7 @@ def json_schema() -> Json:
     schema.pop("required", None)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "latentbench spec"
-    _sweeten_metrics(schema)
+    _add_short_forms(schema)
     return schema
 
 
@@ -43,8 +43,10 @@ def reference_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _sweeten_metrics(schema: Json) -> None:
-    """Metrics may be written as names, or as one-key maps from a name to its options."""
+def _add_short_forms(schema: Json) -> None:
+    """A layer may be a number; metrics may be names, or one-key maps from a name to its options."""
+    layer = schema["properties"]["layer"]
+    schema["properties"]["layer"] = {"anyOf": [{"type": "integer", "minimum": 0}, layer]}
     items = schema["properties"]["metrics"]["items"]
     names = sorted(sections("metrics"))
     one_key = {

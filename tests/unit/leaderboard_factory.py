@@ -15,7 +15,7 @@ from harness.metrics.cross_entropy import CrossEntropy
 from harness.metrics.explained_variance import ExplainedVariance
 from harness.metrics.sparsity import L0
 from harness.metrics.values import metric_values
-from harness.record import Comparability, Cost, DocumentStatistics, Failure, MetricValue, Record, SpecOrigin
+from harness.record import Comparability, Cost, DocumentStatistics, Failure, MetricValue, Record, SpecOrigin, Status
 from harness.store.files import write_arrays, write_json
 
 METRICS = (CrossEntropy(), ExplainedVariance(), L0())
@@ -34,7 +34,7 @@ class Planted:
     error: float = 0.2
     noise: float = 0.05
     documents: int = 60
-    status: str = "ok"
+    status: Status = "ok"
     created: str = "2026-01-01T00:00:00+00:00"
     domains: tuple[str, ...] = DOMAINS
     dirty: bool = False
@@ -83,9 +83,15 @@ def record(planted: Planted) -> tuple[Record, dict[str, np.ndarray]]:
     measured = {domain: statistics(planted, domain) for domain in planted.domains} if ok else {}
     dead = [
         MetricValue(
-            id="dead_fraction", version=1, domain=domain, value=round(planted.error / 10, 4), unit="fraction",
-            higher_is_better=False, n=planted.documents, params={"tokens": 30000},
-        )  # fmt: skip
+            id="dead_fraction",
+            version=1,
+            domain=domain,
+            value=round(planted.error / 10, 4),
+            unit="fraction",
+            higher_is_better=False,
+            n=planted.documents,
+            params={"tokens": 30000},
+        )
         for domain in measured
     ]
     made = Record(
@@ -101,9 +107,12 @@ def record(planted: Planted) -> tuple[Record, dict[str, np.ndarray]]:
         metrics=(*metric_values(METRICS, measured), *dead),
         warnings=planted.warnings,
         environment={
-            "python": "3.11.7", "platform": "Linux x86_64", "device": "cpu", "packages": {"torch": "2.13.0"},
+            "python": "3.11.7",
+            "platform": "Linux x86_64",
+            "device": "cpu",
+            "packages": {"torch": "2.13.0"},
             "git": {"commit": "0123456789abcdef", "dirty": planted.dirty},
-        },  # fmt: skip
+        },
         cost=Cost(wall_seconds={"train": 41.5, "evaluate": 8.25}, peak_memory_bytes=1_200_000_000),
         created=planted.created,
     )
@@ -126,9 +135,7 @@ def _write(results: Path, planted: Planted) -> Path:
     if arrays:
         sidecar = path.with_suffix(".safetensors")
         write_arrays(sidecar, dict(arrays))
-        made = made.model_copy(
-            update={"documents": DocumentStatistics(file=sidecar.name, sha256=file_digest(sidecar))}
-        )
+        made = made.model_copy(update={"documents": DocumentStatistics(file=sidecar.name, sha256=file_digest(sidecar))})
     write_json(path, made.model_dump(mode="json", by_alias=True))
     return path
 
@@ -140,9 +147,12 @@ def _cell(planted: Planted) -> str:
 
 def _comparability(planted: Planted, domain: str) -> Comparability:
     facts = {
-        "model": {"adapter": "pocket", "sha256": "a" * 64}, "layer": "3.resid_post",
-        "documents": {"domain": domain, "documents": planted.documents}, "context": 128, **planted.facts,
-    }  # fmt: skip
+        "model": {"adapter": "pocket", "sha256": "a" * 64},
+        "layer": "3.resid_post",
+        "documents": {"domain": domain, "documents": planted.documents},
+        "context": 128,
+        **planted.facts,
+    }
     return Comparability(key=digest("comparability", facts), fields=facts)
 
 

@@ -1,0 +1,99 @@
+"""What the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from harness.errors import InvalidInput
+from harness.leaderboard.board import Board
+from harness.leaderboard.compare import compare
+from harness.leaderboard.evidence import Source
+from harness.leaderboard.load import Results, load
+from harness.leaderboard.render import comparison, data, html, markdown, terminal
+from harness.leaderboard.select import select
+from harness.leaderboard.table import board_of, suite_of
+from harness.store.files import write_bytes
+
+BoardFormat = Literal["md", "json", "csv", "html", "terminal"]
+ComparisonFormat = Literal["md", "json", "terminal"]
+LEADERBOARD = "LEADERBOARD.md"
+
+
+def leaderboard(
+    results: Path,
+    format: BoardFormat = "terminal",
+    suite: str | None = None,
+    columns: Sequence[str] | None = None,
+    width: int = 160,
+) -> str:
+    """The leaderboard of a results folder as text of the given format.
+
+    `suite` keeps the specs below that folder; `columns` are metric ids, families (`cross_entropy`), column keys or
+    `all`, default the short table; `width` is the terminal's. Raises InvalidInput.
+    """
+    _known(format, BoardFormat)
+    loaded, source = load(results), Source()
+    _known_suite(loaded, suite)
+    if format == "md":
+        return markdown.page(_by_suite(loaded, suite), columns)
+    board = board_of(loaded, suite, source)
+    _known_columns(board, columns)
+    if format == "html":
+        return html.page(board, source)
+    if format == "json":
+        return data.as_json(board, columns)
+    return data.as_csv(board, columns) if format == "csv" else terminal.text(board, columns, width)
+
+
+def write_leaderboard_md(results: Path) -> Path:
+    """Writes LEADERBOARD.md into the results folder, whole or not at all. Raises InvalidInput and StoreError."""
+    path = results / LEADERBOARD
+    write_bytes(path, leaderboard(results, "md").encode())
+    return path
+
+
+def compare_records(results: Path, a: str, b: str, format: ComparisonFormat = "terminal", width: int = 160) -> str:
+    """B against A, each a cell id prefix, the path of a record, or `spec-name[label][seed]` (all seeds without one).
+
+    Raises InvalidInput for something unknown or ambiguous, with the nearest names.
+    """
+    _known(format, ComparisonFormat)
+    loaded = load(results)
+    found = compare(select(loaded, a), select(loaded, b))
+    if format == "md":
+        return comparison.as_markdown(found)
+    return comparison.as_json(found) if format == "json" else comparison.as_text(found, width)
+
+
+def _by_suite(loaded: Results, suite: str | None) -> dict[str, Board]:
+    suites = sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
+    chosen = [name for name in suites if suite in (None, name)]
+    boards = {name: board_of(Results(loaded.root, loaded.loaded, ()), name) for name in chosen}
+    if chosen and loaded.refused:
+        # Refused files belong to no suite for certain; they are named once, at the end.
+        last = boards[chosen[-1]]
+        problems = (*last.problems, *map(str, loaded.refused))
+        boards[chosen[-1]] = Board(last.groups, last.superseded, problems)
+    return boards
+
+
+def _known(format: str, formats: object) -> None:
+    if format not in get_args(formats):
+        raise InvalidInput(f"unknown format {format!r}; there are {', '.join(get_args(formats))}")
+
+
+def _known_suite(loaded: Results, suite: str | None) -> None:
+    suites = sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
+    if suite is not None and suite not in suites:
+        raise InvalidInput(f"there are no records of the suite {suite!r}; there are {', '.join(suites) or 'none'}")
+
+
+def _known_columns(board: Board, columns: Sequence[str] | None) -> None:
+    known = {name for group in board.groups for c in group.columns for name in (c.key, c.metric, c.label)}
+    families = {name.partition(".")[0] for name in known}
+    unknown = [name for name in columns or () if name not in known | families | {"all"}]
+    if unknown and board.groups:
+        metrics = sorted({c.metric for group in board.groups for c in group.columns})
+        raise InvalidInput(f"there is no column {unknown[0]!r}; there are {', '.join(metrics)}")

@@ -1,0 +1,146 @@
+// Wires the controls to the state.
+
+function drawAll() {
+  drawTable();
+  // After the first paint: the table is what the reader waits for.
+  requestAnimationFrame(() => setTimeout(drawPlots, 0));
+}
+
+function chooseGroup(group) {
+  Object.assign(state, { group, sort: null, suite: "", status: "", limits: [], page: 0, domain: group.domains[0] ?? null });
+  state.shown = new Set(group.columns.map((column, i) => (column.shown ? i : -1)).filter((i) => i >= 0));
+  find("status").value = "";
+  find("group-title").textContent = group.title;
+  fillFacts(group);
+  fillControls(group);
+  drawTabs();
+  drawChips();
+  drawAll();
+}
+
+function drawTabs() {
+  const many = board.groups.length > 1;
+  find("tabs").replaceChildren(...(many ? board.groups : []).map((group, i) => el("button", {
+    type: "button", role: "tab", id: `tab-${i}`, "aria-controls": "group", "aria-selected": String(group === state.group),
+    tabindex: group === state.group ? 0 : -1, onclick: () => { chooseGroup(group); find(`tab-${i}`).focus(); },
+  }, el("span", {}, group.title), el("span", { class: "muted" }, tabText(group)))));
+}
+
+function tabText(group) {
+  const apart = group.differs.slice(0, 2).map((d) => `${d.path} ${shortFact(d.here)}`);
+  const domains = group.domains.join(", ");
+  return [`${group.rows.length} row${group.rows.length === 1 ? "" : "s"}`, ...(apart.length ? apart : [domains])].filter(Boolean).join(" · ");
+}
+
+function fillFacts(group) {
+  const facts = Object.keys(group.facts).length ? fold("What all rows of this table share", group.facts) : null;
+  find("facts").replaceChildren(...(facts ? [facts] : []));
+  const items = group.differs.map((d) => el("li", {}, el("code", {}, d.path), ` is ${shortFact(d.here)}, in the first table ${shortFact(d.there)}`));
+  find("differs").replaceChildren(...(items.length ? [el("details", { class: "why", open: items.length < 7 }, el("summary", {}, "Why these rows stand apart"), el("ul", {}, ...items))] : []));
+}
+
+const shortFact = (value) => (value === null ? "absent" : typeof value === "string" && value.length > 40 ? `${value.slice(0, 12)}…` : typeof value === "string" ? value : JSON.stringify(value));
+
+function fillControls(group) {
+  const suites = [...new Set(group.rows.map((row) => row.suite))].sort();
+  find("suite").replaceChildren(el("option", { value: "" }, "all"), ...suites.map((s) => el("option", { value: s }, s)));
+  find("limit-column").replaceChildren(...group.columns.map((column, i) => el("option", { value: i, selected: column.label === "L0" && i < 1 }, columnName(column))));
+  const boxes = group.columns.map((column, i) => el("label", { class: "check" }, el("input", {
+    type: "checkbox", checked: state.shown.has(i), value: i,
+    onchange: (event) => { state.shown[event.target.checked ? "add" : "delete"](i); drawTable(); },
+  }), columnName(column)));
+  find("columns").replaceChildren(...boxes);
+}
+
+function drawChips() {
+  find("chips").replaceChildren(...state.limits.map((limit) => el("button", {
+    type: "button", class: "chip", "aria-label": "Remove this limit",
+    onclick: () => { state.limits = state.limits.filter((other) => other !== limit); drawChips(); drawAll(); },
+  }, `${columnName(state.group.columns[limit.column])} ${limit.sign === "le" ? "≤" : "≥"} ${limit.bound}`, el("span", { "aria-hidden": "true" }, " ×"))));
+}
+
+function addLimit(event) {
+  event.preventDefault();
+  const bound = find("limit-number").valueAsNumber;
+  if (Number.isNaN(bound) || !state.group) return;
+  state.limits.push({ column: Number(find("limit-column").value), sign: find("limit-sign").value, bound });
+  find("limit-number").value = "";
+  state.page = 0;
+  drawChips();
+  drawAll();
+}
+
+function filterWith(field, event) {
+  state[field] = event.target.value;
+  state.page = 0;
+  drawAll();
+}
+
+function saveCsv() {
+  const columns = shownColumns(), cell = (text) => `"${String(text).replace(/^(?=[=+\-@\t\r])/, "'").replaceAll('"', '""')}"`;
+  const head = ["spec", "label", ...columns.flatMap((i) => [state.group.columns[i].key, "low", "high"]), "seeds", "seconds"];
+  const lines = sorted(visibleRows()).map((row) => [cell(row.spec), cell(row.label),
+    ...columns.flatMap((i) => [VALUE, LOW, HIGH].map((field) => numberOf(row, i, field) ?? "")), cell(row.seeds), row.cost ?? ""].join(","));
+  const link = el("a", { download: "leaderboard.csv", href: URL.createObjectURL(new Blob([[head.map(cell).join(","), ...lines].join("\n")], { type: "text/csv" })) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// localStorage is refused for local files by some browsers; the choice then lasts as long as the page.
+function remembered(theme) {
+  try {
+    if (theme) localStorage.setItem("latentbench-theme", theme);
+    return localStorage.getItem("latentbench-theme");
+  } catch {
+    return null;
+  }
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  find("theme").textContent = theme === "dark" ? "Light" : "Dark";
+  find("theme").setAttribute("aria-label", `Switch to ${theme === "dark" ? "light" : "dark"} colours`);
+}
+
+function keys(event) {
+  const typing = event.target.closest?.("input, select, textarea");
+  if (event.key === "/" && !typing && !find("drawer").open) {
+    event.preventDefault();
+    find("search").focus();
+  }
+  if (event.target.role === "tab" && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
+    const tabs = [...find("tabs").children], step = event.key === "ArrowRight" ? 1 : -1;
+    tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length].click();
+  }
+  if (event.target.matches?.(".row-name") && ["ArrowDown", "ArrowUp"].includes(event.key)) {
+    const names = [...document.querySelectorAll(".row-name")], at = names.indexOf(event.target);
+    event.preventDefault();
+    names[at + (event.key === "ArrowDown" ? 1 : -1)]?.focus();
+  }
+}
+
+function start() {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  setTheme(remembered() ?? (dark ? "dark" : "light"));
+  find("theme").addEventListener("click", () => {
+    const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    remembered(next);
+    setTheme(next);
+  });
+  state.intervals = find("intervals").checked = window.innerWidth > 640;
+  find("group").hidden = !state.group;
+  if (!state.group) return;
+  let pending = 0;
+  find("search").addEventListener("input", (event) => { clearTimeout(pending); pending = setTimeout(() => filterWith("search", event), 60); });
+  find("suite").addEventListener("change", (event) => filterWith("suite", event));
+  find("status").addEventListener("change", (event) => filterWith("status", event));
+  find("limit").addEventListener("submit", addLimit);
+  find("intervals").addEventListener("change", (event) => { state.intervals = event.target.checked; drawTable(); });
+  find("csv").addEventListener("click", saveCsv);
+  find("drawer").addEventListener("click", (event) => { if (event.target === find("drawer")) find("drawer").close(); });
+  document.addEventListener("keydown", keys);
+  document.addEventListener("click", (event) => document.querySelectorAll("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; }));
+  chooseGroup(state.group);
+}
+
+start();

@@ -1,0 +1,86 @@
+// The drawer: all numbers of a row, what exactly was run, on what, and the command that runs it again.
+
+let provenance = null;
+
+function openDrawer(row) {
+  provenance ??= read("provenance");
+  untip();
+  const drawer = find("drawer"), facts = provenance[row.id];
+  drawer.replaceChildren(el("div", { class: "sheet" }, ...drawerParts(row, facts)));
+  if (!drawer.open) drawer.showModal();
+  drawer.scrollTop = 0;
+}
+
+function drawerParts(row, facts) {
+  const badges = row.badges.map(([kind, text, detail]) => el("li", {}, el("span", { class: `badge ${kind}` }, text), detail ? el("span", {}, ` ${detail}`) : null));
+  return [
+    el("header", {}, el("div", {}, el("h2", { id: "drawer-title" }, row.spec), row.label ? el("p", { class: "label" }, row.label) : null),
+      el("button", { type: "button", class: "quiet", "aria-label": "Close", autofocus: true, onclick: () => find("drawer").close() }, "Close")),
+    badges.length ? el("ul", { class: "notes" }, ...badges) : null,
+    el("h3", {}, "Run it again"), command(facts.command),
+    row.values.length ? numbersTable(row) : null,
+    el("h3", {}, "Cells"), ...facts.cells.map(cellFacts),
+    fold("Experiment as resolved", { ...facts.resolved }, true),
+    fold("Spec", facts.spec), fold("Comparability keys", facts.comparability), fold("Content keys", facts.keys),
+    fold("Environment", facts.environment), fold("Cost", facts.cost), fold("Artifacts", facts.artifacts),
+  ];
+}
+
+function command(text) {
+  const done = el("span", { class: "muted", role: "status" });
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      done.textContent = "copied";
+    } catch {
+      window.getSelection().selectAllChildren(code);
+      done.textContent = "selected";
+    }
+  };
+  const code = el("code", {}, text);
+  return el("div", { class: "command" }, code, el("button", { type: "button", class: "quiet", onclick: copy }, "Copy"), done);
+}
+
+function numbersTable(row) {
+  const said = { best: "best", tied: "tied with the best", behind: "behind the best" };
+  const body = state.group.columns.map((column, i) => {
+    const value = numberOf(row, i), standing = numberOf(row, i, STANDING);
+    const verdict = [said[standing], pText(numberOf(row, i, P)), numberOf(row, i, REASON)].filter(Boolean).join("; ");
+    return el("tr", {}, el("th", { scope: "row" }, columnName(column), el("span", { class: "interval" }, `${column.id}${column.params ? ` [${column.params}]` : ""}`)),
+      el("td", {}, digits(value, column.unit), el("span", { class: "interval" }, intervalText(row, i, column.unit))),
+      el("td", {}, String(numberOf(row, i, DOCUMENTS) ?? "–")), el("td", { class: "words" }, verdict));
+  });
+  const head = ["Number", "Value", "Documents", "Against the group's best"].map((text) => el("th", { scope: "col" }, text));
+  return el("details", { open: true }, el("summary", {}, "All numbers"), el("div", { class: "wide" }, el("table", { class: "numbers" }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
+}
+
+function cellFacts(cell) {
+  const pairs = [["status", cell.status], ["cell", cell.cell.slice(0, 16)], ["record", cell.record], ["written", cell.created]];
+  if (cell.error) pairs.push([cell.error.stage, `${cell.error.type}: ${cell.error.message}`], ["log", cell.error.log ?? "none"]);
+  return el("dl", { class: `cell ${cell.status}` }, el("dt", {}, "seed"), el("dd", {}, String(cell.seed)),
+    ...pairs.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
+}
+
+function fold(title, data, open = false) {
+  if (data === null || (typeof data === "object" && !Object.keys(data).length)) return null;
+  return el("details", { open }, el("summary", {}, title), el("pre", {}, yaml(data).join("\n")));
+}
+
+function yaml(data, indent = "") {
+  if (data === null || typeof data !== "object") return [indent + scalar(data)];
+  const entries = Array.isArray(data) ? data.map((v) => ["-", v]) : Object.entries(data).map(([k, v]) => [`${scalar(k)}:`, v]);
+  return entries.flatMap(([head, value]) => {
+    if (value === null || typeof value !== "object") return [`${indent}${head} ${scalar(value)}`];
+    if (!Object.keys(value).length) return [`${indent}${head} ${Array.isArray(value) ? "[]" : "{}"}`];
+    const inner = yaml(value, `${indent}  `);
+    if (head === "-") return [`${indent}- ${inner[0].trimStart()}`, ...inner.slice(1)];
+    return [`${indent}${head}`, ...inner];
+  });
+}
+
+// Strings that YAML could take for something else are quoted.
+function scalar(value) {
+  if (typeof value !== "string") return String(value);
+  const bare = /^[A-Za-z_/][\w ./@=+-]*$/.test(value) && value === value.trim() && !/^(true|false|null|yes|no|on|off|y|n)$/i.test(value);
+  return bare ? value : JSON.stringify(value);
+}

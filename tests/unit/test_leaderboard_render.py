@@ -1,0 +1,198 @@
+"""The board as Markdown, terminal text, JSON, CSV and HTML source: the same records, the same bytes, nothing live."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InvalidInput
+from harness.leaderboard import leaderboard, write_leaderboard_md
+from harness.leaderboard.render.html import embedded
+from harness.leaderboard.render.text import markdown, number, p_value, plain, seconds, spread
+from tests.unit.leaderboard_factory import HOSTILE, Planted, tampered, write
+
+FORMATS = ("md", "terminal", "json", "csv", "html")
+GOLDEN = Path(__file__).parent / "golden" / "LEADERBOARD.md"
+CELLS = (
+    *(Planted(name="quickstart/topk", label=f"sae.k={k}", seed=s, l0=k, error=e) for k, e in ((8, 0.3), (16, 0.2)) for s in (0, 1)),
+    Planted(name="quickstart/gated", label="sae.k=8", l0=8, error=0.303, dirty=True),
+    Planted(name="quickstart/gated", label="sae.k=8", seed=1, status="timeout"),
+    Planted(name="mine/kron", error=0.1, facts={"context": 256}),
+    Planted(name="mine/other", error=0.1),
+    Planted(name="mine/third", error=0.15),
+)  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    write(tmp_path, *CELLS)
+    return tmp_path
+
+
+def hostile(results: Path) -> Path:
+    path = write(results, Planted(message=HOSTILE, status="failed"), Planted(seed=1, warnings=(HOSTILE,)))
+    spec = {"name": f"quickstart/{HOSTILE}", "path": f"specs/{HOSTILE}.yaml", "digest": HOSTILE}
+    for written in path:
+        tampered(written, spec=spec, label=HOSTILE)
+    return results
+
+
+def test_markdown_is_what_it_was(results: Path) -> None:
+    """Fails when the page's form changes; if that is meant, delete the golden file and run this test once."""
+    page = leaderboard(results, "md")
+    if not GOLDEN.exists():
+        GOLDEN.write_text(page, encoding="utf-8")
+        pytest.fail("wrote a new golden file; look at it")
+    assert page == GOLDEN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_records_give_the_same_bytes_anywhere(tmp_path: Path, format: str) -> None:
+    for name, cells in (("one", CELLS), ("two/deeper", CELLS[::-1])):
+        write(tmp_path / name, *cells)
+    pages = [leaderboard(tmp_path / name, format) for name in ("one", "two/deeper")]  # type: ignore[arg-type]
+    assert pages[0] == pages[1]
+    assert str(tmp_path) not in pages[0]
+
+
+def test_leaderboard_md_is_written_whole(results: Path) -> None:
+    path = write_leaderboard_md(results)
+    assert path == results / "LEADERBOARD.md"
+    assert path.read_text(encoding="utf-8") == leaderboard(results, "md")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_empty_results_folder_is_not_an_error(tmp_path: Path, format: str) -> None:
+    assert leaderboard(tmp_path, format)  # type: ignore[arg-type]
+
+
+def test_markdown_marks_best_ties_and_badges(results: Path) -> None:
+    page = leaderboard(results, "md", suite="quickstart")
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| quick")}
+    assert "**0." in lines["quickstart/topk · sae.k=16"]
+    assert "1 of 2 seeds" in lines["quickstart/gated · sae.k=8"]
+    assert "timeout (seed 1)" in lines["quickstart/gated · sae.k=8"]
+    assert "## mine" not in page
+    assert "context: 256 (there: 128)" in leaderboard(results, "md", suite="mine")
+
+
+def test_refused_files_are_named(results: Path) -> None:
+    (results / "records" / "bad.json").write_text("{")
+    for format in ("md", "terminal", "json", "html"):
+        assert "records/bad.json" in leaderboard(results, format, width=300)  # type: ignore[arg-type]
+
+
+def test_terminal_text_is_inert(tmp_path: Path) -> None:
+    text = leaderboard(hostile(tmp_path), "terminal", width=400)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", text)
+    assert "\\u001b" in text
+
+
+def test_terminal_markup_is_text(tmp_path: Path) -> None:
+    tampered(write(tmp_path, Planted())[0], label="[bold red]x[/]")
+    assert "[bold red]x[/]" in leaderboard(tmp_path, "terminal", width=300)
+
+
+def test_markdown_is_inert(tmp_path: Path) -> None:
+    page = leaderboard(hostile(tmp_path), "md")
+    assert "<img" not in page
+    assert "<!--" not in page
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]", page)
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    # An unescaped bar would add cells to a row.
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+
+
+def test_html_is_one_inert_file(tmp_path: Path) -> None:
+    page = leaderboard(hostile(tmp_path), "html")
+    assert page.count("</script>") == 3
+    assert "<img" not in page
+    assert "\u2028" not in page
+    assert "default-src 'none'" in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    for data in re.findall(r'<script type="application/json" id="\w+">(.*?)</script>', page, re.S):
+        assert HOSTILE in json.dumps(json.loads(data), ensure_ascii=False).encode().decode(
+            "unicode_escape", "ignore"
+        ) or ("pwned" in data)
+
+
+def test_embedded_json_survives() -> None:
+    data = {"text": HOSTILE, "surrogate": "\ud800"}
+    shown = embedded(data)
+    assert not set("<>&\u2028\u2029") & set(shown)
+    assert json.loads(shown)["text"] == HOSTILE
+
+
+def test_json_holds_every_number(results: Path) -> None:
+    data = json.loads(leaderboard(results, "json", columns=["all"]))
+    rows = {(r["spec"], r["label"]): r for group in data["groups"] for r in group["rows"]}
+    found = rows["quickstart/topk", "sae.k=16"]
+    ev = next(n for n in found["numbers"] if n["metric"] == "explained_variance.centred" and n["domain"] == "general")
+    assert ev["standing"] == "tied" or ev["standing"] == "best" or ev["standing"] == "behind"
+    assert ev["low"] < ev["value"] < ev["high"]
+    assert rows["quickstart/gated", "sae.k=8"]["complete"] is False
+
+
+def test_csv_has_one_line_per_number_and_keeps_all_digits(results: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO(leaderboard(results, "csv", columns=["explained_variance"]))))
+    assert {line["metric"] for line in lines if line["value"]} == {"explained_variance.centred"}
+    data = json.loads(leaderboard(results, "json", columns=["explained_variance"]))
+    exact = [n["value"] for group in data["groups"] for r in group["rows"] for n in r["numbers"]]
+    assert [float(line["value"]) for line in lines if line["value"]] == [v for v in exact if v is not None]
+
+
+def test_csv_text_is_no_formula(tmp_path: Path) -> None:
+    tampered(write(tmp_path, Planted())[0], label="=HYPERLINK(1)")
+    lines = list(csv.DictReader(io.StringIO(leaderboard(tmp_path, "csv"))))
+    assert {line["label"] for line in lines} == {"'=HYPERLINK(1)"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"format": "pdf"}, "unknown format"),
+        ({"suite": "absent"}, "there are mine, quickstart"),
+        ({"columns": ["explained"]}, "explained_variance.centred"),
+    ],
+)
+def test_unknown_choices_are_errors_that_name_what_there_is(results: Path, arguments: dict, says: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(InvalidInput, match=re.escape(says)):
+        leaderboard(results, **arguments)
+
+
+def test_numbers_as_text() -> None:
+    assert number(None, "fraction") == "–"
+    assert number(0.84567, "fraction") == "0.846"
+    assert number(31.96, "latents/token") == "32.0"
+    assert number(0.0001234, "fraction") == "1.23e-04"
+    assert number(0.0, "fraction") == "0.000"
+    assert number(12345.6, "other") == "1.235e+04"
+    assert spread(0.00001, "fraction") == "<0.001"
+    assert spread(0.0, "fraction") == "0.000"
+    assert [seconds(x) for x in (None, 4.2, 90.0, 7200.0)] == ["–", "4.2 s", "1.5 min", "2.0 h"]
+    assert [p_value(p) for p in (None, 0.0001, 0.0321)] == ["", "p < 0.001", "p = 0.032"]
+
+
+def test_plain_text_shows_what_it_neutralises() -> None:
+    assert plain("a\x1b[31mb\u202ec\x9b") == "a\\u001b[31mb\\u202ec\\u009b"
+    assert plain("Ω – 漢字\n") == "Ω – 漢字\n"
+
+
+def test_markdown_keeps_words_and_escapes_marks() -> None:
+    assert markdown("resid_post a*b [x](y) _z_ | <b>") == r"resid_post a\*b \[x\](y) \_z\_ \| &lt;b&gt;"
+    assert "://" not in markdown("https://example.org")
+
+
+def test_importing_the_leaderboard_is_light() -> None:
+    code = (
+        "import sys, harness.leaderboard; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
