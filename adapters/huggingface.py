@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
+from adapters.hub import is_commit, resolved_commit
 from adapters.protocols import DatasetAdapter, Roots
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
@@ -35,6 +36,11 @@ class HuggingFaceDataset(DatasetAdapter):
             "revision": self.revision,
             "field": self.field,
         }
+
+    def pinned(self, roots: Roots) -> Self:
+        if is_commit(self.revision):
+            return self
+        return self.model_copy(update={"revision": resolved_commit("dataset", self.id, self.revision)})
 
     def texts(self, roots: Roots) -> Iterator[str]:
         from datasets import load_dataset

@@ -105,6 +105,10 @@ class DatasetAdapter(Section):
     def identity(self, roots: Roots) -> Json:
         """What determines the documents and their order (revision or file digests, field, split, seed)."""
 
+    def pinned(self, roots: Roots) -> Self:
+        """Itself with whatever may change (a branch) replaced by what it stands for now (a commit)."""
+        return self
+
     @abstractmethod
     def texts(self, roots: Roots) -> Iterator[str]:
         """All documents in order, before `skip` and `documents`. May be infinite."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from adapters.folder import facts_of, folder_facts, folder_identity, load_model, load_tokenizer, read_json
+from adapters.hub import cached_commit, cached_file, is_commit, resolved_commit
 from adapters.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
 from harness.errors import NotAvailable
 from harness.section import Json
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-_COMMIT = re.compile(r"[0-9a-f]{40}$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -56,17 +55,17 @@ class TransformersModel(ModelAdapter):
 
     def pinned(self, roots: Roots) -> Self:
         """Itself with the revision replaced by the commit it stands for now (asks the hub unless cached)."""
-        if self.folder(roots) or (self.revision and _COMMIT.fullmatch(self.revision)):
+        if self.folder(roots) or is_commit(self.revision):
             return self
-        return self.model_copy(update={"revision": self._commit() or self._ask_hub()})
+        return self.model_copy(update={"revision": resolved_commit("model", self.id, self.revision)})
 
     def facts(self, roots: Roots) -> ModelFacts | None:
         folder = self.folder(roots)
         if folder:
             return folder_facts(folder)
         commit = self._commit()
-        config = _cache() / _repository(self.id) / "snapshots" / (commit or "-") / "config.json"
-        return facts_of(read_json(config), self.id) if commit and config.is_file() else None
+        config = cached_file("model", self.id, commit, "config.json") if commit else None
+        return facts_of(read_json(config), self.id) if config else None
 
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
         return load_model(str(self.folder(roots) or self.id), self.revision, self.dtype, device)
@@ -75,33 +74,9 @@ class TransformersModel(ModelAdapter):
         return load_tokenizer(str(self.folder(roots) or self.id), self.revision)
 
     def _commit(self) -> str | None:
-        """The commit known on this machine: stated in full, or remembered by the hub cache."""
-        if self.revision and _COMMIT.fullmatch(self.revision):
-            return self.revision
-        ref = _cache() / _repository(self.id) / "refs" / (self.revision or "main")
-        known = ref.read_text("ascii", "replace").strip() if ref.is_file() else ""
-        return known if _COMMIT.fullmatch(known) else None
-
-    def _ask_hub(self) -> str | None:
-        from huggingface_hub import HfApi
-
-        try:
-            return HfApi().model_info(self.id, revision=self.revision).sha
-        except (OSError, ValueError) as error:
-            raise NotAvailable(
-                f"the hub does not answer for {self.id!r}, so its revision cannot be pinned ({type(error).__name__}); "
-                "go online once, state a full commit as `revision`, or point HF_HOME at a cache that holds it"
-            ) from error
+        """The commit known on this machine: stated in full, or remembered by the hub's cache."""
+        return self.revision if is_commit(self.revision) else cached_commit("model", self.id, self.revision)
 
 
 def _is_path(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~"))
-
-
-def _cache() -> Path:
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
-
-
-def _repository(model_id: str) -> str:
-    return "models--" + model_id.replace("/", "--")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapters.protocols import Roots
 from harness.errors import InvalidInput, Problem, SpecError
+from harness.spec.budget import with_budgets
 from harness.spec.cells import SpecFile, load_spec
 
 SUFFIXES = (".yaml", ".yml")
@@ -66,16 +67,29 @@ def spec_paths(project: Project, given: Iterable[str]) -> list[Path]:
 
 def load_specs(project: Project, given: Iterable[str]) -> list[SpecFile]:
     """The specs meant, loaded. Raises SpecError with the problems of all of them."""
-    specs: list[SpecFile] = []
-    problems: list[Problem] = []
-    for path in spec_paths(project, given):
-        try:
-            specs.append(load_spec(path, project.root))
-        except SpecError as error:
-            problems += error.problems
+    specs, problems = read_specs(project, spec_paths(project, given))
     if problems:
         raise SpecError(problems)
     return specs
+
+
+def read_specs(project: Project, paths: Iterable[Path]) -> tuple[list[SpecFile], list[Problem]]:
+    """The specs that can be loaded, and the problems of the others."""
+    specs: list[SpecFile] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            specs.append(_load(project, path))
+        except SpecError as error:
+            problems += error.problems
+    return specs, problems
+
+
+def _load(project: Project, path: Path) -> SpecFile:
+    def load(file: Path) -> SpecFile:
+        return load_spec(file, project.root)
+
+    return with_budgets(load(path), project.root, project.roots, load)
 
 
 def _matches(project: Project, text: str) -> list[Path]:

@@ -94,9 +94,7 @@ def status(
         print_json(rows)
     else:
         for row in rows:
-            say(
-                f"{'done' if row['done'] else 'open'}  {row['cell']}  {'' if row['done'] else row['reason']}".rstrip()
-            )
+            say(f"{'done' if row['done'] else 'open'}  {row['cell']}  {'' if row['done'] else row['reason']}".rstrip())
         say(f"{plural(len(rows) - len(made.to_run), 'cell')} done, {len(made.to_run)} to run")
     raise typer.Exit(INCOMPLETE if made.to_run else 0)
 

@@ -120,21 +120,13 @@ def schema() -> None:
 
 
 def _validated(given: list[str], allow: list[Path] | None) -> tuple[list[Problem], int, int]:
-    from harness.project import spec_paths
-    from harness.spec.cells import load_spec
+    from harness.project import read_specs, spec_paths
     from harness.spec.checks import check, same_names
 
     project = project_of(allow=allow)
-    problems: list[Problem] = []
-    loaded = []
     paths = spec_paths(project, given)
-    for path in paths:
-        try:
-            spec = load_spec(path, project.root)
-            loaded.append(spec)
-            problems += check(spec, project.roots)
-        except SpecError as error:
-            problems += error.problems
+    loaded, problems = read_specs(project, paths)
+    problems += [problem for spec in loaded for problem in check(spec, project.roots)]
     problems += same_names(loaded)
     return sorted(set(problems)), len(paths), sum(len(spec.cells) for spec in loaded)
 

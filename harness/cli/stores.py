@@ -58,6 +58,4 @@ def gc(
         if yes:
             opened.remove(artifact)
     size = sum(artifact.bytes for artifact in loose) / 2**20
-    say(
-        f"{plural(len(loose), 'artifact')}, {size:.1f} MiB " + ("deleted" if yes else "would be deleted; add --yes")
-    )
+    say(f"{plural(len(loose), 'artifact')}, {size:.1f} MiB " + ("deleted" if yes else "would be deleted; add --yes"))

@@ -160,6 +160,9 @@ class _Run:
             shared = overlap(train, tokens) if train else 0
             if shared:
                 yield f"{name}: {shared} of {len(tokens.digests)} evaluation documents are among the training documents"
+            wanted = state.item.cell.experiment.dataset.eval[name].documents or 0
+            if len(tokens.digests) + tokens.skipped < wanted:
+                yield f"{name}: the dataset holds only {len(tokens.digests) + tokens.skipped} of {wanted} documents"
             if tokens.skipped:
                 yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
 

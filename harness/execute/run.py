@@ -16,6 +16,7 @@ from harness.plan.plan import Plan, make_plan
 from harness.project import Project, load_specs
 from harness.results import find_record
 from harness.spec.cells import SpecFile
+from harness.spec.experiment import Experiment
 from harness.store.store import Store
 
 
@@ -69,13 +70,24 @@ def _workers(workers: int | None, jobs: list[Job]) -> int:
 
 
 def _pinned(spec: SpecFile, project: Project) -> SpecFile:
-    """The spec with branches of hub models replaced by the commits they stand for now."""
-    models = {cell.experiment.model: None for cell in spec.cells}
-    pinned = {model: model.pinned(project.roots) for model in models}
-    cells = tuple(
-        replace(c, experiment=c.experiment.model_copy(update={"model": pinned[c.experiment.model]})) for c in spec.cells
+    """The spec with branches of hub models and datasets replaced by the commits they stand for now."""
+    done: dict[int, Experiment] = {}  # cells that differ only in their seed share an experiment
+    for cell in spec.cells:
+        if id(cell.experiment) not in done:
+            done[id(cell.experiment)] = _pinned_experiment(cell.experiment, project)
+    return replace(spec, cells=tuple(replace(cell, experiment=done[id(cell.experiment)]) for cell in spec.cells))
+
+
+def _pinned_experiment(experiment: Experiment, project: Project) -> Experiment:
+    roots, data = project.roots, experiment.dataset
+    texts = {
+        "train": data.train and data.train.pinned(roots),
+        "base": data.base and data.base.pinned(roots),
+        "eval": {name: dataset.pinned(roots) for name, dataset in data.eval.items()},
+    }
+    return experiment.model_copy(
+        update={"model": experiment.model.pinned(roots), "dataset": data.model_copy(update=texts)}
     )
-    return replace(spec, cells=cells)
 
 
 def unfinished(plan: Plan, project: Project) -> dict[str, str]:

@@ -63,7 +63,13 @@ def numbers_of(item: JobCell, measured: Mapping[str, Measured]) -> list[MetricVa
     """Every number of the cell's metrics on every domain."""
     statistics = {name: dict(_statistics(domain)) for name, domain in measured.items()}
     firing = {name: {b: m.firing for b, m in domain.measurements.items()} for name, domain in measured.items()}
-    return metric_values(item.cell.experiment.metrics, statistics, firing)
+    experiment = item.cell.experiment
+    numbers = metric_values(experiment.metrics, statistics, firing)
+    first = next(iter(measured.values()))
+    d_in, width = len(first.baseline.mean), len(first.measurements[None].firing)
+    l0 = float(first.measurements[None].statistics["l0"].sum() / first.baseline.statistics["tokens"].sum())
+    of_sae = [value for metric in experiment.metrics for value in metric.of_sae(experiment.sae, d_in, width, l0)]
+    return [*of_sae, *numbers]
 
 
 def sidecar_of(measured: Mapping[str, Measured]) -> Arrays:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 from harness.canonical import digest
 from harness.leaderboard.load import Loaded
@@ -51,15 +51,15 @@ class Column:
     unit: str
     higher_is_better: bool | None
 
-    @classmethod
-    def of(cls, value: MetricValue) -> Column:
+    @staticmethod
+    def of(value: MetricValue) -> Column:
         """The column a record's number stands in."""
         budget = value.params.get("budget")
         others = ",".join(f"{k}={v}" for k, v in sorted(value.params.items()) if k != "budget")
         whole = budget if isinstance(budget, int) else None
-        return cls(value.id, value.version, value.domain, whole, others, value.unit, value.higher_is_better)
+        return _column(value.id, value.version, value.domain, whole, others, value.unit, value.higher_is_better)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Unique text, e.g. `chemistry/explained_variance.centred@1[budget=8]`."""
         params = ",".join(p for p in (f"budget={self.budget}" if self.budget is not None else "", self.params) if p)
@@ -69,6 +69,12 @@ class Column:
     def label(self) -> str:
         """Short heading without the domain."""
         return LABELS.get(self.metric, self.metric) + (f" @{self.budget}" if self.budget is not None else "")
+
+
+@lru_cache(maxsize=4096)
+def _column(*fields: Any) -> Column:
+    """One object per column, so that thousands of rows compose its key once."""
+    return Column(*fields)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ running the model again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from harness.record import MetricValue
 from harness.section import Section
 
 Array = NDArray[np.float64]
@@ -100,6 +101,13 @@ class Metric(Section):
 
     def numbers(self) -> tuple[Estimator, ...]:
         """The numbers this metric reports per domain and budget."""
+        return ()
+
+    def of_sae(self, section: Any, d_in: int, width: int, l0: float) -> Iterable[MetricValue]:
+        """Numbers that belong to the SAE itself and not to a domain.
+
+        `section` is its part of the spec, `l0` its active latents per token on the first evaluation domain.
+        """
         return ()
 
     def tallies(self) -> tuple[Tally, ...]:

@@ -190,7 +190,7 @@ def _sae(
         "model": model,
         "site": experiment.layer.plain(),
         "sae": {**section.plain(), "version": type(section).version},
-        "training": {**experiment.training.plain(), "version": experiment.training.version},
+        "training": {**experiment.training.identity(), "version": experiment.training.version},
         "seed": seed,
     }
     parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))

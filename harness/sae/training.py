@@ -6,7 +6,16 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from harness.section import Section
+from harness.section import Json, Section
+
+
+class Budget(Section):
+    """Training for as many operations as another spec's run needs (KronSAE, arXiv 2505.22255, §4)."""
+
+    flops_of: Annotated[str, Field(min_length=1, max_length=300)]
+    """Path of the other spec, relative to this file."""
+    label: str | None = None
+    """Which of its experiments, where it has several."""
 
 
 class TrainingOptions(Section):
@@ -36,6 +45,13 @@ class TrainingOptions(Section):
     """Tokens without firing after which a latent counts as dead; default min(10 million, a tenth of the tokens)."""
     buffer: PositiveInt = 131_072
     """Tokens that are shuffled together before they are cut into batches."""
+
+    budget: Budget | None = None
+    """Sets dataset.train.tokens so that training costs as much as another spec's; default: the tokens stated."""
+
+    def identity(self) -> dict[str, Json]:
+        """What determines the weights; a budget does so only through the tokens it stands for."""
+        return {name: value for name, value in self.plain().items() if name != "budget"}
 
     @model_validator(mode="after")
     def _buffer_holds_a_batch(self) -> Any:

@@ -41,9 +41,9 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
     if not isinstance(experiment.sae, LoadedSae) and experiment.sae.reads_texts:
         if train is None:
             yield ("dataset",), f"the variant {experiment.sae.variant!r} is trained, so dataset.train is required"
-        elif train.tokens is None:
+        elif train.tokens is None and experiment.training.budget is None:
             yield ("dataset", "train"), "state how many `tokens` to train on"
-        elif train.tokens < train.context:
+        elif train.tokens is not None and train.tokens < train.context:
             yield ("dataset", "train", "tokens"), f"{train.tokens} tokens are fewer than one context of {train.context}"
     for name, data in experiment.dataset.eval.items():
         if data.documents is None:

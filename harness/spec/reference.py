@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from harness.activations.site import Site
@@ -76,14 +80,11 @@ def _table(section: type[Section], tag: str | None = None) -> Iterator[str]:
 
 
 def _default(schema: dict[str, Any]) -> str:
-    default = schema.get("default")
-    return (
-        {True: "true", False: "false", None: "null"}.get(default, str(default))
-        if not isinstance(default, dict | list)
-        else "{}"
-        if not default
-        else "…"
-    )
+    """The default as YAML, shortened to `…` where it is a section of its own."""
+    if "default" not in schema:  # made by a factory: an empty map
+        return "{}"
+    text = json.dumps(schema["default"])
+    return text if len(text) <= 20 else "…"
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -91,19 +92,16 @@ def _type(schema: dict[str, Any]) -> str:
         return " \\| ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
-    if "anyOf" in schema or "oneOf" in schema:
-        kinds = [_type(option) for option in schema.get("anyOf", schema.get("oneOf", ()))]
-        return " \\| ".join(dict.fromkeys(kind for kind in kinds if kind != "null"))
-    if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
-    return {
-        "object": "map",
-        "integer": "integer",
-        "number": "number",
-        "string": "text",
-        "boolean": "true or false",
-    }.get(str(schema.get("type", "map")), str(schema.get("type", "map")))
+    options = schema.get("anyOf", schema.get("oneOf"))
+    if options:
+        return " \\| ".join(dict.fromkeys(kind for kind in map(_type, options) if kind != "null"))
+    kinds = schema.get("type", "object")
+    if isinstance(kinds, list):
+        return " \\| ".join(_type({**schema, "type": kind}) for kind in kinds)
+    return f"list of {_type(schema.get('items', {}))}" if kinds == "array" else _WORDS.get(kinds, kinds)
 
+
+_WORDS = {"object": "map", "string": "text", "boolean": "true or false"}
 
 _FIXED: dict[str, type[Section]] = {
     "The file": Header,
@@ -137,3 +135,23 @@ matrix: {sae.k: [8, 16, 32]}        # cartesian product; `cases:` for named comb
   versions of definitions. Names, paths, devices and resources are not.
 * Numbers are numbers (`1e-4`, `1_000_000`), `yes`/`on` are text, a key may stand only once, NaN and infinity are refused.
 """
+
+
+PAGE = Path(__file__).parents[2] / "specs" / "README.md"
+
+
+def main() -> int:
+    """`python -m harness.spec.reference [--check]`: writes specs/README.md, or fails when it is not up to date."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    if not parser.parse_args().check:
+        PAGE.write_text(reference_page(), "utf-8")
+        return 0
+    if PAGE.is_file() and PAGE.read_text("utf-8") == reference_page():
+        return 0
+    print("specs/README.md is not what the code says: run `make reference`", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,7 +5,8 @@ let provenance = null;
 function openDrawer(row) {
   provenance ??= read("provenance");
   untip();
-  const drawer = find("drawer"), facts = provenance[row.id];
+  const drawer = find("drawer"), own = provenance.rows[row.id];
+  const facts = Object.fromEntries(Object.entries(own).map(([k, v]) => [k, typeof v === "number" ? provenance.shared[v] : v]));
   drawer.replaceChildren(el("div", { class: "sheet" }, ...drawerParts(row, facts)));
   if (!drawer.open) drawer.showModal();
   drawer.scrollTop = 0;

@@ -23,9 +23,9 @@ HERE = Path(__file__).parent
 SCRIPTS = ("state.js", "table.js", "plots.js", "drawer.js", "app.js")
 PLOTS = (("l0", "explained_variance.centred"), ("l0", "cross_entropy.increase"))
 """Horizontal and vertical metric of each Pareto plot."""
+SHARED = ("resolved", "comparability", "environment", "cost", "artifacts")
 PAIRWISE_ROWS = 100
 """Largest group whose ties the page judges anew for what a filter leaves; beyond, ties refer to all rows."""
-_UNSAFE = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
 def page(board: Board, source: Source | None = None) -> str:
@@ -41,7 +41,7 @@ def page(board: Board, source: Source | None = None) -> str:
         script_hash=_hash(script),
         style_hash=_hash(style),
         board=embedded(_board(board, source or Source())),
-        provenance=embedded({row.id: _provenance(row) for group in board.groups for row in group.rows}),
+        provenance=embedded(_provenances(board)),
         rows=sum(len(group.rows) for group in board.groups),
         groups=len(board.groups),
         superseded=board.superseded,
@@ -52,9 +52,10 @@ def page(board: Board, source: Source | None = None) -> str:
 def embedded(data: Json) -> Markup:
     """JSON that cannot end the script element it stands in, whatever its strings hold."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     # A lone surrogate cannot be written as UTF-8; it can only come from a damaged record.
-    text = text.encode("utf-8", "replace").decode()
-    return Markup(text.translate(_UNSAFE))
+    return Markup(text.encode("utf-8", "replace").decode())
 
 
 def _read(name: str) -> str:
@@ -142,7 +143,19 @@ def _short(p: float | None) -> float | None:
     return None if p is None else float(f"{p:.3g}")
 
 
-def _provenance(row: Row) -> Json:
+def _provenances(board: Board) -> Json:
+    """By row id; what many rows share (environment, keys) stands once in `shared`, and rows refer to it by number."""
+    shared: dict[str, int] = {}
+    rows: dict[str, Json] = {}
+    for row in (row for group in board.groups for row in group.rows):
+        facts = _provenance(row)
+        for name in SHARED:
+            facts[name] = shared.setdefault(json.dumps(facts[name], ensure_ascii=False, allow_nan=False), len(shared))
+        rows[row.id] = facts
+    return {"rows": rows, "shared": [json.loads(text) for text in shared]}
+
+
+def _provenance(row: Row) -> dict[str, Json]:
     record = row.newest.record
     return {
         "command": f"latentbench run {shlex.quote(plain(record.spec.path))}",

@@ -64,7 +64,22 @@ function numberOf(row, column, field = VALUE) {
   return value === undefined || value[field] === undefined ? null : value[field];
 }
 
+// Rows that pass the filters, and their standings by column, are kept until a filter changes: sorting needs neither anew.
+let passed = { filters: null, rows: [], standings: new Map() };
+
 function visibleRows() {
+  const filters = JSON.stringify([board.groups.indexOf(state.group), state.search, state.suite, state.status, state.limits]);
+  if (passed.filters !== filters) passed = { filters, rows: filtered(), standings: new Map() };
+  return passed.rows;
+}
+
+function standings(column) {
+  const rows = visibleRows();
+  if (!passed.standings.has(column)) passed.standings.set(column, judge(rows, column));
+  return passed.standings.get(column);
+}
+
+function filtered() {
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   return state.group.rows.filter((row) =>
     words.every((word) => row.text.includes(word)) &&
@@ -90,7 +105,7 @@ function sorted(rows) {
 }
 
 // Standing of the rows left by the filters; judged anew where the page holds the p-values of all pairs.
-function standings(rows, column) {
+function judge(rows, column) {
   const group = state.group, better = group.columns[column].better, pairs = group.pairs[column];
   const found = new Map();
   if (better === null) return found;

@@ -38,7 +38,7 @@ function sortBy(by, column) {
 
 function drawTable() {
   const table = find("table"), rows = visibleRows(), ordered = sorted(rows);
-  const columns = shownColumns(), judged = new Map(columns.map((i) => [i, standings(rows, i)]));
+  const columns = shownColumns(), judged = new Map(columns.map((i) => [i, standings(i)]));
   const pages = Math.max(1, Math.ceil(ordered.length / PAGE));
   state.page = Math.min(state.page, pages - 1);
   const slice = ordered.slice(state.page * PAGE, (state.page + 1) * PAGE);
@@ -47,7 +47,7 @@ function drawTable() {
   if (!slice.length) table.tBodies[0].append(el("tr", {}, el("td", { class: "none", colspan: columns.length + 3 }, "No row passes the filters.")));
   find("count").textContent = countText(ordered.length);
   drawPager(pages);
-  drawFindings(rows);
+  drawFindings();
   const partial = rows.length < state.group.rows.length;
   find("scope").textContent = !partial ? "" : Object.keys(state.group.pairs).length
     ? "Ties are judged among the rows that pass the filters."
@@ -100,17 +100,17 @@ function intervalText(row, i, unit) {
 }
 
 // One card per domain: the column sorted by, or the first with a direction, and who is best or cannot be told from it.
-function drawFindings(rows) {
+function drawFindings() {
   const cards = state.group.domains.map((domain) => {
     const columns = shownColumns().filter((i) => state.group.columns[i].domain === domain && state.group.columns[i].better !== null);
     const chosen = columns.includes(state.sort?.by) ? state.sort.by : columns.find((i) => state.group.columns[i].label === state.group.columns[state.sort?.by]?.label) ?? columns[0];
-    return chosen === undefined ? null : finding(domain, chosen, rows);
+    return chosen === undefined ? null : finding(domain, chosen);
   });
   find("findings").replaceChildren(...cards.filter(Boolean));
 }
 
-function finding(domain, i, rows) {
-  const column = state.group.columns[i], judged = standings(rows, i);
+function finding(domain, i) {
+  const column = state.group.columns[i], judged = standings(i);
   const count = (kind) => [...judged].filter(([, v]) => v.standing === kind).map(([row]) => row);
   const [best] = count("best"), tied = count("tied"), behind = count("behind");
   const head = el("h3", {}, `Best ${column.label} on ${domain}`);

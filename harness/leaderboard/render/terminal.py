@@ -73,7 +73,11 @@ def _table(group: b.Group, domain: str | None, columns: Sequence[b.Column], inte
     table.add_column("notes", overflow="fold")
     for row in group.rows:
         notes = Text(plain("; ".join(badge.text for badge in row.badges)), style="yellow")
-        table.add_row(Text(plain(f"{row.spec} {row.label}".rstrip())), *[_number(group, row, c, intervals) for c in columns], notes)
+        table.add_row(
+            Text(plain(f"{row.spec} {row.label}".rstrip())),
+            *[_number(group, row, c, intervals) for c in columns],
+            notes,
+        )
     return table
 
 

@@ -1,0 +1,57 @@
+"""The Hugging Face hub: what a branch or tag stands for now, from the cache of this machine or from the hub itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import NotAvailable
+
+Kind = Literal["model", "dataset"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a full commit, which cannot change."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def cached_commit(kind: Kind, repository: str, revision: str | None) -> str | None:
+    """The commit that the hub's cache on this machine remembers for a branch or tag, or None."""
+    ref = _folder(kind, repository) / "refs" / (revision or "main")
+    known = ref.read_text("ascii", "replace").strip() if ref.is_file() else ""
+    return known if is_commit(known) else None
+
+
+def cached_file(kind: Kind, repository: str, commit: str, name: str) -> Path | None:
+    """A file of a repository in the hub's cache on this machine, or None."""
+    path = _folder(kind, repository) / "snapshots" / commit / name
+    return path if path.is_file() else None
+
+
+def resolved_commit(kind: Kind, repository: str, revision: str | None) -> str:
+    """The commit of a branch or tag now. Raises NotAvailable with what to do when nobody knows."""
+    known = cached_commit(kind, repository, revision)
+    if known:
+        return known
+    import httpx
+    from huggingface_hub import HfApi
+
+    try:
+        sha = HfApi().repo_info(repository, revision=revision, repo_type=kind).sha
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise NotAvailable(
+            f"the hub does not answer for the {kind} {repository!r}, so its revision cannot be pinned "
+            f"({type(error).__name__}); go online once, state a full commit as `revision`, or point HF_HOME at a cache "
+            "that holds it"
+        ) from error
+    return str(sha)
+
+
+def _folder(kind: Kind, repository: str) -> Path:
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+    return hub / f"{kind}s--{repository.replace('/', '--')}"

@@ -1,0 +1,111 @@
+"""What a variant costs, by formula: parameters and operations per token (KronSAE, arXiv 2505.22255, eq. 7).
+
+As in that paper a multiply-accumulate counts as one operation, and biases, selection and activations are left out:
+a linear encoder costs d_in · width, KronSAE's d_in · h(m + n) + h·m·n, a decoder d_in · (active latents).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from harness.sae.options import (
+    BoostedOptions,
+    EnsembleOptions,
+    ExtendedOptions,
+    GatedOptions,
+    IdentityOptions,
+    JumpReLUOptions,
+    KronOptions,
+    MeanOptions,
+    PCAOptions,
+    Variant,
+)
+
+
+class Cost(NamedTuple):
+    """Cost of one SAE."""
+
+    parameters: int
+    """Numbers stored, biases included."""
+    encoder: int
+    """Multiply-accumulates per token to encode."""
+    decoder: float
+    """Multiply-accumulates per token to decode."""
+
+    @property
+    def per_token(self) -> float:
+        """Multiply-accumulates per token, encoder and decoder."""
+        return self.encoder + self.decoder
+
+
+def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[Cost, ...] = ()) -> Cost:
+    """Cost of a variant over `d_in` dimensions.
+
+    `active`: latents per token (measured L0), by default the variant's k; `bases`: cost of the SAEs it starts from.
+    Raises ValueError where the variant fixes no k and `active` is missing.
+    """
+    match options:
+        case IdentityOptions():
+            return Cost(0, 0, 0)
+        case MeanOptions():
+            return Cost(d_in, 0, 0)
+        case PCAOptions(k=k):
+            return Cost(d_in * k + d_in, d_in * k, d_in * (k if active is None else active))
+        case EnsembleOptions() | BoostedOptions() | ExtendedOptions():
+            return _on_base(options, d_in, active, bases)
+        case KronOptions():
+            rows = options.head_count * (options.m + options.n)
+            return _dictionary(d_in, rows, options.width, _active(options, active), pairs=options.width)
+    if bases:  # fine-tuned and stitched SAEs have the shape of their base
+        return bases[0] if active is None else bases[0]._replace(decoder=d_in * active)
+    width = getattr(options, "width", 0)
+    plain = _dictionary(d_in, width, width, _active(options, active))
+    extra = {GatedOptions: 2 * width, JumpReLUOptions: width}.get(type(options), 0)
+    return plain._replace(parameters=plain.parameters + extra)
+
+
+def variant_cost(options: Variant, d_in: int) -> Cost:
+    """Cost of a variant together with the SAEs it starts from. Raises ValueError where it has no fixed cost."""
+    bases = tuple(variant_cost(base, d_in) for base in options.base_sections if isinstance(base, Variant))
+    if len(bases) < len(options.base_sections):
+        raise ValueError("the cost of an SAE on top of a loaded one is not known before it is loaded")
+    return cost(options, d_in, bases=bases)
+
+
+def tokens_at_equal_cost(reference: Cost, tokens: int, other: Cost) -> int:
+    """How many tokens `other` may be trained on for the operations that `reference` needs for `tokens` (iso-FLOPs)."""
+    return round(tokens * reference.per_token / other.per_token)
+
+
+def linear_cost(d_in: int, width: int, active: float) -> Cost:
+    """Cost of any SAE with a linear encoder, e.g. a loaded one."""
+    return _dictionary(d_in, width, width, active)
+
+
+def _dictionary(d_in: int, rows: int, width: int, active: float, pairs: int = 0) -> Cost:
+    parameters = rows * (d_in + 1) + width * d_in + d_in
+    return Cost(parameters, d_in * rows + pairs, d_in * active)
+
+
+def _active(options: Variant, active: float | None) -> float:
+    k = getattr(options, "k", None) if active is None else active
+    if k is None:
+        raise ValueError(f"{options.variant} does not fix its number of active latents: pass the measured L0")
+    return float(k)
+
+
+def _on_base(
+    options: EnsembleOptions | BoostedOptions | ExtendedOptions,
+    d_in: int,
+    active: float | None,
+    bases: tuple[Cost, ...],
+) -> Cost:
+    if isinstance(options, EnsembleOptions):
+        raise ValueError("the cost of an ensemble is its base's plus, for each boost, the boost's less the base's")
+    width, k = (
+        (options.extra_width, options.extra_k) if isinstance(options, ExtendedOptions) else (options.width, options.k)
+    )
+    (base,) = bases
+    own = _dictionary(d_in, width, width, k)
+    decoder = base.decoder + own.decoder if active is None else d_in * active
+    return Cost(base.parameters + own.parameters - d_in, base.encoder + own.encoder, decoder)

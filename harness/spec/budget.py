@@ -1,0 +1,66 @@
+"""`training: {budget: {flops_of: …}}`: as many training tokens as the operations of another spec's run buy.
+
+KronSAE (arXiv 2505.22255, §4) compares at equal FLOPs: a cheaper SAE is trained on more tokens. The number of tokens is
+worked out before anything is planned and stands in the resolved experiment like any other value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from adapters.protocols import Roots
+from harness.errors import InvalidInput, Problem, SpecError
+from harness.sae.cost import tokens_at_equal_cost, variant_cost
+from harness.sae.options import Variant
+from harness.spec.cells import Cell, SpecFile
+from harness.spec.experiment import Experiment
+from harness.spec.explain import at
+
+Load = Callable[[Path], SpecFile]
+
+_WHERE = ("training", "budget", "flops_of")
+
+
+def with_budgets(spec: SpecFile, root: Path, roots: Roots, load: Load) -> SpecFile:
+    """The spec with `dataset.train.tokens` filled in where a budget asks for it. Raises SpecError at the budget."""
+    done: dict[int, Experiment] = {}
+    problems: list[Problem] = []
+    for cell, tree in zip(spec.cells, spec.trees, strict=True):
+        if id(cell.experiment) in done or cell.experiment.training.budget is None:
+            continue
+        try:
+            done[id(cell.experiment)] = _budgeted(cell, (root / spec.origin.path).parent, roots, load)
+        except (InvalidInput, ValueError) as error:
+            problems.append(at(tree, _WHERE, str(error)))
+    if problems:
+        raise SpecError(problems)
+    return replace(
+        spec, cells=tuple(replace(c, experiment=done.get(id(c.experiment), c.experiment)) for c in spec.cells)
+    )
+
+
+def _budgeted(cell: Cell, folder: Path, roots: Roots, load: Load) -> Experiment:
+    experiment, budget = cell.experiment, cell.experiment.training.budget
+    assert budget is not None
+    reference = _reference(load((folder / budget.flops_of).resolve()), budget.label)
+    facts, data, other = experiment.model.facts(roots), experiment.dataset.train, reference.dataset.train
+    if facts is None:
+        raise InvalidInput("the size of the model must be known here to count operations; its config is not cached")
+    if not (
+        isinstance(experiment.sae, Variant) and isinstance(reference.sae, Variant) and data and other and other.tokens
+    ):
+        raise InvalidInput("a budget needs an SAE that is trained, here and in the spec it refers to")
+    costs = [variant_cost(options, facts.d_model) for options in (reference.sae, experiment.sae)]
+    tokens = max(data.context, tokens_at_equal_cost(costs[0], other.tokens, costs[1]))
+    train = data.model_copy(update={"tokens": tokens})
+    return experiment.model_copy(update={"dataset": experiment.dataset.model_copy(update={"train": train})})
+
+
+def _reference(spec: SpecFile, label: str | None) -> Experiment:
+    found = [cell.experiment for cell in spec.cells if label in (None, cell.label)]
+    if not found or (label is None and len({cell.label for cell in spec.cells}) > 1):
+        labels = ", ".join(dict.fromkeys(cell.label for cell in spec.cells))
+        raise InvalidInput(f"{spec.origin.path} has several experiments; say which with `label`: {labels}")
+    return found[0]
