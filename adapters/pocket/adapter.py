@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from adapters.folder import folder_facts, folder_identity, load_model, load_tokenizer
+from adapters.folder import folder_facts, folder_identity, hook_module, load_model, load_tokenizer
 from adapters.pocket.text import VERSION, documents
 from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, ModelFacts, Roots
 from harness.section import Json
@@ -19,6 +19,8 @@ from harness.section import Json
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+    from harness.activations.site import Site
 
 FOLDER = Path(__file__).parent / "model"
 
@@ -33,6 +35,9 @@ class PocketModel(ModelAdapter):
 
     def facts(self, roots: Roots) -> ModelFacts:
         return folder_facts(FOLDER)
+
+    def hook_module(self, roots: Roots, site: Site) -> str | None:
+        return hook_module(str(FOLDER), None, site)
 
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
         return load_model(str(FOLDER), None, self.dtype, device)

@@ -28,11 +28,14 @@ TOKENIZER_DOCUMENTS: Final = 12_000  # documents of the late mixture that the vo
 class Recipe:
     """Training settings; a step is one optimiser update on ``batch_tokens`` tokens."""
 
-    steps: int = 2500
+    steps: int = 1700
     batch_tokens: int = 8192
     learning_rate: float = 2e-3
-    final_share: float = 0.05  # of the learning rate, reached at the end of the cosine
     warmup: int = 50
+    plan: int = 2500  # length of the cosine that the learning rate follows up to step ``turn``
+    turn: int = 600  # from here a shorter cosine leads from the rate reached to ``final_share`` at ``steps``
+    final_share: float = 0.05  # of the learning rate
+    early: int = 600  # steps with the early mixture
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -45,7 +48,6 @@ class Recipe:
 # Single operations come first: a model that cannot add cannot profit from worked steps.
 EARLY: Final = {"drills": 0.60, "problems": 0.10}
 LATE: Final = {"drills": 0.12, "problems": 0.63}
-EARLY_PART: Final = 0.25  # of all steps
 DOMAIN_WEIGHTS: Final = {"general": 4, "chemistry": 2, "law": 2, "medicine": 2, "code": 1}
 
 
@@ -56,7 +58,7 @@ def row_length(recipe: Recipe, step: int) -> int:
 
 def shares(recipe: Recipe, step: int) -> dict[str, float]:
     """Shares of drills and word problems at ``step``; the rest is text."""
-    return EARLY if step < EARLY_PART * recipe.steps else LATE
+    return EARLY if step < recipe.early else LATE
 
 
 class Mixture:

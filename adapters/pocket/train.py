@@ -60,10 +60,17 @@ def _row(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, mixture: Mixture, s
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine from the full rate to ``final_share`` of it."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    """Linear warm-up, a cosine planned for ``plan`` steps, and from ``turn`` on a cosine that ends at ``steps``."""
     warm = min(1.0, (step + 1) / recipe.warmup)
-    return recipe.learning_rate * warm * (recipe.final_share + (1 - recipe.final_share) * cosine)
+    share = _cosine(min(step, recipe.turn) / recipe.plan, 1.0, recipe.final_share)
+    if step > recipe.turn:
+        share = _cosine((step - recipe.turn) / (recipe.steps - recipe.turn), share, recipe.final_share)
+    return recipe.learning_rate * warm * share
+
+
+def _cosine(done: float, high: float, low: float) -> float:
+    """From ``high`` at 0 to ``low`` at 1 along half a period."""
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def optimiser(recipe: Recipe, model: LlamaForCausalLM) -> torch.optim.AdamW:
@@ -83,7 +90,8 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoints: Path, resume: bool) -> LlamaForCausalLM:
     """The trained model; a usable intermediate model is kept in ``checkpoints/latest``."""
-    model = new_model(recipe.seed).train()
+    model = new_model(recipe.seed)
+    model.train()
     opt = optimiser(recipe, model)
     start = _restore(checkpoints, model, opt) if resume else 0
     began, since = time.perf_counter(), start
