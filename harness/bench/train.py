@@ -6,7 +6,10 @@ Only ratios of a run mean something: the rounds interleave all candidates, so th
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -68,7 +71,7 @@ def compare(shape: Shape, rounds: int = 5, seed: int = 0, sae_lens: bool = True)
         steps[REFERENCE] = sae_lens_step(shape, x)
     for step in steps.values():
         step()
-    times = {name: [] for name in steps}  # type: dict[str, list[float]]
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             start = perf_counter()
@@ -128,10 +131,35 @@ def sae_lens_step(shape: Shape, x: Tensor) -> Step:
     return step
 
 
+def peak_memory(shape: Shape, options: Variant) -> int:
+    """Bytes that the process of two training steps grows beyond the imports and the hidden states.
+
+    Run in a fresh process, since a process's peak never falls.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak, shape, options).result()
+
+
+def memory_ratio(shape: Shape, k: int = 64) -> float:
+    """Peak memory of HierarchicalTopK's step over that of TopK's at the same k and width."""
+    hierarchical = peak_memory(shape, HierarchicalTopKOptions(width=shape.width, k=k))
+    return hierarchical / peak_memory(shape, TopKOptions(width=shape.width, k=k))
+
+
+def _peak(shape: Shape, options: Variant) -> int:
+    native_step(TopKOptions(width=8, k=1), torch.randn(8, 8))()  # compiles or loads what both need
+    x = torch.randn(shape.batch, shape.d_in)
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    step = native_step(options, x)
+    step()
+    step()
+    return (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
 def _timing(shape: Shape, name: str, times: dict[str, list[float]]) -> Timing:
     own = times[name]
-    faster = [a / b for a, b in zip(times[REFERENCE], own, strict=True)] if REFERENCE in times else None
+    faster = median(a / b for a, b in zip(times[REFERENCE], own, strict=True)) if REFERENCE in times else None
     against = f"TopK (k={min(64, shape.width)})" if "Hierarchical" in name else OURS
     dearer = median(a / b for a, b in zip(own, times[against], strict=True))
     seconds = median(own)
-    return Timing(shape, name, seconds, shape.batch / seconds, faster and median(faster), dearer)
+    return Timing(shape, name, seconds, shape.batch / seconds, faster, dearer)

@@ -6,11 +6,11 @@ Exit codes: 0 ok, 1 failed, 2 invalid input, 3 finished but incomplete, 130 inte
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 
-from harness.cli import results, running, specs, stores
+from harness.cli import benching, exporting, results, running, specs, stores
 from harness.errors import LatentbenchError
 from harness.words import printable
 
@@ -22,9 +22,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for module in (specs, running, results):
+for module in (specs, running, results, exporting):
     module.register(app)
 app.add_typer(stores.app, name="store")
+app.add_typer(benching.app, name="bench")
+
+# Typer brings its own copy of click or uses the installed one, depending on its version: this is the one it raises.
+_Unusable: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
 def run(arguments: list[str]) -> int:
@@ -35,10 +39,10 @@ def run(arguments: list[str]) -> int:
     except LatentbenchError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except click.ClickException as error:
+    except _Unusable as error:
         error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):  # click makes the one the other
+        return int(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):  # typer makes the one the other
         print("interrupted: what was finished is kept, run the same command to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,8 @@ def new(
     from harness.store.files import write_bytes
 
     project = project_of()
-    target = path if path.suffix in SUFFIXES else path.with_name(f"{path.name or 'spec'}.yaml")
-    if target.exists():
+    target = path if path.suffix in SUFFIXES else path.parent / f"{path.name or 'spec'}.yaml"
+    if os.path.exists(target):
         raise InvalidInput(f"{target} exists already; choose another name")
     (source, *others) = spec_paths(project, [template])
     if others:

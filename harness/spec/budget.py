@@ -31,7 +31,7 @@ def with_budgets(spec: SpecFile, root: Path, roots: Roots, load: Load) -> SpecFi
         if id(cell.experiment) in done or cell.experiment.training.budget is None:
             continue
         try:
-            done[id(cell.experiment)] = _budgeted(cell, (root / spec.origin.path).parent, roots, load)
+            done[id(cell.experiment)] = _budgeted(cell, root / spec.origin.path, roots, load)
         except (InvalidInput, ValueError) as error:
             problems.append(at(tree, _WHERE, str(error)))
     if problems:
@@ -41,10 +41,13 @@ def with_budgets(spec: SpecFile, root: Path, roots: Roots, load: Load) -> SpecFi
     )
 
 
-def _budgeted(cell: Cell, folder: Path, roots: Roots, load: Load) -> Experiment:
+def _budgeted(cell: Cell, path: Path, roots: Roots, load: Load) -> Experiment:
     experiment, budget = cell.experiment, cell.experiment.training.budget
     assert budget is not None
-    reference = _reference(load((folder / budget.flops_of).resolve()), budget.label)
+    other_path = (path.parent / budget.flops_of).resolve()
+    if not other_path.is_relative_to(roots.project.resolve()):
+        raise InvalidInput(f"{budget.flops_of!r} leaves the project")
+    reference = _reference(load(other_path), budget.label)
     facts, data, other = experiment.model.facts(roots), experiment.dataset.train, reference.dataset.train
     if facts is None:
         raise InvalidInput("the size of the model must be known here to count operations; its config is not cached")

@@ -10,6 +10,7 @@ from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
 from harness.spec.experiment import Experiment
 from harness.spec.explain import at
+from harness.spec.loaded import check_loaded
 from harness.spec.nodes import Path_
 
 Finding = tuple[Path_, str]
@@ -72,6 +73,7 @@ def _budgets(experiment: Experiment) -> Iterator[Finding]:
 
 def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     """Files, folders and models that the experiment names."""
+    facts: ModelFacts | None = None
     try:
         facts = experiment.model.facts(roots)
         experiment.model.identity(roots)
@@ -86,11 +88,7 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
             data.identity(roots)
         except _WRONG as error:
             yield path, str(error)
-    if isinstance(experiment.sae, LoadedSae):
-        try:
-            experiment.sae.load.identity(roots)
-        except _WRONG as error:
-            yield ("sae", "load"), str(error)
+    yield from check_loaded(experiment, facts, roots)
 
 
 def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:

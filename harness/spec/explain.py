@@ -59,7 +59,7 @@ def locate(tree: Node, path: Iterable[Any]) -> tuple[Path_, Node]:
 
 def _problem(item: dict[str, Any], tree: Node, model: type[Section]) -> Problem:
     location = item["loc"]
-    path, node = locate(tree, location)
+    path, node = locate(tree, _in_file(model, location))
     mark = node.mark
     if item["type"] == "extra_forbidden":
         key = str(location[-1])
@@ -128,6 +128,16 @@ def _follow(model: type[Section], location: tuple[Any, ...]) -> Iterable[type[Se
             current = _inside(field) if field else None
         if current is not None:
             yield current
+
+
+def _in_file(model: type[Section], location: tuple[Any, ...]) -> list[Any]:
+    """The location without the step that names an alternative recognised by a key of the same name."""
+    steps: list[Any] = []
+    for number, step in enumerate(location):
+        above = list(_follow(model, location[:number]))[-1]
+        if not (isinstance(above, Choice) and step in above.others):
+            steps.append(step)
+    return steps
 
 
 def _inside(annotation: Any) -> type[Section] | Choice | None:

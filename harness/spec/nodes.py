@@ -221,6 +221,9 @@ class _Builder:
         except ValueError:
             self.problems.append(self.mark(node).problem(f"{text[:40]!r} is not a number", dotted(path)))
             return None
+        if isinstance(value, int) and abs(value) >= 2**63:
+            self.problems.append(self.mark(node).problem("whole numbers have at most 64 bits here", dotted(path)))
+            return None
         if not math.isfinite(value):
             self.problems.append(self.mark(node).problem("must be a finite number", dotted(path)))
             return None

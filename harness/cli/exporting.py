@@ -1,0 +1,114 @@
+"""The verb that takes an SAE out of the store: export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+
+from harness.cli.options import Allow, Results, StoreFolder, project_of, say
+from harness.errors import InvalidInput, RefusedFile
+
+if TYPE_CHECKING:
+    from adapters.protocols import Roots
+    from adapters.sae_lens.export import Origin
+    from harness.execute.stored import Stored
+    from harness.record import Record
+    from harness.spec.experiment import Experiment
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb to the command line."""
+    app.command()(export)
+
+
+def export(
+    cell: Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist yet.")],
+    to: Annotated[
+        Literal["sae_lens", "latentbench"],
+        typer.Option(help="sae_lens: for sae_lens.SAE.load_from_disk; latentbench: for `load:` in another spec."),
+    ] = "sae_lens",
+    results: Results = None,
+    store: StoreFolder = None,
+    allow: Allow = None,
+) -> None:
+    """Write the SAE of a finished cell to a folder that other tools, or other specs, can load.
+
+    Example: `latentbench export 'quickstart/topk[sae.k=8][0]' --output exports/topk-8`
+    """
+    from harness.execute.stored import load_stored
+    from harness.store.store import Store
+
+    if output.exists():
+        raise InvalidInput(f"{output} exists already; choose another folder")
+    project = project_of(results, store, allow)
+    record = _record(project.results, cell)
+    experiment = _experiment(record)
+    stored = load_stored(Store(project.store), record.keys["sae"], experiment.sae, project.roots)
+    origin = _origin(record, experiment, project.roots)
+    (_to_sae_lens if to == "sae_lens" else _to_latentbench)(stored, output, origin)
+
+
+def _record(results: Path, wanted: str) -> Record:
+    from harness.leaderboard.load import load
+    from harness.leaderboard.select import select
+
+    side = select(load(results), wanted)
+    if len(side.cells) > 1:
+        seeds = ", ".join(str(found.record.seed) for found in side.cells)
+        raise InvalidInput(f"{wanted} means several SAEs; say which seed, e.g. {side.name}[0] (seeds: {seeds})")
+    record = side.cells[0].record
+    if "sae" not in record.keys:
+        raise RefusedFile(f"the record of {wanted} does not say which SAE was measured")
+    return record
+
+
+def _experiment(record: Record) -> Experiment:
+    from harness.spec.experiment import Experiment
+
+    try:
+        return Experiment.model_validate_json(json.dumps(record.resolved), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RefusedFile(f"this version cannot read the record's experiment: {where}: {first['msg']}") from None
+
+
+def _origin(record: Record, experiment: Experiment, roots: Roots) -> Origin:
+    from adapters.sae_lens.export import Origin
+
+    model, train = experiment.model, experiment.dataset.train
+    return Origin(
+        model=str(getattr(model, "id", model.adapter)),
+        site=experiment.layer,
+        hook_module=model.hook_module(roots, experiment.layer),
+        context=train.context if train else None,
+        cell=record.cell,
+    )
+
+
+def _to_sae_lens(stored: Stored, output: Path, origin: Origin) -> None:
+    from adapters.sae_lens.export import export as write
+
+    done = write(stored.sae, output, origin)
+    say(f"wrote {output}: {done.architecture}, {done.equivalence}")
+    if done.needs_import:
+        say(f"sae-lens reads it after `import {done.needs_import}`")
+
+
+def _to_latentbench(stored: Stored, output: Path, origin: Origin) -> None:
+    from adapters.native import ORIGIN
+    from harness.execute.stored import save_stored
+    from harness.sae.options.loaded import LoadedSae
+    from harness.store.files import new_folder, write_json
+
+    if isinstance(stored.section, LoadedSae):
+        raise InvalidInput("a loaded SAE has no latentbench options to save; use --to sae_lens")
+    with new_folder(output) as draft:
+        save_stored(stored, draft)
+        write_json(draft / ORIGIN, origin.fields())
+    say(f"wrote {output}: {stored.section.variant}, exact; load it with {{adapter: latentbench, path: …}}")

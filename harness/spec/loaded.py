@@ -1,0 +1,53 @@
+"""What can be known of loaded SAEs before they are loaded: whether they are there and belong where the spec puts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from adapters.protocols import ModelFacts, Roots, SaeFacts
+from harness.activations.site import Point, Site
+from harness.errors import InvalidInput
+from harness.sae.options import Variant
+from harness.sae.options.loaded import LoadedSae
+from harness.spec.experiment import Experiment
+from harness.spec.nodes import Path_
+
+Finding = tuple[Path_, str]
+
+
+def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots) -> Iterator[Finding]:
+    """What is wrong with every SAE under `load:`, also one that another SAE stands on."""
+    for path, section in _loaded(experiment.sae, ("sae",)):
+        try:
+            section.load.identity(roots)
+            facts = section.load.facts(roots)
+        except (InvalidInput, ValueError, OSError) as error:
+            yield path, str(error)
+            continue
+        if facts is not None:
+            yield from ((path, message) for message in _misfits(facts, experiment.layer, model))
+
+
+def _loaded(section: Any, path: Path_) -> Iterator[tuple[Path_, LoadedSae]]:
+    if isinstance(section, LoadedSae):
+        yield (*path, "load"), section
+    elif isinstance(section, Variant):
+        for name in type(section).model_fields:
+            yield from _loaded(getattr(section, name), (*path, name))
+    elif isinstance(section, tuple):
+        for number, item in enumerate(section):
+            yield from _loaded(item, (*path, number))
+
+
+def _misfits(facts: SaeFacts, site: Site, model: ModelFacts | None) -> Iterator[str]:
+    if model is not None and facts.d_in is not None and facts.d_in != model.d_model:
+        yield f"this SAE reads {facts.d_in} dimensions, the model's hidden states have {model.d_model}"
+    if facts.layer is not None and _stream(facts.layer, facts.point or site.point) != _stream(site.index, site.point):
+        point = f".{facts.point}" if facts.point else ""
+        yield f"this SAE was trained on layer {facts.layer}{point}, the spec reads layer {site}"
+
+
+def _stream(layer: int, point: Point) -> tuple[int, Point]:
+    """The same for two names of one hidden state: what a block reads is what the block before it gave."""
+    return (layer - 1, "resid_post") if point == "resid_pre" else (layer, point)

@@ -1,0 +1,70 @@
+"""`training.budget`: as many tokens as another spec's operations buy; and the cost metric's formulas."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import SpecError
+from harness.metrics.cost import Cost
+from harness.plan.stages import stages_of
+from harness.project import load_specs
+from harness.sae.cost import variant_cost
+from harness.sae.options import KronOptions, TopKOptions
+from tests.support.project import Workbench
+
+KRON = {"variant": "kron", "width": 32, "m": 4, "n": 4, "k": 4}
+
+
+def test_a_budget_buys_the_tokens_that_the_reference_pays_for(bench: Workbench) -> None:
+    bench.spec("topk")
+    bench.spec("kron", sae=KRON, dataset__train__tokens=None, training__budget={"flops_of": "topk.yaml"})
+    (kron,) = load_specs(bench.project, ["kron"])
+    experiment = kron.cells[0].experiment
+    facts = experiment.model.facts(bench.project.roots)
+    assert facts is not None
+    d = facts.d_model
+    topk_macs, kron_macs = d * 32 + 4 * d, d * 2 * (4 + 4) + 32 + 4 * d
+    assert experiment.dataset.train is not None
+    assert experiment.dataset.train.tokens == round(1024 * topk_macs / kron_macs)
+
+
+def test_the_path_of_a_budget_is_in_no_key_but_its_tokens_are(bench: Workbench) -> None:
+    bench.spec("topk")
+    bench.spec("copy")
+    keys = {}
+    for name in ("topk", "copy"):
+        bench.spec("kron", sae=KRON, dataset__train__tokens=None, training__budget={"flops_of": f"{name}.yaml"})
+        (kron,) = load_specs(bench.project, ["kron"])
+        keys[name] = stages_of(kron.cells[0], bench.project.roots).sae.stage.key
+    assert keys["topk"] == keys["copy"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("missing.yaml", "cannot be read"),
+        ("many.yaml", "say which with `label`"),
+        ("../../../x.yaml", "leaves the project"),
+    ],
+)
+def test_a_budget_that_cannot_be_worked_out_is_refused_where_it_stands(
+    bench: Workbench, reference: str, reason: str
+) -> None:
+    bench.spec("many", matrix={"sae.k": [2, 4]})
+    bench.spec("kron", sae=KRON, dataset__train__tokens=None, training__budget={"flops_of": reference})
+    with pytest.raises(SpecError, match=reason):
+        load_specs(bench.project, ["kron"])
+
+
+def test_costs_follow_the_formulas_of_the_paper() -> None:
+    d, width, k = 1536, 32_768, 50
+    topk = variant_cost(TopKOptions(width=width, k=k), d)
+    kron = variant_cost(KronOptions(width=width, m=2, n=4, k=k), d)
+    assert (topk.encoder, topk.decoder) == (d * width, d * k)
+    assert (kron.encoder, kron.decoder) == (d * 4096 * 6 + width, d * k)
+    assert kron.encoder / topk.encoder == pytest.approx(0.751, abs=5e-4)  # papers' table, d = 1536
+
+
+def test_the_cost_metric_reports_parameters_and_operations() -> None:
+    values = {v.id: v.value for v in Cost().of_sae(TopKOptions(width=64, k=4), 16, 64, 3.5)}
+    assert values == {"cost.parameters": 64 * 17 + 64 * 16 + 16, "cost.encoder": 1024, "cost.decoder": 64}
