@@ -136,17 +136,17 @@ class Row:
         """Spec name and label."""
         return f"{self.spec}[{self.label}]" if self.label else self.spec
 
-    @property
+    @cached_property
     def measured(self) -> tuple[Loaded, ...]:
         """The cells that have numbers."""
         return tuple(cell for cell in self.cells if cell.record.status == "ok")
 
-    @property
+    @cached_property
     def newest(self) -> Loaded:
         """The newest cell with numbers, or the newest of all."""
         return max(self.measured or self.cells, key=lambda cell: (cell.created, cell.path))
 
-    @property
+    @cached_property
     def complete(self) -> bool:
         """Whether every expected seed was measured; other rows are shown and not ranked."""
         return {cell.record.seed for cell in self.measured} >= set(self.expected)

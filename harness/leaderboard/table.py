@@ -205,7 +205,8 @@ def _title(record: Record, key: str) -> str:
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
     """All columns in order of domain, then of the records' metrics, with metrics of the short table first."""
-    found = dict.fromkeys(Column.of(m) for row in rows for cell in row.measured for m in cell.record.metrics)
+    by_key = {c.key: c for row in rows for cell in row.measured for c in map(Column.of, cell.record.metrics)}
+    found = list(by_key.values())
     domains = list(dict.fromkeys(column.domain for column in found))
     order = {metric: position for position, metric in enumerate(DEFAULT_COLUMNS)}
 

@@ -28,7 +28,9 @@ BASE = yaml.safe_load(PLAIN)
 def _fixed_content(monkeypatch: pytest.MonkeyPatch) -> None:
     """Content that never changes: a model and files that exist only in name."""
     monkeypatch.setattr(TransformersModel, "identity", lambda self, roots: {"hub": "model", "dtype": self.dtype})
-    monkeypatch.setattr(FilesDataset, "identity", lambda self, roots: {"files": [Path(self.path).stem], "field": self.field})
+    monkeypatch.setattr(
+        FilesDataset, "identity", lambda self, roots: {"files": [Path(self.path).stem], "field": self.field}
+    )
 
 
 def keys(root: Path, changes: dict[str, Any] | None = None, name: str = "s", index: int = 0) -> dict[str, str]:
@@ -40,7 +42,14 @@ def keys(root: Path, changes: dict[str, Any] | None = None, name: str = "s", ind
     return {**stage_keys(stages), "cell": cell_key(cell, stages)}
 
 
-GOLDEN = {}
+GOLDEN = {
+    "sae": "f2b0f1ad368f58d1",
+    "train_tokens": "0d551ac414f33a31",
+    "lab/tokens": "baab655b9ac3b694",
+    "lab/baseline": "da15c9a4cf9e56e1",
+    "lab/measurement": "43ffb68f3e254c0f",
+    "cell": "87627fb801d601ec",
+}
 
 
 def test_golden_keys(tmp_path: Path) -> None:

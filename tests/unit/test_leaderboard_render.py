@@ -86,7 +86,7 @@ def test_markdown_marks_best_ties_and_badges(results: Path) -> None:
 def test_refused_files_are_named(results: Path) -> None:
     (results / "records" / "bad.json").write_text("{")
     for format in ("md", "terminal", "json", "html"):
-        assert "records/bad.json" in leaderboard(results, format, width=300)  # type: ignore[arg-type]
+        assert "records/bad.json" in leaderboard(results, format, width=300)
 
 
 def test_terminal_text_is_inert(tmp_path: Path) -> None:
@@ -117,10 +117,9 @@ def test_html_is_one_inert_file(tmp_path: Path) -> None:
     assert "\u2028" not in page
     assert "default-src 'none'" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
-    for data in re.findall(r'<script type="application/json" id="\w+">(.*?)</script>', page, re.S):
-        assert HOSTILE in json.dumps(json.loads(data), ensure_ascii=False).encode().decode(
-            "unicode_escape", "ignore"
-        ) or ("pwned" in data)
+    for data in re.findall(r'<script type="application/json" id="\w+">(.*?)</script>', page, re.DOTALL):
+        assert "pwned" in str(json.loads(data))
+        assert not set(data) & set("<>&\u2028\u2029")
 
 
 def test_embedded_json_survives() -> None:
@@ -135,7 +134,7 @@ def test_json_holds_every_number(results: Path) -> None:
     rows = {(r["spec"], r["label"]): r for group in data["groups"] for r in group["rows"]}
     found = rows["quickstart/topk", "sae.k=16"]
     ev = next(n for n in found["numbers"] if n["metric"] == "explained_variance.centred" and n["domain"] == "general")
-    assert ev["standing"] == "tied" or ev["standing"] == "best" or ev["standing"] == "behind"
+    assert ev["standing"] == "behind", "mine/other was measured alike and is better"
     assert ev["low"] < ev["value"] < ev["high"]
     assert rows["quickstart/gated", "sae.k=8"]["complete"] is False
 

@@ -142,7 +142,11 @@ def test_a_parents_name_is_its_own(tmp_path: Path) -> None:
         ("{variant: topk, k: 4, width: 8}", "{k: 5}", {"variant": "topk", "k": 5, "width": 8}),
         ("{variant: topk, k: 4}", "{load: {adapter: x}}", {"load": {"adapter": "x"}}),
         ("{load: {adapter: x, id: 1}}", "{variant: topk, k: 4}", {"variant": "topk", "k": 4}),
-        ("{load: {adapter: x, id: 1, release: r}}", "{load: {id: 2}}", {"load": {"adapter": "x", "id": 2, "release": "r"}}),
+        (
+            "{load: {adapter: x, id: 1, release: r}}",
+            "{load: {id: 2}}",
+            {"load": {"adapter": "x", "id": 2, "release": "r"}},
+        ),
         ("{load: {adapter: x, id: 1}}", "{load: {adapter: y}}", {"load": {"adapter": "y"}}),
         ("{adapter: files, path: a}", "{adapter: pocket, domain: law}", {"adapter": "pocket", "domain": "law"}),
         ("{k: 4}", "{variant: topk}", {"k": 4, "variant": "topk"}),
@@ -163,7 +167,9 @@ def node(value: Json) -> Node:
 
 
 keys = st.sampled_from("abc")
-values = st.recursive(st.integers(0, 2) | st.lists(st.integers(0, 1), max_size=2), lambda v: st.dictionaries(keys, v, max_size=3))
+values = st.recursive(
+    st.integers(0, 2) | st.lists(st.integers(0, 1), max_size=2), lambda v: st.dictionaries(keys, v, max_size=3)
+)
 maps = st.dictionaries(keys, values, max_size=3)
 
 

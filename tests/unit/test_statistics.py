@@ -24,7 +24,8 @@ Array = np.ndarray
 
 
 def explained(lost: Array, whole: Array) -> Array:
-    return 1 - lost / whole
+    kept: Array = 1 - lost / whole
+    return kept
 
 
 def drawn(rng: np.random.Generator, n: int, spreads: tuple[float, float], shift: float = 0.0) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ const find = (id) => document.getElementById(id);
 const board = read("board");
 const [VALUE, LOW, HIGH, SD, DOCUMENTS, STANDING, P, REASON] = [0, 1, 2, 3, 4, 5, 6, 7];
 const ALPHA = 0.05;
-const PAGE = 100;
+const PAGE = 50;
 
 board.groups.forEach((group) => group.rows.forEach((row, i) => {
   row.index = i;

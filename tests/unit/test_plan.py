@@ -1,0 +1,201 @@
+"""A plan says what will run and why, and runs nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.execute.lost import Loss
+from harness.plan.plan import Plan, changed_fields, make_plan
+from harness.project import load_specs
+from harness.record import Failure, Record
+from harness.results import write_record
+from harness.store.store import Store
+from tests.conftest import Command
+from tests.support.project import Workbench, documents, write_jsonl
+
+
+def plan(bench: Workbench, *names: str) -> Plan:
+    project = bench.project
+    specs = load_specs(project, [str(bench.root / f"specs/{name}.yaml") for name in names])
+    return make_plan(specs, Store(project.store), project.results, project.roots)
+
+
+def record(bench: Workbench, made: Plan, index: int = 0, **fields: Any) -> None:
+    """Writes a record for a planned cell."""
+    item = made.cells[index]
+    written = Record(
+        cell=item.key,
+        spec=item.cell.origin,
+        label=item.cell.label,
+        resolved=item.cell.experiment.plain(),
+        seed=item.cell.seed,
+        created="2026-01-01T00:00:00+00:00",
+        **{"status": "ok", **fields},
+    )
+    write_record(bench.project.results, item.cell, written, {})
+
+
+def reasons(made: Plan) -> list[str]:
+    return [item.reason for item in made.cells]
+
+
+def test_a_new_cell_makes_all_its_stages(bench: Workbench) -> None:
+    bench.spec()
+    (cell,) = plan(bench, "mine").cells
+    assert (cell.run, cell.reason) == (True, "no record yet")
+    assert [(s.stage.kind, s.run, s.reason) for s in cell.steps] == [
+        (kind, True, "not in the store") for kind in ("tokens", "sae", "tokens", "baseline", "measurement")
+    ]
+
+
+def test_planning_writes_nothing(bench: Workbench, command: Command) -> None:
+    bench.spec()
+    before = sorted(bench.root.rglob("*"))
+    assert command("plan").code == 0
+    assert command("status").code == 3
+    assert sorted(bench.root.rglob("*")) == before
+
+
+def test_a_good_record_is_reused(bench: Workbench) -> None:
+    bench.spec()
+    record(bench, plan(bench, "mine"))
+    made = plan(bench, "mine")
+    assert reasons(made) == ["its record is there"]
+    assert not made.to_run
+    assert {step.reason for step in made.stages()} == {"not needed, the record is there"}
+
+
+def test_a_failed_cell_runs_again_and_says_how_it_failed(bench: Workbench) -> None:
+    bench.spec()
+    loss = Loss("timeout", "Timeout", "stopped")
+    record(bench, plan(bench, "mine"), status=loss.status, error=Failure(stage="worker", type=loss.type, message=""))
+    assert reasons(plan(bench, "mine")) == ["its last run timeout (Timeout)"]
+
+
+def test_a_changed_field_is_named_with_both_values(bench: Workbench) -> None:
+    bench.spec()
+    record(bench, plan(bench, "mine"))
+    bench.spec(sae__k=8, training__lr=1e-3)
+    assert reasons(plan(bench, "mine")) == ["changed since its record: sae.k 4 → 8; training.lr 0.0008 → 0.001"]
+
+
+def test_changed_texts_are_noticed_without_a_change_of_the_spec(bench: Workbench) -> None:
+    bench.spec()
+    record(bench, plan(bench, "mine"))
+    write_jsonl(bench.root / "data/eval.jsonl", documents(9))
+    assert reasons(plan(bench, "mine")) == ["definitions or data changed since its record"]
+
+
+def test_a_changed_limit_changes_nothing(bench: Workbench) -> None:
+    bench.spec()
+    record(bench, plan(bench, "mine"))
+    bench.spec(resources__timeout="1h")
+    assert reasons(plan(bench, "mine")) == ["its record is there"]
+
+
+def test_an_unreadable_record_counts_as_absent(bench: Workbench) -> None:
+    bench.spec()
+    record(bench, plan(bench, "mine"))
+    (path,) = (bench.root / "results/records").rglob("*.json")
+    for content in ("{", "{}", path.read_text().replace('"ok"', '"fine"')):
+        path.write_text(content)
+        assert reasons(plan(bench, "mine")) == ["no record yet"]
+
+
+def test_what_is_in_the_store_and_what_was_left_unfinished_is_told(bench: Workbench) -> None:
+    bench.spec()
+    store, stages = Store(bench.project.store), {s.stage.kind: s.stage for s in plan(bench, "mine").stages()}
+    with store.writing("baseline", stages["baseline"].key, {}):
+        pass
+    store.checkpoint(stages["sae"].key).mkdir(parents=True)
+    told = {s.stage.kind: (s.run, s.reason) for s in plan(bench, "mine").stages()}
+    assert told["baseline"] == (False, "in the store")
+    assert told["sae"] == (True, "unfinished, continues from its checkpoint")
+
+
+def test_cells_share_stages(bench: Workbench) -> None:
+    bench.spec(matrix={"sae.k": [2, 4]}, seeds=[0, 1])
+    made = plan(bench, "mine")
+    kinds = [step.stage.kind for step in made.stages()]
+    assert (len(made.cells), kinds.count("tokens"), kinds.count("baseline"), kinds.count("sae")) == (4, 2, 1, 4)
+
+
+def test_specs_of_the_same_name_are_refused(bench: Workbench, command: Command) -> None:
+    bench.spec("a", name="same")
+    bench.spec("b", name="same")
+    done = command("plan")
+    assert done.code == 2
+    assert "specs/b.yaml:27:7: name: specs/a.yaml already has the name 'same'" in done.err
+
+
+def test_plan_as_json_links_cells_to_stages_and_stages_to_parents(bench: Workbench, command: Command) -> None:
+    bench.spec(matrix={"sae.k": [2, 4]})
+    made = json.loads(command("plan", "mine", "--json").out)
+    keys = {stage["key"] for stage in made["stages"]}
+    assert {key for cell in made["cells"] for key in cell["stages"]} == keys
+    assert {parent for stage in made["stages"] for parent in stage["parents"]} <= keys
+    assert {cell["action"] for cell in made["cells"]} == {"run"}
+    assert {stage["reason"] for stage in made["stages"]} == {"not in the store"}
+
+
+def test_all_findings_of_all_specs_are_told_before_anything_is_planned(bench: Workbench, command: Command) -> None:
+    bench.spec("a", layer=2)
+    bench.spec("b", dataset__train__path="absent.txt", dataset__train__tokens=3)
+    bench.spec("c", metrics=[{"cross_entropy": {"budgets": [5]}}, "cross_entropy"], model__id="./absent")
+    done = command("plan")
+    assert done.code == 2
+    for words in (
+        "specs/a.yaml:4:8: layer: the model has 2 decoder blocks, 0 to 1",
+        "dataset.train: no file matches 'absent.txt'",
+        "dataset.train.tokens: 3 tokens are fewer than one context of 16",
+        "the budget 5 exceeds the 4 latents",
+        "the metric 'cross_entropy' stands here twice",
+        "model: ./absent is not a model folder: it holds no config.json",
+    ):
+        assert words in done.err
+
+
+@pytest.mark.parametrize(
+    "path", ["../out.jsonl", "/etc/hostname", "data/link.jsonl", "data/*.jsonl", "x" * 300, "a\0b"]
+)
+def test_texts_outside_of_the_project_or_beyond_the_system_are_refused(
+    bench: Workbench, command: Command, path: str
+) -> None:
+    write_jsonl(bench.root.parent / "out.jsonl", documents(3))
+    (bench.root / "data/link.jsonl").symlink_to(bench.root.parent / "out.jsonl")
+    bench.spec(dataset__train__path=path)
+    done = command("validate")
+    assert done.code == 2
+    assert "dataset.train: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_allowed_folder_may_be_read(bench: Workbench, command: Command) -> None:
+    write_jsonl(bench.root.parent / "out.jsonl", documents(3))
+    bench.spec(dataset__train__path="../out.jsonl")
+    assert command("validate", "--allow", str(bench.root.parent)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"a": {"b": 1}}, {"a": {"b": 1}}, []),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b 1 → 2"]),
+        ({"a": 1}, {}, ["a 1 → None"]),
+        ({"a": [1]}, {"a": [1, 2]}, ["a [1] → [1, 2]"]),
+        ({"a": {"b": 1}}, {"a": None}, ["a {'b': 1} → None"]),
+    ],
+)
+def test_changed_fields(old: Any, new: Any, expected: list[str]) -> None:
+    assert changed_fields(old, new) == expected
+
+
+def test_a_projects_folder_may_stand_anywhere(bench: Workbench, command: Command, tmp_path: Path) -> None:
+    bench.spec()
+    before = [cell.key for cell in plan(bench, "mine").cells]
+    moved = bench.root.rename(tmp_path / "moved")
+    assert [cell.key for cell in plan(Workbench(moved), "mine").cells] == before

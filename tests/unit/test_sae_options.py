@@ -1,0 +1,131 @@
+"""What the SAE sections refuse, and what a variant costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from harness.sae.cost import Cost, cost, linear_cost, tokens_at_equal_cost
+from harness.sae.dictionary import default_aux_k
+from harness.sae.options import (
+    NATIVE,
+    BoostedOptions,
+    ExtendedOptions,
+    FineTunedOptions,
+    GatedOptions,
+    IdentityOptions,
+    JumpReLUOptions,
+    KronOptions,
+    MeanOptions,
+    PCAOptions,
+    StandardOptions,
+    TopKOptions,
+    UntrainedOptions,
+)
+
+TOPK = {"width": 64, "k": 4}
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "message"),
+    [
+        ("topk", {"width": 8, "k": 9}, "k = 9 active latents cannot exceed the dictionary width 8"),
+        ("topk", {"width": 0, "k": 1}, "greater than 0"),
+        ("topk", {"width": 8, "k": 2, "kk": 1}, "Extra inputs"),
+        ("batch_topk", {"width": 8, "k": 9}, "cannot exceed the dictionary width"),
+        ("batch_topk", {**TOPK, "threshold_momentum": 0}, "greater than 0"),
+        ("hierarchical_topk", {**TOPK, "budgets": [2, 5]}, "budget 5 exceeds k = 4"),
+        ("hierarchical_topk", {**TOPK, "budgets": []}, "one or more different"),
+        ("hierarchical_topk", {**TOPK, "budgets": [2, 2]}, "one or more different"),
+        ("matryoshka", {**TOPK, "groups": [16, 32]}, "add up to 48 latents, not to the width 64"),
+        ("matryoshka", {**TOPK, "groups": []}, "at least 1"),
+        ("kron", {**TOPK, "m": 3, "n": 5}, "m·n = 3·5 = 15 does not divide the width 64"),
+        ("kron", {**TOPK, "m": 2, "n": 4, "heads": 9}, "heads·m·n = 9·2·4 = 72 is not the width 64"),
+        ("kron", {**TOPK, "m": 2, "n": 4, "budgets": [2]}, "budgets need selection: hierarchical, not topk"),
+        ("kron", {**TOPK, "m": 2, "n": 4, "selection": "hierarchical", "budgets": [7]}, "budget 7 exceeds k = 4"),
+        ("kron", {"width": 64, "k": 65, "m": 2, "n": 4}, "cannot exceed the dictionary width"),
+        ("jumprelu", {"width": 8, "target_l0": 9}, "target_l0 = 9.0 cannot exceed the dictionary width 8"),
+        ("untrained", {"width": 8, "k": 9}, "cannot exceed the dictionary width"),
+        ("random_decoder", {"width": 8, "k": 9}, "cannot exceed the dictionary width"),
+    ],
+)
+def test_impossible_options_are_refused_with_the_reason(variant: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        NATIVE[variant].model_validate(options)
+
+
+def test_boosting_refuses_more_active_latents_than_it_has() -> None:
+    with pytest.raises(ValidationError, match="cannot exceed the dictionary width 4"):
+        BoostedOptions(base=TopKOptions(**TOPK), width=4, k=5)
+
+
+def test_kron_counts_its_heads() -> None:
+    assert KronOptions(width=64, k=4, m=2, n=4).head_count == 8
+    assert KronOptions(width=64, k=4, m=2, n=4, heads=8).head_count == 8
+
+
+def test_budgets_are_known_where_they_are_fixed() -> None:
+    assert TopKOptions(**TOPK).max_budget == 4
+    assert KronOptions(**TOPK, m=2, n=4, selection="batch_topk").max_budget is None
+    assert KronOptions(**TOPK, m=2, n=4).max_budget == 4
+    assert UntrainedOptions(**TOPK).max_budget == 4
+
+
+@pytest.mark.parametrize(("d_in", "aux_k"), [(64, 32), (288, 128), (768, 512), (2304, 512), (1, 1)])
+def test_aux_k_is_the_power_of_two_nearest_to_half_of_d_in(d_in: int, aux_k: int) -> None:
+    assert default_aux_k(d_in) == aux_k
+
+
+def test_cost_of_top_k() -> None:
+    d, width, k = 768, 16384, 32
+    wanted = Cost(parameters=2 * d * width + width + d, encoder=d * width, decoder=d * k)
+    assert cost(TopKOptions(width=width, k=k), d) == wanted == linear_cost(d, width, k)
+    assert cost(TopKOptions(width=width, k=k), d, active=30.5).decoder == d * 30.5
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "ratio"),
+    [(1, 8, 1.126), (1, 16, 1.063), (2, 4, 0.751), (2, 8, 0.626), (4, 4, 0.501), (4, 8, 0.376), (8, 8, 0.251)],
+)
+def test_kron_encoder_costs_the_published_share_of_top_k(m: int, n: int, ratio: float) -> None:
+    """KronSAE's encoder width over F at d = 1536, pairs included (papers.md of the project, from eq. 7)."""
+    kron, topk = KronOptions(width=32768, k=50, m=m, n=n), TopKOptions(width=32768, k=50)
+    assert cost(kron, 1536).encoder / cost(topk, 1536).encoder == pytest.approx(ratio, abs=6e-4)
+
+
+def test_iso_flops_gives_the_cheaper_variant_more_tokens() -> None:
+    topk, kron = cost(TopKOptions(width=4096, k=8), 128), cost(KronOptions(width=4096, k=8, m=4, n=8), 128)
+    tokens = tokens_at_equal_cost(topk, 1_000_000, kron)
+    assert tokens > 2_000_000
+    assert tokens * kron.per_token == pytest.approx(1_000_000 * topk.per_token, rel=1e-5)
+
+
+def test_cost_counts_real_parameters() -> None:
+    import torch
+
+    d = 24
+    for options in (
+        TopKOptions(**TOPK),
+        KronOptions(**TOPK, m=2, n=4),
+        StandardOptions(width=64),
+        GatedOptions(width=64),
+        JumpReLUOptions(width=64),
+    ):
+        sae = options.build(d, torch.Generator())
+        assert cost(options, d, active=4).parameters == sum(p.numel() for p in sae.parameters()), options.variant
+
+
+def test_cost_of_controls_and_of_variants_on_a_base() -> None:
+    d, base = 24, cost(TopKOptions(**TOPK), 24)
+    assert cost(IdentityOptions(), d) == Cost(0, 0, 0)
+    assert cost(MeanOptions(), d) == Cost(d, 0, 0)
+    assert cost(PCAOptions(k=3), d) == Cost(4 * d, 3 * d, 3 * d)
+    boosted = cost(BoostedOptions(base=TopKOptions(**TOPK), width=10, k=2), d, bases=(base,))
+    assert boosted == Cost(base.parameters + 2 * d * 10 + 10, base.encoder + 10 * d, base.decoder + 2 * d)
+    extended = ExtendedOptions(base=TopKOptions(**TOPK), extra_width=10, extra_k=2)
+    assert cost(extended, d, bases=(base,)) == boosted
+    assert cost(FineTunedOptions(base=TopKOptions(**TOPK)), d, bases=(base,)) == base
+    with pytest.raises(ValueError, match="pass the measured L0"):
+        cost(StandardOptions(width=64), d)
