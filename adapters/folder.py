@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.protocols import LanguageModel, ModelFacts
 from harness.canonical import file_digest
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from harness.activations.site import Site
+
 _CONTENT = (
     "*.safetensors",
     "config.json",
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab*",
     "merges.txt",
 )
@@ -69,17 +72,30 @@ def read_json(path: Path) -> Json:
 def load_model(source: str, revision: str | None, dtype: str, device: torch.device) -> LanguageModel:
     """A model from a folder or a hub id through transformers' auto classes, in evaluation mode.
 
-    Raises NotAvailable with what to do when it cannot be had.
+    Raises NotAvailable with what to do when it cannot be had, RefusedFile when its weights are damaged or incomplete.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, ImportError) as error:
         raise NotAvailable(_unavailable(source, error)) from error
+    except SafetensorError as error:
+        raise RefusedFile(f"the weights of the model {source!r} are damaged: {error}") from error
+    model, report = loaded
+    if report["missing_keys"]:  # transformers would make them up
+        raise RefusedFile(
+            f"the model {source!r} lacks weights of its architecture: {', '.join(sorted(report['missing_keys'])[:5])}"
+        )
     torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
     torch.nn.Module.requires_grad_(model, False)
     torch.nn.Module.eval(model)
@@ -97,6 +113,28 @@ def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase
     except (OSError, ValueError, ImportError) as error:
         raise NotAvailable(_unavailable(source, error)) from error
     return tokenizer
+
+
+def hook_module(source: str, revision: str | None, site: Site) -> str | None:
+    """Path of the module at which `site` is read in a folder's or cached hub id's model, e.g. `model.layers.3`.
+
+    The model is built without weights from its configuration. None when that is not on this machine.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from harness.activations.blocks import check_site, decoder_blocks, submodule
+
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    check_site(model, site)
+    wanted = submodule(decoder_blocks(model)[site.index], site)
+    path: str = next(name for name, module in model.named_modules() if module is wanted)
+    return path
 
 
 @lru_cache(maxsize=256)

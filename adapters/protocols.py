@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.activations.site import Point, Site
     from harness.sae.base import SparseAutoencoder
 
 
@@ -30,6 +31,20 @@ class ModelFacts:
     d_model: int
     layers: int
     vocabulary: int
+
+
+@dataclass(frozen=True)
+class SaeFacts:
+    """What an SAE's files state about it, read without loading a weight; None where they do not say."""
+
+    d_in: int | None = None
+    """Dimensions of the hidden states it reads."""
+    width: int | None = None
+    """Dictionary width: number of latents."""
+    layer: int | None = None
+    """Number of the decoder block it was trained on, counted from 0."""
+    point: Point | None = None
+    """Which hidden state of the block; None where only the block is stated."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,10 @@ class ModelAdapter(Section):
     def facts(self, roots: Roots) -> ModelFacts | None:
         """Shape of the model, or None when its configuration is not on this machine."""
 
+    def hook_module(self, roots: Roots, site: Site) -> str | None:
+        """Path of the module at which `site` is read, e.g. `model.layers.3`; None when it cannot be known here."""
+        return None
+
     @abstractmethod
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
         """The model on `device`. Raises NotAvailable with what to do when it is not here."""
@@ -123,6 +142,13 @@ class SaeSource(Section):
     @abstractmethod
     def identity(self, roots: Roots) -> Json:
         """What determines the weights."""
+
+    def facts(self, roots: Roots) -> SaeFacts | None:
+        """What its configuration states, read without torch; None where nothing is known before it is loaded.
+
+        Raises RefusedFile or NotAvailable like `identity`.
+        """
+        return None
 
     @abstractmethod
     def load(self, roots: Roots) -> SparseAutoencoder:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from adapters.folder import facts_of, folder_facts, folder_identity, load_model, load_tokenizer, read_json
+from adapters.folder import facts_of, folder_facts, folder_identity, hook_module, load_model, load_tokenizer, read_json
 from adapters.hub import cached_commit, cached_file, is_commit, resolved_commit
 from adapters.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
 from harness.errors import NotAvailable
@@ -17,6 +17,8 @@ from harness.section import Json
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+    from harness.activations.site import Site
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
@@ -66,6 +68,9 @@ class TransformersModel(ModelAdapter):
         commit = self._commit()
         config = cached_file("model", self.id, commit, "config.json") if commit else None
         return facts_of(read_json(config), self.id) if config else None
+
+    def hook_module(self, roots: Roots, site: Site) -> str | None:
+        return hook_module(str(self.folder(roots) or self.id), self.revision, site)
 
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
         return load_model(str(self.folder(roots) or self.id), self.revision, self.dtype, device)

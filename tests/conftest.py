@@ -25,13 +25,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-@pytest.fixture()
+@pytest.fixture
 def bench(tmp_path: Path, tiny_model: Path) -> Workbench:
     """A project with a model and data, without specs."""
     return furnish(tmp_path / "project", tiny_model)
 
 
-@pytest.fixture()
+@pytest.fixture
 def command(bench: Workbench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line, run in this process inside of `bench`."""
     monkeypatch.chdir(bench.root)

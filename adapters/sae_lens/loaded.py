@@ -6,11 +6,18 @@ from pathlib import Path
 
 import torch
 from sae_lens import SAE
+from safetensors import SafetensorError
 from torch import Tensor
 
+from adapters.sae_lens import classes  # noqa: F401  (so that sae-lens knows the classes that exports may need)
+from adapters.sae_lens.weights import weights_of
 from harness.errors import NotAvailable, RefusedFile
 from harness.sae.base import SparseAutoencoder
 from harness.sae.codes import Codes
+from harness.sae.linear import LinearWeights
+
+_UNREADABLE = (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What sae-lens raises for files that do not fit together."""
 
 
 class LoadedFromSaeLens(SparseAutoencoder):
@@ -34,6 +41,10 @@ class LoadedFromSaeLens(SparseAutoencoder):
         rows: Tensor = self.inner.W_dec
         return rows
 
+    def linear_weights(self) -> LinearWeights:
+        """The weights as groups that read x. Raises InvalidInput where sae-lens' class has no such equivalent."""
+        return weights_of(self.inner)
+
 
 def from_registry(release: str, sae_id: str) -> LoadedFromSaeLens:
     """A registered SAE. Raises NotAvailable with the nearest names, or with what to do when the hub is out of reach."""
@@ -48,7 +59,10 @@ def from_disk(folder: Path) -> LoadedFromSaeLens:
     """An SAE that sae-lens saved. Raises RefusedFile when the files do not fit together."""
     try:
         with torch.random.fork_rng(devices=[]):
-            return LoadedFromSaeLens(SAE.load_from_disk(folder, device="cpu"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            loaded = LoadedFromSaeLens(SAE.load_from_disk(folder, device="cpu"))
+            with torch.no_grad():
+                loaded(torch.zeros(1, loaded.d_in))  # sae-lens checks neither k nor groups when it loads
+            return loaded
+    except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise RefusedFile(f"{folder.name} is not an SAE that sae-lens can read: {reason}") from error

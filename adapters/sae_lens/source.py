@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from adapters.protocols import Roots, SaeSource
-from harness.canonical import file_digest
-from harness.errors import NotAvailable
+from adapters.folder import read_json
+from adapters.protocols import Roots, SaeFacts, SaeSource
+from adapters.sae_files import config_object, digests, optional_positive, sae_folder, site_of
 from harness.section import Json
 
 if TYPE_CHECKING:
     from harness.sae.base import SparseAutoencoder
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+_IN_ID = re.compile(r"(?:^|/)layer_(\d+)(?:/|$)")
 
 
 class SaeLensSource(SaeSource):
@@ -43,15 +44,23 @@ class SaeLensSource(SaeSource):
         if self.path is None:
             return {"release": self.release, "id": self.id, "sae_lens": version("sae-lens")}
         folder = self.folder(roots)
-        return {name: _digest_of(folder / name) for name in (WEIGHTS, CONFIG)}
+        return digests(folder, (WEIGHTS, CONFIG))
 
     def folder(self, roots: Roots) -> Path:
         """The folder meant by `path`. Raises NotAvailable when it does not hold a saved SAE."""
-        folder = roots.resolve(self.path or "")
-        missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
-        if missing:
-            raise NotAvailable(f"{self.path} is not an SAE saved by sae-lens: it holds no {' and no '.join(missing)}")
-        return folder
+        return sae_folder(roots, self.path or "", "an SAE saved by sae-lens", (WEIGHTS, CONFIG))
+
+    def facts(self, roots: Roots) -> SaeFacts:
+        """From cfg.json; of a registered SAE only what its id says, for the registry is not read without torch."""
+        if self.path is None:
+            found = _IN_ID.search(str(self.id))
+            return SaeFacts(layer=int(found[1])) if found else SaeFacts(None, None, *site_of(str(self.id)))
+        where = f"{self.path}/{CONFIG}"
+        config = config_object(read_json(self.folder(roots) / CONFIG), where)
+        metadata = config.get("metadata")
+        hook = (metadata if isinstance(metadata, dict) else config).get("hook_name")
+        d_in, width = (optional_positive(config, key, where) for key in ("d_in", "d_sae"))
+        return SaeFacts(d_in, width, *site_of(str(hook or "")))
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         from adapters.sae_lens.loaded import from_disk, from_registry
@@ -59,13 +68,3 @@ class SaeLensSource(SaeSource):
         if self.path is not None:
             return from_disk(self.folder(roots))
         return from_registry(str(self.release), str(self.id))
-
-
-def _digest_of(path: Path) -> str:
-    stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)

@@ -7,8 +7,10 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInpu
 from torch import Tensor
 
 from adapters.sae_lens.options import SaeLensOptions
+from adapters.sae_lens.weights import weights_of
 from harness.sae.base import Loss, TrainableSAE
 from harness.sae.codes import Codes
+from harness.sae.linear import LinearWeights
 
 
 class TrainedBySaeLens(TrainableSAE):
@@ -37,6 +39,10 @@ class TrainedBySaeLens(TrainableSAE):
     def decoder_rows(self) -> Tensor:
         rows: Tensor = self.inner.W_dec
         return rows
+
+    def linear_weights(self) -> LinearWeights:
+        """The weights as one group that reads x."""
+        return weights_of(self.inner)
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> Loss:
         given = TrainStepInput(x, self._coefficients(step, steps), dead, step, is_logging_step=False)

@@ -27,6 +27,8 @@ for module in (specs, running, results, exporting):
 app.add_typer(stores.app, name="store")
 app.add_typer(benching.app, name="bench")
 
+INTERRUPTED = 130
+
 # Typer brings its own copy of click or uses the installed one, depending on its version: this is the one it raises.
 _Unusable: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -34,8 +36,10 @@ _Unusable: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ 
 def run(arguments: list[str]) -> int:
     """Runs the command line and returns its exit code."""
     try:
-        code = app(args=arguments, prog_name="latentbench", standalone_mode=False)
-        return int(code or 0)
+        code = int(app(args=arguments, prog_name="latentbench", standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # typer swallows Ctrl-C
+            raise KeyboardInterrupt
+        return code
     except LatentbenchError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -44,7 +48,7 @@ def run(arguments: list[str]) -> int:
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):  # typer makes the one the other
         print("interrupted: what was finished is kept, run the same command to continue", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0

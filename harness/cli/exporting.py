@@ -13,7 +13,7 @@ from harness.cli.options import Allow, Results, StoreFolder, project_of, say
 from harness.errors import InvalidInput, RefusedFile
 
 if TYPE_CHECKING:
-    from adapters.protocols import Roots
+    from adapters.protocols import ModelAdapter, Roots
     from adapters.sae_lens.export import Origin
     from harness.execute.stored import Stored
     from harness.record import Record
@@ -83,12 +83,18 @@ def _origin(record: Record, experiment: Experiment, roots: Roots) -> Origin:
 
     model, train = experiment.model, experiment.dataset.train
     return Origin(
-        model=str(getattr(model, "id", model.adapter)),
+        model=_model_name(model),
         site=experiment.layer,
         hook_module=model.hook_module(roots, experiment.layer),
         context=train.context if train else None,
         cell=record.cell,
     )
+
+
+def _model_name(model: ModelAdapter) -> str:
+    """The model's id; of a folder elsewhere on this machine only its name, which means something to others."""
+    name = str(getattr(model, "id", model.adapter))
+    return Path(name).name if name.startswith(("/", "~")) else name
 
 
 def _to_sae_lens(stored: Stored, output: Path, origin: Origin) -> None:

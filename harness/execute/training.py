@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
+from torch import Tensor
 
 from adapters.folder import facts_of
 from adapters.protocols import DatasetAdapter
@@ -30,7 +32,8 @@ from harness.spec.cells import Cell
 from harness.store.files import write_bytes
 from harness.store.store import Store
 
-CHECKPOINT = "state.safetensors"
+CHECKPOINT = "state.safetensors.sha256"
+"""A safetensors file followed by the 32 bytes of its sha256: one file, so that both appear at once."""
 
 Progress = Callable[[int, int], None]
 AnyTrainee = NativeTrainee | FittedTrainee
@@ -162,7 +165,7 @@ class Training:
         folder = self.store.checkpoint(key)
         try:
             if (folder / CHECKPOINT).is_file():
-                trainee.load_state(load_file(folder / CHECKPOINT))
+                trainee.load_state(_unsealed((folder / CHECKPOINT).read_bytes()))
         except (SafetensorError, RefusedFile):
             self.store.quarantine(folder)
 
@@ -170,7 +173,7 @@ class Training:
         def save_all(active: list[AnyTrainee]) -> None:
             for trainee in active:
                 folder = self.store.checkpoint(trainees[trainee].key)
-                write_bytes(folder / CHECKPOINT, save(trainee.state()))
+                write_bytes(folder / CHECKPOINT, _sealed(save(trainee.state())))
 
         return save_all
 
@@ -181,3 +184,14 @@ class Training:
             record = trainee.training_record() if isinstance(trainee, NativeTrainee) else None
             artifact.save(sae, item.options, sae.d_in, folder, record, bases)
         self.store.drop_checkpoint(stage.key)
+
+
+def _sealed(content: bytes) -> bytes:
+    return content + sha256(content).digest()
+
+
+def _unsealed(sealed: bytes) -> dict[str, Tensor]:
+    content, seal = sealed[:-32], sealed[-32:]
+    if sha256(content).digest() != seal:
+        raise RefusedFile("the training checkpoint does not have the bytes that were written")
+    return load(content)

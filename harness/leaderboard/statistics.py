@@ -4,7 +4,8 @@
 nothing but the sign of that document's share of the difference. The share of document i is what the difference moves
 when that document alone is exchanged, at the pooled sums (`swap_shares`); a paired t-test of these shares against zero
 is the studentised form of the exact exchange test. It keeps its size (≤ 6 % at a nominal 5 %, 30 to 300 documents,
-unequal lengths, skewed errors; simulated in tests/unit/test_statistics.py) where tests linearised at the two
+unequal lengths, skewed errors; simulated in tests/unit/test_statistics.py; 6.2 to 6.5 % where one side is extremely
+skewed and the other is not) where tests linearised at the two
 estimates themselves reach 7 to 9 %. Its p-value is never below 2 / 2^n, the smallest the exact test can reach, and so
 fewer than six documents can show nothing.
 

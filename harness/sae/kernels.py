@@ -28,7 +28,6 @@ else:
 Array = np.ndarray[Any, Any]
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Allows vectorised sums; NaN and infinity keep their meaning."""
-BLOCK = 32
 SMALL = 1 << 16
 """Work on fewer numbers than these is not worth a second thread."""
 
@@ -76,10 +75,10 @@ def by_entries(starts: Array) -> list[int]:
     return [0, *np.searchsorted(starts, goals).tolist(), len(starts) - 1]
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], fastmath: set[str] = FAST) -> Callable[..., Any]:
     if not COMPILED:
         return function
-    made: Callable[..., Any] = njit(nogil=True, cache=True, fastmath=FAST)(function)
+    made: Callable[..., Any] = njit(nogil=True, cache=True, fastmath=fastmath)(function)
     return made
 
 
@@ -113,29 +112,75 @@ def sort_heap(values: Array, indices: Array, size: int) -> None:
 
 
 @_compiled
+def heapify(values: Array, indices: Array, size: int) -> None:
+    """Makes the first `size` entries a min-heap."""
+    for root in range(size // 2 - 1, -1, -1):
+        sink(values, indices, root, size)
+
+
+def _maxima(row: Array, size: int, maxima: Array) -> None:
+    """The largest of every `size` neighbours of `row`."""
+    for b in range(maxima.shape[0]):
+        start = b * size
+        largest = row[start]
+        for c in range(start + 1, min(start + size, row.shape[0])):
+            largest = row[c] if row[c] > largest else largest
+        maxima[b] = largest
+
+
+maxima_of = _compiled(_maxima, FAST | {"nnan"})
+"""`_maxima`, vectorised: what it makes of NaN is undefined, but a NaN loss has ended the training by then."""
+
+
+@_compiled
+def least_of_top(maxima: Array, best: Array, where: Array) -> Any:
+    """The k-th largest of `maxima`; k is the length of the work space `best` and `where`."""
+    k = best.shape[0]
+    for b in range(k):
+        best[b] = maxima[b]
+        where[b] = b
+    heapify(best, where, k)
+    for b in range(k, maxima.shape[0]):
+        if maxima[b] > best[0]:
+            best[0] = maxima[b]
+            where[0] = b
+            sink(best, where, 0, k)
+    return best[0]
+
+
+@_compiled
 def top_rows(pre: Array, values: Array, indices: Array, lo: int, hi: int) -> None:
-    """The k largest of every row of `pre` [N, width], descending; k is the width of `values` [N, k]."""
+    """The k largest of every row of `pre` [N, width], descending; k is the width of `values` [N, k].
+
+    Every block's maximum is an entry, so the k-th largest maximum bounds the k-th largest entry from below: only the
+    few blocks that reach it are searched.
+    """
     width, k = pre.shape[1], values.shape[1]
+    size = max(16, min(64, width // (2 * k)))
+    blocks = -(-width // size)
+    maxima = np.empty(blocks, pre.dtype)
     for n in range(lo, hi):
         row, best, where = pre[n], values[n], indices[n]
-        for j in range(k):
-            best[j] = row[j]
-            where[j] = j
-        for j in range(k // 2 - 1, -1, -1):
-            sink(best, where, j, k)
-        start = k
-        while start < width:
-            end = min(start + BLOCK, width)
-            hits, bound = 0, best[0]
-            for c in range(start, end):
-                hits += row[c] > bound
-            if hits:
-                for c in range(start, end):
-                    if row[c] > best[0]:
-                        best[0] = row[c]
+        maxima_of(row, size, maxima)
+        least = least_of_top(maxima, best, where) if blocks >= k else row[0] - np.inf
+        found = 0
+        for b in range(blocks):
+            if maxima[b] >= least:
+                for c in range(b * size, min(b * size + size, width)):
+                    value = row[c]
+                    if found < k and value >= least:
+                        best[found] = value
+                        where[found] = c
+                        found += 1
+                        if found == k:
+                            heapify(best, where, k)
+                    elif value > best[0] and found == k:
+                        best[0] = value
                         where[0] = c
                         sink(best, where, 0, k)
-            start = end
+        for c in range(found, k):  # only where NaN hides entries: keep them visible
+            best[c] = row[c]
+            where[c] = c
         sort_heap(best, where, k)
 
 
@@ -247,7 +292,22 @@ def prefix_loss(
 
 
 SLICE = 128
-"""Dimensions that one pass of `prefix_backward` owns; fixed, so that results do not depend on the thread count."""
+"""Dimensions over which `prefix_backward` sums at once; fixed, so that results do not depend on the thread count."""
+
+
+@_compiled
+def unadd(row: Array, drow: Array, suffix: Array, current: Array, weighted: float, value: float) -> Any:
+    """One atom of `prefix_backward`: adds its gradient to `drow`, takes it out of `current`, returns <row, suffix>.
+
+    A function of its own because the same loop inside the caller's loops is not vectorised.
+    """
+    dot = row[0] * 0
+    for c in range(row.shape[0]):
+        suffix[c] += weighted * current[c]
+        dot += row[c] * suffix[c]
+        drow[c] += value * suffix[c]
+        current[c] -= value * row[c]
+    return dot
 
 
 @_compiled
@@ -264,39 +324,33 @@ def prefix_backward(
     lo: int,
     hi: int,
 ) -> None:
-    """Gradients of `prefix_loss` (halved) for slices lo..hi of the dimensions, un-adding atoms from x̂.
+    """Gradients of `prefix_loss` (halved) for slices lo..hi of the dimensions, walked together, un-adding atoms.
 
     With S_r = Σ_{j ≥ r} shares_j (x̂_j − x): dweight[i_r] += value_r S_r, dvalues[slice, n, r] = <weight[i_r], S_r>,
     dbias = Σ S_0. `dweight` and `dbias` must start at zero.
     """
     tokens, active = values.shape
     d = weight.shape[1]
-    suffix = np.empty(SLICE, weight.dtype)
-    current = np.empty(SLICE, weight.dtype)
-    for part in range(lo, hi):
-        start = part * SLICE
-        size = min(SLICE, d - start)
-        for n in range(tokens):
-            xn, rn, share = x[n, start:], reconstruction[n, start:], shares[n % shares.shape[0]]
-            for c in range(size):
-                suffix[c] = 0
-                current[c] = rn[c] - xn[c]
-            for a in range(active - 1, -1, -1):
-                weighted, value = share[a + 1], values[n, a]
-                if value != 0:
-                    row, drow = weight[indices[n, a], start:], dweight[indices[n, a], start:]
-                    dot = suffix[0] * 0
-                    for c in range(size):
-                        suffix[c] += weighted * current[c]
-                        dot += row[c] * suffix[c]
-                        drow[c] += value * suffix[c]
-                        current[c] -= value * row[c]
-                    dvalues[part, n, a] = dot
-                elif weighted != 0:
-                    for c in range(size):
-                        suffix[c] += weighted * current[c]
-            for c in range(size):
-                dbias[start + c] += suffix[c] + share[0] * current[c]
+    first, last = lo * SLICE, min(hi * SLICE, d)
+    suffix = np.empty(d, weight.dtype)
+    current = np.empty(d, weight.dtype)
+    for n in range(tokens):
+        share = shares[n % shares.shape[0]]
+        for c in range(first, last):
+            suffix[c] = 0
+            current[c] = reconstruction[n, c] - x[n, c]
+        for a in range(active - 1, -1, -1):
+            weighted, value, latent = share[a + 1], values[n, a], indices[n, a]
+            if value != 0:
+                for part in range(lo, hi):
+                    start, end = part * SLICE, min(part * SLICE + SLICE, d)
+                    row, drow = weight[latent, start:end], dweight[latent, start:end]
+                    dvalues[part, n, a] = unadd(row, drow, suffix[start:end], current[start:end], weighted, value)
+            elif weighted != 0:
+                for c in range(first, last):
+                    suffix[c] += weighted * current[c]
+        for c in range(first, last):
+            dbias[c] += suffix[c] + share[0] * current[c]
 
 
 @_compiled
@@ -337,22 +391,17 @@ def top_pairs(
         row, best, where = pre[t], values[t], indices[t]
         head_bounds(row, m, n, signed, bounds)
         least = row[0] * 0
+        if pruned and k <= heads:
+            least = least_of_top(bounds, best, where)
         best[:] = 0
         where[:] = 0
-        if pruned and k <= heads:
-            for head in range(heads):
-                if bounds[head] > best[0]:
-                    best[0] = bounds[head]
-                    sink(best, where, 0, k)
-            least = best[0]
-            best[:] = 0
         for head in range(heads):
             if bounds[head] > 0 and bounds[head] >= least:
                 start = head * (m + n)
                 for i in range(m):
                     for j in range(n):
                         strength = pair_strength(row[start + i], row[start + m + j], signed)
-                        if strength > best[0]:
+                        if strength > best[0] and strength >= least:
                             best[0] = strength
                             where[0] = (head * m + i) * n + j
                             sink(best, where, 0, k)

@@ -70,7 +70,10 @@ def linear_weights(sae: SparseAutoencoder) -> LinearWeights:
 
 
 class ConcatenatedSAE(SparseAutoencoder):
-    """One dictionary made of groups of latents. Buffers `W_enc`, `b_enc`, `W_dec`, `b_dec`, concatenated."""
+    """One dictionary made of groups of latents. Buffers `W_enc`, `b_enc`, `W_dec`, `b_dec`, concatenated.
+
+    Group i's thresholds, where it has them, are the buffer `threshold<i>`.
+    """
 
     W_enc: Tensor
     b_enc: Tensor
@@ -85,7 +88,16 @@ class ConcatenatedSAE(SparseAutoencoder):
         self.register_buffer("b_dec", weights.b_dec.detach().clone())
         self.width, self.d_in = self.W_dec.shape
         self.ends = tuple(accumulate(group.width for group in groups))
-        self.rules = tuple(group.rule for group in groups)
+        self.budgets = tuple(group.rule.k if isinstance(group.rule, TopRule) else None for group in groups)
+        for number, group in enumerate(groups):
+            if isinstance(group.rule, ThresholdRule):
+                self.register_buffer(f"threshold{number}", group.rule.threshold.detach().clone())
+
+    @property
+    def rules(self) -> tuple[TopRule | ThresholdRule, ...]:
+        """The activation rule of every group."""
+        pairs = enumerate(self.budgets)
+        return tuple(ThresholdRule(getattr(self, f"threshold{i}")) if k is None else TopRule(k) for i, k in pairs)
 
     def linear_weights(self) -> LinearWeights:
         """The groups, as views of the concatenated weights."""

@@ -7,6 +7,9 @@ import threading
 import torch
 from torch import Tensor
 
+SPARE = 2
+"""Gradients of one shape that are kept: an encoder's and a decoder's."""
+
 _local = threading.local()
 
 
@@ -38,7 +41,12 @@ class GradientPool:
         """Takes back a gradient whose only owner is the caller; it must not be used afterwards."""
         if gradient.dim() == 2 and gradient.is_contiguous():
             key = (*gradient.shape, gradient.dtype, gradient.device)
-            self._free.setdefault(key, []).append(gradient)
+            spare = self._free.setdefault(key, [])
+            if len(spare) < SPARE:  # variants that never take one must not fill the memory
+                spare.append(gradient)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._free.values()))
 
     def clear(self) -> None:
         """Frees all memory."""

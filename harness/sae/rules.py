@@ -76,5 +76,3 @@ def _kept(codes: Codes, bound: Tensor, total: int) -> Codes:
     keep = above | (equal & ties)
     active = max(1, int(keep.sum(1).max()))
     return Codes(codes.values[:, :active] * keep[:, :active], codes.indices[:, :active])
-
-

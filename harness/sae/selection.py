@@ -14,6 +14,7 @@ from harness.sae.rules import ThresholdRule, TopRule
 if TYPE_CHECKING:
     from harness.sae.encoders import Encoder
 
+
 class Selection(nn.Module, ABC):
     """Which latents are active, in training and afterwards. `shift` [d_in] or None is subtracted from `x` [N, d_in]."""
 

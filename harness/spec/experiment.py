@@ -45,7 +45,9 @@ def _long_metric(value: Json) -> Json:
         return {"metric": value}
     if isinstance(value, dict) and "metric" not in value and len(value) == 1:
         name, options = next(iter(value.items()))
-        return {"metric": name, **options} if isinstance(options, dict) else {"metric": name} if options is None else value
+        return (
+            {"metric": name, **options} if isinstance(options, dict) else {"metric": name} if options is None else value
+        )
     return value
 
 

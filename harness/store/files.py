@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from harness.errors import DamagedArtifact, StoreError
+from harness.errors import DamagedArtifact, InvalidInput, StoreError
 from harness.section import Json
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -34,6 +37,27 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.unlink(temporary)
             raise
         sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into; it becomes `path` when the block ends without error, otherwise nothing is left.
+
+    Raises InvalidInput when `path` exists, StoreError when the disk refuses.
+    """
+    if path.exists() or path.is_symlink():
+        raise InvalidInput(f"{path} exists already; choose another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}."))
+        try:
+            yield draft
+            draft.chmod(0o755)
+            os.rename(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -163,9 +163,10 @@ class Store:
 
 def _check(folder: Path, files: dict[str, tuple[int, str]]) -> None:
     found = {entry.name: entry for entry in folder.iterdir()}
-    for name in sorted(found.keys() ^ {*files, MANIFEST}):
-        raise DamagedArtifact(f"{folder}: {name!r} " + ("was not written with it" if name in found else "is missing"))
-    for name, path in found.items():
+    strange = sorted(found.keys() ^ {*files, MANIFEST})
+    if strange:
+        raise DamagedArtifact(f"{folder}: missing, or not written with it: {', '.join(strange)[:300]}")
+    for path in found.values():
         if path.is_symlink() or not path.is_file():
             raise DamagedArtifact(f"{path} is not a plain file")
     for name, (size, sha256) in files.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -27,6 +27,15 @@ from harness.sae.options import (
 D, WIDTH, K, N = 12, 48, 5, 33
 TOLERANCE = 1e-6
 Weights = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These tensors are too small to share; threads that wait for each other would only slow the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["kernels", "torch"])
@@ -131,7 +140,9 @@ CASES: dict[str, tuple[Variant, Callable[[Weights, Tensor], Tensor]]] = {
 
 def gradients(loss: Tensor, weights: Weights) -> Weights:
     found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {name: g if g is not None else torch.zeros_like(weights[name]) for name, g in zip(weights, found, strict=True)}
+    return {
+        name: g if g is not None else torch.zeros_like(weights[name]) for name, g in zip(weights, found, strict=True)
+    }
 
 
 def assert_same(sae: TrainableSAE, loss: Tensor, reference: Callable[[Weights], Tensor]) -> None:

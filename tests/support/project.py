@@ -18,7 +18,28 @@ from harness.project import Project, find_project
 from harness.record import Record
 from harness.results import read_record
 
-WORDS = "ore salt acid base gas metal water heat glass flask stir cool boil melt weigh filter dry pour wash mix".split()
+WORDS = [
+    "ore",
+    "salt",
+    "acid",
+    "base",
+    "gas",
+    "metal",
+    "water",
+    "heat",
+    "glass",
+    "flask",
+    "stir",
+    "cool",
+    "boil",
+    "melt",
+    "weigh",
+    "filter",
+    "dry",
+    "pour",
+    "wash",
+    "mix",
+]
 
 
 def documents(count: int, start: int = 0, length: int = 24) -> list[str]:

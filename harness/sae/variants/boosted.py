@@ -76,9 +76,7 @@ class Ensemble(SparseAutoencoder):
 class Boosted(TrainableSAE):
     """x̂ = x̂_base + ê: latents of the frozen base first, then those of the residual SAE, which alone is trained."""
 
-    def __init__(
-        self, options: BoostedOptions, d_in: int, generator: torch.Generator, base: SparseAutoencoder
-    ) -> None:
+    def __init__(self, options: BoostedOptions, d_in: int, generator: torch.Generator, base: SparseAutoencoder) -> None:
         super().__init__()
         if base.d_in != d_in:
             raise InvalidInput(f"the base SAE reads {base.d_in} dimensions, the hidden states have {d_in}")

@@ -1,0 +1,410 @@
+"""What every adapter promises: an identity of content, nothing unsafe read, and what to do when something is missing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from pydantic import ValidationError
+from sae_lens import SAE, StandardSAE, StandardSAEConfig
+
+from adapters.dictionary_learning import DictionaryLearningSource
+from adapters.files import FilesDataset
+from adapters.huggingface import HuggingFaceDataset
+from adapters.native import NativeSource
+from adapters.protocols import DatasetAdapter, ModelAdapter, Roots
+from adapters.sae_lens.source import SaeLensSource
+from adapters.sparsify import SparsifySource
+from adapters.transformers_model import TransformersModel
+from harness.activations.site import Site
+from harness.canonical import canonical
+from harness.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile
+from harness.registry import sections
+from harness.sae import artifact
+from harness.sae.trainee import NativeTrainee
+from harness.sae.training import TrainingOptions
+from tests.support.project import Workbench, write_jsonl
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def roots(bench: Workbench) -> Roots:
+    for file in ("sparsify/cfg.json", "learning/config.json", "ours/sae.json"):
+        bench.write(f"saes/{file}", "{}")
+    for file in ("sparsify/sae.safetensors", "learning/ae.pt", "ours/sae.safetensors"):
+        bench.write(f"saes/{file}", file)
+    return bench.project.roots
+
+
+EXAMPLES: dict[str, Callable[[], Any]] = {
+    "models/transformers": lambda: TransformersModel(id="./model"),
+    "models/pocket": lambda: sections("models")["pocket"](),
+    "datasets/files": lambda: FilesDataset(path="data/*.jsonl"),
+    "datasets/huggingface": lambda: HuggingFaceDataset(id="a/b", revision="c" * 40),
+    "datasets/pocket": lambda: sections("datasets")["pocket"](domain="law"),
+    "sources/dictionary_learning": lambda: DictionaryLearningSource(path="saes/learning"),
+    "sources/latentbench": lambda: NativeSource(path="saes/ours"),
+    "sources/sae_lens": lambda: SaeLensSource(release="r", id="i"),
+    "sources/sparsify": lambda: SparsifySource(path="saes/sparsify"),
+}
+
+
+def test_every_registered_adapter_has_an_example_here() -> None:
+    assert EXAMPLES.keys() == {f"{group}/{n}" for group in ("models", "datasets", "sources") for n in sections(group)}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_identity_is_json_stable_and_free_of_local_paths(name: str, roots: Roots, tmp_path: Path) -> None:
+    adapter = EXAMPLES[name]()
+    identity = adapter.identity(roots)
+    assert canonical(identity) == canonical(EXAMPLES[name]().identity(roots))
+    assert json.loads(json.dumps(identity)) == identity
+    for path in (tmp_path, roots.project, Path.home(), Path.cwd()):
+        assert str(path) not in canonical(identity)
+    moved = shutil.copytree(roots.project, tmp_path / "moved")
+    assert adapter.identity(Roots(moved)) == identity
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_adapter_survives_the_way_to_a_worker(name: str) -> None:
+    adapter = EXAMPLES[name]()
+    assert type(adapter).model_validate_json(json.dumps(adapter.plain()), strict=True) == adapter
+    assert hash(adapter) == hash(EXAMPLES[name]())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "model/model.safetensors").write_bytes(
+            (root / "model/model.safetensors").read_bytes()[:-1] + b"\1"
+        ),
+        lambda root: (root / "model/config.json").write_text("{}"),
+        lambda root: (root / "model/tokenizer.json").write_text("{}"),
+        lambda root: (root / "model/added_tokens.json").write_text("{}"),
+    ],
+    ids=["weights", "config", "tokenizer", "added tokens"],
+)
+def test_a_models_identity_follows_its_content(roots: Roots, change: Callable[[Path], object]) -> None:
+    model = TransformersModel(id="./model")
+    before = model.identity(roots)
+    change(roots.project)
+    assert model.identity(roots) != before
+
+
+def test_a_models_data_type_is_part_of_its_identity(roots: Roots) -> None:
+    assert TransformersModel(id="./model", dtype="float16").identity(roots) != TransformersModel(id="./model").identity(
+        roots
+    )
+
+
+def test_a_folder_loads_in_evaluation_mode_and_without_gradients(roots: Roots) -> None:
+    loaded = TransformersModel(id="./model").load(roots, CPU)
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    facts = TransformersModel(id="./model").facts(roots)
+    assert facts is not None
+    assert (facts.layers, facts.d_model) == (loaded.model.config.num_hidden_layers, loaded.model.config.hidden_size)
+
+
+class _Bomb:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.witness,))
+
+
+def test_pickled_weights_are_never_read(roots: Roots, tmp_path: Path) -> None:
+    folder, witness = roots.project / "model", tmp_path / "witness"
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Bomb(witness)))
+    model = TransformersModel(id="./model")
+    with pytest.raises(NotAvailable, match="pickled weights are not read"):
+        model.identity(roots)
+    with pytest.raises(NotAvailable, match="cannot be loaded"):
+        model.load(roots, CPU)
+    assert not witness.exists()
+
+
+def test_code_that_comes_with_a_model_is_never_run(roots: Roots, tmp_path: Path) -> None:
+    folder, witness = roots.project / "model", tmp_path / "witness"
+    evil = f"open({str(witness)!r}, 'w')\nclass Evil: pass\n"
+    (folder / "evil.py").write_text(evil)
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": auto_map, "model_type": "evil"}))
+    with pytest.raises(LatentbenchError, match="cannot be loaded"):
+        TransformersModel(id="./model").load(roots, CPU)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("cut", [0, 100, -50])
+def test_damaged_weights_are_refused(roots: Roots, cut: int) -> None:
+    weights = roots.project / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:cut])
+    with pytest.raises(LatentbenchError, match=r"\./model|model"):
+        TransformersModel(id="./model").load(roots, CPU)
+
+
+def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(roots: Roots) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = roots.project / "model/model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(RefusedFile, match=r"lacks weights .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        TransformersModel(id="./model").load(roots, CPU)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_type": "llama"}', "\0", "[" * 50_000])
+def test_a_config_that_describes_no_model_is_refused(roots: Roots, content: str) -> None:
+    (roots.project / "model/config.json").write_text(content)
+    with pytest.raises(RefusedFile, match=r"config\.json"):
+        TransformersModel(id="./model").facts(roots)
+
+
+def test_what_is_not_here_says_what_to_do(roots: Roots, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(NotAvailable, match="not a model folder"):
+        TransformersModel(id="./absent").facts(roots)
+    hub = TransformersModel(id="some-owner/some-model")
+    assert hub.facts(roots) is None
+    assert hub.identity(roots) == {"hub": "some-owner/some-model", "revision": "main", "dtype": "float32"}
+    for attempt in (lambda: hub.pinned(roots), lambda: hub.load(roots, CPU), lambda: hub.load_tokenizer(roots)):
+        with pytest.raises(NotAvailable, match="go online once"):
+            attempt()
+    with pytest.raises(NotAvailable, match="go online, or use `adapter: files`"):
+        next(iter(HuggingFaceDataset(id="some-owner/some-data").texts(roots)))
+    with pytest.raises(NotAvailable, match="holds no sae_weights"):
+        SaeLensSource(path="data").identity(roots)
+    with pytest.raises(NotAvailable, match="sae-lens cannot load 'no-such-release'"):
+        SaeLensSource(release="no-such-release", id="x").load(roots)
+
+
+def test_a_hub_model_is_pinned_to_the_commit_its_cache_knows(
+    roots: Roots, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--a--b/refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("c" * 40 + "\n")
+    hub = TransformersModel(id="a/b")
+    assert hub.pinned(roots).revision == "c" * 40
+    assert hub.identity(roots) == hub.pinned(roots).identity(roots)
+    (refs / "main").write_text("not a commit")
+    assert hub.identity(roots)["revision"] == "main"
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def texts(roots: Roots, **fields: Any) -> list[str]:
+    return list(FilesDataset(**fields).texts(roots))
+
+
+def test_text_files_are_split_as_asked(roots: Roots) -> None:
+    (roots.project / "a.txt").write_bytes("\ufeffone\nstill\n\n\n  two \n".encode())
+    assert texts(roots, path="a.txt") == ["one\nstill\n\n\n  two \n"]
+    assert texts(roots, path="a.txt", split_on="line") == ["one", "still", "two"]
+    assert texts(roots, path="a.txt", split_on="blank_line") == ["one\nstill", "two"]
+
+
+def test_globs_read_files_in_the_order_of_their_names(roots: Roots) -> None:
+    for name in ("b/2.txt", "b/10.txt", "a/9.txt"):
+        (roots.project / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (roots.project / "t" / name).write_text(name)
+    assert texts(roots, path="t/**/*.txt") == ["a/9.txt", "b/10.txt", "b/2.txt"]
+    assert texts(roots, path="t/[b]/*.txt") == ["b/10.txt", "b/2.txt"]
+
+
+def test_json_lines_skip_blank_lines_and_forgive_a_byte_order_mark(roots: Roots) -> None:
+    (roots.project / "a.jsonl").write_bytes('\ufeff{"body": "ü"}\n\n  \n{"body": "b\\ud800"}\r\n'.encode())
+    assert texts(roots, path="a.jsonl", field="body") == ["ü", "b?"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "a.jsonl:2: not JSON"),
+        ("[1]", "a.jsonl:2: no text under 'text'; the line is not an object"),
+        ('{"txt": "a", "b": 1}', "a.jsonl:2: no text under 'text'; it has txt, b"),
+        ('{"text": 3}', "a.jsonl:2: no text under 'text'"),
+        ("[" * 5000, "a.jsonl:2: "),
+    ],
+)
+def test_malformed_json_lines_are_named_by_their_line(roots: Roots, line: str, words: str) -> None:
+    (roots.project / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(InvalidInput) as caught:
+        texts(roots, path="a.jsonl")
+    assert words in str(caught.value)
+
+
+def test_parquet_is_read_by_column_and_its_rows_are_counted_over_all_batches(roots: Roots) -> None:
+    path = roots.project / "a.parquet"
+    rows = [f"row {i}" for i in range(70_000)]
+    parquet.write_table(arrow.table({"body": rows, "n": range(70_000)}), path)
+    assert texts(roots, path="a.parquet", field="body") == rows
+    with pytest.raises(InvalidInput, match="has no column 'text'; it has body, n"):
+        texts(roots, path="a.parquet")
+    parquet.write_table(arrow.table({"text": [*rows, None]}), path)
+    with pytest.raises(InvalidInput, match=r"a\.parquet: row 70001: no text"):
+        texts(roots, path="a.parquet")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RefusedFile, match="not a readable Parquet file"):
+        texts(roots, path="a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("absent.txt", NotAvailable),
+        ("absent/*.txt", NotAvailable),
+        ("data", NotAvailable),
+        ("model/*.json", RefusedFile),
+        ("../out.txt", ValueError),
+        ("/etc/hostname", ValueError),
+        ("links/out.txt", ValueError),
+        ("links/*.txt", ValueError),
+        ("folder-link/*.txt", ValueError),
+        ("*/../../*.txt", ValueError),
+    ],
+)
+def test_files_that_are_not_there_or_not_ours_are_refused(roots: Roots, path: str, error: type[Exception]) -> None:
+    (roots.project.parent / "out.txt").write_text("secret")
+    (roots.project / "links").mkdir()
+    (roots.project / "links/out.txt").symlink_to(roots.project.parent / "out.txt")
+    (roots.project / "folder-link").symlink_to(roots.project.parent)
+    dataset = FilesDataset(path=path)
+    for attempt in (dataset.identity, lambda r: list(dataset.texts(r))):
+        with pytest.raises(error):
+            attempt(roots)
+
+
+def test_the_identity_of_texts_follows_their_bytes_and_not_their_place(roots: Roots) -> None:
+    def identity(**fields: Any) -> str:
+        return canonical(FilesDataset(**{"path": "a/*.jsonl", **fields}).identity(roots))
+
+    write_jsonl(roots.project / "a/x.jsonl", ["one", "two"])
+    write_jsonl(roots.project / "b/y.jsonl", ["one", "two"])
+    first = identity()
+    assert identity(path="b/y.jsonl") == first
+    assert identity(field="body") != first
+    write_jsonl(roots.project / "a/x.jsonl", ["one", "twо"])
+    assert identity() != first
+
+
+@pytest.mark.parametrize("fields", [{"context": 1}, {"documents": 0}, {"tokens": -1}, {"skip": -1}, {"trust": True}])
+def test_every_dataset_refuses_senseless_options(fields: dict[str, Any]) -> None:
+    for name, section in sections("datasets").items():
+        assert issubclass(section, DatasetAdapter)
+        with pytest.raises(ValidationError, match=next(iter(fields))):
+            section.model_validate(EXAMPLES[f"datasets/{name}"]().plain() | fields)
+
+
+def test_no_adapter_has_an_option_to_trust_remote_code() -> None:
+    for section in sections("models").values():
+        assert issubclass(section, ModelAdapter)
+        assert not [field for field in section.model_fields if "trust" in field or "remote" in field]
+
+
+# --- sae-lens ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(roots: Roots) -> StandardSAE:
+    """An SAE with random weights, saved by sae-lens in `sae/`."""
+    sae = StandardSAE(StandardSAEConfig(d_in=8, d_sae=16, apply_b_dec_to_input=True))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    sae.save_model(roots.project / "sae")
+    return sae
+
+
+def test_an_sae_that_sae_lens_saved_reconstructs_identically(roots: Roots, saved: StandardSAE) -> None:
+    loaded = SaeLensSource(path="sae").load(roots)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(loaded.encode(x).dense(16), saved.encode(x))
+    assert torch.equal(loaded(x), saved(x))
+    assert torch.equal(loaded(x), SAE.load_from_disk(roots.project / "sae")(x))
+
+
+def test_the_identity_of_a_saved_sae_follows_its_content(roots: Roots, saved: StandardSAE) -> None:
+    source = SaeLensSource(path="sae")
+    before = source.identity(roots)
+    with torch.no_grad():
+        saved.b_dec += 1
+    saved.save_model(roots.project / "sae")
+    assert source.identity(roots) != before
+
+
+@pytest.mark.parametrize("file", ["sae_weights.safetensors", "cfg.json"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\xff", b'{"architecture": "nothing"}'])
+def test_a_damaged_sae_is_refused(roots: Roots, saved: StandardSAE, file: str, content: bytes) -> None:
+    (roots.project / "sae" / file).write_bytes(content)
+    with pytest.raises(RefusedFile, match="not an SAE that sae-lens can read"):
+        SaeLensSource(path="sae").load(roots)
+
+
+VARIANTS = {"sae_lens_standard": {"l1": 1e-3}, "sae_lens_gated": {"l1": 1e-3}, "sae_lens_jumprelu": {"l0": 1e-4}}
+
+
+def test_every_sae_lens_variant_is_tested_here() -> None:
+    assert {name for name in sections("variants") if name.startswith("sae_lens")} == VARIANTS.keys()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_sae_lens_variant_trains_the_same_every_time_and_reloads_identically(variant: str, tmp_path: Path) -> None:
+    options = sections("variants")[variant].model_validate({"width": 24, **VARIANTS[variant]})
+    training = TrainingOptions(batch=32, buffer=64, lr=3e-3)
+    data = torch.randn(30, 32, 8, generator=torch.Generator().manual_seed(0)) * 3
+
+    def trainee() -> NativeTrainee:
+        sae = options.build(8, torch.Generator().manual_seed(7))  # type: ignore[attr-defined]
+        return NativeTrainee(sae, Site(index=0), training, steps=30, first_norm=8.0, mean=data[0].mean(0))
+
+    whole, torn = trainee(), trainee()
+    torch.manual_seed(123)  # what the global generator does must not matter
+    for number, x in enumerate(data):
+        whole.step(x)
+        if number == 11:
+            state, torn = torn.state(), trainee()
+            torn.load_state(state)
+        torn.step(x)
+    curve = whole.training_record()["curve"]["reconstruction"]
+    assert curve[-1] < curve[0]
+    finished, other = whole.finish(), torn.finish()
+    assert artifact.digest(finished) == artifact.digest(other)
+    artifact.save(finished, options, 8, tmp_path / "sae")  # type: ignore[arg-type]
+    loaded = artifact.load(tmp_path / "sae")
+    assert artifact.digest(loaded) == artifact.digest(finished)
+    assert torch.equal(loaded(data[0]), finished(data[0]))
+
+
+# --- a real model --------------------------------------------------------------------------------------------------
+
+REAL = Path(__file__).parents[3] / "shared/real"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real model is not here")
+def test_a_real_model_predicts_real_text_better_than_chance() -> None:
+    roots = Roots(REAL)
+    model = TransformersModel(id="./stories260k")
+    loaded = model.load(roots, CPU)
+    text = next(iter(FilesDataset(path="text/tinystories.jsonl").texts(roots)))
+    ids = loaded.tokenizer(text, return_tensors="pt").input_ids[:, :128]
+    facts = model.facts(roots)
+    assert facts is not None
+    loss = float(loaded.model(input_ids=ids, labels=ids).loss)
+    assert loss < 0.5 * torch.tensor(float(facts.vocabulary)).log()
