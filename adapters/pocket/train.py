@@ -106,9 +106,7 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoints: Path,
     return model
 
 
-def _update(
-    recipe: Recipe, model: LlamaForCausalLM, opt: torch.optim.AdamW, ids: torch.Tensor, step: int
-) -> float:
+def _update(recipe: Recipe, model: LlamaForCausalLM, opt: torch.optim.AdamW, ids: torch.Tensor, step: int) -> float:
     for group in opt.param_groups:
         group["lr"] = learning_rate(recipe, step)
     loss = loss_of(model, ids)

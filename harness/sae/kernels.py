@@ -75,14 +75,15 @@ def by_entries(starts: Array) -> list[int]:
     return [0, *np.searchsorted(starts, goals).tolist(), len(starts) - 1]
 
 
-def _compiled(function: Callable[..., Any], fastmath: set[str] = FAST) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], fastmath: set[str] = FAST) -> Callable[..., Any]:
+    """`function` compiled to machine code that releases the GIL; itself where numba is missing."""
     if not COMPILED:
         return function
     made: Callable[..., Any] = njit(nogil=True, cache=True, fastmath=fastmath)(function)
     return made
 
 
-@_compiled
+@compiled
 def sink(values: Array, indices: Array, root: int, size: int) -> None:
     """Restores a min-heap below `root`; of equal values the higher latent number counts as smaller."""
     value, index = values[root], indices[root]
@@ -102,7 +103,7 @@ def sink(values: Array, indices: Array, root: int, size: int) -> None:
     values[root], indices[root] = value, index
 
 
-@_compiled
+@compiled
 def sort_heap(values: Array, indices: Array, size: int) -> None:
     """Turns a min-heap into descending order."""
     for end in range(size - 1, 0, -1):
@@ -111,7 +112,7 @@ def sort_heap(values: Array, indices: Array, size: int) -> None:
         sink(values, indices, 0, end)
 
 
-@_compiled
+@compiled
 def heapify(values: Array, indices: Array, size: int) -> None:
     """Makes the first `size` entries a min-heap."""
     for root in range(size // 2 - 1, -1, -1):
@@ -128,11 +129,11 @@ def _maxima(row: Array, size: int, maxima: Array) -> None:
         maxima[b] = largest
 
 
-maxima_of = _compiled(_maxima, FAST | {"nnan"})
+maxima_of = compiled(_maxima, FAST | {"nnan"})
 """`_maxima`, vectorised: what it makes of NaN is undefined, but a NaN loss has ended the training by then."""
 
 
-@_compiled
+@compiled
 def least_of_top(maxima: Array, best: Array, where: Array) -> Any:
     """The k-th largest of `maxima`; k is the length of the work space `best` and `where`."""
     k = best.shape[0]
@@ -148,7 +149,7 @@ def least_of_top(maxima: Array, best: Array, where: Array) -> Any:
     return best[0]
 
 
-@_compiled
+@compiled
 def top_rows(pre: Array, values: Array, indices: Array, lo: int, hi: int) -> None:
     """The k largest of every row of `pre` [N, width], descending; k is the width of `values` [N, k].
 
@@ -184,7 +185,7 @@ def top_rows(pre: Array, values: Array, indices: Array, lo: int, hi: int) -> Non
         sort_heap(best, where, k)
 
 
-@_compiled
+@compiled
 def count_sort(indices: Array, starts: Array, order: Array) -> None:
     """Latent-major order of `indices` [entries]: entries of latent l are order[starts[l] : starts[l + 1]]."""
     for e in range(indices.shape[0]):
@@ -197,7 +198,7 @@ def count_sort(indices: Array, starts: Array, order: Array) -> None:
         cursor[indices[e]] += 1
 
 
-@_compiled
+@compiled
 def decode(values: Array, indices: Array, weight: Array, out: Array, lo: int, hi: int) -> None:
     """out[n] += Σ_a values[n, a] · weight[indices[n, a]]."""
     for n in range(lo, hi):
@@ -209,7 +210,7 @@ def decode(values: Array, indices: Array, weight: Array, out: Array, lo: int, hi
                     out[n, c] += value * row[c]
 
 
-@_compiled
+@compiled
 def decode_backward(
     starts: Array,
     order: Array,
@@ -238,7 +239,7 @@ def decode_backward(
                 dvalues[n, a] = dot
 
 
-@_compiled
+@compiled
 def encode_backward(
     starts: Array, order: Array, dvalues: Array, x: Array, dweight: Array, dbias: Array, lo: int, hi: int
 ) -> None:
@@ -257,152 +258,3 @@ def encode_backward(
                 for c in range(d):
                     drow[c] += value * xn[c]
         dbias[latent] = total
-
-
-@_compiled
-def prefix_loss(
-    values: Array,
-    indices: Array,
-    weight: Array,
-    x: Array,
-    shares: Array,
-    reconstruction: Array,
-    losses: Array,
-    lo: int,
-    hi: int,
-) -> None:
-    """losses[n] = Σ_r shares[n, r] ‖x − x̂_r‖², x̂_r from the first r entries; x̂ grows in `reconstruction`."""
-    active, d = values.shape[1], weight.shape[1]
-    for n in range(lo, hi):
-        xn, rn, share = x[n], reconstruction[n], shares[n % shares.shape[0]]
-        square = xn[0] * 0
-        for c in range(d):
-            square += (xn[c] - rn[c]) * (xn[c] - rn[c])
-        total = share[0] * square
-        for a in range(active):
-            value = values[n, a]
-            if value != 0:
-                row = weight[indices[n, a]]
-                square = xn[0] * 0
-                for c in range(d):
-                    rn[c] += value * row[c]
-                    square += (xn[c] - rn[c]) * (xn[c] - rn[c])
-            total += share[a + 1] * square
-        losses[n] = total
-
-
-SLICE = 128
-"""Dimensions over which `prefix_backward` sums at once; fixed, so that results do not depend on the thread count."""
-
-
-@_compiled
-def unadd(row: Array, drow: Array, suffix: Array, current: Array, weighted: float, value: float) -> Any:
-    """One atom of `prefix_backward`: adds its gradient to `drow`, takes it out of `current`, returns <row, suffix>.
-
-    A function of its own because the same loop inside the caller's loops is not vectorised.
-    """
-    dot = row[0] * 0
-    for c in range(row.shape[0]):
-        suffix[c] += weighted * current[c]
-        dot += row[c] * suffix[c]
-        drow[c] += value * suffix[c]
-        current[c] -= value * row[c]
-    return dot
-
-
-@_compiled
-def prefix_backward(
-    values: Array,
-    indices: Array,
-    weight: Array,
-    x: Array,
-    shares: Array,
-    reconstruction: Array,
-    dweight: Array,
-    dvalues: Array,
-    dbias: Array,
-    lo: int,
-    hi: int,
-) -> None:
-    """Gradients of `prefix_loss` (halved) for slices lo..hi of the dimensions, walked together, un-adding atoms.
-
-    With S_r = Σ_{j ≥ r} shares_j (x̂_j − x): dweight[i_r] += value_r S_r, dvalues[slice, n, r] = <weight[i_r], S_r>,
-    dbias = Σ S_0. `dweight` and `dbias` must start at zero.
-    """
-    tokens, active = values.shape
-    d = weight.shape[1]
-    first, last = lo * SLICE, min(hi * SLICE, d)
-    suffix = np.empty(d, weight.dtype)
-    current = np.empty(d, weight.dtype)
-    for n in range(tokens):
-        share = shares[n % shares.shape[0]]
-        for c in range(first, last):
-            suffix[c] = 0
-            current[c] = reconstruction[n, c] - x[n, c]
-        for a in range(active - 1, -1, -1):
-            weighted, value, latent = share[a + 1], values[n, a], indices[n, a]
-            if value != 0:
-                for part in range(lo, hi):
-                    start, end = part * SLICE, min(part * SLICE + SLICE, d)
-                    row, drow = weight[latent, start:end], dweight[latent, start:end]
-                    dvalues[part, n, a] = unadd(row, drow, suffix[start:end], current[start:end], weighted, value)
-            elif weighted != 0:
-                for c in range(first, last):
-                    suffix[c] += weighted * current[c]
-        for c in range(first, last):
-            dbias[c] += suffix[c] + share[0] * current[c]
-
-
-@_compiled
-def pair_strength(u: float, v: float, signed: bool) -> float:
-    """u · v where both are positive, or (signed) wherever the product is; otherwise 0."""
-    return u * v if signed or (u > 0 and v > 0) else u * 0
-
-
-@_compiled
-def head_bounds(row: Array, m: int, n: int, signed: bool, bounds: Array) -> None:
-    """The largest pair strength of every head: `row` holds m base, then n extension pre-activations per head."""
-    for head in range(bounds.shape[0]):
-        start = head * (m + n)
-        high_u = low_u = row[start]
-        for i in range(start + 1, start + m):
-            high_u, low_u = max(high_u, row[i]), min(low_u, row[i])
-        high_v = low_v = row[start + m]
-        for j in range(start + m + 1, start + m + n):
-            high_v, low_v = max(high_v, row[j]), min(low_v, row[j])
-        bound = pair_strength(high_u, high_v, False)
-        if signed:
-            bound = max(bound, low_u * low_v, high_u * high_v)
-        bounds[head] = bound
-
-
-@_compiled
-def top_pairs(
-    pre: Array, m: int, n: int, signed: bool, pruned: bool, values: Array, indices: Array, lo: int, hi: int
-) -> None:
-    """The k strongest pairs per token of `pre` [N, h(m + n)], descending, zero-padded.
-
-    The strength of a head's best pair bounds all its pairs, and each bound is reached by a pair: only heads at or
-    above the k-th largest bound can hold one of the k strongest (KronSAE selection without materialising all pairs).
-    """
-    heads, k = pre.shape[1] // (m + n), values.shape[1]
-    bounds = np.empty(heads, pre.dtype)
-    for t in range(lo, hi):
-        row, best, where = pre[t], values[t], indices[t]
-        head_bounds(row, m, n, signed, bounds)
-        least = row[0] * 0
-        if pruned and k <= heads:
-            least = least_of_top(bounds, best, where)
-        best[:] = 0
-        where[:] = 0
-        for head in range(heads):
-            if bounds[head] > 0 and bounds[head] >= least:
-                start = head * (m + n)
-                for i in range(m):
-                    for j in range(n):
-                        strength = pair_strength(row[start + i], row[start + m + j], signed)
-                        if strength > best[0] and strength >= least:
-                            best[0] = strength
-                            where[0] = (head * m + i) * n + j
-                            sink(best, where, 0, k)
-        sort_heap(best, where, k)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.sae import kernels
+from harness.sae import kernels, pair_kernels
 from harness.sae.codes import Codes
 from harness.sae.encoders import Encoder, centred, unit_rows
 from harness.sae.rules import top_of_batch
@@ -92,7 +92,7 @@ class KronEncoder(Encoder):
         codes = Codes(pre.new_empty(len(pre), k), torch.empty(len(pre), k, dtype=torch.int64))
         signed, arrays = self.kernel == "product", [kernels.array(t) for t in codes]
         arguments = (kernels.array(pre), self.m, self.n, signed, pruned, *arrays)
-        kernels.share(kernels.top_pairs, kernels.even(len(pre)), *arguments)
+        kernels.share(pair_kernels.top_pairs, kernels.even(len(pre)), *arguments)
         return codes
 
     def _strongest_torch(self, pre: Tensor, k: int) -> Codes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from harness.sae import kernels
+from harness.sae import kernels, prefix_kernels
 from harness.sae.codes import Codes
 from harness.sae.dictionary import Fit
 from harness.sae.memory import gradients
@@ -44,7 +44,7 @@ def _forward(
     if kernels.usable(values, weight, x):
         losses = values.new_empty(len(x))
         arrays = [kernels.array(t) for t in (values, indices, weight, x, shares, reconstruction, losses)]
-        kernels.share(kernels.prefix_loss, kernels.even(len(x)), *arrays)
+        kernels.share(prefix_kernels.prefix_loss, kernels.even(len(x)), *arrays)
         return losses, reconstruction
     losses = shares[:, 0] * (x - reconstruction).pow(2).sum(1)
     for r in range(values.shape[1]):
@@ -59,10 +59,10 @@ def _backward(
     dweight = gradients.take(weight.shape[0], weight.shape[1], like=weight).zero_()
     if not kernels.usable(values, weight, x):
         return _torch_backward(values, indices, weight, reconstruction - x, shares, dweight)
-    slices = -(-x.shape[1] // kernels.SLICE)
+    slices = -(-x.shape[1] // prefix_kernels.SLICE)
     dvalues, dbias = values.new_zeros(slices, *values.shape), x.new_zeros(x.shape[1])
     arrays = [kernels.array(t) for t in (values, indices, weight, x, shares, reconstruction, dweight, dvalues, dbias)]
-    kernels.share(kernels.prefix_backward, kernels.even(slices), *arrays)
+    kernels.share(prefix_kernels.prefix_backward, kernels.even(slices), *arrays)
     return dweight, dvalues.sum(0), dbias
 
 

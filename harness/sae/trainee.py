@@ -93,7 +93,8 @@ class NativeTrainee:
         l0 = loss.firing.sum().item() / len(x)
         dead = int((self.silent >= self.dead_after).sum())
         normalised = reconstruction / max(spread.item(), 1e-30)
-        return (self.next_step, reconstruction, normalised, loss.auxiliary.item(), l0, dead, lr)
+        # All floats, as they come back from a checkpoint: a resumed run must write the same bytes.
+        return (float(self.next_step), reconstruction, normalised, loss.auxiliary.item(), l0, float(dead), lr)
 
     def state(self) -> dict[str, Tensor]:
         """Weights and buffers, Adam's moments and step, dead-latent counters, curve and position, as copies."""

@@ -69,9 +69,7 @@ class Scene:
         return drawn
 
 
-def compose(
-    rng: random.Random, topic: Topic, lexicon: Lexicon, asides: Sequence[str], low: int, high: int
-) -> str:
+def compose(rng: random.Random, topic: Topic, lexicon: Lexicon, asides: Sequence[str], low: int, high: int) -> str:
     """One document on ``topic``: opening, ``low``..``high`` middle sentences in order, closing.
 
     Up to two of the domain's ``asides`` come in anywhere between opening and closing.

@@ -6,12 +6,36 @@ import random
 from dataclasses import dataclass
 
 NAMES = (
-    "Tom", "Ann", "Max", "Lily", "Ben", "Sara", "Omar", "Mia",
-    "Leo", "Nina", "Paul", "Ruth", "Ivan", "Cleo", "Hugo", "Tara",
+    "Tom",
+    "Ann",
+    "Max",
+    "Lily",
+    "Ben",
+    "Sara",
+    "Omar",
+    "Mia",
+    "Leo",
+    "Nina",
+    "Paul",
+    "Ruth",
+    "Ivan",
+    "Cleo",
+    "Hugo",
+    "Tara",
 )
 THINGS = (
-    "apples", "pens", "coins", "books", "cards", "shells", "stamps", "eggs",
-    "beads", "kites", "plums", "rings",
+    "apples",
+    "pens",
+    "coins",
+    "books",
+    "cards",
+    "shells",
+    "stamps",
+    "eggs",
+    "beads",
+    "kites",
+    "plums",
+    "rings",
 )
 GAINS = (("finds {} more", "Finds {} more"), ("buys {} more", "Buys {} more"), ("gets {} more", "Gets {} more"))
 LOSSES = (("gives away {}", "Gives away {}"), ("loses {}", "Loses {}"), ("sells {}", "Sells {}"))

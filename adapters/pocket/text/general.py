@@ -13,11 +13,22 @@ WOMEN = ("Clara", "Emma", "Julia", "Laila", "Sofia", "Hannah", "Greta", "Irene",
 LEXICON: Lexicon = {
     "person": (*(f"{name}/he/him/his" for name in MEN), *(f"{name}/she/her/her" for name in WOMEN)),
     "kin": (
-        "brother/he/his", "sister/she/her", "uncle/he/his", "aunt/she/her", "cousin/she/her",
+        "brother/he/his",
+        "sister/she/her",
+        "uncle/he/his",
+        "aunt/she/her",
+        "cousin/she/her",
         "grandfather/he/his",
     ),
     "town": (
-        "Ashford", "Millbrook", "Port Ellen", "Oldham", "Redcliff", "Lindale", "Westmere", "Harrow Hill",
+        "Ashford",
+        "Millbrook",
+        "Port Ellen",
+        "Oldham",
+        "Redcliff",
+        "Lindale",
+        "Westmere",
+        "Harrow Hill",
     ),
     "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     "month": ("January", "March", "April", "June", "August", "October", "November"),
@@ -27,8 +38,13 @@ LEXICON: Lexicon = {
     "mood": ("happy", "tired", "nervous", "proud", "curious", "hungry", "quiet"),
     "weekday": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     "proverb": (
-        "patience opens heavy gates", "slow water is deep", "a full purse has many cousins",
-        "every road ends at a door", "old wood burns best", "the wind forgets nobody", "bread first and songs later",
+        "patience opens heavy gates",
+        "slow water is deep",
+        "a full purse has many cousins",
+        "every road ends at a door",
+        "old wood burns best",
+        "the wind forgets nobody",
+        "bread first and songs later",
     ),
     "year": range(1720, 1990),
 }
@@ -197,7 +213,6 @@ STORIES: tuple[Topic, ...] = (
         lexicon={"work": ("harbour", "bakery", "library", "post office", "theatre", "glass factory")},
     ),
 )
-
 
 
 def document(rng: random.Random) -> str:
