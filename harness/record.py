@@ -82,6 +82,7 @@ class Cost(Section):
     """Seconds per stage kind; a stage shared by several cells is counted in full for each."""
     peak_memory_bytes: int | None = None
     tokens_per_second: float | None = None
+    """Of the SAE's own training steps, without the language model; null when it was not trained in this run."""
 
 
 class Comparability(Section):

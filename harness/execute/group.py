@@ -147,10 +147,17 @@ class _Run:
             metrics=numbers if ok else None,
             artifacts=artifacts_of(self.store, state.stages) if state.stages else (),
             warnings=tuple(self._warnings(state)) if ok else (),
-            cost=Cost(wall_seconds=_rounded(state.seconds), peak_memory_bytes=peak_memory_bytes()),
+            cost=self._cost(state),
         )
         write_record(self.job.results, state.item.cell, record, sidecar_of(state.measured) if ok else {})
         self.report(Event("done", state.item.cell.title, status=record.status))
+
+    def _cost(self, state: _State) -> Cost:
+        speed = self.training.speeds.get(state.stages.sae.stage.key) if state.stages else None
+        seconds = {stage: round(value, 3) for stage, value in state.seconds.items()}
+        return Cost(
+            wall_seconds=seconds, peak_memory_bytes=peak_memory_bytes(), tokens_per_second=speed and round(speed)
+        )
 
     def _warnings(self, state: _State) -> Iterable[str]:
         stage = state.stages.sae.tokens if state.stages else None
@@ -174,7 +181,3 @@ def _failure(stage: str, error: Exception) -> Failure:
     if not isinstance(error, LatentbenchError):
         traceback.print_exception(error)  # goes to the worker's log
     return Failure(stage=stage, type=type(error).__name__, message=str(error)[:2000] or type(error).__name__)
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(value, 3) for stage, value in seconds.items()}

@@ -76,6 +76,8 @@ class Training:
 
     def __init__(self, store: Store, models: Models) -> None:
         self.store, self.models = store, models
+        self.speeds: dict[str, float | None] = {}
+        """Training tokens per second by stage key, of what was trained in this process."""
 
     def together(self, wanted: list[Wanted]) -> list[list[Wanted]]:
         """SAEs that read the same stream, in groups; an SAE wanted twice stands once."""
@@ -102,6 +104,7 @@ class Training:
                 trainees[trainee] = item
         for trainee, outcome in train(list(trainees), stream, self._checkpoint_of(trainees), progress).items():
             item = trainees[trainee]
+            self.speeds[item.key] = trainee.pace.tokens_per_second
             if isinstance(outcome, Exception):
                 failures[item.key] = outcome
             else:

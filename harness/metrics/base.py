@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from harness.record import MetricValue
 from harness.section import Section
 
-Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
+if TYPE_CHECKING:  # numpy takes a tenth of a second, and reading specs needs none of it
+    import numpy as np
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[np.float64]"
+Counts: TypeAlias = "NDArray[np.int64]"
 
 BUDGETED = "@"
 """Separates a statistic's name from the budget it was measured at, e.g. `squared_error@8`."""

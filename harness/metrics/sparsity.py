@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-
 from harness.metrics.base import BudgetedMetric, Counts, Estimator, Tally
 
 _L0 = Estimator("l0", 1, "latents/token", None, ("l0", "tokens"), lambda active, tokens: active / tokens)
 
 
 def _dead_fraction(firing: Counts, tokens: int) -> float:
-    return float(np.mean(firing == 0)) if tokens and firing.size else float("nan")
+    return float((firing == 0).mean()) if tokens and firing.size else float("nan")
 
 
 _DEAD = Tally("dead_fraction", 1, "fraction", False, _dead_fraction)

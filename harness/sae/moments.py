@@ -11,6 +11,7 @@ from torch import Tensor
 from harness.activations.site import Site
 from harness.errors import CellFailed, RefusedFile
 from harness.sae.base import SparseAutoencoder
+from harness.sae.train import Pace
 
 
 class Moments(NamedTuple):
@@ -33,6 +34,7 @@ class FittedTrainee:
 
     def __init__(self, sae: FittedSAE, site: Site, device: torch.device | None = None) -> None:
         self.sae, self.site, self.next_block = sae.to(device), site, 0
+        self.pace = Pace()
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
         self.products = torch.zeros(sae.d_in, sae.d_in, dtype=torch.float64, device=device)

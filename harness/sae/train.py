@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -35,6 +37,19 @@ class Stream(Protocol):
         """Batches [n, d_in] float32 of one block, for every site."""
 
 
+@dataclass
+class Pace:
+    """Tokens learned from and the seconds spent in steps."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None before the first step."""
+        return self.tokens / self.seconds if self.seconds else None
+
+
 class Trainee(Protocol):
     """One SAE being made from the stream."""
 
@@ -42,6 +57,8 @@ class Trainee(Protocol):
     """Where its hidden states come from."""
     next_block: int
     """First block it has not seen yet."""
+    pace: Pace
+    """How fast its steps were; of this process alone, and never part of its state."""
 
     def step(self, x: Tensor) -> None:
         """Learns from hidden states `x` [n, d_in] as the model produces them."""
@@ -95,10 +112,13 @@ def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict
     for batch in batches:
         for trainee in trainees:
             if trainee not in failed:
+                start, x = perf_counter(), batch[trainee.site]
                 try:
-                    trainee.step(batch[trainee.site])
+                    trainee.step(x)
                 except Exception as error:  # one trainee's failure must not end the others' training
                     failed[trainee] = error
+                trainee.pace.tokens += len(x)
+                trainee.pace.seconds += perf_counter() - start
 
 
 def _finished(trainee: Trainee) -> Outcome:

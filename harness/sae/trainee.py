@@ -12,6 +12,7 @@ from harness.activations.site import Site
 from harness.errors import CellFailed, RefusedFile
 from harness.sae.base import Loss, SparseAutoencoder, TrainableSAE
 from harness.sae.memory import gradients
+from harness.sae.train import Pace
 from harness.sae.training import TrainingOptions
 
 COLUMNS = ("step", "reconstruction", "normalised", "auxiliary", "l0", "dead", "lr")
@@ -45,6 +46,7 @@ class NativeTrainee:
         self.next_block = self.next_step = 0
         self.silent = torch.zeros(sae.width, dtype=torch.int64, device=mean.device)
         self.curve: list[tuple[float, ...]] = []
+        self.pace = Pace()
         sae.to(mean.device).begin(mean, self.scale)
         self.parameters = {name: p for name, p in sae.named_parameters() if p.requires_grad}
         self.adam = torch.optim.Adam(

@@ -9,16 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from harness.errors import DamagedArtifact, InvalidInput, StoreError
 from harness.section import Json
 
-Arrays = dict[str, NDArray[np.generic]]
+if TYPE_CHECKING:  # reading JSON must not wait for numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+Arrays: TypeAlias = "dict[str, NDArray[np.generic]]"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -80,11 +82,16 @@ def read_json(path: Path) -> Json:
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Replaces a safetensors file atomically."""
+    import numpy as np
+    from safetensors.numpy import save
+
     write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read_arrays(path: Path) -> Arrays:
     """The arrays of a safetensors file. Raises DamagedArtifact or StoreError."""
+    from safetensors.numpy import load_file
+
     try:
         return dict(load_file(path))
     except SafetensorError as error:

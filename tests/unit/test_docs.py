@@ -1,0 +1,55 @@
+"""What the pages promise works: their specs are valid, their commands exist, generated pages are up to date."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.cli.app import app
+from harness.project import find_project, load_specs
+from harness.spec.checks import check
+from harness.spec.reference import reference_page
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "specs/README.md")
+
+
+@pytest.mark.parametrize(("page", "cells"), [("README.md", 9), ("specs/README.md", 9)])
+def test_the_spec_that_a_page_shows_is_valid(page: str, cells: int, tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    shutil.copytree(ROOT / "specs/_base", tmp_path / "specs/_base")
+    (tmp_path / "specs/mine").mkdir()
+    (tmp_path / "specs/mine/topk.yaml").write_text(shown, "utf-8")
+    project = find_project(start=tmp_path)
+    (spec,) = load_specs(project, [str(tmp_path / "specs/mine/topk.yaml")])
+    assert check(spec, project.roots) == []
+    assert len(spec.cells) == cells
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_verb_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    verbs = {command.callback.__name__.rstrip("_") for command in app.registered_commands if command.callback}
+    groups = {group.name for group in app.registered_groups}
+    named = set(re.findall(r"(?:^|`|/)latentbench ([a-z]+)", text, re.MULTILINE))
+    assert named <= verbs | groups
+    assert named
+
+
+def test_every_file_that_the_front_page_links_to_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text("utf-8")):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_reference_page_is_what_the_code_says() -> None:
+    assert (ROOT / "specs/README.md").read_text("utf-8") == reference_page()
+
+
+def test_every_shipped_spec_is_valid_without_a_network() -> None:
+    project = find_project(start=ROOT)
+    specs = load_specs(project, [])
+    assert [problem for spec in specs for problem in check(spec, project.roots)] == []
+    assert len({spec.origin.name for spec in specs}) == len(specs)
