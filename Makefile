@@ -6,9 +6,9 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .PHONY: demo test test-slow check reference clean
 
-demo: $(VENV)/installed        ## train and measure the quickstart, show the leaderboard, write results/leaderboard.html
-	$(BIN)/latentbench run quickstart
-	$(BIN)/latentbench leaderboard --format html --output results/leaderboard.html
+demo: $(VENV)/installed        ## train and measure the quickstart in results/demo/, show the leaderboard there
+	$(BIN)/latentbench run quickstart --results results/demo
+	$(BIN)/latentbench leaderboard --results results/demo --format html --output results/demo/leaderboard.html
 
 test: $(VENV)/installed-dev    ## the test suite
 	$(BIN)/python -m pytest
