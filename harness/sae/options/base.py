@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from harness.section import Section
 
@@ -62,6 +62,18 @@ class Dictionary(Variant):
 
     width: PositiveInt
     """Dictionary width: number of latents."""
+
+
+class ActiveLatents(Dictionary):
+    """A dictionary of which k latents are active."""
+
+    k: PositiveInt
+    """Active latents per token."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Any:
+        check_fits("k", self.k, self.width)
+        return self
 
 
 class AuxiliaryLoss(Variant):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
-from harness.sae.options.base import AuxiliaryK, AuxiliaryLoss, Variant, check_fits
+from harness.sae.options.base import ActiveLatents, AuxiliaryK, AuxiliaryLoss, Variant
 from harness.sae.options.loaded import Base
 from harness.sae.options.topk import Momentum
 
@@ -22,7 +22,7 @@ class OnBase(Variant):
         return (self.base,)
 
 
-class BoostedOptions(OnBase, AuxiliaryK):
+class BoostedOptions(OnBase, AuxiliaryK, ActiveLatents):
     """A residual SAE that reads x and predicts the base's error, without decoder bias; the base stays frozen."""
 
     implementation: ClassVar[str] = "harness.sae.variants.boosted:Boosted"
@@ -36,11 +36,6 @@ class BoostedOptions(OnBase, AuxiliaryK):
     """Whether the strongest latents of every token or of the whole batch are active."""
     threshold_momentum: Momentum = 0.01
     """Share of the running threshold that each batch replaces (batch_topk)."""
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> Any:
-        check_fits("k", self.k, self.width)
-        return self
 
 
 class EnsembleOptions(Variant):

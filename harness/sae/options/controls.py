@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
-from harness.sae.options.base import Dictionary, Variant, check_fits
+from harness.sae.options.base import ActiveLatents, Variant
 from harness.sae.options.topk import TopKOptions
 
 
@@ -54,7 +54,7 @@ class RandomDecoderOptions(TopKOptions):
     variant: Literal["random_decoder"] = "random_decoder"  # type: ignore[assignment]
 
 
-class UntrainedOptions(Dictionary):
+class UntrainedOptions(ActiveLatents):
     """TopK as initialised, with the decoder bias at the mean hidden state."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:Untrained"
@@ -63,14 +63,7 @@ class UntrainedOptions(Dictionary):
     budgeted: ClassVar[bool] = True
 
     variant: Literal["untrained"] = "untrained"
-    k: PositiveInt
-    """Active latents per token."""
 
     @property
     def max_budget(self) -> int:
         return self.k
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> Any:
-        check_fits("k", self.k, self.width)
-        return self

@@ -6,19 +6,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from harness.sae.options.base import AuxiliaryK, check_fits
+from harness.sae.options.base import ActiveLatents, AuxiliaryK
 from harness.sae.options.topk import Momentum, check_budgets
 
 
-class KronOptions(AuxiliaryK):
+class KronOptions(AuxiliaryK, ActiveLatents):
     """Latents as pairwise products within heads: an encoder of h(m + n) instead of h·m·n rows (arXiv 2505.22255)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.kron:Kron"
     budgeted: ClassVar[bool] = True
 
     variant: Literal["kron"] = "kron"
-    k: PositiveInt
-    """Active latents per token."""
     heads: PositiveInt | None = None
     """Number of heads h; default width / (m·n)."""
     m: PositiveInt = 4
@@ -45,7 +43,6 @@ class KronOptions(AuxiliaryK):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        check_fits("k", self.k, self.width)
         check_budgets(self.budgets, self.k)
         if self.width % (self.m * self.n):
             raise ValueError(f"m·n = {self.m}·{self.n} = {self.m * self.n} does not divide the width {self.width}")

@@ -6,32 +6,25 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from harness.sae.options.base import AuxiliaryK, check_fits
+from harness.sae.options.base import ActiveLatents, AuxiliaryK
 
 Momentum = Annotated[float, Field(gt=0, le=1)]
 
 
-class TopKOptions(AuxiliaryK):
+class TopKOptions(AuxiliaryK, ActiveLatents):
     """The k largest pre-activations per token (Gao et al. 2024, arXiv 2406.04093), with AuxK for dead latents."""
 
     implementation: ClassVar[str] = "harness.sae.variants.topk:TopK"
     budgeted: ClassVar[bool] = True
 
     variant: Literal["topk"] = "topk"
-    k: PositiveInt
-    """Active latents per token."""
 
     @property
     def max_budget(self) -> int:
         return self.k
 
-    @model_validator(mode="after")
-    def _k_fits(self) -> Any:
-        check_fits("k", self.k, self.width)
-        return self
 
-
-class BatchTopKOptions(AuxiliaryK):
+class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     """The strongest batch · k pre-activations of a batch (Bussmann et al. 2024, arXiv 2412.06410), with AuxK.
 
     After training a global threshold takes over: the running mean of the smallest selected activation.
@@ -46,13 +39,8 @@ class BatchTopKOptions(AuxiliaryK):
     threshold_momentum: Momentum = 0.01
     """Share of the running threshold that each batch replaces."""
 
-    @model_validator(mode="after")
-    def _k_fits(self) -> Any:
-        check_fits("k", self.k, self.width)
-        return self
 
-
-class HierarchicalTopKOptions(AuxiliaryK):
+class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
     """One SAE for every budget up to k: the loss averages over budgets (HierarchicalTopK, arXiv 2505.24473)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.hierarchical_topk:HierarchicalTopK"
@@ -70,12 +58,11 @@ class HierarchicalTopKOptions(AuxiliaryK):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        check_fits("k", self.k, self.width)
         check_budgets(self.budgets, self.k)
         return self
 
 
-class MatryoshkaOptions(AuxiliaryK):
+class MatryoshkaOptions(AuxiliaryK, ActiveLatents):
     """Nested dictionaries: every prefix of the latents reconstructs too (Matryoshka SAE, arXiv 2503.17547)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.matryoshka:Matryoshka"
@@ -97,7 +84,6 @@ class MatryoshkaOptions(AuxiliaryK):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        check_fits("k", self.k, self.width)
         if sum(self.groups) != self.width:
             raise ValueError(f"the groups add up to {sum(self.groups)} latents, not to the width {self.width}")
         return self
