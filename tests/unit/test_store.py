@@ -102,7 +102,7 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("damage", list(DAMAGES.values()), ids=list(DAMAGES))
 def test_a_damaged_artifact_goes_to_quarantine_and_can_be_made_again(tmp_path: Path, damage: Damage) -> None:
     folder = fill(tmp_path)
     damage(folder)
