@@ -49,8 +49,8 @@ def _git(project: Path) -> Json:
     commit = _run(project, "rev-parse", "HEAD")
     if commit is None:
         return None
-    # Results do not change what is computed.
-    changed = _run(project, "status", "--porcelain", "--", ".", ":(exclude)results")
+    # Only what computes: pages and results do not change a number.
+    changed = _run(project, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)*.md")
     return {"commit": commit, "dirty": bool(changed)}
 
 
