@@ -186,7 +186,7 @@ def chunks() -> Iterator[bytes]:
     yield from (b"", b"x", b"y" * ((1 << 20) + 1))
 
 
-@pytest.mark.parametrize("content", chunks(), ids=len)
+@pytest.mark.parametrize("content", list(chunks()), ids=len)
 def test_a_files_digest_is_that_of_its_bytes(tmp_path: Path, content: bytes) -> None:
     import hashlib
 

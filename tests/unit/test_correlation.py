@@ -1,0 +1,35 @@
+"""KronSAE's toy experiment: its score, its matching and its data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harness.bench.correlation import ACTIVE, FEATURES, block_covariance, features, matched, rv_coefficient
+
+
+def test_rv_is_one_for_a_multiple_and_zero_for_what_shares_nothing() -> None:
+    a = np.array([[2.0, 1.0], [1.0, 3.0]])
+    assert rv_coefficient(a, 5 * a) == pytest.approx(1)
+    assert rv_coefficient(np.diag([1.0, 0.0]), np.diag([0.0, 1.0])) == 0
+
+
+def test_matching_undoes_a_permutation_of_distinct_blocks() -> None:
+    sizes, values = (2, 3, 4, 5), (0.9, 0.8, 0.7, 0.6)
+    truth = np.eye(sum(sizes))
+    for size, value, start in zip(sizes, values, np.cumsum((0, *sizes[:-1])), strict=True):
+        truth[start : start + size, start : start + size] = value
+    np.fill_diagonal(truth, 1)
+    order = np.random.default_rng(0).permutation(len(truth))
+    shuffled = truth[np.ix_(order, order)]
+    assert rv_coefficient(truth, matched(truth, shuffled)) > rv_coefficient(truth, shuffled)
+
+
+def test_a_covariance_is_positive_definite_and_the_features_follow_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = block_covariance(generator)
+    assert float(torch.linalg.eigvalsh(truth).min()) > 0
+    assert torch.equal(truth, truth.T)
+    drawn = features(torch.eye(FEATURES), generator)
+    assert int((drawn != 0).sum(1).max()) <= ACTIVE
