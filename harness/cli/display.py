@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -30,19 +31,23 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def print_plan(plan: Plan) -> None:
     """The cells and stages of a plan with what happens to each and why."""
-    console = Console()
     for item in plan.cells:
-        mark = "[yellow]run[/]  " if item.run else "[green]reuse[/]"
-        console.print(
-            f"{mark} [bold]{escape(item.cell.title)}[/]  [dim]{escape(item.reason)}[/]", highlight=False, soft_wrap=True
-        )
-    console.print()
-    for step in plan.stages():
-        mark = "[yellow]make[/] " if step.run else "[green]keep[/] "
-        text = f"{step.stage.kind:<12} {step.stage.key[:12]}  {escape(step.stage.title)}  [dim]{escape(step.reason)}[/]"
-        console.print(f"{mark} {text}", highlight=False, soft_wrap=True)
-    made = sum(step.run for step in plan.stages())
-    console.print(f"\n{_counts(plan)}; {plural(made, 'stage')} to make, {len(plan.stages()) - made} kept")
+        _plan_line("run" if item.run else "reuse", item.run, "", item.cell.title, item.reason)
+    print()
+    stages = plan.stages()
+    for step in stages:
+        what = f"{step.stage.kind:<12} {step.stage.key[:12]}  "
+        _plan_line("make" if step.run else "keep", step.run, what, step.stage.title, step.reason)
+    made = sum(step.run for step in stages)
+    print(f"\n{_counts(plan)}; {plural(made, 'stage')} to make, {len(stages) - made} kept")
+
+
+def _plan_line(mark: str, run: bool, what: str, title: str, reason: str) -> None:
+    """One line, coloured on a terminal; by hand, because a plan has hundreds and rich takes half a second for them."""
+    title, reason = one_line(title), one_line(reason)
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        mark, reason = f"\x1b[{33 if run else 32}m{mark:<5}\x1b[0m", f"\x1b[2m{reason}\x1b[0m"
+    print(f"{mark:<5} {what}{title}  {reason}")
 
 
 def print_summary(plan: Plan, unfinished: dict[str, str], project: Project, seconds: float) -> None:
