@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +53,14 @@ def furnish(root: Path, model: Path) -> Workbench:
     write_jsonl(root / "data/train.jsonl", documents(80))
     write_jsonl(root / "data/eval.jsonl", documents(8, start=500))
     return Workbench(root)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tensors too small to share: threads that wait for each other would only slow the test."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

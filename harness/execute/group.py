@@ -58,6 +58,7 @@ class _Run:
         self.measuring = Measuring(self.store, self.models)
         self.states = {item.cell: _State(item) for item in job.cells}
         self.saes: dict[str, SparseAutoencoder] = {}
+        self.train_tokens: dict[str, TrainTokens | None] = {}
 
     def run(self) -> None:
         for state in self.states.values():
@@ -160,8 +161,7 @@ class _Run:
         )
 
     def _warnings(self, state: _State) -> Iterable[str]:
-        stage = state.stages.sae.tokens if state.stages else None
-        train = stored(self.store, stage, TrainTokens.from_tensors) if stage else None
+        train = self._train_tokens(state)
         for name, measured in state.measured.items():
             tokens: EvalTokens = measured.tokens
             shared = overlap(train, tokens) if train else 0
@@ -172,6 +172,13 @@ class _Run:
                 yield f"{name}: the dataset holds only {len(tokens.digests) + tokens.skipped} of {wanted} documents"
             if tokens.skipped:
                 yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
+
+    def _train_tokens(self, state: _State) -> TrainTokens | None:
+        """What the SAE was trained on, read once for all cells that share it."""
+        stage = state.stages.sae.tokens if state.stages else None
+        if stage and stage.key not in self.train_tokens:
+            self.train_tokens[stage.key] = stored(self.store, stage, TrainTokens.from_tensors)
+        return self.train_tokens[stage.key] if stage else None
 
     def _progress(self, text: str) -> Callable[[int, int], None]:
         return lambda done, total: self.report(Event("progress", text, done, total))

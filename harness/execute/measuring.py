@@ -106,8 +106,10 @@ class Measuring:
         }
 
     def _keep_baseline(self, domain: DomainStages, baseline: Baseline) -> None:
+        """Stores what the stage's key stands for, whatever else the pass had to measure at its site."""
         if not self.store.has(domain.baseline.kind, domain.baseline.key):
-            keep(self.store, domain.baseline, *baseline.to_tensors())
+            asked = baseline if domain.baseline.payload["splice"] else baseline.unspliced()
+            keep(self.store, domain.baseline, *asked.to_tensors())
 
     def _failed(
         self, subjects: list[Subject], stages: dict[Cell, DomainStages], failures: dict[str, Exception]

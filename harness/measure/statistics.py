@@ -55,6 +55,11 @@ class Baseline:
         """Whether cross-entropies and divergences are among the statistics."""
         return all(name in self.statistics for name in SPLICED_BASELINE)
 
+    def unspliced(self) -> Baseline:
+        """The same without cross-entropies and divergences, as a pass that needs none would have given it."""
+        kept = {name: values for name, values in self.statistics.items() if name not in SPLICED_BASELINE}
+        return Baseline(self.site, self.mean, kept)
+
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
         return _packed(self.statistics) | {"mean": torch.from_numpy(self.mean)}, {"site": self.site.plain()}

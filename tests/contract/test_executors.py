@@ -54,6 +54,20 @@ def test_a_cell_alone_writes_what_it_writes_in_a_group(
     assert {**alone, "spec": None} == {**results(reference)["mine[sae.k=4][1]"], "spec": None}
 
 
+def test_a_cell_without_splicing_writes_the_same_beside_one_that_splices(bench: Workbench, command: Command) -> None:
+    run = ("run", "--executor", "inline", "--device", "cpu", "--workers", "1")
+    plain = {"label": "plain", "metrics": ["explained_variance"]}
+    bench.spec("alone", cases=[plain])
+    assert command(*run, "alone", "--results", "alone").code == 0
+    bench.spec("together", cases=[plain, {"label": "spliced"}])
+    assert command(*run, "together", "--results", "together").code == 0
+    alone, together = (
+        next((bench.root / place / "records" / place).glob("plain*.safetensors")) for place in ("alone", "together")
+    )
+    assert alone.name == together.name
+    assert alone.read_bytes() == together.read_bytes()
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_cell_that_cannot_be_computed_costs_only_itself(bench: Workbench, command: Command, executor: str) -> None:
     write_jsonl(bench.root / "data/short.jsonl", documents(2))

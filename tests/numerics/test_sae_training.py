@@ -57,13 +57,7 @@ OPTIONS: list[Variant] = [
 IDS = [options.variant for options in OPTIONS]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These tensors are too small to share; threads that wait for each other would only slow the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Blocks:
