@@ -7,7 +7,7 @@ Importing an adapter never imports torch: identity and facts are read from files
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
@@ -131,6 +131,66 @@ class DatasetAdapter(Section):
     @abstractmethod
     def texts(self, roots: Roots) -> Iterator[str]:
         """All documents in order, before `skip` and `documents`. May be infinite."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem with a verifiable answer."""
+
+    prompt: str
+    """Everything the model reads, template included; generation starts right after it."""
+    answer: str
+    """The gold answer alone, e.g. `42` or a LaTeX expression."""
+
+
+class ProblemSet(Section):
+    """A sequence of problems with verifiable answers, in a fixed order; what steering vectors are trained on."""
+
+    adapter: str
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Problems left out at the start."""
+    limit: PositiveInt | None = None
+    """Problems read after `skip`; default all."""
+
+    @abstractmethod
+    def identity(self, roots: Roots) -> Json:
+        """What determines the problems and their order."""
+
+    @abstractmethod
+    def problems(self, roots: Roots) -> Iterator[Problem]:
+        """All problems in order, before `skip` and `limit`. May be infinite."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A judge's answer to one request."""
+
+    text: str | None
+    """None when the judge failed for good; `error` then says why."""
+    error: str | None = None
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+
+
+class Judge(Section):
+    """Who writes explanations and answers questions about texts: a chat model.
+
+    A judge that is no chat model (the lexical one) subclasses `Judge` and is asked through its own methods.
+    """
+
+    adapter: str
+    deterministic: ClassVar[bool] = False
+
+    @abstractmethod
+    def identity(self, roots: Roots) -> Json:
+        """What determines its answers; part of the metric's identity. Never a key or an address with a secret."""
+
+    def chat(self, requests: Sequence[Sequence[Mapping[str, str]]], roots: Roots, cache: Path) -> Iterator[Reply]:
+        """One reply per request (a list of `{role, content}` messages), in order.
+
+        A failed request is a `Reply` with an error, never an exception; `cache` is a folder for transcripts.
+        """
+        raise NotImplementedError
 
 
 class SaeSource(Section):

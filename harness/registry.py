@@ -1,8 +1,9 @@
 """Everything that plugs in, found through entry points so that other packages can add to it without a fork.
 
-    latentbench.models     language models        latentbench.variants   SAE variants
-    latentbench.datasets   text documents         latentbench.sources    SAEs trained elsewhere
-    latentbench.metrics    metrics
+    latentbench.models     language models         latentbench.variants   SAE variants
+    latentbench.datasets   text documents          latentbench.sources    SAEs trained elsewhere
+    latentbench.problems   problems with answers   latentbench.methods    ways to a steering vector
+    latentbench.metrics    metrics                 latentbench.judges     who explains and scores latents
 
 An entry point's name is what a spec writes; its value is a `Section` class that imports no torch.
 """
@@ -21,7 +22,7 @@ from harness.errors import NotAvailable
 from harness.section import Section
 
 Group = str
-GROUPS = ("models", "datasets", "variants", "sources", "metrics")
+GROUPS = ("models", "datasets", "problems", "variants", "sources", "methods", "metrics", "judges")
 
 
 @cache

@@ -8,7 +8,7 @@ running the model again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import PositiveInt
@@ -41,6 +41,12 @@ class Estimator:
     formula: Callable[..., Array]
     """Elementwise over arrays of sums, so that thousands of bootstrap resamples cost one call. May return NaN
     (e.g. 0/0); the caller turns that into null with a reason."""
+    units: str = "documents"
+    """What the statistics are per, in the plural: the independent units of intervals and tests."""
+    paired: bool = True
+    """Whether unit i is the same thing in every row (a document, a problem). Latents of two SAEs are not."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """What else tells this number from others of the same id (a judge, a temperature): they are never ranked together."""
 
     def names(self, budget: int | None) -> tuple[str, ...]:
         """The statistics to read when measured at `budget` active latents (None: as trained)."""

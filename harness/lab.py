@@ -1,0 +1,99 @@
+"""What work of its own gets to work with: the parts of a cell, made or loaded on first use.
+
+Most of a cell is one shared pass over documents. Studies (harness/metrics/study.py), steering vectors and flow maps need
+more: they generate, train or ask a judge. Each is one stage with a key of its own; a `Lab` hands it everything that the
+key was computed from and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.canonical import seed_of
+from harness.errors import InvalidInput
+from harness.section import Json, Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from adapters.protocols import LanguageModel, Roots
+    from harness.activations.site import Site
+    from harness.activations.tokens import EvalTokens
+    from harness.sae.base import SparseAutoencoder
+    from harness.spec.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a stage leaves behind: tensors as safetensors, the rest as JSON."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    meta: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The surroundings of one stage. Everything in it is deterministic given `key`."""
+
+    experiment: Experiment
+    key: str
+    """Of the stage: every seed is derived from it."""
+    roots: Roots
+    device: torch.device
+    scratch: Path
+    """A folder for checkpoints that survives a kill; emptied when the stage is stored. It may not exist yet."""
+    cache: Path
+    """A folder that outlives the stage, for what is keyed by its own content (judges' transcripts). It may not exist yet."""
+    model: Callable[[], LanguageModel]
+    """The cell's language model, shared with everything else of the job: leave its weights and hooks as they were."""
+    tokenizer: Callable[[], Any]
+    saes: Callable[[], Mapping[Site, SparseAutoencoder]]
+    """Every SAE of the cell by site, in the order of the spec; empty without `sae:`."""
+    subject: Callable[[], Any]
+    """What the spec's `steering:` or `flow:` section made; see `Subject.read`."""
+    tokens: Callable[[str], EvalTokens]
+    """Token rows of an evaluation domain."""
+    shared: Callable[[str, Json, Callable[[], Content]], Content]
+    """`shared(kind, payload, make)`: content that several cells need, from the store or made now. `payload` must hold
+    everything that determines it apart from the model, which is added."""
+    progress: Callable[[int, int], None]
+    """Steps done, steps in all."""
+
+    @property
+    def sae(self) -> SparseAutoencoder:
+        """The cell's only SAE. Raises InvalidInput when there is none or more than one."""
+        found = list(self.saes().values())
+        if len(found) != 1:
+            raise InvalidInput(f"this needs one SAE, the spec has {len(found)}")
+        return found[0]
+
+    def seed(self, *purpose: str) -> int:
+        """A seed for one purpose, the same wherever the stage is made."""
+        return seed_of(self.key, *purpose)
+
+
+class Subject(Section):
+    """A section that makes the thing to be studied: a steering vector, a map between layers."""
+
+    version: ClassVar[int] = 1
+    """Raised when the same section and parents give other content."""
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        """What determines the content, besides the model, the cell's SAEs and its seed; by default every field."""
+        return self.plain()
+
+    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+        """How plans call it, e.g. `rl vectors on 4 layers`."""
+        return type(self).__name__
+
+    def make(self, lab: Lab) -> Content:
+        """The content, from scratch or from checkpoints in `lab.scratch`."""
+        raise NotImplementedError
+
+    def read(self, content: Content, lab: Lab) -> Any:
+        """The content as the object that studies work with."""
+        raise NotImplementedError

@@ -1,0 +1,67 @@
+"""Metrics that measure on their own instead of sharing the pass over the evaluation documents.
+
+A study still ends in sums over independent units (latents, problems, documents), so its numbers get intervals and tests
+exactly like those of every other metric: it returns per-unit statistics, and its `numbers()` are formulas over their sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.metrics.base import Metric, Statistics
+from harness.record import MetricValue
+from harness.section import Json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adapters.protocols import Roots
+    from harness.lab import Lab
+    from harness.spec.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found."""
+
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    """Domain to name to float64 [units]. Names start with the metric's own (`autointerp.hits`), because several studies
+    may fill one domain; statistics of one study on one domain have one length."""
+    values: tuple[MetricValue, ...] = ()
+    """Further numbers that are no formula over units."""
+    details: Mapping[str, Json] = field(default_factory=dict)
+    """Everything a report shows, as JSON; it stays in the store and is in no record."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Larger arrays for reports."""
+    warnings: tuple[str, ...] = ()
+    """What a reader must know before trusting the numbers; written into the record."""
+
+
+class Study(Metric):
+    """A metric with a stage of its own. Plugs in through `latentbench.metrics` like any other."""
+
+    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+        """Evaluation domains of the spec whose tokens it reads; by default all."""
+        return tuple(experiment.dataset.eval)
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        """What determines its findings besides its own fields, the model, the subject and the domains it reads."""
+        return {}
+
+    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+        """Domains it brings that are not in the spec's `dataset.eval` (a task), with the facts that must agree."""
+        return {}
+
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        """What is wrong with asking for this study in this experiment, found without torch; shown by `validate`."""
+        return ()
+
+    def preview(self, experiment: Experiment, roots: Roots) -> str | None:
+        """What it will cost beyond compute (requests, tokens, money), for `plan`; None where nothing."""
+        return None
+
+    def run(self, lab: Lab) -> Findings:
+        """Measures."""
+        raise NotImplementedError
