@@ -54,6 +54,8 @@ class Choice:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         made = {name: handler.generate_schema(cls) for name, cls in self.choices().items()}
+        if not made:  # nothing of this group is installed
+            return handler(source)
         discriminator: str | Callable[[Any], Any] = self._chosen if self.others else self.tag
         return core_schema.tagged_union_schema(made, discriminator=discriminator)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,9 +18,12 @@ from harness.execute.events import Event, Report
 from harness.execute.job import Job, JobCell
 from harness.execute.measuring import Measured, Measuring, Subject
 from harness.execute.stages import Models, stored
+from harness.execute.studying import Bench, Studying
 from harness.execute.training import Training, Wanted
 from harness.execute.writing import artifacts_of, numbers_of, record_of, sidecar_of
-from harness.plan.stages import CellStages, cell_key, stages_of
+from harness.metrics.study import Findings, Study
+from harness.plan.stage import CellStages, SaeStages
+from harness.plan.stages import cell_key, stages_of
 from harness.record import Cost, Failure
 from harness.results import write_record
 from harness.sae.base import SparseAutoencoder
@@ -36,6 +39,8 @@ class _State:
     stages: CellStages | None = None
     error: Failure | None = None
     measured: dict[str, Measured] = field(default_factory=dict)
+    findings: dict[str, Findings] = field(default_factory=dict)
+    """By the study's name."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -56,6 +61,7 @@ class _Run:
         self.models = Models(job.roots, job.device)
         self.training = Training(self.store, self.models)
         self.measuring = Measuring(self.store, self.models)
+        self.studying = Studying(self.store, self.models)
         self.states = {item.cell: _State(item) for item in job.cells}
         self.saes: dict[str, SparseAutoencoder] = {}
         self.train_tokens: dict[str, TrainTokens | None] = {}
@@ -66,6 +72,8 @@ class _Run:
         self._train()
         for domain in dict.fromkeys(name for s in self._alive() for name in s.item.cell.experiment.dataset.eval):
             self._measure(domain)
+        for state in self._alive():
+            self._study(state)
         for state in self.states.values():
             self._write(state)
 
@@ -92,7 +100,7 @@ class _Run:
         """Trains the SAEs that are missing, those that others stand on first."""
         levels: dict[int, list[tuple[Wanted, _State]]] = defaultdict(list)
         for state in self._alive():
-            for level, made in state.stages.sae.levels() if state.stages else ():
+            for level, made in _levels(state.stages):
                 if made.stage.stored and not self.store.get(made.stage.kind, made.stage.key):
                     levels[level].append((Wanted(state.item.cell, made), state))
         for _, pairs in sorted(levels.items()):
@@ -110,8 +118,11 @@ class _Run:
                 state.error = _failure("train", failures[key])
 
     def _measure(self, domain: str) -> None:
-        alive = [s for s in self._alive() if domain in s.item.cell.experiment.dataset.eval and s.stages]
-        subjects = [Subject(s.item.cell, s.stages, self._sae_of(s)) for s in alive if s.stages]
+        subjects = [
+            Subject(state.item.cell, state.stages, partial(self._sae, state.stages.saes[0]))
+            for state in self._alive()
+            if state.stages and domain in state.stages.domains and state.stages.domains[domain].baseline
+        ]
         for group in self.measuring.together(subjects, domain):
             states = [self.states[subject.cell] for subject in group]
             self._guard(states, "measure", partial(self._measure_group, group, domain))
@@ -124,20 +135,37 @@ class _Run:
             else:
                 self.states[cell].measured[domain] = outcome
 
-    def _sae_of(self, state: _State) -> Callable[[], SparseAutoencoder]:
-        def get() -> SparseAutoencoder:
-            assert state.stages is not None
-            key = state.stages.sae.stage.key
-            if key not in self.saes:
-                self.saes[key] = self.training.load(state.stages.sae).to(self.models.device).eval()
-            return self.saes[key]
+    def _study(self, state: _State) -> None:
+        """Makes the cell's subject and runs its studies, each of which is stored when it is done."""
+        if state.stages is None:
+            return
+        saes = {made.site: made for made in state.stages.saes}
+        bench = Bench(state.item.cell, state.stages, lambda: {site: self._sae(made) for site, made in saes.items()})
+        title = state.item.cell.title
+        if state.stages.subject:
+            text = f"making {state.stages.subject.title} for {title}"
+            self._guard([state], "subject", partial(self.studying.make_subject, bench, self._progress(text)))
+        for study in state.item.cell.experiment.studies:
+            if state.error is None:
+                self._guard([state], study.metric, partial(self._run_study, state, bench, study))
 
-        return get
+    def _run_study(self, state: _State, bench: Bench, study: Study) -> None:
+        progress = self._progress(f"{study.metric} of {state.item.cell.title}")
+        state.findings[study.metric] = self.studying.study(bench, study, progress)
+
+    def _sae(self, made: SaeStages) -> SparseAutoencoder:
+        """A trained or loaded SAE, read once for all cells that share it."""
+        key = made.stage.key
+        if key not in self.saes:
+            self.saes[key] = self.training.load(made).to(self.models.device).eval()
+        return self.saes[key]
 
     def _write(self, state: _State) -> None:
         numbers = []
         if state.error is None:
-            self._guard([state], "score", lambda: numbers.extend(numbers_of(state.item, state.measured)))
+            self._guard(
+                [state], "score", lambda: numbers.extend(numbers_of(state.item, state.measured, state.findings))
+            )
         ok = state.error is None
         record = record_of(
             self.job,
@@ -150,17 +178,22 @@ class _Run:
             warnings=tuple(self._warnings(state)) if ok else (),
             cost=self._cost(state),
         )
-        write_record(self.job.results, state.item.cell, record, sidecar_of(state.measured) if ok else {})
+        write_record(
+            self.job.results, state.item.cell, record, sidecar_of(state.measured, state.findings) if ok else {}
+        )
         self.report(Event("done", state.item.cell.title, status=record.status))
 
     def _cost(self, state: _State) -> Cost:
-        speed = self.training.speeds.get(state.stages.sae.stage.key) if state.stages else None
+        trained = state.stages.saes if state.stages else ()
+        speed = next((found for made in trained if (found := self.training.speeds.get(made.stage.key))), None)
         seconds = {stage: round(value, 3) for stage, value in state.seconds.items()}
         return Cost(
             wall_seconds=seconds, peak_memory_bytes=peak_memory_bytes(), tokens_per_second=speed and round(speed)
         )
 
     def _warnings(self, state: _State) -> Iterable[str]:
+        for found in state.findings.values():
+            yield from found.warnings
         train = self._train_tokens(state)
         for name, measured in state.measured.items():
             tokens: EvalTokens = measured.tokens
@@ -175,13 +208,18 @@ class _Run:
 
     def _train_tokens(self, state: _State) -> TrainTokens | None:
         """What the SAE was trained on, read once for all cells that share it."""
-        stage = state.stages.sae.tokens if state.stages else None
+        stage = next((made.tokens for made in state.stages.saes if made.tokens), None) if state.stages else None
         if stage and stage.key not in self.train_tokens:
             self.train_tokens[stage.key] = stored(self.store, stage, TrainTokens.from_tensors)
         return self.train_tokens[stage.key] if stage else None
 
     def _progress(self, text: str) -> Callable[[int, int], None]:
         return lambda done, total: self.report(Event("progress", text, done, total))
+
+
+def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:
+    for made in stages.saes if stages else ():
+        yield from made.levels()
 
 
 def _failure(stage: str, error: Exception) -> Failure:

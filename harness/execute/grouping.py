@@ -36,7 +36,9 @@ def threads_of(cells: Group) -> int:
 
 
 def _stream(planned: PlannedCell) -> str:
+    """What cells of one group share: the model, and the texts and seed of training or the subject that is studied."""
     stages = planned.stages
-    model = next(iter(stages.domains.values())).baseline.payload["model"]
-    tokens = stages.sae.tokens
-    return digest("group", [model, tokens and tokens.key, planned.cell.seed if tokens else None])
+    tokens = next((sae.tokens for sae in stages.saes if sae.tokens), None)
+    trained = [tokens.key, planned.cell.seed] if tokens else None
+    subject = stages.subject if stages.subject and not trained else None
+    return digest("group", [stages.model, trained, subject and subject.key])

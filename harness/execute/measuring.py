@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens
 from harness.execute.stages import Models, keep, make_eval_tokens, stored_baseline, stored_measurement
 from harness.measure.documents import Request, measure
 from harness.measure.statistics import Baseline, Measurement
-from harness.plan.stages import CellStages, DomainStages
+from harness.plan.stage import CellStages, DomainStages, Stage
 from harness.sae.base import SparseAutoencoder
 from harness.spec.cells import Cell
 from harness.store.store import Store
@@ -25,6 +26,17 @@ class Subject:
     cell: Cell
     stages: CellStages
     sae: Callable[[], SparseAutoencoder]
+
+    @property
+    def site(self) -> Site:
+        """Where its SAE reads."""
+        return self.stages.saes[0].site
+
+    def baseline(self, domain: str) -> Stage:
+        """The model without an SAE on a domain."""
+        stage = self.stages.domains[domain].baseline
+        assert stage is not None  # only cells with shared metrics are measured here
+        return stage
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,14 @@ class Measuring:
             self.store, tokens_stage, experiment.dataset.eval[domain], tokenizer, self.models.roots
         )
         failures = self._measure_missing(subjects, domain, tokens, progress)
-        return {s.cell: failures.get(s.cell) or self._collect(s.stages.domains[domain], tokens) for s in subjects}
+        return {s.cell: failures.get(s.cell) or self._collect(s, domain, tokens) for s in subjects}
 
     def _measure_missing(
         self, subjects: list[Subject], domain: str, tokens: EvalTokens, progress: Progress
     ) -> dict[Cell, Exception]:
         stages = {s.cell: s.stages.domains[domain] for s in subjects}
-        baselines = {b.site: b for d in stages.values() if (b := stored_baseline(self.store, d.baseline))}
+        bases = {s.cell: s.baseline(domain) for s in subjects}
+        baselines = {b.site: b for stage in bases.values() if (b := stored_baseline(self.store, stage))}
         requests: dict[str, Request] = {}
         failures: dict[Cell, Exception] = {}
         for subject in subjects:
@@ -72,7 +85,7 @@ class Measuring:
                 requests |= self._requests(subject, stages[subject.cell])
             except Exception as error:  # one SAE that cannot be loaded must not cost the others
                 failures[subject.cell] = error
-        wanted = {d.baseline.key: d.baseline for c, d in stages.items() if c not in failures}
+        wanted = {stage.key: stage for cell, stage in bases.items() if cell not in failures}
         lacking = [stage for stage in wanted.values() if not self.store.has(stage.kind, stage.key)]
         if not requests and not lacking:
             return failures
@@ -81,12 +94,12 @@ class Measuring:
             tokens,
             list(requests.values()),
             baselines=baselines,
-            sites=[s.cell.experiment.layer for s in subjects],
-            splice_sites=[s.cell.experiment.layer for s in subjects if stages[s.cell].baseline.payload["splice"]],
+            sites=[s.site for s in subjects],
+            splice_sites=[s.site for s in subjects if bases[s.cell].payload["splice"]],
             progress=progress,
         )
         for subject in subjects:
-            self._keep_baseline(stages[subject.cell], results.baselines[subject.cell.experiment.layer])
+            self._keep_baseline(bases[subject.cell], results.baselines[subject.site])
         by_key = {m.key: m for d in stages.values() for m in d.measurements.values()}
         for measurement in results.measurements:
             keep(self.store, by_key[measurement.name], *measurement.to_tensors())
@@ -99,17 +112,17 @@ class Measuring:
         }
         if not missing:
             return {}
-        sae, site = subject.sae(), subject.cell.experiment.layer
+        sae = subject.sae()
         return {
-            stage.key: Request(stage.key, sae, site, (budget,), splice=bool(stage.payload["splice"]))
+            stage.key: Request(stage.key, sae, subject.site, (budget,), splice=bool(stage.payload["splice"]))
             for budget, stage in missing.items()
         }
 
-    def _keep_baseline(self, domain: DomainStages, baseline: Baseline) -> None:
+    def _keep_baseline(self, stage: Stage, baseline: Baseline) -> None:
         """Stores what the stage's key stands for, whatever else the pass had to measure at its site."""
-        if not self.store.has(domain.baseline.kind, domain.baseline.key):
-            asked = baseline if domain.baseline.payload["splice"] else baseline.unspliced()
-            keep(self.store, domain.baseline, *asked.to_tensors())
+        if not self.store.has(stage.kind, stage.key):
+            asked = baseline if stage.payload["splice"] else baseline.unspliced()
+            keep(self.store, stage, *asked.to_tensors())
 
     def _failed(
         self, subjects: list[Subject], stages: dict[Cell, DomainStages], failures: dict[str, Exception]
@@ -117,9 +130,10 @@ class Measuring:
         keys = {s.cell: [m.key for m in stages[s.cell].measurements.values()] for s in subjects}
         return {cell: failures[key] for cell, wanted in keys.items() for key in wanted if key in failures}
 
-    def _collect(self, domain: DomainStages, tokens: EvalTokens) -> Measured:
-        baseline = stored_baseline(self.store, domain.baseline)
-        measurements = {b: stored_measurement(self.store, stage) for b, stage in domain.measurements.items()}
+    def _collect(self, subject: Subject, domain: str, tokens: EvalTokens) -> Measured:
+        baseline = stored_baseline(self.store, subject.baseline(domain))
+        stages = subject.stages.domains[domain].measurements
+        measurements = {b: stored_measurement(self.store, stage) for b, stage in stages.items()}
         assert baseline is not None  # stored a moment ago
         assert None not in measurements.values()
         return Measured(tokens, baseline, {b: m for b, m in measurements.items() if m is not None})

@@ -16,7 +16,7 @@ from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, Root
 from harness.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
 from harness.errors import DamagedArtifact
 from harness.measure.statistics import Baseline, Measurement
-from harness.plan.stages import Stage
+from harness.plan.stage import Stage
 from harness.section import Json
 from harness.store.store import Store
 

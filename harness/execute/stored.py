@@ -8,7 +8,7 @@ from typing import Any
 
 from adapters.protocols import Roots
 from harness.errors import NotAvailable, RefusedFile
-from harness.plan.stages import Stage
+from harness.plan.stage import Stage
 from harness.sae import artifact
 from harness.sae.base import SparseAutoencoder
 from harness.sae.options import Variant

@@ -20,7 +20,7 @@ from harness.activations.stream import ActivationStream
 from harness.canonical import digest, seed_of
 from harness.errors import NotAvailable, RefusedFile
 from harness.execute.stages import Models, make_train_tokens
-from harness.plan.stages import SaeStages, Stage
+from harness.plan.stage import SaeStages, Stage
 from harness.sae import artifact
 from harness.sae.base import SparseAutoencoder, TrainableSAE
 from harness.sae.moments import FittedSAE, FittedTrainee
@@ -134,7 +134,7 @@ class Training:
         return ActivationStream(
             self.models.model(experiment.model),
             tokens,
-            sorted({item.cell.experiment.layer for item in wanted}, key=str),
+            sorted({item.made.site for item in wanted}, key=str),
             int(first.data.tokens or 0),
             experiment.training,
             seed_of("order", first.tokens.key, first.cell.seed),
@@ -151,7 +151,7 @@ class Training:
         return item.options.build(facts.d_model, generator, bases).to(self.models.device)
 
     def _trainee(self, item: Wanted, stream: ActivationStream) -> AnyTrainee:
-        site, sae = item.cell.experiment.layer, self._built(item)
+        site, sae = item.made.site, self._built(item)
         trainee: AnyTrainee
         if isinstance(sae, FittedSAE):
             trainee = FittedTrainee(sae, site, self.models.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,13 @@ import numpy as np
 from harness.canonical import digest
 from harness.execute.environment import environment, peak_memory_bytes
 from harness.execute.job import Job, JobCell
-from harness.metrics.base import Array
+from harness.metrics.base import Statistics
+from harness.metrics.study import Findings
 from harness.metrics.values import metric_values
-from harness.plan.stages import CellStages, comparability, stage_keys
+from harness.plan.stage import CellStages
+from harness.plan.stages import comparability, stage_keys
 from harness.record import ArtifactRef, Comparability, Cost, Failure, MetricValue, Record, Status
+from harness.spec.experiment import Experiment
 from harness.store.files import Arrays
 from harness.store.store import Store
 
@@ -36,10 +39,10 @@ def record_of(
 ) -> Record:
     """The record of a cell."""
     cell = item.cell
-    agreed = {}
-    for name, domain in (stages.domains if stages else {}).items():
-        facts = comparability(cell, domain)
-        agreed[name] = Comparability(key=digest("comparability", facts), fields=facts)
+    agreed = {
+        name: Comparability(key=digest("comparability", facts), fields=facts)
+        for name, facts in (comparability(cell, stages, job.roots) if stages else {}).items()
+    }
     return Record(
         cell=item.key,
         spec=cell.origin,
@@ -59,25 +62,36 @@ def record_of(
     )
 
 
-def numbers_of(item: JobCell, measured: Mapping[str, Measured]) -> list[MetricValue]:
+def numbers_of(item: JobCell, measured: Mapping[str, Measured], findings: Mapping[str, Findings]) -> list[MetricValue]:
     """Every number of the cell's metrics on every domain."""
+    experiment = item.cell.experiment
     statistics = {name: dict(_statistics(domain)) for name, domain in measured.items()}
     firing = {name: {b: m.firing for b, m in domain.measurements.items()} for name, domain in measured.items()}
-    experiment = item.cell.experiment
-    numbers = metric_values(experiment.metrics, statistics, firing)
-    first = next(iter(measured.values()))
+    numbers = [*_of_sae(experiment, measured), *metric_values(experiment.shared_metrics, statistics, firing)]
+    for study in experiment.studies:
+        found = findings[study.metric]
+        numbers += [*found.values, *metric_values((study,), found.statistics)]
+    return numbers
+
+
+def _of_sae(experiment: Experiment, measured: Mapping[str, Measured]) -> Iterator[MetricValue]:
+    first = next(iter(measured.values()), None)
+    if first is None:
+        return
     d_in, width = len(first.baseline.mean), len(first.measurements[None].firing)
     l0 = float(first.measurements[None].statistics["l0"].sum() / first.baseline.statistics["tokens"].sum())
-    of_sae = [value for metric in experiment.metrics for value in metric.of_sae(experiment.sae, d_in, width, l0)]
-    return [*of_sae, *numbers]
+    for metric in experiment.metrics:
+        yield from metric.of_sae(experiment.sae, d_in, width, l0)
 
 
-def sidecar_of(measured: Mapping[str, Measured]) -> Arrays:
-    """Per-document statistics as they are kept beside the record: `<domain>/<statistic>`, float64 [documents]."""
+def sidecar_of(measured: Mapping[str, Measured], findings: Mapping[str, Findings]) -> Arrays:
+    """Per-unit statistics as they are kept beside the record: `<domain>/<statistic>`, float64 [units]."""
+    statistics = [(name, _statistics(domain)) for name, domain in measured.items()]
+    statistics += [(name, named) for found in findings.values() for name, named in found.statistics.items()]
     return {
         f"{name}/{statistic}": np.asarray(values, dtype=np.float64)
-        for name, domain in measured.items()
-        for statistic, values in _statistics(domain).items()
+        for name, named in statistics
+        for statistic, values in named.items()
     }
 
 
@@ -88,7 +102,7 @@ def artifacts_of(store: Store, stages: CellStages) -> tuple[ArtifactRef, ...]:
     return tuple(ArtifactRef(kind=kind, key=key, bytes=size) for (kind, key), size in zip(kept, sizes, strict=True))
 
 
-def _statistics(domain: Measured) -> dict[str, Array]:
+def _statistics(domain: Measured) -> Statistics:
     merged = dict(domain.baseline.statistics)
     for measurement in domain.measurements.values():
         merged |= measurement.statistics

@@ -23,13 +23,13 @@ from harness.record import Interval
 RESAMPLES = 2000
 MINIMUM_DOCUMENTS = 10
 """Below this the bootstrap distribution is too coarse for an interval."""
-METHOD = "document bootstrap, expanded percentile"
+METHOD = "{} bootstrap, expanded percentile"
 
 
 def document_interval(
-    formula: Callable[..., Array], statistics: Array, level: float = 0.95, seed: int = 0
+    formula: Callable[..., Array], statistics: Array, level: float = 0.95, seed: int = 0, units: str = "documents"
 ) -> Interval | None:
-    """Interval of a formula over sums of per-document statistics [documents, inputs].
+    """Interval of a formula over sums of statistics [documents, inputs], or per whatever `units` are.
 
     None for fewer than 10 documents, or when the formula is not finite on every resample.
     """
@@ -42,7 +42,7 @@ def document_interval(
     if not np.isfinite(values).all():
         return None
     low, high = np.quantile(values, expanded_levels(documents, level))
-    return Interval(low=float(low), high=float(high), level=level, method=METHOD)
+    return Interval(low=float(low), high=float(high), level=level, method=METHOD.format(units.removesuffix("s")))
 
 
 @lru_cache(maxsize=4)

@@ -24,7 +24,7 @@ def metric_values(
 ) -> list[MetricValue]:
     """All numbers of `metrics`, domain by domain.
 
-    `statistics` maps each evaluation domain to its per-document statistics, `firing` to its firing counts. A number
+    `statistics` maps each domain to its statistics per document (or other unit), `firing` to its firing counts. A number
     that cannot be computed is null with the reason; NaN and infinity never leave.
     """
     return [value for domain in statistics for value in _domain_values(metrics, domain, statistics, firing or {}, seed)]
@@ -48,7 +48,7 @@ def _domain_values(
 
 def _estimated(estimator: Estimator, budget: int | None, domain: str, statistics: Statistics, seed: int) -> MetricValue:
     names = estimator.names(budget)
-    params: dict[str, Json] = {} if budget is None else {"budget": budget}
+    params: dict[str, Json] = {**estimator.params, **({} if budget is None else {"budget": budget})}
     missing = [name for name in names if name not in statistics]
     if missing:
         return _null(estimator, domain, params, f"not measured: {', '.join(missing)}")
@@ -57,7 +57,7 @@ def _estimated(estimator: Estimator, budget: int | None, domain: str, statistics
         value = float(estimator.formula(*inputs.sum(0)))
     if not math.isfinite(value):
         return _null(estimator, domain, params, _why_not_finite(names, inputs.sum(0).tolist()), len(inputs))
-    interval = document_interval(estimator.formula, inputs, seed=seed)
+    interval = document_interval(estimator.formula, inputs, seed=seed, units=estimator.units)
     return _value(estimator, domain, params, value=value, n=len(inputs), ci=interval)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from adapters.protocols import Roots
 from harness.errors import InvalidInput, SpecError
-from harness.plan.stages import CellStages, Stage, cell_key, stages_of
+from harness.plan.stage import CellStages, Stage
+from harness.plan.stages import cell_key, stages_of
 from harness.record import Record
 from harness.results import find_record, records_of
 from harness.section import Json

@@ -1,7 +1,8 @@
-"""A cell's stages: what has to exist before its row can be written, each named by what determines its content.
+"""How a cell's stages follow from its spec: what has to exist before its row can be written, each named by what determines its content.
 
-    train tokens ──▶ sae ─────────────┐      (an SAE built on a base SAE has that as a parent too)
+    train tokens ──▶ sae ──┬──────────┐      (an SAE built on a base SAE has that as a parent too)
     eval tokens ───▶ baseline ────────┴──▶ measurement      (one per evaluation domain and budget)
+                           └▶ subject ───▶ study            (steering vectors or flow maps; studies read SAEs as well)
 
 A stage's key is the sha256 of its payload and of its parents' keys (a Merkle tree), so the same key means the same
 content on any machine. Device, workers, paths, labels, resources and batch sizes of evaluation are in no key.
@@ -9,111 +10,37 @@ content on any machine. Device, workers, paths, labels, resources and batch size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
-
 from adapters.protocols import DatasetAdapter, Roots
+from harness.activations.site import Site
 from harness.canonical import digest
 from harness.errors import InvalidInput
+from harness.lab import Subject
+from harness.metrics.study import Study
+from harness.plan.stage import CellStages, DomainStages, SaeStages, Stage
 from harness.sae.options import Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.section import Json
 from harness.spec.cells import Cell
 from harness.spec.experiment import Experiment
 
-Kind = Literal["tokens", "sae", "loaded_sae", "baseline", "measurement"]
-
 TOKENS_VERSION = 1
 MEASUREMENT_VERSION = 1  # kept here as a number: harness.measure imports torch, and plans must not
 """Raised when the same documents and weights give other stored statistics."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One piece of content to be made or re-used."""
-
-    kind: Kind
-    title: str
-    """For people; not part of the identity."""
-    payload: Json
-    parents: tuple[Stage, ...] = ()
-
-    @cached_property
-    def key(self) -> str:
-        """sha256 of everything that determines the content."""
-        return digest(self.kind, self.made_from)
-
-    @property
-    def made_from(self) -> Json:
-        """What the key is computed from."""
-        return {"payload": self.payload, "parents": [parent.key for parent in self.parents]}
-
-    @property
-    def stored(self) -> bool:
-        """Whether the content is kept in the store (a loaded SAE stays where it is)."""
-        return self.kind != "loaded_sae"
-
-
-@dataclass(frozen=True)
-class DomainStages:
-    """What is measured on one evaluation domain."""
-
-    tokens: Stage
-    baseline: Stage
-    measurements: dict[int | None, Stage]
-    """By budget; None is the SAE as it was trained."""
-
-
-@dataclass(frozen=True)
-class SaeStages:
-    """How an SAE comes to be: trained on texts, perhaps on top of other SAEs, or loaded."""
-
-    section: Variant | LoadedSae
-    stage: Stage
-    data: DatasetAdapter | None = None
-    """What it is trained on; None when it is loaded."""
-    tokens: Stage | None = None
-    """The training tokens of `data`."""
-    bases: tuple[SaeStages, ...] = ()
-
-    def all(self) -> list[Stage]:
-        """In an order in which they can be made."""
-        below = [stage for base in self.bases for stage in base.all()]
-        return [*below, *([self.tokens] if self.tokens else []), self.stage]
-
-    def levels(self) -> Iterator[tuple[int, SaeStages]]:
-        """This SAE and those below it with the level at which each can be made; level 0 needs no other."""
-        below = [pair for base in self.bases for pair in base.levels()]
-        yield from below
-        yield max((level + 1 for level, _ in below), default=0), self
-
-
-@dataclass(frozen=True)
-class CellStages:
-    """All stages of one cell."""
-
-    sae: SaeStages
-    domains: dict[str, DomainStages]
-
-    def all(self) -> list[Stage]:
-        """In an order in which they can be made, each once."""
-        found = self.sae.all()
-        for domain in self.domains.values():
-            found += [domain.tokens, domain.baseline, *domain.measurements.values()]
-        return list({stage.key: stage for stage in found}.values())
 
 
 def stages_of(cell: Cell, roots: Roots) -> CellStages:
     """The stages of a cell. Raises InvalidInput when what it names cannot be identified."""
     experiment = cell.experiment
     model = experiment.model.identity(roots)
-    sae = _sae(experiment.sae, experiment.dataset.train, experiment, cell.seed, model, roots)
+    saes = tuple(_sae_at(site, experiment, cell.seed, model, roots) for site in experiment.sites)
+    subject = _subject(experiment.subject, cell, model, saes, roots) if experiment.subject else None
+    shared = saes[0] if saes and experiment.shared_metrics else None
     domains = {
-        name: _domain(name, data, experiment, model, sae.stage, roots) for name, data in experiment.dataset.eval.items()
+        name: _domain(name, data, experiment, model, shared, roots) for name, data in experiment.dataset.eval.items()
     }
-    return CellStages(sae, domains)
+    parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
+    studies = {study.metric: _study(study, experiment, model, parents, domains, roots) for study in experiment.studies}
+    return CellStages(model, saes, subject, domains, studies)
 
 
 def cell_key(cell: Cell, stages: CellStages) -> str:
@@ -124,39 +51,55 @@ def cell_key(cell: Cell, stages: CellStages) -> str:
 
 def stage_keys(stages: CellStages) -> dict[str, str]:
     """Stage name to key, as written into the record."""
-    named = {"sae": stages.sae.stage.key}
-    if stages.sae.tokens:
-        named["train_tokens"] = stages.sae.tokens.key
-    for number, base in enumerate(stages.sae.bases):
-        named[f"base{number or ''}"] = base.stage.key
+    named: dict[str, str] = {}
+    for sae in stages.saes:
+        named |= _sae_keys(sae, "" if len(stages.saes) == 1 else f"@{sae.site}")
+    if stages.subject:
+        named["subject"] = stages.subject.key
     for name, domain in stages.domains.items():
-        named[f"{name}/tokens"], named[f"{name}/baseline"] = domain.tokens.key, domain.baseline.key
+        named[f"{name}/tokens"] = domain.tokens.key
+        if domain.baseline:
+            named[f"{name}/baseline"] = domain.baseline.key
         for budget, stage in domain.measurements.items():
             named[f"{name}/measurement" + ("" if budget is None else f"@{budget}")] = stage.key
-    return named
+    return named | {f"study/{name}": stage.key for name, stage in stages.studies.items()}
 
 
-def comparability(cell: Cell, domain: DomainStages) -> dict[str, Json]:
-    """The facts that must agree for two rows to be ranked together on a domain."""
-    return {
-        "model": domain.baseline.payload["model"],
-        "layer": str(cell.experiment.layer),
-        "documents": domain.tokens.payload["dataset"],
-        "context": domain.tokens.payload["context"],
-        "tokens": domain.tokens.key[:16],
-        "measurement_version": MEASUREMENT_VERSION,
+def _sae_keys(sae: SaeStages, where: str) -> dict[str, str]:
+    named = {f"sae{where}": sae.stage.key}
+    if sae.tokens:
+        named["train_tokens"] = sae.tokens.key
+    return named | {f"base{number or ''}{where}": base.stage.key for number, base in enumerate(sae.bases)}
+
+
+def comparability(cell: Cell, stages: CellStages, roots: Roots) -> dict[str, dict[str, Json]]:
+    """By domain, the facts that must agree for two rows to be ranked together on it."""
+    place = {"layer": ", ".join(map(str, cell.experiment.sites))} if cell.experiment.sites else {}
+    texts = {
+        name: {
+            "model": stages.model,
+            **place,
+            "documents": domain.tokens.payload["dataset"],
+            "context": domain.tokens.payload["context"],
+            "tokens": domain.tokens.key[:16],
+            "measurement_version": MEASUREMENT_VERSION,
+        }
+        for name, domain in stages.domains.items()
     }
+    brought = [study.comparability(cell.experiment, roots) for study in cell.experiment.studies]
+    tasks = {name: {"model": stages.model, **facts} for found in brought for name, facts in found.items()}
+    return texts | tasks
 
 
 def budgets_of(experiment: Experiment) -> tuple[int | None, ...]:
     """Every budget at which some metric wants the SAE measured, as trained first."""
-    asked = {budget for metric in experiment.metrics for budget in metric.measured_at()}
+    asked = {budget for metric in experiment.shared_metrics for budget in metric.measured_at()}
     return (None, *sorted(budget for budget in asked if budget is not None))
 
 
 def splices(experiment: Experiment, budget: int | None) -> bool:
     """Whether some metric needs the reconstruction spliced into the model at this budget."""
-    return any(metric.splices and budget in metric.measured_at() for metric in experiment.metrics)
+    return any(metric.splices and budget in metric.measured_at() for metric in experiment.shared_metrics)
 
 
 def _texts(data: DatasetAdapter, model: Json, roots: Roots) -> dict[str, Json]:
@@ -173,8 +116,13 @@ def _identity(data: DatasetAdapter, roots: Roots) -> dict[str, Json]:
     return {"adapter": data.adapter, **(identity if isinstance(identity, dict) else {"identity": identity})}
 
 
+def _sae_at(site: Site, experiment: Experiment, seed: int, model: Json, roots: Roots) -> SaeStages:
+    return _sae(experiment.section_at(site), site, experiment.dataset.train, experiment, seed, model, roots)
+
+
 def _sae(
     section: Variant | LoadedSae,
+    site: Site,
     data: DatasetAdapter | None,
     experiment: Experiment,
     seed: int,
@@ -182,20 +130,53 @@ def _sae(
     roots: Roots,
 ) -> SaeStages:
     if isinstance(section, LoadedSae):
-        return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)))
+        return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)), site)
     below = experiment.dataset.base or data
-    bases = tuple(_sae(base, below, experiment, seed, model, roots) for base in section.base_sections)
+    bases = tuple(_sae(base, site, below, experiment, seed, model, roots) for base in section.base_sections)
     tokens = _train_tokens(data, model, roots) if section.reads_texts else None
     payload = {
         "model": model,
-        "site": experiment.layer.plain(),
+        "site": site.plain(),
         "sae": {**section.plain(), "version": type(section).version},
         "training": {**experiment.training.identity(), "version": experiment.training.version},
         "seed": seed,
     }
     parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
-    stage = Stage("sae", f"{section.variant} SAE, seed {seed}", payload, parents)
-    return SaeStages(section, stage, data, tokens, bases)
+    where = f" at {site}" if len(experiment.sites) > 1 else ""
+    stage = Stage("sae", f"{section.variant} SAE{where}, seed {seed}", payload, parents)
+    return SaeStages(section, stage, site, data, tokens, bases)
+
+
+def _subject(section: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, ...], roots: Roots) -> Stage:
+    payload = {
+        "model": model,
+        "sites": [sae.site.plain() for sae in saes],
+        "section": section.identity(cell.experiment, roots),
+        "version": section.version,
+        "seed": cell.seed,
+    }
+    title = f"{section.made_of(cell.experiment, roots)}, seed {cell.seed}"
+    return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
+
+
+def _study(
+    study: Study,
+    experiment: Experiment,
+    model: Json,
+    parents: tuple[Stage, ...],
+    domains: dict[str, DomainStages],
+    roots: Roots,
+) -> Stage:
+    payload = {
+        "model": model,
+        "sites": [site.plain() for site in experiment.sites],
+        "study": study.plain(),
+        "subject": experiment.subject and experiment.subject.plain(),
+        "identity": study.identity(experiment, roots),
+        "version": study.version,
+    }
+    texts = tuple(domains[name].tokens for name in study.domains(experiment))
+    return Stage("study", f"{study.metric} study", payload, (*parents, *texts))
 
 
 def _train_tokens(data: DatasetAdapter | None, model: Json, roots: Roots) -> Stage:
@@ -206,18 +187,20 @@ def _train_tokens(data: DatasetAdapter | None, model: Json, roots: Roots) -> Sta
 
 
 def _domain(
-    name: str, data: DatasetAdapter, experiment: Experiment, model: Json, sae: Stage, roots: Roots
+    name: str, data: DatasetAdapter, experiment: Experiment, model: Json, sae: SaeStages | None, roots: Roots
 ) -> DomainStages:
     tokens = Stage(
         "tokens", f"{name}: {data.documents} documents", {**_texts(data, model, roots), "layout": "documents"}
     )
+    if sae is None:
+        return DomainStages(tokens)
     budgets = budgets_of(experiment)
     spliced = any(splices(experiment, budget) for budget in budgets)
-    place = {"model": model, "site": experiment.layer.plain(), "splice": spliced, "version": MEASUREMENT_VERSION}
+    place = {"model": model, "site": sae.site.plain(), "splice": spliced, "version": MEASUREMENT_VERSION}
     baseline = Stage("baseline", f"{name}: the model without an SAE", place, (tokens,))
     measurements = {}
     for budget in budgets:
         payload = {"budget": budget, "splice": splices(experiment, budget), "version": MEASUREMENT_VERSION}
         title = f"{name}: SAE" + ("" if budget is None else f" at budget {budget}")
-        measurements[budget] = Stage("measurement", title, payload, (sae, baseline))
+        measurements[budget] = Stage("measurement", title, payload, (sae.stage, baseline))
     return DomainStages(tokens, baseline, measurements)

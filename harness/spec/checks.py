@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapters.protocols import ModelFacts, Roots
+from harness.activations.site import Site
 from harness.errors import InvalidInput, Problem
+from harness.metrics.study import Study
+from harness.sae.options import Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
 from harness.spec.experiment import Experiment
@@ -32,20 +35,74 @@ def check(spec: SpecFile, roots: Roots) -> list[Problem]:
 
 
 def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    yield from _sections(experiment)
     yield from _data(experiment)
     yield from _budgets(experiment)
     yield from _names(experiment, roots)
+    yield from _studies(experiment, roots)
+
+
+def _sections(experiment: Experiment) -> Iterator[Finding]:
+    """Which sections go together."""
+    if experiment.sae is None and experiment.subject is None:
+        yield ("sae",), "is required: an SAE, or a `steering:` or `flow:` section"
+    if experiment.steering and experiment.flow:
+        yield ("flow",), "`steering:` and `flow:` are experiments of their own; use two specs"
+    if experiment.flow:
+        yield from _flow_places(experiment)
+    elif experiment.layers or experiment.sae_at:
+        yield (
+            ("layers" if experiment.layers else "sae_at",),
+            "several places are for `flow:`; use `layer:` or add `flow:`",
+        )
+    elif experiment.sae and experiment.layer is None:
+        yield ("layer",), "is required: the decoder block at which the SAE reads"
+    present = {name for name in ("sae", "steering", "flow") if getattr(experiment, name) is not None}
+    for number, metric in enumerate(experiment.metrics):
+        for name in sorted(metric.needs - present):
+            yield ("metrics", number), f"the metric {metric.metric!r} needs a `{name}:` section"
+        if experiment.flow and not isinstance(metric, Study):
+            yield ("metrics", number), f"the metric {metric.metric!r} measures one SAE; a flow spec has one per place"
+
+
+def _flow_places(experiment: Experiment) -> Iterator[Finding]:
+    if experiment.sae is None:
+        yield ("sae",), "is required: `flow:` maps latents of SAEs to each other"
+    if experiment.layer is not None:
+        yield ("layer",), "a flow spec names its places under `layers:`"
+    if len(set(experiment.layers)) < 2:
+        yield ("layers",), "`flow:` needs at least two places, e.g. `layers: [0, 1, 2]`"
+    for number, site in enumerate(experiment.layers):
+        if site in experiment.layers[:number]:
+            yield ("layers", number), f"{site} stands here twice"
+
+
+def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    for number, metric in enumerate(experiment.metrics):
+        if isinstance(metric, Study):
+            for domain in metric.domains(experiment):
+                if domain not in experiment.dataset.eval:
+                    known = ", ".join(experiment.dataset.eval) or "none"
+                    yield ("metrics", number), f"there is no evaluation domain {domain!r} (known: {known})"
+            try:
+                yield from ((("metrics", number), message) for message in metric.problems(experiment, roots))
+            except _WRONG as error:
+                yield ("metrics", number), str(error)
 
 
 def _data(experiment: Experiment) -> Iterator[Finding]:
     train = experiment.dataset.train
-    if not isinstance(experiment.sae, LoadedSae) and experiment.sae.reads_texts:
+    sections = [experiment.section_at(site) for site in experiment.sites]
+    trained = [section.variant for section in sections if isinstance(section, Variant) and section.reads_texts]
+    if trained:
         if train is None:
-            yield ("dataset",), f"the variant {experiment.sae.variant!r} is trained, so dataset.train is required"
+            yield ("dataset",), f"the variant {trained[0]!r} is trained, so dataset.train is required"
         elif train.tokens is None and experiment.training.budget is None:
             yield ("dataset", "train"), "state how many `tokens` to train on"
         elif train.tokens is not None and train.tokens < train.context:
             yield ("dataset", "train", "tokens"), f"{train.tokens} tokens are fewer than one context of {train.context}"
+    if experiment.shared_metrics and experiment.sae and not experiment.dataset.eval:
+        yield ("dataset",), "dataset.eval is required: name at least one domain to measure on"
     for name, data in experiment.dataset.eval.items():
         if data.documents is None:
             yield ("dataset", "eval", name), "state how many `documents` to measure on"
@@ -60,7 +117,7 @@ def _budgets(experiment: Experiment) -> Iterator[Finding]:
         where = ("metrics", number, metric.metric, "budgets")
         if not asked:
             continue
-        if isinstance(sae, LoadedSae):
+        if sae is None or isinstance(sae, LoadedSae):
             continue
         if not sae.budgeted:
             yield where, f"the variant {sae.variant!r} has no budget that could be changed after training"
@@ -92,8 +149,11 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
 
 
 def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:
-    if facts and experiment.layer.index >= facts.layers:
-        yield ("layer",), f"the model has {facts.layers} decoder blocks, 0 to {facts.layers - 1}"
+    places: list[tuple[Path_, Site | None]] = [(("layer",), experiment.layer)]
+    places += [(("layers", number), site) for number, site in enumerate(experiment.layers)]
+    for path, site in places:
+        if facts and site and site.index >= facts.layers:
+            yield path, f"the model has {facts.layers} decoder blocks, 0 to {facts.layers - 1}"
 
 
 def same_names(specs: list[SpecFile]) -> list[Problem]:

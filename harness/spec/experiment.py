@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, PositiveInt, WithJsonSchema
 
 from adapters.protocols import DatasetAdapter, ModelAdapter
-from harness.activations.site import Site
+from harness.activations.site import Point, Site
+from harness.flow.options import Flow
+from harness.lab import Subject
 from harness.metrics.base import Metric
-from harness.registry import Choice, sections
+from harness.metrics.study import Study
+from harness.registry import GROUPS, Choice, sections
 from harness.sae.options import Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.sae.training import TrainingOptions
@@ -26,18 +29,28 @@ Dataset = Annotated[DatasetAdapter, Choice("datasets", "adapter")]
 
 
 def desugared(data: Json) -> Json:
-    """An experiment's data with its short forms written out: `layer: 3`, and metrics as names or one-key maps.
+    """An experiment's data with its short forms written out: `layer: 3` or `3.mlp_out`, and metrics as names or one-key maps.
 
     Done on plain data, before validation, because what a pydantic validator returns is no longer read as JSON.
     """
     if not isinstance(data, dict):
         return data
     long = dict(data)
-    if isinstance(layer := data.get("layer"), int) and not isinstance(layer, bool):
-        long["layer"] = {"index": layer}
+    if "layer" in data:
+        long["layer"] = _long_site(data["layer"])
+    if isinstance(layers := data.get("layers"), list):
+        long["layers"] = [_long_site(layer) for layer in layers]
     if isinstance(metrics := data.get("metrics"), list):
         long["metrics"] = [_long_metric(metric) for metric in metrics]
     return long
+
+
+def _long_site(value: Json) -> Json:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"index": value}
+    if isinstance(value, str) and (written := re.fullmatch(r"(\d+)\.([a-z_]+)", value)):
+        return {"index": int(written[1]), "point": written[2]}
+    return value
 
 
 def _long_metric(value: Json) -> Json:
@@ -58,8 +71,8 @@ class Data(Section):
     """What the SAE is trained on; not needed when it is loaded."""
     base: Dataset | None = None
     """What the base SAE of a variant with `base:` is trained on; default: the same as `train`."""
-    eval: Annotated[dict[Domain, Dataset], Field(min_length=1)]
-    """What is measured: every named domain is a column group of the table."""
+    eval: dict[Domain, Dataset] = Field(default_factory=dict)
+    """What is measured: every named domain is a column group of the table. Only metrics that read no text do without."""
 
 
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]
@@ -90,18 +103,54 @@ class Experiment(Section):
 
     model: Annotated[ModelAdapter, Choice("models", "adapter")]
     """The language model whose hidden states are studied."""
-    layer: Site
-    """Decoder block (an integer, its output is meant) or `{index, point}`."""
-    dataset: Data
+    layer: Site | None = None
+    """Where the SAE reads: a decoder block (an integer, its output is meant), `3.mlp_out` or `{index, point}`."""
+    layers: tuple[Site, ...] = ()
+    """Several such places, for `flow`: one SAE each."""
+    dataset: Data = Data()
     """Texts to train on and to measure on."""
-    sae: Sae
-    """The SAE variant to train, or `load:` for a trained one."""
+    sae: Sae | None = None
+    """The SAE variant to train, or `load:` for a trained one, in which `{layer}` stands for the block's number."""
+    sae_at: dict[Point, Sae] = Field(default_factory=dict)
+    """For `layers`: another SAE for all places of this kind, e.g. `mlp_out: {load: …}`."""
+    steering: Annotated[Subject, Choice("methods", "method")] | None = None
+    """What changes the model's behaviour: a vector and how it comes to be, or a baseline for one."""
+    flow: Flow | None = None
+    """How latents of the SAEs at `layers` are matched to each other."""
     training: TrainingOptions = TrainingOptions()
     """How the SAE is trained."""
     metrics: Annotated[tuple[Annotated[Metric, Choice("metrics", "metric")], ...], Field(min_length=1)]
     """What is measured: names, or one-key maps from a name to its options."""
     resources: Resources = Resources()
     """Limits for the executor."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where its SAEs read; empty without one."""
+        if self.sae is None:
+            return ()
+        return self.layers if self.flow else (self.layer,) if self.layer else ()
+
+    def section_at(self, site: Site) -> Variant | LoadedSae:
+        """The section of the SAE that reads at `site`."""
+        section = self.sae_at.get(site.point, self.sae) if self.flow else self.sae
+        assert isinstance(section, Variant | LoadedSae)  # there are sites only with an SAE
+        return section.at(site.index) if isinstance(section, LoadedSae) else section
+
+    @property
+    def subject(self) -> Subject | None:
+        """The section that makes what is studied, when that is more than SAEs."""
+        return self.flow or self.steering
+
+    @property
+    def studies(self) -> tuple[Study, ...]:
+        """The metrics that measure on their own."""
+        return tuple(metric for metric in self.metrics if isinstance(metric, Study))
+
+    @property
+    def shared_metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the SAE that share one pass over the documents."""
+        return tuple(metric for metric in self.metrics if not isinstance(metric, Study))
 
 
 class Header(Section):
@@ -129,7 +178,7 @@ class Spec(Header, Experiment):
 
 def known_names() -> dict[str, list[str]]:
     """Everything a spec can name, by group."""
-    return {group: list(sections(group)) for group in ("models", "datasets", "variants", "sources", "metrics")}
+    return {group: list(sections(group)) for group in GROUPS}
 
 
 def valid_name(text: str) -> bool:

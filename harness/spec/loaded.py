@@ -18,7 +18,7 @@ Finding = tuple[Path_, str]
 
 def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots) -> Iterator[Finding]:
     """What is wrong with every SAE under `load:`, also one that another SAE stands on."""
-    for path, section in _loaded(experiment.sae, ("sae",)):
+    for path, section, site in _places(experiment):
         try:
             section.load.identity(roots)
             facts = section.load.facts(roots)
@@ -26,7 +26,15 @@ def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots)
             yield path, str(error)
             continue
         if facts is not None:
-            yield from ((path, message) for message in _misfits(facts, experiment.layer, model))
+            yield from ((path, message) for message in _misfits(facts, site, model))
+
+
+def _places(experiment: Experiment) -> Iterator[tuple[Path_, LoadedSae, Site]]:
+    """Every loaded SAE with where the spec puts it."""
+    for site in experiment.sites:
+        special = experiment.flow is not None and site.point in experiment.sae_at
+        path: Path_ = ("sae_at", site.point) if special else ("sae",)
+        yield from ((where, section, site) for where, section in _loaded(experiment.section_at(site), path))
 
 
 def _loaded(section: Any, path: Path_) -> Iterator[tuple[Path_, LoadedSae]]:

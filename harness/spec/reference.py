@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.activations.site import Site
+from harness.flow.options import Flow
 from harness.registry import sections
 from harness.sae.options.loaded import LoadedSae
 from harness.sae.training import TrainingOptions
@@ -19,16 +20,18 @@ from harness.spec.experiment import Data, Experiment, Header, Resources, Spec
 _GROUP_TITLES = {
     "models": ("Models", "model", "adapter"),
     "datasets": ("Datasets", "dataset.train, dataset.eval.<name>", "adapter"),
+    "problems": ("Problems with answers", "steering.problems", "adapter"),
     "variants": ("SAE variants", "sae", "variant"),
     "sources": ("SAEs trained elsewhere", "sae.load", "adapter"),
+    "methods": ("Steering", "steering", "method"),
     "metrics": ("Metrics", "metrics", "metric"),
+    "judges": ("Judges", "metrics.autointerp.judge", "adapter"),
 }
 
 
 def json_schema() -> Json:
     """JSON Schema (2020-12) of a spec file. Inherited keys may be missing from a file, so nothing is required in it."""
-    schema = Spec.model_json_schema(by_alias=True, mode="validation")
-    schema.pop("required", None)
+    schema = _partial(Spec.model_json_schema(by_alias=True, mode="validation"))
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "latentbench spec"
     _add_short_forms(schema)
@@ -47,11 +50,40 @@ def reference_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _partial(schema: Json) -> Json:
+    """The schema of a part of what it describes: a map may leave anything to its parents, and null clears what they say."""
+    if isinstance(schema, list):
+        return [_partial(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {
+        key: _partial(value) for key, value in schema.items() if not (key == "required" and isinstance(value, list))
+    }
+    if "oneOf" in kept:
+        kept["anyOf"] = kept.pop("oneOf")
+        kept.pop("discriminator", None)
+    if isinstance(properties := kept.get("properties"), dict):
+        kept["properties"] = {name: _or_null(value) for name, value in properties.items()}
+    return kept
+
+
+def _or_null(schema: Json) -> Json:
+    return (
+        {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+        if "anyOf" in schema
+        else {"anyOf": [schema, {"type": "null"}]}
+    )
+
+
 def _add_short_forms(schema: Json) -> None:
     """A layer may be a number; metrics may be names, or one-key maps from a name to its options."""
-    layer = schema["properties"]["layer"]
-    schema["properties"]["layer"] = {"anyOf": [{"type": "integer", "minimum": 0}, layer]}
-    items = schema["properties"]["metrics"]["items"]
+    short = [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^\d+\.[a-z_]+$"}]
+    schema["properties"]["layer"] = {"anyOf": [*short, schema["properties"]["layer"]]}
+    layers = schema["properties"]["layers"]
+    for form in layers["anyOf"]:
+        if "items" in form:
+            form["items"] = {"anyOf": [*short, form["items"]]}
+    metrics = next(form for form in schema["properties"]["metrics"]["anyOf"] if "items" in form)
     names = sorted(sections("metrics"))
     one_key = {
         "type": "object",
@@ -59,7 +91,7 @@ def _add_short_forms(schema: Json) -> None:
         "maxProperties": 1,
         "properties": {name: {"type": "object"} for name in names},
     }
-    schema["properties"]["metrics"]["items"] = {"anyOf": [{"enum": names}, one_key, items]}
+    metrics["items"] = {"anyOf": [{"enum": names}, one_key, metrics["items"]]}
 
 
 def _about(section: type[Section]) -> str:
@@ -110,6 +142,7 @@ _FIXED: dict[str, type[Section]] = {
     "`layer`": Site,
     "`sae.load`": LoadedSae,
     "`training`": TrainingOptions,
+    "`flow`": Flow,
     "`resources`": Resources,
 }
 

@@ -90,7 +90,6 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
     text = PLAIN.replace("layer: 1", "layr: 1").replace("k: 4", "k: x").replace("[cross_entropy]", "[mse, mze]")
     write(tmp_path, s=text + "training: {lr: -1, betas: [1, 2]}\n")
     assert [line.split(": ")[1] for line in said(tmp_path)] == [
-        "layer",
         "layr",
         "sae.k",
         "metrics[1]",

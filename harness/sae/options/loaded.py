@@ -18,6 +18,15 @@ class LoadedSae(Section):
     load: Annotated[SaeSource, Choice("sources", "adapter")]
     """Where it comes from."""
 
+    def at(self, block: int) -> LoadedSae:
+        """Itself with `{layer}` in every text replaced by the number of a block."""
+        named = {
+            name: value.replace("{layer}", str(block))
+            for name in type(self.load).model_fields
+            if isinstance(value := getattr(self.load, name), str)
+        }
+        return self.model_copy(update={"load": self.load.model_copy(update=named)})
+
 
 def _section(value: Any) -> Any:
     """The section that a map stands for; what is wrong in it is reported at its place in the spec."""

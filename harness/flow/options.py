@@ -1,0 +1,133 @@
+"""The spec's `flow:` section: how latents of neighbouring sites are matched, and when a match counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from harness.errors import InvalidInput
+from harness.lab import Content, Lab, Subject
+from harness.section import Json, Section
+
+if TYPE_CHECKING:
+    from adapters.protocols import DatasetAdapter, Roots
+    from harness.flow.maps import FlowMaps
+    from harness.spec.experiment import Experiment
+
+Matching = Literal["cosine", "folded", "encoder", "permutation", "pearson", "random"]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
+
+
+class High(Section):
+    """From which cosine on a match counts as high (Feature Flow, arXiv 2502.03032; the values are not in the paper)."""
+
+    residual: Cosine = 0.5
+    """With the residual stream one layer before; by default where the paper cuts graphs."""
+    module: Cosine = 0.25
+    """With the output of the block's MLP or attention; by default the value of the paper's printed table."""
+
+
+class Thresholds(High):
+    """Cosines at which graphs end and latents get their labels."""
+
+    cut: Cosine = 0.5
+    """A path ends before a residual predecessor (or successor) below it; the paper's value."""
+    drop: Cosine = 0.15
+    """Latents of MLPs and attention below it are left out of graphs; the paper's value."""
+    layers: dict[Annotated[int, Field(ge=0)], High] = Field(default_factory=dict)
+    """High values of their own for single decoder blocks; the paper calls them specific to the layer."""
+
+    def at(self, block: int) -> High:
+        """The high values for the residual stream leaving decoder block `block`."""
+        return self.layers.get(block, self)
+
+
+class Flow(Subject):
+    """Maps between the SAE latents of neighbouring sites (Feature Flow, arXiv 2502.03032)."""
+
+    version: ClassVar[int] = 1
+
+    matching: Matching = "cosine"
+    """Which latent matches: `cosine` and `folded` take the nearest decoder rows, `encoder` compares decoder rows with
+    the next site's encoder rows, `permutation` takes the best one-to-one assignment (SAE Match, arXiv 2410.07656),
+    `pearson` the latents that fire together, `random` any of the `candidates` nearest."""
+    k: PositiveInt = 1
+    """Matches kept per latent."""
+    fold: Literal["none", "threshold", "activation"] | None = None
+    """What scales decoder rows before `folded` and `permutation` compare them: each latent's threshold (SAE Match
+    eq. 4) or, for SAEs without thresholds, its mean activation where it is active. Default: `threshold` for `folded`,
+    `none` for `permutation`."""
+    candidates: PositiveInt | None = 5
+    """`random` draws among so many nearest latents (the paper's control); null: among all."""
+    exact_width: PositiveInt = 4096
+    """`permutation` solves the full assignment up to this width (a width × width matrix) and a sparse one above."""
+    neighbours: PositiveInt = 64
+    """Nearest latents that the sparse assignment may choose among, on either side."""
+    tokens: PositiveInt = 100_000
+    """Tokens that `pearson` and `fold: activation` read, as in the paper; fewer where the texts end before."""
+    domain: str | None = None
+    """Evaluation domain those tokens come from; default the training texts, the first domain where there are none."""
+    thresholds: Thresholds = Thresholds()
+    """When a match counts."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Any:
+        if self.matching == "permutation" and self.k != 1:
+            raise ValueError("a permutation gives every latent one match: k must be 1")
+        if self.matching == "random" and self.candidates is not None and self.k > self.candidates:
+            raise ValueError(f"k = {self.k} matches cannot be drawn among {self.candidates} candidates")
+        if self.fold is not None and self.matching not in ("folded", "permutation"):
+            raise ValueError(f"matching: {self.matching} compares directions alone; leave out `fold`")
+        if self.matching == "folded" and self.fold == "none":
+            raise ValueError("matching: folded needs fold: threshold or activation")
+        return self
+
+    @property
+    def folding(self) -> Literal["none", "threshold", "activation"]:
+        """What scales decoder rows before they are compared."""
+        return self.fold or ("threshold" if self.matching == "folded" else "none")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether maps depend on texts and not on the SAEs alone."""
+        return self.matching == "pearson" or self.folding == "activation"
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        """Every field, the sites, and the texts where any are read."""
+        sites: list[Json] = [str(site) for site in experiment.sites]
+        texts = self._texts(experiment, roots) if self.reads_tokens else None
+        return {**self.plain(), "sites": sites, "texts": texts}
+
+    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+        return f"{self.matching} maps between {len(experiment.sites)} sites"
+
+    def make(self, lab: Lab) -> Content:
+        from harness.flow.making import made
+
+        return made(self, lab)
+
+    def read(self, content: Content, lab: Lab) -> FlowMaps:
+        """The maps by pair of sites."""
+        from harness.flow.maps import FlowMaps
+
+        return FlowMaps.from_content(content, self)
+
+    def _texts(self, experiment: Experiment, roots: Roots) -> Mapping[str, Json]:
+        chosen, name = self.source(experiment)
+        given = {"skip": chosen.skip, "documents": chosen.documents, "context": chosen.context}
+        return {"from": "training texts" if name is None else "evaluation", "data": chosen.identity(roots), **given}
+
+    def source(self, experiment: Experiment) -> tuple[DatasetAdapter, str | None]:
+        """The texts that maps are fitted on, and the name of their evaluation domain if they are one.
+
+        Raises InvalidInput where the experiment has no such texts.
+        """
+        data = experiment.dataset
+        if self.domain is None and data.train is not None:
+            return data.train, None
+        name = self.domain or next(iter(data.eval), None)
+        if name is None or name not in data.eval:
+            raise InvalidInput(f"flow: there are no texts to fit maps on: no training texts, no domain {name or ''}")
+        return data.eval[name], name
