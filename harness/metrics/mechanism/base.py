@@ -1,0 +1,79 @@
+"""What the studies of a vector's mechanism share: the problems whose prompts are read, and the vectors themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import PositiveInt
+
+from adapters.protocols import ProblemSet
+from harness.metrics.study import Study
+from harness.registry import Choice
+from harness.section import Json
+
+if TYPE_CHECKING:
+    from adapters.protocols import Roots
+    from harness.lab import Lab
+    from harness.metrics.base import Array
+    from harness.spec.experiment import Experiment
+    from harness.steering.inject import VectorInjection
+    from harness.steering.mechanism.passages import Passages
+
+DOMAIN = "mechanism"
+"""The column group of all of them."""
+
+
+class MechanismStudy(Study):
+    """A study of steering vectors over what they make the model write."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"steering"})
+
+    problems_from: Annotated[ProblemSet, Choice("problems", "adapter")]
+    """Problems whose prompts are continued; never those that accuracy is reported on."""
+    prompts: PositiveInt = 64
+    """How many of them."""
+    new_tokens: PositiveInt = 64
+    """Longest continuation."""
+
+    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+        return ()
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        return {"problems": self.problems_from.identity(roots)}
+
+    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+        facts = {
+            "problems": {"adapter": self.problems_from.adapter, "identity": self.problems_from.identity(roots)},
+            "skip": self.problems_from.skip,
+            "prompts": self.prompts,
+            "new_tokens": self.new_tokens,
+        }
+        return {DOMAIN: facts}
+
+    def passages(self, lab: Lab) -> Passages:
+        """What the steered model writes after the prompts."""
+        from harness.steering.mechanism.passages import written
+        from harness.steering.mechanism.solving import problems_of
+
+        problems = problems_of(self.problems_from, self.prompts, lab.roots)
+        return written(lab.model(), lab.subject(), [problem.prompt for problem in problems], self.new_tokens)
+
+
+def injection_of(lab: Lab) -> VectorInjection:
+    """The cell's vectors. Raises InvalidInput when it steers by something else."""
+    from harness.errors import InvalidInput
+    from harness.steering.inject import VectorInjection
+
+    made = lab.subject()
+    if not isinstance(made, VectorInjection):
+        method = getattr(lab.experiment.steering, "method", "this method")
+        raise InvalidInput(f"steering method {method!r} adds no vector, so there is no mechanism of one to look at")
+    return made
+
+
+def ones(like: Array) -> Array:
+    """As many ones: the statistic that makes a sum over units a mean."""
+    import numpy as np
+
+    return np.ones(len(like))

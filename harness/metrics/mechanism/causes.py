@@ -1,0 +1,154 @@
+"""`first_token_test` and `layer_pairs`: what of the gain is there without the vector, or with some layers of it?"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveInt
+
+from harness.metrics.base import Estimator
+from harness.metrics.mechanism.base import DOMAIN, MechanismStudy, injection_of, ones
+from harness.metrics.study import Findings
+from harness.record import MetricValue
+from harness.section import Json
+
+if TYPE_CHECKING:
+    from harness.lab import Lab
+
+Grading = Literal["number", "boxed"]
+
+
+def _accuracy(metric: str, part: str) -> Estimator:
+    return Estimator(
+        id=f"{metric}.{part}",
+        version=1,
+        unit="fraction",
+        higher_is_better=None,
+        inputs=(f"{metric}.{part}", f"{metric}.problems"),
+        formula=lambda right, problems: right / problems,
+        units="problems",
+    )
+
+
+class FirstTokenTest(MechanismStudy):
+    """Is the vector more than a way to write its favourite first token?
+
+    The token that steering boosts most often at the first generated position is appended to the prompt, and the vector is
+    removed. Greedy accuracy on the same problems: `base`, `steered`, `substituted`, and
+    `recovered` = (substituted − base) / (steered − base).
+    Source: Small Vectors, Big Effects (arXiv 2509.06608), section 6 (about three quarters for a last-layer vector).
+    """
+
+    metric: Literal["first_token_test"] = "first_token_test"
+    graded_by: Grading = "number"
+    """What makes an answer right: the last number written, or the last boxed expression."""
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        names = ("base", "steered", "substituted")
+        recovered = Estimator(
+            id="first_token_test.recovered",
+            version=1,
+            unit="fraction",
+            higher_is_better=None,
+            inputs=tuple(f"first_token_test.{name}" for name in names),
+            formula=lambda base, steered, substituted: (substituted - base) / (steered - base),
+            units="problems",
+        )
+        return (*(_accuracy("first_token_test", name) for name in names), recovered)
+
+    def run(self, lab: Lab) -> Findings:
+        from harness.steering.intervention import Untouched
+        from harness.steering.mechanism.lens import token_text
+        from harness.steering.mechanism.shift import probability_shift
+        from harness.steering.mechanism.solving import problems_of, solved
+        from harness.steering.rewards import grader
+        from harness.steering.rollouts import Sampling
+
+        lm, steered = lab.model(), lab.subject()
+        token = probability_shift(lm, steered, self.passages(lab)).top()
+        if token is None:
+            return Findings(warnings=("first_token_test: the steered model wrote nothing",))
+        text, problems = token_text(lm, token), problems_of(self.problems_from, self.prompts, lab.roots)
+        ways = {"base": Untouched(), "steered": steered, "substituted": Untouched(text)}
+        sampling, right = Sampling(self.new_tokens), grader(self.graded_by)
+        found = {name: solved(lm, way, problems, sampling, right) for name, way in ways.items()}
+        statistics = {**found, "problems": ones(found["base"])}
+        return Findings(
+            {DOMAIN: {f"first_token_test.{name}": values for name, values in statistics.items()}},
+            details={"token": text, **{name: float(values.mean()) for name, values in found.items()}},
+        )
+
+
+class LayerPairs(MechanismStudy):
+    """Do the vectors of two layers add up?
+
+    Greedy accuracy with only the vectors of layers i and j, against each alone and all together; the normalised gain is
+    (acc_ij − max(acc_i, acc_j)) / (acc_all − max(acc_i, acc_j)). The pairs are taken from the vectors of this cell.
+    Source: Small Vectors, Big Effects (arXiv 2509.06608), appendix D (with vectors trained one by one).
+    """
+
+    metric: Literal["layer_pairs"] = "layer_pairs"
+    graded_by: Grading = "number"
+    """What makes an answer right: the last number written, or the last boxed expression."""
+    pairs: PositiveInt = 36
+    """Most pairs that are tried; those of the layers farthest apart first."""
+
+    def run(self, lab: Lab) -> Findings:
+        alone, both, together = self._accuracies(lab)
+        gains: list[dict[str, Json]] = [
+            {
+                "layers": list(pair),
+                "accuracy": accuracy,
+                "gain": _gain(accuracy, alone[pair[0]], alone[pair[1]], together),
+            }
+            for pair, accuracy in both.items()
+        ]
+        known = [gain["gain"] for gain in gains if gain["gain"] is not None]
+        value = sum(known) / len(known) if known else None
+        reason = None if known else "no pair leaves anything to gain"
+        mean = MetricValue(
+            id="layer_pairs.mean_gain",
+            version=self.version,
+            domain=DOMAIN,
+            value=value,
+            null_reason=reason,
+            unit="fraction",
+            higher_is_better=None,
+            n=len(known),
+        )
+        singles = [{"layer": layer, "accuracy": accuracy} for layer, accuracy in alone.items()]
+        return Findings(values=(mean,), details={"alone": singles, "pairs": gains, "together": together})
+
+    def _accuracies(self, lab: Lab) -> tuple[dict[int, float], dict[tuple[int, int], float], float]:
+        from harness.steering.inject import VectorInjection
+        from harness.steering.mechanism.solving import problems_of, solved
+        from harness.steering.rewards import grader
+        from harness.steering.rollouts import Sampling
+
+        lm, made = lab.model(), injection_of(lab)
+        problems = problems_of(self.problems_from, self.prompts, lab.roots)
+        sampling, right = Sampling(self.new_tokens), grader(self.graded_by)
+
+        def accuracy(*layers: int) -> float:
+            chosen = VectorInjection(made.vectors.only(*layers), made.scale, made.scope, made.relative)
+            return float(solved(lm, chosen, problems, sampling, right).mean())
+
+        layers = made.vectors.layers
+        pairs = sorted(combinations(layers, 2), key=lambda pair: (pair[0] - pair[1], pair))[: self.pairs]
+        steps = len(layers) + len(pairs) + 1
+        alone = {}
+        for step, layer in enumerate(layers):
+            alone[layer] = accuracy(layer)
+            lab.progress(step + 1, steps)
+        both = {}
+        for step, pair in enumerate(pairs):
+            both[pair] = accuracy(*pair)
+            lab.progress(len(layers) + step + 1, steps)
+        return alone, both, accuracy(*layers)
+
+
+def _gain(both: float, first: float, second: float, together: float) -> float | None:
+    best = max(first, second)
+    return None if math.isclose(together, best, abs_tol=1e-12) else (both - best) / (together - best)

@@ -1,0 +1,92 @@
+"""Plots of a steering report, drawn by plotly and written as parts of one offline page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.io import to_html
+from plotly.offline import get_plotlyjs
+
+from harness.section import Json
+
+HEIGHT = 340
+_COLOURS = ("#0b6b5d", "#c2701d", "#5b6ee1", "#a12a7a", "#7a8b1f", "#444444")
+
+
+def library() -> str:
+    """plotly's JavaScript, once per page."""
+    return str(get_plotlyjs())
+
+
+def shown(text: Json) -> str:
+    """A label that stays text: plotly reads some HTML in labels. Spaces at the ends are made visible."""
+    marked = str(text).replace("\n", "⏎")
+    if marked != marked.strip(" "):
+        marked = (
+            "·" * (len(marked) - len(marked.lstrip(" ")))
+            + marked.strip(" ")
+            + "·" * (len(marked) - len(marked.rstrip(" "))) * bool(marked.strip(" "))
+        )
+    return html.escape(marked)
+
+
+def lines(curves: Mapping[str, tuple[Sequence[Json], Sequence[Json]]], x: str, y: str, markers: bool = False) -> str:
+    """Curves by name, each as (x, y); None leaves a gap."""
+    figure = go.Figure()
+    for number, (name, (xs, ys)) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        mode = "lines+markers" if markers or len(xs) < 12 else "lines"
+        figure.add_scatter(x=list(xs), y=list(ys), name=shown(name), mode=mode, line={"color": colour})
+    return _part(figure, x, y)
+
+
+def bars(values: Mapping[str, float | None], y: str, intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
+    """One bar per name, with intervals where they are known."""
+    known = {name: value for name, value in values.items() if value is not None}
+    spans = [(intervals or {}).get(name) for name in known]
+    above = [span[1] - value if span else 0 for span, value in zip(spans, known.values(), strict=True)]
+    below = [value - span[0] if span else 0 for span, value in zip(spans, known.values(), strict=True)]
+    errors = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "visible": any(spans)}
+    figure = go.Figure()
+    names = [shown(name) for name in known]
+    figure.add_bar(x=names, y=list(known.values()), error_y=errors, marker_color=_COLOURS[0])
+    figure.update_xaxes(type="category")
+    return _part(figure, "", y)
+
+
+def boxes(groups: Mapping[str, tuple[Sequence[str], Sequence[float]]], y: str) -> str:
+    """Box plots side by side: group to (category of each value, values)."""
+    figure = go.Figure()
+    for number, (name, (categories, values)) in enumerate(groups.items()):
+        labels = [shown(category) for category in categories]
+        figure.add_box(x=labels, y=list(values), name=shown(name), marker_color=_COLOURS[number], boxpoints="outliers")
+    figure.update_layout(boxmode="group")
+    figure.update_xaxes(type="category")
+    return _part(figure, "", y)
+
+
+def heatmap(values: Sequence[Sequence[float | None]], x: str, y: str, labels: Sequence[Json] | None = None) -> str:
+    """Rows of numbers; `labels` name rows and columns alike."""
+    named: dict[str, Any] = {"x": [str(v) for v in labels], "y": [str(v) for v in labels]} if labels else {}
+    figure = go.Figure(go.Heatmap(z=[list(row) for row in values], colorscale="Teal", **named))
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category")
+    return _part(figure, x, y)
+
+
+def _part(figure: go.Figure, x: str, y: str) -> str:
+    figure.update_layout(
+        height=HEIGHT,
+        margin={"l": 60, "r": 20, "t": 16, "b": 50},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "color": "#8a867e"},
+        legend={"orientation": "h", "y": 1.12},
+    )
+    figure.update_xaxes(title=x, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)")
+    figure.update_yaxes(title=y, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)")
+    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendDataToCloud"]}
+    return str(to_html(figure, full_html=False, include_plotlyjs=False, config=config, default_height=HEIGHT))

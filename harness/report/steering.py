@@ -1,0 +1,243 @@
+"""One offline page per steered cell: accuracy and its controls, the training curve, the cost, and the mechanism.
+
+Everything comes from the record and from what its studies left in the store; neither the model nor the network is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from harness.errors import InvalidInput
+from harness.execute.stages import read_content
+from harness.project import Project
+from harness.record import MetricValue, Record
+from harness.report import figures
+from harness.report.sources import stored_study
+from harness.section import Json
+from harness.store.store import Store
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A titled part of the page."""
+
+    title: str
+    about: str
+    """What is seen, in one sentence."""
+    body: str
+    """HTML made by this package; text from elsewhere in it is escaped."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A steered cell and what is stored of it."""
+
+    record: Record
+    store: Store
+
+    def details(self, study: str) -> dict[str, Json] | None:
+        """What a study left for reports; None where it was not asked for or is not in the store."""
+        found = stored_study(self.store, self.record, study)
+        return dict(found.details) if found else None
+
+    def subject(self) -> dict[str, Json]:
+        """What making the vectors left; empty when it is not in the store."""
+        artifact = self.store.get("subject", self.record.keys["subject"])
+        return read_content(artifact.folder)[1] if artifact else {}
+
+    def values(self, prefix: str) -> list[MetricValue]:
+        """The record's numbers of one metric."""
+        return [value for value in self.record.metrics if value.id.startswith(prefix + ".")]
+
+
+def page(record: Record, project: Project) -> str:
+    """The page. Raises InvalidInput for a cell that is not steered."""
+    if "subject" not in record.keys or not record.resolved.get("steering"):
+        raise InvalidInput(f"{record.spec.name} does not steer; `report steering` is for cells with `steering:`")
+    cell = Cell(record, Store(project.store))
+    panels = [panel for section in _SECTIONS for panel in section(cell)]
+    folder = files("harness.leaderboard.render"), files("harness.report")
+    template = Environment(autoescape=True).from_string(folder[1].joinpath("steering.html").read_text("utf-8"))
+    return template.render(
+        title=record.spec.name + (f" [{record.label}]" if record.label else ""),
+        seed=record.seed,
+        facts=_facts(record),
+        panels=[(panel.title, panel.about, Markup(panel.body)) for panel in panels],
+        numbers=list(record.metrics),
+        style=Markup(folder[0].joinpath("style.css").read_text("utf-8")),
+        plotly=Markup(figures.library()),
+    )
+
+
+def _facts(record: Record) -> dict[str, str]:
+    steering = record.resolved["steering"]
+    model = record.resolved["model"]
+    names = ("method", "layers", "scale", "relative", "scope")
+    return {
+        "model": str(model.get("id", model["adapter"])),
+        **{name: str(steering[name]) for name in names if name in steering},
+        "cell": record.cell[:16],
+        "made": record.created,
+    }
+
+
+def _accuracy(cell: Cell) -> Iterator[Panel]:
+    found = {value.id.partition(".")[2]: value for value in cell.values("reasoning_accuracy")}
+    details = cell.details("reasoning_accuracy") or {}
+    shown = {name: found[name].value for name in ("base", "accuracy") if name in found}
+    if not shown:
+        return
+    spans = {name: (ci.low, ci.high) for name in shown if (ci := found[name].ci)}
+    renamed = {"accuracy": "steered", "base": "base"}
+    body = figures.bars(
+        {renamed[k]: v for k, v in shown.items()}, "accuracy", {renamed[k]: v for k, v in spans.items()}
+    )
+    yield Panel("Accuracy", "With and without steering, at the same temperature, on the same problems.", body)
+    if examples := details.get("examples"):
+        yield Panel("Answers", "The same problem answered without and with steering.", _examples(examples))
+
+
+def _examples(examples: list[Json]) -> str:
+    rows = "".join(
+        f"<tr><td><pre>{_text(e['prompt'][-600:])}</pre>{_text(e['answer'])}</td>"
+        f"<td><pre>{_text(e['base']['text'])}</pre></td><td><pre>{_text(e['steered']['text'])}</pre></td></tr>"
+        for e in examples
+    )
+    return f"<table><thead><tr><th>problem and answer</th><th>base</th><th>steered</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _training(cell: Cell) -> Iterator[Panel]:
+    curve = cell.subject().get("curve")
+    if not curve:
+        return
+    steps = [point["step"] for point in curve]
+    for name, title, about in (
+        ("reward", "Training reward", "Mean verifiable reward of the sampled answers, per step."),
+        (
+            "selection",
+            "Selection accuracy",
+            "Greedy accuracy on held-out training problems, which chooses the checkpoint.",
+        ),
+        ("length", "Answer length", "Mean generated tokens per step."),
+        ("norm", "Vector norm", "Mean norm of the vectors."),
+    ):
+        points = [(step, point[name]) for step, point in zip(steps, curve, strict=True) if point.get(name) is not None]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            yield Panel(title, about, figures.lines({title: (xs, ys)}, "step", title.lower()))
+
+
+def _capability(cell: Cell) -> Iterator[Panel]:
+    details = cell.details("capability_cost")
+    curves = {name: points for name, points in (details or {}).get("curve", {}).items() if points}
+    if curves:
+        for name, axis in (("kl", "KL per token (nats)"), ("ce_increase", "cross-entropy increase (nats)")):
+            drawn = {d: ([p["scale"] for p in points], [p[name] for p in points]) for d, points in curves.items()}
+            yield Panel(
+                f"Cost: {axis}", "On text that has nothing to do with the task.", figures.lines(drawn, "scale", axis)
+            )
+
+
+def _lens(cell: Cell) -> Iterator[Panel]:
+    details = cell.details("logit_lens")
+    if details:
+        rows = "".join(
+            f"<tr><th>{layer['layer']}</th><td>{_tokens(layer['top'])}</td><td>{_tokens(layer['bottom'])}</td></tr>"
+            for layer in details["layers"]
+        )
+        head = "<tr><th>layer</th><th>top tokens (cosine)</th><th>bottom tokens</th></tr>"
+        yield Panel(
+            "Logit lens",
+            "Tokens whose unembedding is nearest to and farthest from each layer's vector.",
+            f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>",
+        )
+
+
+def _shift(cell: Cell) -> Iterator[Panel]:
+    details = cell.details("token_shift")
+    if details and details["tokens"]:
+        groups: dict[str, tuple[list[str], list[float]]] = {"first token": ([], []), "other tokens": ([], [])}
+        for token in details["tokens"][:12]:
+            for name, key in (("first token", "first"), ("other tokens", "later")):
+                groups[name][0].extend([token["token"]] * len(token[key]))
+                groups[name][1].extend(token[key])
+        about = "Increase in probability of the most boosted tokens, at the first generated token and at all others."
+        yield Panel("What steering boosts", about, figures.boxes(groups, "p steered − p plain"))
+    test = cell.details("first_token_test")
+    if test and "token" in test:
+        values = {name: test[name] for name in ("base", "substituted", "steered")}
+        about = f"Accuracy when the token “{test['token']}” is appended to the prompt and the vector removed."
+        yield Panel("First-token test", about, figures.bars(values, "accuracy"))
+
+
+def _movement(cell: Cell) -> Iterator[Panel]:
+    details = cell.details("attention_shift")
+    if details:
+        about = "Total variation between steered and plain attention patterns, by layer and head."
+        yield Panel("Attention", about, figures.heatmap(details["heads"], "head", "layer"))
+        values = {str(layer): value for layer, value in enumerate(details["mlps"])}
+        yield Panel("MLP outputs", "Relative change by layer.", figures.bars(values, "‖Δ‖ / ‖mlp‖"))
+    found = cell.details("persistence")
+    if found:
+        curves = {name: (found["layers"], found[name]) for name in ("diff_diff", "diff_vector", "relative")}
+        about = "Cosine of the perturbation to its own mean and to the later layer's vector, and its relative size."
+        lens = f"<p>Mean perturbation after the last block: {_tokens(found['lens']['top'])}</p>"
+        yield Panel("Persistence", about, figures.lines(curves, "layer", "cosine or ratio", markers=True) + lens)
+
+
+def _paths(cell: Cell) -> Iterator[Panel]:
+    details = cell.details("path_patching")
+    if details:
+        about = "KL from the plain model when parts of the last block see the plain input."
+        yield Panel("Path patching", about, figures.bars(details["modes"], "KL (nats)"))
+        heads = {f"head {n}": value for n, value in enumerate(details["heads"])}
+        heads |= {f"only {n}": value for n, value in enumerate(details["only_heads"])}
+        if heads:
+            yield Panel("Heads", "One head's output plain, or every other's.", figures.bars(heads, "KL (nats)"))
+        positions = details["positions"]
+        curve = {"no_patch": (list(range(len(positions))), positions)}
+        yield Panel("By position", "KL at each generated token.", figures.lines(curve, "generated token", "KL (nats)"))
+    found = cell.details("logit_attribution")
+    if found and "layers" in found:
+        curves = {name: (list(range(len(v))), v) for name, v in found["layers"].items()}
+        about = f"Shares of the rise of “{found['token']}” at the first generated token."
+        yield Panel("Logit attribution", about, figures.lines(curves, "layer", "logits", markers=True))
+
+
+def _pairs(cell: Cell) -> Iterator[Panel]:
+    details = cell.details("layer_pairs")
+    if details:
+        labels = [single["layer"] for single in details["alone"]]
+        table: list[list[float | None]] = [[None] * len(labels) for _ in labels]
+        for place, single in enumerate(details["alone"]):
+            table[place][place] = single["accuracy"]
+        for pair in details["pairs"]:
+            first, second = (labels.index(layer) for layer in pair["layers"])
+            table[first][second] = table[second][first] = pair["accuracy"]
+        about = f"Accuracy with the vectors of two layers (diagonal: one); all together {details['together']:.3f}."
+        yield Panel("Pairs of layers", about, figures.heatmap(table, "layer", "layer", labels))
+
+
+_SECTIONS: tuple[Callable[[Cell], Iterator[Panel]], ...] = (
+    _accuracy,
+    _training,
+    _capability,
+    _lens,
+    _shift,
+    _movement,
+    _paths,
+    _pairs,
+)
+
+
+def _tokens(tokens: list[Json]) -> str:
+    return " ".join(f"<code>{figures.shown(t['token'])}</code>&nbsp;{t['cosine']:.2f}" for t in tokens[:12])
+
+
+def _text(text: Json) -> str:
+    return str(Markup.escape(str(text)))

@@ -1,0 +1,116 @@
+"""Texts that the steered model wrote, and what it and the unsteered model compute over the very same tokens.
+
+Everything in this package compares two passes over one text, so that a difference is the vector's doing and not another
+continuation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.protocols import LanguageModel
+from harness.activations.capture import capturing
+from harness.activations.site import Site
+from harness.steering.intervention import Intervention, Layout, Untouched
+from harness.steering.rollouts import Sampling, answers, padding_token, prompt_ids
+
+ROWS = 16
+"""Texts per forward pass."""
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Prompts with what the steered model wrote after them, padded on the right."""
+
+    ids: Tensor
+    """[B, T] token ids."""
+    real: Tensor
+    """[B, T] bool: no padding."""
+    prompt_lengths: Tensor
+    """[B] tokens of each prompt."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def predicting(self) -> Tensor:
+        """[B, T] bool: tokens that a generated token is predicted from, the last of the prompt first."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        followed = torch.zeros_like(self.real)
+        followed[:, :-1] = self.real[:, 1:]
+        return (places >= self.prompt_lengths[:, None] - 1) & followed
+
+    @property
+    def first(self) -> Tensor:
+        """[B, T] bool: the token that the first generated token is predicted from."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (places == self.prompt_lengths[:, None] - 1) & self.predicting
+
+    def batches(self) -> Iterator[Passages]:
+        """Rows in groups that fit one pass, without needless padding."""
+        for start in range(0, len(self), ROWS):
+            rows = slice(start, start + ROWS)
+            length = int(self.real[rows].sum(1).max())
+            yield Passages(self.ids[rows, :length], self.real[rows, :length], self.prompt_lengths[rows])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One pass over passages."""
+
+    logits: Tensor
+    """[B, T, vocabulary]."""
+    states: dict[Site, Tensor]
+    """Hidden states [B, T, d] at the sites asked for."""
+    attentions: tuple[Tensor, ...] = ()
+    """Per layer [B, heads, T, T], where asked for."""
+
+
+@torch.no_grad()
+def written(lm: LanguageModel, intervention: Intervention, prompts: Sequence[str], new_tokens: int) -> Passages:
+    """Greedy continuations under `intervention`, up to `new_tokens` tokens or the end of the text."""
+    prefixed, layout = [prompt + intervention.prefix for prompt in prompts], Layout()
+    with intervention.applied(lm, layout):
+        answered = answers(lm, prefixed, Sampling(new_tokens), layout=layout)
+    starts = prompt_ids(lm.tokenizer, prefixed)
+    rows = [[*start, *answer.ids] for start, answer in zip(starts, answered, strict=True)]
+    longest, padding = max(map(len, rows)), padding_token(lm)
+    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    real = torch.arange(longest)[None] < torch.tensor([len(row) for row in rows])[:, None]
+    return Passages(ids.to(lm.device), real.to(lm.device), torch.tensor([len(s) for s in starts], device=lm.device))
+
+
+@torch.no_grad()
+def trace(
+    lm: LanguageModel,
+    passages: Passages,
+    intervention: Intervention | None = None,
+    sites: Collection[Site] = (),
+    attentions: bool = False,
+) -> Trace:
+    """A pass over one batch of passages, steered by `intervention` or plain."""
+    layout = Layout(passages.prompt_lengths, passages.real)
+    with (intervention or Untouched()).applied(lm, layout), capturing(lm.model, sites) as states:
+        output = lm.model(
+            input_ids=passages.ids,
+            attention_mask=passages.real.long(),
+            use_cache=False,
+            output_attentions=attentions,
+        )
+    return Trace(output.logits, dict(states), tuple(output.attentions) if attentions else ())
+
+
+@contextmanager
+def eager_attention(lm: LanguageModel) -> Iterator[None]:
+    """While open, attention is computed in the form that can tell its patterns."""
+    before = lm.model.config._attn_implementation
+    lm.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        lm.model.set_attn_implementation(before)

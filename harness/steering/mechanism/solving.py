@@ -1,0 +1,35 @@
+"""How many problems an intervention solves, for tests that compare several on the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+
+from adapters.protocols import LanguageModel, Problem, ProblemSet, Roots
+from harness.errors import InvalidInput
+from harness.metrics.base import Array
+from harness.steering.intervention import Intervention, Layout
+from harness.steering.rewards import Grader
+from harness.steering.rollouts import Sampling, answers
+
+
+def problems_of(problems: ProblemSet, count: int, roots: Roots) -> list[Problem]:
+    """The first `count` problems. Raises InvalidInput where there are none."""
+    stop = problems.skip + min(count, problems.limit or count)
+    found = list(islice(problems.problems(roots), problems.skip, stop))
+    if not found:
+        raise InvalidInput("there are no problems to read")
+    return found
+
+
+def solved(
+    lm: LanguageModel, intervention: Intervention, problems: Sequence[Problem], sampling: Sampling, right: Grader
+) -> Array:
+    """[problems] 1 where the greedy answer is right."""
+    layout = Layout()
+    prompts = [problem.prompt + intervention.prefix for problem in problems]
+    with intervention.applied(lm, layout):
+        written = answers(lm, prompts, sampling, layout=layout)
+    return np.array([float(right(a.text, p.answer)) for a, p in zip(written, problems, strict=True)])
