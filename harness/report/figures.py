@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
-from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from harness.section import Json
@@ -70,8 +68,9 @@ def boxes(groups: Mapping[str, tuple[Sequence[str], Sequence[float]]], y: str) -
 
 def heatmap(values: Sequence[Sequence[float | None]], x: str, y: str, labels: Sequence[Json] | None = None) -> str:
     """Rows of numbers; `labels` name rows and columns alike."""
-    named: dict[str, Any] = {"x": [str(v) for v in labels], "y": [str(v) for v in labels]} if labels else {}
-    figure = go.Figure(go.Heatmap(z=[list(row) for row in values], colorscale="Teal", **named))
+    rows = [str(label) for label in labels or range(len(values))]
+    columns = [str(label) for label in labels or range(max(map(len, values), default=0))]
+    figure = go.Figure(go.Heatmap(z=[list(row) for row in values], x=columns, y=rows, colorscale="Teal"))
     figure.update_xaxes(type="category")
     figure.update_yaxes(type="category")
     return _part(figure, x, y)
@@ -88,5 +87,6 @@ def _part(figure: go.Figure, x: str, y: str) -> str:
     )
     figure.update_xaxes(title=x, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)")
     figure.update_yaxes(title=y, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)")
-    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendDataToCloud"]}
-    return str(to_html(figure, full_html=False, include_plotlyjs=False, config=config, default_height=HEIGHT))
+    # Drawn by the page's own script once its layout is known; `<` could end the element.
+    data = str(figure.to_json()).replace("<", "\\u003c")
+    return f'<div class="plot"><script type="application/json">{data}</script></div>'

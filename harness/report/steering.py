@@ -88,7 +88,6 @@ def _facts(record: Record) -> dict[str, str]:
 
 def _accuracy(cell: Cell) -> Iterator[Panel]:
     found = {value.id.partition(".")[2]: value for value in cell.values("reasoning_accuracy")}
-    details = cell.details("reasoning_accuracy") or {}
     shown = {name: found[name].value for name in ("base", "accuracy") if name in found}
     if not shown:
         return
@@ -98,6 +97,10 @@ def _accuracy(cell: Cell) -> Iterator[Panel]:
         {renamed[k]: v for k, v in shown.items()}, "accuracy", {renamed[k]: v for k, v in spans.items()}
     )
     yield Panel("Accuracy", "With and without steering, at the same temperature, on the same problems.", body)
+
+
+def _answers(cell: Cell) -> Iterator[Panel]:
+    details = cell.details("reasoning_accuracy") or {}
     if examples := details.get("examples"):
         yield Panel("Answers", "The same problem answered without and with steering.", _examples(examples))
 
@@ -108,7 +111,7 @@ def _examples(examples: list[Json]) -> str:
         f"<td><pre>{_text(e['base']['text'])}</pre></td><td><pre>{_text(e['steered']['text'])}</pre></td></tr>"
         for e in examples
     )
-    return f"<table><thead><tr><th>problem and answer</th><th>base</th><th>steered</th></tr></thead><tbody>{rows}</tbody></table>"
+    return f"<table class='answers'><thead><tr><th>problem and answer</th><th>base</th><th>steered</th></tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _training(cell: Cell) -> Iterator[Panel]:
@@ -171,7 +174,7 @@ def _shift(cell: Cell) -> Iterator[Panel]:
     test = cell.details("first_token_test")
     if test and "token" in test:
         values = {name: test[name] for name in ("base", "substituted", "steered")}
-        about = f"Accuracy when the token “{test['token']}” is appended to the prompt and the vector removed."
+        about = f"Accuracy when the token “{_visible(test['token'])}” is appended to the prompt and the vector removed."
         yield Panel("First-token test", about, figures.bars(values, "accuracy"))
 
 
@@ -205,7 +208,7 @@ def _paths(cell: Cell) -> Iterator[Panel]:
     found = cell.details("logit_attribution")
     if found and "layers" in found:
         curves = {name: (list(range(len(v))), v) for name, v in found["layers"].items()}
-        about = f"Shares of the rise of “{found['token']}” at the first generated token."
+        about = f"Shares of the rise of “{_visible(found['token'])}” at the first generated token."
         yield Panel("Logit attribution", about, figures.lines(curves, "layer", "logits", markers=True))
 
 
@@ -232,6 +235,7 @@ _SECTIONS: tuple[Callable[[Cell], Iterator[Panel]], ...] = (
     _movement,
     _paths,
     _pairs,
+    _answers,
 )
 
 
@@ -241,3 +245,8 @@ def _tokens(tokens: list[Json]) -> str:
 
 def _text(text: Json) -> str:
     return str(Markup.escape(str(text)))
+
+
+def _visible(token: Json) -> str:
+    """A token in a sentence, its spaces visible; the template escapes it."""
+    return str(token).replace(" ", "·").replace("\n", "⏎")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import PositiveInt
@@ -23,9 +22,14 @@ if TYPE_CHECKING:
 DOMAIN = "mechanism"
 """The column group of all of them."""
 
+_WITHOUT_VECTORS = frozenset({"none", "prefix", "lora"})
+
 
 class MechanismStudy(Study):
-    """A study of steering vectors over what they make the model write."""
+    """A study of steering vectors over what they make the model write.
+
+    Its numbers have no better and worse, so its column group takes no part in whether rows may be ranked together.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
 
@@ -42,14 +46,8 @@ class MechanismStudy(Study):
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         return {"problems": self.problems_from.identity(roots)}
 
-    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
-        facts = {
-            "problems": {"adapter": self.problems_from.adapter, "identity": self.problems_from.identity(roots)},
-            "skip": self.problems_from.skip,
-            "prompts": self.prompts,
-            "new_tokens": self.new_tokens,
-        }
-        return {DOMAIN: facts}
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        return without_vectors(self.metric, experiment)
 
     def passages(self, lab: Lab) -> Passages:
         """What the steered model writes after the prompts."""
@@ -58,6 +56,14 @@ class MechanismStudy(Study):
 
         problems = problems_of(self.problems_from, self.prompts, lab.roots)
         return written(lab.model(), lab.subject(), [problem.prompt for problem in problems], self.new_tokens)
+
+
+def without_vectors(metric: str, experiment: Experiment) -> tuple[str, ...]:
+    """The complaint about a method that adds no vector."""
+    method = getattr(experiment.steering, "method", None)
+    if method in _WITHOUT_VECTORS:
+        return (f"{metric!r} looks at steering vectors; the method {method!r} adds none",)
+    return ()
 
 
 def injection_of(lab: Lab) -> VectorInjection:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from harness.metrics.mechanism.base import injection_of
+from harness.metrics.mechanism.base import injection_of, without_vectors
 from harness.metrics.study import Findings, Study
 from harness.record import MetricValue
 
 if TYPE_CHECKING:
+    from adapters.protocols import Roots
     from harness.lab import Lab
     from harness.spec.experiment import Experiment
 
@@ -30,6 +31,9 @@ class LogitLens(Study):
 
     def domains(self, experiment: Experiment) -> tuple[str, ...]:
         return ()
+
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        return without_vectors(self.metric, experiment)
 
     def run(self, lab: Lab) -> Findings:
         from harness.steering.mechanism.lens import read_vector

@@ -57,6 +57,8 @@ class PathPatching(MechanismStudy):
         from harness.steering.mechanism.paths import patched
 
         lm, injection = lab.model(), _penultimate(lab)
+        if injection is None:
+            return Findings(warnings=("path_patching: there is no vector at the penultimate layer",))
         found = patched(lm, injection, self.passages(lab))
         statistics = {f"path_patching.{mode}": values.numpy() for mode, values in found.modes.items()}
         statistics["path_patching.tokens"] = found.tokens.numpy()
@@ -114,11 +116,13 @@ class LogitAttribution(MechanismStudy):
         return Findings({DOMAIN: statistics}, details={"token": token_text(lm, token), "layers": layers})
 
 
-def _penultimate(lab: Lab) -> VectorInjection:
-    """The cell's injection with the vector of the penultimate layer alone. Raises InvalidInput without one."""
+def _penultimate(lab: Lab) -> VectorInjection | None:
+    """The cell's injection with the vector of the penultimate layer alone; None without one."""
     from harness.activations.blocks import decoder_blocks
     from harness.steering.inject import VectorInjection
 
     made = injection_of(lab)
     layer = len(decoder_blocks(lab.model().model)) - 2
+    if layer not in made.vectors.layers:
+        return None
     return VectorInjection(made.vectors.only(layer), made.scale, made.scope, made.relative)
