@@ -1,0 +1,110 @@
+"""The mechanism of a vector from a spec to the page, which is opened in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.report import figures
+from tests.conftest import Command
+from tests.support.project import Workbench
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CHROMIUM = os.environ.get("LATENTBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMEDRIVER = shutil.which("chromedriver")
+HOSTILE = "</script><script>document.title=1</script><img src=x onerror=document.title=1>"
+READ = {"problems_from": {"adapter": "pocket", "split": "train"}, "prompts": 8, "new_tokens": 8}
+STUDIES = (
+    "token_shift",
+    "attention_shift",
+    "persistence",
+    "path_patching",
+    "logit_attribution",
+    "first_token_test",
+    "layer_pairs",
+)
+SPEC: dict[str, Any] = {
+    "model": {"adapter": "pocket"},
+    "dataset": {
+        "eval": {"general": {"adapter": "pocket", "domain": "general", "split": "eval", "documents": 12, "context": 32}}
+    },
+    "steering": {"method": "random", "like": 0.5, "layers": [3, 4]},
+    "metrics": [
+        {"reasoning_accuracy": {"task": "pocket_problems", "limit": 12}},
+        {"capability_cost": {"scales": [0, 1]}},
+        "logit_lens",
+        *({name: READ} for name in STUDIES),
+    ],
+}
+
+
+def write(bench: Workbench, **changes: Any) -> None:
+    bench.write("specs/mine.yaml", yaml.safe_dump({**SPEC, **changes}, sort_keys=False))
+
+
+def page(bench: Workbench, command: Command) -> Path:
+    write(bench)
+    done = command("run", "mine", "--executor", "inline")
+    assert done.code == 0, done.err
+    assert command("report", "steering", "mine").code == 0
+    (made,) = (bench.root / "results/pages").glob("*-steering.html")
+    return made
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM or not CHROMEDRIVER, reason="no chromium and chromedriver here")
+def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Command) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    made = page(bench, command)
+    (record,) = bench.records().values()
+    numbers = {value.id for value in record.metrics if value.value is not None}
+    assert {"token_shift.first", "attention_shift.heads", "path_patching.kl_skip_attention"} <= numbers
+    assert {"persistence.diff_diff", "first_token_test.substituted", "logit_attribution.direct"} <= numbers
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    try:
+        driver.get(made.as_uri())
+        drawn = driver.execute_script("return document.querySelectorAll('.plot .main-svg').length")
+        titles = driver.execute_script("return [...document.querySelectorAll('h2')].map(e => e.textContent)")
+        driver.find_element("id", "theme").click()
+        assert driver.get_log("browser") == [], "the console must stay silent"
+        asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    finally:
+        driver.quit()
+    assert drawn >= 10
+    assert {"Accuracy", "Logit lens", "Attention", "Persistence", "Path patching", "Pairs of layers"} <= set(titles)
+    sent = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in sent), sent
+
+
+def test_text_from_elsewhere_stays_text() -> None:
+    plot = figures.bars({HOSTILE: 1.0}, HOSTILE)
+    assert "<img" not in plot
+    assert plot.count("</script>") == 1
+
+
+def test_mechanism_of_a_method_without_vectors_is_refused_with_its_line(bench: Workbench, command: Command) -> None:
+    write(bench, steering={"method": "prefix", "text": " To"})
+    done = command("validate", "mine")
+    assert done.code == 2
+    assert "the method 'prefix' adds none" in done.err
+    assert "specs/mine.yaml:" in done.err
+
+
+def test_the_page_is_for_steered_cells_only(bench: Workbench, command: Command) -> None:
+    bench.spec()
+    assert command("run", "mine", "--executor", "inline").code == 0
+    done = command("report", "steering", "mine")
+    assert done.code == 2
+    assert "does not steer" in done.err
