@@ -12,19 +12,19 @@ from functools import partial
 import torch
 
 from harness.activations.tokens import EvalTokens, TrainTokens, overlap
-from harness.errors import CellFailed, LatentbenchError
+from harness.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
 from harness.execute.environment import peak_memory_bytes
 from harness.execute.events import Event, Report
 from harness.execute.job import Job, JobCell
 from harness.execute.measuring import Measured, Measuring, Subject
-from harness.execute.stages import Models, stored
+from harness.execute.stages import Models, make_train_tokens
 from harness.execute.studying import Bench, Studying
 from harness.execute.training import Training, Wanted
 from harness.execute.writing import artifacts_of, numbers_of, record_of, sidecar_of
 from harness.metrics.study import Findings, Study
 from harness.plan.stage import CellStages, SaeStages
 from harness.plan.stages import cell_key, stages_of
-from harness.record import Cost, Failure
+from harness.record import Cost, Failure, MetricValue
 from harness.results import write_record
 from harness.sae.base import SparseAutoencoder
 from harness.store.store import Store
@@ -41,6 +41,8 @@ class _State:
     measured: dict[str, Measured] = field(default_factory=dict)
     findings: dict[str, Findings] = field(default_factory=dict)
     """By the study's name."""
+    numbers: list[MetricValue] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -64,11 +66,16 @@ class _Run:
         self.studying = Studying(self.store, self.models)
         self.states = {item.cell: _State(item) for item in job.cells}
         self.saes: dict[str, SparseAutoencoder] = {}
-        self.train_tokens: dict[str, TrainTokens | None] = {}
+        self.train_tokens: dict[str, TrainTokens] = {}
 
     def run(self) -> None:
         for state in self.states.values():
             self._guard([state], "plan", partial(self._find_stages, state))
+        needed = {stage.key for state in self._alive() if state.stages for stage in state.stages.all()}
+        with self.store.using(needed):
+            self._compute()
+
+    def _compute(self) -> None:
         self._train()
         for domain in dict.fromkeys(name for s in self._alive() for name in s.item.cell.experiment.dataset.eval):
             self._measure(domain)
@@ -147,11 +154,11 @@ class _Run:
             self._guard([state], "subject", partial(self.studying.make_subject, bench, self._progress(text)))
         for study in state.item.cell.experiment.studies:
             if state.error is None:
-                self._guard([state], study.metric, partial(self._run_study, state, bench, study))
+                self._guard([state], study.label, partial(self._run_study, state, bench, study))
 
     def _run_study(self, state: _State, bench: Bench, study: Study) -> None:
-        progress = self._progress(f"{study.metric} of {state.item.cell.title}")
-        state.findings[study.metric] = self.studying.study(bench, study, progress)
+        progress = self._progress(f"{study.label} of {state.item.cell.title}")
+        state.findings[study.label] = self.studying.study(bench, study, progress)
 
     def _sae(self, made: SaeStages) -> SparseAutoencoder:
         """A trained or loaded SAE, read once for all cells that share it."""
@@ -161,11 +168,8 @@ class _Run:
         return self.saes[key]
 
     def _write(self, state: _State) -> None:
-        numbers = []
         if state.error is None:
-            self._guard(
-                [state], "score", lambda: numbers.extend(numbers_of(state.item, state.measured, state.findings))
-            )
+            self._guard([state], "score", partial(self._score, state))
         ok = state.error is None
         record = record_of(
             self.job,
@@ -173,15 +177,24 @@ class _Run:
             state.stages,
             status="ok" if ok else "failed",
             error=state.error,
-            metrics=numbers if ok else None,
+            metrics=state.numbers if ok else None,
             artifacts=artifacts_of(self.store, state.stages) if state.stages else (),
-            warnings=tuple(self._warnings(state)) if ok else (),
+            warnings=tuple(state.warnings) if ok else (),
             cost=self._cost(state),
         )
-        write_record(
-            self.job.results, state.item.cell, record, sidecar_of(state.measured, state.findings) if ok else {}
-        )
-        self.report(Event("done", state.item.cell.title, status=record.status))
+        status: str = record.status
+        try:
+            write_record(
+                self.job.results, state.item.cell, record, sidecar_of(state.measured, state.findings) if ok else {}
+            )
+        except StoreError as error:  # a disk that is full now may have room for the next cell's
+            self.report(Event("note", f"{state.item.cell.title} has no record: {error}"))
+            status = "failed"
+        self.report(Event("done", state.item.cell.title, status=status))
+
+    def _score(self, state: _State) -> None:
+        state.numbers = numbers_of(state.item, state.measured, state.findings)
+        state.warnings = list(self._warnings(state))
 
     def _cost(self, state: _State) -> Cost:
         trained = state.stages.saes if state.stages else ()
@@ -194,7 +207,11 @@ class _Run:
     def _warnings(self, state: _State) -> Iterable[str]:
         for found in state.findings.values():
             yield from found.warnings
-        train = self._train_tokens(state)
+        train = None
+        try:
+            train = self._train_tokens(state) if state.measured else None
+        except NotAvailable as error:
+            yield f"evaluation and training documents were not compared: {error}"
         for name, measured in state.measured.items():
             tokens: EvalTokens = measured.tokens
             shared = overlap(train, tokens) if train else 0
@@ -208,10 +225,14 @@ class _Run:
 
     def _train_tokens(self, state: _State) -> TrainTokens | None:
         """What the SAE was trained on, read once for all cells that share it."""
-        stage = next((made.tokens for made in state.stages.saes if made.tokens), None) if state.stages else None
-        if stage and stage.key not in self.train_tokens:
-            self.train_tokens[stage.key] = stored(self.store, stage, TrainTokens.from_tensors)
-        return self.train_tokens[stage.key] if stage else None
+        made = next((made for made in state.stages.saes if made.tokens), None) if state.stages else None
+        if made is None or made.tokens is None or made.data is None:
+            return None
+        if made.tokens.key not in self.train_tokens:  # damaged or evicted, they are made again
+            tokenizer = self.models.tokenizer(state.item.cell.experiment.model)
+            tokens = make_train_tokens(self.store, made.tokens, made.data, tokenizer, self.models.roots)
+            self.train_tokens[made.tokens.key] = tokens
+        return self.train_tokens[made.tokens.key]
 
     def _progress(self, text: str) -> Callable[[int, int], None]:
         return lambda done, total: self.report(Event("progress", text, done, total))

@@ -44,23 +44,27 @@ class Studying:
     def make_subject(self, bench: Bench, progress: Progress) -> None:
         """Steering vectors or flow maps, unless they are in the store."""
         section, stage = bench.cell.experiment.subject, bench.stages.subject
-        if section is None or stage is None or self.store.get(stage.kind, stage.key):
+        if section is None or stage is None:
             return
-        content = section.make(self._lab(bench, stage, progress))
-        self._finish(stage, content)
+        lab = self._lab(bench, stage, progress)
+        self.store.share([stage.ref], lambda _: self._finish(stage, section.make(lab)))
 
     def study(self, bench: Bench, study: Study, progress: Progress) -> Findings:
         """What a study finds, from the store or measured now."""
-        stage = bench.stages.studies[study.metric]
-        content = stored(self.store, stage, Content)
-        if content is None:
-            content = to_content(study.run(self._lab(bench, stage, progress)))
-            self._finish(stage, content)
-        return from_content(content)
+        stage = bench.stages.studies[study.label]
+        lab = self._lab(bench, stage, progress)
+        return from_content(self._once(stage, lambda: to_content(study.run(lab))))
 
-    def _finish(self, stage: Stage, content: Content) -> None:
+    def _once(self, stage: Stage, make: Callable[[], Content]) -> Content:
+        """The stage's content from the store, or made and stored by one worker alone."""
+        return self.store.once(
+            *stage.ref, lambda: stored(self.store, stage, Content), lambda: self._finish(stage, make())
+        )
+
+    def _finish(self, stage: Stage, content: Content) -> Content:
         keep(self.store, stage, content.tensors, content.meta)
         self.store.drop_checkpoint(stage.key)
+        return content
 
     def _lab(self, bench: Bench, stage: Stage, progress: Progress) -> Lab:
         experiment = bench.cell.experiment
@@ -96,9 +100,4 @@ class Studying:
         return make_eval_tokens(self.store, stage, experiment.dataset.eval[domain], tokenizer, self.models.roots)
 
     def _shared(self, model: Json, kind: str, payload: Json, make: Callable[[], Content]) -> Content:
-        stage = Stage("shared", kind, {"kind": kind, "model": model, "content": payload})
-        content = stored(self.store, stage, Content)
-        if content is None:
-            content = make()
-            keep(self.store, stage, content.tensors, content.meta)
-        return content
+        return self._once(Stage("shared", kind, {"kind": kind, "model": model, "content": payload}), make)

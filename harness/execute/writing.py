@@ -69,7 +69,7 @@ def numbers_of(item: JobCell, measured: Mapping[str, Measured], findings: Mappin
     firing = {name: {b: m.firing for b, m in domain.measurements.items()} for name, domain in measured.items()}
     numbers = [*_of_sae(experiment, measured), *metric_values(experiment.shared_metrics, statistics, firing)]
     for study in experiment.studies:
-        found = findings[study.metric]
+        found = findings[study.label]
         numbers += [*found.values, *metric_values((study,), found.statistics)]
     return numbers
 

@@ -103,6 +103,11 @@ class Metric(Section):
 
     metric: str
 
+    @property
+    def label(self) -> str:
+        """What tells it from the other metrics of its spec, in which no two may have the same."""
+        return self.metric
+
     def measured_at(self) -> tuple[int | None, ...]:
         """Budgets at which the SAE is measured; None is the budget it was trained with."""
         return (None,)
@@ -128,6 +133,11 @@ class BudgetedMetric(Metric):
 
     budgets: tuple[PositiveInt, ...] | None = None
     """Active latents per token at which to report the metric as well; the SAE as trained is always reported."""
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other metrics of its spec, in which no two may have the same."""
+        return self.metric
 
     def measured_at(self) -> tuple[int | None, ...]:
         return (None, *dict.fromkeys(self.budgets or ()))

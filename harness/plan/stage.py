@@ -38,6 +38,11 @@ class Stage:
         return {"payload": self.payload, "parents": [parent.key for parent in self.parents]}
 
     @property
+    def ref(self) -> tuple[str, str]:
+        """What the store calls it: kind and key."""
+        return self.kind, self.key
+
+    @property
     def stored(self) -> bool:
         """Whether the content is kept in the store (a loaded SAE stays where it is)."""
         return self.kind != "loaded_sae"

@@ -39,7 +39,7 @@ def stages_of(cell: Cell, roots: Roots) -> CellStages:
         name: _domain(name, data, experiment, model, shared, roots) for name, data in experiment.dataset.eval.items()
     }
     parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
-    studies = {study.metric: _study(study, experiment, model, parents, domains, roots) for study in experiment.studies}
+    studies = {study.label: _study(study, experiment, model, parents, domains, roots) for study in experiment.studies}
     return CellStages(model, saes, subject, domains, studies)
 
 
@@ -176,7 +176,7 @@ def _study(
         "version": study.version,
     }
     texts = tuple(domains[name].tokens for name in study.domains(experiment))
-    return Stage("study", f"{study.metric} study", payload, (*parents, *texts))
+    return Stage("study", f"{study.label} study", payload, (*parents, *texts))
 
 
 def _train_tokens(data: DatasetAdapter | None, model: Json, roots: Roots) -> Stage:

@@ -45,6 +45,11 @@ class Cell:
         found = stored_study(self.store, self.record, study)
         return dict(found.details) if found else None
 
+    def tasks(self) -> list[str]:
+        """The tasks that accuracy was measured on."""
+        start = "study/reasoning_accuracy/"
+        return [name.removeprefix(start) for name in self.record.keys if name.startswith(start)]
+
     def subject(self) -> dict[str, Json]:
         """What making the vectors left; empty when it is not in the store."""
         artifact = self.store.get("subject", self.record.keys["subject"])
@@ -87,22 +92,21 @@ def _facts(record: Record) -> dict[str, str]:
 
 
 def _accuracy(cell: Cell) -> Iterator[Panel]:
-    found = {value.id.partition(".")[2]: value for value in cell.values("reasoning_accuracy")}
-    shown = {name: found[name].value for name in ("base", "accuracy") if name in found}
-    if not shown:
-        return
-    spans = {name: (ci.low, ci.high) for name in shown if (ci := found[name].ci)}
-    renamed = {"accuracy": "steered", "base": "base"}
-    body = figures.bars(
-        {renamed[k]: v for k, v in shown.items()}, "accuracy", {renamed[k]: v for k, v in spans.items()}
-    )
-    yield Panel("Accuracy", "With and without steering, at the same temperature, on the same problems.", body)
+    for task in cell.tasks():
+        values = [value for value in cell.values("reasoning_accuracy") if value.domain == task]
+        found = {value.id.partition(".")[2]: value for value in values}
+        sides = {"base": found["base"], "steered": found["accuracy"]}
+        spans = {name: (ci.low, ci.high) for name, side in sides.items() if (ci := side.ci)}
+        body = figures.bars({name: side.value for name, side in sides.items()}, "accuracy", spans)
+        about = "With and without steering, at the same temperature, on the same problems."
+        yield Panel(f"Accuracy on {task}", about, body)
 
 
 def _answers(cell: Cell) -> Iterator[Panel]:
-    details = cell.details("reasoning_accuracy") or {}
-    if examples := details.get("examples"):
-        yield Panel("Answers", "The same problem answered without and with steering.", _examples(examples))
+    for task in cell.tasks():
+        details = cell.details(f"reasoning_accuracy/{task}") or {}
+        if examples := details.get("examples"):
+            yield Panel(f"Answers to {task}", "The same problem without and with steering.", _examples(examples))
 
 
 def _examples(examples: list[Json]) -> str:

@@ -124,8 +124,8 @@ def _budgets(experiment: Experiment) -> Iterator[Finding]:
         elif sae.max_budget is not None and max(asked) > sae.max_budget:
             yield where, f"the budget {max(asked)} exceeds the {sae.max_budget} latents the SAE was trained with"
     for first, metric in enumerate(experiment.metrics):
-        if metric.metric in [other.metric for other in experiment.metrics[:first]]:
-            yield ("metrics", first), f"the metric {metric.metric!r} stands here twice"
+        if metric.label in [other.label for other in experiment.metrics[:first]]:
+            yield ("metrics", first), f"the metric {metric.label!r} stands here twice"
 
 
 def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
