@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check reference clean
+.PHONY: demo test test-slow faults check reference clean
 
 demo: $(VENV)/installed        ## train and measure the quickstart in results/demo/, show the leaderboard there
 	$(BIN)/latentbench run quickstart --results results/demo
@@ -15,6 +15,12 @@ test: $(VENV)/installed-dev    ## the test suite
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
+
+SEEDS ?= 100
+SPECS ?= 10000
+faults: $(VENV)/installed-dev  ## the whole fault suite and hostile input; writes down what was tried
+	$(BIN)/python -m pytest tests/faults tests/unit/test_leases.py tests/unit/test_hostile_specs.py tests/unit/test_hostile_files.py \
+	  -m 'slow or not slow' --seeds $(SEEDS) --specs $(SPECS) --report tests/faults/REPORT.md
 
 check: $(VENV)/installed-dev   ## lint, types, and pages that are generated from the code
 	$(BIN)/ruff check .

@@ -62,10 +62,8 @@ class FilesDataset(DatasetAdapter):
             yield from (part.strip() for part in parts if part.strip())
 
     def _json_lines(self, path: Path) -> Iterator[str]:
-        with path.open(encoding="utf-8-sig", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield self._text(_parsed(line, path, number), f"{path.name}:{number}")
+        for number, row in parsed_lines(path):
+            yield self._text(row, f"{path.name}:{number}")
 
     def _parquet(self, path: Path) -> Iterator[str]:
         import pyarrow as arrow
@@ -90,6 +88,14 @@ class FilesDataset(DatasetAdapter):
             has = f"it has {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else "the line is not an object"
             raise InvalidInput(f"{where}: no text under {self.field!r}; {has}")
         return text if text.isascii() else text.encode(errors="replace").decode()  # JSON can hold halves of characters
+
+
+def parsed_lines(path: Path) -> Iterator[tuple[int, Json]]:
+    """Number and content of every line of a JSON Lines file that is not blank. Raises RefusedFile."""
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield number, _parsed(line, path, number)
 
 
 @lru_cache(maxsize=1024)

@@ -43,16 +43,20 @@ class HuggingFaceDataset(DatasetAdapter):
         return self.model_copy(update={"revision": resolved_commit("dataset", self.id, self.revision)})
 
     def texts(self, roots: Roots) -> Iterator[str]:
-        from datasets import load_dataset
+        for row in streamed_rows(self.id, self.config, self.split, self.revision):
+            if not isinstance(row.get(self.field), str):
+                raise InvalidInput(f"{self.id}: no text under {self.field!r}; columns: {', '.join(row)}")
+            yield row[self.field]
 
-        try:
-            rows = load_dataset(self.id, self.config, split=self.split, revision=self.revision, streaming=True)
-            for row in rows:
-                if not isinstance(row.get(self.field), str):
-                    raise InvalidInput(f"{self.id}: no text under {self.field!r}; columns: {', '.join(row)}")
-                yield row[self.field]
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            raise NotAvailable(
-                f"the dataset {self.id!r} cannot be read: {reason} (go online, or use `adapter: files` with a local copy)"
-            ) from error
+
+def streamed_rows(name: str, config: str | None, split: str, revision: str) -> Iterator[dict[str, Json]]:
+    """Rows of a hub dataset in their stored order. Raises NotAvailable with what to do when they cannot be had."""
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset(name, config, split=split, revision=revision, streaming=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise NotAvailable(
+            f"the dataset {name!r} cannot be read: {reason} (go online, or use `adapter: files` with a local copy)"
+        ) from error

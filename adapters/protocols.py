@@ -185,6 +185,11 @@ class Judge(Section):
     def identity(self, roots: Roots) -> Json:
         """What determines its answers; part of the metric's identity. Never a key or an address with a secret."""
 
+    @property
+    def label(self) -> str:
+        """Short and stable: how numbers call it. Scores of judges with different labels are never ranked together."""
+        return self.adapter
+
     def chat(self, requests: Sequence[Sequence[Mapping[str, str]]], roots: Roots, cache: Path) -> Iterator[Reply]:
         """One reply per request (a list of `{role, content}` messages), in order.
 

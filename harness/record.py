@@ -100,6 +100,21 @@ class DocumentStatistics(Section):
     sha256: str
 
 
+class Import(Section):
+    """Where numbers come from that latentbench did not measure."""
+
+    tool: str
+    """`saebench`, `sae_lens` or `lm_eval`."""
+    version: str | None = None
+    """The tool's version, where its file says so."""
+    file: str
+    """Name of the file that was read, without its folder."""
+    sha256: str
+    """Of that file's bytes."""
+    entry: int = 0
+    """Which of the file's results this is."""
+
+
 class Record(Section):
     """One cell's result."""
 
@@ -126,3 +141,5 @@ class Record(Section):
     cost: Cost = Cost()
     created: str
     """UTC, ISO 8601."""
+    imported: Import | None = None
+    """Set where the numbers were measured by another tool and read from its result file."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from adapters.folder import folder_facts, folder_identity, hook_module, load_model, load_tokenizer
-from adapters.pocket.text import VERSION, documents
-from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, ModelFacts, Roots
+from adapters.pocket.text import VERSION, documents, problems
+from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, ModelFacts, Problem, ProblemSet, Roots
 from harness.section import Json
 
 if TYPE_CHECKING:
@@ -62,3 +62,21 @@ class PocketText(DatasetAdapter):
 
     def texts(self, roots: Roots) -> Iterator[str]:
         return documents(self.domain, self.split, self.seed)
+
+
+class PocketProblems(ProblemSet):
+    """Endless word problems with three or four additions and subtractions; the two splits share no question."""
+
+    adapter: Literal["pocket"] = "pocket"
+    split: Literal["train", "eval"] = "train"
+    """Which side of the split that the pocket model's own training also respected."""
+    seed: int = Field(default=0, ge=0)
+    """Another seed gives other problems of the same kind."""
+
+    def identity(self, roots: Roots) -> Json:
+        """The generator's version, split and seed, and which of the problems are read."""
+        return {"pocket": VERSION, **self.model_dump(mode="json", exclude={"adapter"})}
+
+    def problems(self, roots: Roots) -> Iterator[Problem]:
+        for drawn in problems(self.split, self.seed):
+            yield Problem(drawn.question, str(drawn.answer))

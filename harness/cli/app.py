@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from harness.cli import benching, exporting, results, running, specs, stores
+from harness.cli import benching, doctoring, exporting, reporting, results, running, specs, stores, vectors
 from harness.errors import LatentbenchError
 from harness.words import printable
 
@@ -22,10 +22,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for module in (specs, running, results, exporting):
+for module in (specs, running, results, exporting, vectors, doctoring):
     module.register(app)
 app.add_typer(stores.app, name="store")
 app.add_typer(benching.app, name="bench")
+app.add_typer(reporting.app, name="report")
 
 INTERRUPTED = 130
 

@@ -51,3 +51,31 @@ def correlation(
     for item in found:
         average, spread = item.summary
         typer.echo(f"{item.model:<20} RV {average:.3f} ± {spread:.3f} (sd over {covariances} covariances)")
+
+
+@app.command()
+def flow(
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of layers; Gemma-2-2B has 25 of the residual stream.")] = 26,
+    width: Annotated[int, typer.Option(min=2, help="Latents of each layer.")] = 16_384,
+    d_in: Annotated[int, typer.Option(min=2, help="Dimensions of the hidden states.")] = 2_304,
+    k: Annotated[int, typer.Option(min=1, help="Matches kept per latent.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Time the matching of layers, both ways, against the bare matrix products it is made of.
+
+    Example: `latentbench bench flow --pairs 2 --width 4096`
+    """
+    from dataclasses import asdict
+
+    from harness.bench.flow import run
+
+    found = run(pairs, width, d_in, k, device)
+    if as_json:
+        print_json(asdict(found))
+        return
+    typer.echo(f"{found.pairs} pairs of {found.width:,} × {found.d_in:,}, k = {found.k}, both directions (medians)")
+    typer.echo(f"matching   {found.seconds:9.3f} s a pair, {found.seconds * found.pairs:.1f} s in all")
+    typer.echo(f"products   {found.product_seconds:9.3f} s a pair")
+    typer.echo(f"ratio      {found.ratio:9.2f}")
+    typer.echo(f"peak       {found.peak_bytes / 2**20:9,.0f} MiB beyond the weights")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -21,7 +23,10 @@ from rich.progress import (
 )
 
 from harness.cli.options import print_json
+from harness.errors import InvalidInput
+from harness.execute.estimate import Estimate
 from harness.execute.events import Event
+from harness.metrics.study import Study
 from harness.plan.plan import Plan, PlannedCell
 from harness.project import Project
 from harness.words import one_line, plural
@@ -29,8 +34,8 @@ from harness.words import one_line, plural
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def print_plan(plan: Plan) -> None:
-    """The cells and stages of a plan with what happens to each and why."""
+def print_plan(plan: Plan, project: Project, left: Estimate | None) -> None:
+    """The cells and stages of a plan with what happens to each and why, and what that will take."""
     for item in plan.cells:
         _plan_line("run" if item.run else "reuse", item.run, "", item.cell.title, item.reason)
     print()
@@ -40,6 +45,21 @@ def print_plan(plan: Plan) -> None:
         _plan_line("make" if step.run else "keep", step.run, what, step.stage.title, step.reason)
     made = sum(step.run for step in stages)
     print(f"\n{_counts(plan)}; {plural(made, 'stage')} to make, {len(stages) - made} kept")
+    for text in previews(plan, project):
+        print(one_line(text))
+    if left:
+        print(left)
+
+
+def previews(plan: Plan, project: Project) -> list[str]:
+    """What the studies to run will cost beyond compute, each said once with the number of cells it holds for."""
+    told = Counter(
+        f"{metric.metric}: {text}"
+        for item in plan.to_run
+        for metric in item.cell.experiment.metrics
+        if isinstance(metric, Study) and (text := metric.preview(item.cell.experiment, project.roots))
+    )
+    return [f"{text} (in each of {count} cells)" if count > 1 else text for text, count in told.items()]
 
 
 def _plan_line(mark: str, run: bool, what: str, title: str, reason: str) -> None:
@@ -56,15 +76,17 @@ def print_summary(plan: Plan, unfinished: dict[str, str], project: Project, seco
 
     console = Console(stderr=True)
     suites = {item.cell.origin.name.split("/")[0] for item in plan.cells}
-    sys.stdout.write(
-        leaderboard(project.results, format="terminal", suite=suites.pop() if len(suites) == 1 else None) + "\n"
-    )
+    with suppress(InvalidInput):  # on a full disk there may be no record at all
+        table = leaderboard(project.results, format="terminal", suite=suites.pop() if len(suites) == 1 else None)
+        sys.stdout.write(table + "\n")
     for title, reason in unfinished.items():
-        console.print(f"[red]no numbers[/] {escape(title)}: {escape(reason)}", highlight=False)
+        console.print(f"[red]no numbers[/] {escape(title)}: {escape(reason)}", highlight=False, soft_wrap=True)
     done = len(plan.cells) - len(unfinished)
     console.print(
         f"{done} of {plural(len(plan.cells), 'cell')} complete in {seconds:.1f} s; table: {project.results.name}/LEADERBOARD.md"
     )
+    if unfinished:
+        console.print("next: latentbench status, or latentbench retry for what failed", highlight=False)
 
 
 def print_json_summary(plan: Plan, unfinished: dict[str, str], project: Project, seconds: float) -> None:
@@ -79,8 +101,9 @@ def print_json_summary(plan: Plan, unfinished: dict[str, str], project: Project,
 class Display:
     """Progress of a run, fed with events."""
 
-    def __init__(self, plan: Plan, quiet: bool = False) -> None:
-        self.plan, self.quiet = plan, quiet
+    def __init__(self, plan: Plan, left: Estimate | None = None, quiet: bool = False) -> None:
+        """`left`: how long the cells to run will take, if that can be guessed."""
+        self.plan, self.left, self.quiet = plan, left, quiet
         self.console = Console(stderr=True, quiet=quiet)
         self.live = self.console.is_terminal and not quiet
         columns = (
@@ -96,6 +119,8 @@ class Display:
 
     def __enter__(self) -> Self:
         self.console.print(_counts(self.plan), highlight=False)
+        if self.left:
+            self.console.print(str(self.left), highlight=False, soft_wrap=True)
         self.progress.start()
         if self.plan.to_run:
             self.cells = self.progress.add_task("cells", total=len(self.plan.to_run))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,8 +31,11 @@ def export(
     cell: Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist yet.")],
     to: Annotated[
-        Literal["sae_lens", "latentbench"],
-        typer.Option(help="sae_lens: for sae_lens.SAE.load_from_disk; latentbench: for `load:` in another spec."),
+        Literal["sae_lens", "latentbench", "huggingface"],
+        typer.Option(
+            help="sae_lens: for sae_lens.SAE.load_from_disk; latentbench: for `load:` in another spec; "
+            "huggingface: a model folder in either format with a card of what was measured."
+        ),
     ] = "sae_lens",
     results: Results = None,
     store: StoreFolder = None,
@@ -48,9 +53,14 @@ def export(
     project = project_of(results, store, allow)
     record = _record(project.results, cell)
     experiment = _experiment(record)
-    stored = load_stored(Store(project.store), record.keys["sae"], experiment.sae, project.roots)
+    stored = load_stored(
+        Store(project.store), record.keys["sae"], experiment.section_at(experiment.sites[0]), project.roots
+    )
     origin = _origin(record, experiment, project.roots)
-    (_to_sae_lens if to == "sae_lens" else _to_latentbench)(stored, output, origin)
+    if to == "huggingface":
+        _to_huggingface(stored, output, origin, record)
+    else:
+        (_to_sae_lens if to == "sae_lens" else _to_latentbench)(stored, output, origin)
 
 
 def _record(results: Path, wanted: str) -> Record:
@@ -84,8 +94,8 @@ def _origin(record: Record, experiment: Experiment, roots: Roots) -> Origin:
     model, train = experiment.model, experiment.dataset.train
     return Origin(
         model=_model_name(model),
-        site=experiment.layer,
-        hook_module=model.hook_module(roots, experiment.layer),
+        site=experiment.sites[0],
+        hook_module=model.hook_module(roots, experiment.sites[0]),
         context=train.context if train else None,
         cell=record.cell,
     )
@@ -118,3 +128,36 @@ def _to_latentbench(stored: Stored, output: Path, origin: Origin) -> None:
         save_stored(stored, draft)
         write_json(draft / ORIGIN, origin.fields())
     say(f"wrote {output}: {stored.section.variant}, exact; load it with {{adapter: latentbench, path: …}}")
+
+
+def _to_huggingface(stored: Stored, output: Path, origin: Origin, record: Record) -> None:
+    """Nothing is uploaded: the folder is what `hf upload` takes."""
+    from harness.exchange.model_card import card
+    from harness.store.files import new_folder, write_bytes, write_json
+
+    with new_folder(output) as draft:
+        loading = _weights(stored, draft, origin)
+        write_bytes(draft / "README.md", card(record, origin.model or "unknown", loading).encode())
+        write_json(draft / "record.json", record.model_dump(mode="json", by_alias=True))
+    say(f"wrote {output}; upload it with `hf upload YOUR/NAME {output}`")
+
+
+def _weights(stored: Stored, folder: Path, origin: Origin) -> str:
+    """Writes the weights in sae-lens' format, or ours where that has no equivalent; returns how to load them."""
+    from adapters.sae_lens.export import export as write
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        place = Path(beside) / "sae"
+        try:
+            done = write(stored.sae, place, origin)
+            first = f"import {done.needs_import}  # registers the class\n" if done.needs_import else ""
+            loading = f'{first}from sae_lens import SAE\n\nsae = SAE.load_from_disk("path/to/this/folder")'
+        except InvalidInput:
+            _to_latentbench(stored, place, origin)
+            loading = (
+                "from pathlib import Path\n\nfrom adapters.native import load_folder  # pip install latentbench\n\n"
+                'sae = load_folder(Path("path/to/this/folder"))'
+            )
+        for path in place.iterdir():
+            shutil.move(path, folder / path.name)
+    return loading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,14 @@ StoreFolder = Annotated[
     Path | None,
     typer.Option("--store", help="Folder of trained and measured artifacts.", show_default="results/store/"),
 ]
+Quota = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LATENTBENCH_QUOTA",
+        help="Size the store is kept to, e.g. 50GiB: what was not used for longest and can be rebuilt is deleted.",
+        show_default=False,
+    ),
+]
 Allow = Annotated[
     list[Path] | None,
     typer.Option(
@@ -30,6 +38,32 @@ Allow = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+Executor = Annotated[
+    Literal["local", "inline", "ray"],
+    typer.Option(help="local: a process per group of cells; inline: this process; ray: a Ray cluster."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of a Ray cluster this machine belongs to; default: one is started here."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes at a time; default: as many as the threads allow.", show_default=False),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda or cuda:N. With ray, auto is a GPU for cells whose `resources` ask for one."),
+]
+Filter = Annotated[
+    str | None,
+    typer.Option("--filter", help="Only cells whose title has this in it; * is any text, ? any character."),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", help="I/N: the I-th of N parts of the cells, chosen by their keys alone."),
+]
+MaxCells = Annotated[int | None, typer.Option("--max-cells", min=1, help="Run at most so many cells, the first ones.")]
 
 
 def project_of(results: Path | None = None, store: Path | None = None, allow: list[Path] | None = None) -> Project:

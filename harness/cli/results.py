@@ -1,30 +1,37 @@
-"""Verbs that read results: leaderboard, compare."""
+"""Verbs that read results: leaderboard, compare, import, publish."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.options import Results, project_of, say
+from harness.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say
+from harness.errors import InvalidInput
+from harness.words import plural
+
+if TYPE_CHECKING:
+    from harness.project import Project
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File (or folder) to write; default: standard output.")
+]
+Format = Literal["terminal", "md", "json", "csv", "html", "latex", "parquet", "every-eval-ever", "saebench"]
 
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs to the command line."""
-    for verb in (leaderboard, compare):
-        app.command()(verb)
+    for verb in (leaderboard, compare, import_, publish):
+        app.command(name=verb.__name__.rstrip("_"))(verb)
 
 
 def leaderboard(
     results: Results = None,
-    format: Annotated[
-        Literal["terminal", "md", "json", "csv", "html"], typer.Option(help="What to write.")
-    ] = "terminal",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default: standard output.")
-    ] = None,
+    store: StoreFolder = None,
+    format: Annotated[Format, typer.Option(help="What to write; the last two are folders of files.")] = "terminal",
+    output: Output = None,
     suite: Annotated[str | None, typer.Option(help="Only specs whose name starts with this.")] = None,
 ) -> None:
     """Show the table of all records; rows are ranked together only when they can be compared.
@@ -33,25 +40,87 @@ def leaderboard(
     """
     from harness.leaderboard import leaderboard as render
 
-    _emit(render(project_of(results).results, format=format, suite=suite), output)
+    project = project_of(results, store)
+    if format == "parquet" or format == "every-eval-ever" or format == "saebench":
+        if output is None:
+            raise InvalidInput(f"--format {format} needs --output")
+        _write(project, format, output, suite)
+        return
+    beside = output.parent if output else None
+    _emit(render(project.results, format=format, suite=suite, store=project.store, beside=beside), output)
 
 
 def compare(
     a: Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")],
     b: Annotated[str, typer.Argument(help="Another record.")],
     results: Results = None,
-    format: Annotated[Literal["terminal", "md", "json"], typer.Option(help="What to write.")] = "terminal",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default: standard output.")
-    ] = None,
+    format: Annotated[Literal["terminal", "md", "json", "html"], typer.Option(help="What to write.")] = "terminal",
+    output: Output = None,
 ) -> None:
     """Compare two records: what differs in their specs, and in every number, with intervals and p-values.
 
-    Example: `latentbench compare 'quickstart/topk[sae.k=8]' 'quickstart/topk[sae.k=32]'`
+    Examples: `latentbench compare 'quickstart/topk[sae.k=8]' 'quickstart/topk[sae.k=32]'`,
+    `latentbench compare A B --format html --output compare.html`
     """
     from harness.leaderboard import compare_records
 
     _emit(compare_records(project_of(results).results, a, b, format), output)
+
+
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="Result files of SAEBench, sae-lens (JSON, CSV) or lm-eval.")],
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take results of other tools into the leaderboard; they are shown as imported. All files are taken, or none.
+
+    Example: `latentbench import eval_results/*.json`
+    """
+    from harness.exchange.importing import import_files
+
+    made = import_files(project_of(results).results, files)
+    if as_json:
+        print_json([{"record": str(item.path), "new": item.new, "warnings": item.record.warnings} for item in made])
+        return
+    for item in made:
+        record = item.record
+        known = sum(metric.value is not None for metric in record.metrics)
+        title = f"{record.spec.name}[{record.label}]"
+        say(f"{'imported' if item.new else 'known   '}  {title}: {plural(known, 'number')}")
+        for warning in record.warnings:
+            say(f"          {warning}", err=True)
+
+
+def publish(
+    to: Annotated[Literal["trackio", "wandb"], typer.Option(help="An installed experiment tracker.")],
+    project: Annotated[str, typer.Option(help="Its project.")] = "latentbench",
+    results: Results = None,
+    suite: Annotated[str | None, typer.Option(help="Only specs whose name starts with this.")] = None,
+) -> None:
+    """Log the numbers of all records to an experiment tracker, one run per record.
+
+    Example: `latentbench publish --to trackio`
+    """
+    from harness.exchange.sinks import publish as log
+    from harness.leaderboard.load import load
+
+    done = log(load(project_of(results).results), to, project, suite)
+    say(f"logged {plural(done, 'record')} to {to}, project {project}")
+
+
+def _write(
+    project: Project, format: Literal["parquet", "every-eval-ever", "saebench"], output: Path, suite: str | None
+) -> None:
+    from harness.exchange.writing import write_folder
+    from harness.leaderboard import leaderboard_parquet
+    from harness.leaderboard.load import load
+    from harness.store.files import write_bytes
+
+    if format == "parquet":
+        write_bytes(output, leaderboard_parquet(project.results, suite))
+        say(f"wrote {output}", err=True)
+        return
+    say(f"wrote {plural(write_folder(load(project.results), format, output, suite), 'file')} to {output}", err=True)
 
 
 def _emit(text: str, output: Path | None) -> None:

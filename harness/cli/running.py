@@ -1,18 +1,40 @@
-"""Verbs that plan and run: plan, run, status."""
+"""Verbs that plan and run: plan, run, retry, status."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import Allow, AsJson, Results, Specs, StoreFolder, print_json, project_of, say
+from harness.cli.options import (
+    Address,
+    Allow,
+    AsJson,
+    Device,
+    Executor,
+    Filter,
+    MaxCells,
+    Quota,
+    Results,
+    ShardOption,
+    Specs,
+    StoreFolder,
+    Workers,
+    print_json,
+    project_of,
+    say,
+)
+from harness.errors import LatentbenchError
 from harness.section import Json
 from harness.words import plural
 
 if TYPE_CHECKING:
+    from harness.execute.choosing import Choice
+    from harness.execute.placing import Placement
     from harness.plan.plan import Plan
+    from harness.project import Project
+    from harness.record import Status
 
 
 INCOMPLETE = 3
@@ -20,12 +42,18 @@ INCOMPLETE = 3
 
 def register(app: typer.Typer) -> None:
     """Adds the verbs to the command line."""
-    for verb in (plan, run, status):
+    for verb in (plan, run, retry, status):
         app.command()(verb)
 
 
 def plan(
     specs: Specs = None,
+    filter: Filter = None,
+    shard: ShardOption = None,
+    executor: Executor = "local",
+    address: Address = None,
+    workers: Workers = None,
+    device: Device = "auto",
     results: Results = None,
     store: StoreFolder = None,
     allow: Allow = None,
@@ -33,52 +61,91 @@ def plan(
 ) -> None:
     """Say what a run would do, and why: every cell and stage, re-used or made. Nothing is run.
 
-    Example: `latentbench plan quickstart`
+    With `--executor ray` it also refuses cells that no node of the cluster can ever run.
+
+    Examples: `latentbench plan quickstart`, `latentbench plan --executor ray --address 10.0.0.1:6379`
     """
-    made = _plan(specs, results, store, allow)
+    from harness.execute.placing import Placement
+
+    project = project_of(results, store, allow)
+    made = _plan(specs, project, _choice(filter, shard))
+    placement = Placement(executor, address, workers, device)
+    placement.check(made, project)
     if as_json:
         print_json(_as_json(made))
         return
     from harness.cli.display import print_plan
+    from harness.execute.estimate import estimate
 
-    print_plan(made)
+    print_plan(made, project, estimate(made, project.results, placement.slots(made)))
 
 
 def run(
     specs: Specs = None,
-    executor: Annotated[
-        Literal["local", "inline"], typer.Option(help="local: a process per group of cells; inline: this process.")
-    ] = "local",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes at a time; default: as many as the threads allow.", show_default=False),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    filter: Filter = None,
+    shard: ShardOption = None,
+    max_cells: MaxCells = None,
+    executor: Executor = "local",
+    address: Address = None,
+    workers: Workers = None,
+    device: Device = "auto",
     results: Results = None,
     store: StoreFolder = None,
+    quota: Quota = None,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Compute what is missing, write one record per cell, and refresh the leaderboard.
 
-    Examples: `latentbench run quickstart`, `latentbench run specs/mine/*.yaml --workers 2`
+    Examples: `latentbench run quickstart`, `latentbench run 'specs/**/*.yaml' --filter 'k=8]' --shard 1/4`,
+    `latentbench run --executor ray --address 10.0.0.1:6379`
     """
-    from harness.cli.display import Display, print_json_summary, print_summary
-    from harness.execute.run import compute, prepare, unfinished
-    from harness.leaderboard import write_leaderboard_md
+    from harness.execute.placing import Placement
+    from harness.store.cleaning import limit
 
-    started, project = time.monotonic(), project_of(results, store, allow)
-    made = prepare(project, specs or [])
-    with Display(made, quiet=as_json) as display:
-        compute(made, project, executor, workers, device, display.report)
-    left = unfinished(made, project)
-    write_leaderboard_md(project.results)
-    (print_json_summary if as_json else print_summary)(made, left, project, time.monotonic() - started)
-    raise typer.Exit(INCOMPLETE if left else 0)
+    limit(quota)
+    project = project_of(results, store, allow)
+    _run(specs, project, _choice(filter, shard, max_cells), Placement(executor, address, workers, device), as_json)
+
+
+def retry(
+    specs: Specs = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only cells that failed.")] = False,
+    timed_out: Annotated[bool, typer.Option("--timed-out", help="Only cells that were stopped for time.")] = False,
+    filter: Filter = None,
+    shard: ShardOption = None,
+    max_cells: MaxCells = None,
+    executor: Executor = "local",
+    address: Address = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    results: Results = None,
+    store: StoreFolder = None,
+    quota: Quota = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run only the cells whose last run ended without numbers; by default all of them.
+
+    Examples: `latentbench retry`, `latentbench retry quickstart --failed`
+    """
+    from harness.execute.placing import Placement
+    from harness.store.cleaning import limit
+
+    limit(quota)
+    project = project_of(results, store, allow)
+    last: tuple[tuple[Status, bool], ...] = (("failed", failed), ("timeout", timed_out))
+    wanted = frozenset(status for status, asked in last if asked or failed == timed_out)
+    choice = _choice(filter, shard, max_cells, wanted)
+    _run(specs, project, choice, Placement(executor, address, workers, device), as_json)
 
 
 def status(
     specs: Specs = None,
+    filter: Filter = None,
+    shard: ShardOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until every cell is done, or Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
     results: Results = None,
     store: StoreFolder = None,
     allow: Allow = None,
@@ -86,9 +153,17 @@ def status(
 ) -> None:
     """Show which cells are done, failed or missing. Exit code 3 when some are not done.
 
-    Example: `latentbench status quickstart`
+    It reads records and store, so it also follows runs of other machines that share these folders.
+
+    Examples: `latentbench status quickstart`, `latentbench status --watch --interval 30`
     """
-    made = _plan(specs, results, store, allow)
+    project = project_of(results, store, allow)
+    made = _plan(specs, project, _choice(filter, shard))
+    if watch:
+        from harness.cli.watching import follow
+
+        follow(made, project, interval)
+        return
     rows = [{"cell": c.cell.title, "done": not c.run, "reason": c.reason} for c in made.cells]
     if as_json:
         print_json(rows)
@@ -99,13 +174,43 @@ def status(
     raise typer.Exit(INCOMPLETE if made.to_run else 0)
 
 
-def _plan(specs: Specs, results: Results, store: StoreFolder, allow: Allow) -> Plan:
+def _run(specs: Specs, project: Project, choice: Choice, placement: Placement, as_json: bool) -> None:
+    from harness.cli.display import Display, print_json_summary, print_summary
+    from harness.execute.estimate import estimate
+    from harness.execute.run import compute, prepare, unfinished
+    from harness.leaderboard import write_leaderboard_md
+
+    started = time.monotonic()
+    meant = choice.of(prepare(project, specs or []), project.results)
+    made = choice.first(meant)
+    with Display(made, estimate(made, project.results, placement.slots(made)), quiet=as_json) as display:
+        compute(made, project, placement, display.report)
+    left = unfinished(meant, project)
+    code = INCOMPLETE if left else 0
+    try:
+        write_leaderboard_md(project.results)
+    except LatentbenchError as error:  # on a full disk; what was computed is told all the same
+        say(f"error: the table was not written: {error}", err=True)
+        code = code or error.exit_code
+    (print_json_summary if as_json else print_summary)(meant, left, project, time.monotonic() - started)
+    raise typer.Exit(code)
+
+
+def _choice(
+    pattern: str | None, shard: str | None, max_cells: int | None = None, last: frozenset[Status] = frozenset()
+) -> Choice:
+    from harness.execute.choosing import Choice, Shard
+
+    return Choice(pattern, Shard.parse(shard) if shard is not None else None, last, max_cells)
+
+
+def _plan(specs: Specs, project: Project, choice: Choice) -> Plan:
     from harness.plan.plan import make_plan
     from harness.project import load_specs
     from harness.store.store import Store
 
-    project = project_of(results, store, allow)
-    return make_plan(load_specs(project, specs or []), Store(project.store), project.results, project.roots)
+    made = make_plan(load_specs(project, specs or []), Store(project.store), project.results, project.roots)
+    return choice.of(made, project.results)
 
 
 def _as_json(made: Plan) -> Json:

@@ -1,4 +1,4 @@
-"""What a worker tells while it works: one JSON object per line on its standard output."""
+"""What a worker tells while it works, one JSON object per line on its standard output, and how it can be lost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
+
+from harness.record import Status
 
 Kind = Literal["progress", "done", "note"]
 
@@ -34,6 +36,15 @@ class Event:
             return Event(**data) if isinstance(data, dict) else None
         except (ValueError, TypeError):
             return None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How cells were lost that have no record although their worker has ended."""
+
+    status: Status
+    type: str
+    message: str
 
 
 Report = Callable[[Event], None]

@@ -25,8 +25,9 @@ from harness.metrics.study import Findings, Study
 from harness.plan.stage import CellStages, SaeStages
 from harness.plan.stages import cell_key, stages_of
 from harness.record import Cost, Failure, MetricValue
-from harness.results import write_record
+from harness.results import referred_keys, write_record
 from harness.sae.base import SparseAutoencoder
+from harness.store.cleaning import keep_within, quota_of_environment
 from harness.store.store import Store
 from harness.words import plural
 
@@ -72,8 +73,10 @@ class _Run:
         for state in self.states.values():
             self._guard([state], "plan", partial(self._find_stages, state))
         needed = {stage.key for state in self._alive() if state.stages for stage in state.stages.all()}
+        quota = quota_of_environment()
         with self.store.using(needed):
             self._compute()
+        keep_within(self.store, quota, partial(referred_keys, self.job.results))
 
     def _compute(self) -> None:
         self._train()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.protocols import Roots
+from harness.execute.process import Limits
 from harness.plan.plan import PlannedCell
 from harness.record import SpecOrigin
 from harness.section import Json
@@ -34,16 +35,42 @@ class Job:
     threads: int
 
     @property
-    def timeout(self) -> float | None:
-        """Seconds allowed: the sum of the cells' timeouts, or None when one of them has none."""
-        limits = [item.cell.experiment.resources.timeout_seconds for item in self.cells]
-        return None if None in limits else sum(limit for limit in limits if limit is not None)
+    def limits(self) -> Limits:
+        """Of the process that computes it: the sum of the cells' timeouts and the largest of their memory limits.
+
+        A cell without a limit lifts it for all.
+        """
+        resources = [item.cell.experiment.resources for item in self.cells]
+        seconds = [asked.timeout_seconds for asked in resources]
+        memory = [asked.memory for asked in resources]
+        return Limits(
+            self.threads,
+            timeout=None if None in seconds else sum(limit for limit in seconds if limit is not None),
+            memory=None if None in memory else max(int(limit) for limit in memory if limit is not None),
+        )
 
     @property
-    def memory(self) -> int | None:
-        """Bytes allowed: the largest of the cells' limits, or None when one of them has none."""
-        limits = [item.cell.experiment.resources.memory for item in self.cells]
-        return None if None in limits else max(int(limit) for limit in limits if limit is not None)
+    def memory_asked(self) -> int | None:
+        """Bytes that the hungriest cell asks for, whether or not others are limited; None when no cell says."""
+        stated = [int(m) for item in self.cells if (m := item.cell.experiment.resources.memory) is not None]
+        return max(stated, default=None)
+
+    @property
+    def gpus(self) -> float:
+        """Accelerators, or the part of one, that the hungriest cell asks for."""
+        return max(item.cell.experiment.resources.gpus for item in self.cells)
+
+    @property
+    def states_threads(self) -> bool:
+        """Whether some cell says how many threads it wants."""
+        return any(item.cell.experiment.resources.cpus is not None for item in self.cells)
+
+    def single_cells(self) -> list[Job]:
+        """A job for each cell, with the threads that it asks for itself."""
+        return [
+            replace(self, cells=(item,), threads=item.cell.experiment.resources.cpus or self.threads)
+            for item in self.cells
+        ]
 
     def to_json(self) -> Json:
         """The job as JSON data."""

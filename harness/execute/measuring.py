@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from harness.activations.site import Site
@@ -14,7 +14,7 @@ from harness.measure.statistics import Baseline, Measurement
 from harness.plan.stage import CellStages, DomainStages, Stage
 from harness.sae.base import SparseAutoencoder
 from harness.spec.cells import Cell
-from harness.store.store import Store
+from harness.store.store import Ref, Store
 
 Progress = Callable[[int, int], None]
 
@@ -37,6 +37,10 @@ class Subject:
         stage = self.stages.domains[domain].baseline
         assert stage is not None  # only cells with shared metrics are measured here
         return stage
+
+    def measurements(self, domain: str) -> list[Ref]:
+        """What is measured of its SAE on a domain."""
+        return [stage.ref for stage in self.stages.domains[domain].measurements.values()]
 
 
 @dataclass(frozen=True)
@@ -69,31 +73,43 @@ class Measuring:
         tokens = make_eval_tokens(
             self.store, tokens_stage, experiment.dataset.eval[domain], tokenizer, self.models.roots
         )
-        failures = self._measure_missing(subjects, domain, tokens, progress)
+        failures: dict[Cell, Exception] = {}
+
+        def make_with_baselines(refs: list[Ref]) -> None:
+            # Nobody measures on a baseline that is not there yet, so what stands on it is made in the same pass.
+            mine = [s for s in subjects if s.baseline(domain).ref in refs]
+            with self.store.taking(ref for s in mine for ref in s.measurements(domain)) as above:
+                failures.update(self._pass(mine, domain, tokens, {*refs, *above}, progress))
+
+        def make(refs: list[Ref]) -> None:
+            failures.update(self._pass(subjects, domain, tokens, {*refs}, progress))
+
+        self.store.share({s.baseline(domain).ref for s in subjects}, make_with_baselines)
+        alive = [s for s in subjects if s.cell not in failures]
+        self.store.share({ref for s in alive for ref in s.measurements(domain)}, make)
         return {s.cell: failures.get(s.cell) or self._collect(s, domain, tokens) for s in subjects}
 
-    def _measure_missing(
-        self, subjects: list[Subject], domain: str, tokens: EvalTokens, progress: Progress
+    def _pass(
+        self, subjects: list[Subject], domain: str, tokens: EvalTokens, refs: set[Ref], progress: Progress
     ) -> dict[Cell, Exception]:
+        """One pass over the documents that makes the baselines and measurements among `refs`."""
         stages = {s.cell: s.stages.domains[domain] for s in subjects}
         bases = {s.cell: s.baseline(domain) for s in subjects}
-        baselines = {b.site: b for stage in bases.values() if (b := stored_baseline(self.store, stage))}
         requests: dict[str, Request] = {}
         failures: dict[Cell, Exception] = {}
         for subject in subjects:
             try:
-                requests |= self._requests(subject, stages[subject.cell])
+                requests |= self._requests(subject, stages[subject.cell], refs)
             except Exception as error:  # one SAE that cannot be loaded must not cost the others
                 failures[subject.cell] = error
-        wanted = {stage.key: stage for cell, stage in bases.items() if cell not in failures}
-        lacking = [stage for stage in wanted.values() if not self.store.has(stage.kind, stage.key)]
+        lacking = {stage.ref: stage for cell, stage in bases.items() if stage.ref in refs and cell not in failures}
         if not requests and not lacking:
             return failures
         results = measure(
             self.models.model(subjects[0].cell.experiment.model),
             tokens,
             list(requests.values()),
-            baselines=baselines,
+            baselines=self._known(bases.values()),
             sites=[s.site for s in subjects],
             splice_sites=[s.site for s in subjects if bases[s.cell].payload["splice"]],
             progress=progress,
@@ -105,11 +121,14 @@ class Measuring:
             keep(self.store, by_key[measurement.name], *measurement.to_tensors())
         return failures | self._failed(subjects, stages, results.failures)
 
-    def _requests(self, subject: Subject, domain: DomainStages) -> dict[str, Request]:
-        """What is not in the store yet, by stage key."""
-        missing = {
-            b: stage for b, stage in domain.measurements.items() if stored_measurement(self.store, stage) is None
-        }
+    def _known(self, stages: Iterable[Stage]) -> dict[Site, Baseline]:
+        """Baselines that are in the store; of two at one site the one with cross-entropies."""
+        found = [baseline for stage in stages if (baseline := stored_baseline(self.store, stage))]
+        return {baseline.site: baseline for baseline in sorted(found, key=lambda b: b.spliced)}
+
+    def _requests(self, subject: Subject, domain: DomainStages, refs: set[Ref]) -> dict[str, Request]:
+        """The subject's measurements among `refs`, by stage key."""
+        missing = {budget: stage for budget, stage in domain.measurements.items() if stage.ref in refs}
         if not missing:
             return {}
         sae = subject.sae()

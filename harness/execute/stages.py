@@ -50,15 +50,15 @@ def read_content(folder: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
     """The inverse of `write_content`. Raises DamagedArtifact."""
     try:
         return load_file(folder / CONTENT), json.loads((folder / META).read_text("utf-8"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DamagedArtifact(f"{folder} cannot be read: {error}") from error
 
 
 def make_train_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenizer: Any, roots: Roots) -> TrainTokens:
     """Packed training rows of a dataset."""
-    found = stored(store, stage, TrainTokens.from_tensors)
-    if found is None:
-        found = training_tokens(
+
+    def make() -> TrainTokens:
+        made = training_tokens(
             data.texts(roots),
             tokenizer,
             context=data.context,
@@ -67,19 +67,23 @@ def make_train_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenize
             documents=data.documents,
             skip=data.skip,
         )
-        keep(store, stage, *found.to_tensors())
-    return found
+        keep(store, stage, *made.to_tensors())
+        return made
+
+    return store.once(*stage.ref, lambda: stored(store, stage, TrainTokens.from_tensors), make)
 
 
 def make_eval_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenizer: Any, roots: Roots) -> EvalTokens:
     """One row per evaluation document of a dataset."""
-    found = stored(store, stage, EvalTokens.from_tensors)
-    if found is None:
-        found = evaluation_tokens(
+
+    def make() -> EvalTokens:
+        made = evaluation_tokens(
             data.texts(roots), tokenizer, context=data.context, documents=data.documents, skip=data.skip
         )
-        keep(store, stage, *found.to_tensors())
-    return found
+        keep(store, stage, *made.to_tensors())
+        return made
+
+    return store.once(*stage.ref, lambda: stored(store, stage, EvalTokens.from_tensors), make)
 
 
 def stored_baseline(store: Store, stage: Stage) -> Baseline | None:

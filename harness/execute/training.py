@@ -30,7 +30,7 @@ from harness.sae.train import train
 from harness.sae.trainee import NativeTrainee
 from harness.spec.cells import Cell
 from harness.store.files import write_bytes
-from harness.store.store import Store
+from harness.store.store import Ref, Store
 
 CHECKPOINT = "state.safetensors.sha256"
 """A safetensors file followed by the 32 bytes of its sha256: one file, so that both appear at once."""
@@ -90,7 +90,16 @@ class Training:
         return [list(group.values()) for group in groups.values()]
 
     def run(self, wanted: list[Wanted], progress: Progress) -> dict[str, Exception]:
-        """Makes SAEs of one stream. Returns what went wrong, by stage key."""
+        """Makes SAEs of one stream, or waits for those that other workers make. Returns what went wrong, by stage key."""
+        failures: dict[str, Exception] = {}
+
+        def make(refs: list[Ref]) -> None:
+            failures.update(self._make([item for item in wanted if item.made.stage.ref in refs], progress))
+
+        self.store.share([item.made.stage.ref for item in wanted], make)
+        return failures
+
+    def _make(self, wanted: list[Wanted], progress: Progress) -> dict[str, Exception]:
         failures: dict[str, Exception] = {}
         if not wanted[0].options.reads_texts:
             for item in wanted:

@@ -1,14 +1,18 @@
 """`python -m harness.execute.worker JOB.json`: computes a job's cells and writes their records.
 
 Events go to standard output, everything else to standard error. The exit code is 0 when every cell has a record,
-whatever its status.
+whatever its status. Standard input is a pipe that its parent never writes to: when it closes, the parent is gone, nobody
+wants the rest, and the worker ends.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -17,10 +21,13 @@ from harness.execute.events import Event
 from harness.execute.job import Job
 from harness.store.files import read_json
 
+_GRACE_SECONDS = 5.0
+
 
 def main(path: str) -> int:
     """Runs the job in the file at `path`."""
     signal.signal(signal.SIGTERM, _stop)
+    _end_with_parent()
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print; only events may reach the parent
 
@@ -39,6 +46,23 @@ def main(path: str) -> int:
         print(f"latentbench: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _end_with_parent() -> None:
+    """Watches the parent's end of standard input, which is then empty for everybody else."""
+    pipe = os.dup(sys.stdin.fileno())
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
+
+    def watch() -> None:
+        while os.read(pipe, 1):
+            pass
+        os.killpg(os.getpgid(0), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    if stat.S_ISFIFO(os.fstat(pipe).st_mode):  # started by hand, it has a terminal instead
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -36,6 +36,9 @@ class Thresholds(High):
     """A path ends before a residual predecessor (or successor) below it; the paper's value."""
     drop: Cosine = 0.15
     """Latents of MLPs and attention below it are left out of graphs; the paper's value."""
+    chance: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """No match counts, whatever the other values, whose cosine the best of as many random directions would exceed with
+    this probability: small models have few dimensions, where 0.25 or even 0.5 means nothing. 1: not asked."""
     layers: dict[Annotated[int, Field(ge=0)], High] = Field(default_factory=dict)
     """High values of their own for single decoder blocks; the paper calls them specific to the layer."""
 
@@ -59,8 +62,8 @@ class Flow(Subject):
     """What scales decoder rows before `folded` and `permutation` compare them: each latent's threshold (SAE Match
     eq. 4) or, for SAEs without thresholds, its mean activation where it is active. Default: `threshold` for `folded`,
     `none` for `permutation`."""
-    candidates: PositiveInt | None = 5
-    """`random` draws among so many nearest latents (the paper's control); null: among all."""
+    candidates: PositiveInt | Literal["all"] = 5
+    """`random` draws among so many nearest latents (the paper's control), or among all."""
     exact_width: PositiveInt = 4096
     """`permutation` solves the full assignment up to this width (a width × width matrix) and a sparse one above."""
     neighbours: PositiveInt = 64
@@ -76,7 +79,7 @@ class Flow(Subject):
     def _fits(self) -> Any:
         if self.matching == "permutation" and self.k != 1:
             raise ValueError("a permutation gives every latent one match: k must be 1")
-        if self.matching == "random" and self.candidates is not None and self.k > self.candidates:
+        if self.matching == "random" and self.candidates != "all" and self.k > self.candidates:
             raise ValueError(f"k = {self.k} matches cannot be drawn among {self.candidates} candidates")
         if self.fold is not None and self.matching not in ("folded", "permutation"):
             raise ValueError(f"matching: {self.matching} compares directions alone; leave out `fold`")

@@ -9,15 +9,17 @@ from typing import Literal, get_args
 from harness.errors import InvalidInput
 from harness.leaderboard.board import Board
 from harness.leaderboard.compare import compare
+from harness.leaderboard.curves import curves_of
 from harness.leaderboard.evidence import Source
 from harness.leaderboard.load import Results, load
-from harness.leaderboard.render import comparison, data, html, markdown, terminal
+from harness.leaderboard.pages import pages_of
+from harness.leaderboard.render import comparison, comparison_html, data, html, latex, markdown, terminal
 from harness.leaderboard.select import select
 from harness.leaderboard.table import board_of, suite_of
 from harness.store.files import write_bytes
 
-BoardFormat = Literal["md", "json", "csv", "html", "terminal"]
-ComparisonFormat = Literal["md", "json", "terminal"]
+BoardFormat = Literal["md", "json", "csv", "latex", "html", "terminal"]
+ComparisonFormat = Literal["md", "json", "html", "terminal"]
 LEADERBOARD = "LEADERBOARD.md"
 
 
@@ -27,11 +29,14 @@ def leaderboard(
     suite: str | None = None,
     columns: Sequence[str] | None = None,
     width: int = 160,
+    store: Path | None = None,
+    beside: Path | None = None,
 ) -> str:
     """The leaderboard of a results folder as text of the given format.
 
     `suite` keeps the specs below that folder; `columns` are metric ids, families (`cross_entropy`), column keys or
-    `all`, default the short table; `width` is the terminal's. Raises InvalidInput.
+    `all`, default the short table; `width` is the terminal's. A page shows training curves where `store` holds them,
+    and links to pages in the folder `beside` it. Raises InvalidInput.
     """
     _known(format, BoardFormat)
     loaded, source = load(results), Source()
@@ -41,10 +46,21 @@ def leaderboard(
     board = board_of(loaded, suite, source)
     _known_columns(board, columns)
     if format == "html":
-        return html.page(board, source)
+        return html.page(board, source, curves=curves_of(board, store), pages=pages_of(board, beside))
+    if format == "latex":
+        return latex.page(board, columns)
     if format == "json":
         return data.as_json(board, columns)
     return data.as_csv(board, columns) if format == "csv" else terminal.text(board, columns, width)
+
+
+def leaderboard_parquet(results: Path, suite: str | None = None, columns: Sequence[str] | None = None) -> bytes:
+    """The long table of all numbers as Parquet. Raises InvalidInput."""
+    loaded = load(results)
+    _known_suite(loaded, suite)
+    board = board_of(loaded, suite)
+    _known_columns(board, columns)
+    return data.as_parquet(board, columns)
 
 
 def write_leaderboard_md(results: Path) -> Path:
@@ -64,6 +80,8 @@ def compare_records(results: Path, a: str, b: str, format: ComparisonFormat = "t
     found = compare(select(loaded, a), select(loaded, b))
     if format == "md":
         return comparison.as_markdown(found)
+    if format == "html":
+        return comparison_html.page(found)
     return comparison.as_json(found) if format == "json" else comparison.as_text(found, width)
 
 

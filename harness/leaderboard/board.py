@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from harness.canonical import digest
 from harness.leaderboard.load import Loaded
+from harness.leaderboard.statistics import counted
 from harness.record import MetricValue, Status
 from harness.section import Json
 
 Standing = Literal["best", "tied", "behind"]
-BadgeKind = Literal["partial", "failed", "dirty", "old", "superseded", "warning"]
+BadgeKind = Literal["imported", "partial", "failed", "dirty", "old", "superseded", "warning"]
 
 LABELS = {
     "explained_variance.centred": "EV centred",
@@ -34,8 +35,24 @@ LABELS = {
     "mse": "MSE",
     "cosine": "Cosine",
     "norm_ratio": "Norm ratio",
+    "autointerp.score": "Autointerp",
+    "reasoning_accuracy.accuracy": "Accuracy",
+    "reasoning_accuracy.gain": "Accuracy gain",
+    "capability_cost.kl": "KL to the unsteered",
+    "sparse_probing.accuracy": "Probing",
+    "absorption.fraction": "Absorption",
+    "flow_matching.score": "Matching",
+    "flow_agreement.residual": "Agreement",
+    "flow_deactivation.success": "Deactivation",
+    "flow_transition.carried": "Carried over",
+    "flow_transition.explained_variance": "EV across layers",
 }
 """Short column headings; other metrics are headed by their id."""
+
+
+def params_text(params: Mapping[str, Json]) -> str:
+    """Parameters other than the budget as text, e.g. `judge=lexical,tokens=30000`."""
+    return ",".join(f"{k}={v}" for k, v in sorted(params.items()) if k != "budget")
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,7 @@ class Column:
     def of(value: MetricValue) -> Column:
         """The column a record's number stands in."""
         budget = value.params.get("budget")
-        others = ",".join(f"{k}={v}" for k, v in sorted(value.params.items()) if k != "budget")
+        others = params_text(value.params)
         whole = budget if isinstance(budget, int) else None
         return _column(value.id, value.version, value.domain, whole, others, value.unit, value.higher_is_better)
 
@@ -86,12 +103,14 @@ class Value:
     """Why the value or its interval is missing."""
     low: float | None = None
     high: float | None = None
-    """95 % interval over documents, for the seeds that were trained."""
+    """95 % interval over the units, for the seeds that were trained."""
     sd: float | None = None
     """Standard deviation over seeds, None for one seed."""
     seeds: tuple[float, ...] = ()
     n: int | None = None
-    """Documents."""
+    """Independent units behind each seed's number, None where the seeds differ in it."""
+    units: str = ""
+    """What they are, in the plural; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +193,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that were measured alike on all their domains and may be ranked together."""
+    """Rows that were measured alike on all domains they share, and may be ranked there."""
 
     key: str
     title: str
@@ -189,9 +208,31 @@ class Group:
     verdicts: Mapping[tuple[str, str], Verdict] = field(default_factory=dict)
     """By row id and column key."""
 
+    @cached_property
+    def counts(self) -> Mapping[str, str]:
+        """Domain to what its numbers stand on, e.g. `128 documents` or `128 documents, 40–64 latents`."""
+        found: dict[str, dict[str, set[int]]] = {}
+        for column in (column for column in self.columns if column.domain is not None):
+            for value in (row.values[column.key] for row in self.rows if column.key in row.values):
+                if value.n is not None and value.units:
+                    found.setdefault(column.domain or "", {}).setdefault(value.units, set()).add(value.n)
+        return {domain: ", ".join(_counted(ns, units) for units, ns in by.items()) for domain, by in found.items()}
+
+    def heading(self, column: Column) -> str:
+        """The column's label, with what tells it from another of that label on its domain (a judge, a version)."""
+        same = [c for c in self.columns if (c.domain, c.label) == (column.domain, column.label)]
+        told = [f"v{column.version}"] if len({c.version for c in same}) > 1 else []
+        told += [column.params] if column.params and len({c.params for c in same}) > 1 else []
+        return f"{column.label} ({', '.join(told)})" if told else column.label
+
     def verdict(self, row: Row, column: Column) -> Verdict:
         """How a row stands in a column."""
         return self.verdicts.get((row.id, column.key), Verdict(None))
+
+
+def _counted(numbers: Collection[int], units: str) -> str:
+    low, high = min(numbers), max(numbers)
+    return counted(low, units) if low == high else f"{low:,}–{high:,} {units}"
 
 
 @dataclass(frozen=True)

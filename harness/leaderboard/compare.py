@@ -9,16 +9,19 @@ import numpy as np
 
 from harness.leaderboard.board import Column, Fact, Value
 from harness.leaderboard.evidence import Evidence, Source, Unusable
+from harness.leaderboard.grouping import differing_facts
+from harness.leaderboard.inference import difference_of, mismatch
 from harness.leaderboard.load import Loaded
-from harness.leaderboard.statistics import Test, difference, estimate, holm, seed_test, swap_shares
-from harness.leaderboard.table import differing_facts, values_of
+from harness.leaderboard.statistics import Test, estimate, holm, seed_test, swap_shares
+from harness.leaderboard.table import values_of
 from harness.metrics.base import Array
 from harness.record import Comparability
 from harness.section import Json
 
 MOVERS = 5
-MOVING = ("explained_variance.centred", "cross_entropy.increase")
-"""Numbers for which the documents that changed most are named."""
+MOVING = ("explained_variance.centred", "cross_entropy.increase", "reasoning_accuracy.accuracy")
+"""Numbers for which the documents (or problems) that changed most are named."""
+NOTHING_TO_TEST = "one number for the whole run: nothing to test"
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,14 @@ class MetricChange:
 
 @dataclass(frozen=True)
 class Mover:
-    """A document on which the two sides differ much."""
+    """A document, or another unit that both sides share, on which they differ much."""
 
     document: int
+    """Its position among the domain's units."""
     a: float | None
     b: float | None
     share: float
-    """What this document contributes to the difference of the totals."""
+    """What it contributes to the difference of the totals."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,12 @@ class Comparison:
     domains: tuple[DomainMatch, ...]
     changes: tuple[MetricChange, ...]
     movers: dict[str, tuple[Mover, ...]]
-    """Column key to the documents that moved most, largest first."""
+    """Column key to the documents (or problems) that moved most, largest first."""
     problems: tuple[str, ...]
 
 
 def compare(a: Side, b: Side, source: Source | None = None) -> Comparison:
-    """Everything that differs from A to B. Sets of runs are averaged over their seeds and tested on the same documents."""
+    """Everything that differs from A to B. Sets of runs are averaged over their seeds and tested on the same units."""
     source = source or Source()
     domains = tuple(_domain_matches(a, b))
     comparable = {match.domain for match in domains if match.comparable}
@@ -143,15 +147,17 @@ def _change(
     if a.value is None or b.value is None:
         missing = f"A: {a.reason}" if a.value is None else f"B: {b.reason}"
         return MetricChange(column, a, b, None, reason=missing)
+    if column.domain is None:
+        return MetricChange(column, a, b, b.value - a.value, reason=NOTHING_TO_TEST)
     if not comparable:
         return MetricChange(column, a, b, None, reason="not measured alike on this domain")
     try:
         ours, theirs = source.evidence(side_a.cells, column), source.evidence(side_b.cells, column)
     except Unusable as error:
         return MetricChange(column, a, b, b.value - a.value, reason=str(error))
-    if not ours.matches(theirs):
-        return MetricChange(column, a, b, b.value - a.value, reason="not testable: different numbers of documents")
-    found = difference(ours.formula, theirs.inputs, ours.inputs)
+    if reason := mismatch(ours, theirs):
+        return MetricChange(column, a, b, b.value - a.value, reason=reason)
+    found = difference_of(theirs, ours)
     seeds = None if column.higher_is_better is None else _seed_test(side_a, side_b, ours, theirs)
     return MetricChange(column, a, b, found.value, found.low, found.high, found.test.p, None, seeds, found.test.reason)
 
@@ -178,7 +184,7 @@ def _movers(column: Column, a: Side, b: Side, source: Source) -> tuple[Mover, ..
         ours, theirs = source.evidence(a.cells, column), source.evidence(b.cells, column)
     except Unusable:
         return ()
-    if not ours.matches(theirs):
+    if not ours.paired or mismatch(ours, theirs):
         return ()
     first, second = np.mean(ours.inputs, axis=0), np.mean(theirs.inputs, axis=0)
     shares, _ = swap_shares(ours.formula, second, first)

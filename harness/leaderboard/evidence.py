@@ -1,9 +1,10 @@
-"""Per-document statistics of rows, for intervals and tests: read once, checked against the recorded numbers."""
+"""Per-unit statistics of rows, for intervals and tests: read once, checked against the recorded numbers."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,8 @@ from functools import lru_cache
 import numpy as np
 from pydantic import ValidationError
 
-from harness.canonical import canonical
 from harness.errors import LatentbenchError, NotAvailable, RefusedFile
-from harness.leaderboard.board import Column
+from harness.leaderboard.board import Column, params_text
 from harness.leaderboard.load import Loaded
 from harness.leaderboard.statistics import Formula, estimate
 from harness.metrics.base import Array, Estimator, Metric, Statistics
@@ -37,11 +37,11 @@ class Evidence:
 
     formula: Formula
     inputs: tuple[Array, ...]
-    """Per seed the statistics [documents, inputs]."""
-
-    def matches(self, other: Evidence) -> bool:
-        """Whether both were measured on equally many documents."""
-        return len(self.inputs[0]) == len(other.inputs[0])
+    """Per seed the statistics [units, inputs]."""
+    units: str = "documents"
+    """What the statistics are per, in the plural."""
+    paired: bool = True
+    """Whether unit i is the same thing in every row and seed, as a document is and a latent is not."""
 
 
 class Source:
@@ -53,20 +53,22 @@ class Source:
 
     def evidence(self, cells: Sequence[Loaded], column: Column) -> Evidence:
         """Evidence for a column over the seeds of a row. Raises Unusable."""
-        estimator = _estimator(cells[0].record, column)
+        estimator = estimator_of(cells[0], column)
+        if estimator is None:
+            raise Unusable("no per-document statistics")
         inputs = tuple(self._inputs(cell, estimator, column) for cell in cells)
-        if len({len(stats) for stats in inputs}) > 1:
-            raise Unusable("the seeds were measured on different numbers of documents")
-        return Evidence(estimator.formula, inputs)
+        if estimator.paired and len({len(stats) for stats in inputs}) > 1:
+            raise Unusable(f"the seeds were measured on different numbers of {estimator.units}")
+        return Evidence(estimator.formula, inputs, estimator.units, estimator.paired)
 
     def _inputs(self, cell: Loaded, estimator: Estimator, column: Column) -> Array:
         statistics = self._read(cell)
         names = [f"{column.domain}/{name}" for name in estimator.names(column.budget)]
         missing = [name for name in names if name not in statistics]
         if missing:
-            raise Unusable(f"no per-document statistics {', '.join(missing)}")
+            raise Unusable(f"no statistics {', '.join(missing)}")
         if len({len(statistics[name]) for name in names}) > 1:
-            raise Unusable("per-document statistics of different lengths")
+            raise Unusable("statistics of different lengths")
         inputs = np.stack([statistics[name] for name in names], axis=1)
         self._confirm(cell, column, estimate(estimator.formula, [inputs]))
         return inputs
@@ -100,18 +102,33 @@ class Source:
             raise Unusable("the recorded number does not follow from its statistics")
 
 
-def _estimator(record: Record, column: Column) -> Estimator:
-    known = estimators(canonical(record.resolved.get("metrics", [])))
-    if (column.metric, column.version) not in known:
-        raise Unusable("no per-document statistics")
-    return known[column.metric, column.version]
+def estimator_of(cell: Loaded, column: Column) -> Estimator | None:
+    """The estimator behind a column, None where this installation knows none."""
+    return estimators(cell.metrics_section).get((column.metric, column.version, column.params))
 
 
 @lru_cache(maxsize=64)
-def estimators(metrics: str) -> dict[tuple[str, int], Estimator]:
-    """Id and version to estimator, for the `metrics` section of a resolved spec (as canonical JSON)."""
+def estimators(metrics: str) -> dict[tuple[str, int, str], Estimator]:
+    """Id, version and parameters to estimator, for the `metrics` section of a resolved spec (as canonical JSON)."""
     numbers = [number for metric in installed(json.loads(metrics)) for number in metric.numbers()]
-    return {(number.id, number.version): number for number in numbers}
+    return {(number.id, number.version, params_text(number.params)): number for number in numbers}
+
+
+def units_of(cell: Loaded, column: Column, method: str | None = None) -> str:
+    """What a column's number has `n` of: by its metric, else by the method of its interval, else nothing known."""
+    estimator = estimator_of(cell, column)
+    if estimator is not None:
+        return estimator.units
+    named = re.match(r"([a-z]+) (bootstrap|normal)", method or "")
+    if named:
+        return f"{named[1]}s"
+    return "documents" if column.metric in tallies(cell.metrics_section) else ""
+
+
+@lru_cache(maxsize=64)
+def tallies(metrics: str) -> frozenset[str]:
+    """Ids of the numbers that count firing latents over documents, for a `metrics` section as above."""
+    return frozenset(tally.id for metric in installed(json.loads(metrics)) for tally in metric.tallies())
 
 
 def current_versions(record: Record) -> dict[str, int]:

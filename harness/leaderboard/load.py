@@ -31,6 +31,11 @@ class Loaded:
     results: Path
 
     @cached_property
+    def metrics_section(self) -> str:
+        """The `metrics` of its resolved spec as canonical JSON."""
+        return canonical(self.record.resolved.get("metrics") or [])
+
+    @cached_property
     def created(self) -> datetime:
         """When the record was written; UTC where it does not say."""
         moment = datetime.fromisoformat(self.record.created)

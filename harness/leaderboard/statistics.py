@@ -11,6 +11,9 @@ fewer than six documents can show nothing.
 
 *Interval of a difference.* The same bootstrap weights re-evaluate both (harness/metrics/intervals.py).
 
+*Units.* What is said of documents here holds for problems too, which every row answers alike. Where rows have units of
+their own (latents of different SAEs), see `unpaired`.
+
 *Seeds* are another source of noise, kept apart: the exact sign-flip test over seeds, "not testable" below six.
 """
 
@@ -85,13 +88,13 @@ def interval(values: Array | None, documents: int, level: float = LEVEL) -> tupl
     return float(low), float(high)
 
 
-def difference(formula: Formula, a: Inputs, b: Inputs) -> Difference:
-    """A minus B with a 95 % interval and a two-sided p-value; both measured on the same documents."""
+def difference(formula: Formula, a: Inputs, b: Inputs, units: str = "documents") -> Difference:
+    """A minus B with a 95 % interval and a two-sided p-value; both measured on the same units."""
     resampled_a, resampled_b = replicates(formula, a), replicates(formula, b)
     both = None if resampled_a is None or resampled_b is None else resampled_a - resampled_b
     low, high = interval(both, len(a[0]))
     value = estimate(formula, a) - estimate(formula, b)
-    return Difference(value, low, high, exchange_test(formula, mean_over_seeds(a), mean_over_seeds(b)))
+    return Difference(value, low, high, exchange_test(formula, mean_over_seeds(a), mean_over_seeds(b), units))
 
 
 def mean_over_seeds(seeds: Inputs) -> Array:
@@ -99,14 +102,19 @@ def mean_over_seeds(seeds: Inputs) -> Array:
     return seeds[0] if len(seeds) == 1 else np.mean(seeds, axis=0)
 
 
-def exchange_test(formula: Formula, a: Array, b: Array) -> Test:
-    """Two-sided paired test that the formula agrees on A and B, over statistics [documents, inputs]."""
+def exchange_test(formula: Formula, a: Array, b: Array, units: str = "documents") -> Test:
+    """Two-sided paired test that the formula agrees on A and B, over statistics [units, inputs]."""
     if len(a) < MINIMUM_UNITS:
-        return Test(None, f"not testable with n = {len(a)} document{'s' * (len(a) != 1)}")
+        return Test(None, f"not testable with n = {counted(len(a), units)}")
     shares, scale = swap_shares(formula, a, b)
     if not np.isfinite(shares).all():
-        return Test(None, "not testable: the formula is not finite when documents are exchanged")
+        return Test(None, f"not testable: the formula is not finite when {units} are exchanged")
     return Test(_two_sided(shares, scale))
+
+
+def counted(n: int, units: str) -> str:
+    """`1 document`, `64 latents`."""
+    return f"{n:,} {units.removesuffix('s') if n == 1 else units}"
 
 
 def swap_shares(formula: Formula, a: Array, b: Array) -> tuple[Array, float]:

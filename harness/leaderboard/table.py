@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from harness.canonical import canonical
-from harness.leaderboard.board import Badge, Board, Column, Fact, Group, Row, Value
-from harness.leaderboard.evidence import Source, Unusable, current_versions
+from harness.leaderboard.board import Badge, Board, Column, Group, Row, Value
+from harness.leaderboard.evidence import Source, Unusable, current_versions, units_of
+from harness.leaderboard.grouping import UNMEASURED, apart, group_key, merged_groups
+from harness.leaderboard.inference import interval_of
 from harness.leaderboard.load import Loaded, Results
-from harness.leaderboard.statistics import interval, replicates
 from harness.leaderboard.ties import verdicts_of
 from harness.record import MetricValue, Record
 from harness.section import Json
@@ -23,13 +24,23 @@ DEFAULT_COLUMNS = (
     "cross_entropy.increase",
     "cross_entropy.loss_recovered_zero",
     "dead_fraction",
+    "autointerp.score",
+    "sparse_probing.accuracy",
+    "absorption.fraction",
+    "reasoning_accuracy.accuracy",
+    "reasoning_accuracy.gain",
+    "capability_cost.kl",
+    "flow_matching.score",
+    "flow_agreement.residual",
+    "flow_deactivation.success",
+    "flow_transition.explained_variance",
+    "flow_transition.carried",
 )
+MOST = 3
+"""Columns of one metric on one domain in the short table, where it was measured with several parameters."""
 NOT_IDENTITY = frozenset({"resources", "metrics"})
 """Sections of a resolved spec that do not change what was trained."""
 _PARTIAL = "Shown, not ranked: the missing seeds may be the bad ones."
-UNMEASURED = ""
-"""Key of the group of rows that have no numbers and no siblings with numbers."""
-
 Line = tuple[str, str]
 """Spec name and label."""
 
@@ -42,7 +53,7 @@ def board_of(results: Results, suite: str | None = None, source: Source | None =
     placed = _placed(current)
     groups = [_group(key, rows, source) for key, rows in _rows(placed, current, superseded).items()]
     groups.sort(key=lambda group: (group.key == UNMEASURED, -len(group.rows), group.title, group.key))
-    groups = [replace(group, differs=differing_facts(group.facts, groups[0].facts)) for group in groups]
+    groups = [replace(group, differs=apart(group, groups[0])) for group in groups]
     problems = [str(error) for error in results.refused] + sorted(source.problems.values())
     return Board(tuple(groups), tuple(sorted(cell.path for cell in superseded)), tuple(problems))
 
@@ -74,36 +85,6 @@ def newest(cells: Iterable[Loaded]) -> tuple[list[Loaded], list[Loaded]]:
     return current, older
 
 
-def group_key(record: Record) -> str:
-    """Rows with equal keys were measured alike on the same domains."""
-    keys = {domain: agreed.key for domain, agreed in record.comparability.items()}
-    return canonical(keys) if keys else UNMEASURED
-
-
-def flatten(value: Json, path: str = "") -> dict[str, Json]:
-    """Leaves of nested JSON by dotted path."""
-    if isinstance(value, Mapping) and value:
-        inner = (flatten(v, f"{path}.{k}" if path else str(k)) for k, v in value.items())
-        return {p: leaf for found in inner for p, leaf in found.items()}
-    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        return {p: leaf for i, item in enumerate(value) for p, leaf in flatten(item, f"{path}.{i}").items()}
-    return {path: value}
-
-
-def differing_facts(here: Mapping[str, Json], there: Mapping[str, Json]) -> tuple[Fact, ...]:
-    """Facts that are not the same, by dotted path; a side that lacks one has None.
-
-    A fact that differs alike on every domain is named once, without the domain.
-    """
-    ours, theirs = flatten(here), flatten(there)
-    paths = sorted(p for p in {*ours, *theirs} if p and ours.get(p) != theirs.get(p))
-    found = [Fact(path, ours.get(path), theirs.get(path)) for path in paths]
-    alike = Counter((fact.path.partition(".")[2], canonical([fact.here, fact.there])) for fact in found)
-    shared = {leaf for (leaf, _), times in alike.items() if leaf and times == len(here) == len(there)}
-    merged = (Fact(leaf, f.here, f.there) if (leaf := f.path.partition(".")[2]) in shared else f for f in found)
-    return tuple({fact.path: fact for fact in merged}.values())
-
-
 def _age(cell: Loaded) -> tuple[object, str]:
     return cell.created, cell.path
 
@@ -116,16 +97,17 @@ def _placed(current: Sequence[Loaded]) -> dict[str, dict[Line, list[Loaded]]]:
     """Group key to line to cells. A cell without numbers stands with its line, its spec, or by itself."""
     placed: dict[str, dict[Line, list[Loaded]]] = defaultdict(lambda: defaultdict(list))
     homes: dict[Line | str, str] = {}
+    groups = merged_groups(cell.record for cell in current)
     measured = sorted((cell for cell in current if cell.record.status == "ok"), key=_age)
     for cell in measured:
         line = (cell.record.spec.name, cell.record.label)
-        key = homes[line] = homes[line[0]] = homes[_setting(cell.record)] = group_key(cell.record)
+        key = homes[line] = homes[line[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
         placed[key][line].append(cell)
     for cell in current:
         if cell.record.status != "ok":
             line = (cell.record.spec.name, cell.record.label)
             known = (homes[place] for place in (line, line[0], _setting(cell.record)) if place in homes)
-            placed[next(known, group_key(cell.record))][line].append(cell)
+            placed[next(known, groups[group_key(cell.record)])][line].append(cell)
     return placed
 
 
@@ -152,6 +134,10 @@ def _rows(
 
 
 def _badges(row: Row, older: int) -> Iterable[Badge]:
+    if origins := sorted({f"{i.tool} {i.version or ''}".rstrip() for c in row.cells if (i := c.record.imported)}):
+        yield Badge(
+            "imported", f"imported: {', '.join(origins)}", "Measured by another tool, read from its result file."
+        )
     measured, expected = len(row.measured), len(row.expected)
     if measured and not row.complete:
         yield Badge("partial", f"{measured} of {expected} seeds", _PARTIAL)
@@ -183,9 +169,9 @@ def _group(key: str, rows: list[Row], source: Source) -> Group:
     ordered = _ranked(filled, shown)
     return Group(
         key=key,
-        title=_title(first, key),
+        title=_title(first, key) + (" · imported" if all(_imported(row) for row in ordered) else ""),
         domains=tuple(dict.fromkeys(c.domain for c in columns if c.domain is not None)),
-        facts={domain: c.fields for domain, c in first.comparability.items()},
+        facts={d: c.fields for row in ordered for cell in row.measured for d, c in cell.record.comparability.items()},
         differs=(),
         columns=columns,
         shown=shown,
@@ -197,10 +183,22 @@ def _group(key: str, rows: list[Row], source: Source) -> Group:
 def _title(record: Record, key: str) -> str:
     if key == UNMEASURED:
         return "Not measured"
-    model, layer = record.resolved.get("model"), record.resolved.get("layer")
+    model = record.resolved.get("model")
     name = model.get("id") or model.get("path") or model.get("adapter") if isinstance(model, dict) else model
-    index = f"{layer.get('index')} {layer.get('point', '')}".strip() if isinstance(layer, dict) else layer
-    return f"{name or 'unknown model'} · layer {index}"
+    parts = [str(name or "unknown model"), _places(record.resolved)]
+    return " · ".join(part for part in parts if part)
+
+
+def _imported(row: Row) -> bool:
+    return any(cell.record.imported for cell in row.cells)
+
+
+def _places(resolved: Mapping[str, Json]) -> str:
+    """Where the rows read or write hidden states, nothing where the spec names no place."""
+    layer = resolved.get("layer") if resolved.get("layer") is not None else resolved.get("layers")
+    listed = layer if isinstance(layer, list) else [] if layer is None else [layer]
+    shown = [f"{p.get('index')} {p.get('point', '')}".strip() if isinstance(p, dict) else str(p) for p in listed]
+    return f"layer{'s' * (len(shown) > 1)} {', '.join(shown)}" if shown else ""
 
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
@@ -225,7 +223,8 @@ def default_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
     for column in trained:
         family = column.metric.partition(".")[0]
         seen = any(c.metric.partition(".")[0] == family and c.domain == column.domain for c in shown)
-        if column.metric in DEFAULT_COLUMNS or (family not in families and not seen):
+        times = sum((c.metric, c.domain) == (column.metric, column.domain) for c in shown)
+        if (column.metric in DEFAULT_COLUMNS and times < MOST) or (family not in families and not seen):
             shown.append(column)
     core = [c for c in shown if c.metric in DEFAULT_COLUMNS]
     return tuple(core or shown)
@@ -247,11 +246,12 @@ def _value(cells: Sequence[Loaded], found: list[MetricValue | None], column: Col
     if not numbers:
         return Value(None, "not measured")
     n = metrics[0].n if len({metric.n for metric in metrics}) == 1 else None
+    ci = metrics[0].ci
+    units = units_of(cells[0], column, ci.method if ci else None)
     if len(numbers) == 1:
-        ci = metrics[0].ci
-        return Value(numbers[0], None, ci.low if ci else None, ci.high if ci else None, None, tuple(numbers), n)
+        return Value(numbers[0], None, ci.low if ci else None, ci.high if ci else None, None, tuple(numbers), n, units)
     low, high, why = _seed_mean_interval(cells, column, source)
-    return Value(math.fsum(numbers) / len(numbers), why, low, high, stats.stdev(numbers), tuple(numbers), n)
+    return Value(math.fsum(numbers) / len(numbers), why, low, high, stats.stdev(numbers), tuple(numbers), n, units)
 
 
 def _seed_mean_interval(
@@ -261,8 +261,8 @@ def _seed_mean_interval(
         evidence = source.evidence(cells, column)
     except Unusable as error:
         return None, None, str(error)
-    low, high = interval(replicates(evidence.formula, evidence.inputs), len(evidence.inputs[0]))
-    return low, high, None if low is not None else "too few documents for an interval"
+    low, high = interval_of(evidence)
+    return low, high, None if low is not None else f"too few {evidence.units} for an interval"
 
 
 def _ranked(rows: list[Row], shown: Sequence[Column]) -> tuple[Row, ...]:

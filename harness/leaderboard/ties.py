@@ -1,6 +1,6 @@
 """Who is really best: rows that cannot be told from the best of their group are tied with it.
 
-A row is *behind* only if the paired document test says so, Holm-adjusted over all pairs of the column (the best was
+A row is *behind* only if the test over documents (or problems, or latents) says so, Holm-adjusted over all pairs of the column (the best was
 picked by the same data), and the seeds do not contradict it: where both rows have several seeds, their ranges over
 seeds must not overlap. Partial rows are not ranked.
 """
@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from harness.leaderboard.board import Column, Row, Verdict
 from harness.leaderboard.evidence import Evidence, Source, Unusable
-from harness.leaderboard.statistics import ALPHA, Test, exchange_test, holm, mean_over_seeds
+from harness.leaderboard.inference import condensed, tested
+from harness.leaderboard.statistics import ALPHA, Test, holm
 
 Verdicts = dict[tuple[str, str], Verdict]
 
@@ -66,7 +67,7 @@ def pairwise(rows: Sequence[Row], columns: Iterable[Column], source: Source) -> 
 def _pair(a: Row, b: Row, ours: Evidence | None, theirs: Evidence | None, column: Column) -> float | None:
     if ours is None or theirs is None:
         return None
-    return 1.0 if seeds_overlap(a, b, column) else _test(ours, theirs).p
+    return 1.0 if seeds_overlap(a, b, column) else tested(ours, theirs).p
 
 
 def _tests(
@@ -81,7 +82,7 @@ def _tests(
             if row.id in entered[column] and row.id != best[column].id:
                 own = leader if isinstance(leader, str) else _evidence(row, column, source)
                 both = isinstance(leader, Evidence) and isinstance(own, Evidence)
-                tests[row.id, column.key] = _test(leader, own) if both else Test(None, f"not testable: {own}")  # type: ignore[arg-type]
+                tests[row.id, column.key] = tested(leader, own) if both else Test(None, f"not testable: {own}")  # type: ignore[arg-type]
     return tests
 
 
@@ -102,15 +103,9 @@ def _judged(contenders: list[Row], best: Row, column: Column, tests: Mapping[tup
     return verdicts
 
 
-def _test(a: Evidence, b: Evidence) -> Test:
-    if not a.matches(b):
-        return Test(None, "not testable: different numbers of documents")
-    return exchange_test(a.formula, mean_over_seeds(a.inputs), mean_over_seeds(b.inputs))
-
-
 def _averaged(row: Row, column: Column, source: Source) -> Evidence | None:
     found = _evidence(row, column, source)
-    return Evidence(found.formula, (mean_over_seeds(found.inputs),)) if isinstance(found, Evidence) else None
+    return condensed(found) if isinstance(found, Evidence) else None
 
 
 def _evidence(row: Row, column: Column, source: Source) -> Evidence | str:

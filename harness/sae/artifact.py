@@ -74,7 +74,7 @@ def _options(header: dict[str, Any], folder: Path) -> Variant:
     if not isinstance(header.get("d_in"), int) or header["d_in"] < 1:
         raise RefusedFile(f"{place}: d_in must be a positive integer, not {header.get('d_in')!r}")
     options = header.get("options")
-    if not isinstance(options, dict) or options.get("variant") not in choices:
+    if not isinstance(options, dict) or str(options.get("variant")) not in choices:
         raise RefusedFile(f"{place}: options do not name one of the known variants {sorted(choices)}")
     try:
         made: Variant = choices[options["variant"]].model_validate(options)  # type: ignore[assignment]
@@ -112,7 +112,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RefusedFile(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise RefusedFile(f"{path}: must hold a JSON object")

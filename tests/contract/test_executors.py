@@ -1,4 +1,4 @@
-"""`inline` and `local` keep one contract: the same records, failures that cost only themselves, the same exit codes."""
+"""Every executor keeps one contract: the same records, failures that cost only themselves, the same exit codes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ import pytest
 
 from tests.conftest import Command, furnish
 from tests.support.project import Workbench, documents, numbers, run, write_jsonl
+from tests.support.ray import NEEDS_RAY, placed
 
-EXECUTORS = ("inline", "local")
-MOSTLY_INLINE = ("inline", pytest.param("local", marks=pytest.mark.slow))
-"""Every worker of `local` imports torch anew; what both executors share is tried on `local` in the slow run."""
+EXECUTORS = ("inline", "local", pytest.param("ray", marks=NEEDS_RAY))
+MOSTLY_INLINE = (
+    "inline",
+    pytest.param("local", marks=pytest.mark.slow),
+    pytest.param("ray", marks=[pytest.mark.slow, NEEDS_RAY]),
+)
+"""Every worker of `local` and `ray` imports torch anew; what all executors share is tried there in the slow run."""
 MATRIX = {"sae.k": [2, 4]}
 SPLIT = [{"cross_entropy": {"budgets": [1]}}, "explained_variance", "l0"]
 
@@ -34,11 +39,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Wor
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("3", marks=pytest.mark.slow)])
-def test_local_writes_what_inline_writes_whatever_the_number_of_workers(
-    bench: Workbench, command: Command, reference: Workbench, workers: str
+@pytest.mark.parametrize("executor", EXECUTORS[1:])
+def test_others_write_what_inline_writes_whatever_the_number_of_workers(
+    bench: Workbench, command: Command, reference: Workbench, executor: str, workers: str
 ) -> None:
     bench.spec(matrix=MATRIX, metrics=SPLIT, seeds=[0, 1])
-    assert command("run", "--executor", "local", "--workers", workers, "--device", "cpu").code == 0
+    assert command("run", *placed(executor), "--workers", workers, "--device", "cpu").code == 0
     assert results(bench) == results(reference)
     assert len(results(bench)) == 4
     assert bench.weights() == reference.weights()
@@ -49,7 +55,7 @@ def test_a_cell_alone_writes_what_it_writes_in_a_group(
     bench: Workbench, command: Command, reference: Workbench, executor: str
 ) -> None:
     bench.spec(matrix={"sae.k": [4]}, metrics=SPLIT, seeds=[1])
-    assert command("run", "--executor", executor, "--device", "cpu").code == 0
+    assert command("run", *placed(executor), "--device", "cpu").code == 0
     (alone,) = results(bench).values()
     assert {**alone, "spec": None} == {**results(reference)["mine[sae.k=4][1]"], "spec": None}
 
@@ -79,7 +85,7 @@ def test_a_cell_that_cannot_be_computed_costs_only_itself(bench: Workbench, comm
         {"label": "wild", "training": {"lr": 1e38, "gradient_clip": None}},
     ]
     bench.spec(cases=cases)
-    done = command("run", "--executor", executor, "--device", "cpu")
+    done = command("run", *placed(executor), "--device", "cpu")
     assert done.code == 3
     found = {record.label: record for record in bench.records().values()}
     assert {label: record.status for label, record in found.items()} == {
@@ -96,6 +102,12 @@ def test_a_cell_that_cannot_be_computed_costs_only_itself(bench: Workbench, comm
     for label in ("short", "broken", "wild"):
         assert f"no numbers mine[{label}][seed=0]: failed: {told[label][0]}" in " ".join(done.err.split())
         assert found[label].metrics == ()
+    for record in found.values():
+        log = record.error and record.error.log
+        assert (log is not None) == (executor != "inline" and record.status != "ok"), "a worker's log is named"
+        if log:
+            assert done.err.count(f"(log: results/{log})") >= 1
+            assert (bench.root / "results" / log).is_file()
 
 
 @pytest.mark.parametrize("executor", MOSTLY_INLINE)
@@ -108,7 +120,7 @@ def test_a_second_run_computes_nothing_and_a_mended_one_only_what_was_missing(
     )
     bench.spec("good", dataset__eval={"lab": lab})
     bench.spec("bad", dataset__eval={"lab": other})
-    run = ("run", "--executor", executor, "--device", "cpu")
+    run = ("run", *placed(executor), "--device", "cpu")
     assert command(*run).code == 3
     before = bench.records()["good[][0]"]
     write_jsonl(bench.root / "data/eval2.jsonl", documents(5, start=900))
@@ -127,7 +139,7 @@ def test_a_second_run_computes_nothing_and_a_mended_one_only_what_was_missing(
 @pytest.mark.parametrize("executor", MOSTLY_INLINE)
 def test_a_damaged_artifact_is_made_again(bench: Workbench, command: Command, executor: str) -> None:
     bench.spec()
-    run = ("run", "--executor", executor, "--device", "cpu")
+    run = ("run", *placed(executor), "--device", "cpu")
     assert command(*run).code == 0
     before, weights = results(bench), bench.weights()
     (file,) = (bench.root / "results/store/objects/sae").glob("*/*/sae.safetensors")
@@ -145,5 +157,5 @@ def test_a_damaged_artifact_is_made_again(bench: Workbench, command: Command, ex
 def test_invalid_input_runs_nothing_and_exits_with_2(bench: Workbench, command: Command, executor: str) -> None:
     bench.spec(sae__k="many")
     for arguments in (("run",), ("run", "--device", "cuda:99"), ("run", "absent"), ("run", "--executor", "no")):
-        assert command(*arguments, *(("--executor", executor) if "--executor" not in arguments else ())).code == 2
+        assert command(*arguments, *(placed(executor) if "--executor" not in arguments else ())).code == 2
     assert bench.records() == {}

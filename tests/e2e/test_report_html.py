@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from harness.leaderboard import leaderboard
-from harness.leaderboard.load import Loaded, Results
+from harness.leaderboard.load import Loaded, Results, load
 from harness.leaderboard.render import html
 from harness.leaderboard.table import board_of
 from tests.unit.leaderboard_factory import HOSTILE, Planted, record, tampered, write
@@ -408,3 +408,36 @@ def luminance(colour: str) -> float:
     parts = [int(x) / 255 for x in re.findall(r"\d+", colour)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_training_curves_links_and_units(driver: Browser, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    write(results, *[Planted(name="quickstart/topk", seed=seed) for seed in range(2)], Planted(name="quickstart/other"))
+    board = board_of(load(results))
+    row = next(row for group in board.groups for row in group.rows if row.spec == "quickstart/topk")
+    steps = list(range(0, 1000, 20))
+    curve = {
+        "step": steps,
+        "normalised": [1 / (1 + s / 50) for s in steps],
+        "l0": [16.0] * 50,
+        "dead": [0.0] * 49 + [3],
+    }
+    address = f"pages/{row.newest.record.cell}-latents.html"
+    made = html.page(
+        board, curves={row.id: {"seed 0": curve, "seed 1": curve}}, pages={row.id: [["latents, seed 0", address]]}
+    )
+    report = tmp_path / "report.html"
+    report.write_text(made, encoding="utf-8")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / address).write_text("<title>latents</title>", encoding="utf-8")
+    visit(driver, report)
+    assert texts(driver, "#table .counts") == ["60 documents", "60 documents"]
+    wait(driver, "document.querySelectorAll('#curve-figures .trace').length === 1")
+    driver.execute_script(f"document.querySelector('[data-row=\"{row.id}\"]').click()")
+    captions = texts(driver, "#drawer figcaption")
+    assert captions == ["Unexplained variance", "Dead latents"], "a level line is not drawn"
+    assert len(driver.find_elements("css selector", "#drawer figure:first-child .trace")) == 2
+    assert "60 documents" in texts(driver, "#drawer .numbers tbody tr")[0]
+    one(driver, "#drawer .links a").click()
+    wait(driver, "document.title === 'latents'")
+    assert driver.get_log("browser") == []

@@ -43,6 +43,8 @@ def strike(k: int, step: int) -> None:
         return
     if fault["do"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault["do"] == "deaf":  # to everything but SIGKILL
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     if fault["do"] == "raise":
         raise RuntimeError("a fault on purpose")
     if fault["do"] == "exit":

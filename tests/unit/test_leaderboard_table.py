@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from harness.leaderboard.board import Board, Column, Group, Row
+from harness.leaderboard.grouping import differing_facts, flatten
 from harness.leaderboard.load import load
-from harness.leaderboard.table import board_of, differing_facts, flatten
+from harness.leaderboard.table import board_of
 from tests.unit.leaderboard_factory import Planted, tampered, write
 
 EV = "general/explained_variance.centred@1"
@@ -64,9 +65,52 @@ def test_rows_measured_differently_stand_apart_with_the_reason(tmp_path: Path) -
     assert first.differs == ()
 
 
-def test_other_domains_stand_apart(tmp_path: Path) -> None:
-    found = board(tmp_path, Planted(name="a/one"), Planted(name="a/two", domains=("general",)))
-    assert sorted(len(group.domains) for group in found.groups) == [1, 2]
+def test_rows_without_a_domain_are_blank_there_and_ranked_on_the_others(tmp_path: Path) -> None:
+    found = board(
+        tmp_path,
+        Planted(name="a/one", error=0.3),
+        Planted(name="a/two", domains=("general",), error=0.1),
+        Planted(name="a/three", error=0.2),
+    )
+    (group,) = found.groups
+    rows = {row.spec: row for row in group.rows}
+    standing = {
+        (c.domain, name): group.verdict(row, c).standing
+        for c in group.columns
+        if c.metric == "explained_variance.centred"
+        for name, row in rows.items()
+    }
+    assert standing["general", "a/two"] == "best"
+    assert standing["chemistry", "a/three"] == "best"
+    assert standing["chemistry", "a/two"] is None
+    key = next(c.key for c in group.columns if c.domain == "chemistry")
+    assert (rows["a/two"].values[key].value, rows["a/two"].values[key].reason) == (None, "not measured")
+
+
+def test_domains_that_share_nothing_or_disagree_stand_apart(tmp_path: Path) -> None:
+    found = board(
+        tmp_path,
+        Planted(name="a/one", domains=("general",)),
+        Planted(name="a/two", domains=("law",)),
+        Planted(name="a/three", domains=("general", "law"), facts={"context": 256}),
+    )
+    assert sorted(row.spec for group in found.groups for row in group.rows) == ["a/one", "a/three", "a/two"]
+    assert len(found.groups) == 3
+    for group in found.groups[1:]:
+        assert group.differs
+        assert len(group.differs) <= 2, "an absent domain is one fact"
+
+
+def test_grouping_does_not_depend_on_the_order_of_records(tmp_path: Path) -> None:
+    cells = [
+        Planted(name="a/one", domains=("general",)),
+        Planted(name="a/two", domains=("general", "law")),
+        Planted(name="a/three", domains=("law", "chemistry")),
+        Planted(name="a/four", domains=("chemistry",), facts={"context": 256}),
+    ]
+    made = [board(tmp_path / str(i), *ordered) for i, ordered in enumerate((cells, cells[::-1]))]
+    members = [sorted(sorted(row.spec for row in group.rows) for group in found.groups) for found in made]
+    assert members[0] == members[1] == [["a/four"], ["a/one", "a/three", "a/two"]]
 
 
 def test_a_newer_record_replaces_an_older_one_and_is_counted(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.execute.lost import Loss
+from harness.execute.events import Loss
 from harness.plan.plan import Plan, changed_fields, make_plan
 from harness.project import load_specs
 from harness.record import Failure, Record

@@ -3,7 +3,7 @@
 function drawAll() {
   drawTable();
   // After the first paint: the table is what the reader waits for.
-  requestAnimationFrame(() => setTimeout(drawPlots, 0));
+  requestAnimationFrame(() => setTimeout(() => { drawPlots(); drawCurves(); }, 0));
 }
 
 function chooseGroup(group) {
@@ -86,22 +86,6 @@ function saveCsv() {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-// localStorage is refused for local files by some browsers; the choice then lasts as long as the page.
-function remembered(theme) {
-  try {
-    if (theme) localStorage.setItem("latentbench-theme", theme);
-    return localStorage.getItem("latentbench-theme");
-  } catch {
-    return null;
-  }
-}
-
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  find("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  find("theme").setAttribute("aria-label", `Switch to ${theme === "dark" ? "light" : "dark"} colours`);
-}
-
 function keys(event) {
   const typing = event.target.closest?.("input, select, textarea");
   if (event.key === "/" && !typing && !find("drawer").open) {
@@ -120,13 +104,7 @@ function keys(event) {
 }
 
 function start() {
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  setTheme(remembered() ?? (dark ? "dark" : "light"));
-  find("theme").addEventListener("click", () => {
-    const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    remembered(next);
-    setTheme(next);
-  });
+  startTheme();
   state.intervals = find("intervals").checked = window.innerWidth > 640;
   find("group").hidden = !state.group;
   if (!state.group) return;

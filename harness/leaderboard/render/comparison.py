@@ -17,8 +17,9 @@ from harness.section import Json
 
 HEADS = ("number", "A", "B", "B − A", "95 % interval", "p (Holm)", "better", "seeds")
 LEGEND = """\
-The difference is B − A on the same documents: interval by document bootstrap, p by the paired exchange test over
-documents, Holm-adjusted over all numbers with a direction. `seeds` is the sign-flip test over the seeds both have."""
+The difference is B − A on the same documents (problems): interval by bootstrap, p by the paired exchange test over
+them. Latents of different SAEs are not the same things: they are resampled apart and tested by Welch's test. p is
+Holm-adjusted over all numbers with a direction. `seeds` is the sign-flip test over the seeds both have."""
 
 
 def as_markdown(found: Comparison) -> str:
@@ -70,20 +71,26 @@ def _cells(change: MetricChange) -> tuple[str, ...]:
         change.column.label + (f", {domain}" if domain else ""),
         number(change.a.value, unit),
         number(change.b.value, unit),
-        _signed(change.difference, unit),
-        "" if low is None or high is None else f"{_signed(low, unit)} … {_signed(high, unit)}",
+        signed(change.difference, unit),
+        "" if low is None or high is None else f"{signed(low, unit)} … {signed(high, unit)}",
         change.reason or p_value(change.p_holm),
         change.better or ("tie" if change.p_holm is not None else ""),
         "" if change.seeds is None else change.seeds.reason or p_value(change.seeds.p),
     )
 
 
-def _signed(value: float | None, unit: str) -> str:
+def signed(value: float | None, unit: str) -> str:
+    """A difference with its sign; nothing for a missing one."""
     return "" if value is None else ("+" if value > 0 else "") + number(value, unit)
 
 
 def _shown(value: Json) -> str:
     return "absent" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def field_values(fact: Fact) -> tuple[str, str, str]:
+    """A field that differs, with A's value and B's."""
+    return plain(fact.path), plain(_shown(fact.there)), plain(_shown(fact.here))
 
 
 def _field(fact: Fact) -> str:
@@ -104,8 +111,12 @@ def _markdown_parts(found: Comparison) -> Iterator[str]:
         if movers := found.movers.get(change.column.key):
             unit = change.column.unit
             listed = [f"| {m.document} | {number(m.a, unit)} | {number(m.b, unit)} | {m.share:+.2e} |" for m in movers]
-            title = f"## Documents that moved {markdown(_cells(change)[0])} most"
-            yield f"{title}\n\n| document | A | B | share of B − A |\n| --: | --: | --: | --: |\n" + "\n".join(listed)
+            units = change.a.units
+            title = f"## {units.capitalize()} that moved {markdown(_cells(change)[0])} most"
+            yield (
+                f"{title}\n\n| {units.removesuffix('s')} | A | B | share of B − A |\n| --: | --: | --: | --: |\n"
+                + "\n".join(listed)
+            )
     if found.problems:
         yield "## Could not be used\n\n" + "\n".join(f"- {markdown(problem)}" for problem in found.problems)
 
@@ -125,9 +136,10 @@ def _terminal_parts(found: Comparison) -> Iterator[RenderableType]:
         style = "green" if change.better else ""
         table.add_row(*(Text(plain(cell), style=style) for cell in _cells(change)))
     yield table
+    units = {change.column.key: change.a.units for change in found.changes}
     for key, movers in found.movers.items():
         moved = ", ".join(f"{m.document} ({m.share:+.1e})" for m in movers)
-        yield Text(plain(f"documents that moved {key} most: {moved}"), style="dim")
+        yield Text(plain(f"{units[key]} that moved {key} most: {moved}"), style="dim")
     for problem in found.problems:
         yield Text(plain(f"could not be used: {problem}"), style="yellow")
 
@@ -153,6 +165,7 @@ def _change(change: MetricChange) -> Json:
         "unit": column.unit, "higher_is_better": column.higher_is_better, "a": change.a.value, "b": change.b.value,
         "difference": change.difference, "low": change.low, "high": change.high, "p": change.p,
         "p_holm": change.p_holm, "better": change.better, "reason": change.reason,
+        "units": change.a.units, "n_a": change.a.n, "n_b": change.b.n,
         "seed_p": change.seeds.p if change.seeds else None,
         "seed_reason": change.seeds.reason if change.seeds else None,
     }  # fmt: skip

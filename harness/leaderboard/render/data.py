@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from harness.leaderboard.board import Board, Column, Group, Row
 from harness.leaderboard.render.markdown import chosen_columns
 from harness.leaderboard.table import suite_of
 from harness.section import Json
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FIELDS = (
     "group", "suite", "spec", "label", "status", "seeds", "expected_seeds", "complete", "domain", "metric", "version",
-    "budget", "params", "unit", "higher_is_better", "value", "low", "high", "seed_sd", "n", "standing", "p_holm", "reason",
+    "budget", "params", "unit", "higher_is_better", "value", "low", "high", "seed_sd", "n", "units", "standing", "p_holm", "reason",
     "badges", "wall_seconds", "records",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes text that starts so for a formula."""
+_WHOLE = ["version", "budget", "n"]
+_REAL = ["value", "low", "high", "seed_sd", "p_holm", "wall_seconds"]
+_TRUTH = ["higher_is_better", "complete"]
 
 
 def as_json(board: Board, columns: Sequence[str] | None = None) -> str:
@@ -28,13 +35,25 @@ def as_json(board: Board, columns: Sequence[str] | None = None) -> str:
 
 def as_csv(board: Board, columns: Sequence[str] | None = None) -> str:
     """One line per row and column; a row without numbers has one line."""
+    return _frame(board, columns, _cell).to_csv(index=False, lineterminator="\n")
+
+
+def as_parquet(board: Board, columns: Sequence[str] | None = None) -> bytes:
+    """The same table as Parquet, with types, and text as it stands."""
+    import io
+
+    buffer = io.BytesIO()
+    _frame(board, columns, _joined).to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _frame(board: Board, columns: Sequence[str] | None, cell: Callable[[Json], Json]) -> pd.DataFrame:
     import pandas as pd  # slow to import, and only needed here
 
     lines = [line for group in board.groups for row in group.rows for line in _lines(group, row, columns)]
-    frame = pd.DataFrame(lines, columns=list(FIELDS))
-    whole = ["version", "budget", "n"]
-    frame[whole] = frame[whole].astype("Int64")
-    return frame.to_csv(index=False, lineterminator="\n")
+    frame = pd.DataFrame([{k: cell(v) for k, v in line.items()} for line in lines], columns=list(FIELDS))
+    kinds = dict.fromkeys(_WHOLE, "Int64") | dict.fromkeys(_REAL, "Float64") | dict.fromkeys(_TRUTH, "boolean")
+    return frame.astype(kinds)
 
 
 def _group(group: Group, columns: Sequence[str] | None) -> dict[str, Json]:
@@ -73,7 +92,7 @@ def _number(group: Group, row: Row, column: Column) -> dict[str, Json]:
         "params": column.params, "unit": column.unit, "higher_is_better": column.higher_is_better,
         "value": value.value if value else None, "low": value.low if value else None,
         "high": value.high if value else None, "seed_sd": value.sd if value else None,
-        "n": value.n if value else None, "standing": verdict.standing, "p_holm": verdict.p,
+        "n": value.n if value else None, "units": (value.units or None) if value else None, "standing": verdict.standing, "p_holm": verdict.p,
         "reason": (value.reason if value else "not measured") or verdict.reason,
     }  # fmt: skip
 
@@ -82,9 +101,13 @@ def _lines(group: Group, row: Row, columns: Sequence[str] | None) -> Iterator[di
     identity = {"group": group.title, **_identity(row)}
     for column in chosen_columns(group, columns) if row.measured else [None]:
         line = identity | (_number(group, row, column) if column else {})
-        yield {name: _cell(line.get(name)) for name in FIELDS}
+        yield {name: line.get(name) for name in FIELDS}
+
+
+def _joined(value: Json) -> Json:
+    return ";".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _cell(value: Json) -> Json:
-    shown = ";".join(map(str, value)) if isinstance(value, list) else value
+    shown = _joined(value)
     return f"'{shown}" if isinstance(shown, str) and shown.startswith(_FORMULA) else shown

@@ -1,6 +1,7 @@
 // The drawer: all numbers of a row, what exactly was run, on what, and the command that runs it again.
 
 let provenance = null;
+const PAGES = read("pages");
 
 function openDrawer(row) {
   provenance ??= read("provenance");
@@ -18,8 +19,11 @@ function drawerParts(row, facts) {
     el("header", {}, el("div", {}, el("h2", { id: "drawer-title" }, row.spec), row.label ? el("p", { class: "label" }, row.label) : null),
       el("button", { type: "button", class: "quiet", "aria-label": "Close", autofocus: true, onclick: () => find("drawer").close() }, "Close")),
     badges.length ? el("ul", { class: "notes" }, ...badges) : null,
-    el("h3", {}, "Run it again"), command(facts.command),
+    el("h3", {}, facts.imported ? "Measured by another tool; import it again" : "Run it again"), command(facts.command),
+    facts.imported ? fold("Imported from", facts.imported, true) : null,
+    linksOf(row),
     row.values.length ? numbersTable(row) : null,
+    curvesOf(row),
     el("h3", {}, "Cells"), ...facts.cells.map(cellFacts),
     fold("Experiment as resolved", { ...facts.resolved }, true),
     fold("Spec", facts.spec), fold("Comparability keys", facts.comparability), fold("Content keys", facts.keys),
@@ -42,6 +46,14 @@ function command(text) {
   return el("div", { class: "command" }, code, el("button", { type: "button", class: "quiet", onclick: copy }, "Copy"), done);
 }
 
+// Pages that lie beside the report: single latents, steering vectors, flow maps.
+function linksOf(row) {
+  const links = PAGES[row.id] ?? [];
+  return links.length ? el("p", { class: "links" }, "Look closer: ", ...links.flatMap(([text, address], i) => [i ? " · " : "", el("a", { href: address }, text)])) : null;
+}
+
+const countedText = (n, units) => (n === null ? "–" : `${n.toLocaleString("en")} ${n === 1 ? (units ?? "").replace(/s$/, "") : units ?? ""}`.trim());
+
 function numbersTable(row) {
   const said = { best: "best", tied: "tied with the best", behind: "behind the best" };
   const body = state.group.columns.map((column, i) => {
@@ -49,9 +61,9 @@ function numbersTable(row) {
     const verdict = [said[standing], pText(numberOf(row, i, P)), numberOf(row, i, REASON)].filter(Boolean).join("; ");
     return el("tr", {}, el("th", { scope: "row" }, columnName(column), el("span", { class: "interval" }, `${column.id}${column.params ? ` [${column.params}]` : ""}`)),
       el("td", {}, digits(value, column.unit), el("span", { class: "interval" }, intervalText(row, i, column.unit))),
-      el("td", {}, String(numberOf(row, i, DOCUMENTS) ?? "–")), el("td", { class: "words" }, verdict));
+      el("td", {}, countedText(numberOf(row, i, COUNT), column.units)), el("td", { class: "words" }, verdict));
   });
-  const head = ["Number", "Value", "Documents", "Against the group's best"].map((text) => el("th", { scope: "col" }, text));
+  const head = ["Number", "Value", "Over", "Against the group's best"].map((text) => el("th", { scope: "col" }, text));
   return el("details", { open: true }, el("summary", {}, "All numbers"), el("div", { class: "wide" }, el("table", { class: "numbers" }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
 }
 

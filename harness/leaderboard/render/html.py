@@ -1,47 +1,38 @@
-"""The board as one HTML file that works offline: nothing is fetched, and the page's policy forbids it."""
+"""The board as one HTML file that works offline."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import shlex
-from pathlib import Path
-from typing import Literal
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from collections.abc import Iterator
+from typing import Any
 
 from harness.leaderboard.board import Board, Column, Group, Row
 from harness.leaderboard.evidence import Source
-from harness.leaderboard.render.text import DECIMALS, plain
+from harness.leaderboard.render.offline import embedded, offline_page
+from harness.leaderboard.render.provenance import provenances
+from harness.leaderboard.render.text import DECIMALS
 from harness.leaderboard.table import suite_of
 from harness.leaderboard.ties import pairwise
 from harness.section import Json
 
-HERE = Path(__file__).parent
-SCRIPTS = ("state.js", "table.js", "plots.js", "drawer.js", "app.js")
+SCRIPTS = ("dom.js", "state.js", "table.js", "axes.js", "plots.js", "curves.js", "drawer.js", "app.js")
+ACCURACY = "reasoning_accuracy.accuracy"
 PLOTS = (("l0", "explained_variance.centred"), ("l0", "cross_entropy.increase"))
-"""Horizontal and vertical metric of each Pareto plot."""
-SHARED = ("resolved", "comparability", "environment", "cost", "artifacts")
+"""Horizontal and vertical metric of each trade-off on one domain."""
+ACROSS = (("capability_cost.kl", ACCURACY),)
+"""Trade-offs of a number on one domain against a number on another."""
 PAIRWISE_ROWS = 100
 """Largest group whose ties the page judges anew for what a filter leaves; beyond, ties refer to all rows."""
 
 
-def page(board: Board, source: Source | None = None) -> str:
-    """The report."""
-    script = Markup("'use strict';\n(() => {\n" + "\n".join(_read(name) for name in SCRIPTS) + "\n})();")
-    style = Markup(_read("style.css"))
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("template.html").render(
-        script=script,
-        style=style,
-        script_hash=_hash(script),
-        style_hash=_hash(style),
+def page(board: Board, source: Source | None = None, *, curves: Json | None = None, pages: Json | None = None) -> str:
+    """The report. `curves` (curves.py) and `pages` (pages.py) are by row id."""
+    return offline_page(
+        "template.html",
+        SCRIPTS,
         board=embedded(_board(board, source or Source())),
-        provenance=embedded(_provenances(board)),
+        provenance=embedded(provenances(board)),
+        curves=embedded(curves or {}),
+        pages=embedded(pages or {}),
         rows=sum(len(group.rows) for group in board.groups),
         groups=len(board.groups),
         superseded=board.superseded,
@@ -49,21 +40,18 @@ def page(board: Board, source: Source | None = None) -> str:
     )
 
 
-def embedded(data: Json) -> Markup:
-    """JSON that cannot end the script element it stands in, whatever its strings hold."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # A lone surrogate cannot be written as UTF-8; it can only come from a damaged record.
-    return Markup(text.encode("utf-8", "replace").decode())
-
-
-def _read(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8").strip()
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def variant_of(row: Row) -> str:
+    """What made the thing that is measured: a steering method, `flow`, an SAE variant or where an SAE was loaded from."""
+    resolved = row.newest.record.resolved
+    if isinstance(steering := resolved.get("steering"), dict):
+        return str(steering.get("method", "steering"))
+    if isinstance(resolved.get("flow"), dict):
+        return "flow"
+    sae = resolved.get("sae")
+    if not isinstance(sae, dict):
+        return ""
+    found = sae.get("load" if "load" in sae else "variant")
+    return str(found.get("adapter", "loaded") if isinstance(found, dict) else found or "")
 
 
 def _board(board: Board, source: Source) -> Json:
@@ -74,48 +62,85 @@ def _group(group: Group, source: Source) -> Json:
     position = {column.key: index for index, column in enumerate(group.columns)}
     small = len(group.rows) <= PAIRWISE_ROWS
     pairs = pairwise(group.rows, group.shown, source) if small else {}
+    units = _units(group)
     return {
         "title": group.title,
         "domains": group.domains,
+        "counts": group.counts,
         "facts": group.facts,
         "differs": [{"path": f.path, "here": f.here, "there": f.there} for f in group.differs],
-        "columns": [_column(column, column in group.shown) for column in group.columns],
+        "columns": [_column(group, column, units.get(column.key)) for column in group.columns],
         "rows": [_row(group, row) for row in group.rows],
         "pairs": {position[key]: [[_short(p) for p in line] for line in table] for key, table in pairs.items()},
-        "plots": [plot for domain in group.domains for plot in _plots(group, domain)],
+        "plots": [*_plots(group), *_scale_plots(group)],
     }
 
 
-def _plots(group: Group, domain: str) -> list[Json]:
-    trained = {c.metric: i for i, c in enumerate(group.columns) if c.domain == domain and c.budget is None}
-    return [{"domain": domain, "x": trained[x], "y": trained[y]} for x, y in PLOTS if {x, y} <= trained.keys()]
+def _units(group: Group) -> dict[str, str]:
+    """Column key to what its numbers are counted in."""
+    measured = [row for row in group.rows if row.measured]
+    return {key: value.units for row in reversed(measured) for key, value in row.values.items() if value.n is not None}
 
 
-def _column(column: Column, shown: bool) -> Json:
+def _plots(group: Group) -> Iterator[Json]:
+    """Trade-offs, each with the domain it stands under, its axes as column positions."""
+    trained = {domain: _trained(group, domain) for domain in group.domains}
+    for domain, here in trained.items():
+        within = [(here[x], here[y]) for x, y in PLOTS if {x, y} <= here.keys()]
+        yield from ({"domain": domain, "x": x, "y": y, "log": True} for x, y in within)
+        for x, y in ACROSS:
+            costs = [there[x] for other, there in trained.items() if other != domain and x in there and y in here]
+            yield from ({"domain": domain, "x": cost, "y": here[y], "log": False} for cost in costs)
+
+
+def _scale_plots(group: Group) -> Iterator[Json]:
+    """Accuracy against the scale at which a vector is added, where rows differ in it."""
+    if len({scale for row in group.rows if (scale := _scale(row)) is not None}) > 1:
+        for domain in group.domains:
+            if ACCURACY in (here := _trained(group, domain)):
+                yield {"domain": domain, "x": "scale", "y": here[ACCURACY], "log": False}
+
+
+def _trained(group: Group, domain: str) -> dict[str, int]:
+    """Metric to the position of its first column on a domain, as trained."""
+    own = [(i, c) for i, c in enumerate(group.columns) if c.domain == domain and c.budget is None]
+    return {column.metric: i for i, column in reversed(own)}
+
+
+def _scale(row: Row) -> float | None:
+    steering: Any = row.newest.record.resolved.get("steering")
+    scale = steering.get("scale") if isinstance(steering, dict) else None
+    return float(scale) if isinstance(scale, int | float) and not isinstance(scale, bool) else None
+
+
+def _column(group: Group, column: Column, units: str | None) -> Json:
     return {
         "key": column.key,
-        "label": column.label,
+        "label": group.heading(column),
         "id": f"{column.metric}@{column.version}",
         "domain": column.domain,
         "params": column.params,
         "unit": column.unit,
+        "units": units,
         "better": column.higher_is_better,
-        "shown": shown,
+        "shown": column in group.shown,
     }
 
 
 def _row(group: Group, row: Row) -> Json:
+    scale = _scale(row)
     return {
         "id": row.id,
         "suite": suite_of(row.spec),
         "spec": row.spec,
         "label": row.label,
-        "variant": _variant(row),
+        "variant": variant_of(row),
         "status": row.status,
         "complete": row.complete and bool(row.measured),
         "seeds": f"{len(row.measured)}/{len(row.expected)}",
         "badges": [[badge.kind, badge.text, badge.detail] for badge in row.badges],
         "cost": row.wall_seconds,
+        **({} if scale is None else {"scale": scale}),
         "values": [_value(group, row, column) for column in group.columns] if row.measured else [],
     }
 
@@ -130,51 +155,5 @@ def _value(group: Group, row: Row, column: Column) -> list[Json]:
     return whole
 
 
-def _variant(row: Row) -> str:
-    sae = row.newest.record.resolved.get("sae")
-    if not isinstance(sae, dict):
-        return ""
-    kind: Literal["load", "variant"] = "load" if "load" in sae else "variant"
-    found = sae.get(kind)
-    return str(found.get("adapter", "loaded") if isinstance(found, dict) else found or "")
-
-
 def _short(p: float | None) -> float | None:
     return None if p is None else float(f"{p:.3g}")
-
-
-def _provenances(board: Board) -> Json:
-    """By row id; what many rows share (environment, keys) stands once in `shared`, and rows refer to it by number."""
-    shared: dict[str, int] = {}
-    rows: dict[str, Json] = {}
-    for row in (row for group in board.groups for row in group.rows):
-        facts = _provenance(row)
-        for name in SHARED:
-            facts[name] = shared.setdefault(json.dumps(facts[name], ensure_ascii=False, allow_nan=False), len(shared))
-        rows[row.id] = facts
-    return {"rows": rows, "shared": [json.loads(text) for text in shared]}
-
-
-def _provenance(row: Row) -> dict[str, Json]:
-    record = row.newest.record
-    return {
-        "command": f"latentbench run {shlex.quote(plain(record.spec.path))}",
-        "spec": record.spec.plain(),
-        "resolved": record.resolved,
-        "keys": record.keys,
-        "comparability": {domain: agreed.key for domain, agreed in record.comparability.items()},
-        "environment": record.environment,
-        "cost": record.cost.plain(),
-        "artifacts": [artifact.plain() for artifact in record.artifacts],
-        "cells": [
-            {
-                "seed": cell.record.seed,
-                "status": cell.record.status,
-                "cell": cell.record.cell,
-                "created": cell.record.created,
-                "record": cell.path,
-                "error": cell.record.error.plain() if cell.record.error else None,
-            }
-            for cell in row.cells
-        ],
-    }

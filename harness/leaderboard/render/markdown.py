@@ -8,9 +8,10 @@ from harness.leaderboard.board import Board, Column, Group, Row
 from harness.leaderboard.render.text import markdown, number, seconds, spread
 
 LEGEND = """\
-Numbers are means over seeds; ± is half the width of the 95 % interval over documents, (sd) the spread over seeds.
-**Bold** is the best of its column and ≈ what cannot be told from it (paired test over documents, Holm-adjusted over
-all pairs; overlapping seed ranges are ties too). Unmarked numbers are behind, not testable, or without a direction.
+Numbers are means over seeds; ± is half the width of the 95 % interval over the independent units named with each
+domain (documents, problems, latents), (sd) the spread over seeds. **Bold** is the best of its column and ≈ what cannot
+be told from it (test over those units, Holm-adjusted over all pairs; overlapping seed ranges are ties too). Unmarked
+numbers are behind, not testable, or without a direction.
 Rows of different tables were measured differently and are not ranked against each other."""
 
 
@@ -28,7 +29,7 @@ def _board(board: Board, columns: Sequence[str] | None) -> Iterable[str]:
     for group in board.groups:
         yield f"### {markdown(group.title)}"
         if group.domains:
-            yield f"Domains: {markdown(', '.join(group.domains))}."
+            yield f"Domains: {'; '.join(_domain(group, name) for name in group.domains)}."
         if group.differs:
             facts = "\n".join(f"- {markdown(f'{d.path}: {d.here} (there: {d.there})')}" for d in group.differs)
             yield f"Apart from this suite's first table because it differs in:\n\n{facts}"
@@ -37,6 +38,10 @@ def _board(board: Board, columns: Sequence[str] | None) -> Iterable[str]:
         yield f"{len(board.superseded)} older record{'s are' if len(board.superseded) > 1 else ' is'} not shown."
     if board.problems:
         yield "Could not be used:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in board.problems)
+
+
+def _domain(group: Group, name: str) -> str:
+    return markdown(f"{name} ({group.counts[name]})" if name in group.counts else name)
 
 
 def chosen_columns(group: Group, wanted: Sequence[str] | None) -> tuple[Column, ...]:
@@ -50,7 +55,7 @@ def chosen_columns(group: Group, wanted: Sequence[str] | None) -> tuple[Column, 
 
 def _table(group: Group, columns: Sequence[Column]) -> str:
     domains = len({column.domain for column in columns}) > 1
-    heads = [f"{c.label}<br>{markdown(c.domain or '')}" if domains else markdown(c.label) for c in columns]
+    heads = [markdown(group.heading(c)) + (f"<br>{markdown(c.domain or '')}" if domains else "") for c in columns]
     lines = [_line(["spec", *heads, "seeds", "time", "notes"]), _line([":--", *["--:"] * (len(columns) + 2), ":--"])]
     return "\n".join(lines + [_line(_cells(group, row, columns)) for row in group.rows])
 

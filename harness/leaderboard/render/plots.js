@@ -1,7 +1,6 @@
 // Pareto plots as inline SVG: intervals as whiskers, dominated points faded, shape by variant.
 
-const SIZE = { width: 520, height: 330, left: 58, right: 18, top: 14, bottom: 44 };
-const SAME = 1.01;
+const SAME = 0.01;
 const WHISKERS = 300;
 const INTERACTIVE = 600;
 const SHAPES = [
@@ -10,9 +9,11 @@ const SHAPES = [
 ];
 
 function drawPlots() {
-  const area = find("plots"), { plots, domains } = state.group;
+  const area = find("plots"), { plots } = state.group;
+  const domains = [...new Set(plots.map((plot) => plot.domain))];
+  if (!domains.length) return area.replaceChildren();
+  if (!domains.includes(state.domain)) state.domain = domains[0];
   const drawn = plots.filter((plot) => plot.domain === state.domain);
-  if (!drawn.length) return area.replaceChildren();
   const rows = visibleRows().filter((row) => row.values.length);
   const kinds = [...new Set(state.group.rows.map((row) => row.variant).filter(Boolean))];
   const choose = el("select", { id: "plot-domain", onchange: (event) => { state.domain = event.target.value; drawPlots(); } },
@@ -28,15 +29,17 @@ const shapeOf = (index) => SHAPES[Math.max(0, index) % SHAPES.length];
 const icon = (index) => el("svg", { viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" }, el("path", { d: shapeOf(index), class: "point" }));
 
 function figure(plot, rows, kinds) {
-  const { columns } = state.group, x = columns[plot.x], y = columns[plot.y];
+  const { columns } = state.group, y = columns[plot.y];
+  const x = plot.x === "scale" ? { label: "Steering scale", unit: "as specified", domain: plot.domain } : columns[plot.x];
   const points = rows.map((row) => ({
-    row, x: numberOf(row, plot.x), y: numberOf(row, plot.y),
+    row, x: plot.x === "scale" ? row.scale ?? null : numberOf(row, plot.x), y: numberOf(row, plot.y),
     xs: [numberOf(row, plot.x, LOW), numberOf(row, plot.x, HIGH)], ys: [numberOf(row, plot.y, LOW), numberOf(row, plot.y, HIGH)],
-  })).filter((p) => p.x !== null && p.y !== null && p.x > 0);
-  const caption = el("figcaption", {}, `${y.label} against ${x.label}, ${plot.domain}`);
+  })).filter((p) => p.x !== null && p.y !== null && (!plot.log || p.x > 0));
+  const against = x.domain === plot.domain ? x.label : `${x.label} on ${x.domain}`;
+  const caption = el("figcaption", {}, `${y.label} against ${against}, ${plot.domain}`);
   if (!points.length) return el("figure", {}, caption, el("p", { class: "muted" }, "No row has both numbers."));
   const frontier = frontierOf(points, y.better);
-  const sx = scale(points.flatMap((p) => [p.x]), SIZE.left, SIZE.width - SIZE.right, true);
+  const sx = scale(points.flatMap((p) => [p.x]), SIZE.left, SIZE.width - SIZE.right, plot.log);
   const sy = scale(points.flatMap((p) => [p.y, ...p.ys.filter((v) => v !== null)]), SIZE.height - SIZE.bottom, SIZE.top, false);
   const svg = el("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, role: "group", "aria-label": caption.textContent },
     ...axis(sx, sy, x, y), el("polyline", { class: "frontier", points: frontier.map((p) => `${sx(p.x)},${sy(p.y)}`).join(" ") }),
@@ -50,44 +53,9 @@ function frontierOf(points, higher) {
   const ranked = points.filter((p) => p.row.complete).sort((a, b) => a.x - b.x), sign = higher ? 1 : -1;
   let bound = -Infinity, next = 0;
   return ranked.filter((p) => {
-    while (next < ranked.length && ranked[next].x <= p.x * SAME) bound = Math.max(bound, sign * ranked[next++].y);
+    while (next < ranked.length && ranked[next].x <= p.x + SAME * Math.abs(p.x)) bound = Math.max(bound, sign * ranked[next++].y);
     return sign * p.y >= bound;
   });
-}
-
-function scale(values, from, to, log) {
-  const map = log ? Math.log : (v) => v;
-  const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
-  const pad = ((map(high) - map(low)) || Math.abs(map(high)) || 1) * 0.06;
-  const [start, end] = [map(low) - pad, map(high) + pad];
-  const place = (v) => Math.round((from + ((map(v) - start) / (end - start)) * (to - from)) * 10) / 10;
-  place.ticks = log ? logTicks(Math.exp(start), Math.exp(end)) : ticks(start, end);
-  return place;
-}
-
-function ticks(low, high) {
-  const raw = (high - low) / 5, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find((m) => m * power >= raw) * power;
-  const found = [];
-  for (let k = Math.ceil(low / step); k * step <= high; k += 1) found.push(Number((k * step).toPrecision(6)));
-  return found;
-}
-
-function logTicks(low, high) {
-  const found = [];
-  for (let power = 2 ** Math.floor(Math.log2(low)); power <= high; power *= 2) if (power >= low) found.push(power);
-  return found.length >= 2 && found.length <= 8 ? found.map((v) => Number(v.toPrecision(4))) : ticks(low, high).filter((v) => v > 0);
-}
-
-function axis(sx, sy, x, y) {
-  const { left, right, top, bottom, width, height } = SIZE;
-  const label = (cls, at, text, more = {}) => el("text", { class: cls, x: at[0], y: at[1], ...more }, text);
-  return [
-    ...sy.ticks.flatMap((v) => [el("line", { class: "grid", x1: left, x2: width - right, y1: sy(v), y2: sy(v) }), label("tick end", [left - 8, sy(v) + 4], String(v))]),
-    ...sx.ticks.flatMap((v) => [el("line", { class: "grid", x1: sx(v), x2: sx(v), y1: top, y2: height - bottom }), label("tick middle", [sx(v), height - bottom + 17], String(v))]),
-    label("axis middle", [(left + width - right) / 2, height - 6], `${x.label} (${x.unit})`),
-    label("axis middle", [0, 0], `${y.label} (${y.unit})`, { transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)` }),
-  ];
 }
 
 function marks(points, frontier, sx, sy, kinds, axes) {
@@ -107,7 +75,7 @@ function mark(p, leading, sx, sy, kinds, [x, y], whiskers) {
   const said = `${nameOf(p.row)}: ${x.label} ${digits(p.x, x.unit)}, ${y.label} ${digits(p.y, y.unit)}`;
   const bars = !whiskers ? [] : [
     p.ys[0] === null ? null : line(sx(p.x), sy(p.ys[0]), sx(p.x), sy(p.ys[1])),
-    p.xs[0] === null || p.xs[0] <= 0 ? null : line(sx(p.xs[0]), sy(p.y), sx(p.xs[1]), sy(p.y))];
+    p.xs[0] === null ? null : line(sx(p.xs[0]), sy(p.y), sx(p.xs[1]), sy(p.y))];
   const show = () => tip(said, node), node = el("g", {
     class: leading ? "mark-point leading" : "mark-point", tabindex: leading ? 0 : -1, role: "button", "aria-label": said,
     onclick: () => openDrawer(p.row), onmouseenter: show, onfocus: show, onmouseleave: untip, onblur: untip,

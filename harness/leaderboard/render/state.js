@@ -1,10 +1,8 @@
-// The data, what the reader chose, and what follows from both. Foreign text only ever becomes textContent.
+// The data, what the reader chose, and what follows from both.
 
-const read = (id) => JSON.parse(document.getElementById(id).textContent);
-const find = (id) => document.getElementById(id);
 const board = read("board");
-const [VALUE, LOW, HIGH, SD, DOCUMENTS, STANDING, P, REASON] = [0, 1, 2, 3, 4, 5, 6, 7];
-const ALPHA = 0.05;
+const DECIMALS = board.decimals;
+const [VALUE, LOW, HIGH, SD, COUNT, STANDING, P, REASON] = [0, 1, 2, 3, 4, 5, 6, 7];
 const PAGE = 50;
 
 board.groups.forEach((group) => group.rows.forEach((row, i) => {
@@ -16,43 +14,6 @@ const state = {
   group: board.groups[0], sort: null, search: "", suite: "", status: "", limits: [],
   shown: new Set(), intervals: true, page: 0, domain: null,
 };
-
-function el(tag, properties = {}, ...children) {
-  const svg = ["svg", "g", "path", "line", "circle", "text", "polyline", "title"].includes(tag);
-  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
-
-function digits(x, unit) {
-  if (x === null || x === undefined) return "–";
-  const size = Math.abs(x);
-  if (size >= 1e6 || (x !== 0 && size < 5e-4)) return x.toExponential(2);
-  const decimals = board.decimals[unit];
-  if (decimals !== undefined) return x.toFixed(decimals);
-  return String(Number(x.toPrecision(4)));
-}
-
-// A spread has the digits of its number; what rounds to nothing is said to be small.
-function spread(sd, unit) {
-  const decimals = board.decimals[unit];
-  if (decimals === undefined || sd === 0) return digits(sd, unit);
-  const least = 10 ** -decimals;
-  return sd < least / 2 ? `<${least.toFixed(decimals)}` : sd.toFixed(decimals);
-}
-
-const pText = (p) => (p === null || p === undefined ? "" : p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`);
-
-function duration(seconds) {
-  if (seconds === null) return "–";
-  for (const [size, unit] of [[3600, "h"], [60, "min"]]) if (seconds >= size) return `${(seconds / size).toFixed(1)} ${unit}`;
-  return `${seconds.toFixed(1)} s`;
-}
 
 const nameOf = (row) => (row.label ? `${row.spec} · ${row.label}` : row.spec);
 // Long names may break after a slash, not within a word.

@@ -10,7 +10,8 @@ function drawHead(head) {
   }
   head.replaceChildren(
     el("tr", { class: "domains" }, el("th", { class: "name" }),
-      ...groups.map((g) => el("th", { colspan: g.width, scope: "colgroup", class: "first" }, g.domain)), el("th", { colspan: 2 })),
+      ...groups.map((g) => el("th", { colspan: g.width, scope: "colgroup", class: "first" }, g.domain,
+        state.group.counts[g.domain] ? el("span", { class: "counts" }, state.group.counts[g.domain]) : null)), el("th", { colspan: 2 })),
     el("tr", {}, heading("spec", "Spec", null, "name"),
       ...columns.map((i, n) => heading(i, all[i].label, all[i], firstOf(columns, n) ? "first" : "")),
       heading("seeds", "Seeds", null, "first"), heading("cost", "Time", null, "")));
@@ -57,7 +58,7 @@ function drawTable() {
 function countText(n) {
   const all = state.group.rows.length;
   const from = state.page * PAGE + 1, to = Math.min(n, from + PAGE - 1);
-  const filtered = n === all ? `${all} rows` : `${n} of ${all} rows`;
+  const rows = `${all} row${all === 1 ? "" : "s"}`, filtered = n === all ? rows : `${n} of ${rows}`;
   return n > PAGE ? `${from}–${to} of ${filtered}` : filtered;
 }
 

@@ -15,7 +15,7 @@ from harness.leaderboard.render.markdown import chosen_columns
 from harness.leaderboard.render.text import number, plain
 
 LEGEND = "● best   ≈ cannot be told from the best"
-INTERVALS = "   ± half the 95 % interval over documents"
+INTERVALS = "   ± half the 95 % interval over the documents, problems or latents of the domain"
 WIDE = 120
 """Columns of a terminal from which intervals are shown."""
 _STYLES = {"best": "bold green", "tied": "green", "behind": "", None: ""}
@@ -67,9 +67,11 @@ def _tables(group: b.Group, columns: Sequence[b.Column], intervals: bool) -> Ite
 
 def _table(group: b.Group, domain: str | None, columns: Sequence[b.Column], intervals: bool) -> Table:
     table = Table(header_style="bold", show_edge=False, pad_edge=False)
-    table.add_column(Text(plain(domain or "spec")), overflow="fold", min_width=20)
+    counts = group.counts.get(domain or "")
+    heading = f"{domain or 'spec'} ({counts})" if counts else domain or "spec"
+    table.add_column(Text(plain(heading)), overflow="fold", min_width=20)
     for column in columns:
-        table.add_column(Text(plain(column.label)), justify="right", no_wrap=True)
+        table.add_column(Text(plain(group.heading(column))), justify="right", no_wrap=True)
     table.add_column("notes", overflow="fold")
     for row in group.rows:
         notes = Text(plain("; ".join(badge.text for badge in row.badges)), style="yellow")

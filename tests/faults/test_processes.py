@@ -1,4 +1,7 @@
-"""Whatever ends a process, it costs the cell it worked on; the next run completes what is missing, bit for bit."""
+"""Workers of the `local` executor: whatever ends one costs the cell it worked on, and the next run completes it bit for bit.
+
+Every worker imports torch anew, so most of this is slow; `test_kill.py` does the like with processes that are forked.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +82,8 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize(
-    "fault", ["kill", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("exit", "raise"))]
-)
+@pytest.mark.parametrize("fault", ["kill", "exit", "raise"])
+@pytest.mark.slow
 def test_a_cell_that_breaks_costs_only_itself_and_the_next_run_completes_it(
     bench: Workbench, plugin: Plugin, undisturbed: Workbench, fault: str
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_cell_beyond_its_limits_is_stopped(
     assert expected[2] in broken.error.message
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_the_next_run_continues(
     bench: Workbench, plugin: Plugin, undisturbed: Workbench
 ) -> None:
@@ -169,7 +172,8 @@ def killed_at_random(bench: Workbench, times: int, seed: int) -> int:
     return interrupted
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [3, 10])
 def test_kill_9_in_mid_training_changes_no_bit(tmp_path: Path, tiny_model: Path, plugin: Plugin, times: int) -> None:
     long = {"dataset__train__tokens": 40_000, "dataset__train__repeat": True}
     whole = faulty_bench(tmp_path / "whole", tiny_model, plugin, **long)
@@ -196,3 +200,25 @@ def test_a_damaged_checkpoint_is_put_aside_and_training_starts_anew(
     assert bench.process(*RUN).code == 0
     assert bench.weights() == undisturbed.weights()
     assert list((bench.root / "results/store/quarantine").iterdir())
+
+
+@pytest.mark.parametrize("pause", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_ctrl_c_twice_ends_everything(bench: Workbench, plugin: Plugin, pause: float) -> None:
+    plugin.break_with("deaf", k=4)
+    process = bench.start(*RUN)
+    wait_for(lambda: plugin.reached, process)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert workers
+    # A second Ctrl-C may come before the workers are told; one that is left alone ends by itself within seconds.
+    while time.monotonic() - began < 30 and any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.1)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert bench.process("store", "verify").code == 0

@@ -1,0 +1,23 @@
+"""A rate limit that threads share."""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+
+
+class Pace:
+    """Lets requests start no faster than `per_minute`, evenly spaced; without a limit it never waits."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._spacing = 60 / per_minute if per_minute else 0.0
+        self._next, self._lock = 0.0, Lock()
+
+    def wait(self) -> None:
+        """Returns when the next request may start."""
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + self._spacing
+        if start > now:
+            time.sleep(start - now)

@@ -1,0 +1,37 @@
+"""Answers that were paid for, kept by the sha256 of the whole request, so that none is asked twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapters.protocols import Reply
+from harness.canonical import digest
+from harness.errors import StoreError
+from harness.section import Json
+from harness.store.files import read_json, write_json
+
+
+class Transcripts:
+    """A folder of JSON files, one per request; only successful replies are kept. Requests hold neither key nor header."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "judges"
+
+    def get(self, request: Json) -> Reply | None:
+        """The reply to exactly this request, or None; a damaged file counts as none."""
+        try:
+            kept = read_json(self._path(request))
+            reply = kept["reply"]
+            text, prompt, written = reply["text"], reply["prompt_tokens"], reply["reply_tokens"]
+        except (StoreError, KeyError, TypeError):
+            return None
+        return Reply(text, None, prompt, written) if kept["request"] == request and isinstance(text, str) else None
+
+    def put(self, request: Json, reply: Reply) -> None:
+        """Keeps a successful reply."""
+        counts = {"prompt_tokens": reply.prompt_tokens, "reply_tokens": reply.reply_tokens}
+        write_json(self._path(request), {"request": request, "reply": {"text": reply.text, **counts}})
+
+    def _path(self, request: Json) -> Path:
+        key = digest("judge request", request)
+        return self._folder / key[:2] / f"{key}.json"

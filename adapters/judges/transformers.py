@@ -1,0 +1,100 @@
+"""`adapter: transformers`: a local chat model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from adapters.judges.transcripts import Transcripts
+from adapters.protocols import Judge, Reply, Roots
+from adapters.transformers_model import TransformersModel
+from harness.errors import NotAvailable
+from harness.section import Json
+from harness.words import one_line
+
+if TYPE_CHECKING:
+    from adapters.protocols import LanguageModel
+
+_VERSION = 1
+"""Raised when the same model gives other answers to the same messages."""
+
+
+class TransformersJudge(Judge):
+    """A chat model loaded like any other model (safetensors only, no remote code), answering greedily."""
+
+    adapter: Literal["transformers"] = "transformers"
+    deterministic: ClassVar[bool] = True
+    id: Annotated[str, Field(min_length=1, max_length=300)]
+    """Hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or the path of a folder (relative to the project, or allowed)."""
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$", max_length=100)] | None = None
+    """Commit, tag or branch of a hub model; state a commit so that the judge cannot change."""
+    dtype: Annotated[str, Field(pattern="^(float32|bfloat16|float16)$")] = "float32"
+    """Data type of the weights and of the forward pass."""
+    max_tokens: PositiveInt = 512
+    """Longest reply, thoughts included."""
+
+    @model_validator(mode="after")
+    def _known_form(self) -> Any:
+        self.model()
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.id if self.revision is None else f"{self.id}@{self.revision}"
+
+    def model(self) -> TransformersModel:
+        """The model meant, as a section of its own."""
+        return TransformersModel(id=self.id, revision=self.revision, dtype=self.dtype)
+
+    def identity(self, roots: Roots) -> Json:
+        return {"transformers": self.model().identity(roots), "max_tokens": self.max_tokens, "version": _VERSION}
+
+    def chat(self, requests: Sequence[Sequence[Mapping[str, str]]], roots: Roots, cache: Path) -> Iterator[Reply]:
+        """Raises NotAvailable when the model is not here or is no chat model."""
+        transcripts, identity = Transcripts(cache), self.identity(roots)
+        for messages in requests:
+            request = {"judge": identity, "messages": [dict(message) for message in messages]}
+            reply = transcripts.get(request)
+            if reply is None:
+                reply = _answer(_loaded(self.model(), roots), messages, self.max_tokens)
+                if reply.text is not None:
+                    transcripts.put(request, reply)
+            yield reply
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
+    """The model, once per process."""
+    import torch
+
+    loaded = model.load(roots, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if not loaded.tokenizer.chat_template:
+        raise NotAvailable(f"the judge {model.id!r} is no chat model: its tokenizer has no chat template")
+    return loaded
+
+
+def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Reply:
+    import torch
+    from jinja2 import TemplateError
+
+    tokenizer = judge.tokenizer
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    except (TemplateError, ValueError) as error:
+        return Reply(None, one_line(f"the chat template refuses the messages: {error}")[:300])
+    encoded = encoded.to(judge.device)
+    read = encoded["input_ids"].shape[1]
+    room = getattr(judge.model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and read + max_tokens > room:
+        return Reply(None, f"the question has {read} tokens and leaves no room for {max_tokens} more in {room}")
+    with torch.no_grad():
+        written = judge.model.generate(  # type: ignore[operator]
+            **encoded, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )[0, read:]
+    return Reply(str(tokenizer.decode(written, skip_special_tokens=True)), None, read, len(written))

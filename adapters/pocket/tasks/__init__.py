@@ -1,0 +1,1 @@
+"""The pocket model's word problems as lm-eval tasks."""

@@ -1,0 +1,141 @@
+"""`latentbench report`: pages about what is inside of a cell's artifacts, and agreement between seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from harness.cli.options import Allow, AsJson, Results, StoreFolder, print_json, project_of, say
+
+if TYPE_CHECKING:
+    from harness.metrics.latents.consistency import Agreement
+
+app = typer.Typer(help="Write pages about latents; compare SAEs of several seeds.", no_args_is_help=True)
+
+Run = Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")]
+
+
+@app.command()
+def latents(
+    run: Run,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write; the HTML leaderboard links to the default.",
+            show_default="results/pages/CELL-latents.html",
+        ),
+    ] = None,
+    most: Annotated[int, typer.Option("--latents", min=1, help="Most latents shown.")] = 2000,
+    results: Results = None,
+    store: StoreFolder = None,
+    allow: Allow = None,
+) -> None:
+    """Write one offline HTML page about the latents of an SAE: explanations, examples, neighbours, tokens.
+
+    Example: `latentbench report latents 'quickstart/topk[sae.k=8][0]'`
+    """
+    from harness.report.latents import page
+    from harness.report.records import record_of
+    from harness.report.sources import sources_of
+    from harness.store.files import write_bytes
+
+    project = project_of(results, store, allow)
+    record = record_of(project.results, run)
+    sources = sources_of(record, project, lambda text: say(text, err=True))
+    target = output or project.results / "pages" / f"{record.cell[:16]}-latents.html"
+    write_bytes(target, page(sources, most).encode())
+    for note in sources.notes:
+        say(note, err=True)
+    say(f"wrote {target}")
+
+
+@app.command()
+def consistency(
+    run: Annotated[str, typer.Argument(help="A row with several seeds: spec-name[label].")],
+    results: Results = None,
+    store: StoreFolder = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the decoders of one row's seeds: how far do they find the same latents?
+
+    Example: `latentbench report consistency 'quickstart/topk[sae.k=8]'`
+    """
+    from harness.metrics.latents.consistency import consistency as compare
+    from harness.metrics.latents.cosines import decoder_of
+    from harness.report.records import experiment_of, records_of, sae_of
+
+    project = project_of(results, store, allow)
+    records = records_of(project.results, run)
+    found = compare([decoder_of(sae_of(record, experiment_of(record), project)) for record in records])
+    lines = {f"{records[a].seed} – {records[b].seed}": pair for (a, b), pair in found.pairs.items()}
+    lines |= {"mean": found.mean, "chance": found.chance}
+    if as_json:
+        print_json({name: vars(agreement) for name, agreement in lines.items()})
+        return
+    say(f"{'seeds':<12} best match  matched  shared (≥ 0.7)")
+    for name, agreement in lines.items():
+        say(_line(name, agreement))
+
+
+def _line(name: str, found: Agreement) -> str:
+    matched, shared = ("–" if x is None else f"{x:.3f}" for x in (found.matched, found.shared))
+    return f"{name:<12} {found.best_match:>10.3f}  {matched:>7}  {shared:>6}"
+
+
+@app.command()
+def steering(
+    runs: Annotated[list[str], typer.Argument(help="Records: cell ids, files, or spec-name[label][seed].")],
+    results: Results = None,
+    store: StoreFolder = None,
+    allow: Allow = None,
+) -> None:
+    """Write one offline HTML page per steered cell: accuracy, training, cost, and what its vectors do in the model.
+
+    Example: `latentbench report steering 'papers/steering_vectors/pocket[all]'`
+    """
+    from harness.leaderboard.load import load
+    from harness.leaderboard.select import select
+    from harness.report.steering import page
+    from harness.store.files import write_bytes
+
+    project = project_of(results, store, allow)
+    loaded = load(project.results)
+    for cell in (cell for run in runs for cell in select(loaded, run).cells):
+        target = project.results / "pages" / f"{cell.record.cell[:16]}-steering.html"
+        write_bytes(target, page(cell.record, project).encode())
+        say(f"wrote {target}")
+
+
+@app.command()
+def flow(
+    run: Run,
+    latent: Annotated[
+        list[str] | None,
+        typer.Option("--latent", help="Seed latent SITE:NUMBER, e.g. 3:17 or 3.resid_post:17; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write.", show_default="results/pages/CELL-flow.html"),
+    ] = None,
+    to: Annotated[Literal["html", "json", "dot", "graphml"], typer.Option(help="What to write.")] = "html",
+    explanations: Annotated[
+        Path | None, typer.Option(help='JSON file of explanations: {"3.resid_post:17": "…"}.')
+    ] = None,
+    results: Results = None,
+    store: StoreFolder = None,
+    allow: Allow = None,
+) -> None:
+    """Write the flow graphs of some latents: an offline page to explore, or one graph for other programs.
+
+    Example: `latentbench report flow 'papers/feature_flow/pocket[cosine][0]' --latent 3:17`
+    """
+    from harness.report.flow_files import write
+
+    project = project_of(results, store, allow)
+    for line in write(project, run, latent or [], output, to, explanations):
+        say(line)

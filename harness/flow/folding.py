@@ -1,0 +1,39 @@
+"""Decoder and encoder rows on a scale that two SAEs share (SAE Match, arXiv 2410.07656, eq. 4).
+
+A JumpReLU latent with threshold θ does the same as one with threshold 1, encoder row w_enc / θ and decoder row θ w_dec.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.activations.site import Site
+from harness.errors import InvalidInput
+from harness.sae.base import SparseAutoencoder
+from harness.sae.linear import linear_weights
+from harness.sae.rules import ThresholdRule
+
+
+def decoder_rows(sae: SparseAutoencoder, site: Site) -> Tensor:
+    """[width, d_in]. Raises InvalidInput for an SAE without a dictionary."""
+    rows = sae.decoder_rows()
+    if rows is None:
+        raise InvalidInput(f"{site}: {type(sae).__name__} has no decoder rows to match")
+    return rows.detach()
+
+
+def encoder_rows(sae: SparseAutoencoder) -> Tensor:
+    """[width, d_in]. Raises InvalidInput for an SAE without a linear encoder."""
+    return torch.cat([group.W_enc for group in linear_weights(sae).groups]).detach()
+
+
+def thresholds(sae: SparseAutoencoder, site: Site) -> Tensor:
+    """[width] θ of a JumpReLU (or BatchTopK) SAE. Raises InvalidInput for one that selects by rank."""
+    groups = linear_weights(sae).groups
+    found = [group.rule.threshold.expand(group.width) for group in groups if isinstance(group.rule, ThresholdRule)]
+    if len(found) < len(groups):
+        raise InvalidInput(
+            f"{site}: {type(sae).__name__} has no thresholds to fold; use `fold: activation` (mean activations) instead"
+        )
+    return torch.cat(found).detach()

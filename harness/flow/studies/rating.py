@@ -1,0 +1,49 @@
+"""A judge's opinion of texts: how much of a theme is in them, and whether they make sense (after Feature Flow, App. B)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adapters.protocols import Judge, Reply, Roots
+from harness.metrics.base import Array
+
+QUESTIONS = {
+    "behaviour": "How strongly is the text about this theme: {theme}? 0 means not at all, 5 means it is about nothing else.",
+    "coherence": "How coherent is the text, whatever it is about? 0 means a jumble of words, 5 means fluent and sensible.",
+}
+INSTRUCTION = (
+    "You rate short texts written by a language model. Answer with one whole number from 0 to 5 and nothing else."
+)
+
+
+def rated(
+    texts: Sequence[str], theme: str, judge: Judge, roots: Roots, cache: Path, *, remove: bool
+) -> dict[str, Array]:
+    """[texts] float64: `behaviour`, `coherence`, `total` in 0…1 (0 where not judged), and `judged` 1 or 0."""
+    scores = {name: _scores(texts, theme, question, judge, roots, cache) for name, question in QUESTIONS.items()}
+    behaviour, coherence = scores["behaviour"], scores["coherence"]
+    judged = np.isfinite(behaviour) & np.isfinite(coherence)
+    total = (1 - behaviour if remove else behaviour) * coherence
+    named = {"behaviour": behaviour, "coherence": coherence, "total": total}
+    return {**{name: np.where(judged, x, 0.0) for name, x in named.items()}, "judged": judged.astype(np.float64)}
+
+
+def _scores(texts: Sequence[str], theme: str, question: str, judge: Judge, roots: Roots, cache: Path) -> Array:
+    requests = [_request(text, question.format(theme=theme)) for text in texts]
+    return np.array([_score(reply) for reply in judge.chat(requests, roots, cache)], dtype=np.float64)
+
+
+def _request(text: str, question: str) -> list[Mapping[str, str]]:
+    asked = f"{question}\n\nText:\n<text>\n{text}\n</text>"
+    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": asked}]
+
+
+def _score(reply: Reply) -> float:
+    """0…1; NaN for an answer that is no number from 0 to 5."""
+    numbers: Iterator[re.Match[str]] = re.finditer(r"(?<![\d.])[0-5](?![\d.]*\d)", reply.text or "")
+    found = next(numbers, None)
+    return float("nan") if found is None else int(found[0]) / 5

@@ -1,0 +1,138 @@
+"""What one latent becomes when a hidden state before it is changed at its token: many cases in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapters.protocols import LanguageModel
+from harness.activations.capture import hidden_states, hidden_states_and_logits
+from harness.activations.resume import resuming
+from harness.activations.site import Site
+from harness.errors import CellFailed
+from harness.flow.activity import TOKENS_PER_FORWARD
+from harness.flow.editing import TokenEdit
+from harness.flow.places import depth
+from harness.sae.base import SparseAutoencoder
+from harness.steering.intervention import Receipt
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Documents that cases refer to, and where the forward pass may start."""
+
+    ids: Tensor
+    """[B, T] int64."""
+    real: Tensor
+    """[B, T] bool."""
+    entry: Site | None
+    """Site whose captured states stand for all blocks up to it; None: the pass starts at the tokens."""
+    states: Tensor | None
+    """[B, T, d] at `entry`."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """One latent at one token each."""
+
+    rows: Tensor
+    """[C] int64: the document."""
+    positions: Tensor
+    """[C] int64: the token's column."""
+    latents: Tensor
+    """[C] int64."""
+
+    def part(self, chosen: Tensor) -> Cases:
+        """Some of them, by number."""
+        return Cases(self.rows[chosen], self.positions[chosen], self.latents[chosen])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of some cases."""
+
+    activations: Tensor
+    """[C] float32: of each case's latent at its token."""
+    losses: Tensor | None
+    """[C] float64: cross-entropy summed over the predictions from the token to the document's end."""
+    receipt: Receipt
+
+
+def entry_before(site: Site) -> Site | None:
+    """Where a pass may be resumed so that a change at `site` or behind it still counts."""
+    return Site(index=depth(site) - 1) if depth(site) else None
+
+
+def rerun(
+    lm: LanguageModel,
+    sae: SparseAutoencoder,
+    target: Site,
+    rows: Rows,
+    cases: Cases,
+    deltas: Mapping[Site, Tensor],
+    *,
+    loss: bool = False,
+) -> Outcome:
+    """The cases with `deltas` [C, d] added at their tokens. Raises CellFailed when a change did not arrive."""
+    order = torch.argsort(cases.positions)  # of similar length, because nothing behind a token matters to it
+    step = max(1, TOKENS_PER_FORWARD // rows.ids.shape[1])
+    activations = torch.zeros(len(order), device=rows.ids.device)
+    losses = torch.zeros(len(order), dtype=torch.float64, device=rows.ids.device) if loss else None
+    total = Receipt()
+    for chosen in torch.split(order, step):
+        part = cases.part(chosen)
+        length = rows.ids.shape[1] if loss else int(part.positions.max()) + 1
+        edit = TokenEdit({site: delta[chosen] for site, delta in deltas.items()}, part.positions)
+        states, after, receipt = _pass(lm, target, rows, part, edit, length, loss)
+        activations[chosen] = _activation(sae, states, part)
+        if losses is not None and after is not None:
+            losses[chosen] = after
+        total = total + receipt
+    expected = sum(int((delta != 0).any(1).sum()) for delta in deltas.values())
+    if total.steered != expected:
+        raise CellFailed(f"of {expected} changes at single tokens {total.steered} arrived")
+    return Outcome(activations, losses, total)
+
+
+def _pass(
+    lm: LanguageModel, target: Site, rows: Rows, cases: Cases, edit: TokenEdit, length: int, loss: bool
+) -> tuple[Tensor, Tensor | None, Receipt]:
+    """Hidden states [C, T, d] at the target, losses [C] where asked for, and the receipt."""
+    ids, real = rows.ids[cases.rows, :length], rows.real[cases.rows, :length]
+    with _entering(lm, rows, cases, length), edit.applied(lm) as receipt:
+        if not loss:
+            states = hidden_states(lm.model, (target,), ids, real.long())
+            after = None
+        else:
+            states, logits = hidden_states_and_logits(lm.model, (target,), ids, real.long())
+            after = losses_from(logits, ids, real, cases.positions)
+    return states[target], after, receipt
+
+
+def _entering(lm: LanguageModel, rows: Rows, cases: Cases, length: int) -> AbstractContextManager[None]:
+    if rows.entry is None or rows.states is None:
+        return nullcontext()
+    return resuming(lm.model, rows.entry, rows.states[cases.rows, :length])
+
+
+def _activation(sae: SparseAutoencoder, states: Tensor, cases: Cases) -> Tensor:
+    """[C] activation of each case's latent at its token."""
+    codes = sae.encode(states[torch.arange(len(states), device=states.device), cases.positions].float())
+    return (codes.values * (codes.indices == cases.latents[:, None])).sum(1)
+
+
+def losses_from(logits: Tensor, ids: Tensor, real: Tensor, positions: Tensor) -> Tensor:
+    """[C] float64: cross-entropy of rows [C, T], summed over predictions made at or after `positions`."""
+    columns = torch.arange(ids.shape[1] - 1, device=ids.device)
+    counted = real[:, 1:] & (columns >= positions[:, None])
+    return torch.stack(list(_row_losses(logits, ids, counted)))
+
+
+def _row_losses(logits: Tensor, ids: Tensor, counted: Tensor) -> Iterator[Tensor]:
+    for row, targets, mask in zip(logits, ids[:, 1:], counted, strict=True):  # one at a time: vocabularies are large
+        chosen = row[:-1][mask].float()
+        yield torch.nn.functional.cross_entropy(chosen, targets[mask], reduction="sum").double()

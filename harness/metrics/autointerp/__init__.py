@@ -1,0 +1,10 @@
+"""An autointerp score that means something, with and without a language model as the judge.
+
+    survey  ──▶ sample latents ──▶ collect ──▶ cases ──▶ interview ──▶ scoring ──▶ findings
+    (pass 1)    (sampling)         (pass 2)    (asked about disjoint texts)
+
+What published implementations get wrong is ruled out by construction: explanations and questions come from disjoint
+halves of the documents and share no text (checked, not hoped); "inactive" windows are windows whose activations were
+looked at; classes are balanced, so a judge that always says the same scores 0.5; the number of true questions in a prompt
+is random and never stated; a failed request excludes its latent and is counted.
+"""

@@ -1,0 +1,175 @@
+"""Steering along a flow graph: does generated text move into a domain, and at what price? (Feature Flow, §4.3), version 1.
+
+`activate`: h_l ← h_l + Σ s_l · v on every token, for the latents v of the seeds' paths (`fold` scales decoder rows). s_l is
+the strength at the seed's layer alone (`single`), at every layer of the path (`constant`), s · exp(α (l − l₀))
+(`exponential`), or goes from s to 1 over the path (`linear`). `random` adds as many random latents that fire, at the
+seed's layer.
+`deactivate`: h ← h + (r − 1) a v, the strengths being r, for the seeds (`single`) or all latents of their graphs, MLPs and
+attention included (`constant`). Prompts then come from the target domain itself.
+
+Every second document of each domain trains a naive Bayes classifier of domains on token counts and chooses the seeds; the
+others give the prompts, the classifier's accuracy on texts of the generated length, and the loss.
+
+=================  ==================================================================  ===================================
+number             formula                                                             better
+=================  ==================================================================  ===================================
+`base_rate`        share of texts classified as the target domain, without steering    (a reference)
+`rate`             the same with steering                                              higher (`deactivate`: lower)
+`shift`            `rate` − `base_rate`                                                higher (`deactivate`: lower)
+`loss_increase`    CE' − CE of the prompts' documents under steering                   lower
+`text_loss`        CE of the generated texts under the untouched model                 lower
+`behaviour`        a judge's 0–5 for the theme, divided by 5                           higher (`deactivate`: lower)
+`coherence`        a judge's 0–5 for coherence, divided by 5                           higher
+`total`            behaviour × coherence (`deactivate`: (1 − behaviour) × coherence)   higher
+=================  ==================================================================  ===================================
+
+`accuracy` is the classifier's share of correct held-out texts. Units are prompts (documents).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from adapters.protocols import Judge
+from harness.metrics.base import Array, Estimator
+from harness.metrics.flow.base import FlowStudy, share
+from harness.metrics.study import Findings
+from harness.registry import Choice
+
+if TYPE_CHECKING:
+    from adapters.protocols import Roots
+    from harness.lab import Lab
+    from harness.section import Json
+    from harness.spec.experiment import Experiment
+
+Schedule = Literal["single", "constant", "linear", "exponential", "random"]
+
+
+def _shift(steered: Array, base: Array, n: Array) -> Array:
+    return (steered - base) / n
+
+
+class FlowSteering(FlowStudy):
+    """How far steering moves generated text into a domain."""
+
+    version: ClassVar[int] = 1
+
+    metric: Literal["flow_steering"] = "flow_steering"
+    target: str
+    """The evaluation domain that text shall move into, or out of."""
+    start: str | None = None
+    """The evaluation domain whose documents begin the texts; default the first other one, or `target` to deactivate."""
+    action: Literal["activate", "deactivate"] = "activate"
+    """Whether the theme is written or removed."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """Decoder block whose latents are seeds; default the middle of the residual sites."""
+    seeds: tuple[str, ...] = ()
+    """Seed latents, e.g. `12:4111`; default the `select` most telling ones."""
+    select: PositiveInt = 3
+    """Seeds chosen where none are given: latents with the largest difference between the shares of tokens on which they
+    fire in the target domain and in all others."""
+    span: tuple[int, int] | None = None
+    """First and last decoder block that is steered; default the whole path."""
+    schedules: Annotated[tuple[Schedule, ...], Field(min_length=1)] = ("single", "constant")
+    """How strength depends on the layer; one set of numbers each."""
+    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    """s (`activate`) or r (`deactivate`); one set of numbers each."""
+    alpha: float = -0.05
+    """Of the exponential schedule; the paper's value."""
+    fold: Literal["none", "threshold", "activation"] = "activation"
+    """What decoder rows are multiplied by: nothing, thresholds (the paper, for JumpReLU), or mean activations."""
+    prompts: PositiveInt = 32
+    """Texts to generate per setting."""
+    prompt_tokens: PositiveInt = 8
+    """Tokens of a document that begin a text, BOS included."""
+    tokens: PositiveInt = 36
+    """Tokens generated; the paper's 36 (96 to deactivate)."""
+    temperature: Annotated[float, Field(gt=0)] = 1.27
+    """Of sampling; the paper's value."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Of nucleus sampling; the paper's value."""
+    judge: Annotated[Judge, Choice("judges", "adapter")] | None = None
+    """A chat model that rates texts as well."""
+    theme: str | None = None
+    """What the judge is told the theme is; default the name of the target domain."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Any:
+        allowed = {"activate": {"single", "constant", "linear", "exponential", "random"}}
+        wrong = set(self.schedules) - allowed.get(self.action, {"single", "constant"})
+        if wrong:
+            raise ValueError(f"action: {self.action} has no schedule {', '.join(sorted(wrong))}")
+        return self
+
+    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+        return tuple(experiment.dataset.eval)
+
+    def beginning(self, experiment: Experiment) -> str:
+        """The domain whose documents begin the texts."""
+        if self.start is not None or self.action == "deactivate":
+            return self.start or self.target
+        return next((name for name in experiment.dataset.eval if name != self.target), self.target)
+
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        domains = list(experiment.dataset.eval)
+        unknown = [name for name in (self.target, self.start) if name is not None and name not in domains]
+        wrong = [f"flow_steering: there is no evaluation domain {name!r}" for name in unknown]
+        if len(domains) < 2:
+            wrong.append("flow_steering: telling domains apart needs two evaluation domains or more")
+        if self.judge is not None and type(self.judge).chat is Judge.chat:
+            wrong.append(f"flow_steering: the judge {self.judge.adapter!r} rates no texts; it needs a chat model")
+        return (*super().problems(experiment, roots), *wrong)
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        return {"judge": None if self.judge is None else self.judge.identity(roots)}
+
+    def preview(self, experiment: Experiment, roots: Roots) -> str | None:
+        if self.judge is None:
+            return None
+        settings = 1 + len(set(self.schedules)) * len(set(self.strengths))
+        return f"{2 * self.prompts * settings:,} requests to the judge {self.judge.label}"
+
+    def settings(self) -> tuple[tuple[Schedule, float], ...]:
+        """Every schedule with every strength."""
+        return tuple((way, s) for way in dict.fromkeys(self.schedules) for s in dict.fromkeys(self.strengths))
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        base = self._number("base_rate", "fraction", None, share, ("base.target", "texts"), {})
+        return (base, *(number for way, strength in self.settings() for number in self._of(way, strength)))
+
+    def run(self, lab: Lab) -> Findings:
+        from harness.flow.studies.steering import run
+
+        return run(self, lab)
+
+    def _of(self, way: Schedule, strength: float) -> tuple[Estimator, ...]:
+        name, params = setting_name(way, strength), {"schedule": way, "strength": strength}
+        more = self.action == "activate"
+        plain = (
+            self._number("rate", "fraction", more, share, (f"{name}.target", "texts"), params),
+            self._number("shift", "fraction", more, _shift, (f"{name}.target", "base.target", "texts"), params),
+            self._number(
+                "loss_increase", "nats/token", False, _shift, (f"{name}.loss", "base.loss", "predictions"), params
+            ),
+            self._number("text_loss", "nats/token", False, share, (f"{name}.text_loss", f"{name}.text_tokens"), params),
+        )
+        if self.judge is None:
+            return plain
+        judged = {**params, "judge": self.judge.label}
+        rated = (("behaviour", more), ("coherence", True), ("total", True))
+        inputs = {rating: (f"{name}.{rating}", f"{name}.judged") for rating, _ in rated}
+        return (*plain, *(self._number(r, "score", better, share, inputs[r], judged) for r, better in rated))
+
+    def _number(
+        self, name: str, unit: str, better: bool | None, formula: Any, inputs: tuple[str, ...], params: dict[str, Any]
+    ) -> Estimator:
+        told = {"target": self.target, "action": self.action, **params}
+        names = tuple(f"flow_steering.{statistic}" for statistic in inputs)
+        return Estimator(f"flow_steering.{name}", 1, unit, better, names, formula, params=told)
+
+
+def setting_name(way: Schedule, strength: float) -> str:
+    """As statistics of a setting are called."""
+    return f"{way}={strength:g}"

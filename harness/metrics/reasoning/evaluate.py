@@ -1,0 +1,152 @@
+"""One evaluation: the steered model's answers, the unsteered model's (made once for all cells), and their comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from adapters.lm_eval.catalogue import lm_eval_version
+from adapters.lm_eval.model import SteeredLM
+from adapters.lm_eval.responses import Responses
+from adapters.lm_eval.tasks import Options, Problems, load, task_identity
+from harness.errors import InvalidInput
+from harness.leaderboard.statistics import exchange_test
+from harness.metrics.reasoning.outcomes import Outcomes, outcomes
+from harness.metrics.study import Findings
+from harness.record import MetricValue
+from harness.section import Json
+from harness.steering.intervention import Intervention
+
+if TYPE_CHECKING:
+    from harness.lab import Content, Lab
+    from harness.metrics.reasoning.study import ReasoningAccuracy
+
+SHARED = "reasoning_base"
+
+
+def evaluate(study: ReasoningAccuracy, lab: Lab) -> Findings:
+    """Findings of one cell. Raises InvalidInput for a subject that is no intervention, NotAvailable for the task."""
+    intervention = lab.subject()
+    if not isinstance(intervention, Intervention):
+        raise InvalidInput("reasoning_accuracy needs something to steer with: a `steering:` section")
+    lm = _steered(study, lab, intervention)
+    tasks = load(study.task, _options(study), lab.roots, lab.cache / "datasets", lm.apply_chat_template)
+    if study.samples > 1 and not all(problems.generative for problems in tasks):
+        raise InvalidInput(f"{study.task} has choices to compare and none to write: `samples` must be 1")
+    base = Outcomes.from_content(lab.shared(SHARED, _payload(study, lab, tasks), lambda: _base(study, lab, tasks)))
+    steered = outcomes(lm, tasks, study.samples)
+    return Findings(
+        statistics={study.domain: _statistics(study, steered, base)},
+        values=(_gain_p(study, steered, base),),
+        details=_details(study, lm, tasks, steered, base),
+        tensors={f"{name}_correct": torch.from_numpy(o.correct) for name, o in (("base", base), ("steered", steered))},
+        warnings=tuple(_warnings(study, lm, steered)),
+    )
+
+
+def _steered(study: ReasoningAccuracy, lab: Lab, intervention: Intervention | None) -> SteeredLM:
+    return SteeredLM(
+        lab.model(),
+        intervention,
+        identity=lab.experiment.model.identity(lab.roots),
+        responses=Responses(lab.cache / "responses.sqlite3"),
+        batch=study.batch,
+        seed=study.seed,
+        progress=lab.progress,
+    )
+
+
+def _options(study: ReasoningAccuracy) -> Options:
+    fields = ("limit", "num_fewshot", "chat_template", "system", "temperature", "max_new_tokens", "filter")
+    return Options(metric=study.scored_by, **{name: getattr(study, name) for name in fields})
+
+
+def _payload(study: ReasoningAccuracy, lab: Lab, tasks: list[Problems]) -> Json:
+    """Everything that the base model's answers and their scores depend on, besides the model."""
+    documents = [problems.documents_digest for problems in tasks]
+    return {
+        "version": study.version,
+        "task": task_identity(study.task, lab.roots),
+        "documents": documents,
+        **study.settings(),
+    }
+
+
+def _base(study: ReasoningAccuracy, lab: Lab, tasks: list[Problems]) -> Content:
+    return outcomes(_steered(study, lab, None), tasks, study.samples).to_content()
+
+
+def _statistics(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> dict[str, np.ndarray]:
+    problems = np.ones(len(steered.correct))
+    named = (
+        steered.statistics() | base.statistics("base_") | {"problems": problems, "answers": study.samples * problems}
+    )
+    return {f"{study.metric}.{name}": values for name, values in named.items()}
+
+
+def _gain_p(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> MetricValue:
+    """The p-value of the gain: every problem's two results are exchanged."""
+    answers = np.full(len(steered.correct), float(study.samples))
+    ours, theirs = (np.stack([side.correct.sum(1), answers], axis=1) for side in (steered, base))
+    test = exchange_test(lambda correct, asked: correct / asked, ours, theirs, "problems")
+    return MetricValue(
+        id=f"{study.metric}.gain_p",
+        version=1,
+        domain=study.domain,
+        value=test.p,
+        null_reason=test.reason,
+        unit="p-value",
+        higher_is_better=None,
+        n=len(answers),
+        params={"samples": study.samples, "temperature": study.temperature},
+    )
+
+
+def _warnings(study: ReasoningAccuracy, lm: SteeredLM, steered: Outcomes) -> Iterator[str]:
+    penalty = lm.model.generation_config.repetition_penalty
+    if penalty not in (None, 1.0):
+        yield f"{study.domain}: the model's own generation config sets repetition_penalty {penalty}, with and without steering"
+    if steered.shortened:
+        yield f"{study.domain}: {steered.shortened} questions did not fit into the context and were cut on the left"
+
+
+def _details(
+    study: ReasoningAccuracy, lm: SteeredLM, tasks: list[Problems], steered: Outcomes, base: Outcomes
+) -> dict[str, Json]:
+    receipt = lm.receipt
+    return {
+        "task": study.task,
+        "lm_eval": {"version": lm_eval_version(), "base": dict(base.lm_eval), "steered": dict(steered.lm_eval)},
+        "documents": steered.documents,
+        "gained": int((steered.correct.sum(1) > base.correct.sum(1)).sum()),
+        "lost": int((steered.correct.sum(1) < base.correct.sum(1)).sum()),
+        "receipt": {
+            "hook_calls": receipt.calls,
+            "tokens": receipt.tokens,
+            "steered": receipt.steered,
+            "relative_size": receipt.relative_size,
+        },
+        "examples": [_example(number, tasks, steered, base) for number in _shown(study.examples, steered, base)],
+    }
+
+
+def _shown(count: int, steered: Outcomes, base: Outcomes) -> list[int]:
+    """Problems to show: in turn one that was gained, lost, and neither, each from the first on."""
+    change = np.sign(steered.correct.sum(1) - base.correct.sum(1))
+    queues = [np.flatnonzero(change == sign).tolist() for sign in (1, -1, 0)]
+    longest = max(map(len, queues))
+    turns = [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
+    return turns[:count]
+
+
+def _example(number: int, tasks: list[Problems], steered: Outcomes, base: Outcomes) -> Json:
+    groups = [(problems, group) for problems in tasks for group in problems.groups]
+    problems, group = groups[number]
+    sides = {
+        name: {"text": side.texts[number][0], "correct": float(side.correct[number, 0])}
+        for name, side in (("base", base), ("steered", steered))
+    }
+    return {"prompt": str(group[0].args[0]), "answer": str(problems.gold(group)), **sides}

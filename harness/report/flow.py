@@ -1,0 +1,156 @@
+"""The page of a flow cell: graphs of some seed latents, and how layers differ. Its data comes from the store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.errors import InvalidInput, NotAvailable
+from harness.execute.findings import from_content
+from harness.execute.stages import read_content
+from harness.flow.export import plain
+from harness.flow.graph import FlowGraph, Node, parse_node, traced
+from harness.flow.labels import layer_statistics, path_lengths
+from harness.flow.maps import FlowMaps
+from harness.flow.notes import Note
+from harness.lab import Content
+from harness.leaderboard.load import load
+from harness.leaderboard.render.offline import embedded, offline_page
+from harness.leaderboard.select import select
+from harness.metrics.study import Findings
+from harness.project import Project
+from harness.record import Record
+from harness.report.records import experiment_of
+from harness.section import Json
+from harness.store.store import Store
+
+SCRIPTS = ("dom.js", "flow-state.js", "flow-graph.js", "flow-about.js", "flow-app.js")
+DEFAULT_SEEDS = 3
+Notes = Mapping[Node, Note]
+
+
+@dataclass(frozen=True)
+class FlowCell:
+    """What the store holds of a flow cell."""
+
+    record: Record
+    maps: FlowMaps
+    studies: Mapping[str, Findings]
+    """By metric name, those that are still in the store."""
+
+
+def flow_record(results: Path, wanted: str) -> Record:
+    """The one cell meant. Raises InvalidInput for something unknown, several seeds, or a cell without flow maps."""
+    cells = select(load(results), wanted).cells
+    if len(cells) > 1:
+        seeds = ", ".join(str(cell.record.seed) for cell in cells)
+        raise InvalidInput(f"{wanted} means several cells; say which seed, e.g. {wanted}[0] (seeds: {seeds})")
+    record = cells[0].record
+    if not record.resolved.get("flow") or "subject" not in record.keys:
+        raise InvalidInput(f"{wanted} has no flow maps: its spec has no `flow:` section")
+    return record
+
+
+def flow_cell(record: Record, project: Project) -> FlowCell:
+    """The maps and studies of a record. Raises NotAvailable when the maps are not in the store."""
+    store, experiment = Store(project.store), experiment_of(record)
+    assert experiment.flow is not None
+    maps = _content(store, "subject", record.keys["subject"])
+    if maps is None:
+        raise NotAvailable("the flow maps of this record are not in the store; run its spec again")
+    found = {
+        name.removeprefix("study/"): _content(store, "study", key)
+        for name, key in record.keys.items()
+        if name.startswith("study/")
+    }
+    studies = {name: from_content(content) for name, content in found.items() if content is not None}
+    return FlowCell(record, FlowMaps.from_content(maps, experiment.flow), studies)
+
+
+def seeds_of(cell: FlowCell, wanted: Sequence[str]) -> list[Node]:
+    """The latents asked for; else those the cell was steered with; else those of the longest paths."""
+    if wanted:
+        return [parse_node(text) for text in wanted]
+    steering = cell.studies.get("flow_steering")
+    if steering and steering.details.get("seeds"):
+        return [parse_node(text) for text in steering.details["seeds"]]
+    first = cell.maps.residual[0]
+    longest = path_lengths(cell.maps)[first].topk(min(DEFAULT_SEEDS, cell.maps.width(first))).indices
+    return [Node(first, latent) for latent in sorted(longest.tolist())]
+
+
+def notes_of(cell: FlowCell, graphs: Sequence[FlowGraph], explanations: Mapping[str, str] | None = None) -> Notes:
+    """Top tokens from the agreement study, and explanations by `SITE:INDEX`."""
+    found = cell.studies.get("flow_agreement")
+    texts: Mapping[str, str] = found.details.get("texts", {}) if found else {}
+    given = {parse_node(name): text for name, text in (explanations or {}).items()}
+    nodes = dict.fromkeys(node for graph in graphs for node in graph.nodes)
+    return {node: Note(given.get(node), _tokens(found, node, texts)) for node in nodes}
+
+
+def page(cell: FlowCell, seeds: Sequence[Node], explanations: Mapping[str, str] | None = None) -> str:
+    """The HTML file."""
+    graphs = [traced(cell.maps, seed) for seed in seeds]
+    notes = notes_of(cell, graphs, explanations)
+    layers = [{**vars(layer), "site": str(layer.site)} for layer in layer_statistics(cell.maps)]
+    return rendered(_title(cell.record), _facts(cell), graphs, notes, layers, _warnings(cell))
+
+
+def rendered(
+    title: str,
+    facts: Sequence[str],
+    graphs: Sequence[FlowGraph],
+    notes: Notes,
+    layers: Sequence[Json] = (),
+    warnings: Sequence[str] = (),
+) -> str:
+    """The HTML file of some graphs, whatever they were made of."""
+    data = {"facts": list(facts), "graphs": [plain(graph, notes) for graph in graphs], "layers": list(layers)}
+    return offline_page(
+        "flow.html",
+        SCRIPTS,
+        ("style.css", "flow.css"),
+        folder=Path(__file__).parent,
+        title=title,
+        notes=list(warnings),
+        data=embedded(data),
+    )
+
+
+def _content(store: Store, kind: str, key: str) -> Content | None:
+    artifact = store.get(kind, key)
+    return None if artifact is None else Content(*read_content(artifact.folder))
+
+
+def _tokens(found: Findings | None, node: Node, texts: Mapping[str, str]) -> tuple[str, ...]:
+    ids = found.tensors.get(f"{node.site}.top_tokens") if found else None
+    if not isinstance(ids, torch.Tensor):
+        return ()
+    return tuple(texts[str(i)] for i in ids[node.index].tolist() if str(i) in texts)
+
+
+def _title(record: Record) -> str:
+    label = f" [{record.label}]" if record.label else ""
+    return f"{record.spec.name}{label}, seed {record.seed}"
+
+
+def _facts(cell: FlowCell) -> list[str]:
+    options, thresholds = cell.maps.options, cell.maps.options.thresholds
+    model = cell.record.resolved.get("model", {})
+    name = re.split(r"[\\/]", str(model.get("id") or model.get("adapter")))[-1]
+    return [
+        name,
+        f"{options.matching} matching, k = {options.k}",
+        f"{len(cell.maps.sites)} sites",
+        f"paths end below cosine {thresholds.cut:g}, modules below {thresholds.drop:g}",
+    ]
+
+
+def _warnings(cell: FlowCell) -> list[str]:
+    if "flow_agreement" in cell.studies:
+        return []
+    return ["Top tokens are missing: they come from the metric flow_agreement, which this cell does not have."]

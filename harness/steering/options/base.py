@@ -1,0 +1,83 @@
+"""What every way to a steering vector has in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from harness.lab import Content, Lab, Subject
+from harness.section import Json
+
+if TYPE_CHECKING:
+    from adapters.protocols import Roots
+    from harness.spec.experiment import Experiment
+    from harness.steering.intervention import Intervention
+
+Layer = Annotated[int, Field(ge=-1000, lt=1000)]
+
+
+class SteeringMethod(Subject):
+    """Base of everything a `steering:` section can name.
+
+    What is *made* (vectors, an adapter) does not depend on how strongly and where it is then used: scales can be swept
+    without training anew.
+    """
+
+    version: ClassVar[int] = 1
+    of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative", "scope"})
+    """Fields that say how the content is used, not what it is."""
+    measures_norms: ClassVar[bool] = False
+    """Whether the residual stream's mean norm is measured on the cell's first evaluation texts."""
+
+    method: str
+    layers: Literal["all"] | Layer | tuple[Layer, ...] = "all"
+    """Decoder blocks that get a vector, added to their output: all, a number or a list; -1 is the last one."""
+    scale: float = 1.0
+    """Factor of the vectors when they are used."""
+    relative: bool = False
+    """Whether `scale` is a fraction of the residual stream's mean norm instead of a factor of the vector itself."""
+    scope: Literal["all", "generated", "first", "prompt"] = "all"
+    """Tokens that are changed: all, those that generated tokens are predicted from, the one that the first generated
+    token is predicted from, or the rest of the prompt."""
+
+    @model_validator(mode="after")
+    def _some_layer(self) -> Any:
+        if isinstance(self.layers, tuple) and (not self.layers or len(set(self.layers)) != len(self.layers)):
+            raise ValueError("layers must be a list of different numbers, at least one")
+        return self
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        """What the content is made from: every field but those of use, and the content of what they name."""
+        made = {name: value for name, value in self.plain().items() if name not in self.of_use}
+        if self.measures_norms and experiment.dataset.eval:
+            texts = next(iter(experiment.dataset.eval.values()))
+            made["norms_on"] = [texts.identity(roots), texts.skip, texts.documents]
+        return made
+
+    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+        return f"{self.method} ({self._where()})"
+
+    def chosen(self, blocks: int) -> tuple[int, ...]:
+        """Block numbers that `layers` means in a model of that many. Raises InvalidInput for one it does not have."""
+        from harness.errors import InvalidInput
+
+        if self.layers == "all":
+            return tuple(range(blocks))
+        asked = (self.layers,) if isinstance(self.layers, int) else self.layers
+        found = sorted(layer + blocks if layer < 0 else layer for layer in asked)
+        if found[0] < 0 or found[-1] >= blocks or len(set(found)) != len(found):
+            raise InvalidInput(
+                f"steering layers {self.layers}: the model has {blocks} blocks, numbered 0 to {blocks - 1}"
+            )
+        return tuple(found)
+
+    def read(self, content: Content, lab: Lab) -> Intervention:
+        """The content as something that can be switched on."""
+        from harness.steering.inject import VectorInjection
+        from harness.steering.making import vectors_of
+
+        return VectorInjection(vectors_of(content, lab), self.scale, self.scope, self.relative)
+
+    def _where(self) -> str:
+        return "all layers" if self.layers == "all" else f"layers {self.layers}".replace("(", "").replace(")", "")

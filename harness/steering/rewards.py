@@ -1,0 +1,49 @@
+"""Verifiable rewards: whether a text ends in the right answer. Grading reads text only; nothing in it is executed."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Literal
+
+Reward = Literal["number", "boxed"]
+Grader = Callable[[str, str], bool]
+"""Of (written, gold answer): whether it is right."""
+
+# A minus is a sign only where no digit or word stands before it: "10-3" holds 10 and 3.
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)")
+_SECONDS = 5
+
+
+def grader(reward: Reward) -> Grader:
+    """The grader by name."""
+    return {"number": same_last_number, "boxed": same_boxed}[reward]
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number written, thousands commas allowed; None where there is none."""
+    found = _NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def same_last_number(written: str, gold: str) -> bool:
+    """Whether the last number written equals the last one of the gold answer, as a number (42 = 42.0 = 0042)."""
+    number = last_number(written)
+    return number is not None and number == last_number(gold)
+
+
+def same_boxed(written: str, gold: str) -> bool:
+    r"""Whether the last `\boxed{}` is the gold answer, by math-verify; False without one or where it cannot be read."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    start = written.rfind("\\boxed")
+    if start < 0:
+        return False
+    # math-verify limits its time by a signal, which only the main thread may set.
+    limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
+    config = [LatexExtractionConfig(boxed_match_priority=0)]
+    answer = parse(written[start:], config, parsing_timeout=limit)
+    expected = parse(f"\\boxed{{{gold}}}", config, parsing_timeout=limit)
+    return bool(answer and expected and verify(expected, answer, timeout_seconds=limit))

@@ -1,0 +1,180 @@
+"""The flow page in headless Chromium: it works offline, follows paths, and shows foreign text as text."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.activations.site import Site
+from harness.flow.graph import Node, traced
+from harness.flow.labels import layer_statistics
+from harness.flow.notes import Note
+from harness.flow.options import Flow
+from harness.report.flow import rendered
+from tests.support.flow import maps_of, planted
+from tests.unit.leaderboard_factory import HOSTILE
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
+CHROMIUM = os.environ.get("LATENTBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not CHROMIUM or not CHROMEDRIVER,
+        reason="no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)",
+    ),
+]
+Browser = Any
+SITE = Site(index=2)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    truth = planted()
+    maps = maps_of(truth.saes(), Flow.model_validate({"k": 2, "thresholds": {"chance": 1, "drop": 0.1}}))
+    written = (truth.written[SITE] >= 0).nonzero()[:, 0].tolist()
+    graphs = [traced(maps, Node(SITE, latent)) for latent in (written[0], 3)]
+    notes = {node: Note(HOSTILE, (HOSTILE, " acid", "\n")) for graph in graphs for node in graph.nodes}
+    layers = [{**vars(layer), "site": str(layer.site)} for layer in layer_statistics(maps)]
+    target = tmp_path_factory.mktemp("page") / "flow.html"
+    target.write_text(rendered(f"planted {HOSTILE}", [HOSTILE], graphs, notes, layers, [HOSTILE]), encoding="utf-8")
+    return target
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Browser]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1000",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def opened(driver: Browser, page: Path) -> Iterator[Browser]:
+    driver.get_log("browser")
+    driver.get(page.as_uri())
+    yield driver
+    assert driver.get_log("browser") == []
+
+
+def ids(driver: Browser, selector: str) -> list[str]:
+    return [node.get_attribute("data-id") for node in driver.find_elements("css selector", selector)]
+
+
+def edges(driver: Browser) -> list[tuple[str, str]]:
+    found = driver.find_elements("css selector", ".edge")
+    return [(edge.get_attribute("data-from"), edge.get_attribute("data-to")) for edge in found]
+
+
+def reach(edges: list[tuple[str, str]], start: str) -> set[str]:
+    found = {start}
+    for back in (True, False):
+        front = {start}
+        while front:
+            front = {a if back else b for a, b in edges if (b if back else a) in front} - (front | set())
+            found |= front
+    return found
+
+
+def test_it_opens_offline_and_fetches_nothing(opened: Browser, page: Path) -> None:
+    assert opened.find_elements("css selector", ".node")
+    requests = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in requests if m["method"] == "Network.requestWillBeSent"]
+    assert {url for url in asked if not url.startswith("data:")} <= {page.as_uri()}
+
+
+def test_a_click_follows_the_path_and_another_shows_all(opened: Browser) -> None:
+    node = opened.find_elements("css selector", ".node")[0]
+    chosen = node.get_attribute("data-id")
+    node.click()
+    assert set(ids(opened, ".node.on")) == reach(edges(opened), chosen)
+    assert set(ids(opened, ".node.on")) < set(ids(opened, ".node"))
+    assert opened.find_element("css selector", "#about h2").text == chosen
+    opened.find_element("id", "clear").click()
+    assert ids(opened, ".node.on") == []
+    assert not opened.find_elements("css selector", "svg.following")
+
+
+def test_a_step_in_the_panel_goes_on_to_the_neighbour(opened: Browser) -> None:
+    before = opened.find_element("css selector", "#about h2").text
+    step = opened.find_element("css selector", "#about .steps button")
+    wanted = step.text
+    step.click()
+    assert opened.find_element("css selector", "#about h2").text == wanted != before
+    assert opened.switch_to.active_element.get_attribute("data-id") == wanted
+
+
+def test_it_can_be_walked_with_the_keyboard(opened: Browser) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    seed = opened.find_element("css selector", ".node.seed")
+    opened.execute_script("arguments[0].focus()", seed)
+    seed.send_keys(Keys.ENTER)
+    assert ids(opened, ".node.chosen") == [seed.get_attribute("data-id")]
+    opened.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    after = opened.switch_to.active_element.get_attribute("data-id")
+    assert (seed.get_attribute("data-id"), after) in edges(opened)
+    opened.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert ids(opened, ".node.chosen") == []
+
+
+def test_hovering_shows_the_explanation_and_the_tokens(opened: Browser) -> None:
+    webdriver.ActionChains(opened).move_to_element(opened.find_element("css selector", ".node.seed .shape")).perform()
+    shown = opened.find_element("id", "tip")
+    assert shown.is_displayed()
+    assert HOSTILE.split()[0] in shown.text
+    assert "·acid" in shown.text
+
+
+def test_foreign_text_stays_text(opened: Browser) -> None:
+    assert "pwned" not in opened.title.split()[0]
+    assert opened.title.startswith("planted </script>")
+    assert opened.find_elements("css selector", "#graph img, #about img, .notice img, header img") == []
+    assert len(opened.find_elements("css selector", "script")) == 2
+
+
+def test_edges_can_be_thinned_and_seeds_changed(opened: Browser) -> None:
+    least = "const r = document.getElementById('least'); r.value = arguments[0]; r.dispatchEvent(new Event('input'))"
+    whole = len(edges(opened))
+    opened.execute_script(least, 0.5)
+    assert 0 < len(edges(opened)) < whole
+    assert ids(opened, ".node.seed")
+    opened.execute_script(least, 1)
+    assert ids(opened, ".node") == ids(opened, ".node.seed")
+    opened.execute_script(least, 0)
+    opened.find_element("css selector", "#seed option:nth-child(2)").click()
+    assert ids(opened, ".node.seed") == ["2.resid_post:3"]
+
+
+def test_both_themes_and_the_layers(opened: Browser) -> None:
+    before = opened.execute_script("return document.documentElement.dataset.theme")
+    opened.find_element("id", "theme").click()
+    assert opened.execute_script("return document.documentElement.dataset.theme") != before
+    opened.find_element("id", "theme").click()
+    assert len(opened.find_elements("css selector", ".layer-table tbody tr")) == 5
+    assert opened.find_elements("css selector", ".shares .newborn")
+
+
+def test_it_fits_a_narrow_window(opened: Browser) -> None:
+    size = opened.get_window_size()
+    opened.set_window_size(520, 900)
+    try:
+        assert opened.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        opened.set_window_size(size["width"], size["height"])

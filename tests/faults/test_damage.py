@@ -1,0 +1,95 @@
+"""Truncated files and flipped bits: a damaged artifact is put aside and made again, a damaged record computed again."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import RUN, project
+from tests.support.aftermath import check_whole, content
+from tests.support.forked import Fault, call
+from tests.support.project import Workbench
+
+Count = Callable[[str, object], None]
+
+
+def damage(path: Path, generator: random.Random) -> str:
+    """Does something to a file; returns what."""
+    whole = path.read_bytes()
+    place = generator.randrange(len(whole))
+    kind = generator.choice(["cut", "flip", "empty", "lengthen", "zero"])
+    if kind == "flip":
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << generator.randrange(8)]) + whole[place + 1 :])
+    elif kind == "zero":  # as a file system leaves blocks that it never wrote
+        path.write_bytes(whole[:place] + b"\0" * (len(whole) - place))
+    else:
+        path.write_bytes({"cut": whole[:place], "empty": b"", "lengthen": whole + b"\0"}[kind])
+    return "same" if path.read_bytes() == whole else kind
+
+
+def damaged(root: Path, undisturbed: Workbench, seeds: int, count: Count) -> None:
+    """Damages a file of a finished run's store, or some, loses the records, and runs again."""
+    kinds: Counter[str] = Counter()
+    for seed in range(seeds):
+        generator, bench = random.Random(seed), Workbench(root / str(seed))
+        shutil.copytree(undisturbed.root, bench.root)
+        shutil.rmtree(bench.root / "results/records")
+        files = sorted(path for path in (bench.root / "results/store/objects").rglob("*") if path.is_file())
+        kinds.update(damage(path, generator) for path in generator.sample(files, 1 + seed % 3))
+        done = call(bench, *RUN)
+        assert done.code == 0, done.err
+        assert "Traceback" not in done.err
+        check_whole(bench)
+        assert content(bench) == content(undisturbed)
+        shutil.rmtree(bench.root)
+    count("seeds", seeds)
+    for kind, times in sorted(kinds.items()):
+        count(kind, times)
+
+
+def test_damaged_artifacts_are_made_again(tmp_path: Path, undisturbed: Workbench, record_property: Count) -> None:
+    damaged(tmp_path, undisturbed, 3, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_damaged_artifacts_are_made_again(
+    tmp_path: Path, undisturbed: Workbench, record_property: Count, seeds: int
+) -> None:
+    damaged(tmp_path, undisturbed, seeds, record_property)
+
+
+@pytest.mark.parametrize("what", ["records/mine/*.json", "records/mine/*.safetensors"])
+def test_damaged_records_count_as_absent_or_are_refused(tmp_path: Path, undisturbed: Workbench, what: str) -> None:
+    bench = Workbench(tmp_path / "project")
+    shutil.copytree(undisturbed.root, bench.root)
+    for number, path in enumerate(sorted((bench.root / "results").glob(what))):
+        path.write_bytes(path.read_bytes()[: 10 + number])
+    for verb in (RUN, ("leaderboard",), ("status",)):
+        done = call(bench, *verb)
+        assert "Traceback" not in done.err
+    assert call(bench, *RUN).code == 0
+    if what.endswith("json"):
+        assert content(bench) == content(undisturbed)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+def test_a_damaged_checkpoint_costs_no_more_than_time(
+    tmp_path: Path, tiny_model: Path, undisturbed: Workbench, seed: int
+) -> None:
+    generator, bench = random.Random(seed), project(tmp_path / "project", tiny_model)
+    event = 0
+    while not (states := [p for p in (bench.root / "results").glob("store/partial/*/*") if p.name[0] != "."]):
+        event += 20  # until it dies in mid-training
+        assert event < 1000
+        assert call(bench, *RUN, fault=Fault(kill_at=event)).code == -9
+    for state in states:
+        damage(state, generator)
+    done = call(bench, *RUN)
+    assert done.code == 0, done.err
+    assert content(bench) == content(undisturbed)

@@ -1,0 +1,357 @@
+"""The companions of autointerp against straightforward dense float64 computations on planted data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.errors import InvalidInput
+from harness.measure.batches import DocumentBatch
+from harness.metrics.latents import cosines, examples, usage
+from harness.metrics.latents.consistency import agreement, consistency, matched_cosines
+from harness.metrics.latents.domains import Documents
+from harness.metrics.latents.encoding import Encoded, Entries
+from harness.metrics.latents.examples import PADDING, TopExamples
+from harness.metrics.latents.first_letter import Words, absorption_of, main_latents, readable_letters
+from harness.metrics.latents.probes import Probe, by_mean_difference, f1, fit, sparse_matrix
+from harness.metrics.latents.usage import PairCounts, Usage
+from harness.report.lens import final_norm, logit_lens
+from harness.sae.codes import Codes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDTH, VOCABULARY, K = 12, 9, 3
+CPU = torch.device("cpu")
+
+
+def planted(seed: int, lengths: tuple[int, ...] = (7, 5, 9, 4)) -> tuple[list[Encoded], Tensor]:
+    """Documents in batches of two, whose first token is special, and the dense latents [documents, context, width]."""
+    generator = torch.Generator().manual_seed(seed)
+    context = max(lengths)
+    ids = torch.randint(0, VOCABULARY, (len(lengths), context), generator=generator)
+    dense = torch.zeros(len(lengths), context, WIDTH)
+    batches = []
+    for start in range(0, len(lengths), 2):
+        chosen = torch.arange(start, min(start + 2, len(lengths)))
+        real = torch.arange(context) < torch.tensor(lengths)[chosen][:, None]
+        ordinary = real.clone()
+        ordinary[:, 0] = False
+        tokens = int(ordinary.sum())
+        scores = torch.rand(tokens, WIDTH, generator=generator)
+        scores[:, -1] = 0  # a dead latent
+        values, indices = scores.topk(K, dim=1)
+        values[torch.rand(tokens, K, generator=generator) < 0.3] = 0  # padding
+        part = torch.zeros(*ordinary.shape, WIDTH)
+        part[ordinary] = torch.zeros(tokens, WIDTH).scatter_add(1, indices, values)
+        dense[chosen] = part
+        batch = DocumentBatch(chosen, ids[chosen], real, ordinary)
+        batches.append(Encoded(batch, torch.zeros(tokens, 2), Codes(values, indices)))
+    return batches, dense
+
+
+def used(batches: list[Encoded]) -> Usage:
+    found = Usage(WIDTH, VOCABULARY, CPU)
+    for part in batches:
+        found.add(part)
+    return found
+
+
+def tokens_of(batches: list[Encoded]) -> Tensor:
+    return torch.cat([part.batch.ids for part in batches])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_usage_against_dense_latents(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "_PENDING", 5)  # pairs are merged again and again
+    batches, dense = planted(seed)
+    found, active = used(batches), dense != 0
+    assert found.tokens == sum(int(part.batch.ordinary.sum()) for part in batches)
+    torch.testing.assert_close(found.firing, active.sum((0, 1)))
+    torch.testing.assert_close(found.documents, active.any(1).sum(0))
+    torch.testing.assert_close(found.repeated, (active.sum(1) > 1).sum(0))
+    torch.testing.assert_close(found.largest, dense.amax((0, 1)))
+    assert found.histogram.sum(1).tolist() == found.firing.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_token_entropy_and_top_tokens_against_counting(seed: int) -> None:
+    batches, dense = planted(seed)
+    ids, found = tokens_of(batches), used(batches)
+    entropy, (top, counts) = found.entropy(), found.top_tokens(4)
+    for latent in range(WIDTH):
+        seen = Counter(ids[dense[..., latent] != 0].tolist())
+        total = sum(seen.values())
+        expected = -sum(n / total * np.log2(n / total) for n in seen.values())
+        assert float(entropy[latent]) == pytest.approx(expected, abs=1e-12)
+        listed = sorted(seen.items(), key=lambda item: (-item[1], item[0]))[:4]
+        assert [(t, n) for t, n in zip(top[latent].tolist(), counts[latent].tolist(), strict=True) if n] == listed
+
+
+def test_entropy_of_known_uses() -> None:
+    """Four equally frequent tokens have two bits, one token none."""
+    ids = torch.tensor([[0, 1, 2, 3, 4]])
+    real = torch.ones_like(ids, dtype=torch.bool)
+    ordinary = real.clone()
+    ordinary[0, 0] = False
+    values, indices = torch.ones(4, 2), torch.tensor([[0, 1]] * 4)
+    values[1:, 1] = 0
+    found = used(
+        [Encoded(DocumentBatch(torch.tensor([0]), ids, real, ordinary), torch.zeros(4, 2), Codes(values, indices))]
+    )
+    assert found.entropy()[:2].tolist() == [2.0, 0.0]
+    assert found.repeated[:2].tolist() == [1, 0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=60), st.integers(1, 10))
+@settings(max_examples=40, deadline=None)
+def test_pairs_are_counted_whatever_the_batches(pairs: list[tuple[int, int]], size: int) -> None:
+    table = PairCounts(VOCABULARY, CPU)
+    for start in range(0, len(pairs), size):
+        latents, tokens = zip(*pairs[start : start + size], strict=True)
+        table.add(torch.tensor(latents), torch.tensor(tokens))
+    found = zip(*(part.tolist() for part in table.table()), strict=True)
+    assert {(latent, token): n for latent, token, n in found} == dict(Counter(pairs))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_top_examples_against_dense_latents(seed: int) -> None:
+    window, kept = 4, 3
+    lengths = (7, 5, 9, 4)
+    batches, dense = planted(seed, lengths)
+    ids, best = tokens_of(batches), TopExamples(WIDTH, kept, window, CPU)
+    for part in batches:
+        best.add(part)
+    for latent in range(WIDTH):
+        peaks = sorted(((float(dense[d, :, latent].max()), d) for d in range(len(lengths))), reverse=True)
+        expected = [(value, d) for value, d in peaks if value > 0][:kept]
+        shown = [
+            (float(v), int(d))
+            for v, d in zip(best.found.peaks[latent], best.found.documents[latent], strict=True)
+            if v > 0
+        ]
+        assert shown == expected
+        for place, (value, document) in enumerate(expected):
+            start = int(best.found.starts[latent, place])
+            stop = min(start + window, lengths[document])
+            assert start <= int(dense[document, :, latent].argmax()) < stop
+            assert value == float(dense[document, start:stop, latent].max())
+            tokens = best.found.ids[latent, place]
+            assert tokens[tokens != PADDING].tolist() == ids[document, start:stop].tolist()
+            activations = best.found.activations[latent, place, : stop - start]
+            torch.testing.assert_close(activations, dense[document, start:stop, latent].half())
+
+
+def test_one_peak_per_document() -> None:
+    entries = Entries(torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 3.0, 2.0, 5.0]), torch.tensor([0, 1, 2, 2]))
+    rows = torch.tensor([0, 0, 1])
+    assert examples.document_peaks(entries, rows, entries.values > 0).tolist() == [1, 2, 3]
+    assert examples.document_peaks(entries, rows, entries.values > 2.5).tolist() == [1, 3]
+
+
+def test_nearest_rows_in_chunks_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(37, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[5] = 0
+    whole = torch.nn.functional.normalize(rows, dim=1) @ torch.nn.functional.normalize(rows, dim=1).t()
+    whole.fill_diagonal_(-torch.inf)
+    monkeypatch.setattr(cosines, "_ENTRIES", 100)
+    found = cosines.nearest(rows, 4)
+    torch.testing.assert_close(found.cosines, whole.topk(4).values)
+    assert not (found.indices == torch.arange(37)[:, None]).any()
+    some = torch.tensor([3, 36])
+    torch.testing.assert_close(cosines.nearest(rows, 4, some).cosines, found.cosines[some])
+    torch.testing.assert_close(cosines.best_matches(rows[:9], rows[9:]), whole[:9, 9:].amax(1))
+
+
+def test_matching_finds_a_planted_permutation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 16, generator=generator)
+    shuffled = 3 * rows[torch.randperm(40, generator=generator)]
+    found = agreement(rows, shuffled)
+    assert found.best_match == pytest.approx(1, abs=1e-6)
+    assert found.matched == pytest.approx(1, abs=1e-6)
+    assert found.shared == 1
+    other = consistency([rows, shuffled]).chance
+    assert other.matched is not None
+    assert other.matched < other.best_match < 0.75
+
+
+def test_matching_is_the_best_of_all_permutations() -> None:
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    cosine = torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).t()
+    best = max(float(cosine[range(5), list(order)].sum()) for order in permutations(range(5)))
+    assert float(matched_cosines(a, b).sum()) == pytest.approx(best, abs=1e-12)
+
+
+def test_no_one_to_one_match_for_unequal_or_wide_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    assert agreement(rows, rows[:10]).matched is None
+    monkeypatch.setattr("harness.metrics.latents.consistency.HUNGARIAN_LIMIT", 19)
+    assert agreement(rows, rows).matched is None
+    with pytest.raises(InvalidInput, match="two seeds"):
+        consistency([rows])
+    with pytest.raises(InvalidInput, match="different dimensions"):
+        consistency([rows, rows[:, :2]])
+
+
+def language_model() -> LlamaForCausalLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
+        )
+        model = LlamaForCausalLM(config).double()
+    with torch.no_grad():
+        model.model.norm.weight.uniform_(0.5, 2, generator=torch.Generator().manual_seed(3))
+    return model
+
+
+def test_logit_lens_is_unembedding_of_the_scaled_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.report.lens._LOGITS", 40)  # two directions at a time
+    model = language_model()
+    directions = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scaled = directions / directions.pow(2).mean(1, keepdim=True).add(model.model.norm.variance_epsilon).sqrt()
+    logits = (scaled * model.model.norm.weight) @ model.lm_head.weight.t()
+    logits = (logits - logits.mean(1, keepdim=True)).float().detach()
+    found = logit_lens(model, directions, 3)
+    assert found.top.tolist() == logits.topk(3).indices.tolist()
+    assert found.bottom.tolist() == (-logits).topk(3).indices.tolist()
+    torch.testing.assert_close(found.top_logits, logits.topk(3).values)
+    torch.testing.assert_close(found.bottom_logits, -(-logits).topk(3).values)
+
+
+def test_logit_lens_leaves_the_norms_bias_out() -> None:
+    """With the bias, every latent would promote the same tokens."""
+    model = language_model()
+    norm = nn.LayerNorm(8).double()
+    with torch.no_grad():
+        norm.bias.copy_(100 * model.lm_head.weight[4])
+    model.model.norm = norm
+    assert final_norm(model) is norm
+    direction = model.lm_head.weight[[7]].detach() - model.lm_head.weight[[9]].detach()
+    found = logit_lens(model, direction, 1)
+    centred = direction - direction.mean()
+    expected = (centred / centred.pow(2).mean().add(norm.eps).sqrt()) @ model.lm_head.weight.t()
+    assert found.top.item() == expected.argmax().item()
+    assert found.bottom.item() == expected.argmin().item()
+
+
+def test_probe_separates_what_can_be_separated_and_keeps_the_direction() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5)) + 3
+    labels = x @ [0, 2, 0, -1, 0] > 2
+    probe = fit(x, labels)
+    assert f1(probe.scores(x) > 0, labels) > 0.95
+    unit = probe.direction / np.linalg.norm(probe.direction)
+    assert unit @ np.array([0, 2, 0, -1, 0]) / 5**0.5 > 0.98
+
+
+def test_f1_by_hand() -> None:
+    truth = np.array([True, True, True, False, False])
+    assert f1(np.array([True, True, False, True, False]), truth) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert f1(np.zeros(5, dtype=bool), truth) == 0
+
+
+def test_mean_difference_against_dense() -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand(30, 10, generator=generator, dtype=torch.float64)
+    dense[dense < 0.6] = 0
+    matrix = sparse_matrix(Codes.from_dense(dense), 10)
+    np.testing.assert_array_equal(matrix.toarray(), dense.numpy())
+    labels = np.arange(30) % 3 == 0
+    gap = np.abs(dense.numpy()[labels].mean(0) - dense.numpy()[~labels].mean(0))
+    assert by_mean_difference(matrix, labels, 4).tolist() == np.argsort(-gap)[:4].tolist()
+
+
+def documents(signal: float, seed: int = 0) -> Documents:
+    """90 documents of three domains; latent c is larger by `signal` on domain c, the others are noise."""
+    rng = np.random.default_rng(seed)
+    domain = np.repeat(np.arange(3), 30)
+    latents = rng.uniform(0, 1, (90, 20))
+    latents[np.arange(90), domain] += signal
+    return Documents(csr_array(latents), rng.normal(size=(90, 4)), np.arange(90) % 2 == 1, domain)
+
+
+def accuracy(data: Documents, k: int | None) -> float:
+    weights = data.weights()
+    return float((data.correct(k) * weights).sum() / weights.sum())
+
+
+def test_sparse_probing_finds_planted_latents_and_nothing_in_noise() -> None:
+    assert accuracy(documents(3.0), 1) == 1
+    assert accuracy(documents(3.0), None) < 0.65, "the hidden states hold nothing"
+    noise = [accuracy(documents(0.0, seed), 2) for seed in range(8)]
+    assert np.mean(noise) == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_sparse_probing_counts_every_domain_the_same() -> None:
+    data = documents(3.0)
+    kept = np.r_[0:30, 30:40, 60:90]
+    small = Documents(csr_array(data.latents[kept]), data.states[kept], data.held_out[kept], data.domain[kept])
+    weights = small.weights()
+    held = small.domain[small.held_out]
+    assert [weights[held == c].sum() for c in range(3)] == pytest.approx([1 / 3] * 3)
+    assert small.problem() is None
+    assert "too few" in str(
+        Documents(small.latents[:6], small.states[:6], small.held_out[:6], small.domain[:6]).problem()
+    )
+
+
+def letters(count: int = 60, seed: int = 0) -> tuple[Words, np.ndarray]:
+    """Words with `a` lie along the first axis, the others at 0, both with a little noise."""
+    rng = np.random.default_rng(seed)
+    texts = tuple(("a" if i % 2 else "b") + f"{i:03d}" for i in range(count))
+    states = 0.05 * rng.normal(size=(count, 3))
+    labels = np.array([text[0] == "a" for text in texts])
+    states[labels, 0] += 1
+    return Words(texts, torch.from_numpy(states).float(), np.arange(count) % 4 >= 2), labels
+
+
+def test_letters_are_readable_only_where_they_are() -> None:
+    words, _ = letters()
+    probes, scores = readable_letters(words, 0.6)
+    assert sorted(probes) == ["a", "b"]
+    assert min(scores.values()) > 0.95
+    rng = np.random.default_rng(0)
+    noise = Words(words.texts, torch.from_numpy(rng.normal(size=(60, 3))).float(), words.held_out)
+    assert max(readable_letters(noise, 0.9)[1].values()) < 0.9
+    assert readable_letters(noise, 0.9)[0] == {}
+
+
+def test_absorption_by_hand() -> None:
+    """Latent 0 is the letter's; latents 1 and 2 point its way too, 3 does not; unit directions along the axes."""
+    words, labels = letters(8)
+    rows = np.array([[1, 0, 0], [0.8, 0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    states = torch.zeros(8, 3)
+    states[torch.from_numpy(labels), 0] = 1
+    probe = Probe(np.array([2.0, 0, 0]), -1.0)
+    words = Words(words.texts, states, np.ones(8, dtype=bool) & (np.arange(8) > 1))
+    latents = np.zeros((8, 4))
+    latents[3] = [1.0, 0.0, 0.0, 5.0]  # the letter's latent does all that is needed
+    latents[5] = [0.2, 0.5, 0.0, 5.0]  # 0.2 against 0.4 absorbed
+    latents[7] = [0.0, 0.5, 0.5, 5.0]  # nothing of its own, 0.4 and 0.3 absorbed
+    found = absorption_of(words, labels, probe, csr_array(latents), np.array([0]), rows)
+    np.testing.assert_allclose(found["fraction"], [0, 0.4 / 0.6, 1], atol=1e-12)
+    np.testing.assert_array_equal(found["full"], [0, 0, 1])
+    np.testing.assert_array_equal(found["words"], [1, 1, 1])
+
+
+def test_main_latents_of_a_split_letter() -> None:
+    """A letter on whose words either latent 4 or latent 7 fires has both; one whose latent always fires has one."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4 == 0
+    latents = 0.01 * rng.uniform(size=(200, 10))
+    latents[labels, 4] = 1
+    assert main_latents(csr_array(latents), labels, 0.03).tolist() == [4]
+    latents[:, 4] *= np.arange(200) % 8 == 0
+    latents[labels & (np.arange(200) % 8 == 4), 7] = 1
+    assert sorted(main_latents(csr_array(latents), labels, 0.03)) == [4, 7]

@@ -1,0 +1,389 @@
+"""The flow studies against slow, plain references on the pocket model with SAEs of random directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adapters.pocket.adapter import PocketModel
+from adapters.protocols import Judge, LanguageModel, Reply, Roots
+from harness.activations.capture import hidden_states
+from harness.activations.site import Site
+from harness.activations.tokens import EvalTokens, evaluation_tokens
+from harness.flow.editing import TokenEdit
+from harness.flow.maps import FlowMaps
+from harness.flow.options import Flow
+from harness.flow.studies.classifier import DomainClassifier
+from harness.flow.studies.deactivation import sampled
+from harness.flow.studies.rating import rated
+from harness.flow.studies.tokens import top_tokens
+from harness.lab import Lab
+from harness.metrics.flow.agreement import FlowAgreement
+from harness.metrics.flow.deactivation import FlowDeactivation
+from harness.metrics.flow.matching import FlowMatching
+from harness.metrics.flow.steering import FlowSteering
+from harness.metrics.flow.transition import FlowTransition
+from harness.metrics.study import Findings, Study
+from harness.metrics.values import metric_values
+from harness.sae.base import SparseAutoencoder
+from harness.sae.codes import Codes
+from harness.sae.options import TopKOptions
+from harness.spec.experiment import Experiment
+from tests.support.flow import lab_of, maps_of, unit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+R0, M1, R1, R2 = Site(index=0), Site(index=1, point="mlp_out"), Site(index=1), Site(index=2)
+SITES = [R0, M1, R1, R2]
+WIDTH, K = 48, 8
+DATA = {name: {"adapter": "pocket", "domain": name, "split": "eval", "documents": 12, "context": 40} for name in
+        ("general", "chemistry")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return Experiment.model_validate(
+        {
+            "model": {"adapter": "pocket"},
+            "layers": [{"index": s.index, "point": s.point} for s in SITES],
+            "dataset": {"eval": DATA},
+            "sae": {"variant": "topk", "width": WIDTH, "k": K},
+            "flow": {"matching": "cosine"},
+            "metrics": [{"metric": "flow_matching"}],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def lm() -> Iterator[LanguageModel]:
+    with torch.no_grad():
+        yield PocketModel().load(Roots(Path()), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def lab(lm: LanguageModel, experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return lab_with(lm, experiment, Flow.model_validate({"k": 2, "thresholds": {"chance": 1}}), tmp_path_factory)
+
+
+def lab_with(lm: LanguageModel, experiment: Experiment, flow: Flow, folders: pytest.TempPathFactory) -> Lab:
+    saes = {site: random_sae(seed) for seed, site in enumerate(SITES)}
+    maps = maps_of(saes, flow)
+    tokens = {name: tokens_of(lm, data) for name, data in experiment.dataset.eval.items()}
+    folder = folders.mktemp("lab")
+    return lab_of(saes, model=lambda: lm, tokens=tokens, subject=lambda: maps, experiment=experiment, folder=folder)
+
+
+def tokens_of(lm: LanguageModel, data: Any) -> EvalTokens:
+    return evaluation_tokens(data.texts(Roots(Path())), lm.tokenizer, context=data.context, documents=data.documents)
+
+
+def random_sae(seed: int) -> SparseAutoencoder:
+    """A TopK SAE whose encoder is its decoder: overlapping directions, so that maps and firings are related."""
+    sae = TopKOptions(width=WIDTH, k=K).build(128, torch.Generator().manual_seed(seed))
+    shared = torch.randn(WIDTH, 128, generator=torch.Generator().manual_seed(99))
+    own = torch.randn(WIDTH, 128, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(seed))
+    rows = unit(shared[order] + 0.7 * own)
+    with torch.no_grad():
+        for name, tensor in sae.state_dict(keep_vars=True).items():
+            tensor.copy_(rows if tensor.shape == rows.shape else torch.zeros_like(tensor)) if "W" in name or (
+                "weight" in name
+            ) else tensor.zero_()
+    return sae.eval().requires_grad_(False)
+
+
+def dense(lab: Lab, domain: str) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Tensor]:
+    """Hidden states and dense codes of ordinary tokens, document after document, and whose they are."""
+    tokens, lm = lab.tokens(domain), lab.model()
+    states: dict[Site, list[Tensor]] = {site: [] for site in SITES}
+    owners = []
+    for number, (row, length) in enumerate(zip(tokens.ids, tokens.lengths.tolist(), strict=True)):
+        found = hidden_states(lm.model, SITES, row[None, :length].long())
+        ordinary = ~torch.isin(row[:length], torch.tensor([0, 1], dtype=row.dtype))
+        for site in SITES:
+            states[site].append(found[site][0][ordinary])
+        owners.append(torch.full((int(ordinary.sum()),), number))
+    whole = {site: torch.cat(parts) for site, parts in states.items()}
+    codes = {site: lab.saes()[site].encode(whole[site]).dense(WIDTH) for site in SITES}
+    return whole, codes, torch.cat(owners)
+
+
+def summed(owners: Tensor, values: Tensor, documents: int = 12) -> np.ndarray:
+    return torch.zeros(documents, dtype=torch.float64).index_add_(0, owners, values.double()).numpy()
+
+
+def numbers(study: Study, found: Findings) -> dict[tuple[str, str, str], float | None]:
+    """Every number of a study, as a record would hold it."""
+    values = [*metric_values([study], found.statistics), *found.values]
+    return {(value.domain or "", value.id, str(sorted(value.params.items()))): value.value for value in values}
+
+
+def test_agreement_equals_loops(lab: Lab) -> None:
+    study = FlowAgreement(minimum=3)
+    found = study.run(lab)
+    maps: FlowMaps = lab.subject()
+    for domain in ("general", "chemistry"):
+        _, codes, owners = dense(lab, domain)
+        firings, residual, nowhere, chance, mlp = (torch.zeros(len(owners)).double() for _ in range(5))
+        for target, before in ((R1, R0), (R2, R1)):
+            z = codes[target] != 0
+            matched = (codes[before] != 0)[:, maps.maps[target, before].indices].any(2) & z
+            written = (codes[M1] != 0)[:, maps.maps[R1, M1].indices].any(2) & z if target == R1 else torch.zeros_like(z)
+            rates = (codes[before] != 0).double().mean(0)[maps.maps[target, before].indices]
+            firings += z.sum(1)
+            residual += matched.sum(1)
+            mlp += written.sum(1)
+            nowhere += (z & ~matched & ~written).sum(1)
+            chance += z.double() @ (1 - (1 - rates).prod(1))
+        wanted = {"firings": firings, "residual": residual, "nowhere": nowhere, "residual_chance": chance, "mlp": mlp}
+        assert set(found.statistics[domain]) == {f"flow_agreement.{name}" for name in wanted}
+        for name, values in wanted.items():
+            got = found.statistics[domain][f"flow_agreement.{name}"]
+            np.testing.assert_allclose(got, summed(owners, values), rtol=1e-9, err_msg=name)
+    values = numbers(study, found)
+    lift = values["general", "flow_agreement.residual_lift", "[]"]
+    assert lift is not None
+    assert lift > 1.2  # directions are shared, so matches must fire together more often than by chance
+    assert values["general", "flow_agreement.attention", "[]"] is None
+    assert found.details["tests"]["general"]
+    assert all(0 <= test["p"] <= 1 for test in found.details["tests"]["general"])
+
+
+def test_top_tokens_are_the_strongest_different_ones() -> None:
+    from harness.flow.activity import Activity
+
+    side = Activity(3)
+    side.add(Codes.from_dense(torch.tensor([[1.0, 0, 0], [3, 0, 0], [2, 5, 0], [4, 1, 0]])))
+    top = top_tokens(side.matrix(), np.array([7, 8, 7, 9]))
+    assert top.ids[:, :4].tolist() == [[9, 8, 7, -1], [7, 9, -1, -1], [-1, -1, -1, -1]]
+    assert top.values[0, :3].tolist() == [4, 3, 2]
+    other = Activity(3)
+    other.add(Codes.from_dense(torch.tensor([[9.0, 0, 1], [2.5, 0, 0]])))
+    joined = top.joined(top_tokens(other.matrix(), np.array([8, 5])))
+    assert joined.ids[0, :4].tolist() == [8, 9, 5, 7]
+    assert joined.ids[2, :2].tolist() == [8, -1]
+
+
+def test_transition_equals_the_operator_in_float64(lab: Lab) -> None:
+    study = FlowTransition(scales=("norm", "activation"))
+    found = study.run(lab)
+    maps: FlowMaps = lab.subject()
+    states, codes, owners = dense(lab, "general")
+    wanted: dict[str, np.ndarray] = {}
+    for before, after in ((R0, R1), (R1, R2)):
+        h = states[after].double()
+        variance = (h - h.mean(0)).square().sum(1)
+        operator = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+        chosen = maps.maps[before, after]
+        for latent in range(WIDTH):
+            for match, on in zip(chosen.indices[latent].tolist(), chosen.active()[latent].tolist(), strict=True):
+                operator[latent, match] += float(on)
+        rows = {site: lab.saes()[site].decoder_rows().double() for site in (before, after)}  # type: ignore[union-attr]
+        z = codes[before].double()
+        # Where there are no training texts, maps may be fitted on the first domain, so are mean activations.
+        mean = {s: codes[s].double().sum(0) / (codes[s] != 0).sum(0).clamp_min(1) for s in (before, after)}
+        mean = {s: torch.where(m > 0, m, 1.0) for s, m in mean.items()}
+        errors = {
+            "variance": variance,
+            "own": (h - codes[after].double() @ rows[after]).square().sum(1),
+            "copied": (h - z @ rows[before]).square().sum(1),
+            "carried_norm": (h - z @ operator @ rows[after]).square().sum(1),
+            "carried_activation": (h - ((z / mean[before]) @ operator * mean[after]) @ rows[after]).square().sum(1),
+        }
+        for name, values in errors.items():
+            wanted[name] = wanted.get(name, 0) + summed(owners, values / variance.sum())
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found.statistics["general"][f"flow_transition.{name}"], values, rtol=1e-4)
+    told = numbers(study, found)
+    layers = found.details["layers"]["general"]
+    own = told["general", "flow_transition.own", "[]"]
+    assert own == pytest.approx(np.mean([layer["own"] for layer in layers]), abs=1e-6)
+
+
+def test_matching_counts_the_latents_that_fire(lab: Lab) -> None:
+    found = FlowMatching().run(lab)
+    maps: FlowMaps = lab.subject()
+    _, codes, _ = dense(lab, "chemistry")
+    scores = [maps.maps[a, b].cosines.amax(1)[(codes[a] != 0).any(0)] for a, b in ((R1, R0), (R2, R1))]
+    whole = torch.cat(scores).double()
+    got = found.statistics["chemistry"]
+    assert len(got["flow_matching.latents"]) == len(whole)
+    np.testing.assert_allclose(np.sort(got["flow_matching.cosine"]), whole.sort().values)
+    assert got["flow_matching.matched"].sum() == int((whole >= 0.5).sum())
+    labels = [got[f"flow_matching.{name}"] for name in ("translated", "processed", "newborn", "unexplained")]
+    assert (np.sum(labels, axis=0) == 1).all()
+    few = FlowMatching(latents=10).run(lab).statistics["chemistry"]
+    assert len(few["flow_matching.cosine"]) == 10
+
+
+def test_deactivation_equals_one_case_at_a_time(lab: Lab) -> None:
+    study = FlowDeactivation(
+        documents=4, tokens=2, latents=5, parts=("all", "residual", "modules"), layers=(1,), loss=True, exhaustive=1
+    )
+    found = study.run(lab)
+    maps: FlowMaps = lab.subject()
+    tokens, lm, saes = lab.tokens("general"), lab.model(), lab.saes()
+    generator = torch.Generator().manual_seed(lab.seed("deactivation", "general", str(R1)))
+    context = int(tokens.lengths[:4].max())
+    real = torch.arange(context) < tokens.lengths[:4, None]
+    ordinary = real & ~torch.isin(tokens.ids[:4, :context], torch.tensor([0, 1], dtype=tokens.ids.dtype))
+    places = list(zip(*(x.tolist() for x in sampled(ordinary, 2, generator)), strict=True))
+    sums = {name: np.zeros(4) for name in ("cases", *(f"{who}.{n}" for who in ("all", "residual", "modules") for n in
+            ("tried", "deactivated", "change", "loss_before", "loss_after")))}  # fmt: skip
+    parts = {"all": [R0, M1], "residual": [R0], "modules": [M1]}
+    for row, column in places:
+        ids = tokens.ids[row : row + 1, : int(tokens.lengths[row])].long()
+        clean = hidden_states(lm.model, SITES, ids)
+        z = {site: saes[site].encode(clean[site][0, column : column + 1]) for site in SITES}
+        strongest = z[R1].truncated(5)
+        for latent, before in zip(strongest.indices[0].tolist(), strongest.values[0].tolist(), strict=True):
+            if before <= 0:
+                continue
+            sums["cases"][row] += 1
+            for who, sites in parts.items():
+                removed = {site: removal(z[site].dense(WIDTH)[0], maps, site, latent, saes) for site in sites}
+                if not any(on for _, on in removed.values()):
+                    continue
+                edit = TokenEdit({site: delta for site, (delta, _) in removed.items()}, torch.tensor([column]))
+                with edit.applied(lm):
+                    changed = hidden_states(lm.model, [R1], ids)[R1]
+                    logits = lm.model(input_ids=ids).logits
+                after = float(saes[R1].encode(changed[0, column : column + 1]).dense(WIDTH)[0, latent])
+                sums[f"{who}.tried"][row] += 1
+                sums[f"{who}.deactivated"][row] += after == 0
+                sums[f"{who}.change"][row] += 1 - after / before
+                sums[f"{who}.loss_after"][row] += tail_loss(logits, ids, column)
+                sums[f"{who}.loss_before"][row] += tail_loss(lm.model(input_ids=ids).logits, ids, column)
+    assert sums["all.tried"].sum() > 5
+    for name, wanted in sums.items():
+        got = found.statistics["general"][f"flow_deactivation.{name}"]
+        np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=2e-3, err_msg=name)
+    searched = found.statistics["general"]
+    assert searched["flow_deactivation.exhaustive.tried"].sum() == 4
+    layer = found.details["layers"]["general"][0]
+    assert layer["receipt"]["steered"] > 0
+    assert all(value is not None for value in numbers(study, found).values())
+
+
+def removal(z: Tensor, maps: FlowMaps, site: Site, latent: int, saes: Any) -> tuple[Tensor, bool]:
+    """What removing a latent's predecessors at a site adds [1, d], and whether any is active."""
+    matches = maps.maps[R1, site].indices[latent]
+    rows = saes[site].decoder_rows()
+    return -(z[matches] @ rows[matches])[None], bool((z[matches] != 0).any())
+
+
+def tail_loss(logits: Tensor, ids: Tensor, column: int) -> float:
+    return float(torch.nn.functional.cross_entropy(logits[0, column:-1], ids[0, column + 1 :], reduction="sum"))
+
+
+def test_exhaustive_search_does_at_least_as_well_as_any_single_predecessor(lab: Lab) -> None:
+    study = FlowDeactivation(documents=6, tokens=1, latents=1, layers=(2,), exhaustive=5)
+    found = study.run(lab).statistics["general"]
+    single = FlowDeactivation(documents=6, tokens=1, latents=1, layers=(2,), parts=("residual",))
+    mapped = single.run(lab_of_k1(lab)).statistics["general"]
+    tried = mapped["flow_deactivation.residual.tried"] > 0
+    best = found["flow_deactivation.exhaustive.change"][tried] + 1e-5
+    assert (best >= mapped["flow_deactivation.residual.change"][tried]).all()
+
+
+def lab_of_k1(lab: Lab) -> Lab:
+    from dataclasses import replace
+
+    maps = maps_of(lab.saes(), Flow.model_validate({"thresholds": {"chance": 1}}))
+    return replace(lab, subject=lambda: maps)
+
+
+def test_the_classifier_is_multinomial_naive_bayes() -> None:
+    naive_bayes = pytest.importorskip("sklearn.naive_bayes")
+    rng = np.random.default_rng(0)
+    texts = {name: [rng.integers(low, low + 30, 20) for _ in range(15)] for name, low in (("a", 0), ("b", 15))}
+    made = DomainClassifier.trained(texts, 50)
+    counts = np.array([np.bincount(t, minlength=50) for domain in texts.values() for t in domain])
+    reference = naive_bayes.MultinomialNB(fit_prior=False).fit(counts, ["a"] * 15 + ["b"] * 15)
+    fresh = [rng.integers(0, 45, 12) for _ in range(200)]
+    wanted = reference.predict([np.bincount(t, minlength=50) for t in fresh])
+    assert [made.classify(text) for text in fresh] == list(wanted)
+    accuracy, texts_in_all = made.accuracy({name: list(found) for name, found in texts.items()})
+    assert accuracy == pytest.approx(reference.score(counts, ["a"] * 15 + ["b"] * 15))
+    assert texts_in_all == 30
+
+
+class NumberJudge(Judge):
+    """Says what it is told to."""
+
+    adapter: Literal["number"] = "number"
+    replies: tuple[str, ...]
+
+    def identity(self, roots: Roots) -> Any:
+        return {"replies": self.replies}
+
+    def chat(self, requests: Sequence[Any], roots: Roots, cache: Path) -> Iterator[Reply]:
+        assert all("<text>" in request[1]["content"] for request in requests)
+        for number in range(len(requests)):
+            said = self.replies[number % len(self.replies)]
+            yield Reply(None, "no connection") if said == "fail" else Reply(said)
+
+
+def test_a_judges_answers_become_scores_or_are_left_out(tmp_path: Path) -> None:
+    judge = NumberJudge(replies=("5", "Score: 2.", "fail", "nine", "3/5", "0"))
+    found = rated(["t"] * 6, "law", judge, Roots(tmp_path), tmp_path, remove=False)
+    assert found["judged"].tolist() == [1, 1, 0, 0, 1, 1]
+    np.testing.assert_allclose(found["behaviour"], [1, 0.4, 0, 0, 0.6, 0])
+    np.testing.assert_allclose(found["total"], [1, 0.16, 0, 0, 0.36, 0])
+    removed = rated(["t"] * 6, "law", judge, Roots(tmp_path), tmp_path, remove=True)
+    np.testing.assert_allclose(removed["total"], [0, 0.24, 0, 0, 0.24, 0])
+
+
+def test_steering_is_measured_per_prompt(lab: Lab) -> None:
+    study = FlowSteering(
+        target="chemistry", start="general", strengths=(0.0, 3.0), schedules=("single", "constant", "random"),
+        prompts=4, prompt_tokens=4, tokens=6, select=2,
+    )  # fmt: skip
+    study = study.model_copy(update={"judge": NumberJudge(replies=("4",))})
+    found = study.run(lab)
+    assert list(found.statistics) == ["general"]
+    statistics = found.statistics["general"]
+    assert {len(values) for values in statistics.values()} == {4}
+    for way in ("single", "constant", "random"):  # nothing added: the same texts and the same loss
+        for name in ("target", "loss", "text_loss"):
+            np.testing.assert_array_equal(
+                statistics[f"flow_steering.{way}=0.{name}"], statistics[f"flow_steering.base.{name}"]
+            )
+        assert (statistics[f"flow_steering.{way}=3.loss"] != statistics["flow_steering.base.loss"]).all()
+    values = numbers(study, found)
+    assert all(value is not None for value in values.values())
+    again = study.run(lab)
+    assert again.details["settings"] == found.details["settings"]
+    receipt = found.details["settings"]["constant=3"]["receipt"]
+    assert receipt["steered"] == receipt["tokens"] > 0
+    assert len(found.details["seeds"]) == 2
+
+
+def test_removing_rescales_seeds_or_whole_graphs(lab: Lab) -> None:
+    study = FlowSteering(
+        target="chemistry", action="deactivate", strengths=(1.0, -4.0), schedules=("single", "constant"),
+        prompts=3, prompt_tokens=4, tokens=5, select=2,
+    )  # fmt: skip
+    found = study.run(lab)
+    assert list(found.statistics) == ["chemistry"]
+    shown = found.details["settings"]
+    assert shown["single=1"]["texts"] == shown["base"]["texts"]  # r = 1 changes nothing
+    assert shown["single=1"]["receipt"]["steered"] == 0
+    assert shown["constant=-4"]["receipt"]["steered"] > shown["single=-4"]["receipt"]["steered"] > 0
+
+
+def test_what_cannot_be_steered_is_said_before_it_is_tried(experiment: Experiment) -> None:
+    from adapters.judges.lexical import LexicalJudge
+
+    study = FlowSteering(target="law", judge=LexicalJudge())
+    said = " ".join(study.problems(experiment, Roots(Path())))
+    assert "no evaluation domain 'law'" in said
+    assert "rates no texts" in said
+    assert FlowSteering(target="chemistry").problems(experiment, Roots(Path())) == ()
+    assert "no SAE at layers [5]" in " ".join(FlowDeactivation(layers=(1, 5)).problems(experiment, Roots(Path())))

@@ -1,0 +1,161 @@
+"""The doctor: healthy here, and every check notices the fault it is there for."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.cli.app import run
+from harness.doctor import dictionary, intervals, surroundings, truths
+from harness.doctor.check import Check, Finding, both, close, run_checks
+from harness.metrics import explained_variance
+from harness.project import Project
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def ward() -> truths.Ward:
+    """One pass over a few documents serves all tests here."""
+    made = truths.Ward()
+    assert made.results.failures == {}
+    return made
+
+
+def test_metrics_hold_on_known_truths(ward: truths.Ward) -> None:
+    for look in (truths._identity, truths._mean, truths._zero, truths._rescaled, truths._company):
+        found = look(ward)
+        assert found.passed, found.detail
+
+
+def test_a_wrong_formula_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of squares in place of the square of the mean, as in older evaluators."""
+    right = explained_variance._ESTIMATORS["centred"]
+    wrong = replace(right, inputs=("squared_error", "squared_norm"))
+    monkeypatch.setitem(explained_variance._ESTIMATORS, "centred", wrong)
+    assert not truths._mean(ward).passed
+    assert truths._identity(ward).passed, "which identity cannot show"
+
+
+def test_a_number_that_depends_on_the_scale_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = truths._statistics
+    monkeypatch.setattr(truths, "_statistics", lambda w, factor: {**real(w, factor), "cosine": 0.5 * factor})
+    assert not truths._rescaled(ward).passed
+
+
+def test_a_number_that_depends_on_the_batch_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.measure import reconstruction
+
+    real = reconstruction.squared_norms
+    monkeypatch.setattr(reconstruction, "squared_norms", lambda vectors: real(vectors) / len(vectors))
+    assert not truths._batches(ward).passed
+
+
+def test_company_that_matters_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = truths._own
+
+    def own(results, name):  # type: ignore[no-untyped-def]
+        found = dict(real(results, name))
+        return {**found, "l0": found["l0"] + 1e-9 * len(results.measurements)}
+
+    monkeypatch.setattr(truths, "_own", own)
+    assert not truths._company(ward).passed
+
+
+def test_a_planted_dictionary_is_recognised() -> None:
+    found = dictionary._oracle()
+    assert found.passed, found.detail
+
+
+def test_training_that_learns_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dictionary, "STEPS", 2)
+    assert not dictionary._trained().passed
+
+
+def test_recovery_of_the_dictionary_itself_is_one() -> None:
+    class Holder:
+        def __init__(self, rows: torch.Tensor) -> None:
+            self.rows = rows
+
+        def decoder_rows(self) -> torch.Tensor:
+            return self.rows
+
+    directions, generator = dictionary.planted()
+    shuffled = directions[torch.randperm(len(directions), generator=generator)] * -3.0
+    assert dictionary.recovery(directions, Holder(shuffled)) == pytest.approx(1.0, abs=1e-6)  # type: ignore[arg-type]
+    noise = torch.randn(len(directions), dictionary.D, generator=generator)
+    assert dictionary.recovery(directions, Holder(noise)) < dictionary.CHANCE  # type: ignore[arg-type]
+
+
+def test_intervals_hold_and_too_short_ones_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert intervals._coverage().passed
+    real = intervals.document_interval
+
+    def short(*args, **kwargs):  # type: ignore[no-untyped-def]
+        found = real(*args, **kwargs)
+        middle = (found.low + found.high) / 2
+        return found.model_copy(update={"low": (found.low + middle) / 2, "high": (found.high + middle) / 2})
+
+    monkeypatch.setattr(intervals, "document_interval", short)
+    assert not intervals._coverage().passed
+
+
+def test_tests_that_cry_wolf_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.leaderboard.statistics import Test
+
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(intervals, "exchange_test", lambda *_: Test(float(rng.random() * 0.5)))
+    assert not intervals._size().passed
+
+
+def test_a_full_disk_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert surroundings._disk(tmp_path / "not/yet").passed
+    monkeypatch.setattr(surroundings, "ENOUGH", 1 << 70)
+    assert not surroundings._disk(tmp_path).passed
+
+
+def test_a_package_that_does_not_fit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "requires", lambda _: ["numpy<1", "absent-package", "pytest; extra == 'dev'"])
+    found = surroundings._packages()
+    assert not found.passed
+    assert "numpy" in found.detail
+    assert "absent-package is not installed" in found.detail
+    assert "pytest" not in found.detail
+
+
+def test_a_check_that_raises_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
+    checks = [
+        Check("breaks", "metrics", lambda: close("x", 1 / 0, 1, 0)),
+        Check("holds", "metrics", lambda: both(close("x", 1.0, 1.0, 0.0))),
+        Check("tells", "surroundings", lambda: Finding(None, "to know")),
+    ]
+    found = list(run_checks(checks))
+    assert [result.verdict for result in found] == ["fail", "pass", "note"]
+    assert "ZeroDivisionError" in found[0].detail
+    assert len(surroundings.surroundings_checks(Project(tmp_path, tmp_path, tmp_path))) == 5
+
+
+def test_the_command_reports_and_its_code_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["doctor", "--quick", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["passed"]
+    assert {"packages fit", "device", "hub"} <= {check["name"] for check in data["checks"]}
+    monkeypatch.setattr(surroundings, "ENOUGH", 1 << 70)
+    assert run(["doctor", "--quick"]) == 1
+    assert "FAIL  the store can be written" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_everything_in_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    assert run(["doctor"]) == 0, capsys.readouterr().out
+    assert time.monotonic() - started <= 60

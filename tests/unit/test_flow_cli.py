@@ -1,0 +1,71 @@
+"""A flow spec from the command line: run, page, exports, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import networkx as nx
+import pytest
+
+from tests.conftest import Command
+from tests.support.project import Workbench
+
+FLOW: dict[str, Any] = {
+    "layer": None,
+    "layers": [0, "1.mlp_out", 1],
+    "flow": {"thresholds": {"chance": 1, "cut": -1, "drop": -1}},
+    "metrics": ["flow_matching", "flow_agreement", "flow_transition"],
+}
+
+
+def test_a_flow_cell_gets_a_row_a_page_and_exports(bench: Workbench, command: Command) -> None:
+    path = bench.spec("flow", **FLOW)
+    assert command("run", str(path), "--executor", "inline").code == 0
+    record = bench.records()["flow[][0]"]
+    told = {value.id: value.value for value in record.metrics}
+    assert record.status == "ok"
+    assert told["flow_matching.rate"] == 1  # the cut is below every cosine
+    assert told["flow_agreement.residual"] is not None
+    made = command("report", "flow", "flow", "--latent", "1:3")
+    assert made.code == 0, made.err
+    page = next((bench.root / "results/pages").glob("*-flow.html")).read_text("utf-8")
+    assert "1.resid_post:3" in page
+    assert command("report", "flow", "flow").code == 0
+    for to in ("json", "graphml", "dot"):
+        target = bench.root / f"graph.{to}"
+        assert command("report", "flow", "flow", "--latent", "1:3", "--to", to, "-o", str(target)).code == 0
+    assert "1.resid_post:3" in nx.read_graphml(bench.root / "graph.graphml").nodes
+    assert json.loads((bench.root / "graph.json").read_text("utf-8"))["seed"] == "1.resid_post:3"
+
+
+def test_what_cannot_be_shown_is_said_in_one_line(bench: Workbench, command: Command) -> None:
+    path = bench.spec("flow", **FLOW)
+    assert command("run", str(path), "--executor", "inline").code == 0
+    bad = bench.write("notes.json", '{"1.resid_post:3": 4}')
+    for arguments, said in (
+        (["--latent", "1:99"], "is no latent of the residual stream"),
+        (["--latent", "x"], "names no latent"),
+        (["--to", "json"], "holds one graph"),
+        (["--explanations", str(bad)], "holds no explanations"),
+        (["--explanations", "missing.json"], "cannot be read"),
+    ):
+        done = command("report", "flow", "flow", *arguments)
+        assert (done.code, said in done.err, "Traceback" in done.err) == (2, True, False), done.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers": [0]}, "at least two places"),
+        ({"layers": [0, "1.mlp_out"]}, "residual stream of two layers"),
+        ({"flow": {"matching": "permutation", "k": 2}}, "k must be 1"),
+    ],
+)
+def test_specs_that_cannot_flow_are_refused(
+    bench: Workbench, command: Command, changes: dict[str, Any], said: str
+) -> None:
+    path = bench.spec("flow", **{**FLOW, **changes})
+    done = command("validate", str(path))
+    assert done.code == 2
+    assert said in done.out + done.err

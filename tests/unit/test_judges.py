@@ -1,0 +1,427 @@
+"""Judges: what they learn, how their answers are read, and what the endpoint's misbehaviour does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from adapters.judges.lexical import LexicalJudge
+from adapters.judges.openai import OpenAIJudge
+from adapters.judges.pace import Pace
+from adapters.judges.transcripts import Transcripts
+from adapters.protocols import Reply, Roots
+from harness.errors import NotAvailable
+from harness.metrics.autointerp.answers import explanation_in, labels_in
+from harness.metrics.autointerp.examples import Window
+from harness.metrics.autointerp.metric import Autointerp
+from tests.support.chat_server import Answer, Script, refused, said, serving
+from tests.support.labs import fires_on, lab_of, token_sets
+
+KEY = "sk-a-secret-that-must-not-be-seen-7391"
+
+
+def judge(url: str, **options: Any) -> OpenAIJudge:
+    return OpenAIJudge(**{"base_url": url, "model": "m", "key_env": "JUDGE_KEY", "retries": 3, "timeout": 5, **options})
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+
+
+def questions(count: int) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": f"question {i}"}] for i in range(count)]
+
+
+def ask(url: str, count: int, tmp_path: Path, **options: Any) -> list[Reply]:
+    return list(judge(url, **options).chat(questions(count), Roots(tmp_path), tmp_path / "cache"))
+
+
+def echo(number: int, body: Answer) -> Answer:
+    return said(f"re {body['messages'][-1]['content']}")
+
+
+def files_under(folder: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+# --- the endpoint ---------------------------------------------------------------------------------------------------
+
+
+def test_replies_come_in_order_with_their_cost(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        replies = ask(server.url, 20, tmp_path)
+    assert [reply.text for reply in replies] == [f"re question {i}" for i in range(20)]
+    assert {(reply.prompt_tokens, reply.reply_tokens, reply.error) for reply in replies} == {(11, 7, None)}
+    assert server.keys == {f"Bearer {KEY}"}
+    sent = server.bodies[0]
+    assert {name: sent[name] for name in ("model", "temperature", "seed", "max_tokens")} == {
+        "model": "m", "temperature": 0.0, "seed": 0, "max_tokens": 1024,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", [refused(429), refused(500), refused(503), {"hang_up": True}])
+def test_passing_trouble_is_retried(tmp_path: Path, trouble: Answer) -> None:
+    with serving(lambda number, body: trouble if number == 0 else echo(number, body)) as server:
+        (reply,) = ask(server.url, 1, tmp_path)
+    assert reply.text == "re question 0"
+    assert len(server.bodies) == 2
+
+
+def test_a_timeout_is_retried(tmp_path: Path) -> None:
+    with serving(lambda number, body: {**echo(number, body), "delay": 0.6 if number == 0 else 0}) as server:
+        (reply,) = ask(server.url, 1, tmp_path, timeout=0.2)
+    assert reply.text == "re question 0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "attempts", "said_why"),
+    [
+        (refused(500), 4, "InternalServerError 500"),
+        (refused(429), 4, "RateLimitError 429"),
+        (refused(401), 1, "AuthenticationError 401"),
+        (refused(307, Location="http://127.0.0.1:9/v1"), 1, "307"),
+        ({"body": "{not json"}, 1, ""),
+        ({"body": "[]"}, 1, ""),
+        ({"body": '{"choices": []}'}, 1, "IndexError"),
+        ({"body": '{"choices": [{"message": null}]}'}, 1, "AttributeError"),
+        ({"body": "[" * 5000}, 1, ""),
+        (said(None), 1, "holds no text"),
+        (said(["a", "list"]), 1, "holds no text"),
+    ],
+)
+def test_what_stays_wrong_is_a_reply_with_an_error_and_not_kept(
+    tmp_path: Path, answer: Answer, attempts: int, said_why: str
+) -> None:
+    with serving(lambda number, body: answer) as server:
+        (reply,) = ask(server.url, 1, tmp_path)
+        assert reply.text is None
+        assert reply.error
+        assert said_why in reply.error
+        assert len(server.bodies) == attempts
+        server.script = echo
+        assert ask(server.url, 1, tmp_path)[0].text == "re question 0"
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = "question 3"
+    with serving(lambda n, body: refused(400) if body["messages"][-1]["content"] == bad else echo(n, body)) as server:
+        replies = ask(server.url, 6, tmp_path)
+    assert [reply.text is None for reply in replies] == [False, False, False, True, False, False]
+
+
+def test_no_request_is_repeated(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        first = ask(server.url, 12, tmp_path)
+        assert ask(server.url, 12, tmp_path) == first
+        assert len(server.bodies) == 12
+        ask(server.url, 1, tmp_path, temperature=0.5)
+        ask(server.url, 1, tmp_path, model="other")
+        assert len(server.bodies) == 14
+        for path in (tmp_path / "cache").rglob("*.json"):
+            path.write_text(path.read_text()[:-20])
+        assert ask(server.url, 12, tmp_path) == first
+
+
+def test_no_more_are_under_way_than_allowed(tmp_path: Path) -> None:
+    with serving(lambda number, body: {**echo(number, body), "delay": 0.03}) as server:
+        ask(server.url, 12, tmp_path, concurrency=3)
+    assert server.most_at_once == 3
+
+
+def test_the_rate_limit_holds_and_counts_retries(tmp_path: Path) -> None:
+    with serving(lambda number, body: refused(429) if number % 2 else echo(number, body)) as server:
+        ask(server.url, 4, tmp_path, requests_per_minute=1200, retries=8)
+    spacing = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
+    assert len(server.times) > 4
+    assert (server.times[-1] - server.times[0]) / len(spacing) >= 0.045
+
+
+def test_pace_without_a_limit_never_waits() -> None:
+    pace, start = Pace(None), time.monotonic()
+    for _ in range(1000):
+        pace.wait()
+    assert time.monotonic() - start < 0.5
+
+
+# --- the key --------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_is_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not even when the server sends it back: in answers, in errors, in headers."""
+    caplog.set_level(logging.DEBUG)
+
+    def spiteful(number: int, body: Answer) -> Answer:
+        text = f"your key is {body['authorization']}"
+        if number % 3 == 0:
+            return said(text)
+        answer = refused(401 if number % 3 == 1 else 500, **{"x-should-retry": "false", "x-request-id": KEY})
+        return {**answer, "body": json.dumps({"error": {"message": text}})}
+
+    with serving(spiteful) as server:
+        replies = ask(server.url, 9, tmp_path, concurrency=1)
+    assert {bool(reply.error) for reply in replies} == {True, False}
+    judged = judge(server.url)
+    everything = (
+        files_under(tmp_path), str(replies), caplog.text, *capfd.readouterr(), repr(judged), str(judged.plain()),
+        str(judged.identity(Roots(tmp_path))), judged.label,
+    )  # fmt: skip
+    assert "your key is Bearer [key]" in everything[0]
+    assert not any(KEY in text for text in everything)
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "a\nb", "ключ"])
+def test_a_missing_or_broken_key_is_said_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.delenv("JUDGE_KEY") if value is None else monkeypatch.setenv("JUDGE_KEY", value)
+    with serving(echo) as server, pytest.raises(NotAvailable, match="JUDGE_KEY"):
+        ask(server.url, 1, tmp_path)
+    assert server.bodies == []
+
+
+def test_without_key_env_no_key_is_sent_not_even_one_that_lies_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(echo) as server:
+        ask(server.url, 1, tmp_path, key_env=None)
+    assert server.keys == {"Bearer none"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://user:secret@host/v1", "https://host/v1?key=secret", "ftp://host", "localhost:8000", "", "http://host#x"],
+)
+def test_addresses_that_could_hold_a_secret_are_refused(address: str) -> None:
+    with pytest.raises(ValidationError):
+        OpenAIJudge(base_url=address, model="m")
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------
+
+_CHAT = """
+import sys
+from pathlib import Path
+from adapters.judges.openai import OpenAIJudge
+from adapters.protocols import Roots
+judge = OpenAIJudge(base_url=sys.argv[1], model="m", key_env="JUDGE_KEY", retries=3, timeout=5, concurrency=2)
+folder = Path(sys.argv[2])
+requests = [[{"role": "user", "content": f"question {i}"}] for i in range(40)]
+print([reply.text for reply in judge.chat(requests, Roots(folder), folder / "cache")])
+"""
+
+_STUDY = """
+import sys
+from pathlib import Path
+import torch
+from adapters.judges.openai import OpenAIJudge
+from harness.metrics.autointerp.metric import Autointerp
+from tests.support.labs import fires_on, lab_of, token_sets
+torch.set_num_threads(1)
+judge = OpenAIJudge(base_url=sys.argv[1], model="m", key_env="JUDGE_KEY", concurrency=2)
+found = Autointerp(latents=8, judge=judge).run(lab_of(Path(sys.argv[2]), 8, fires_on(token_sets(8))))
+print(sorted((name, values.tolist()) for name, values in found.statistics["lab"].items()))
+"""
+
+
+def helpful(number: int, body: Answer) -> Answer:
+    """Answers every question, by the length of the excerpt."""
+    system, user = (message["content"] for message in body["messages"])
+    if '"explanation"' in system:
+        return said('Sure! {"explanation": "words"}')
+    lines = user.split("\n")[2:]
+    return said(f"<think>hm {{</think>```json\n{json.dumps({'answers': [len(line) % 2 for line in lines]})}\n```")
+
+
+def start(code: str, url: str, folder: Path) -> subprocess.Popen[str]:
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, url, str(folder)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "requests", "answers"),
+    [
+        pytest.param(_CHAT, 40, echo, id="a chat"),
+        pytest.param(_STUDY, 8 * 9, helpful, id="a study", marks=pytest.mark.slow),
+    ],
+)
+def test_work_killed_half_way_repeats_no_request_that_was_answered(
+    tmp_path: Path, code: str, requests: int, answers: Script
+) -> None:
+    with serving(lambda number, body: {**answers(number, body), "delay": 0.05}) as server:
+        process = start(code, server.url, tmp_path)
+        while len(server.bodies) < 20:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        answered, before = len(list((tmp_path / "cache").rglob("*.json"))), len(server.bodies)
+        server.script = answers
+        out, err = start(code, server.url, tmp_path).communicate(timeout=120)
+        assert out.startswith("["), err
+        assert 15 < answered <= before
+        assert len(server.bodies) - before == requests - answered
+        assert len({json.dumps(body, sort_keys=True) for body in server.bodies}) == requests
+        assert start(code, server.url, tmp_path).communicate(timeout=120)[0] == out
+        assert len(server.bodies) - before == requests - answered
+    assert KEY not in files_under(tmp_path) + out + err
+
+
+def test_unreadable_answers_are_counted_from_transcripts_alike(tmp_path: Path) -> None:
+    """Every third answer is adversarial; the failures are the same when everything comes from transcripts."""
+    adversarial = [
+        "1,0,1",
+        '{"answers": [1]}',
+        '{"answers": [0,1]}{"answers": [1,0]}',
+        '{"answers": [2,2,2,2,2,2,2,2]}',
+    ]
+
+    def script(number: int, body: Answer) -> Answer:
+        if '"answers"' in body["messages"][0]["content"] and number % 3 == 0:
+            return said(adversarial[number // 3 % len(adversarial)])
+        return helpful(number, body)
+
+    with serving(script) as server:
+        metric = Autointerp(latents=4, judge=judge(server.url, concurrency=1))
+        first, second = (metric.run(lab_of(tmp_path, 4, fires_on(token_sets(4)))) for _ in range(2))
+    assert len(server.bodies) == 4 * 9
+    assert first.details == second.details
+    assert first.statistics["lab"]["autointerp.failures"].sum() == sum(n % 3 == 0 for n in range(4, 36))
+    assert first.statistics["lab"]["autointerp.requests"].sum() == 36
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"answers": [1, 0, 1]}', (True, False, True)),
+        ('```json\n{"answers": [1, 0, 1]}\n```', (True, False, True)),
+        ('I think {x} so: {"answers": [true, false, true]} done', (True, False, True)),
+        ('<think>{"answers": [0, 0, 0]}</think>{"answers": [1, 0, 1]}', (True, False, True)),
+        ('{"answers": [1, 0, 1]} that is {"answers": [1, 0, 1]}', (True, False, True)),
+        ('{"answers": [1, 0, 1]} or {"answers": [1, 1, 1]}', None),
+        ('{"answers": [1, 0, 1]} or {"answers": [1, 0]}', None),
+        ('{"answers": [1, 0]}', None),
+        ('{"answers": [1, 0, 2]}', None),
+        ('{"answers": [1, 0, 1.0]}', None),
+        ('{"answers": ["1", "0", "1"]}', None),
+        ('{"answers": "101"}', None),
+        ('{"answers": {"0": 1}}', None),
+        ("[1, 0, 1]", None),
+        ("", None),
+        ("{" * 100_000, None),
+        ('{"answers": ' + "[" * 100_000, None),
+        ('{"answers": [NaN, 0, 1]}', None),
+        ('{"answers": [1, 0, 1', None),
+    ],
+)
+def test_only_exactly_what_was_asked_is_an_answer(text: str, expected: Any) -> None:
+    assert labels_in(text, 3) == expected
+
+
+@given(st.text(max_size=200), st.integers(1, 9))
+def test_no_answer_breaks_the_reader(text: str, count: int) -> None:
+    labels_in(text, count)
+    explanation_in(text)
+
+
+def test_explanations_are_one_line_of_bounded_length() -> None:
+    assert explanation_in('{"explanation": " the\\n word  x "}') == "the word x"
+    assert explanation_in('{"explanation": "a"} {"explanation": "b"}') is None
+    assert explanation_in(json.dumps({"explanation": "x" * 2001})) is None
+    assert explanation_in('{"explanation": ""}') is None
+
+
+def test_transcripts_hold_the_whole_request(tmp_path: Path) -> None:
+    transcripts = Transcripts(tmp_path)
+    transcripts.put({"a": 1}, Reply("x", None, 3, 4))
+    assert transcripts.get({"a": 1}) == Reply("x", None, 3, 4)
+    assert transcripts.get({"a": 2}) is None
+    (path,) = tmp_path.rglob("*.json")
+    assert json.loads(path.read_text())["request"] == {"a": 1}
+
+
+# --- the lexical judge ----------------------------------------------------------------------------------------------
+
+
+def learned(active: list[str], inactive: list[str]) -> Any:
+    """A rule from texts in which the word in capitals is active."""
+    windows = []
+    for number, text in enumerate(active):
+        words = text.split()
+        strengths = tuple(float(word.isupper()) for word in words)
+        windows.append(Window(tuple(word.lower() for word in words), strengths, number, 0))
+    return LexicalJudge().learn(windows, [tuple(text.split()) for text in inactive])
+
+
+FILLER = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+
+
+def texts(insert: str, count: int = 12) -> list[str]:
+    return [" ".join([*FILLER[i % 7 : i % 7 + 3], insert, FILLER[(i + 4) % 10]]) for i in range(count)]
+
+
+def test_it_learns_a_token() -> None:
+    rule = learned(texts("ACID"), texts("salt"))
+    assert rule.explanation == "Fires on 'acid' (12 of 12)."
+    yes, no = rule.detect([("two", "acid", "nine"), ("two", "salt", "nine")])
+    assert yes > 0.9 > 0.1 > no
+    right, wrong = rule.fuzz(
+        [(("two", "acid", "nine"), (False, True, False)), (("two", "acid", "nine"), (True, False, False))]
+    )
+    assert right > 0.5 > wrong
+
+
+def test_it_learns_a_token_in_a_context() -> None:
+    rule = learned(texts("strong ACID"), texts("weak acid"))
+    yes, no = rule.detect([("strong", "acid", "nine"), ("weak", "acid", "nine")])
+    assert yes > 0.5 > no
+    assert "strong" in rule.explanation
+
+
+def test_it_says_so_when_nothing_stands_out() -> None:
+    rule = learned(["A b c d"] * 3, ["a b c d"] * 30)
+    assert isinstance(rule.explanation, str)
+    assert all(0 <= p <= 1 for p in rule.detect([("a",), (), ("zzz",)]))
+    assert rule.fuzz([((), ())]) == pytest.approx([rule.fuzz([(("q",), (False,))])[0]])
+
+
+def test_it_is_deterministic_in_another_process() -> None:
+    code = (
+        "from adapters.judges.lexical import LexicalJudge; from types import SimpleNamespace as W;"
+        "on = [W(tokens=('a', f'b{i % 3}', 'c', f'd{i}'), activations=(0., 1., i % 2, 0.)) for i in range(12)];"
+        "rule = LexicalJudge().learn(on, [('x', f'b{i}', 'c', 'a') for i in range(12)]);"
+        "print(rule.explanation, rule.detect([('a', 'b1', 'c'), ('x', 'b1', 'd4')]))"
+    )
+    root = Path(__file__).parents[2]
+    found = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code]
+        found.add(subprocess.run(command, cwd=root, env=environment, capture_output=True, check=True).stdout)
+    assert len(found) == 1

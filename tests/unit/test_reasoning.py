@@ -1,0 +1,193 @@
+"""`reasoning_accuracy` and `capability_cost` as sections of a spec: what they accept, name and promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from adapters.pocket.adapter import PocketModel
+from adapters.protocols import Roots
+from harness.errors import InvalidInput
+from harness.metrics.base import Estimator
+from harness.metrics.capability import CapabilityCost
+from harness.metrics.reasoning.choosing import choose_scale
+from harness.metrics.reasoning.study import ReasoningAccuracy
+from harness.record import MetricValue, Record, SpecOrigin
+
+ROOTS = Roots(Path())
+
+
+def experiment(*domains: str) -> Any:
+    return SimpleNamespace(model=PocketModel(), dataset=SimpleNamespace(eval=dict.fromkeys(domains)))
+
+
+def study(**fields: Any) -> ReasoningAccuracy:
+    return ReasoningAccuracy(**{"task": "pocket_problems", **fields})
+
+
+# -- the section ----------------------------------------------------------------------------------------------------
+
+
+def test_samples_need_a_temperature() -> None:
+    with pytest.raises(ValidationError, match="all the same"):
+        study(samples=4)
+    assert study(samples=4, temperature=1.0).samples == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "domain"),
+    [
+        ({}, "pocket_problems"),
+        ({"task": "tasks/My sums.yaml"}, "My_sums"),
+        ({"task": "./_.yml"}, "task"),
+        ({"name": "hot"}, "hot"),
+    ],
+)
+def test_the_column_group_is_the_tasks_name(fields: dict[str, Any], domain: str) -> None:
+    assert study(**fields).domain == domain
+
+
+def test_a_task_brings_a_domain_of_its_own() -> None:
+    one, other = (study(temperature=t).comparability(experiment(), ROOTS) for t in (0.0, 1.0))
+    assert list(one) == ["pocket_problems"]
+    assert one != other
+    assert study(batch=8, examples=3).comparability(experiment(), ROOTS) == one
+    assert {"model", "task", "samples", "temperature", "limit", "max_new_tokens"} <= set(one["pocket_problems"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"limit": 7}, {"max_new_tokens": 9}, {"seed": 1}, {"num_fewshot": 2}, {"filter": "x"}]
+)
+def test_whatever_changes_answers_sets_rows_apart(change: dict[str, Any]) -> None:
+    assert study(**change).comparability(experiment(), ROOTS) != study().comparability(experiment(), ROOTS)
+
+
+def test_an_unknown_task_is_a_problem_of_the_spec() -> None:
+    with pytest.raises(InvalidInput, match=r"did you mean .*pocket_problems"):
+        study(task="pocket_problem").problems(experiment(), ROOTS)
+
+
+def test_a_domain_cannot_be_called_like_the_task() -> None:
+    assert study().problems(experiment("general"), ROOTS) == ()
+    (message,) = study().problems(experiment("pocket_problems"), ROOTS)
+    assert "another `name:`" in message
+
+
+# -- its numbers ----------------------------------------------------------------------------------------------------
+
+STATISTICS = {
+    "correct": [2, 0, 4, 1],
+    "base_correct": [1, 0, 1, 1],
+    "solved": [1, 0, 1, 1],
+    "base_solved": [1, 0, 1, 1],
+    "unformatted": [0, 4, 0, 0],
+    "base_unformatted": [2, 2, 0, 0],
+    "tokens": [40, 80, 20, 20],
+    "base_tokens": [4, 4, 4, 4],
+    "truncated": [0, 1, 0, 0],
+    "answers": [4, 4, 4, 4],
+    "problems": [1, 1, 1, 1],
+}
+EXPECTED = {
+    "accuracy": 7 / 16,
+    "base": 3 / 16,
+    "gain": 4 / 16,
+    "pass_at_n": 3 / 4,
+    "base_pass_at_n": 3 / 4,
+    "format_failure": 4 / 16,
+    "base_format_failure": 4 / 16,
+    "mean_length": 10,
+    "base_mean_length": 1,
+    "truncated": 1 / 16,
+}
+
+
+def value(estimator: Estimator, metric: str, statistics: dict[str, list[float]]) -> float:
+    inputs = [np.array(statistics[name.removeprefix(f"{metric}.")], float).sum() for name in estimator.inputs]
+    return float(estimator.formula(*inputs))
+
+
+def test_numbers_are_their_formulas() -> None:
+    numbers = study(samples=4, temperature=0.7).numbers()
+    assert {e.id.partition(".")[2]: value(e, "reasoning_accuracy", STATISTICS) for e in numbers} == EXPECTED
+    assert {(e.units, e.paired, e.params["samples"], e.params["temperature"]) for e in numbers} == {
+        ("problems", True, 4, 0.7)
+    }
+
+
+def test_costs_are_reported_at_every_scale() -> None:
+    statistics = {
+        "predictions": [3, 1],
+        "ce_clean": [6, 2],
+        "ce": [7, 3],
+        "kl": [1, 1],
+        "ce[2.0]": [8, 4],
+        "kl[2.0]": [3, 1],
+    }
+    numbers = CapabilityCost(scales=(2.0, 2.0)).numbers()
+    found = {(e.id, e.params.get("scale")): value(e, "capability_cost", statistics) for e in numbers}
+    assert found == {
+        ("capability_cost.ce_clean", None): 2.0,
+        ("capability_cost.ce_increase", None): 0.5,
+        ("capability_cost.kl", None): 0.5,
+        ("capability_cost.ce_increase", 2.0): 1.0,
+        ("capability_cost.kl", 2.0): 1.0,
+    }
+    assert len(found) == len(numbers)
+
+
+# -- choosing a scale -----------------------------------------------------------------------------------------------
+
+
+def record(scale: float, accuracy: float | None, kl: float = 0.0, **about: Any) -> Record:
+    def number(name: str, domain: str, value: float | None, **params: Any) -> MetricValue:
+        reason = None if value is not None else "not measured"
+        return MetricValue(
+            id=name,
+            version=1,
+            domain=domain,
+            value=value,
+            null_reason=reason,
+            unit="",
+            higher_is_better=None,
+            params=params,
+        )
+
+    metrics = (
+        number("reasoning_accuracy.accuracy", "selection", accuracy),
+        number("reasoning_accuracy.accuracy", "test", 1 / (1 + scale)),  # must not matter
+        number("capability_cost.kl", "dev", kl),
+        number("capability_cost.kl", "dev", 99.0, scale=9.0),  # of a sweep within the cell
+    )
+    origin = SpecOrigin(name="x", path="specs/x.yaml", digest="0")
+    fields = {"cell": "0", "label": "", "seed": 0, "status": "ok", "created": "", **about}
+    return Record(spec=origin, resolved={"steering": {"scale": scale}}, metrics=metrics, **fields)
+
+
+def test_the_best_scale_on_the_selection_problems_is_chosen() -> None:
+    records = [
+        record(0.5, 0.2),
+        record(1.0, 0.6),
+        record(2.0, 0.6),
+        record(4.0, 0.9, status="failed"),
+        record(3.0, None),
+    ]
+    assert choose_scale(records, "selection") == 1.0
+
+
+def test_seeds_are_averaged_and_costs_can_be_bounded() -> None:
+    records = [record(1.0, 0.5, 0.1), record(1.0, 0.3, 0.1), record(2.0, 0.45, 0.1), record(3.0, 0.9, 0.8)]
+    assert choose_scale(records, "selection") == 3.0
+    assert choose_scale(records, "selection", dev="dev", most_kl=0.2) == 2.0
+
+
+def test_nothing_to_choose_from_is_said() -> None:
+    with pytest.raises(InvalidInput, match="no record has"):
+        choose_scale([], "selection")
+    with pytest.raises(InvalidInput, match=r"none has capability_cost\.kl"):
+        choose_scale([record(1.0, 0.5, 0.3)], "selection", dev="dev", most_kl=0.1)

@@ -1,0 +1,207 @@
+"""What `steering:` and its problems can say, read without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from adapters.pocket.adapter import PocketProblems
+from adapters.problems.files import FileProblems
+from adapters.protocols import Problem, Roots
+from harness.errors import InvalidInput, NotAvailable, RefusedFile
+from harness.registry import Choice, sections
+from harness.steering.options import SteeringMethod
+
+REAL = Path(__file__).parents[3] / "shared/real"
+EXPERIMENT: Any = SimpleNamespace(dataset=SimpleNamespace(eval={}))
+METHODS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "prefix": {"text": " So"},
+    "random": {"norm": 2.0},
+    "contrastive": {"positive": ["good"], "negative": ["bad"]},
+    "sae_latent": {"latent": 3},
+    "rl": {"problems": {"adapter": "pocket"}},
+    "lora": {"problems": {"adapter": "pocket"}, "rank": 4},
+    "load": {"path": "v.gguf"},
+    "stack": {"parts": [{"method": "prefix", "text": " So"}, {"method": "random", "like": 0.1}]},
+}
+
+
+def section(method: str, **options: Any) -> SteeringMethod:
+    choice = TypeAdapter[Any](Annotated[Any, Choice("methods", "method")])
+    made: SteeringMethod = choice.validate_json(
+        json.dumps({"method": method, **METHODS[method], **options}), strict=True
+    )
+    return made
+
+
+def identity(method: str, roots: Roots, **options: Any) -> str:
+    return json.dumps(section(method, **options).identity(EXPERIMENT, roots), sort_keys=True)
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    (tmp_path / "v.gguf").write_bytes(b"x")
+    return Roots(tmp_path)
+
+
+def test_every_registered_method_is_tried_here() -> None:
+    assert METHODS.keys() >= {name for name, cls in sections("methods").items() if "harness.steering" in cls.__module__}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_are_read_and_written_alike(method: str, roots: Roots) -> None:
+    made = section(method)
+    stated = {name: value for name, value in made.plain().items() if name in made.model_fields_set}
+    again = TypeAdapter[Any](Annotated[Any, Choice("methods", "method")]).validate_json(json.dumps(stated), strict=True)
+    assert again == made
+    assert made.made_of(EXPERIMENT, roots)
+    json.dumps(made.plain())
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("stack", "lora")])
+def test_scale_does_not_make_other_content(method: str, roots: Roots) -> None:
+    assert identity(method, roots, scale=2.0, relative=True) == identity(method, roots)
+
+
+def test_what_is_trained_with_another_scope_is_other_content(roots: Roots) -> None:
+    assert identity("rl", roots, scope="generated") != identity("rl", roots)
+    assert identity("random", roots, scope="generated") == identity("random", roots)
+    assert identity("rl", roots, steps=3) != identity("rl", roots)
+    assert identity("rl", roots, problems={"adapter": "pocket", "seed": 1}) != identity("rl", roots)
+
+
+def test_a_loaded_vector_is_its_bytes_and_not_its_path(roots: Roots) -> None:
+    before = identity("load", roots)
+    (roots.project / "v.gguf").rename(roots.project / "w.gguf")
+    assert identity("load", roots, path="w.gguf") == before
+    (roots.project / "w.gguf").write_bytes(b"y")
+    assert identity("load", roots, path="w.gguf") != before
+    with pytest.raises(NotAvailable, match="no file"):
+        identity("load", roots)
+    with pytest.raises(InvalidInput, match="outside the project"):
+        identity("load", roots, path="../v.gguf")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("random", {"like": 0.1}, "either norm or like"),
+        ("random", {"norm": None}, "either norm or like"),
+        ("contrastive", {"negative": []}, "same number of texts"),
+        ("rl", {"layers": []}, "at least one"),
+        ("rl", {"layers": [1, 1]}, "different numbers"),
+        ("rl", {"samples": 1}, "greater than or equal to 2"),
+        ("rl", {"micro_batch": 7}, "does not divide"),
+        ("rl", {"reward": "vibes"}, "number"),
+        ("lora", {"scope": "first"}, "absolute scale"),
+        ("sae_latent", {"layers": 2}, "that of the SAE"),
+        ("stack", {"scale": 2.0}, "in the parts"),
+        ("stack", {"parts": [{"method": "nonsense"}]}, "nonsense"),
+        ("rl", {"scale": float("inf")}, "finite"),
+    ],
+)
+def test_what_cannot_work_is_refused(method: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        section(method, **options)
+
+
+def test_layers_count_from_either_end() -> None:
+    assert section("none").chosen(3) == (0, 1, 2)
+    assert section("none", layers=-1).chosen(3) == (2,)
+    assert section("none", layers=[-2, 0]).chosen(3) == (0, 1)
+    for wrong in (3, -4, [0, -3]):
+        with pytest.raises(InvalidInput, match="3 blocks"):
+            section("none", layers=wrong).chosen(3)
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys, harness.steering.options as o, adapters.problems.files, adapters.problems.huggingface; "
+    heavy = "{'torch', 'numpy', 'trl', 'peft', 'transformers'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", f"{code}print({heavy})"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def problems(tmp_path: Path, text: str, **options: Any) -> list[Problem]:
+    (tmp_path / "p.jsonl").write_text(text)
+    return list(FileProblems(path="p.jsonl", **options).problems(Roots(tmp_path)))
+
+
+def test_gsm8k_is_read_with_its_marks(tmp_path: Path) -> None:
+    row = json.dumps({"question": "How {many}?", "answer": "2 + 2 = <<2+2=4>>4\n#### 1,234"})
+    found = problems(tmp_path, row + "\n\n", prompt="Q: {question}\nA:", answer_pattern=r"####\s*(.+)")
+    assert found == [Problem("Q: How {many}?\nA:", "1,234")]
+
+
+def test_numbers_are_answers_too(tmp_path: Path) -> None:
+    assert problems(tmp_path, '{"question": "1+1", "answer": 2}')[0].answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ('{"question": "a"}', {}, "'answer'; it has question"),
+        ('{"question": ["a"], "answer": "1"}', {}, "'question'"),
+        ("[1]", {}, "no object"),
+        ('{"question": "a", "answer": "1"}', {"answer_pattern": "#(.)"}, "matches nothing"),
+    ],
+)
+def test_wrong_rows_say_where(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"p\.jsonl:1: .*{message}"):
+        problems(tmp_path, text, **options)
+
+
+def test_wrong_files_and_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedFile, match="not JSON"):
+        problems(tmp_path, "{")
+    (tmp_path / "p.txt").write_text("x")
+    with pytest.raises(RefusedFile, match=r"\.jsonl"):
+        list(FileProblems(path="p.txt").problems(Roots(tmp_path)))
+    for options, message in (
+        ({"prompt": "x"}, "question"),
+        ({"answer_pattern": "("}, "regular"),
+        ({"answer_pattern": "a"}, "one group"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            FileProblems(path="p.jsonl", **options)
+
+
+def test_problems_are_identified_by_content(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"question": "a", "answer": "1"}')
+    before = FileProblems(path="p.jsonl").identity(Roots(tmp_path))
+    (tmp_path / "p.jsonl").rename(tmp_path / "q.jsonl")
+    assert FileProblems(path="q.jsonl").identity(Roots(tmp_path)) == before
+    assert FileProblems(path="q.jsonl", prompt="{question}!").identity(Roots(tmp_path)) != before
+    assert FileProblems(path="q.jsonl", skip=1).identity(Roots(tmp_path)) != before
+
+
+def test_pocket_problems_of_the_two_splits_differ() -> None:
+    from itertools import islice
+
+    train, held_out = (
+        {p.prompt for p in islice(PocketProblems(split=split).problems(Roots(Path())), 300)}
+        for split in ("train", "eval")
+    )
+    assert not train & held_out
+    assert all(prompt.endswith("\nAnswer:") for prompt in train)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real problems are not here")
+def test_gsm8k_itself_is_read_and_its_answers_grade_as_right() -> None:
+    from harness.steering.rewards import same_last_number
+
+    prompt, pattern = "Question: {question}\nAnswer:", r"####\s*(.+)"
+    section = FileProblems(path="gsm8k/test.jsonl", prompt=prompt, answer_pattern=pattern)
+    rows = [json.loads(line) for line in (REAL / "gsm8k/test.jsonl").read_text("utf-8").splitlines()]
+    found = list(section.problems(Roots(REAL)))
+    assert len(found) == len(rows) == 1319
+    for problem, row in zip(found, rows, strict=True):
+        assert same_last_number(row["answer"], problem.answer)
+        assert not same_last_number(row["answer"] + " 0.123", problem.answer)
