@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from adapters.huggingface import streamed_rows
 from adapters.hub import is_commit, resolved_commit
+from adapters.huggingface import streamed_rows
 from adapters.problems.template import TemplatedProblems
 from adapters.protocols import Roots
 from harness.section import Json

@@ -62,6 +62,8 @@ def _partial(schema: Json) -> Json:
     if "oneOf" in kept:
         kept["anyOf"] = kept.pop("oneOf")
         kept.pop("discriminator", None)
+    if isinstance(values := kept.get("additionalProperties"), dict):
+        kept["additionalProperties"] = _or_null(values)
     if isinstance(properties := kept.get("properties"), dict):
         kept["properties"] = {name: _or_null(value) for name, value in properties.items()}
     return kept

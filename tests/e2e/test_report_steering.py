@@ -83,7 +83,14 @@ def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Com
     finally:
         driver.quit()
     assert drawn >= 10
-    assert {"Accuracy on pocket_problems", "Logit lens", "Attention", "Persistence", "Path patching", "Pairs of layers"} <= set(titles)
+    assert {
+        "Accuracy on pocket_problems",
+        "Logit lens",
+        "Attention",
+        "Persistence",
+        "Path patching",
+        "Pairs of layers",
+    } <= set(titles)
     sent = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
     assert all(url.startswith(("file:", "data:", "blob:")) for url in sent), sent
 

@@ -290,6 +290,7 @@ def test_a_failed_request_excludes_its_latent_and_is_counted(
         assert (latent.requests, latent.failures) == (requests, failures)
         assert latent.excluded == f"{failures} of {requests} requests to the judge failed, first: gone"
         assert latent.score is None
+    assert details.budgets[0].excluded == {"requests to the judge failed": 5}
     sums = {name: values.sum() for name, values in findings.statistics["lab"].items()}
     assert sums["autointerp.failures"] == 5 * failures
     assert sums["autointerp.requests"] == 5 * requests

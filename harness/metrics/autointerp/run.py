@@ -29,6 +29,8 @@ from harness.metrics.autointerp.survey import Survey, Surveyed
 
 TOO_FEW = "fires in too few windows to be explained and scored"
 """Why an alive latent is not eligible."""
+_FAILED = "requests to the judge failed"
+"""Why a latent has no score, without the details."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ class _Interview:
             width=self.ground.sae.width,
             alive=alive,
             eligible=sampled.eligible,
-            excluded=too_few | Counter(latent.excluded for latent in latents if latent.excluded),
+            excluded=too_few
+            | Counter(_FAILED if latent.failures else latent.excluded for latent in latents if latent.excluded),
             latents=latents,
         )
 
