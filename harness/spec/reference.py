@@ -64,8 +64,9 @@ def _partial(schema: Json) -> Json:
         kept.pop("discriminator", None)
     if isinstance(values := kept.get("additionalProperties"), dict):
         kept["additionalProperties"] = _or_null(values)
-    if isinstance(properties := kept.get("properties"), dict):
-        kept["properties"] = {name: _or_null(value) for name, value in properties.items()}
+    for group in ("properties", "patternProperties"):
+        if isinstance(named := kept.get(group), dict):
+            kept[group] = {name: _or_null(value) for name, value in named.items()}
     return kept
 
 
