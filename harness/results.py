@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,10 @@ def find_record(results: Path, cell: Cell, key: str) -> Record | None:
     return record if record and record.cell == key else None
 
 
-def records_of(results: Path, name: str) -> Iterator[Record]:
-    """The readable records of one spec."""
-    for path in sorted((results / RECORDS / name).glob("*.json")):
+def records_of(results: Path, cell: Cell) -> Iterator[Record]:
+    """The readable records of a cell under any key: what it was before its spec, texts or definitions changed."""
+    pattern = f"{glob.escape(_slug(cell.label))}seed{cell.seed}-*.json"
+    for path in sorted((results / RECORDS / cell.origin.name).glob(pattern)):
         try:
             yield read_record(path)
         except RefusedFile:

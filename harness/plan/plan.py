@@ -95,7 +95,7 @@ def _step(stage: Stage, store: Store, needed: bool) -> PlannedStage:
 def _why(cell: Cell, record: Record | None, results: Path) -> str:
     if record:
         return f"its last run {record.status}" + (f" ({record.error.type})" if record.error else "")
-    earlier = [r for r in records_of(results, cell.origin.name) if (r.label, r.seed) == (cell.label, cell.seed)]
+    earlier = [r for r in records_of(results, cell) if (r.label, r.seed) == (cell.label, cell.seed)]
     if not earlier:
         return "no record yet"
     changes = changed_fields(max(earlier, key=lambda r: r.created).resolved, cell.experiment.plain())
