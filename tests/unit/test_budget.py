@@ -35,7 +35,7 @@ def test_the_path_of_a_budget_is_in_no_key_but_its_tokens_are(bench: Workbench) 
     for name in ("topk", "copy"):
         bench.spec("kron", sae=KRON, dataset__train__tokens=None, training__budget={"flops_of": f"{name}.yaml"})
         (kron,) = load_specs(bench.project, ["kron"])
-        keys[name] = stages_of(kron.cells[0], bench.project.roots).sae.stage.key
+        keys[name] = stages_of(kron.cells[0], bench.project.roots).saes[0].stage.key
     assert keys["topk"] == keys["copy"]
 
 
