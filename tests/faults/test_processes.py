@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_training_starts_anew(
     assert list((bench.root / "results/store/quarantine").iterdir())
 
 
-@pytest.mark.parametrize("pause", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pause", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_ctrl_c_twice_ends_everything(bench: Workbench, plugin: Plugin, pause: float) -> None:
     plugin.break_with("deaf", k=4)
     process = bench.start(*RUN)
