@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 
 from harness.cli.options import Allow, Results, StoreFolder, project_of, say
-from harness.errors import InvalidInput, RefusedFile
+from harness.errors import InvalidInput
 
 if TYPE_CHECKING:
     from adapters.protocols import ModelAdapter, Roots
@@ -45,47 +43,19 @@ def export(
 
     Example: `latentbench export 'quickstart/topk[sae.k=8][0]' --output exports/topk-8`
     """
-    from harness.execute.stored import load_stored
-    from harness.store.store import Store
+    from harness.report.records import experiment_of, record_of, stored_sae
 
     if output.exists():
         raise InvalidInput(f"{output} exists already; choose another folder")
     project = project_of(results, store, allow)
-    record = _record(project.results, cell)
-    experiment = _experiment(record)
-    stored = load_stored(
-        Store(project.store), record.keys["sae"], experiment.section_at(experiment.sites[0]), project.roots
-    )
+    record = record_of(project.results, cell)
+    experiment = experiment_of(record)
+    stored = stored_sae(record, experiment, project)
     origin = _origin(record, experiment, project.roots)
     if to == "huggingface":
         _to_huggingface(stored, output, origin, record)
     else:
         (_to_sae_lens if to == "sae_lens" else _to_latentbench)(stored, output, origin)
-
-
-def _record(results: Path, wanted: str) -> Record:
-    from harness.leaderboard.load import load
-    from harness.leaderboard.select import select
-
-    side = select(load(results), wanted)
-    if len(side.cells) > 1:
-        seeds = ", ".join(str(found.record.seed) for found in side.cells)
-        raise InvalidInput(f"{wanted} means several SAEs; say which seed, e.g. {side.name}[0] (seeds: {seeds})")
-    record = side.cells[0].record
-    if "sae" not in record.keys:
-        raise RefusedFile(f"the record of {wanted} does not say which SAE was measured")
-    return record
-
-
-def _experiment(record: Record) -> Experiment:
-    from harness.spec.experiment import Experiment
-
-    try:
-        return Experiment.model_validate_json(json.dumps(record.resolved), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RefusedFile(f"this version cannot read the record's experiment: {where}: {first['msg']}") from None
 
 
 def _origin(record: Record, experiment: Experiment, roots: Roots) -> Origin:

@@ -38,6 +38,7 @@ def latents(
 
     Example: `latentbench report latents 'quickstart/topk[sae.k=8][0]'`
     """
+    from harness.leaderboard.pages import page_path
     from harness.report.latents import page
     from harness.report.records import record_of
     from harness.report.sources import sources_of
@@ -46,7 +47,7 @@ def latents(
     project = project_of(results, store, allow)
     record = record_of(project.results, run)
     sources = sources_of(record, project, lambda text: say(text, err=True))
-    target = output or project.results / "pages" / f"{record.cell[:16]}-latents.html"
+    target = output or page_path(project.results, record.cell, "latents")
     write_bytes(target, page(sources, most).encode())
     for note in sources.notes:
         say(note, err=True)
@@ -98,16 +99,15 @@ def steering(
 
     Example: `latentbench report steering 'papers/steering_vectors/pocket[all]'`
     """
-    from harness.leaderboard.load import load
-    from harness.leaderboard.select import select
+    from harness.leaderboard.pages import page_path
+    from harness.report.records import cells_of
     from harness.report.steering import page
     from harness.store.files import write_bytes
 
     project = project_of(results, store, allow)
-    loaded = load(project.results)
-    for cell in (cell for run in runs for cell in select(loaded, run).cells):
-        target = project.results / "pages" / f"{cell.record.cell[:16]}-steering.html"
-        write_bytes(target, page(cell.record, project).encode())
+    for record in cells_of(project.results, *runs):
+        target = page_path(project.results, record.cell, "steering")
+        write_bytes(target, page(record, project).encode())
         say(f"wrote {target}")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, Roots
 from harness.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
 from harness.errors import DamagedArtifact
+from harness.lab import Content
 from harness.measure.statistics import Baseline, Measurement
 from harness.plan.stage import Stage
 from harness.section import Json
@@ -27,11 +28,14 @@ T = TypeVar("T")
 
 def stored(store: Store, stage: Stage, read: Callable[[dict[str, Tensor], dict[str, Json]], T]) -> T | None:
     """The stage's content from the store, or None when it is not there (or was damaged)."""
-    artifact = store.get(stage.kind, stage.key)
-    if artifact is None:
-        return None
-    tensors, meta = read_content(artifact.folder)
-    return read(tensors, meta)
+    content = stored_content(store, stage.kind, stage.key)
+    return None if content is None else read(dict(content.tensors), dict(content.meta))
+
+
+def stored_content(store: Store, kind: str, key: str) -> Content | None:
+    """Content by its key, for whoever has a record and no stage; None when it is not in the store."""
+    artifact = store.get(kind, key)
+    return None if artifact is None else Content(*read_content(artifact.folder))
 
 
 def keep(store: Store, stage: Stage, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:

@@ -13,6 +13,11 @@ FOLDER = "pages"
 _NAME = re.compile(r"^(?P<cell>[0-9a-f]{12,64})-(?P<kind>latents|steering|flow)\.html$")
 
 
+def page_path(results: Path, cell: str, kind: str, ending: str = "html") -> Path:
+    """Where the page of a cell is written so that the report beside it finds it."""
+    return results / FOLDER / f"{cell[:16]}-{kind}.{ending}"
+
+
 def pages_of(board: Board, beside: Path | None) -> dict[str, Json]:
     """By row id, `[what is shown, relative address]` of every page `pages/<cell>-<kind>.html` in the folder `beside`."""
     if beside is None or not (beside / FOLDER).is_dir():

@@ -11,20 +11,17 @@ import torch
 
 from harness.errors import InvalidInput, NotAvailable
 from harness.execute.findings import from_content
-from harness.execute.stages import read_content
+from harness.execute.stages import stored_content
 from harness.flow.export import plain
 from harness.flow.graph import FlowGraph, Node, parse_node, traced
 from harness.flow.labels import layer_statistics, path_lengths
 from harness.flow.maps import FlowMaps
 from harness.flow.notes import Note
-from harness.lab import Content
-from harness.leaderboard.load import load
 from harness.leaderboard.render.offline import embedded, offline_page
-from harness.leaderboard.select import select
 from harness.metrics.study import Findings
 from harness.project import Project
 from harness.record import Record
-from harness.report.records import experiment_of
+from harness.report.records import cell_of, experiment_of
 from harness.section import Json
 from harness.store.store import Store
 
@@ -45,11 +42,7 @@ class FlowCell:
 
 def flow_record(results: Path, wanted: str) -> Record:
     """The one cell meant. Raises InvalidInput for something unknown, several seeds, or a cell without flow maps."""
-    cells = select(load(results), wanted).cells
-    if len(cells) > 1:
-        seeds = ", ".join(str(cell.record.seed) for cell in cells)
-        raise InvalidInput(f"{wanted} means several cells; say which seed, e.g. {wanted}[0] (seeds: {seeds})")
-    record = cells[0].record
+    record = cell_of(results, wanted)
     if not record.resolved.get("flow") or "subject" not in record.keys:
         raise InvalidInput(f"{wanted} has no flow maps: its spec has no `flow:` section")
     return record
@@ -59,11 +52,11 @@ def flow_cell(record: Record, project: Project) -> FlowCell:
     """The maps and studies of a record. Raises NotAvailable when the maps are not in the store."""
     store, experiment = Store(project.store), experiment_of(record)
     assert experiment.flow is not None
-    maps = _content(store, "subject", record.keys["subject"])
+    maps = stored_content(store, "subject", record.keys["subject"])
     if maps is None:
         raise NotAvailable("the flow maps of this record are not in the store; run its spec again")
     found = {
-        name.removeprefix("study/"): _content(store, "study", key)
+        name.removeprefix("study/"): stored_content(store, "study", key)
         for name, key in record.keys.items()
         if name.startswith("study/")
     }
@@ -119,11 +112,6 @@ def rendered(
         notes=list(warnings),
         data=embedded(data),
     )
-
-
-def _content(store: Store, kind: str, key: str) -> Content | None:
-    artifact = store.get(kind, key)
-    return None if artifact is None else Content(*read_content(artifact.folder))
 
 
 def _tokens(found: Findings | None, node: Node, texts: Mapping[str, str]) -> tuple[str, ...]:

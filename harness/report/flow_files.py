@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.errors import InvalidInput, RefusedFile
 from harness.flow.export import FORMATS
 from harness.flow.graph import traced
+from harness.leaderboard.pages import page_path
 from harness.project import Project
 from harness.report.flow import FlowCell, flow_cell, flow_record, notes_of, page, seeds_of
 from harness.store.files import write_bytes
@@ -23,7 +24,7 @@ def write(
     record = flow_record(project.results, run)
     cell = flow_cell(record, project)
     given = read_explanations(explanations) if explanations else {}
-    target = output or project.results / "pages" / f"{record.cell[:16]}-flow.{to}"
+    target = output or page_path(project.results, record.cell, "flow", to)
     seeds = seeds_of(cell, latents)
     if to == "html":
         write_bytes(target, page(cell, seeds, given).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -16,22 +17,33 @@ from harness.sae.base import SparseAutoencoder
 from harness.spec.experiment import Experiment
 from harness.store.store import Store
 
+if TYPE_CHECKING:
+    from harness.execute.stored import Stored
+
+
+def cells_of(results: Path, *wanted: str) -> tuple[Record, ...]:
+    """The cells meant, one per seed. Raises InvalidInput for something unknown."""
+    loaded = load(results)
+    return tuple(cell.record for name in wanted for cell in select(loaded, name).cells)
+
+
+def cell_of(results: Path, wanted: str, what: str = "cells") -> Record:
+    """The one cell meant. Raises InvalidInput when there are several seeds of `what`."""
+    side = select(load(results), wanted)
+    if len(side.cells) > 1:
+        seeds = ", ".join(str(cell.record.seed) for cell in side.cells)
+        raise InvalidInput(f"{wanted} means several {what}; say which seed, e.g. {side.name}[0] (seeds: {seeds})")
+    return side.cells[0].record
+
 
 def records_of(results: Path, wanted: str) -> tuple[Record, ...]:
-    """The cells meant, one per seed. Raises InvalidInput for something unknown, RefusedFile where no single SAE is known."""
-    records = tuple(cell.record for cell in select(load(results), wanted).cells)
-    if any("sae" not in record.keys for record in records):
-        raise RefusedFile(f"the record of {wanted} does not name one SAE that was measured")
-    return records
+    """The cells meant, each with one SAE. Raises RefusedFile where no single SAE is known."""
+    return tuple(_with_sae(record, wanted) for record in cells_of(results, wanted))
 
 
 def record_of(results: Path, wanted: str) -> Record:
-    """The one cell meant. Raises InvalidInput when there are several seeds."""
-    records = records_of(results, wanted)
-    if len(records) > 1:
-        seeds = ", ".join(str(record.seed) for record in records)
-        raise InvalidInput(f"{wanted} means several SAEs; say which seed, e.g. {wanted}[0] (seeds: {seeds})")
-    return records[0]
+    """The one cell meant, which has one SAE. Raises InvalidInput when there are several seeds."""
+    return _with_sae(cell_of(results, wanted, "SAEs"), wanted)
 
 
 def experiment_of(record: Record) -> Experiment:
@@ -44,9 +56,20 @@ def experiment_of(record: Record) -> Experiment:
         raise RefusedFile(f"this version cannot read the record's experiment: {where}: {first['msg']}") from None
 
 
-def sae_of(record: Record, experiment: Experiment, project: Project) -> SparseAutoencoder:
-    """The cell's SAE from the store, or from its source. Raises NotAvailable or RefusedFile."""
+def stored_sae(record: Record, experiment: Experiment, project: Project) -> Stored:
+    """The cell's SAE with its options and bases. Raises NotAvailable or RefusedFile."""
     from harness.execute.stored import load_stored
 
     section = experiment.section_at(experiment.sites[0])
-    return load_stored(Store(project.store), record.keys["sae"], section, project.roots).sae
+    return load_stored(Store(project.store), record.keys["sae"], section, project.roots)
+
+
+def sae_of(record: Record, experiment: Experiment, project: Project) -> SparseAutoencoder:
+    """The cell's SAE from the store, or from its source. Raises NotAvailable or RefusedFile."""
+    return stored_sae(record, experiment, project).sae
+
+
+def _with_sae(record: Record, wanted: str) -> Record:
+    if "sae" not in record.keys:
+        raise RefusedFile(f"the record of {wanted} does not name one SAE that was measured")
+    return record

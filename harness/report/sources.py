@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from harness.activations.tokens import EvalTokens, evaluation_tokens
 from harness.errors import NotAvailable, RefusedFile
 from harness.execute.findings import from_content
-from harness.execute.stages import read_content
-from harness.lab import Content
+from harness.execute.stages import stored_content
 from harness.metrics.autointerp.details import AutointerpDetails
 from harness.metrics.latents.latents import TOP_TOKENS, Latents
 from harness.metrics.latents.survey import Survey, survey
@@ -76,8 +75,8 @@ def sources_of(record: Record, project: Project, say: Say) -> Sources:
 def stored_study(store: Store, record: Record, name: str) -> Findings | None:
     """What a study of the record's cell found, or None when it is not in the store."""
     key = record.keys.get(f"study/{name}")
-    artifact = store.get("study", key) if key else None
-    return from_content(Content(*read_content(artifact.folder))) if artifact else None
+    content = stored_content(store, "study", key) if key else None
+    return from_content(content) if content else None
 
 
 def _load(experiment: Experiment, project: Project) -> LanguageModel:
@@ -131,8 +130,8 @@ def _tokens(
     store: Store, record: Record, experiment: Experiment, project: Project, model: LanguageModel, name: str
 ) -> EvalTokens:
     key = record.keys.get(f"{name}/tokens")
-    if key and (artifact := store.get("tokens", key)):
-        return EvalTokens.from_tensors(*read_content(artifact.folder))
+    if key and (content := stored_content(store, "tokens", key)):
+        return EvalTokens.from_tensors(dict(content.tensors), dict(content.meta))
     data = experiment.dataset.eval[name]
     return evaluation_tokens(
         data.texts(project.roots), model.tokenizer, context=data.context, documents=data.documents, skip=data.skip

@@ -13,7 +13,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from harness.errors import InvalidInput
-from harness.execute.stages import read_content
+from harness.execute.stages import stored_content
 from harness.project import Project
 from harness.record import MetricValue, Record
 from harness.report import figures
@@ -52,8 +52,8 @@ class Cell:
 
     def subject(self) -> dict[str, Json]:
         """What making the vectors left; empty when it is not in the store."""
-        artifact = self.store.get("subject", self.record.keys["subject"])
-        return read_content(artifact.folder)[1] if artifact else {}
+        content = stored_content(self.store, "subject", self.record.keys["subject"])
+        return dict(content.meta) if content else {}
 
     def values(self, prefix: str) -> list[MetricValue]:
         """The record's numbers of one metric."""
