@@ -52,7 +52,8 @@ class Lab:
     """The cell's language model, shared with everything else of the job: leave its weights and hooks as they were."""
     tokenizer: Callable[[], Any]
     saes: Callable[[], Mapping[Site, SparseAutoencoder]]
-    """Every SAE of the cell by site, in the order of the spec; empty without `sae:`."""
+    """Every SAE of the cell by site, in the order of the spec; empty without `sae:`. One is read when it is looked up and
+    may be read again later: hold those that a loop uses, and no more."""
     subject: Callable[[], Any]
     """What the spec's `steering:` or `flow:` section made; see `Subject.read`."""
     tokens: Callable[[str], EvalTokens]
@@ -66,10 +67,10 @@ class Lab:
     @property
     def sae(self) -> SparseAutoencoder:
         """The cell's only SAE. Raises InvalidInput when there is none or more than one."""
-        found = list(self.saes().values())
+        found = self.saes()
         if len(found) != 1:
             raise InvalidInput(f"this needs one SAE, the spec has {len(found)}")
-        return found[0]
+        return next(iter(found.values()))
 
     def seed(self, *purpose: str) -> int:
         """A seed for one purpose, the same wherever the stage is made."""

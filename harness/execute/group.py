@@ -17,6 +17,7 @@ from harness.execute.environment import peak_memory_bytes
 from harness.execute.events import Event, Report
 from harness.execute.job import Job, JobCell
 from harness.execute.measuring import Measured, Measuring, Subject
+from harness.execute.shelf import Shelf
 from harness.execute.stages import Models, make_train_tokens
 from harness.execute.studying import Bench, Studying
 from harness.execute.training import Training, Wanted
@@ -66,7 +67,7 @@ class _Run:
         self.measuring = Measuring(self.store, self.models)
         self.studying = Studying(self.store, self.models)
         self.states = {item.cell: _State(item) for item in job.cells}
-        self.saes: dict[str, SparseAutoencoder] = {}
+        self.saes = Shelf(self._load)
         self.train_tokens: dict[str, TrainTokens] = {}
 
     def run(self) -> None:
@@ -129,7 +130,7 @@ class _Run:
 
     def _measure(self, domain: str) -> None:
         subjects = [
-            Subject(state.item.cell, state.stages, partial(self._sae, state.stages.saes[0]))
+            Subject(state.item.cell, state.stages, partial(self.saes.get, state.stages.saes[0]))
             for state in self._alive()
             if state.stages and domain in state.stages.domains and state.stages.domains[domain].baseline
         ]
@@ -149,8 +150,8 @@ class _Run:
         """Makes the cell's subject and runs its studies, each of which is stored when it is done."""
         if state.stages is None:
             return
-        saes = {made.site: made for made in state.stages.saes}
-        bench = Bench(state.item.cell, state.stages, lambda: {site: self._sae(made) for site, made in saes.items()})
+        saes = self.saes.at({made.site: made for made in state.stages.saes})
+        bench = Bench(state.item.cell, state.stages, lambda: saes)
         title = state.item.cell.title
         if state.stages.subject:
             text = f"making {state.stages.subject.title} for {title}"
@@ -163,12 +164,8 @@ class _Run:
         progress = self._progress(f"{study.label} of {state.item.cell.title}")
         state.findings[study.label] = self.studying.study(bench, study, progress)
 
-    def _sae(self, made: SaeStages) -> SparseAutoencoder:
-        """A trained or loaded SAE, read once for all cells that share it."""
-        key = made.stage.key
-        if key not in self.saes:
-            self.saes[key] = self.training.load(made).to(self.models.device).eval()
-        return self.saes[key]
+    def _load(self, made: SaeStages) -> SparseAutoencoder:
+        return self.training.load(made).to(self.models.device).eval()
 
     def _write(self, state: _State) -> None:
         if state.error is None:

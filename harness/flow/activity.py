@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,12 @@ from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens, real_mask, special_mask, training_tokens
 from harness.flow.options import Flow
 from harness.lab import Lab
+from harness.sae.base import SparseAutoencoder
 from harness.sae.codes import Codes
 
 TOKENS_PER_FORWARD = 4096
+SITES_AT_ONCE = 4
+"""Sites whose SAEs a pass over texts holds: as many as lead to a residual site, and itself. More sites, more passes."""
 
 
 class Activity:
@@ -114,16 +117,38 @@ def batches(lab: Lab, texts: Texts) -> Iterator[Batch]:
             return
 
 
-def codes_at(lab: Lab, sites: Collection[Site], batch: Batch) -> dict[Site, Codes]:
+def held(lab: Lab, sites: Iterable[Site]) -> dict[Site, SparseAutoencoder]:
+    """The SAEs of some sites, in memory as long as this dictionary."""
+    saes = lab.saes()
+    return {site: saes[site] for site in sites}
+
+
+def groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
+    """Sites in order, as many at a time as one pass over texts reads."""
+    given = list(sites)
+    for start in range(0, len(given), SITES_AT_ONCE):
+        yield given[start : start + SITES_AT_ONCE]
+
+
+def codes_at(lab: Lab, saes: Mapping[Site, SparseAutoencoder], batch: Batch) -> dict[Site, Codes]:
     """Codes of the batch's ordinary tokens at each site, in order."""
-    states = hidden_states(lab.model().model, sites, batch.ids, batch.real.long())
-    return {site: lab.saes()[site].encode(states[site][batch.ordinary].float()) for site in sites}
+    states = hidden_states(lab.model().model, saes, batch.ids, batch.real.long())
+    return {site: sae.encode(states[site][batch.ordinary].float()) for site, sae in saes.items()}
 
 
 def activity(lab: Lab, texts: Texts, sites: Collection[Site]) -> dict[Site, Activity]:
     """The codes of all ordinary tokens at each site, as sparse matrices."""
-    found = {site: Activity(lab.saes()[site].width) for site in sites}
+    saes = held(lab, sites)
+    found = {site: Activity(sae.width) for site, sae in saes.items()}
     for batch in batches(lab, texts):
-        for site, codes in codes_at(lab, sites, batch).items():
+        for site, codes in codes_at(lab, saes, batch).items():
             found[site].add(codes)
+    return found
+
+
+def mean_active(lab: Lab, texts: Texts, sites: Iterable[Site]) -> dict[Site, Tensor]:
+    """[width] float32 of each site, see `Activity.mean_active`; any number of sites, some at a time."""
+    found: dict[Site, Tensor] = {}
+    for group in groups(sites):
+        found |= {site: active.mean_active() for site, active in activity(lab, texts, group).items()}
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.activations.site import Site
 from harness.errors import InvalidInput
-from harness.flow.activity import Activity, activity, texts_of
+from harness.flow.activity import Activity, activity, held, texts_of
 from harness.flow.assignment import assigned
 from harness.flow.correlation import correlated
 from harness.flow.folding import decoder_rows, encoder_rows, thresholds
@@ -38,11 +38,19 @@ def made(options: Flow, lab: Lab) -> Content:
         # Layer by layer, at the price of more forward passes: the codes of all sites at once would fill the memory.
         activities = {} if texts is None else activity(lab, texts, [target, *(link.source for link in group)])
         for link in group:
-            forward, backward = _matched(options, lab, saes, link, activities)
-            maps.update(_maps(link, forward, backward, saes))
+            maps.update(_linked(options, lab, link, activities))
             done += 1
             lab.progress(done, len(neighbours))
     return FlowMaps(options, tuple(saes), maps, next(iter(saes.values())).d_in).to_content()
+
+
+def _linked(
+    options: Flow, lab: Lab, link: Link, activities: Mapping[Site, Activity]
+) -> dict[tuple[Site, Site], LatentMap]:
+    """The maps of one link, both ways. Only its two SAEs are held."""
+    saes = held(lab, (link.source, link.target))
+    forward, backward = _matched(options, lab, saes, link, activities)
+    return dict(_maps(link, forward, backward, saes))
 
 
 def _matched(options: Flow, lab: Lab, saes: Saes, link: Link, activities: Mapping[Site, Activity]) -> Both:

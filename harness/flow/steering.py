@@ -43,7 +43,7 @@ def scheduled(schedule: Schedule, strength: float, alpha: float, blocks: Sequenc
 
 def along(
     maps: FlowMaps,
-    atoms: Mapping[Site, Tensor],
+    atoms: Mapping[Node, Tensor],
     seeds: Sequence[Node],
     schedule: Schedule,
     strength: float,
@@ -51,7 +51,7 @@ def along(
     alpha: float = -0.05,
     span: Span | None = None,
 ) -> VectorInjection:
-    """Steering with every latent of the seeds' paths; `atoms` are the (folded) decoder rows [width, d] by site.
+    """Steering with every latent of the seeds' paths; `atoms` are their (folded) decoder rows [d].
 
     Raises InvalidInput when no latent lies within `span`.
     """
@@ -59,15 +59,15 @@ def along(
     for seed in seeds:
         path = {block_of(node.site): node for node in traced(maps, seed).path() if _within(node, span)}
         for block, s in scheduled(schedule, strength, alpha, sorted(path)).items() if path else ():
-            _add(vectors, block, s * atoms[path[block].site][path[block].index])
+            _add(vectors, block, s * atoms[path[block]])
     return _injection(vectors)
 
 
-def only(atoms: Mapping[Site, Tensor], latents: Sequence[Node], strength: float) -> VectorInjection:
+def only(atoms: Mapping[Node, Tensor], latents: Sequence[Node], strength: float) -> VectorInjection:
     """Steering with some latents, each at its own layer alone."""
     vectors: dict[int, Tensor] = {}
     for node in latents:
-        _add(vectors, block_of(node.site), strength * atoms[node.site][node.index])
+        _add(vectors, block_of(node.site), strength * atoms[node])
     return _injection(vectors)
 
 

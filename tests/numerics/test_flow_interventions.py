@@ -176,8 +176,8 @@ def test_cumulative_steering_adds_every_latent_of_the_path_at_its_layer(lm: Lang
     layers = {Site(index=i): TiedSae(rows[torch.randperm(LATENTS, generator=generator)]) for i in range(3)}
     maps = maps_of(layers, Flow())
     seed = Node(Site(index=1), 7)
-    atoms = {site: sae.decoder_rows() for site, sae in layers.items()}
-    direction = atoms[Site(index=1)][7]
+    atoms = {Node(site, i): row for site, sae in layers.items() for i, row in enumerate(sae.decoder_rows())}
+    direction = atoms[seed]
     steering = along(maps, atoms, [seed], "linear", 5.0)
     assert steering.vectors.layers == (0, 1, 2)
     for layer, s in ((0, 5.0), (1, 3.0), (2, 1.0)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from harness.activations.capture import hidden_states, hidden_states_and_logits
 from harness.activations.site import Site
-from harness.flow.activity import Batch, Texts, batches
+from harness.flow.activity import Batch, Texts, batches, held
 from harness.flow.folding import decoder_rows
 from harness.flow.maps import FlowMaps
 from harness.flow.places import Part, depth
@@ -18,6 +19,7 @@ from harness.lab import Lab
 from harness.metrics.base import Array
 from harness.metrics.flow.deactivation import FlowDeactivation, Who
 from harness.metrics.study import Findings
+from harness.sae.base import SparseAutoencoder
 from harness.section import Json
 from harness.steering.intervention import Receipt
 
@@ -89,9 +91,9 @@ def deactivated(study: FlowDeactivation, lab: Lab, maps: FlowMaps, domain: str, 
     tokens = lab.tokens(domain)
     count = len(tokens.ids) if study.documents == "all" else min(study.documents, len(tokens.ids))
     generator = torch.Generator().manual_seed(lab.seed("deactivation", domain, str(target)))
-    layer = Layer(count)
+    layer, saes = Layer(count), held(lab, (target, *(link.source for link in maps.into(target))))
     for batch in batches(lab, Texts(tokens.ids[:count], tokens.lengths[:count])):
-        _Batch(study, lab, maps, target, batch, layer, generator).run()
+        _Batch(study, lab, saes, maps, target, batch, layer, generator).run()
     return layer
 
 
@@ -102,6 +104,7 @@ class _Batch:
         self,
         study: FlowDeactivation,
         lab: Lab,
+        saes: Mapping[Site, SparseAutoencoder],
         maps: FlowMaps,
         target: Site,
         batch: Batch,
@@ -109,10 +112,10 @@ class _Batch:
         generator: torch.Generator,
     ) -> None:
         self.study, self.lab, self.batch, self.layer, self.target = study, lab, batch, layer, target
-        self.generator = generator
+        self.saes, self.generator = saes, generator
         self.sources: dict[Part, Site] = {link.part: link.source for link in maps.into(target)}
         self.indices = {part: maps.maps[target, site].indices.to(lab.device) for part, site in self.sources.items()}
-        self.rows_of = {part: decoder_rows(lab.saes()[site], site) for part, site in self.sources.items()}
+        self.rows_of = {part: decoder_rows(saes[site], site) for part, site in self.sources.items()}
 
     def run(self) -> None:
         """Finds the cases, changes the model, and adds what comes of it."""
@@ -141,7 +144,7 @@ class _Batch:
 
     def _found(self, states: dict[Site, Tensor], logits: Tensor | None) -> _Found:
         where = sampled(self.batch.ordinary, self.study.tokens, self.generator)
-        saes = self.lab.saes()
+        saes = self.saes
         codes = saes[self.target].encode(states[self.target][where].float()).truncated(self.study.latents)
         tokens, slots = (codes.values > 0).nonzero(as_tuple=True)
         cases = Cases(where[0][tokens], where[1][tokens], codes.indices[tokens, slots])
@@ -185,8 +188,7 @@ class _Batch:
         return torch.nn.functional.embedding_bag(matches, self.rows_of[part], per_sample_weights=weights, mode="sum")
 
     def _rerun(self, rows: Rows, cases: Cases, deltas: dict[Site, Tensor], *, loss: bool = False) -> Outcome:
-        lm, sae = self.lab.model(), self.lab.saes()[self.target]
-        outcome = rerun(lm, sae, self.target, rows, cases, deltas, loss=loss)
+        outcome = rerun(self.lab.model(), self.saes[self.target], self.target, rows, cases, deltas, loss=loss)
         self.layer.receipt = self.layer.receipt + outcome.receipt
         return outcome
 

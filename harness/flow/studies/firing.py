@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens
-from harness.flow.activity import Activity, Texts, batches, codes_at
+from harness.flow.activity import Activity, Texts, batches, codes_at, held
 from harness.lab import Lab
 from harness.metrics.base import Array
 
@@ -40,10 +40,11 @@ class Firing:
 @torch.no_grad()
 def firing(lab: Lab, tokens: EvalTokens, sites: Collection[Site]) -> Firing:
     """One pass over a domain. Memory: 8 bytes per active latent."""
-    found = {site: Activity(lab.saes()[site].width) for site in sites}
+    saes = held(lab, sites)
+    found = {site: Activity(sae.width) for site, sae in saes.items()}
     documents, ids = [], []
     for batch in batches(lab, Texts.of(tokens)):
-        for site, codes in codes_at(lab, sites, batch).items():
+        for site, codes in codes_at(lab, saes, batch).items():
             found[site].add(codes)
         documents.append(batch.ordinary.nonzero()[:, 0].cpu().numpy() + batch.rows.start)
         ids.append(batch.ids[batch.ordinary].cpu().numpy())

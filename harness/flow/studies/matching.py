@@ -9,7 +9,7 @@ import torch
 
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens
-from harness.flow.activity import Texts, batches, codes_at
+from harness.flow.activity import Texts, batches, codes_at, groups, held
 from harness.flow.labels import LABELS, layer_statistics, origins
 from harness.flow.maps import FlowMaps
 from harness.lab import Lab
@@ -32,9 +32,17 @@ def run(study: FlowMatching, lab: Lab) -> Findings:
 @torch.no_grad()
 def fires(lab: Lab, tokens: EvalTokens, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
     """[width] bool by site: active at some ordinary token of the documents."""
-    found = {site: torch.zeros(lab.saes()[site].width, dtype=torch.bool) for site in sites}
+    found: dict[Site, torch.Tensor] = {}
+    for group in groups(sites):
+        found |= _fires(lab, tokens, group)
+    return found
+
+
+def _fires(lab: Lab, tokens: EvalTokens, sites: list[Site]) -> dict[Site, torch.Tensor]:
+    saes = held(lab, sites)
+    found = {site: torch.zeros(sae.width, dtype=torch.bool) for site, sae in saes.items()}
     for batch in batches(lab, Texts.of(tokens)):
-        for site, codes in codes_at(lab, sites, batch).items():
+        for site, codes in codes_at(lab, saes, batch).items():
             found[site][codes.indices[codes.values != 0].cpu()] = True
     return found
 

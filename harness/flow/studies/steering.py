@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,9 @@ from torch import Tensor
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens, special_mask
 from harness.errors import InvalidInput
-from harness.flow.activity import Texts, activity, texts_of
+from harness.flow.activity import Texts, activity, mean_active, texts_of
 from harness.flow.folding import decoder_rows, thresholds
-from harness.flow.graph import Node, parse_node
+from harness.flow.graph import Node, parse_node, traced
 from harness.flow.maps import FlowMaps
 from harness.flow.steering import along, block_of, graph_nodes, only, removal
 from harness.flow.studies.classifier import DomainClassifier, Text
@@ -62,8 +62,8 @@ class _Plan:
     seeds: tuple[Node, ...]
     strangers: tuple[Node, ...]
     """As many random latents that fire, for the `random` control."""
-    atoms: Mapping[Site, Tensor]
-    """Folded decoder rows [width, d] of the residual sites."""
+    atoms: Mapping[Node, Tensor]
+    """Folded decoder rows [d] of the seeds, the strangers, and the seeds' paths."""
     prompts: Tensor
     """[prompts, prompt tokens] int64."""
     documents: Texts
@@ -123,7 +123,8 @@ def _planned(study: FlowSteering, lab: Lab) -> _Plan:
     seeds, strangers = _seeds(study, lab, maps, site, halves)
     prompts, documents = _prompts(study, halves[study.beginning(lab.experiment)])
     accuracy = classifier.accuracy(held_out)
-    atoms = _atoms(study, lab, maps)
+    paths = [node for seed in seeds for node in traced(maps, seed).path()]
+    atoms = _atoms(study, lab, maps, (*strangers, *paths)) if study.action == "activate" else {}
     return _Plan(study, lab, maps, classifier, accuracy, seeds, strangers, atoms, prompts.to(lab.device), documents)
 
 
@@ -180,15 +181,18 @@ def _prompts(study: FlowSteering, half: _Halves) -> tuple[Tensor, Texts]:
     return ids[:, : study.prompt_tokens].long(), Texts(ids, lengths)
 
 
-def _atoms(study: FlowSteering, lab: Lab, maps: FlowMaps) -> dict[Site, Tensor]:
-    saes = lab.saes()
-    rows = {site: decoder_rows(saes[site], site).float() for site in maps.residual}
-    if study.fold == "threshold":
-        return {site: rows[site] * thresholds(saes[site], site)[:, None] for site in rows}
-    if study.fold == "none":
-        return rows
-    found = activity(lab, texts_of(maps.options, lab), maps.residual)
-    return {site: rows[site] * found[site].mean_active().to(rows[site])[:, None] for site in rows}
+def _atoms(study: FlowSteering, lab: Lab, maps: FlowMaps, nodes: Sequence[Node]) -> dict[Node, Tensor]:
+    latents: dict[Site, list[Node]] = {}
+    for node in dict.fromkeys(nodes):
+        latents.setdefault(node.site, []).append(node)
+    means = mean_active(lab, texts_of(maps.options, lab), latents) if study.fold == "activation" else {}
+    found: dict[Node, Tensor] = {}
+    for site, here in latents.items():
+        sae, chosen = lab.saes()[site], [node.index for node in here]
+        rows = decoder_rows(sae, site)[chosen].float()
+        scale = thresholds(sae, site) if study.fold == "threshold" else means.get(site)
+        found |= zip(here, rows if scale is None else rows * scale.to(rows)[chosen, None], strict=True)
+    return found
 
 
 def _accuracy(plan: _Plan, domain: str) -> MetricValue:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
-from harness.flow.activity import Batch, Texts, activity, batches, texts_of
+from harness.flow.activity import Batch, Texts, batches, mean_active, texts_of
 from harness.flow.folding import decoder_rows, thresholds
 from harness.flow.maps import FlowMaps, LatentMap
 from harness.lab import Lab
@@ -103,8 +103,8 @@ def _scales(study: FlowTransition, lab: Lab, maps: FlowMaps, before: Site, after
     saes = lab.saes()
 
     def means() -> tuple[Tensor, Tensor]:
-        found = activity(lab, texts_of(maps.options, lab), (before, after))
-        return found[before].mean_active(), found[after].mean_active()
+        found = mean_active(lab, texts_of(maps.options, lab), (before, after))
+        return found[before], found[after]
 
     ways: dict[Scale, Callable[[], tuple[Tensor, Tensor]]] = {
         "norm": lambda: (_inverse_norms(saes[before], before), _inverse_norms(saes[after], after)),

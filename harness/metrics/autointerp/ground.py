@@ -51,13 +51,13 @@ class Ground:
     @staticmethod
     def of(lab: Lab, protocol: Protocol, domain: str) -> Ground:
         """Raises InvalidInput unless the cell has exactly one SAE."""
-        found = list(lab.saes().items())
-        if len(found) != 1:
-            raise InvalidInput(f"autointerp needs one SAE, the spec has {len(found)}")
+        saes = lab.saes()
+        if len(saes) != 1:
+            raise InvalidInput(f"autointerp needs one SAE, the spec has {len(saes)}")
         seed, tokens = lab.seed("autointerp"), lab.tokens(domain)
         texts, halves = Texts.of(tokens, lab.tokenizer()), sides(tokens.digests, seed)
         pool = _drawn(texts.lengths, halves, protocol.window, seed)
-        return Ground(lab, *found[0], protocol, seed, tokens, texts, halves, pool)
+        return Ground(lab, *next(iter(saes.items())), protocol, seed, tokens, texts, halves, pool)
 
     @property
     def ordinary_tokens(self) -> int:
