@@ -16,7 +16,7 @@ from harness.flow.folding import decoder_rows, encoder_rows, thresholds
 from harness.flow.maps import FlowMaps, LatentMap
 from harness.flow.matching import NOBODY, Nearest, nearest, pair_cosines
 from harness.flow.options import Flow
-from harness.flow.places import Link, links, problems, residual_sites
+from harness.flow.places import Link, links, problems
 from harness.lab import Content, Lab
 from harness.sae.base import SparseAutoencoder
 
@@ -33,7 +33,7 @@ def made(options: Flow, lab: Lab) -> Content:
     neighbours, done = links(saes), 0
     maps: dict[tuple[Site, Site], LatentMap] = {}
     texts = texts_of(options, lab) if options.reads_tokens else None
-    for target in residual_sites(saes)[1:]:
+    for target in dict.fromkeys(link.target for link in neighbours):
         group = [link for link in neighbours if link.target == target]
         # Layer by layer, at the price of more forward passes: the codes of all sites at once would fill the memory.
         activities = {} if texts is None else activity(lab, texts, [target, *(link.source for link in group)])

@@ -267,6 +267,18 @@ def recovered(maps: FlowMaps, truth: Planted, site: Site) -> Tensor:
     return maps.maps[site, before].indices[known, 0] == truth.origin[site][known]
 
 
+def test_modules_of_the_first_layer_lead_to_its_residual_stream() -> None:
+    sites = [Site.model_validate(site) for site in ({"index": 0, "point": "mlp_out"}, {"index": 0}, {"index": 1})]
+    rows = unit(random(12, 10)).float()
+    saes = {
+        site: TiedSae(rows[torch.randperm(12, generator=torch.Generator().manual_seed(i))])
+        for i, site in enumerate(sites)
+    }
+    maps = maps_of(saes)
+    assert torch.equal(saes[sites[0]].rows[maps.maps[sites[1], sites[0]].indices[:, 0]], saes[sites[1]].rows)
+    assert origins(maps, sites[1]) is None
+
+
 @pytest.mark.parametrize("exact_width", [1000, 100])
 def test_a_planted_permutation_is_recovered_by_assignment(exact_width: int) -> None:
     truth = planted()
