@@ -2,100 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import Judge, LanguageModel, Reply, Roots
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens, evaluation_tokens
+from harness.flow.activity import Activity
 from harness.flow.editing import TokenEdit
 from harness.flow.maps import FlowMaps
 from harness.flow.options import Flow
-from harness.flow.studies.classifier import DomainClassifier
 from harness.flow.studies.deactivation import sampled
-from harness.flow.studies.rating import rated
 from harness.flow.studies.tokens import top_tokens
 from harness.lab import Lab
 from harness.metrics.flow.agreement import FlowAgreement
 from harness.metrics.flow.deactivation import FlowDeactivation
 from harness.metrics.flow.matching import FlowMatching
-from harness.metrics.flow.steering import FlowSteering
 from harness.metrics.flow.transition import FlowTransition
-from harness.metrics.study import Findings, Study
-from harness.metrics.values import metric_values
-from harness.sae.base import SparseAutoencoder
 from harness.sae.codes import Codes
-from harness.sae.options import TopKOptions
-from harness.spec.experiment import Experiment
-from tests.support.flow import lab_of, maps_of, unit
+from tests.support.flow import maps_of
+from tests.support.flow_studies import M1, R0, R1, R2, SITES, WIDTH, numbers, pocket, studying
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-R0, M1, R1, R2 = Site(index=0), Site(index=1, point="mlp_out"), Site(index=1), Site(index=2)
-SITES = [R0, M1, R1, R2]
-WIDTH, K = 48, 8
-DATA = {name: {"adapter": "pocket", "domain": name, "split": "eval", "documents": 12, "context": 40} for name in
-        ("general", "chemistry")}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def experiment() -> Experiment:
-    return Experiment.model_validate(
-        {
-            "model": {"adapter": "pocket"},
-            "layers": [{"index": s.index, "point": s.point} for s in SITES],
-            "dataset": {"eval": DATA},
-            "sae": {"variant": "topk", "width": WIDTH, "k": K},
-            "flow": {"matching": "cosine"},
-            "metrics": [{"metric": "flow_matching"}],
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def lm() -> Iterator[LanguageModel]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with torch.no_grad():
-        yield PocketModel().load(Roots(Path()), torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def lab(lm: LanguageModel, experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return lab_with(lm, experiment, Flow.model_validate({"k": 2, "thresholds": {"chance": 1}}), tmp_path_factory)
-
-
-def lab_with(lm: LanguageModel, experiment: Experiment, flow: Flow, folders: pytest.TempPathFactory) -> Lab:
-    saes = {site: random_sae(seed) for seed, site in enumerate(SITES)}
-    maps = maps_of(saes, flow)
-    tokens = {name: tokens_of(lm, data) for name, data in experiment.dataset.eval.items()}
-    folder = folders.mktemp("lab")
-    return lab_of(saes, model=lambda: lm, tokens=tokens, subject=lambda: maps, experiment=experiment, folder=folder)
-
-
-def tokens_of(lm: LanguageModel, data: Any) -> EvalTokens:
-    return evaluation_tokens(data.texts(Roots(Path())), lm.tokenizer, context=data.context, documents=data.documents)
-
-
-def random_sae(seed: int) -> SparseAutoencoder:
-    """A TopK SAE whose encoder is its decoder: overlapping directions, so that maps and firings are related."""
-    sae = TopKOptions(width=WIDTH, k=K).build(128, torch.Generator().manual_seed(seed))
-    shared = torch.randn(WIDTH, 128, generator=torch.Generator().manual_seed(99))
-    own = torch.randn(WIDTH, 128, generator=torch.Generator().manual_seed(seed))
-    order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(seed))
-    rows = unit(shared[order] + 0.7 * own)
-    with torch.no_grad():
-        for name, tensor in sae.state_dict(keep_vars=True).items():
-            tensor.copy_(rows if tensor.shape == rows.shape else torch.zeros_like(tensor)) if "W" in name or (
-                "weight" in name
-            ) else tensor.zero_()
-    return sae.eval().requires_grad_(False)
+        yield studying(pocket(), tmp_path_factory.mktemp("lab"))
 
 
 def dense(lab: Lab, domain: str) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Tensor]:
@@ -116,12 +55,6 @@ def dense(lab: Lab, domain: str) -> tuple[dict[Site, Tensor], dict[Site, Tensor]
 
 def summed(owners: Tensor, values: Tensor, documents: int = 12) -> np.ndarray:
     return torch.zeros(documents, dtype=torch.float64).index_add_(0, owners, values.double()).numpy()
-
-
-def numbers(study: Study, found: Findings) -> dict[tuple[str, str, str], float | None]:
-    """Every number of a study, as a record would hold it."""
-    values = [*metric_values([study], found.statistics), *found.values]
-    return {(value.domain or "", value.id, str(sorted(value.params.items()))): value.value for value in values}
 
 
 def test_agreement_equals_loops(lab: Lab) -> None:
@@ -156,8 +89,6 @@ def test_agreement_equals_loops(lab: Lab) -> None:
 
 
 def test_top_tokens_are_the_strongest_different_ones() -> None:
-    from harness.flow.activity import Activity
-
     side = Activity(3)
     side.add(Codes.from_dense(torch.tensor([[1.0, 0, 0], [3, 0, 0], [2, 5, 0], [4, 1, 0]])))
     top = top_tokens(side.matrix(), np.array([7, 8, 7, 9]))
@@ -293,97 +224,5 @@ def test_exhaustive_search_does_at_least_as_well_as_any_single_predecessor(lab: 
 
 
 def lab_of_k1(lab: Lab) -> Lab:
-    from dataclasses import replace
-
     maps = maps_of(lab.saes(), Flow.model_validate({"thresholds": {"chance": 1}}))
     return replace(lab, subject=lambda: maps)
-
-
-def test_the_classifier_is_multinomial_naive_bayes() -> None:
-    naive_bayes = pytest.importorskip("sklearn.naive_bayes")
-    rng = np.random.default_rng(0)
-    texts = {name: [rng.integers(low, low + 30, 20) for _ in range(15)] for name, low in (("a", 0), ("b", 15))}
-    made = DomainClassifier.trained(texts, 50)
-    counts = np.array([np.bincount(t, minlength=50) for domain in texts.values() for t in domain])
-    reference = naive_bayes.MultinomialNB(fit_prior=False).fit(counts, ["a"] * 15 + ["b"] * 15)
-    fresh = [rng.integers(0, 45, 12) for _ in range(200)]
-    wanted = reference.predict([np.bincount(t, minlength=50) for t in fresh])
-    assert [made.classify(text) for text in fresh] == list(wanted)
-    accuracy, texts_in_all = made.accuracy({name: list(found) for name, found in texts.items()})
-    assert accuracy == pytest.approx(reference.score(counts, ["a"] * 15 + ["b"] * 15))
-    assert texts_in_all == 30
-
-
-class NumberJudge(Judge):
-    """Says what it is told to."""
-
-    adapter: Literal["number"] = "number"
-    replies: tuple[str, ...]
-
-    def identity(self, roots: Roots) -> Any:
-        return {"replies": self.replies}
-
-    def chat(self, requests: Sequence[Any], roots: Roots, cache: Path) -> Iterator[Reply]:
-        assert all("<text>" in request[1]["content"] for request in requests)
-        for number in range(len(requests)):
-            said = self.replies[number % len(self.replies)]
-            yield Reply(None, "no connection") if said == "fail" else Reply(said)
-
-
-def test_a_judges_answers_become_scores_or_are_left_out(tmp_path: Path) -> None:
-    judge = NumberJudge(replies=("5", "Score: 2.", "fail", "nine", "3/5", "0"))
-    found = rated(["t"] * 6, "law", judge, Roots(tmp_path), tmp_path, remove=False)
-    assert found["judged"].tolist() == [1, 1, 0, 0, 1, 1]
-    np.testing.assert_allclose(found["behaviour"], [1, 0.4, 0, 0, 0.6, 0])
-    np.testing.assert_allclose(found["total"], [1, 0.16, 0, 0, 0.36, 0])
-    removed = rated(["t"] * 6, "law", judge, Roots(tmp_path), tmp_path, remove=True)
-    np.testing.assert_allclose(removed["total"], [0, 0.24, 0, 0, 0.24, 0])
-
-
-def test_steering_is_measured_per_prompt(lab: Lab) -> None:
-    study = FlowSteering(
-        target="chemistry", start="general", strengths=(0.0, 3.0), schedules=("single", "constant", "random"),
-        prompts=4, prompt_tokens=4, tokens=6, select=2,
-    )  # fmt: skip
-    study = study.model_copy(update={"judge": NumberJudge(replies=("4",))})
-    found = study.run(lab)
-    assert list(found.statistics) == ["general"]
-    statistics = found.statistics["general"]
-    assert {len(values) for values in statistics.values()} == {4}
-    for way in ("single", "constant", "random"):  # nothing added: the same texts and the same loss
-        for name in ("target", "loss", "text_loss"):
-            np.testing.assert_array_equal(
-                statistics[f"flow_steering.{way}=0.{name}"], statistics[f"flow_steering.base.{name}"]
-            )
-        assert (statistics[f"flow_steering.{way}=3.loss"] != statistics["flow_steering.base.loss"]).all()
-    values = numbers(study, found)
-    assert all(value is not None for value in values.values())
-    again = study.run(lab)
-    assert again.details["settings"] == found.details["settings"]
-    receipt = found.details["settings"]["constant=3"]["receipt"]
-    assert receipt["steered"] == receipt["tokens"] > 0
-    assert len(found.details["seeds"]) == 2
-
-
-def test_removing_rescales_seeds_or_whole_graphs(lab: Lab) -> None:
-    study = FlowSteering(
-        target="chemistry", action="deactivate", strengths=(1.0, -4.0), schedules=("single", "constant"),
-        prompts=3, prompt_tokens=4, tokens=5, select=2,
-    )  # fmt: skip
-    found = study.run(lab)
-    assert list(found.statistics) == ["chemistry"]
-    shown = found.details["settings"]
-    assert shown["single=1"]["texts"] == shown["base"]["texts"]  # r = 1 changes nothing
-    assert shown["single=1"]["receipt"]["steered"] == 0
-    assert shown["constant=-4"]["receipt"]["steered"] > shown["single=-4"]["receipt"]["steered"] > 0
-
-
-def test_what_cannot_be_steered_is_said_before_it_is_tried(experiment: Experiment) -> None:
-    from adapters.judges.lexical import LexicalJudge
-
-    study = FlowSteering(target="law", judge=LexicalJudge())
-    said = " ".join(study.problems(experiment, Roots(Path())))
-    assert "no evaluation domain 'law'" in said
-    assert "rates no texts" in said
-    assert FlowSteering(target="chemistry").problems(experiment, Roots(Path())) == ()
-    assert "no SAE at layers [5]" in " ".join(FlowDeactivation(layers=(1, 5)).problems(experiment, Roots(Path())))

@@ -1,0 +1,117 @@
+"""Steering along flow graphs: the classifier, the judge, and what is measured per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from adapters.judges.lexical import LexicalJudge
+from adapters.protocols import Judge, Reply, Roots
+from harness.flow.studies.classifier import DomainClassifier
+from harness.flow.studies.rating import rated
+from harness.lab import Lab
+from harness.metrics.flow.deactivation import FlowDeactivation
+from harness.metrics.flow.steering import FlowSteering
+from tests.support.flow_studies import experiment, numbers, pocket, studying
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with torch.no_grad():
+        yield studying(pocket(), tmp_path_factory.mktemp("lab"))
+
+
+def test_the_classifier_is_multinomial_naive_bayes() -> None:
+    naive_bayes = pytest.importorskip("sklearn.naive_bayes")
+    rng = np.random.default_rng(0)
+    texts = {name: [rng.integers(low, low + 30, 20) for _ in range(15)] for name, low in (("a", 0), ("b", 15))}
+    made = DomainClassifier.trained(texts, 50)
+    counts = np.array([np.bincount(t, minlength=50) for domain in texts.values() for t in domain])
+    reference = naive_bayes.MultinomialNB(fit_prior=False).fit(counts, ["a"] * 15 + ["b"] * 15)
+    fresh = [rng.integers(0, 45, 12) for _ in range(200)]
+    wanted = reference.predict([np.bincount(t, minlength=50) for t in fresh])
+    assert [made.classify(text) for text in fresh] == list(wanted)
+    accuracy, texts_in_all = made.accuracy({name: list(found) for name, found in texts.items()})
+    assert accuracy == pytest.approx(reference.score(counts, ["a"] * 15 + ["b"] * 15))
+    assert texts_in_all == 30
+
+
+class NumberJudge(Judge):
+    """Says what it is told to."""
+
+    adapter: Literal["number"] = "number"
+    replies: tuple[str, ...]
+
+    def identity(self, roots: Roots) -> Any:
+        return {"replies": self.replies}
+
+    def chat(self, requests: Sequence[Any], roots: Roots, cache: Path) -> Iterator[Reply]:
+        assert all("<text>" in request[1]["content"] for request in requests)
+        for number in range(len(requests)):
+            said = self.replies[number % len(self.replies)]
+            yield Reply(None, "no connection") if said == "fail" else Reply(said)
+
+
+def test_a_judges_answers_become_scores_or_are_left_out(tmp_path: Path) -> None:
+    judge = NumberJudge(replies=("5", "Score: 2.", "fail", "nine", "3/5", "0"))
+    found = rated(["t"] * 6, "law", judge, Roots(tmp_path), tmp_path, remove=False)
+    assert found["judged"].tolist() == [1, 1, 0, 0, 1, 1]
+    np.testing.assert_allclose(found["behaviour"], [1, 0.4, 0, 0, 0.6, 0])
+    np.testing.assert_allclose(found["total"], [1, 0.16, 0, 0, 0.36, 0])
+    removed = rated(["t"] * 6, "law", judge, Roots(tmp_path), tmp_path, remove=True)
+    np.testing.assert_allclose(removed["total"], [0, 0.24, 0, 0, 0.24, 0])
+
+
+def test_steering_is_measured_per_prompt(lab: Lab) -> None:
+    study = FlowSteering(
+        target="chemistry", start="general", strengths=(0.0, 3.0), schedules=("single", "constant", "random"),
+        prompts=4, prompt_tokens=4, tokens=6, select=2,
+    )  # fmt: skip
+    study = study.model_copy(update={"judge": NumberJudge(replies=("4",))})
+    found = study.run(lab)
+    assert list(found.statistics) == ["general"]
+    statistics = found.statistics["general"]
+    assert {len(values) for values in statistics.values()} == {4}
+    for way in ("single", "constant", "random"):  # nothing added: the same texts and the same loss
+        for name in ("target", "loss", "text_loss"):
+            np.testing.assert_array_equal(
+                statistics[f"flow_steering.{way}=0.{name}"], statistics[f"flow_steering.base.{name}"]
+            )
+        assert (statistics[f"flow_steering.{way}=3.loss"] != statistics["flow_steering.base.loss"]).all()
+    values = numbers(study, found)
+    assert all(value is not None for value in values.values())
+    again = study.run(lab)
+    assert again.details["settings"] == found.details["settings"]
+    receipt = found.details["settings"]["constant=3"]["receipt"]
+    assert receipt["steered"] == receipt["tokens"] > 0
+    assert len(found.details["seeds"]) == 2
+
+
+def test_removing_rescales_seeds_or_whole_graphs(lab: Lab) -> None:
+    study = FlowSteering(
+        target="chemistry", action="deactivate", strengths=(1.0, -4.0), schedules=("single", "constant"),
+        prompts=3, prompt_tokens=4, tokens=5, select=2,
+    )  # fmt: skip
+    found = study.run(lab)
+    assert list(found.statistics) == ["chemistry"]
+    shown = found.details["settings"]
+    assert shown["single=1"]["texts"] == shown["base"]["texts"]  # r = 1 changes nothing
+    assert shown["single=1"]["receipt"]["steered"] == 0
+    assert shown["constant=-4"]["receipt"]["steered"] > shown["single=-4"]["receipt"]["steered"] > 0
+
+
+def test_what_cannot_be_steered_is_said_before_it_is_tried() -> None:
+    made = experiment()
+    study = FlowSteering(target="law", judge=LexicalJudge())
+    said = " ".join(study.problems(made, Roots(Path())))
+    assert "no evaluation domain 'law'" in said
+    assert "rates no texts" in said
+    assert FlowSteering(target="chemistry").problems(made, Roots(Path())) == ()
+    assert "no SAE at layers [5]" in " ".join(FlowDeactivation(layers=(1, 5)).problems(made, Roots(Path())))
