@@ -1,4 +1,4 @@
-"""Logs in the Every Eval Ever schema (version 0.2.1, github.com/evaleval/every_eval_ever): one per record.
+"""Logs in the Every Eval Ever schema (version 0.2.2, github.com/evaleval/every_eval_ever): one per record.
 
 The schema wants bounds of every score. Where a number has none, the largest float stands there, and the log says so.
 """
@@ -15,7 +15,7 @@ from harness.leaderboard.load import Loaded
 from harness.record import MetricValue, Record
 from harness.section import Json
 
-SCHEMA = "0.2.1"
+SCHEMA = "0.2.2"
 BOUNDED = ("dead_fraction", "reasoning_accuracy.accuracy", "autointerp.score")
 """Fractions that cannot be negative either."""
 _LOWEST = {"nats/token": 0.0, "latents/token": 0.0, "cosine": -1.0, "parameters": 0.0, "MAC/token": 0.0}
@@ -57,13 +57,16 @@ def _result(cell: Loaded, metric: MetricValue) -> Json:
 def _config(metric: MetricValue) -> Json:
     low, high = _LOWEST.get(metric.unit), _HIGHEST.get(metric.unit)
     low = 0.0 if metric.id in BOUNDED else low
-    notes = {"unit": metric.unit, "definition_version": str(metric.version)}
+    notes = {"definition_version": str(metric.version)}
     if metric.higher_is_better is None:
         notes["direction"] = "neither direction is better in itself"
     if low is None or high is None:
         notes["bounds"] = "the largest float stands for a missing bound"
     return {
         "evaluation_description": f"{metric.id}, version {metric.version}",
+        "metric_id": f"latentbench.{metric.id}",
+        "metric_unit": metric.unit,
+        "metric_parameters": {name: _scalar(value) for name, value in metric.params.items()},
         "lower_is_better": metric.higher_is_better is False,
         "score_type": "continuous",
         "min_score": -sys.float_info.max if low is None else low,
@@ -101,6 +104,13 @@ def _model(record: Record) -> dict[str, Json]:
     name = str(found.get("id") or found.get("adapter") if isinstance(found, dict) else found or "unknown")
     parts = {part: record.resolved.get(part) for part in ("layer", "layers", "sae", "steering", "flow")}
     return {"name": name, "id": name, "additional_details": _strings({k: v for k, v in parts.items() if v})}
+
+
+def _scalar(value: Json) -> str | float | bool | None:
+    """The schema's parameters are not nested."""
+    from harness.canonical import canonical
+
+    return value if value is None or isinstance(value, str | int | float) else canonical(value)
 
 
 def _strings(values: Json) -> dict[str, str]:

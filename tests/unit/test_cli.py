@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import typer.main
 import yaml
@@ -137,7 +138,6 @@ def test_everything_that_can_be_named_is_listed_with_a_line_of_help(command: Com
 
 
 def test_the_schema_is_valid_and_accepts_what_ships() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     from harness.spec.reference import json_schema
 
     schema = json_schema()
