@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import Keys
 
 from harness.leaderboard import compare_records
-from tests.e2e.test_report_html import Browser, driver, one, press, pytestmark, texts, wait, webdriver
+from tests.support.browser import Browser, one, opened, press, requested, screen, texts
 from tests.unit.leaderboard_factory import HOSTILE, Planted, tampered, write
 
-__all__ = ["driver", "pytestmark"]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +24,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(driver: Browser, results: Path, a: str, b: str) -> Path:
+def compared(driver: Browser, results: Path, a: str, b: str) -> Path:
     page = results / "compare.html"
     page.write_text(compare_records(results, a, b, "html"), encoding="utf-8")
-    driver.get_log("browser")
-    driver.get_log("performance")
-    driver.get(page.as_uri())
-    wait(driver, "document.querySelector('#count').textContent !== ''")
+    opened(driver, page, ready="document.querySelector('#count').textContent !== ''")
     return page
 
 
 def test_sets_of_runs_with_verdicts_fields_and_movers(driver: Browser, results: Path) -> None:
-    opened(driver, results, "a/one", "a/two")
+    compared(driver, results, "a/one", "a/two")
     cards = texts(driver, ".card .lead")
     assert cards[:2] == ["a/one", "a/two"]
     assert cards[2].startswith("B is better in ")
@@ -47,13 +45,13 @@ def test_sets_of_runs_with_verdicts_fields_and_movers(driver: Browser, results: 
 
 
 def test_filtering_by_words_and_by_significance(driver: Browser, results: Path) -> None:
-    opened(driver, results, "a/one", "a/two")
+    compared(driver, results, "a/one", "a/two")
     whole = int(texts(driver, "#count")[0].split()[0])
     press(driver, "/")
     assert driver.execute_script("return document.activeElement.id") == "search"
     one(driver, "#search").send_keys("chemistry ev")
     assert texts(driver, "#count") == ["1 number"]
-    one(driver, "#search").send_keys(webdriver.Keys.CONTROL + "a", webdriver.Keys.DELETE)
+    one(driver, "#search").send_keys(Keys.CONTROL + "a", Keys.DELETE)
     one(driver, "#significant").click()
     shown = int(texts(driver, "#count")[0].split()[0])
     assert 0 < shown < whole
@@ -62,16 +60,12 @@ def test_filtering_by_words_and_by_significance(driver: Browser, results: Path) 
 
 
 def test_fits_a_phone_in_both_themes(driver: Browser, results: Path) -> None:
-    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    try:
-        opened(driver, results, "a/one", "a/two")
+    with screen(driver):
+        compared(driver, results, "a/one", "a/two")
         assert driver.execute_script("return document.documentElement.scrollWidth") == 390
         first = driver.execute_script("return document.documentElement.dataset.theme")
         one(driver, "#theme").click()
         assert driver.execute_script("return document.documentElement.dataset.theme") != first
-    finally:
-        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_hostile_strings_are_text_and_nothing_is_fetched(driver: Browser, tmp_path: Path) -> None:
@@ -79,18 +73,16 @@ def test_hostile_strings_are_text_and_nothing_is_fetched(driver: Browser, tmp_pa
     for path in paths:
         resolved = json.loads(path.read_text())["resolved"]
         tampered(path, resolved={**resolved, HOSTILE: HOSTILE + path.name}, label=HOSTILE)
-    page = opened(driver, tmp_path, "a/one", "a/two")
+    page = compared(driver, tmp_path, "a/one", "a/two")
     assert driver.title == "latentbench comparison"
     assert driver.find_elements("css selector", "img") == []
     assert "<img src=x" in texts(driver, ".fields")[0]
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert asked == [page.as_uri()]
+    assert requested(driver) == [page.as_uri()]
     assert driver.get_log("browser") == []
 
 
 def test_runs_measured_differently_say_why(driver: Browser, tmp_path: Path) -> None:
     write(tmp_path, Planted(name="a/one"), Planted(name="a/two", facts={"context": 256}))
-    opened(driver, tmp_path, "a/one", "a/two")
+    compared(driver, tmp_path, "a/one", "a/two")
     assert "not comparable (context 128 → 256)" in texts(driver, ".card.warn")[0]
     assert texts(driver, "figcaption") == []

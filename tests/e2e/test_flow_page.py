@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from selenium.webdriver import ActionChains, Keys
 
 from harness.activations.site import Site
 from harness.flow.graph import Node, traced
@@ -17,20 +14,13 @@ from harness.flow.labels import layer_statistics
 from harness.flow.notes import Note
 from harness.flow.options import Flow
 from harness.report.flow import rendered
+from tests.support import browser
+from tests.support.browser import Browser, requested
 from tests.support.flow import maps_of, planted
 from tests.unit.leaderboard_factory import HOSTILE
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
-CHROMIUM = os.environ.get("LATENTBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not CHROMIUM or not CHROMEDRIVER,
-        reason="no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)",
-    ),
-]
-Browser = Any
+pytestmark = pytest.mark.browser
+
 SITE = Site(index=2)
 
 
@@ -47,28 +37,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1400,1000",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield started
-    started.quit()
-
-
 @pytest.fixture
 def opened(driver: Browser, page: Path) -> Iterator[Browser]:
-    driver.get_log("browser")
-    driver.get(page.as_uri())
+    browser.opened(driver, page)
     yield driver
     assert driver.get_log("browser") == []
 
@@ -94,9 +65,7 @@ def reach(edges: list[tuple[str, str]], start: str) -> set[str]:
 
 def test_it_opens_offline_and_fetches_nothing(opened: Browser, page: Path) -> None:
     assert opened.find_elements("css selector", ".node")
-    requests = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in requests if m["method"] == "Network.requestWillBeSent"]
-    assert {url for url in asked if not url.startswith("data:")} <= {page.as_uri()}
+    assert {url for url in requested(opened) if not url.startswith("data:")} <= {page.as_uri()}
 
 
 def test_a_click_follows_the_path_and_another_shows_all(opened: Browser) -> None:
@@ -121,7 +90,6 @@ def test_a_step_in_the_panel_goes_on_to_the_neighbour(opened: Browser) -> None:
 
 
 def test_it_can_be_walked_with_the_keyboard(opened: Browser) -> None:
-    from selenium.webdriver.common.keys import Keys
 
     seed = opened.find_element("css selector", ".node.seed")
     opened.execute_script("arguments[0].focus()", seed)
@@ -135,7 +103,7 @@ def test_it_can_be_walked_with_the_keyboard(opened: Browser) -> None:
 
 
 def test_hovering_shows_the_explanation_and_the_tokens(opened: Browser) -> None:
-    webdriver.ActionChains(opened).move_to_element(opened.find_element("css selector", ".node.seed .shape")).perform()
+    ActionChains(opened).move_to_element(opened.find_element("css selector", ".node.seed .shape")).perform()
     shown = opened.find_element("id", "tip")
     assert shown.is_displayed()
     assert HOSTILE.split()[0] in shown.text

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from selenium.webdriver import Keys
 
 from harness.leaderboard import leaderboard
 from harness.leaderboard.load import Loaded, Results, load
 from harness.leaderboard.render import html
 from harness.leaderboard.table import board_of
+from tests.support.browser import Browser, contrast, fetched, one, opened, press, requested, screen, texts, wait
 from tests.unit.leaderboard_factory import HOSTILE, Planted, record, tampered, write
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
-CHROMIUM = os.environ.get("LATENTBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not CHROMIUM or not CHROMEDRIVER,
-        reason="no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)",
-    ),
-]
+pytestmark = pytest.mark.browser
 
 VARIANTS = {"topk": 1.0, "jumprelu": 0.93, "gated": 1.12}
 SPARSITIES = {8: 0.30, 16: 0.22, 32: 0.15, 64: 0.10}
-Browser = Any
 
 
 def planted() -> Iterator[Planted]:
@@ -59,24 +47,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page
 
 
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1400,1000",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield started
-    started.quit()
-
-
 @pytest.fixture
 def page(driver: Browser, report: Path) -> Iterator[Browser]:
     visit(driver, report)
@@ -85,29 +55,8 @@ def page(driver: Browser, report: Path) -> Iterator[Browser]:
 
 
 def visit(driver: Browser, path: Path) -> None:
-    driver.get_log("browser")
-    driver.get_log("performance")
-    # Without it a page in the background, as every headless page may be, gets no focus events.
-    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
-    driver.get(path.as_uri())
-    driver.execute_script("try { localStorage.clear() } catch {}")
-    wait(driver, "document.querySelectorAll('#plots svg').length > 0 || !document.querySelector('#plots')")
-
-
-def wait(driver: Browser, condition: str) -> None:
-    deadline = time.monotonic() + 10
-    while not driver.execute_script(f"return {condition}"):
-        assert time.monotonic() < deadline, f"never became true: {condition}"
-        time.sleep(0.02)
-
-
-def one(driver: Browser, selector: str) -> Any:
-    return driver.find_element("css selector", selector)
-
-
-def texts(driver: Browser, selector: str) -> list[str]:
-    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
-    return list(driver.execute_script(script, selector))
+    ready = "document.querySelectorAll('#plots svg').length > 0 || !document.querySelector('#plots')"
+    opened(driver, path, ready=ready)
 
 
 def column(driver: Browser, key: str) -> list[str]:
@@ -135,10 +84,6 @@ def position(driver: Browser, label: str) -> str:
     return str(texts(driver, "#limit-column option").index(label))
 
 
-def press(driver: Browser, *keys: str) -> None:
-    webdriver.ActionChains(driver).send_keys(*keys).perform()
-
-
 def test_sorting_by_click_and_by_keyboard(page: Browser) -> None:
     key = position(page, "CE increase, general")
     button = one(page, f"[data-sort='{key}']")
@@ -149,7 +94,7 @@ def test_sorting_by_click_and_by_keyboard(page: Browser) -> None:
     assert column(page, key)[-1] == "–", "missing numbers come last"
     assert page.execute_script("return document.activeElement.dataset.sort") == key
     assert page.execute_script("return document.activeElement.closest('th').ariaSort") == "ascending"
-    press(page, webdriver.Keys.ENTER)
+    press(page, Keys.ENTER)
     found = [float(x) for x in column(page, key) if x != "–"]
     assert found == sorted(found, reverse=True)
     assert column(page, key)[-1] == "–"
@@ -164,7 +109,7 @@ def test_search_suite_and_status_filters(page: Browser) -> None:
     one(page, "#search").clear()
     one(page, "#search").send_keys("nothing like it")
     wait(page, "document.querySelector('#table .none')")
-    one(page, "#search").send_keys(webdriver.Keys.CONTROL + "a", webdriver.Keys.DELETE)
+    one(page, "#search").send_keys(Keys.CONTROL + "a", Keys.DELETE)
     wait(page, "document.querySelectorAll('.row-name').length === 12")
     one(page, "#status option[value='failed']").click()
     assert names(page) == ["quickstart/gatedsae.k=64"]
@@ -212,7 +157,7 @@ def test_drawer_answers_what_was_run_and_how_to_run_it_again(page: Browser) -> N
     assert "variant: jumprelu" in text
     assert 'torch: "2.13.0"' in text
     assert "records/quickstart/jumprelu/seed0-" in text
-    press(page, webdriver.Keys.ESCAPE)
+    press(page, Keys.ESCAPE)
     wait(page, "!document.querySelector('dialog').open")
     assert page.execute_script("return document.activeElement.className") == "row-name", "focus returns"
 
@@ -228,23 +173,23 @@ def test_keyboard_alone(page: Browser) -> None:
     press(page, "/")
     assert page.execute_script("return document.activeElement.id") == "search"
     page.execute_script("document.querySelector('.row-name').focus()")
-    press(page, webdriver.Keys.ARROW_DOWN)
+    press(page, Keys.ARROW_DOWN)
     focused = page.execute_script("return [...document.querySelectorAll('.row-name')].indexOf(document.activeElement)")
     assert focused == 1
-    press(page, webdriver.Keys.ENTER)
+    press(page, Keys.ENTER)
     wait(page, "document.querySelector('dialog').open")
     for _ in range(30):
-        press(page, webdriver.Keys.TAB)
+        press(page, Keys.TAB)
         inside = "document.activeElement === document.body || document.activeElement.closest('dialog') !== null"
         assert page.execute_script(f"return {inside}"), "focus stays in the drawer"
-    press(page, webdriver.Keys.ESCAPE)
+    press(page, Keys.ESCAPE)
     wait(page, "!document.querySelector('dialog').open")
 
 
 def test_groups_stand_apart_with_the_reason(page: Browser) -> None:
     tabs = page.find_elements("css selector", "[role=tab]")
     assert len(tabs) == 2
-    tabs[0].send_keys(webdriver.Keys.ARROW_RIGHT)
+    tabs[0].send_keys(Keys.ARROW_RIGHT)
     assert names(page) == ["mine/other"]
     assert "context is 256, in the first table 128" in texts(page, "#differs")[0]
     assert page.execute_script("return document.activeElement.ariaSelected") == "true"
@@ -263,7 +208,7 @@ def test_plots_have_whiskers_a_frontier_and_open_the_drawer(page: Browser) -> No
     # In one step: the resting mouse pointer may hide the tip again.
     script = "document.querySelector('.leading').focus(); return document.querySelector('#tip').textContent"
     assert "quickstart/jumprelu" in page.execute_script(script)
-    press(page, webdriver.Keys.ENTER)
+    press(page, Keys.ENTER)
     wait(page, "document.querySelector('dialog').open")
 
 
@@ -279,16 +224,15 @@ def test_columns_and_intervals_can_be_chosen(page: Browser) -> None:
 
 
 def test_light_and_dark(page: Browser) -> None:
-    def contrast() -> float:
+    def readable() -> float:
         script = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
-        ink, paper = (luminance(colour) for colour in page.execute_script(script))
-        return (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
+        return contrast(*page.execute_script(script))
 
     first = page.execute_script("return document.documentElement.dataset.theme")
-    assert contrast() > 7
+    assert readable() > 7
     one(page, "#theme").click()
     assert page.execute_script("return document.documentElement.dataset.theme") != first
-    assert contrast() > 7
+    assert readable() > 7
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
@@ -302,32 +246,23 @@ def test_follows_the_system(driver: Browser, report: Path, theme: str) -> None:
 
 
 def test_fits_a_phone(driver: Browser, report: Path) -> None:
-    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    try:
+    with screen(driver):
         visit(driver, report)
         assert driver.execute_script("return document.documentElement.scrollWidth") == 390
         driver.execute_script("document.querySelector('[data-row]').click()")
         wait(driver, "document.querySelector('dialog').open")
         assert driver.execute_script("return document.querySelector('.sheet').scrollWidth") <= 390
-    finally:
-        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_asks_nothing_of_any_network(driver: Browser, report: Path) -> None:
     visit(driver, report)
     one(driver, "[data-row]").click()
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert asked == [report.as_uri()]
+    assert requested(driver) == [report.as_uri()]
 
 
 def test_policy_forbids_fetching(driver: Browser, report: Path) -> None:
     visit(driver, report)
-    script = (
-        "const done = arguments[0]; fetch('https://example.org').then(() => done('fetched'), () => done('refused'))"
-    )
-    assert driver.execute_async_script(script) == "refused"
+    assert fetched(driver) == "refused"
     script = """
       const node = document.createElement('div');
       node.innerHTML = '<img src=x onerror="document.title=1">';
@@ -401,13 +336,6 @@ def many(rows: int) -> Results:
         made = base.model_copy(update={"label": f"case-{i}", "cell": f"{i:064x}", "metrics": metrics})
         loaded.append(Loaded(made, f"records/quickstart/topk/{i}.json", Path()))
     return replace(Results(Path(), (), ()), loaded=tuple(loaded))
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance (WCAG 2) of `rgb(r, g, b)`."""
-    parts = [int(x) / 255 for x in re.findall(r"\d+", colour)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
 
 def test_training_curves_links_and_units(driver: Browser, tmp_path: Path) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,31 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from selenium.webdriver import Keys
 
-from harness.metrics.autointerp.details import (
-    AutointerpDetails,
-    BudgetDetails,
-    LatentDetail,
-    ShownExample,
-    TestScore,
-)
-from harness.report.latents import page as page_of
 from harness.report.latents import render
-from harness.report.records import record_of
-from harness.report.sources import sources_of
-from tests.support.project import Done, Workbench
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
-CHROMIUM = os.environ.get("LATENTBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMEDRIVER = shutil.which("chromedriver")
-browser = pytest.mark.skipif(
-    not CHROMIUM or not CHROMEDRIVER,
-    reason="no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)",
+from tests.support.browser import (
+    HOSTILE,
+    Browser,
+    contrast,
+    fetched,
+    one,
+    opened,
+    press,
+    requested,
+    screen,
+    texts,
+    wait,
 )
+from tests.support.project import Done
+
 pytestmark = pytest.mark.browser
 
-HOSTILE = "</script><script>document.title=1</script><img src=x onerror=document.title=1>"
-Browser = Any
 Command = Callable[..., Done]
 
 
@@ -93,19 +84,6 @@ def _planted(n: int, rng: np.random.Generator, texts: list[str], explanation: st
 
 
 @pytest.fixture(scope="module")
-def driver() -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument("--window-size=1400,1000")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield started
-    started.quit()
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "latents.html"
     path.write_text(render("mine[0]", planted()), encoding="utf-8")
@@ -120,33 +98,7 @@ def page(driver: Browser, report: Path) -> Iterator[Browser]:
 
 
 def visit(driver: Browser, path: Path, fragment: str = "") -> None:
-    driver.get("about:blank")
-    driver.get_log("browser")
-    driver.get_log("performance")
-    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
-    driver.get(path.as_uri() + fragment)
-    wait(driver, "document.querySelector('#table tbody tr')")
-
-
-def wait(driver: Browser, condition: str) -> None:
-    deadline = time.monotonic() + 10
-    while not driver.execute_script(f"return {condition}"):
-        assert time.monotonic() < deadline, f"never became true: {condition}"
-        time.sleep(0.02)
-
-
-def one(driver: Browser, selector: str) -> Any:
-    return driver.find_element("css selector", selector)
-
-
-def texts(driver: Browser, selector: str) -> list[str]:
-    return list(
-        driver.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)", selector)
-    )
-
-
-def press(driver: Browser, *keys: str) -> None:
-    webdriver.ActionChains(driver).send_keys(*keys).perform()
+    opened(driver, path, fragment, ready="document.querySelector('#table tbody tr')")
 
 
 def focused(driver: Browser) -> str | None:
@@ -154,7 +106,6 @@ def focused(driver: Browser) -> str | None:
     return None if found is None else str(found)
 
 
-@browser
 def test_sorting_by_heading_and_by_list(page: Browser) -> None:
     expected = sorted((x["a"]["s"] for x in planted()["latents"] if x["a"]), reverse=True)
     assert [float(x) for x in texts(page, "td.score")] == expected[:50], "best score first"
@@ -163,7 +114,7 @@ def test_sorting_by_heading_and_by_list(page: Browser) -> None:
     shown = [float(x.removesuffix(" %")) / 100 for x in texts(page, "td.density")]
     assert shown == pytest.approx(lowest[:50], rel=0.1, abs=1e-3)
     assert page.execute_script("return document.activeElement.closest('th').ariaSort") == "ascending"
-    press(page, webdriver.Keys.ENTER)
+    press(page, Keys.ENTER)
     assert page.execute_script("return document.activeElement.closest('th').ariaSort") == "descending"
     one(page, "#sort option[value='number']").click()
     assert texts(page, ".row-name")[:3] == ["0", "1", "2"]
@@ -171,7 +122,6 @@ def test_sorting_by_heading_and_by_list(page: Browser) -> None:
     assert texts(page, ".row-name")[:3] == ["119", "118", "117"]
 
 
-@browser
 def test_latents_without_a_score_come_last(page: Browser) -> None:
     one(page, "[aria-label='Next page']").click()
     assert texts(page, "td.score")[:10] != ["–"] * 10
@@ -180,7 +130,6 @@ def test_latents_without_a_score_come_last(page: Browser) -> None:
     assert texts(page, "#count") == ["1–50 of 60 of 120 latents"]
 
 
-@browser
 def test_search_reads_explanations_tokens_and_examples(page: Browser) -> None:
     press(page, "/")
     assert focused(page) == "search"
@@ -202,7 +151,6 @@ def test_search_reads_explanations_tokens_and_examples(page: Browser) -> None:
     wait(page, "document.querySelector('#table .none')")
 
 
-@browser
 def test_a_latent_in_full(page: Browser) -> None:
     one(page, "#sort option[value='number']").click()
     one(page, "[data-latent='1']").click()
@@ -228,42 +176,38 @@ def test_a_latent_in_full(page: Browser) -> None:
     assert page.execute_script("return location.hash") == "#2"
 
 
-@browser
 def test_keyboard_alone(page: Browser) -> None:
     one(page, "#sort option[value='number']").click()
     page.execute_script("document.querySelector('.row-name').focus()")
-    press(page, webdriver.Keys.ARROW_DOWN)
+    press(page, Keys.ARROW_DOWN)
     assert focused(page) == "1"
-    press(page, webdriver.Keys.ENTER)
+    press(page, Keys.ENTER)
     wait(page, "document.querySelector('dialog').open")
-    press(page, webdriver.Keys.ARROW_RIGHT)
+    press(page, Keys.ARROW_RIGHT)
     assert texts(page, "#drawer-title") == ["Latent 2"]
-    press(page, webdriver.Keys.ARROW_LEFT, webdriver.Keys.ARROW_LEFT)
+    press(page, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
     assert texts(page, "#drawer-title") == ["Latent 0"]
     for _ in range(12):
-        press(page, webdriver.Keys.TAB)
+        press(page, Keys.TAB)
         inside = "document.activeElement === document.body || document.activeElement.closest('dialog') !== null"
         assert page.execute_script(f"return {inside}"), "focus stays in the drawer"
-    press(page, webdriver.Keys.ESCAPE)
+    press(page, Keys.ESCAPE)
     wait(page, "!document.querySelector('dialog').open")
     assert focused(page) == "0", "focus returns"
 
 
-@browser
 def test_an_address_leads_to_a_latent(driver: Browser, report: Path) -> None:
     visit(driver, report, "#77")
     wait(driver, "document.querySelector('dialog').open")
     assert texts(driver, "#drawer-title") == ["Latent 77"]
 
 
-@browser
 def test_the_other_domain(page: Browser) -> None:
     one(page, "#domain option[value='1']").click()
     assert set(texts(page, "td.density")) == {"–"}
     assert "Latents by density on other" in texts(page, "#overview h3")
 
 
-@browser
 def test_hostile_strings_are_text(driver: Browser, tmp_path: Path) -> None:
     report = tmp_path / "hostile.html"
     content = planted(20, words=(HOSTILE, "\u2028<!--<script>", "\x00\x1b[31m"), explanation=HOSTILE)
@@ -284,20 +228,13 @@ def test_hostile_strings_are_text(driver: Browser, tmp_path: Path) -> None:
     assert driver.get_log("browser") == []
 
 
-@browser
 def test_asks_nothing_of_any_network(driver: Browser, report: Path) -> None:
     visit(driver, report)
     one(driver, ".row-name").click()
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert asked == [report.as_uri()]
-    script = (
-        "const done = arguments[0]; fetch('https://example.org').then(() => done('fetched'), () => done('refused'))"
-    )
-    assert driver.execute_async_script(script) == "refused"
+    assert requested(driver) == [report.as_uri()]
+    assert fetched(driver) == "refused"
 
 
-@browser
 def test_light_and_dark_can_be_read(page: Browser) -> None:
     """Text on the strongest colour keeps a contrast of 4.5 (WCAG AA)."""
     for _ in range(2):
@@ -308,27 +245,20 @@ def test_light_and_dark_can_be_read(page: Browser) -> None:
           const paper = of(document.querySelector('.scroller'), 'backgroundColor');
           return [shown([of(fire, 'color')]), shown([paper, of(fire, 'backgroundColor')])];
         """
-        ink, paper = (luminance(colour) for colour in page.execute_script(script))
-        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 4.5
+        assert contrast(*page.execute_script(script)) > 4.5
         one(page, "#theme").click()
 
 
-@browser
 @pytest.mark.parametrize("width", [390, 700, 1000])
 def test_fits_narrow_screens(driver: Browser, report: Path, width: int) -> None:
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    try:
+    with screen(driver, width):
         visit(driver, report)
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         driver.execute_script("document.querySelector('.row-name').click()")
         wait(driver, "document.querySelector('dialog').open")
         assert driver.execute_script("return document.querySelector('.sheet').scrollWidth") <= width
-    finally:
-        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-@browser
 def test_five_thousand_latents_stay_responsive(
     driver: Browser, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -359,114 +289,3 @@ def milliseconds(driver: Browser, code: str) -> float:
     """Time of a script and the layout it causes, in the page; the best of five, for the first compiles it."""
     script = f"const from = performance.now(); {code}; document.body.offsetHeight; return performance.now() - from"
     return min(float(driver.execute_script(script)) for _ in range(5))
-
-
-def luminance(colour: list[int]) -> float:
-    """Relative luminance (WCAG 2) of [r, g, b, a]."""
-    parts = [c / 255 for c in colour[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-
-
-def embedded(page: str) -> Any:
-    """The data in a page."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert found
-    return json.loads(found[1])
-
-
-def test_a_page_from_a_finished_cell(command: Command, bench: Workbench) -> None:
-    """From the stored study, and the same numbers again from the documents where no study is stored."""
-    bench.spec(metrics=["l0", {"latents": {"examples": 6, "window": 32}}])
-    bench.spec("plain", metrics=["l0"])
-    assert command("run", "mine", "plain", "--executor", "inline").code == 0
-    done = command("report", "latents", "mine[0]")
-    assert done.code == 0, done.err
-    (path,) = (bench.root / "results/pages").iterdir()
-    assert path.name.endswith("-latents.html")
-    stored = embedded(path.read_text("utf-8"))
-    assert stored["width"] == 32
-    assert stored["alive"] == len(stored["latents"]) > 0
-    shown = stored["latents"][0]
-    assert {len(shown["p"]), len(shown["q"])} == {10}
-    assert len(shown["k"]) == 8
-    assert all("<s>" not in stored["texts"][i] for latent in stored["latents"] for e in latent["v"] for i in e[2])
-    done = command("report", "latents", "plain[0]", "-o", "page.html", "--latents", "5")
-    assert done.code == 0
-    assert "no `latents` study is stored" in done.err
-    measured = embedded((bench.root / "page.html").read_text("utf-8"))
-    assert len(measured["latents"]) == 5
-    whole = {latent["n"]: latent for latent in stored["latents"]}
-    for latent in measured["latents"]:
-        assert [stored["texts"][i] for i, _ in whole[latent["n"]]["u"]["0"]["t"]] == [
-            measured["texts"][i] for i, _ in latent["u"]["0"]["t"]
-        ]
-        assert latent["u"]["0"]["d"] == whole[latent["n"]]["u"]["0"]["d"]
-
-
-def test_a_page_without_the_model_says_what_is_missing(command: Command, bench: Workbench) -> None:
-    bench.spec(metrics=["l0", "latents"])
-    assert command("run", "mine", "--executor", "inline").code == 0
-    for weights in (bench.root / "model").glob("*.safetensors"):
-        weights.unlink()
-    done = command("report", "latents", "mine[0]")
-    assert done.code == 0, done.err
-    (path,) = (bench.root / "results/pages").iterdir()
-    content = embedded(path.read_text("utf-8"))
-    assert content["latents"]
-    assert content["latents"][0]["p"] == []
-    assert "Without tokens promoted" in content["notes"][0]
-
-
-def test_explanations_and_scores_are_shown(command: Command, bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An autointerp study's details, whatever made them."""
-    bench.spec(metrics=["l0"])
-    assert command("run", "mine", "--executor", "inline").code == 0
-    sources = sources_of(record_of(bench.root / "results", "mine[0]"), bench.project, lambda text: None)
-    score = TestScore(true_positive_rate=0.9, true_negative_rate=0.7, balanced_accuracy=0.8, positives=9, negatives=9)
-    example = ShownExample(tokens=("a", " b"), activations=(0.0, 2.0), split="test", document=1)
-    latent = LatentDetail(
-        latent=3, density=0.1, max_activation=2.0, explanation="b", detection=score, fuzzing=score, examples=(example,)
-    )
-    other = LatentDetail(latent=4, density=0.1, max_activation=2.0, excluded="the judge failed")
-    budget = BudgetDetails(budget=None, width=32, alive=30, eligible=20, excluded={"judge": 1}, latents=(latent, other))
-    details = AutointerpDetails(domain="lab", judge="lexical", documents=6, tokens=90, seed=0, budgets=(budget,))
-    content = embedded(page_of(type(sources)(**{**vars(sources), "autointerp": details}), most=10))
-    shown = {entry["n"]: entry for entry in content["latents"]}
-    assert shown[3]["a"]["x"] == "b"
-    assert shown[3]["a"]["s"] == 0.8
-    assert shown[4]["a"]["e"] == "the judge failed"
-    _, document, words, active, split = shown[3]["v"][0]
-    assert ([content["texts"][i] for i in words], active, split, document) == (["a", " b"], [1, 2], "test", 1)
-    assert content["autointerp"]["judge"] == "lexical"
-    assert len(shown) == 10, "sampled ones first, then others"
-
-
-def test_consistency_of_seeds(command: Command, bench: Workbench) -> None:
-    bench.spec(metrics=["l0"], seeds=[0, 1, 2])
-    assert command("run", "mine", "--executor", "inline").code == 0
-    done = command("report", "consistency", "mine", "--json")
-    assert done.code == 0, done.err
-    found = json.loads(done.out)
-    assert list(found) == ["0 – 1", "0 – 2", "1 – 2", "mean", "chance"]
-    assert found["mean"]["matched"] == pytest.approx(np.mean([found[k]["matched"] for k in list(found)[:3]]))
-    assert all(-1 <= line["matched"] <= line["best_match"] <= 1 for line in found.values())
-    assert "best match" in command("report", "consistency", "mine").out
-    done = command("report", "consistency", "mine[0]")
-    assert (done.code, done.err) == (2, "error: consistency needs the same SAE from two seeds or more\n")
-
-
-def test_what_cannot_be_shown_is_said_in_one_line(command: Command, bench: Workbench) -> None:
-    bench.spec(metrics=["l0"], seeds=[0, 1])
-    assert command("run", "mine", "--executor", "inline").code == 0
-    done = command("report", "latents", "mine")
-    assert done.code == 2
-    assert "say which seed, e.g. mine[0] (seeds: 0, 1)" in done.err
-    done = command("report", "latents", "nothing[0]")
-    assert done.code == 2
-    assert "there are no records of nothing" in done.err
-    shutil.rmtree(bench.root / "results/store/objects/sae")
-    done = command("report", "latents", "mine[0]")
-    assert done.code == 2
-    assert "not in the store; run its spec again" in done.err
-    assert "Traceback" not in done.err

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,11 @@ import yaml
 
 from harness.report import figures
 from tests.conftest import Command
+from tests.support.browser import HOSTILE, Browser, one, opened, requested, texts
 from tests.support.project import Workbench
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CHROMIUM = os.environ.get("LATENTBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMEDRIVER = shutil.which("chromedriver")
-HOSTILE = "</script><script>document.title=1</script><img src=x onerror=document.title=1>"
 READ = {"problems_from": {"adapter": "pocket", "split": "train"}, "prompts": 8, "new_tokens": 8}
 STUDIES = (
     "token_shift",
@@ -59,29 +54,17 @@ def page(bench: Workbench, command: Command) -> Path:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not CHROMIUM or not CHROMEDRIVER, reason="no chromium and chromedriver here")
-def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Command) -> None:
-    webdriver = pytest.importorskip("selenium.webdriver")
+def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Command, driver: Browser) -> None:
     made = page(bench, command)
     (record,) = bench.records().values()
     numbers = {value.id for value in record.metrics if value.value is not None}
     assert {"token_shift.first", "attention_shift.heads", "path_patching.kl_skip_attention"} <= numbers
     assert {"persistence.diff_diff", "first_token_test.substituted", "logit_attribution.direct"} <= numbers
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    try:
-        driver.get(made.as_uri())
-        drawn = driver.execute_script("return document.querySelectorAll('.plot .main-svg').length")
-        titles = driver.execute_script("return [...document.querySelectorAll('h2')].map(e => e.textContent)")
-        driver.find_element("id", "theme").click()
-        assert driver.get_log("browser") == [], "the console must stay silent"
-        asked = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    finally:
-        driver.quit()
+    opened(driver, made)
+    drawn = driver.execute_script("return document.querySelectorAll('.plot .main-svg').length")
+    titles = texts(driver, "h2")
+    one(driver, "#theme").click()
+    assert driver.get_log("browser") == [], "the console must stay silent"
     assert drawn >= 10
     assert {
         "Accuracy on pocket_problems",
@@ -91,7 +74,7 @@ def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Com
         "Path patching",
         "Pairs of layers",
     } <= set(titles)
-    sent = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    sent = requested(driver)
     assert all(url.startswith(("file:", "data:", "blob:")) for url in sent), sent
 
 
