@@ -1,0 +1,169 @@
+"""What selections promise beyond their gradients: the k largest, thresholds, budgets, folding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harness.sae.base import TrainableSAE
+from harness.sae.codes import Codes
+from harness.sae.encoders import LinearEncoder
+from harness.sae.options import (
+    BatchTopKOptions,
+    GatedOptions,
+    HierarchicalTopKOptions,
+    JumpReLUOptions,
+    KronOptions,
+    MatryoshkaOptions,
+    RandomDecoderOptions,
+    StandardOptions,
+    TopKOptions,
+    Variant,
+)
+from harness.sae.prefixes import BudgetLoss
+from harness.sae.rules import top_of_batch
+from harness.sae.selection import BatchSelection
+from harness.sae.sparse import top_linear
+from tests.support.trained import SEEDS, WIDTH, D, K, rng, scaled, tokens, trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@given(SEEDS, st.integers(1, 30), st.sampled_from(["distinct", "ties"]))
+@settings(max_examples=30, deadline=None)
+def test_top_latents_are_the_k_largest_in_order(seed: int, k: int, kind: str) -> None:
+    x = torch.randn(7, 5, generator=rng(seed))
+    if kind == "ties":
+        x = x.round()
+    weight = torch.randn(100, 5, generator=rng(seed + 1)).round()
+    values, indices = top_linear(x, weight, torch.zeros(100), k)
+    full = x @ weight.t()
+    wanted = full.sort(dim=1, descending=True, stable=True)
+    torch.testing.assert_close(values, wanted.values[:, :k], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(full.gather(1, indices), values, rtol=1e-5, atol=1e-5)
+    assert all(len(set(row.tolist())) == k for row in indices)
+
+
+@given(SEEDS, st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_batch_selection_equals_sorting_everything(seed: int, total: int) -> None:
+    """Also when one token holds nearly all of the strongest latents, and when too few are positive."""
+    pre = torch.randn(6, 30, generator=rng(seed))
+    pre[0] += 3 * (seed % 3)
+    pre[3] -= 5
+
+    def top(m: int) -> Codes:
+        return Codes(*pre.topk(m, dim=1))
+
+    codes = top_of_batch(top, 6, 30, total)
+    wanted = pre.flatten().sort(descending=True).values[:total]
+    dense = codes.dense(30)
+    assert torch.equal(dense[dense > 0].sort(descending=True).values, wanted[wanted > 0])
+    assert torch.equal(dense[dense > 0], pre[dense > 0])
+
+
+def test_batch_top_k_counts_over_the_batch_and_follows_its_smallest_activation() -> None:
+    encoder, selection = LinearEncoder(D, WIDTH, rng()), BatchSelection(K, momentum=0.25)
+    first, second = tokens(40, 1), tokens(40, 7) * 2
+    codes = selection.train_on(encoder, first, None)
+    assert codes.l0.sum() == K * 40
+    assert codes.l0.unique().numel() > 1, "the number of active latents must differ between tokens"
+    low = codes.values[codes.values > 0].min()
+    assert selection.threshold == low
+    lower = selection.train_on(encoder, second, None).values
+    torch.testing.assert_close(selection.threshold, low + 0.25 * (lower[lower > 0].min() - low))
+
+
+def test_batch_top_k_judges_each_token_alone_afterwards() -> None:
+    sae = trained(BatchTopKOptions(width=WIDTH, k=K))
+    x = tokens(30, 3)
+    threshold = sae.selection.threshold
+    pre = (x - sae.b_dec) @ sae.encoder.weight.t() + sae.encoder.bias
+    torch.testing.assert_close(sae.encode(x).dense(WIDTH), pre * (pre > threshold))
+    assert threshold > 0
+    alone = torch.cat([sae(x[i : i + 1]) for i in range(30)])
+    torch.testing.assert_close(sae(x), alone)
+    assert sae.encode(x, 2).l0.max() <= 2
+
+
+@pytest.mark.parametrize("options", [TopKOptions(width=WIDTH, k=6), HierarchicalTopKOptions(width=WIDTH, k=6)])
+def test_a_budget_keeps_the_strongest(options: Variant) -> None:
+    sae, x = trained(options), tokens(20, 3)
+    full = sae.encode(x)
+    assert (full.values[:, :-1] >= full.values[:, 1:]).all()
+    for budget in (1, 3, 6):
+        codes = sae.encode(x, budget)
+        assert codes.values.shape[1] == budget
+        assert torch.equal(codes.indices, full.indices[:, :budget])
+    assert torch.equal(sae.encode(x, 99).values, full.values)
+
+
+def test_hierarchical_gradients_are_the_published_closed_form() -> None:
+    """With g_j = 2/(N K) (x̂_j − x) and S_r = Σ_{j≥r} g_j: dW[i_r] += v_r S_r, dv_r = <W[i_r], S_r>, db = S_1."""
+    n, k = 9, 5
+    x = torch.randn(n, D, generator=rng(1), dtype=torch.float64)
+    weight = torch.randn(WIDTH, D, generator=rng(2), dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(D, generator=rng(3), dtype=torch.float64, requires_grad=True)
+    values = torch.rand(n, k, generator=rng(4), dtype=torch.float64).sort(descending=True).values.requires_grad_()
+    indices = torch.stack([torch.randperm(WIDTH, generator=rng(i))[:k] for i in range(n)])
+    fit = BudgetLoss(tuple(range(1, k + 1)))(Codes(values, indices), weight, bias, x)
+    dvalues, dweight, dbias = torch.autograd.grad(fit.loss, (values, weight, bias))
+
+    with torch.no_grad():
+        atoms = weight[indices]
+        prefixes = bias + (values[..., None] * atoms).cumsum(1)
+        g = 2 / (n * k) * (prefixes - x[:, None])
+        suffix = g.flip(1).cumsum(1).flip(1)
+        wanted = torch.zeros_like(weight).index_add_(0, indices.flatten(), (values[..., None] * suffix).flatten(0, 1))
+    torch.testing.assert_close(dweight, wanted, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(dvalues, (atoms * suffix).sum(2).detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(dbias, suffix[:, 0].sum(0).detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(fit.error, x - prefixes[:, -1], rtol=1e-10, atol=1e-12)
+
+
+def test_hierarchical_memory_does_not_grow_with_the_number_of_budgets() -> None:
+    """The graph of the loss keeps no tensor with a budget and a dimension axis."""
+    sae, x = HierarchicalTopKOptions(width=WIDTH, k=12).build(D, rng()), tokens(8)
+    assert isinstance(sae, TrainableSAE)
+    sizes: list[int] = []
+
+    def pack(t: Tensor) -> Tensor:
+        sizes.append(t.numel())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 1)
+    assert sizes
+    assert max(sizes) <= max(WIDTH * D, 8 * 12, 8 * D)
+
+
+FOLDED: list[Variant] = [
+    TopKOptions(width=WIDTH, k=K),
+    BatchTopKOptions(width=WIDTH, k=K),
+    HierarchicalTopKOptions(width=WIDTH, k=K),
+    MatryoshkaOptions(width=WIDTH, k=K, groups=(16, 32)),
+    KronOptions(width=WIDTH, k=K, m=2, n=4),
+    KronOptions(width=WIDTH, k=K, m=2, n=4, kernel="relu_product", selection="batch_topk"),
+    KronOptions(width=WIDTH, k=K, m=2, n=4, kernel="product"),
+    StandardOptions(width=WIDTH),
+    GatedOptions(width=WIDTH),
+    JumpReLUOptions(width=WIDTH),
+    RandomDecoderOptions(width=WIDTH, k=K),
+]
+
+
+@pytest.mark.parametrize("options", FOLDED, ids=lambda o: f"{o.variant} {getattr(o, 'kernel', '')}")
+def test_folding_the_input_scale_changes_nothing(options: Variant) -> None:
+    sae = options.build(D, rng())
+    assert isinstance(sae, TrainableSAE)
+    sae, x, scale = sae.double(), tokens(30, dtype=torch.float64), 0.37
+    sae.begin(x.mean(0), scale)
+    for parameter in sae.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=rng(8))
+    sae.loss(x * scale, torch.zeros(sae.width, dtype=torch.bool), 0, 1)  # sets a threshold where there is one
+    before = scaled(sae, scale, x).detach()
+    sae.fold_input_scale(scale)
+    torch.testing.assert_close(sae(x), before, rtol=1e-9, atol=1e-9)
