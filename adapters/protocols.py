@@ -170,6 +170,11 @@ class Reply:
     error: str | None = None
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    lost: bool = False
+    """Whether the judge was not there to answer: asked again later, it may."""
+    ones: Mapping[int, float] | None = None
+    """Where `text` has a token that is 0 or 1 alone: the digit's offset, and the probability of 1 against 0 there. None
+    where the judge was not asked for probabilities or gave none."""
 
 
 class Judge(Section):
@@ -180,6 +185,11 @@ class Judge(Section):
 
     adapter: str
     deterministic: ClassVar[bool] = False
+
+    @property
+    def graded(self) -> bool:
+        """Whether its answers come with probabilities, so that AUROC means something."""
+        return False
 
     @abstractmethod
     def identity(self, roots: Roots) -> Json:

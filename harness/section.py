@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +22,15 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
 
+    handling: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say how the work is done (time limits, retries) and not what comes out: they are in no key."""
+
     def plain(self) -> dict[str, Json]:
         """All fields, defaults included, as JSON data."""
         return self.model_dump(mode="json")
+
+    def determining(self) -> dict[str, Json]:
+        """Like `plain`, without the `handling` of this section and of those that its fields hold."""
+        made = {name: value for name, value in self.plain().items() if name not in self.handling}
+        inner = ((name, getattr(self, name)) for name in made)
+        return made | {name: value.determining() for name, value in inner if isinstance(value, Section)}

@@ -11,12 +11,15 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from math import exp
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from adapters.judges.grades import ones_of
 from adapters.judges.pace import Pace
 from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Judge, Reply, Roots
@@ -32,6 +35,10 @@ _TALKATIVE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 _NO_KEY = "none"
 """What is sent where no key is asked for; the client insists on one, and would otherwise take OPENAI_API_KEY."""
 _STRUCK = "[key]"
+_ALTERNATIVES = 5
+"""Tokens whose probability is asked for at every place; the protocol allows 20, some servers only 5."""
+_NOT_NOW = (401, 403, 404, 408, 409, 429)
+"""Statuses below 500 that speak of the key, the model's name or the moment, not of the request."""
 _LONGEST_ERROR = 300
 
 
@@ -62,6 +69,8 @@ class OpenAIJudge(Judge):
     """Longest reply, thoughts included."""
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """How the endpoint calls that limit; newer models of OpenAI want the second."""
+    probabilities: bool = False
+    """Whether to ask for the log-probabilities of its labels, which AUROC needs; not every endpoint gives them."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     """How long a reasoning model thinks; null does not send it."""
     retries: NonNegativeInt = 5
@@ -73,6 +82,17 @@ class OpenAIJudge(Judge):
     """Requests under way at once."""
     requests_per_minute: PositiveFloat | None = None
     """Rate limit, retries included."""
+    unanswered: Literal["fail", "count"] = "fail"
+    """What becomes of requests that the endpoint did not answer, retries included: the cell fails and the next run asks
+    just these, or they count among the judge's failures."""
+
+    handling: ClassVar[frozenset[str]] = frozenset(
+        {"key_env", "retries", "timeout", "concurrency", "requests_per_minute"}
+    )
+
+    @property
+    def graded(self) -> bool:
+        return self.probabilities
 
     @property
     def label(self) -> str:
@@ -94,17 +114,21 @@ class OpenAIJudge(Judge):
                     request = self._request(messages)
                     waiting.append(pool.submit(_answer, client, request, self.base_url, transcripts, key))
                     if len(waiting) >= 2 * self.concurrency:
-                        yield waiting.popleft().result()
+                        yield self._counted(waiting.popleft().result())
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield self._counted(waiting.popleft().result())
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _counted(self, reply: Reply) -> Reply:
+        return replace(reply, lost=False) if self.unanswered == "count" else reply
 
     def _settings(self) -> dict[str, Json]:
         """What is sent besides the messages."""
         optional = {"temperature": self.temperature, "seed": self.seed, "reasoning_effort": self.reasoning_effort}
         sent = {name: value for name, value in optional.items() if value is not None}
-        return {"model": self.model, self.limit_field: self.max_tokens, **sent}
+        graded = {"logprobs": True, "top_logprobs": _ALTERNATIVES} if self.probabilities else {}
+        return {"model": self.model, self.limit_field: self.max_tokens, **sent, **graded}
 
     def _request(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Json]:
         return {**self._settings(), "messages": [dict(message) for message in messages]}
@@ -144,7 +168,7 @@ def _answer(client: OpenAI, request: dict[str, Json], address: str, transcripts:
         reply = _reply(response, key)
     except (OpenAIError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         # Third-party types: a body that is not what the protocol says breaks them in many ways.
-        return Reply(None, _said(error, key))
+        return Reply(None, _said(error, key), lost=_lost(error))
     if reply.text is not None:
         transcripts.put({"address": address, **request}, reply)
     return reply
@@ -154,10 +178,28 @@ def _reply(response: object, key: str) -> Reply:
     """The text and its cost from a response of the protocol. Raises when it is none."""
     choice = response.choices[0]  # type: ignore[attr-defined]
     text, usage = choice.message.content, getattr(response, "usage", None)
-    counts = [_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens")]
+    read, written = (_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
     if not isinstance(text, str):
-        return Reply(None, "the answer holds no text", *counts)
-    return Reply(_struck(text.encode(errors="replace").decode(), key), None, *counts)
+        return Reply(None, "the answer holds no text", read, written)
+    text = _struck(text.encode(errors="replace").decode(), key)
+    return Reply(text, None, read, written, ones=_ones(choice, text))
+
+
+def _ones(choice: object, text: str) -> dict[int, float] | None:
+    """See `Reply.ones`; None unless the log-probabilities are those of exactly this text."""
+    content = getattr(getattr(choice, "logprobs", None), "content", None)
+    if not content or "".join(step.token for step in content) != text:
+        return None
+    return ones_of((step.token, {other.token: exp(other.logprob) for other in step.top_logprobs}) for step in content)
+
+
+def _lost(error: Exception) -> bool:
+    """Whether the endpoint gave no answer of its own; what it refuses to answer (400, 422) it would refuse again."""
+    from openai import APIConnectionError
+
+    status = getattr(error, "status_code", None)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in _NOT_NOW
+    return isinstance(error, APIConnectionError) or (isinstance(status, int) and not refused)
 
 
 def _count(value: object) -> int:

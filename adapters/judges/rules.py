@@ -46,6 +46,10 @@ class RuleJudge(Judge):
 
     deterministic: ClassVar[bool] = True
 
+    @property
+    def graded(self) -> bool:
+        return True
+
     @abstractmethod
     def learn(self, active: Sequence[Active], inactive: Sequence[Tokens]) -> Rule:
         """A rule from windows in which the latent fires and windows in which it does not."""

@@ -23,14 +23,18 @@ class Transcripts:
             kept = read_json(self._path(request))
             reply = kept["reply"]
             text, prompt, written = reply["text"], reply["prompt_tokens"], reply["reply_tokens"]
-        except (StoreError, KeyError, TypeError):
+            ones = {int(place): float(one) for place, one in reply["ones"].items()} if "ones" in reply else None
+        except (StoreError, KeyError, TypeError, ValueError, AttributeError):
             return None
-        return Reply(text, None, prompt, written) if kept["request"] == request and isinstance(text, str) else None
+        if kept["request"] != request or not isinstance(text, str):
+            return None
+        return Reply(text, None, prompt, written, ones=ones)
 
     def put(self, request: Json, reply: Reply) -> None:
         """Keeps a successful reply."""
         counts = {"prompt_tokens": reply.prompt_tokens, "reply_tokens": reply.reply_tokens}
-        write_json(self._path(request), {"request": request, "reply": {"text": reply.text, **counts}})
+        graded = {} if reply.ones is None else {"ones": {str(place): one for place, one in reply.ones.items()}}
+        write_json(self._path(request), {"request": request, "reply": {"text": reply.text, **counts, **graded}})
 
     def _path(self, request: Json) -> Path:
         key = digest("judge request", request)

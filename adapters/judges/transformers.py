@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from adapters.judges.grades import ones_of
 from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Judge, Reply, Roots
 from adapters.transformers_model import TransformersModel
@@ -17,6 +18,8 @@ from harness.section import Json
 from harness.words import one_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adapters.protocols import LanguageModel
 
 _VERSION = 1
@@ -36,11 +39,17 @@ class TransformersJudge(Judge):
     """Data type of the weights and of the forward pass."""
     max_tokens: PositiveInt = 512
     """Longest reply, thoughts included."""
+    probabilities: bool = False
+    """Whether to keep how sure it was of its labels, which AUROC needs."""
 
     @model_validator(mode="after")
     def _known_form(self) -> Any:
         self.model()
         return self
+
+    @property
+    def graded(self) -> bool:
+        return self.probabilities
 
     @property
     def label(self) -> str:
@@ -58,9 +67,10 @@ class TransformersJudge(Judge):
         transcripts, identity = Transcripts(cache), self.identity(roots)
         for messages in requests:
             request = {"judge": identity, "messages": [dict(message) for message in messages]}
+            request |= {"probabilities": True} if self.probabilities else {}
             reply = transcripts.get(request)
             if reply is None:
-                reply = _answer(_loaded(self.model(), roots), messages, self.max_tokens)
+                reply = _answer(_loaded(self.model(), roots), messages, self.max_tokens, self.probabilities)
                 if reply.text is not None:
                     transcripts.put(request, reply)
             yield reply
@@ -77,7 +87,7 @@ def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
     return loaded
 
 
-def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Reply:
+def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int, graded: bool) -> Reply:
     import torch
     from jinja2 import TemplateError
 
@@ -94,7 +104,33 @@ def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tok
     if room is not None and read + max_tokens > room:
         return Reply(None, f"the question has {read} tokens and leaves no room for {max_tokens} more in {room}")
     with torch.no_grad():
-        written = judge.model.generate(  # type: ignore[operator]
-            **encoded, max_new_tokens=max_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
-        )[0, read:]
-    return Reply(str(tokenizer.decode(written, skip_special_tokens=True)), None, read, len(written))
+        made = judge.model.generate(  # type: ignore[operator]
+            **encoded,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+            return_dict_in_generate=True,
+            output_logits=graded,
+        )
+    written = made.sequences[0, read:]
+    text = str(tokenizer.decode(written, skip_special_tokens=True))
+    return Reply(text, None, read, len(written), ones=_ones(tokenizer, written, made.logits) if graded else None)
+
+
+def _ones(tokenizer: Any, written: Tensor, logits: Sequence[Tensor]) -> dict[int, float]:
+    """See `Reply.ones`. written [tokens], logits per token [1, vocabulary]."""
+    labels = {token: label for label in ("0", "1") for token in _tokens_of(tokenizer, label)}
+    steps, before = [], ""
+    for number, step in enumerate(logits[: len(written)]):
+        after = str(tokenizer.decode(written[: number + 1], skip_special_tokens=True))
+        likely = step[0].double().softmax(0)
+        alone = {label: float(sum(likely[t] for t, own in labels.items() if own == label)) for label in ("0", "1")}
+        steps.append((after[len(before) :], alone))
+        before = after
+    return ones_of(steps)
+
+
+def _tokens_of(tokenizer: Any, label: str) -> set[int]:
+    """Numbers of the tokens that are the label alone, with or without a space before it."""
+    encoded = (tokenizer.encode(text, add_special_tokens=False) for text in (label, f" {label}"))
+    return {ids[-1] for ids in encoded if str(tokenizer.decode(ids[-1:])).strip() == label}

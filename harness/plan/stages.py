@@ -45,7 +45,7 @@ def stages_of(cell: Cell, roots: Roots) -> CellStages:
 
 def cell_key(cell: Cell, stages: CellStages) -> str:
     """What determines a cell's numbers: its stages and the definitions of its metrics."""
-    metrics = [{**metric.plain(), "version": metric.version} for metric in cell.experiment.metrics]
+    metrics = [{**metric.determining(), "version": metric.version} for metric in cell.experiment.metrics]
     return digest("cell", {"stages": stage_keys(stages), "metrics": metrics})
 
 
@@ -170,7 +170,7 @@ def _study(
     payload = {
         "model": model,
         "sites": [site.plain() for site in experiment.sites],
-        "study": study.plain(),
+        "study": study.determining(),
         "subject": experiment.subject and experiment.subject.plain(),
         "identity": study.identity(experiment, roots),
         "version": study.version,

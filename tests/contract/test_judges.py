@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapters.judges.lexical import LexicalJudge
 from adapters.judges.openai import OpenAIJudge
 from adapters.judges.rules import RuleJudge
-from adapters.judges.transformers import TransformersJudge
+from adapters.judges.transformers import TransformersJudge, _ones
+from adapters.pocket.adapter import PocketModel
 from adapters.protocols import Judge, Reply, Roots
 from harness.canonical import canonical
 from harness.errors import NotAvailable
@@ -116,3 +119,17 @@ def test_the_reply_does_not_hold_the_question(chat_roots: Roots) -> None:
 def test_a_local_judge_stays_in_the_project(roots: Roots) -> None:
     with pytest.raises((NotAvailable, ValueError)):
         TransformersJudge(id="../../elsewhere").identity(roots)
+
+
+def test_the_local_model_says_how_sure_it_was_of_its_labels(roots: Roots) -> None:
+    """Logits as if `1` were three times as likely as `0`, at the two digits of a reply written in the pocket's tokens."""
+    tokenizer = PocketModel().load_tokenizer(roots)
+    written = torch.tensor(tokenizer.encode("[0, 1]", add_special_tokens=False))
+    likely = torch.full((1, len(tokenizer)), -50.0, dtype=torch.float64)
+    for label, weight in (("0", 1.0), ("1", 3.0)):
+        (token,) = tokenizer.encode(label, add_special_tokens=False)
+        likely[0, token] = math.log(weight)
+    ones = _ones(tokenizer, written, [likely] * len(written))
+    text = tokenizer.decode(written)
+    assert {text[place] for place in ones} == {"0", "1"}
+    assert list(ones.values()) == pytest.approx([0.75, 0.75])

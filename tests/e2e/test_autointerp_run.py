@@ -121,6 +121,33 @@ def test_a_budget_that_does_not_suffice_fails_the_cell_with_what_to_do(bench: Wo
     assert "stopped after 3 requests" in record.error.message
 
 
+def test_an_endpoint_that_dies_half_way_leaves_the_study_unfinished(
+    bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again, it gets only what was not answered, and the numbers are those of an undisturbed run."""
+    with serving(chat) as server:
+        judge = {"adapter": "openai", "base_url": server.url, "model": "m", "retries": 0}
+        prepared(bench, judge=judge)
+        assert command("run", "mine", "--results", "undisturbed").code == 0
+        everything = len(server.bodies)
+        monkeypatch.setattr(
+            server, "script", lambda n, body: {"hang_up": True} if n >= everything + 9 else chat(n, body)
+        )
+        done = command("run", "mine")
+        assert done.code != 0
+        (record,) = bench.records().values()
+        assert record.error is not None
+        assert "run again to ask only the rest" in record.error.message
+        kept = len(list((bench.root / "results/store/cache").rglob("*.json")))
+        assert 0 < kept <= 9
+        monkeypatch.setattr(server, "script", chat)
+        asked = len(server.bodies)
+        assert command("run", "mine").code == 0
+        assert len(server.bodies) - asked == everything - kept
+    undisturbed = bench.records("undisturbed")
+    assert [r.metrics for r in bench.records().values()] == [r.metrics for r in undisturbed.values()]
+
+
 @contextmanager
 def transformers_serving(folder: Path, log: Path) -> Iterator[str]:
     """`transformers serve` on a free port, until the block ends."""

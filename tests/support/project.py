@@ -112,9 +112,9 @@ class Workbench:
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         return self.write(f"specs/{name}.yaml", yaml.safe_dump(merged(EXPERIMENT, dotted), sort_keys=False))
 
-    def records(self) -> dict[str, Record]:
+    def records(self, results: str = "results") -> dict[str, Record]:
         """Every record by `name[label][seed]`."""
-        found = [read_record(path) for path in sorted((self.root / "results/records").rglob("*.json"))]
+        found = [read_record(path) for path in sorted((self.root / results / "records").rglob("*.json"))]
         return {f"{r.spec.name}[{r.label}][{r.seed}]": r for r in found}
 
     def weights(self) -> dict[str, bytes]:

@@ -12,18 +12,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from adapters.judges.answered import answered
 from adapters.judges.lexical import LexicalJudge
 from adapters.judges.openai import OpenAIJudge
 from adapters.judges.pace import Pace
 from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Reply, Roots
 from harness.errors import NotAvailable
-from harness.metrics.autointerp.answers import explanation_in, labels_in
+from harness.metrics.autointerp.answers import explanation_in, labels_in, probabilities_in
 from harness.metrics.autointerp.examples import Window
 from harness.metrics.autointerp.metric import Autointerp
 from tests.support.chat_server import Answer, Script, refused, said, serving
@@ -87,32 +89,121 @@ def test_a_timeout_is_retried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "attempts", "said_why"),
+    ("answer", "attempts", "said_why", "lost"),
     [
-        (refused(500), 4, "InternalServerError 500"),
-        (refused(429), 4, "RateLimitError 429"),
-        (refused(401), 1, "AuthenticationError 401"),
-        (refused(307, Location="http://127.0.0.1:9/v1"), 1, "307"),
-        ({"body": "{not json"}, 1, ""),
-        ({"body": "[]"}, 1, ""),
-        ({"body": '{"choices": []}'}, 1, "IndexError"),
-        ({"body": '{"choices": [{"message": null}]}'}, 1, "AttributeError"),
-        ({"body": "[" * 5000}, 1, ""),
-        (said(None), 1, "holds no text"),
-        (said(["a", "list"]), 1, "holds no text"),
+        (refused(500), 4, "InternalServerError 500", True),
+        (refused(429), 4, "RateLimitError 429", True),
+        (refused(401), 1, "AuthenticationError 401", True),
+        (refused(307, Location="http://127.0.0.1:9/v1"), 1, "307", True),
+        ({"hang_up": True}, 4, "Connection", True),
+        (refused(400), 1, "BadRequestError 400", False),
+        (refused(422), 1, "422", False),
+        ({"body": "{not json"}, 1, "", False),
+        ({"body": "[]"}, 1, "", False),
+        ({"body": '{"choices": []}'}, 1, "IndexError", False),
+        ({"body": '{"choices": [{"message": null}]}'}, 1, "AttributeError", False),
+        ({"body": "[" * 5000}, 1, "", False),
+        (said(None), 1, "holds no text", False),
+        (said(["a", "list"]), 1, "holds no text", False),
     ],
 )
 def test_what_stays_wrong_is_a_reply_with_an_error_and_not_kept(
-    tmp_path: Path, answer: Answer, attempts: int, said_why: str
+    tmp_path: Path, answer: Answer, attempts: int, said_why: str, lost: bool
 ) -> None:
     with serving(lambda number, body: answer) as server:
         (reply,) = ask(server.url, 1, tmp_path)
         assert reply.text is None
+        assert reply.lost is lost
         assert reply.error
         assert said_why in reply.error
         assert len(server.bodies) == attempts
         server.script = echo
         assert ask(server.url, 1, tmp_path)[0].text == "re question 0"
+
+
+def test_unanswered_requests_can_be_counted(tmp_path: Path) -> None:
+    with serving(lambda number, body: refused(500)) as server:
+        (reply,) = ask(server.url, 1, tmp_path, unanswered="count", retries=0)
+    assert reply.text is None
+    assert not reply.lost
+
+
+GOOD, LOST = Reply("yes"), Reply(None, "no connection", lost=True)
+UNREADABLE = Reply(None, "the answer holds no text")
+
+
+def test_replies_of_a_judge_that_is_there_pass() -> None:
+    assert list(answered([GOOD, UNREADABLE, GOOD], "m")) == [GOOD, UNREADABLE, GOOD]
+
+
+def test_a_judge_that_is_gone_is_given_up_at_once() -> None:
+    waiting = iter([GOOD, LOST, GOOD, *[LOST] * 20])
+    replies = answered(waiting, "m")
+    assert [next(replies) for _ in range(10)] == [GOOD, LOST, GOOD, *[LOST] * 7]
+    with pytest.raises(NotAvailable, match=r"the judge m did not answer 8 requests in a row \(first: no connection\)"):
+        next(replies)
+    assert len(list(waiting)) == 12
+
+
+def test_one_request_without_an_answer_is_said_when_all_others_were_asked() -> None:
+    replies = answered([GOOD, LOST, GOOD], "m")
+    assert [next(replies) for _ in range(3)] == [GOOD, LOST, GOOD]
+    with pytest.raises(NotAvailable, match="1 of 3 requests"):
+        next(replies)
+
+
+def test_what_says_how_to_ask_is_in_no_key() -> None:
+    asked = Autointerp(judge=judge("http://localhost:1/v1"), max_requests=5)
+    otherwise = Autointerp(judge=judge("http://localhost:1/v1", retries=9, timeout=1, concurrency=2, key_env="B"))
+    assert asked.determining() == otherwise.determining()
+    assert asked.determining() != Autointerp(judge=judge("http://localhost:1/v1", seed=1)).determining()
+    assert asked.plain() != otherwise.plain()
+
+
+def graded(text: str, tokens: list[tuple[str, dict[str, float]]]) -> Answer:
+    """A reply with log-probabilities."""
+    body = json.loads(said(text)["body"])
+    content = [
+        {"token": token, "logprob": -0.1, "top_logprobs": [{"token": t, "logprob": p} for t, p in others.items()]}
+        for token, others in tokens
+    ]
+    body["choices"][0]["logprobs"] = {"content": content}
+    return {"body": json.dumps(body)}
+
+
+def test_an_endpoint_that_gives_probabilities_is_asked_for_them(tmp_path: Path) -> None:
+    steps = [('{"answers": [', {}), ("1", {"1": -0.1, "0": -2.4}), (",", {}), (" 0", {" 0": -0.3, "1": -1.5})]
+    text = "".join(token for token, _ in steps)
+    with serving(lambda number, body: graded(text, steps)) as server:
+        (reply,) = ask(server.url, 1, tmp_path, probabilities=True)
+        (kept,) = ask(server.url, 1, tmp_path, probabilities=True)
+        assert server.bodies[0]["logprobs"] is True
+        assert len(server.bodies) == 1
+    sure = [np.exp(-0.1) / (np.exp(-0.1) + np.exp(-2.4)), np.exp(-1.5) / (np.exp(-0.3) + np.exp(-1.5))]
+    assert reply.ones == {13: pytest.approx(sure[0]), 16: pytest.approx(sure[1])}
+    assert kept.ones == reply.ones
+    assert probabilities_in(text + "]}", reply.ones, 2) == pytest.approx(tuple(sure))
+
+
+def test_probabilities_of_another_text_are_none(tmp_path: Path) -> None:
+    with serving(lambda number, body: graded("[1]", [("1", {"1": -0.1})])) as server:
+        (reply,) = ask(server.url, 1, tmp_path, probabilities=True)
+    assert reply.ones is None
+
+
+@pytest.mark.parametrize(
+    ("text", "ones", "expected"),
+    [
+        ('{"answers": [0, 1]}', {13: 0.2, 16: 0.9}, (0.2, 0.9)),
+        ('<think>{"answers": [1, 1]}</think> {"answers": [0, 1]}', {48: 0.2, 51: 0.9}, (0.2, 0.9)),
+        ('{"answers": [0, 1]}', {13: 0.2}, None),
+        ('{"answers": [0, 1]}', None, None),
+        ('{"answers": [true, false]}', {13: 0.2}, None),
+        ('{"answers": [0]}', {13: 0.2, 16: 0.9}, None),
+    ],
+)
+def test_probabilities_are_those_of_the_labels(text: str, ones: Any, expected: Any) -> None:
+    assert probabilities_in(text, ones, 2) == expected
 
 
 def test_one_failure_does_not_stop_the_others(tmp_path: Path) -> None:

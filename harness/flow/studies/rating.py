@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adapters.judges.answered import answered
 from adapters.protocols import Judge, Reply, Roots
 from harness.metrics.base import Array
 
@@ -23,7 +24,10 @@ INSTRUCTION = (
 def rated(
     texts: Sequence[str], theme: str, judge: Judge, roots: Roots, cache: Path, *, remove: bool
 ) -> dict[str, Array]:
-    """[texts] float64: `behaviour`, `coherence`, `total` in 0…1 (0 where not judged), and `judged` 1 or 0."""
+    """[texts] float64: `behaviour`, `coherence`, `total` in 0…1 (0 where not judged), and `judged` 1 or 0.
+
+    Raises NotAvailable when the judge is gone.
+    """
     scores = {name: _scores(texts, theme, question, judge, roots, cache) for name, question in QUESTIONS.items()}
     behaviour, coherence = scores["behaviour"], scores["coherence"]
     judged = np.isfinite(behaviour) & np.isfinite(coherence)
@@ -34,7 +38,8 @@ def rated(
 
 def _scores(texts: Sequence[str], theme: str, question: str, judge: Judge, roots: Roots, cache: Path) -> Array:
     requests = [_request(text, question.format(theme=theme)) for text in texts]
-    return np.array([_score(reply) for reply in judge.chat(requests, roots, cache)], dtype=np.float64)
+    replies = answered(judge.chat(requests, roots, cache), judge.label)
+    return np.array([_score(reply) for reply in replies], dtype=np.float64)
 
 
 def _request(text: str, question: str) -> list[Mapping[str, str]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from harness.section import Json
 
 LONGEST_EXPLANATION = 2000
 """Characters; longer ones are no explanation."""
 
+_LIST, _LABEL = re.compile(r'"answers"\s*:\s*\[([^\]]*)\]'), re.compile("[01]")
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _LONGEST_ANSWER = 200_000
 _TRIES = 200
@@ -24,6 +25,16 @@ def explanation_in(text: str) -> str | None:
         if isinstance(value := answer.get("explanation"), str) and 0 < len(value.strip()) <= LONGEST_EXPLANATION
     }
     return found.pop() if len(found) == 1 else None
+
+
+def probabilities_in(text: str, ones: Mapping[int, float] | None, count: int) -> tuple[float, ...] | None:
+    """The probability that each label of `labels_in` is 1; None where one is not known. `ones`: see `Reply.ones`."""
+    for start, stop, answer in _placed(text):
+        found = _LIST.search(text, start, stop) if "answers" in answer else None
+        places = [digit.start() for digit in _LABEL.finditer(text, *found.span(1))] if found else []
+        if len(places) == count and all(place in (ones or {}) for place in places):
+            return tuple(ones[place] for place in places) if ones else None
+    return None
 
 
 def labels_in(text: str, count: int) -> tuple[bool, ...] | None:
@@ -44,15 +55,21 @@ def _labels(value: Json, count: int) -> tuple[bool, ...] | None:
 
 def _objects(text: str) -> Iterator[dict[str, Json]]:
     """The JSON objects in a text, from left to right, whatever stands around them."""
-    text = _THOUGHTS.sub("", text[:_LONGEST_ANSWER])
+    return (value for *_, value in _placed(text))
+
+
+def _placed(text: str) -> Iterator[tuple[int, int, dict[str, Json]]]:
+    """The same with where each starts and ends. Thoughts become spaces, so that places stay what they are."""
+    text = _THOUGHTS.sub(lambda thought: " " * len(thought[0]), text[:_LONGEST_ANSWER])
     decoder, start = json.JSONDecoder(), 0
     for _ in range(_TRIES):
         start = text.find("{", start)
         if start < 0:
             return
         try:
-            value, start = decoder.raw_decode(text, start)
+            value, stop = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             start += 1
         else:
-            yield value
+            yield start, stop, value
+            start = stop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from adapters.judges.rules import RuleJudge
 from adapters.protocols import Judge
 from harness.lab import Lab
 from harness.metrics.autointerp.details import AutointerpDetails, BudgetDetails
@@ -24,7 +23,7 @@ def findings(
     """Runs the study at every budget."""
     details = run(lab, judge, protocol, domain, ledger, budgets)
     rows = max(len(budget.latents) for budget in details.budgets)
-    sums = [statistics(budget, rows, isinstance(judge, RuleJudge)) for budget in details.budgets]
+    sums = [statistics(budget, rows, judge.graded) for budget in details.budgets]
     return Findings(
         statistics={domain: {name: values for part in sums for name, values in part.items()}},
         details=details.plain(),

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.judges.answered import answered
 from adapters.judges.rules import RuleJudge
 from adapters.protocols import Judge, Reply, Roots
-from harness.metrics.autointerp.answers import explanation_in, labels_in
+from harness.metrics.autointerp.answers import explanation_in, labels_in, probabilities_in
 from harness.metrics.autointerp.examples import Case, Item
 from harness.metrics.autointerp.ledger import Ledger
-from harness.metrics.autointerp.prompts import ask, explain
+from harness.metrics.autointerp.prompts import Messages, ask, explain
 
 Progress = Callable[[int, int], None]
 
@@ -68,20 +69,24 @@ class Chat:
     progress: Progress
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
-        """First all explanations, then all questions about the latents that were explained."""
+        """First all explanations, then all questions about the latents that were explained.
+
+        Raises NotAvailable when the judge is gone, InvalidInput before a request that could exceed a limit.
+        """
         verdicts = [Verdict() for _ in cases]
-        prompts = [explain(case.active) for case in cases]
-        for verdict, reply in zip(verdicts, self.ledger.ask(self.judge, prompts, self.roots, self.cache), strict=True):
+        for verdict, reply in zip(verdicts, self._replies([explain(case.active) for case in cases]), strict=True):
             _explained(verdict, reply)
         self._ask(list(_batches(cases, verdicts)))
         return verdicts
 
     def _ask(self, batches: Sequence[_Batch]) -> None:
-        prompts = [ask(batch.verdict.explanation or "", batch.items) for batch in batches]
-        replies = self.ledger.ask(self.judge, prompts, self.roots, self.cache)
+        replies = self._replies([ask(batch.verdict.explanation or "", batch.items) for batch in batches])
         for done, (batch, reply) in enumerate(zip(batches, replies, strict=True), 1):
-            batch.take(reply)
+            batch.take(reply, self.judge.graded)
             self.progress(done, len(batches))
+
+    def _replies(self, prompts: Sequence[Messages]) -> Iterator[Reply]:
+        return answered(self.ledger.ask(self.judge, prompts, self.roots, self.cache), self.judge.label)
 
 
 @dataclass(frozen=True)
@@ -91,15 +96,18 @@ class _Batch:
     verdict: Verdict
     items: tuple[Item, ...]
 
-    def take(self, reply: Reply) -> None:
+    def take(self, reply: Reply, graded: bool) -> None:
         labels = None if reply.text is None else labels_in(reply.text, len(self.items))
+        given = probabilities_in(reply.text or "", reply.ones, len(self.items)) if labels and graded else labels
         self.verdict.requests += 1
         if labels is None:
             _failed(self.verdict, reply, "the answer is no list of one 0 or 1 per excerpt")
+        elif given is None:
+            _failed(self.verdict, reply, "the answer came without the probabilities of its labels")
         elif self.items[0].marks is None:
-            self.verdict.detection += tuple(map(float, labels))
+            self.verdict.detection += tuple(map(float, given))
         else:
-            self.verdict.fuzzing += tuple(map(float, labels))
+            self.verdict.fuzzing += tuple(map(float, given))
 
 
 def _batches(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> Iterator[_Batch]:

@@ -34,6 +34,7 @@ class Autointerp(BudgetedMetric, Study):
     """Detection and fuzzing of explanations of sampled latents, by a judge, with intervals over latents."""
 
     version: ClassVar[int] = 1
+    handling: ClassVar[frozenset[str]] = frozenset({"max_requests", "max_cost", "prices"})
 
     metric: Literal["autointerp"] = "autointerp"
     judge: Annotated[Judge, Choice("judges", "adapter")] = LexicalJudge()
@@ -79,7 +80,7 @@ class Autointerp(BudgetedMetric, Study):
         )
 
     def numbers(self) -> tuple[Estimator, ...]:
-        return estimators(self._params(), isinstance(self.judge, RuleJudge))
+        return estimators(self._params(), self.judge.graded)
 
     def domains(self, experiment: Experiment) -> tuple[str, ...]:
         return (self.domain or next(iter(experiment.dataset.eval)),)

@@ -135,7 +135,7 @@ class _Interview:
     def _detail(
         self, column: int, sampled: Sampled, case: Case | str, verdict: Verdict, materials: Materials
     ) -> LatentDetail:
-        latent, probabilities = int(sampled.latents[column]), isinstance(self.judge, RuleJudge)
+        latent, probabilities = int(sampled.latents[column]), self.judge.graded
         excluded = case if isinstance(case, str) else verdict.excluded
         asked = case if isinstance(case, Case) and excluded is None else None
         maximum = float(sampled.surveyed.maximum[latent])
