@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -84,10 +84,6 @@ class ModelAdapter(Section):
     def identity(self, roots: Roots) -> Json:
         """What determines the model's outputs: resolved revision or file digests, and dtype. Never a local path."""
 
-    def pinned(self, roots: Roots) -> Self:
-        """Itself with whatever may change (a branch) replaced by what it stands for now (a commit)."""
-        return self
-
     @abstractmethod
     def facts(self, roots: Roots) -> ModelFacts | None:
         """Shape of the model, or None when its configuration is not on this machine."""
@@ -123,10 +119,6 @@ class DatasetAdapter(Section):
     @abstractmethod
     def identity(self, roots: Roots) -> Json:
         """What determines the documents and their order (revision or file digests, field, split, seed)."""
-
-    def pinned(self, roots: Roots) -> Self:
-        """Itself with whatever may change (a branch) replaced by what it stands for now (a commit)."""
-        return self
 
     @abstractmethod
     def texts(self, roots: Roots) -> Iterator[str]:

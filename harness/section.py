@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from adapters.protocols import Roots
 
 Json = Any
 """Plain JSON data: dict, list, str, int, float, bool or None."""
@@ -34,3 +37,26 @@ class Section(BaseModel):
         made = {name: value for name, value in self.plain().items() if name not in self.handling}
         inner = ((name, getattr(self, name)) for name in made)
         return made | {name: value.determining() for name, value in inner if isinstance(value, Section)}
+
+    def pinned(self, roots: Roots) -> Self:
+        """Itself with whatever may change (a branch of a hub repository) replaced by what it stands for now (a commit).
+
+        Sections that name such a thing say how; all others ask the sections in their fields. Raises NotAvailable when
+        the hub must be asked and does not answer.
+        """
+        held = {name: getattr(self, name) for name in type(self).model_fields}
+        now = {name: _pinned(value, roots) for name, value in held.items()}
+        changed = {name: value for name, value in now.items() if value is not held[name]}
+        return self.model_copy(update=changed) if changed else self
+
+
+def _pinned(value: Any, roots: Roots) -> Any:
+    if isinstance(value, Section):
+        return value.pinned(roots)
+    if isinstance(value, tuple):
+        now: Any = tuple(_pinned(one, roots) for one in value)
+        return value if all(new is old for new, old in zip(now, value, strict=True)) else now
+    if isinstance(value, dict):
+        now = {name: _pinned(one, roots) for name, one in value.items()}
+        return value if all(now[name] is value[name] for name in value) else now
+    return value

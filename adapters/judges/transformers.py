@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -58,6 +58,10 @@ class TransformersJudge(Judge):
     def model(self) -> TransformersModel:
         """The model meant, as a section of its own."""
         return TransformersModel(id=self.id, revision=self.revision, dtype=self.dtype)
+
+    def pinned(self, roots: Roots) -> Self:
+        commit = self.model().pinned(roots).revision
+        return self if commit == self.revision else self.model_copy(update={"revision": commit})
 
     def identity(self, roots: Roots) -> Json:
         return {"transformers": self.model().identity(roots), "max_tokens": self.max_tokens, "version": _VERSION}

@@ -16,7 +16,7 @@ from harness.store.store import Store
 
 
 def prepare(project: Project, given: Iterable[str]) -> Plan:
-    """The plan for specs with every model pinned to what it is now. Raises SpecError or NotAvailable."""
+    """The plan for specs with everything from the hub pinned to what it is now. Raises SpecError or NotAvailable."""
     specs = [_pinned(spec, project) for spec in load_specs(project, given)]
     return make_plan(specs, Store(project.store), project.results, project.roots)
 
@@ -28,24 +28,12 @@ def compute(plan: Plan, project: Project, placement: Placement, report: Report) 
 
 
 def _pinned(spec: SpecFile, project: Project) -> SpecFile:
-    """The spec with branches of hub models and datasets replaced by the commits they stand for now."""
+    """The spec with branches of everything from the hub replaced by the commits they stand for now."""
     done: dict[int, Experiment] = {}  # cells that differ only in their seed share an experiment
     for cell in spec.cells:
         if id(cell.experiment) not in done:
-            done[id(cell.experiment)] = _pinned_experiment(cell.experiment, project)
+            done[id(cell.experiment)] = cell.experiment.pinned(project.roots)
     return replace(spec, cells=tuple(replace(cell, experiment=done[id(cell.experiment)]) for cell in spec.cells))
-
-
-def _pinned_experiment(experiment: Experiment, project: Project) -> Experiment:
-    roots, data = project.roots, experiment.dataset
-    texts = {
-        "train": data.train and data.train.pinned(roots),
-        "base": data.base and data.base.pinned(roots),
-        "eval": {name: dataset.pinned(roots) for name, dataset in data.eval.items()},
-    }
-    return experiment.model_copy(
-        update={"model": experiment.model.pinned(roots), "dataset": data.model_copy(update=texts)}
-    )
 
 
 def unfinished(plan: Plan, project: Project) -> dict[str, str]:

@@ -27,10 +27,12 @@ from adapters.transformers_model import TransformersModel
 from harness.activations.site import Site
 from harness.canonical import canonical
 from harness.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile
+from harness.metrics.autointerp.metric import Autointerp
 from harness.registry import sections
 from harness.sae import artifact
 from harness.sae.trainee import NativeTrainee
 from harness.sae.training import TrainingOptions
+from harness.steering.options import StackMethod
 from tests.support.project import Workbench, write_jsonl
 
 CPU = torch.device("cpu")
@@ -203,6 +205,27 @@ def test_a_hub_model_is_pinned_to_the_commit_its_cache_knows(
     assert hub.identity(roots) == hub.pinned(roots).identity(roots)
     (refs / "main").write_text("not a commit")
     assert hub.identity(roots)["revision"] == "main"
+
+
+def test_whatever_names_a_branch_is_pinned_however_deep(
+    roots: Roots, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for kind, commit in (("datasets", "d"), ("models", "e")):
+        refs = tmp_path / f"{kind}--a--b/refs"
+        refs.mkdir(parents=True)
+        (refs / "main").write_text(commit * 40)
+    problems = {"adapter": "huggingface", "id": "a/b"}
+    rl = {"method": "rl", "layers": "all", "problems": problems}
+    stack = StackMethod.model_validate({"method": "stack", "parts": [{"method": "none"}, rl]})
+    pinned = stack.pinned(roots)
+    assert pinned.parts[1].problems.revision == "d" * 40
+    assert pinned.parts[0] is stack.parts[0]
+    assert pinned.pinned(roots) is pinned
+    scored = Autointerp.model_validate({"judge": {"adapter": "transformers", "id": "a/b"}})
+    assert scored.pinned(roots).judge.revision == "e" * 40  # type: ignore[attr-defined]
+    lexical = Autointerp()
+    assert lexical.pinned(roots) is lexical
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
