@@ -124,7 +124,10 @@ def flow(
     ] = None,
     to: Annotated[Literal["html", "json", "dot", "graphml"], typer.Option(help="What to write.")] = "html",
     explanations: Annotated[
-        Path | None, typer.Option(help='JSON file of explanations: {"3.resid_post:17": "…"}.')
+        Path | None,
+        typer.Option(
+            help='JSON file {"3.resid_post:17": "…"}; by default those of autointerp studies of the same SAEs are shown.'
+        ),
     ] = None,
     results: Results = None,
     store: StoreFolder = None,

@@ -55,7 +55,7 @@ def sources_of(record: Record, project: Project, say: Say) -> Sources:
     experiment = experiment_of(record)
     sae = sae_of(record, experiment, project)
     store, notes = Store(project.store), []
-    autointerp = _autointerp(store, record)
+    autointerp = autointerp_of(store, record)
     surveys = _stored_surveys(store, record)
     model: LanguageModel | None = None
     try:
@@ -85,7 +85,8 @@ def _load(experiment: Experiment, project: Project) -> LanguageModel:
     return experiment.model.load(project.roots, torch.device("cpu"))
 
 
-def _autointerp(store: Store, record: Record) -> AutointerpDetails | None:
+def autointerp_of(store: Store, record: Record) -> AutointerpDetails | None:
+    """The record's stored autointerp study, or None. Raises RefusedFile when this version cannot read it."""
     found = stored_study(store, record, "autointerp")
     if found is None:
         return None

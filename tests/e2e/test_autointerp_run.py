@@ -20,17 +20,12 @@ from harness.metrics.autointerp.details import AutointerpDetails
 from harness.record import MetricValue
 from tests.conftest import Command
 from tests.support.chat_server import Answer, said, serving
-from tests.support.project import WORDS, Workbench, write_jsonl
+from tests.support.project import Workbench, random_words, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KEY = "sk-not-to-be-seen-in-any-file-55"
 SMALL = {"latents": 6, "explain_examples": 4, "test_examples": 6, "radius": 3}
-
-
-def random_words(count: int, length: int = 30, seed: int = 1) -> list[str]:
-    generator = np.random.default_rng(seed)
-    return [" ".join(generator.choice(WORDS, length)) for _ in range(count)]
 
 
 def prepared(bench: Workbench, **options: Any) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from harness.cli.app import run
@@ -48,6 +49,12 @@ def documents(count: int, start: int = 0, length: int = 24) -> list[str]:
         " ".join(WORDS[(7 * i + 3 * j + (i * j) % 5) % len(WORDS)] for j in range(length))
         for i in range(start, start + count)
     ]
+
+
+def random_words(count: int, length: int = 30, seed: int = 1) -> list[str]:
+    """Texts of random words of the tiny model's vocabulary."""
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(WORDS, length)) for _ in range(count)]
 
 
 def write_jsonl(path: Path, texts: list[str]) -> None:

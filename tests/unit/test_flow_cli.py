@@ -8,8 +8,9 @@ from typing import Any
 import networkx as nx
 import pytest
 
+from harness.report.explanations import explained
 from tests.conftest import Command
-from tests.support.project import Workbench
+from tests.support.project import Workbench, random_words, write_jsonl
 
 FLOW: dict[str, Any] = {
     "layer": None,
@@ -37,6 +38,22 @@ def test_a_flow_cell_gets_a_row_a_page_and_exports(bench: Workbench, command: Co
         assert command("report", "flow", "flow", "--latent", "1:3", "--to", to, "-o", str(target)).code == 0
     assert "1.resid_post:3" in nx.read_graphml(bench.root / "graph.graphml").nodes
     assert json.loads((bench.root / "graph.json").read_text("utf-8"))["seed"] == "1.resid_post:3"
+
+
+def test_the_page_tells_what_an_autointerp_study_of_the_same_sae_found(bench: Workbench, command: Command) -> None:
+    flow = bench.spec("flow", **FLOW)
+    write_jsonl(bench.root / "data/many.jsonl", random_words(64))
+    texts = {"adapter": "files", "path": "data/many.jsonl", "documents": 64, "context": 32}
+    small = {"latents": 4, "explain_examples": 4, "test_examples": 6, "radius": 3, "domain": "many"}
+    scored = bench.spec("scored", layer=1, dataset__eval__many=texts, metrics=[{"autointerp": small}])
+    assert command("run", str(flow), str(scored), "--executor", "inline").code == 0
+    found = explained(bench.records()["flow[][0]"], bench.project)
+    assert found
+    node, text = next(iter(found.items()))
+    assert node.startswith("1.resid_post:")
+    assert command("report", "flow", "flow", "--latent", node).code == 0
+    page = next((bench.root / "results/pages").glob("*-flow.html")).read_text("utf-8")
+    assert text.split("'")[0] in page
 
 
 def test_what_cannot_be_shown_is_said_in_one_line(bench: Workbench, command: Command) -> None:
