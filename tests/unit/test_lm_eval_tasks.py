@@ -68,6 +68,16 @@ def test_a_group_has_members() -> None:
     assert "minerva_math_algebra" in names
 
 
+def test_answers_in_latex_can_be_scored_here() -> None:
+    """lm-eval's MATH tasks and the rewards of training want parsers that one version of antlr serves alike."""
+    from lm_eval.tasks.minerva_math.utils import process_results
+
+    right = r"Final Answer: The final answer is $\frac{2}{4}$. I hope it is correct."
+    asked = {"answer": r"\frac{1}{2}", "solution": r"so it is \boxed{\frac{1}{2}}"}
+    assert process_results(asked, [right]) == {"exact_match": 1, "math_verify": 1}
+    assert process_results({**asked, "answer": "3", "solution": r"\boxed{3}"}, [right])["math_verify"] == 0
+
+
 def test_an_unknown_task_is_refused_with_similar_names() -> None:
     with pytest.raises(InvalidInput, match=r"no task or group 'gsm9k'; did you mean .*gsm8k"):
         find("gsm9k")
