@@ -82,6 +82,8 @@ class Subject(Section):
 
     version: ClassVar[int] = 1
     """Raised when the same section and parents give other content."""
+    many_sites: ClassVar[bool] = False
+    """Whether it stands on SAEs at several places, one for each of the spec's `layers:`."""
 
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         """What determines the content, besides the model, the cell's SAEs and its seed; by default every field."""

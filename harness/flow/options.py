@@ -51,6 +51,7 @@ class Flow(Subject):
     """Maps between the SAE latents of neighbouring sites (Feature Flow, arXiv 2502.03032)."""
 
     version: ClassVar[int] = 1
+    many_sites: ClassVar[bool] = True
 
     matching: Matching = "cosine"
     """Which latent matches: `cosine` and `folded` take the nearest decoder rows, `encoder` compares decoder rows with

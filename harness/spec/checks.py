@@ -48,12 +48,12 @@ def _sections(experiment: Experiment) -> Iterator[Finding]:
         yield ("sae",), "is required: an SAE, or a `steering:` or `flow:` section"
     if experiment.steering and experiment.flow:
         yield ("flow",), "`steering:` and `flow:` are experiments of their own; use two specs"
-    if experiment.flow:
+    if experiment.many_sites:
         yield from _flow_places(experiment)
     elif experiment.layers or experiment.sae_at:
         yield (
             ("layers" if experiment.layers else "sae_at",),
-            "several places are for `flow:`; use `layer:` or add `flow:`",
+            "several places are for `flow:` and `method: flow`; use `layer:` or add one of them",
         )
     elif experiment.sae and experiment.layer is None:
         yield ("layer",), "is required: the decoder block at which the SAE reads"
@@ -61,7 +61,7 @@ def _sections(experiment: Experiment) -> Iterator[Finding]:
     for number, metric in enumerate(experiment.metrics):
         for name in sorted(metric.needs - present):
             yield ("metrics", number), f"the metric {metric.metric!r} needs a `{name}:` section"
-        if experiment.flow and not isinstance(metric, Study):
+        if experiment.many_sites and not isinstance(metric, Study):
             yield ("metrics", number), f"the metric {metric.metric!r} measures one SAE; a flow spec has one per place"
 
 

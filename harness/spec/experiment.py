@@ -106,7 +106,7 @@ class Experiment(Section):
     layer: Site | None = None
     """Where the SAE reads: a decoder block (an integer, its output is meant), `3.mlp_out` or `{index, point}`."""
     layers: tuple[Site, ...] = ()
-    """Several such places, for `flow`: one SAE each."""
+    """Several such places, for `flow:` and `method: flow`: one SAE each."""
     dataset: Data = Data()
     """Texts to train on and to measure on."""
     sae: Sae | None = None
@@ -129,11 +129,16 @@ class Experiment(Section):
         """Where its SAEs read; empty without one."""
         if self.sae is None:
             return ()
-        return self.layers if self.flow else (self.layer,) if self.layer else ()
+        return self.layers if self.many_sites else (self.layer,) if self.layer else ()
+
+    @property
+    def many_sites(self) -> bool:
+        """Whether it has one SAE for each of its `layers`."""
+        return self.subject is not None and self.subject.many_sites
 
     def section_at(self, site: Site) -> Variant | LoadedSae:
         """The section of the SAE that reads at `site`."""
-        section = self.sae_at.get(site.point, self.sae) if self.flow else self.sae
+        section = self.sae_at.get(site.point, self.sae) if self.many_sites else self.sae
         assert isinstance(section, Variant | LoadedSae)  # there are sites only with an SAE
         return section.at(site.index) if isinstance(section, LoadedSae) else section
 

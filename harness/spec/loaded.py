@@ -32,7 +32,7 @@ def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots)
 def _places(experiment: Experiment) -> Iterator[tuple[Path_, LoadedSae, Site]]:
     """Every loaded SAE with where the spec puts it."""
     for site in experiment.sites:
-        special = experiment.flow is not None and site.point in experiment.sae_at
+        special = experiment.many_sites and site.point in experiment.sae_at
         path: Path_ = ("sae_at", site.point) if special else ("sae",)
         yield from ((where, section, site) for where, section in _loaded(experiment.section_at(site), path))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import networkx as nx
 import pytest
+from safetensors.torch import load_file
 
 from harness.report.explanations import explained
 from tests.conftest import Command
@@ -38,6 +39,22 @@ def test_a_flow_cell_gets_a_row_a_page_and_exports(bench: Workbench, command: Co
         assert command("report", "flow", "flow", "--latent", "1:3", "--to", to, "-o", str(target)).code == 0
     assert "1.resid_post:3" in nx.read_graphml(bench.root / "graph.graphml").nodes
     assert json.loads((bench.root / "graph.json").read_text("utf-8"))["seed"] == "1.resid_post:3"
+
+
+def test_a_flow_is_a_steering_vector_like_any_other(bench: Workbench, command: Command) -> None:
+    """One vector for each layer that has an SAE, with the row, the receipt and the file of every other method."""
+    steered = {"method": "flow", "latents": ["1:3"], "matching": FLOW["flow"], "schedule": "linear", "strength": 3}
+    path = bench.spec("steered", layer=None, layers=[0, 1], steering=steered, metrics=["capability_cost"])
+    done = command("run", str(path), "--executor", "inline")
+    assert done.code == 0, done.err
+    (record,) = bench.records().values()
+    assert record.status == "ok", record.error
+    told = {v.id: v.value for v in record.metrics if v.params.get("scale") in (1, None)}
+    assert told["capability_cost.kl"] > 0
+    assert command("export-vectors", "steered", "-o", str(bench.root / "v.safetensors")).code == 0
+    vectors = load_file(bench.root / "v.safetensors")
+    assert sorted(vectors) == ["layer.0", "layer.1"]
+    assert [float(v.norm()) for _, v in sorted(vectors.items())] == pytest.approx([3, 1])
 
 
 def test_the_page_tells_what_an_autointerp_study_of_the_same_sae_found(bench: Workbench, command: Command) -> None:

@@ -20,13 +20,14 @@ from harness.registry import Choice, sections
 from harness.steering.options import SteeringMethod
 
 REAL = Path(__file__).parents[3] / "shared/real"
-EXPERIMENT: Any = SimpleNamespace(dataset=SimpleNamespace(eval={}))
+EXPERIMENT: Any = SimpleNamespace(dataset=SimpleNamespace(eval={}, train=None), sites=())
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": {"text": " So"},
     "random": {"norm": 2.0},
     "contrastive": {"positive": ["good"], "negative": ["bad"]},
     "sae_latent": {"latent": 3},
+    "flow": {"latents": ["1:3"]},
     "rl": {"problems": {"adapter": "pocket"}},
     "lora": {"problems": {"adapter": "pocket"}, "rank": 4},
     "load": {"path": "v.gguf"},
@@ -53,15 +54,18 @@ def roots(tmp_path: Path) -> Roots:
 
 
 def test_every_registered_method_is_tried_here() -> None:
-    assert METHODS.keys() >= {name for name, cls in sections("methods").items() if "harness.steering" in cls.__module__}
+    assert METHODS.keys() >= {
+        name for name, cls in sections("methods").items() if cls.__module__.startswith("harness.")
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_are_read_and_written_alike(method: str, roots: Roots) -> None:
     made = section(method)
     stated = {name: value for name, value in made.plain().items() if name in made.model_fields_set}
-    again = TypeAdapter[Any](Annotated[Any, Choice("methods", "method")]).validate_json(json.dumps(stated), strict=True)
-    assert again == made
+    choice = TypeAdapter[Any](Annotated[Any, Choice("methods", "method")])
+    for written in (stated, made.plain()):  # as in a spec, and as in jobs and records
+        assert choice.validate_json(json.dumps(written), strict=True) == made
     assert made.made_of(EXPERIMENT, roots)
     json.dumps(made.plain())
 
@@ -103,6 +107,9 @@ def test_a_loaded_vector_is_its_bytes_and_not_its_path(roots: Roots) -> None:
         ("rl", {"reward": "vibes"}, "number"),
         ("lora", {"scope": "first"}, "absolute scale"),
         ("sae_latent", {"layers": 2}, "that of the SAE"),
+        ("flow", {"layers": 2}, "those of its paths"),
+        ("flow", {"latents": ["three"]}, "match pattern"),
+        ("flow", {"latents": []}, "at least 1"),
         ("stack", {"scale": 2.0}, "in the parts"),
         ("stack", {"parts": [{"method": "nonsense"}]}, "nonsense"),
         ("rl", {"scale": float("inf")}, "finite"),

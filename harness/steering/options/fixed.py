@@ -179,7 +179,7 @@ class StackMethod(SteeringMethod):
 
     @model_validator(mode="after")
     def _own_use(self) -> Any:
-        if set(self.of_use | {"layers"}) & self.model_fields_set:
+        if any(getattr(self, name) != type(self).model_fields[name].default for name in self.of_use | {"layers"}):
             raise ValueError("layers, scale, relative and scope stand in the parts of a stack")
         return self
 

@@ -90,7 +90,7 @@ class SaeLatentMethod(SteeringMethod):
 
     @model_validator(mode="after")
     def _layer_of_sae(self) -> Any:
-        if "layers" in self.model_fields_set:
+        if self.layers != "all":
             raise ValueError("the layer of an SAE latent is that of the SAE")
         return self
 
