@@ -1,4 +1,4 @@
-"""CPU kernels for sparse latents, compiled by numba; `harness.sae.sparse` falls back to torch where they cannot run.
+"""CPU kernels for sparse latents, compiled by numba; `harness.sae.backends` falls back to torch where they cannot run.
 
 Every kernel works on a range `lo..hi` of rows, latents or slices that only one thread writes, and walks it in a fixed
 order: results do not depend on the number of threads. Ranges are run on Python threads (the kernels release the GIL),

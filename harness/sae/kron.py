@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.sae import kernels, pair_kernels
+from harness.sae.backends import backend
 from harness.sae.codes import Codes
 from harness.sae.encoders import Encoder, centred, unit_rows
 from harness.sae.rules import top_of_batch
@@ -87,19 +87,7 @@ class KronEncoder(Encoder):
 
         `pruned=False` looks at every pair; the result is the same.
         """
-        if not kernels.usable(pre):
-            return self._strongest_torch(pre, k)
-        codes = Codes(pre.new_empty(len(pre), k), torch.empty(len(pre), k, dtype=torch.int64))
-        signed, arrays = self.kernel == "product", [kernels.array(t) for t in codes]
-        arguments = (kernels.array(pre), self.m, self.n, signed, pruned, *arrays)
-        kernels.share(pair_kernels.top_pairs, kernels.even(len(pre)), *arguments)
-        return codes
-
-    def _strongest_torch(self, pre: Tensor, k: int) -> Codes:
-        heads = pre.view(len(pre), self.heads, self.m + self.n)
-        u, v = heads[..., : self.m, None], heads[..., None, self.m :]
-        products = (u * v).relu() if self.kernel == "product" else u.relu() * v.relu()
-        return Codes(*products.reshape(len(pre), -1).topk(k, dim=1))
+        return backend(pre).top_pairs(pre, self.m, self.n, self.kernel == "product", k, pruned)
 
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None = None) -> Tensor:
         pre = F.linear(x if shift is None else x - shift, self.weight, self.bias)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from harness.sae import kernels, prefix_kernels
+from harness.sae.backends import backend
 from harness.sae.codes import Codes
 from harness.sae.dictionary import Fit
-from harness.sae.memory import gradients
 
 
 class _PrefixLoss(Function):
@@ -24,8 +23,8 @@ class _PrefixLoss(Function):
     def forward(
         ctx: Any, values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, shares: Tensor
     ) -> tuple[Tensor, Tensor]:
-        start = torch.zeros_like(x) if bias is None else bias.detach().expand_as(x).contiguous()
-        losses, reconstruction = _forward(values, indices, weight, x, shares, start)
+        reconstruction = x.new_zeros(x.shape) if bias is None else bias.detach().repeat(len(x), 1)
+        losses = backend(values, weight, x).prefix_losses(values, indices, weight, x, shares, reconstruction)
         ctx.save_for_backward(values, indices, weight, x, shares, reconstruction)
         ctx.mark_non_differentiable(reconstruction)
         return losses.sum() / len(x), reconstruction
@@ -34,49 +33,9 @@ class _PrefixLoss(Function):
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, weight, x, shares, reconstruction = ctx.saved_tensors
         scaled = shares * (2 * dloss / len(x))
-        dweight, dvalues, dbias = _backward(values, indices, weight, x, scaled, reconstruction)
+        tensors = (values, indices, weight, x, scaled, reconstruction)
+        dvalues, dweight, dbias = backend(values, weight, x).prefix_backward(*tensors)
         return dvalues, None, dweight, dbias if ctx.needs_input_grad[3] else None, None, None
-
-
-def _forward(
-    values: Tensor, indices: Tensor, weight: Tensor, x: Tensor, shares: Tensor, reconstruction: Tensor
-) -> tuple[Tensor, Tensor]:
-    if kernels.usable(values, weight, x):
-        losses = values.new_empty(len(x))
-        arrays = [kernels.array(t) for t in (values, indices, weight, x, shares, reconstruction, losses)]
-        kernels.share(prefix_kernels.prefix_loss, kernels.even(len(x)), *arrays)
-        return losses, reconstruction
-    losses = shares[:, 0] * (x - reconstruction).pow(2).sum(1)
-    for r in range(values.shape[1]):
-        reconstruction.addcmul_(values[:, r, None], weight[indices[:, r]])
-        losses = losses + shares[:, r + 1] * (x - reconstruction).pow(2).sum(1)
-    return losses, reconstruction
-
-
-def _backward(
-    values: Tensor, indices: Tensor, weight: Tensor, x: Tensor, shares: Tensor, reconstruction: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dweight = gradients.take(weight.shape[0], weight.shape[1], like=weight).zero_()
-    if not kernels.usable(values, weight, x):
-        return _torch_backward(values, indices, weight, reconstruction - x, shares, dweight)
-    slices = -(-x.shape[1] // prefix_kernels.SLICE)
-    dvalues, dbias = values.new_zeros(slices, *values.shape), x.new_zeros(x.shape[1])
-    arrays = [kernels.array(t) for t in (values, indices, weight, x, shares, reconstruction, dweight, dvalues, dbias)]
-    kernels.share(prefix_kernels.prefix_backward, kernels.even(slices), *arrays)
-    return dweight, dvalues.sum(0), dbias
-
-
-def _torch_backward(
-    values: Tensor, indices: Tensor, weight: Tensor, current: Tensor, shares: Tensor, dweight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dvalues, suffix = torch.zeros_like(values), torch.zeros_like(current)
-    for r in range(values.shape[1] - 1, -1, -1):
-        rows, value = weight[indices[:, r]], values[:, r, None]
-        suffix = suffix + shares[:, r + 1, None] * current
-        dvalues[:, r] = (rows * suffix).sum(1) * (value[:, 0] != 0)
-        dweight.index_add_(0, indices[:, r], value * suffix)
-        current = current - value * rows
-    return dweight, dvalues, (suffix + shares[:, :1] * current).sum(0)
 
 
 def prefix_loss(codes: Codes, weight: Tensor, bias: Tensor | None, x: Tensor, shares: Tensor) -> Fit:

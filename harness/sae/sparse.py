@@ -4,21 +4,21 @@ Pre-activations are computed without an autograd graph and only to choose latent
 gradients from `attach`. No other tensor of shape [batch, width] exists, and no dense latents. Weights are stored as
 one contiguous row per latent: encoder [width, d_in], decoder [width, d_in].
 
-On CPUs the work is done by `harness.sae.kernels` (numba); elsewhere, or without numba, by torch operations with the
-same results up to rounding. There are no Triton kernels yet: on accelerators the torch operations run.
+The products are computed by one of `harness.sae.backends`: numba kernels on CPUs, Triton kernels on CUDA, torch operations
+elsewhere, with the same results up to rounding. The Triton kernels have been checked in Triton's interpreter and compiled
+for compute capability 8.0 and 9.0, but never run or timed on a GPU. On CUDA the selection itself stays with torch.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F
 
-from harness.sae import kernels
+from harness.sae.backends import backend
+from harness.sae.backends.torch_ops import embedding_sum
 from harness.sae.codes import Codes
 from harness.sae.memory import gradients, scratch
 
@@ -42,7 +42,8 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
         step = rows_per_chunk(weight.shape[0])
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            top_rows(preactivations(x[part], weight, bias), values[part], indices[part])
+            pre = preactivations(x[part], weight, bias)
+            backend(pre).top_rows(pre, values[part], indices[part])
     return Codes(values, indices)
 
 
@@ -50,46 +51,6 @@ def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`weight · x + bias` [N, width] in a buffer that the next call overwrites; no gradients."""
     out = scratch(x.shape[0], weight.shape[0], like=x)
     return torch.addmm(bias.detach(), x.detach(), weight.detach().t(), out=out)
-
-
-def top_rows(pre: Tensor, values: Tensor, indices: Tensor) -> None:
-    """Writes the k largest of every row of `pre` [N, width] and their columns, descending; k from `values` [N, k]."""
-    if kernels.usable(pre):
-        out = kernels.array(values), kernels.array(indices)
-        kernels.share(kernels.top_rows, kernels.even(len(pre)), kernels.array(pre), *out)
-    else:
-        torch.topk(pre, values.shape[1], dim=1, out=(values, indices))
-
-
-def latent_major(indices: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(starts [width + 1], order [entries]): the entries of latent l are order[starts[l] : starts[l + 1]]."""
-    flat = indices.reshape(-1)
-    if flat.device.type == "cpu" and kernels.COMPILED:
-        starts, order = np.zeros(width + 1, np.int64), np.empty(flat.numel(), np.int64)
-        kernels.count_sort(kernels.array(flat), starts, order)
-        return torch.from_numpy(starts), torch.from_numpy(order)
-    sorted_latents, sorted_entries = flat.sort(stable=True)
-    return torch.searchsorted(sorted_latents, torch.arange(width + 1, device=flat.device)), sorted_entries
-
-
-def latent_product(starts: Tensor, order: Tensor, values: Tensor, tokens: Tensor) -> Tensor:
-    """Σ over a latent's entries of value · tokens[n]: [width, d_in], as one CSR product (torch path)."""
-    rows = order // values.shape[1]
-    shape = (len(starts) - 1, tokens.shape[0])
-    matrix = torch.sparse_csr_tensor(starts, rows, values.reshape(-1)[order], shape, check_invariants=False)
-    return matrix @ tokens
-
-
-def gathered_dots(weight: Tensor, indices: Tensor, g: Tensor) -> Tensor:
-    """<weight[indices[n, a]], g[n]> [N, A], gathered in chunks (torch path)."""
-    step = max(1, CHUNK // (indices.shape[1] * weight.shape[1]))
-    parts = [slice(start, start + step) for start in range(0, len(g), step)]
-    return torch.cat([torch.bmm(weight[indices[p]], g[p].unsqueeze(2)).squeeze(2) for p in parts])
-
-
-def embedding_sum(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
-    """Σ_a values[n, a] · weight[indices[n, a]] [N, d_in] (torch path)."""
-    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
 
 
 class _Attach(Function):
@@ -102,21 +63,11 @@ class _Attach(Function):
     @staticmethod
     def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
         indices, x, weight = ctx.saved_tensors
-        dweight, dbias = _encoder_gradients(dvalues.contiguous(), indices, x, weight.shape[0])
+        dvalues = dvalues.contiguous()
+        dweight, dbias = backend(dvalues, x).encode_backward(dvalues, indices, x, weight.shape[0])
         dx = embedding_sum(dvalues, indices, weight) if ctx.needs_input_grad[2] else None
         dshift = -(dbias @ weight) if ctx.centred and ctx.needs_input_grad[5] else None
         return None, None, dx, dweight, dbias, dshift
-
-
-def _encoder_gradients(dvalues: Tensor, indices: Tensor, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    starts, order = latent_major(indices, width)
-    if not kernels.usable(dvalues, x):
-        dbias = dvalues.new_zeros(width).index_add_(0, indices.reshape(-1), dvalues.reshape(-1))
-        return latent_product(starts, order, dvalues, x), dbias
-    dweight, dbias = gradients.take(width, x.shape[1], like=x), dvalues.new_empty(width)
-    arrays = [kernels.array(t) for t in (starts, order, dvalues, x, dweight, dbias)]
-    kernels.share(kernels.encode_backward, kernels.by_entries(arrays[0]), *arrays)
-    return dweight, dbias
 
 
 def attach(codes: Codes, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Codes:
@@ -133,22 +84,12 @@ class _Decode(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(values, indices, weight)
-        if not kernels.usable(values, weight):
-            return embedding_sum(values, indices, weight)
-        out = values.new_zeros(values.shape[0], weight.shape[1])
-        arrays = [kernels.array(t) for t in (values, indices, weight, out)]
-        kernels.share(kernels.decode, kernels.even(len(out)), *arrays)
-        return out
+        return backend(values, weight).decode(values, indices, weight)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, weight = ctx.saved_tensors
-        starts, order = latent_major(indices, weight.shape[0])
-        if not kernels.usable(values, weight):
-            return gathered_dots(weight, indices, g) * (values != 0), None, latent_product(starts, order, values, g)
-        dweight, dvalues = gradients.take(weight.shape[0], weight.shape[1], like=weight), torch.zeros_like(values)
-        arrays = [kernels.array(t) for t in (starts, order, values, weight, g, dweight, dvalues)]
-        kernels.share(kernels.decode_backward, kernels.by_entries(arrays[0]), *arrays)
+        dvalues, dweight = backend(values, weight).decode_backward(values, indices, weight, g)
         if ctx.needs_input_grad[2]:
             return dvalues, None, dweight
         gradients.give(dweight)

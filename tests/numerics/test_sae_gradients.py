@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(params=["kernels", "torch"])
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr("harness.sae.kernels.COMPILED", False)
+        monkeypatch.setattr("harness.sae.backends.FORCED", "torch")
 
 
 def made(options: Variant, *bases: TrainableSAE) -> TrainableSAE:

@@ -1,0 +1,67 @@
+"""Which implementation computes the sparse products: numba on CPUs, Triton on CUDA, torch everywhere else.
+
+`backend(...)` is asked with the tensors at hand. Triton is only imported once a tensor lies on a CUDA device, and where
+it is missing or cannot run there, torch's operations do the same. The environment variable LATENTBENCH_KERNELS forces
+one choice: `torch`, or `triton`, which on CPU tensors needs Triton's interpreter (TRITON_INTERPRET=1).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from harness.errors import InvalidInput, NotAvailable
+from harness.sae import kernels
+from harness.sae.backends.base import Backend
+from harness.sae.backends.numba_ops import NumbaBackend
+from harness.sae.backends.torch_ops import TorchBackend
+
+FORCED = os.environ.get("LATENTBENCH_KERNELS", "")
+NUMBA, TORCH = NumbaBackend(), TorchBackend()
+
+
+def backend(*tensors: Tensor) -> Backend:
+    """The implementation for products of `tensors`. Raises InvalidInput or NotAvailable for a choice that cannot be."""
+    if FORCED:
+        return _forced(FORCED)
+    if kernels.usable(*tensors):
+        return NUMBA
+    return _on(tensors[0].device) if all(map(_for_triton, tensors)) else TORCH
+
+
+def _for_triton(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.version.hip is None and tensor.dtype in (torch.float32, torch.float64)
+
+
+def _forced(name: str) -> Backend:
+    if name == "torch":
+        return TORCH
+    if name != "triton":
+        raise InvalidInput(f"LATENTBENCH_KERNELS is {name!r}: use torch or triton, or leave it unset")
+    if find_spec("triton") is None:
+        raise NotAvailable("LATENTBENCH_KERNELS is triton, which is not installed: pip install triton")
+    return _triton()
+
+
+@lru_cache(maxsize=1)
+def _triton() -> Backend:
+    from harness.sae.backends.triton_ops import TritonBackend
+
+    return TritonBackend()
+
+
+@lru_cache(maxsize=16)
+def _on(device: torch.device) -> Backend:
+    """Triton's kernels if a first one runs on `device`, otherwise torch's operations."""
+    if find_spec("triton") is None:
+        return TORCH
+    try:
+        one = torch.ones(1, 1, device=device)
+        _triton().decode(one, torch.zeros(1, 1, dtype=torch.int64, device=device), one).sum().item()
+    except Exception:  # an old card, driver or missing compiler fails in many ways; training must not end for it
+        return TORCH
+    return _triton()
