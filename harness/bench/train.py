@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from harness.activations.site import Site
 from harness.errors import NotAvailable
+from harness.sae.backends import forced
 from harness.sae.base import TrainableSAE
 from harness.sae.options import HierarchicalTopKOptions, KronOptions, TopKOptions, Variant
 from harness.sae.trainee import NativeTrainee
@@ -26,6 +27,8 @@ from harness.sae.training import TrainingOptions
 
 REFERENCE = "sae-lens TopK"
 OURS = "TopK"
+TORCH_PATH = ", torch"
+"""Ends the names of our steps on torch's operations."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Timing:
     """Median over rounds of (sae-lens' seconds / this candidate's)."""
     cost_over_topk: float
     """Median over rounds of (this candidate's seconds / our TopK's with the same k and width)."""
+    speedup_over_torch: float | None
+    """Median over rounds of (seconds of the same step on torch's operations / this candidate's), where both are timed."""
 
 
 Step = Callable[[], None]
@@ -65,15 +70,20 @@ def compare(
     seed: int = 0,
     sae_lens: bool = True,
     clock: Callable[[], float] = perf_counter,
+    device: str = "cpu",
+    torch_path: bool = False,
 ) -> list[Timing]:
     """Times a full optimiser step of every candidate, `rounds` times interleaved after one warm-up round.
 
     All read the same random hidden states and clip, step Adam and count firing latents. On a busy machine, where
-    threads wait for each other, `clock=time.process_time` with one torch thread compares the work itself. Raises
-    NotAvailable when sae-lens is asked for and missing.
+    threads wait for each other, `clock=time.process_time` with one torch thread compares the work itself. `torch_path`
+    adds our steps on torch's operations instead of the kernels. Raises NotAvailable when sae-lens is asked for and
+    missing.
     """
-    x = torch.randn(shape.batch, shape.d_in, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(shape.batch, shape.d_in, generator=torch.Generator().manual_seed(seed)).to(device)
     steps = candidates(shape, x)
+    if torch_path:
+        steps |= {name + TORCH_PATH: on_torch(step) for name, step in candidates(shape, x).items()}
     if sae_lens:
         steps[REFERENCE] = sae_lens_step(shape, x)
     for step in steps.values():
@@ -83,8 +93,20 @@ def compare(
         for name, step in steps.items():
             start = clock()
             step()
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
             times[name].append(clock() - start)
     return [_timing(shape, name, times) for name in steps]
+
+
+def on_torch(step: Step) -> Step:
+    """`step` on torch's operations instead of the kernels."""
+
+    def run() -> None:
+        with forced("torch"):
+            step()
+
+    return run
 
 
 def candidates(shape: Shape, x: Tensor) -> dict[str, Step]:
@@ -116,11 +138,11 @@ def sae_lens_step(shape: Shape, x: Tensor) -> Step:
         from sae_lens.saes.sae import TrainStepInput
     except ImportError as error:
         raise NotAvailable("the comparison needs sae-lens: pip install sae-lens") from error
-    config = TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.width, k=shape.k)
+    config = TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.width, k=shape.k, device=str(x.device))
     sae: Any = TopKTrainingSAE(config)
     adam = torch.optim.Adam(sae.parameters(), lr=1e-4)
-    dead = torch.zeros(shape.width, dtype=torch.bool)
-    silent = torch.zeros(shape.width)
+    dead = torch.zeros(shape.width, dtype=torch.bool, device=x.device)
+    silent = torch.zeros(shape.width, device=x.device)
 
     def step() -> None:
         given = TrainStepInput(
@@ -168,5 +190,7 @@ def _timing(shape: Shape, name: str, times: dict[str, list[float]]) -> Timing:
     faster = median(a / b for a, b in zip(times[REFERENCE], own, strict=True)) if REFERENCE in times else None
     against = f"TopK (k={min(64, shape.width)})" if "Hierarchical" in name else OURS
     dearer = median(a / b for a, b in zip(own, times[against], strict=True))
+    torch_times = times.get(name + TORCH_PATH)
+    over_torch = median(a / b for a, b in zip(torch_times, own, strict=True)) if torch_times else None
     seconds = median(own)
-    return Timing(shape, name, seconds, shape.batch / seconds, faster, dearer)
+    return Timing(shape, name, seconds, shape.batch / seconds, faster, dearer, over_torch)

@@ -12,7 +12,14 @@ app = typer.Typer(help="Measure speed, and small experiments without a language 
 
 
 @app.command()
-def train(rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5, as_json: AsJson = False) -> None:
+def train(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    torch_path: Annotated[
+        bool, typer.Option("--torch", help="Also time torch's operations without our kernels.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Time training steps against sae-lens' TopK, interleaved in one process.
 
     Example: `latentbench bench train --rounds 3`
@@ -20,16 +27,22 @@ def train(rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")
     from dataclasses import asdict
 
     from harness.bench.train import SHAPES, compare
+    from harness.execute.placing import resolve_device
 
-    timings = [timing for shape in SHAPES for timing in compare(shape, rounds)]
+    device = resolve_device(device)
+    timings = [timing for shape in SHAPES for timing in compare(shape, rounds, device=device, torch_path=torch_path)]
     if as_json:
         print_json([asdict(timing) for timing in timings])
         return
-    typer.echo("d_in  width   batch  step                      tokens/s  × sae-lens' speed  × TopK's time")
+    typer.echo(
+        "d_in  width   batch  step                        tokens/s  × sae-lens' speed  × TopK's time  × torch's speed"
+    )
     for item in timings:
         shape = f"{item.shape.d_in:<5} {item.shape.width:<7} {item.shape.batch:<6}"
         faster = f"{item.speedup_over_sae_lens:17.2f}" if item.speedup_over_sae_lens else " " * 17
-        typer.echo(f"{shape} {item.candidate:<25} {item.tokens_per_second:8,.0f} {faster} {item.cost_over_topk:14.2f}")
+        over_torch = f" {item.speedup_over_torch:16.2f}" if item.speedup_over_torch else ""
+        speed = f"{item.candidate:<27} {item.tokens_per_second:8,.0f}"
+        typer.echo(f"{shape} {speed} {faster} {item.cost_over_topk:14.2f}{over_torch}")
 
 
 @app.command()

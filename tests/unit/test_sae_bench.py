@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.bench.train import OURS, Shape, compare
+from harness.bench.train import OURS, TORCH_PATH, Shape, compare
 
 SHAPE = Shape(d_in=8, width=128, k=4, batch=16)
 
@@ -13,6 +13,13 @@ def test_every_candidate_is_timed_in_every_round() -> None:
     assert [t.candidate for t in timings] == [OURS, "TopK (k=64)", "HierarchicalTopK (k=64)", "KronSAE (m=4, n=8)"]
     assert all(t.seconds == 1 and t.cost_over_topk == 1 and t.speedup_over_sae_lens is None for t in timings)
     assert next(ticks) == 2 * 2 * 4
+
+
+def test_torch_is_timed_beside_the_kernels() -> None:
+    timings = {t.candidate: t for t in compare(SHAPE, rounds=1, sae_lens=False, torch_path=True)}
+    assert len(timings) == 8
+    assert timings[OURS].speedup_over_torch is not None
+    assert timings[OURS + TORCH_PATH].speedup_over_torch is None
 
 
 def test_sae_lens_is_the_reference() -> None:

@@ -1,13 +1,17 @@
 """Which implementation computes the sparse products: numba on CPUs, Triton on CUDA, torch everywhere else.
 
-`backend(...)` is asked with the tensors at hand. Triton is only imported once a tensor lies on a CUDA device, and where
-it is missing or cannot run there, torch's operations do the same. The environment variable LATENTBENCH_KERNELS forces
-one choice: `torch`, or `triton`, which on CPU tensors needs Triton's interpreter (TRITON_INTERPRET=1).
+`backend(...)` is asked with the tensors at hand. Triton is only imported once a tensor lies on a CUDA device. Where it is
+missing, or its kernels fail or disagree with torch on a small problem, torch's operations do the same. The environment
+variable LATENTBENCH_KERNELS forces one choice: `torch`, or `triton`, which on CPU tensors needs Triton's interpreter
+(TRITON_INTERPRET=1).
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -17,6 +21,7 @@ from torch import Tensor
 from harness.errors import InvalidInput, NotAvailable
 from harness.sae import kernels
 from harness.sae.backends.base import Backend
+from harness.sae.backends.check import agree
 from harness.sae.backends.numba_ops import NumbaBackend
 from harness.sae.backends.torch_ops import TorchBackend
 
@@ -25,7 +30,7 @@ NUMBA, TORCH = NumbaBackend(), TorchBackend()
 
 
 def backend(*tensors: Tensor) -> Backend:
-    """The implementation for products of `tensors`. Raises InvalidInput or NotAvailable for a choice that cannot be."""
+    """The implementation for products of `tensors`. Raises InvalidInput or NotAvailable where a forced one cannot be."""
     if FORCED:
         return _forced(FORCED)
     if kernels.usable(*tensors):
@@ -56,12 +61,25 @@ def _triton() -> Backend:
 
 @lru_cache(maxsize=16)
 def _on(device: torch.device) -> Backend:
-    """Triton's kernels if a first one runs on `device`, otherwise torch's operations."""
+    """Triton's kernels if they work on `device`, otherwise torch's operations."""
     if find_spec("triton") is None:
         return TORCH
     try:
-        one = torch.ones(1, 1, device=device)
-        _triton().decode(one, torch.zeros(1, 1, dtype=torch.int64, device=device), one).sum().item()
-    except Exception:  # an old card, driver or missing compiler fails in many ways; training must not end for it
-        return TORCH
-    return _triton()
+        problem = "" if agree(_triton(), TORCH, device) else "their results differ from torch's"
+    except Exception as error:  # old cards and drivers fail in many ways; no training ends for that
+        problem = f"{type(error).__name__}: {error}"
+    if not problem:
+        return _triton()
+    warnings.warn(f"the Triton kernels do not work on {device} ({problem}): torch runs instead", stacklevel=2)
+    return TORCH
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Within it, products are computed by `torch`, `triton`, or ("") whatever fits."""
+    global FORCED
+    before, FORCED = FORCED, name
+    try:
+        yield
+    finally:
+        FORCED = before

@@ -2,7 +2,7 @@
 
 Selection stays with torch (`topk`, also over all pairs of KronSAE). The kernels agree with dense float64 references in
 Triton's interpreter and compile for compute capability 8.0 and 9.0; nobody has run or timed them on a GPU yet, and the
-sizes of blocks below are guesses. Importing this module imports Triton: `harness.sae.backends` does so when needed.
+sizes below are guesses. Importing this module imports Triton: `harness.sae.backends` does so when it is needed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ BLOCK_E = 8
 """Entries of a latent that a program reads at once."""
 HELD = 4
 """How many sums of prefix gradients are kept per token: more need fewer passes over the batch and more memory."""
-PER_WARP = 512
-"""Numbers of a tile that one warp holds: 16 registers per thread."""
+PER_WARP = 128
+"""Numbers of a tile per warp, of which a program has at most `WARPS`: one wide load per thread."""
+WARPS = 8
 
 
 class Entries(NamedTuple):
@@ -36,9 +37,12 @@ class Entries(NamedTuple):
 
 
 def start(kernel: Any, programs: int, d: int, *arguments: Tensor | int, **sizes: int) -> None:
-    """Runs `programs` × blocks of d programs of `kernel` on the device of the first argument."""
+    """Runs `programs` × blocks of d programs of `kernel` on the device of the first argument.
+
+    Whether products and sums are fused is fixed here, since Triton's default is not the same in all versions.
+    """
     block = block_of(d)
-    options = {"num_warps": max(1, min(8, block * sizes.get("block_e", 1) // PER_WARP)), "enable_fp_fusion": True}
+    options = {"num_warps": warps(block * sizes.get("block_e", 1)), "enable_fp_fusion": True}
     with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
         kernel[(programs, blocks(d))](*arguments, d, block_d=block, **sizes, **options)
 
@@ -46,6 +50,11 @@ def start(kernel: Any, programs: int, d: int, *arguments: Tensor | int, **sizes:
 def block_of(d: int) -> int:
     """The size of a block of dimensions: a power of two, as Triton's tiles must be."""
     return min(BLOCK_D, 1 << (d - 1).bit_length())
+
+
+def warps(tile: int) -> int:
+    """How many warps share a tile of so many numbers."""
+    return max(1, min(WARPS, tile // PER_WARP))
 
 
 def blocks(d: int) -> int:

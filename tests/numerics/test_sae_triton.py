@@ -1,0 +1,106 @@
+"""The Triton kernels without a GPU: right in Triton's interpreter, and machine code for two generations of GPUs.
+
+What this cannot show: that they run on a GPU, and how fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.errors import InvalidInput, NotAvailable
+from harness.sae import backends
+from harness.sae.codes import Codes
+from harness.sae.prefixes import BudgetLoss
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install triton")
+TOLERANCE = 1e-6
+
+
+def run(module: str, cache: Path, **environment: str) -> Any:
+    """What a module of `tests.support` prints, in a process of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    variables = clean | {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.support.{module}"]
+    done = subprocess.run(
+        command, env=variables, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@needs_triton
+def test_kernels_agree_with_dense_gradients(tmp_path: Path) -> None:
+    """In the interpreter: operations against dense float64 autograd, whole variants against the torch path."""
+    errors = run("interpreted", tmp_path, TRITON_INTERPRET="1", LATENTBENCH_KERNELS="triton")
+    assert errors.pop("trainer in float32") <= 1e-5
+    assert errors.pop("two runs") == 0, "two runs of the same kernels differ"
+    assert errors.pop("padding") == 0, "atoms that only padding names are read"
+    assert errors.pop("check on a GPU") == 0, "the check before training does not tell right from wrong"
+    assert len(errors) == 32
+    assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
+
+
+@needs_triton
+def test_kernels_compile_for_gpus_and_add_nothing_atomically(tmp_path: Path) -> None:
+    found = run("compiled", tmp_path)
+    assert found["light"], "products on a CPU imported Triton"
+    assert len(found["results"]) == 6 * 4
+    for result in found["results"]:
+        assert result["bytes"] > 0, result
+        assert result["atomics"] == 0, result
+        assert f"sm_{result['setting']['capability']}" in result["target"], result
+
+
+def test_a_forced_choice_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "FORCED", "fastest")
+    with pytest.raises(InvalidInput, match="torch or triton"):
+        backends.backend(torch.ones(1))
+    monkeypatch.setattr(backends, "FORCED", "triton")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(NotAvailable, match="pip install triton"):
+        backends.backend(torch.ones(1))
+
+
+def test_without_triton_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    assert backends._on.__wrapped__(torch.device("cpu")) is backends.TORCH
+
+
+@pytest.mark.parametrize("reason", ["no compiler", "differ from torch's"])
+def test_where_triton_does_not_work_torch_runs_and_says_why(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """A first kernel that fails, as on an old card, and one that is wrong."""
+
+    class Broken(backends.TorchBackend):
+        def decode(self, values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+            if reason == "no compiler":
+                raise RuntimeError(reason)
+            return super().decode(values, indices, weight) + 1
+
+    monkeypatch.setattr(backends, "find_spec", lambda name: object())
+    monkeypatch.setattr(backends, "_triton", Broken)
+    with pytest.warns(UserWarning, match=reason):
+        assert backends._on.__wrapped__(torch.device("cpu")) is backends.TORCH
+
+
+def test_types_without_kernels_go_to_torch() -> None:
+    assert backends.backend(torch.ones(1, dtype=torch.bfloat16)) is backends.TORCH
+    assert backends.backend(torch.ones(1, device="meta")) is backends.TORCH
+
+
+def test_the_loss_of_one_token_leaves_its_bias_alone() -> None:
+    """The reconstruction grows in memory of its own, also where a bias repeated once would be the bias itself."""
+    bias = torch.ones(3)
+    BudgetLoss((1,))(
+        Codes(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64)), torch.ones(2, 3), bias, torch.ones(1, 3)
+    )
+    assert torch.equal(bias, torch.ones(3))
