@@ -20,19 +20,6 @@ kernel: Callable[[Callable[..., Any]], Any] = triton.jit
 
 
 @kernel
-def dimensions(d: tl.tensor, block_d: tl.constexpr) -> tl.tuple:
-    """The dimensions [block_d] of this program's block and which of them exist."""
-    columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
-    return columns, columns < d
-
-
-@kernel
-def row_if(wanted: tl.tensor, matrix: tl.tensor, row: tl.tensor, columns: tl.tensor, d: tl.tensor) -> tl.tensor:
-    """matrix[row] [block_d] at `columns`; zeros beyond its end, and nothing is read where it is not `wanted`."""
-    return tl.load(matrix + row * d + columns, mask=columns < tl.where(wanted, d, 0), other=0.0)
-
-
-@kernel
 def entries(
     rows: tl.tensor,
     values: tl.tensor,
@@ -40,7 +27,6 @@ def entries(
     first: tl.tensor,
     end: tl.tensor,
     columns: tl.tensor,
-    inside: tl.tensor,
     d: tl.tensor,
     block_e: tl.constexpr,
 ) -> tl.tuple:
@@ -48,7 +34,7 @@ def entries(
     places = first + tl.arange(0, block_e)
     value = tl.load(values + places, mask=places < end, other=0.0)
     row = tl.load(rows + places, mask=places < end, other=0)
-    wanted = (value != 0)[:, None] & inside[None, :]
+    wanted = (value != 0)[:, None] & (columns < d)[None, :]
     return value, tl.load(vectors + row[:, None] * d + columns[None, :], mask=wanted, other=0.0)
 
 
@@ -64,12 +50,14 @@ def decode(
 ) -> None:
     """out[n] = Σ_a values[n, a] · weight[indices[n, a]]; one program per token n and block of dimensions."""
     n = tl.program_id(0).to(tl.int64)
-    columns, inside = dimensions(d, block_d)
+    columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
     total = tl.zeros([block_d], dtype=out.dtype.element_ty)
     for a in range(active):
         value = tl.load(values + n * active + a)
-        total += value * row_if(value != 0, weight, tl.load(indices + n * active + a), columns, d)
-    tl.store(out + n * d + columns, total, mask=inside)
+        latent = tl.load(indices + n * active + a)
+        read = tl.where(value != 0, d, 0)
+        total += value * tl.load(weight + latent * d + columns, mask=columns < read, other=0.0)
+    tl.store(out + n * d + columns, total, mask=columns < d)
 
 
 @kernel
@@ -91,17 +79,17 @@ def decode_backward(
     One program per latent l and block; its entries are starts[l] .. starts[l + 1] of `count`. g is read once for both.
     """
     latent = tl.program_id(0).to(tl.int64)
-    columns, inside = dimensions(d, block_d)
+    columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
     first, end = tl.load(starts + latent), tl.load(starts + latent + 1)
-    row = row_if(first < end, weight, latent, columns, d)
+    row = tl.load(weight + latent * d + columns, mask=columns < tl.where(first < end, d, 0), other=0.0)
     total = tl.zeros([block_e, block_d], dtype=dweight.dtype.element_ty)
     for e in range(first, end, block_e):
-        value, vector = entries(rows, values, g, e, end, columns, inside, d, block_e)
+        value, vector = entries(rows, values, g, e, end, columns, d, block_e)
         total += value[:, None] * vector
         places = e + tl.arange(0, block_e)
         dot = tl.sum(vector * row[None, :], axis=1)
         tl.store(dots + tl.program_id(1).to(tl.int64) * count + places, dot, mask=places < end)
-    tl.store(dweight + latent * d + columns, tl.sum(total, axis=0), mask=inside)
+    tl.store(dweight + latent * d + columns, tl.sum(total, axis=0), mask=columns < d)
 
 
 @kernel
@@ -118,13 +106,13 @@ def encode_backward(
 ) -> None:
     """dweight[l] = Σ_e values[e] · x[rows[e]] and dbias[l] = Σ_e values[e]; one program per latent l and block."""
     latent = tl.program_id(0).to(tl.int64)
-    columns, inside = dimensions(d, block_d)
+    columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
     first, end = tl.load(starts + latent), tl.load(starts + latent + 1)
     total = tl.zeros([block_e, block_d], dtype=dweight.dtype.element_ty)
     bias = tl.zeros([block_e], dtype=dweight.dtype.element_ty)
     for e in range(first, end, block_e):
-        value, vector = entries(rows, values, x, e, end, columns, inside, d, block_e)
+        value, vector = entries(rows, values, x, e, end, columns, d, block_e)
         total += value[:, None] * vector
         bias += value
-    tl.store(dweight + latent * d + columns, tl.sum(total, axis=0), mask=inside)
+    tl.store(dweight + latent * d + columns, tl.sum(total, axis=0), mask=columns < d)
     tl.store(dbias + latent, tl.sum(bias, axis=0), mask=tl.program_id(1) == 0)

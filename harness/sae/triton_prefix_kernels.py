@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from harness.sae.triton_kernels import dimensions, entries, kernel, row_if
+from harness.sae.triton_kernels import entries, kernel
 
 
 @kernel
@@ -32,15 +32,17 @@ def prefix_losses(
     One program per token n and block. `share_stride`: 0 where all tokens have the same shares, otherwise A + 1.
     """
     n = tl.program_id(0).to(tl.int64)
-    columns, inside = dimensions(d, block_d)
-    target = tl.load(x + n * d + columns, mask=inside, other=0.0)
-    current = tl.load(reconstruction + n * d + columns, mask=inside, other=0.0)
+    columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
+    target = tl.load(x + n * d + columns, mask=columns < d, other=0.0)
+    current = tl.load(reconstruction + n * d + columns, mask=columns < d, other=0.0)
     squares = tl.load(shares + n * share_stride) * (target - current) * (target - current)
     for a in range(active):
         value = tl.load(values + n * active + a)
-        current += value * row_if(value != 0, weight, tl.load(indices + n * active + a), columns, d)
+        latent = tl.load(indices + n * active + a)
+        read = tl.where(value != 0, d, 0)
+        current += value * tl.load(weight + latent * d + columns, mask=columns < read, other=0.0)
         squares += tl.load(shares + n * share_stride + a + 1) * (target - current) * (target - current)
-    tl.store(reconstruction + n * d + columns, current, mask=inside)
+    tl.store(reconstruction + n * d + columns, current, mask=columns < d)
     tl.store(losses + tl.program_id(1).to(tl.int64) * tl.num_programs(0) + n, tl.sum(squares, axis=0))
 
 
@@ -69,9 +71,9 @@ def prefix_sums(
     dots[block, n, a] = <weight[i], S_{a+1}>, and every new S to held[n, slot] [N, per_token, d], slot = slots[n, a].
     """
     n = tl.program_id(0).to(tl.int64)
-    columns, inside = dimensions(d, block_d)
-    now = tl.load(current + n * d + columns, mask=inside, other=0.0)
-    sums = tl.load(suffix + n * d + columns, mask=inside, other=0.0)
+    columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
+    now = tl.load(current + n * d + columns, mask=columns < d, other=0.0)
+    sums = tl.load(suffix + n * d + columns, mask=columns < d, other=0.0)
     last, stop = tl.load(high + n), tl.load(low + n)
     own_dots = dots + tl.program_id(1).to(tl.int64) * tl.num_programs(0) * active
     for done in range(last - stop):
@@ -80,11 +82,12 @@ def prefix_sums(
         sums += share * now
         slot = n * per_token + tl.load(slots + place)
         tl.store(held + slot * d + columns, sums, mask=columns < tl.where(share != 0, d, 0))
-        row = row_if(value != 0, weight, tl.load(indices + place), columns, d)
+        read = tl.where(value != 0, d, 0)
+        row = tl.load(weight + tl.load(indices + place) * d + columns, mask=columns < read, other=0.0)
         tl.store(own_dots + place, tl.sum(row * sums, axis=0))
         now -= value * row
-    tl.store(current + n * d + columns, now, mask=inside)
-    tl.store(suffix + n * d + columns, sums, mask=inside)
+    tl.store(current + n * d + columns, now, mask=columns < d)
+    tl.store(suffix + n * d + columns, sums, mask=columns < d)
 
 
 @kernel
@@ -100,11 +103,12 @@ def add_sums(
 ) -> None:
     """dweight[l] += Σ_e values[e] · held[rows[e]]; one program per latent l and block of dimensions."""
     latent = tl.program_id(0).to(tl.int64)
-    columns, inside = dimensions(d, block_d)
+    columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
     first, end = tl.load(starts + latent), tl.load(starts + latent + 1)
     total = tl.zeros([block_e, block_d], dtype=dweight.dtype.element_ty)
     for e in range(first, end, block_e):
-        value, vector = entries(rows, values, held, e, end, columns, inside, d, block_e)
+        value, vector = entries(rows, values, held, e, end, columns, d, block_e)
         total += value[:, None] * vector
-    before = row_if(first < end, dweight, latent, columns, d)
-    tl.store(dweight + latent * d + columns, before + tl.sum(total, axis=0), mask=columns < tl.where(first < end, d, 0))
+    changed = columns < tl.where(first < end, d, 0)
+    before = tl.load(dweight + latent * d + columns, mask=changed, other=0.0)
+    tl.store(dweight + latent * d + columns, before + tl.sum(total, axis=0), mask=changed)
