@@ -85,7 +85,8 @@ class KronEncoder(Encoder):
     def strongest(self, pre: Tensor, k: int, pruned: bool = True) -> Codes:
         """The k strongest pairs per token of pre-activations [N, h(m + n)]: their products, descending, zero-padded.
 
-        `pruned=False` looks at every pair; the result is the same.
+        `pruned=False` looks at every pair; the result is the same. Only CPU kernels prune: elsewhere, also on CUDA,
+        all pairs exist for a moment.
         """
         return backend(pre).top_pairs(pre, self.m, self.n, self.kernel == "product", k, pruned)
 

@@ -28,7 +28,8 @@ TOLERANCE = 1e-6
 
 def run(module: str, cache: Path, **environment: str) -> Any:
     """What a module of `tests.support` prints, in a process of its own."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    switches = ("TRITON_", "LATENTBENCH_KERNELS")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(switches)}
     variables = clean | {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, "-W", "ignore", "-m", f"tests.support.{module}"]
     done = subprocess.run(

@@ -160,7 +160,7 @@ class Walk(NamedTuple):
         before = (numbers - 1).div(HELD, rounding_mode="floor")
         used = (numbers > 0) & (values != 0)
         starts, order = latent_major(torch.where(used, before * width + indices, passes * width), passes * width)
-        slots = (numbers - 1).remainder(HELD)
+        slots = (numbers - 1).remainder(HELD).contiguous()
         tokens = torch.arange(len(values), device=values.device)[:, None]
         lows = [(before > p).sum(1) for p in range(max(1, passes))]
         return Walk(
