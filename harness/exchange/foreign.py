@@ -13,6 +13,12 @@ from harness.record import Interval, MetricValue
 from harness.section import Json
 
 NOT_A_NUMBER = "NaN in the imported file"
+DEEPEST = 32
+"""Levels of nesting that a result may have; those of all known tools have fewer than ten."""
+Z = 1.959963984540054
+"""Standard errors on either side that hold 95 % of a normal distribution."""
+_DIGITS = 18
+"""Of whole numbers that every reader of JSON holds exactly."""
 MINUS_ONE = "−1 in the imported file, where the tool writes it for NaN"
 
 
@@ -37,11 +43,33 @@ class Foreign:
 
 
 def parsed(content: bytes, name: str) -> Json:
-    """JSON of another tool; NaN and infinity become null. Raises RefusedFile."""
+    """JSON of another tool; NaN, infinity and what no float holds become null. Raises RefusedFile."""
     try:
-        return json.loads(content, parse_constant=lambda _: None)
+        data = json.loads(content, parse_constant=lambda _: None, parse_int=_whole, parse_float=_finite)
+        _keepable(data)
     except (ValueError, RecursionError) as error:
-        raise RefusedFile(f"{name} is not JSON: {error}") from None
+        raise RefusedFile(f"{name} is not JSON that can be kept: {error}") from None
+    return data
+
+
+def _whole(text: str) -> int | float | None:
+    return int(text) if len(text) <= _DIGITS else _finite(text)
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
+
+
+def _keepable(data: Json) -> None:
+    """Raises ValueError for what a record could not hold: lone surrogates, and nesting that no result needs."""
+    json.dumps(data, ensure_ascii=False).encode()
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(DEEPEST):
+        inner = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"nested more than {DEEPEST} deep")
 
 
 def mapping(value: Json, what: str) -> dict[str, Json]:
@@ -107,10 +135,10 @@ def domain_of(dataset: str) -> str:
 def _interval(value: float, stderr: Json) -> Interval | None:
     if not isinstance(stderr, int | float) or isinstance(stderr, bool) or not math.isfinite(stderr) or stderr < 0:
         return None
-    half = 1.959963984540054 * stderr
-    return Interval(
-        low=value - half, high=value + half, method="problem normal approximation, from the reported standard error"
-    )
+    low, high = value - Z * stderr, value + Z * stderr
+    if not math.isfinite(low) or not math.isfinite(high):
+        return None
+    return Interval(low=low, high=high, method="problem normal approximation, from the reported standard error")
 
 
 def _kind(value: Json) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 from harness.errors import RefusedFile
-from harness.exchange.foreign import Foreign, domain_of, mapping, optional_mapping, text, word
+from harness.exchange.foreign import DEEPEST, Foreign, domain_of, mapping, optional_mapping, text, word
 from harness.exchange.sae_numbers import numbers
 from harness.section import Json
 
@@ -95,6 +95,8 @@ def _nested(row: Mapping[str, str | None], where: str) -> dict[str, Json]:
         if cell in (None, "") or path.startswith("feature_metrics"):
             continue
         *way, last = path.split(".")
+        if len(way) >= DEEPEST:
+            raise RefusedFile(f"{where}: a column's path has more than {DEEPEST} parts")
         place: Json = made
         for step in way:
             place = place.setdefault(step, {})

@@ -162,7 +162,7 @@ def test_class_defaults_are_flagged(tmp_path: Path) -> None:
     assert not any("class defaults" in w for w in one(tmp_path, SAEBENCH, "other.json").warnings)
 
 
-@pytest.mark.parametrize("missing", [-1, float("nan")])
+@pytest.mark.parametrize("missing", [-1, float("nan"), 10**400])
 def test_minus_one_and_nan_are_missing_numbers(tmp_path: Path, missing: float) -> None:
     path = "eval_result_metrics/model_performance_preservation/ce_loss_with_sae"
     found = numbers(one(tmp_path, changed(SAEBENCH, path, missing)))
@@ -205,6 +205,11 @@ def test_lm_eval_tasks_become_domains_over_problems(tmp_path: Path) -> None:
     assert board.groups[0].counts["gsm8k"] == "625 problems"
 
 
+def test_a_standard_error_beyond_all_floats_gives_no_interval(tmp_path: Path) -> None:
+    record = one(tmp_path, changed(LM_EVAL, "results/gsm8k/exact_match_stderr,strict-match", 1e308))
+    assert numbers(record)["lm_eval.exact_match[strict-match]"].ci is None
+
+
 def test_a_cached_steered_run_is_flagged(tmp_path: Path) -> None:
     config = {**LM_EVAL["config"], "model": "steered", "use_cache": "cache"}
     record = one(tmp_path, {**LM_EVAL, "config": config})
@@ -225,6 +230,9 @@ MALFORMED: dict[str, tuple[str, Any]] = {
     "true for a number": ("a.json", changed(SAE_LENS, "metrics/sparsity/l0", True)),
     "no numbers": ("a.json", {**LM_EVAL, "results": {"gsm8k": {"alias": "x"}}}),
     "tasks no objects": ("a.json", {**LM_EVAL, "results": {"gsm8k": 1}}),
+    "lone surrogate": ("a.json", json.dumps(changed(SAEBENCH, "sae_lens_id", "x\ud800"))),
+    "deep configuration": ("a.json", changed(SAEBENCH, "eval_config", json.loads('{"a":' * 200 + "1" + "}" * 200))),
+    "deep columns": ("a.csv", "unique_id,eval_cfg.dataset,eval_cfg.n_eval" + ".a" * 200 + "\na,b,1\n"),
     "no csv": ("a.csv", "a,b\n1,2\n"),
     "empty csv": ("a.csv", ""),
     "binary csv": ("a.csv", "\x00\x01"),
