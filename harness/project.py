@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapters.protocols import Roots
 from harness.errors import InvalidInput, Problem, SpecError
-from harness.spec.budget import with_budgets
-from harness.spec.cells import SpecFile, load_spec
+
+if TYPE_CHECKING:  # verbs that read only results need no spec language, which takes a third of a second
+    from adapters.protocols import Roots
+    from harness.spec.cells import SpecFile
 
 SUFFIXES = (".yaml", ".yml")
 _MAX_PATH = 4096
@@ -33,6 +35,8 @@ class Project:
     @property
     def roots(self) -> Roots:
         """Where specs may read files."""
+        from adapters.protocols import Roots
+
         return Roots(self.root, self.allowed)
 
 
@@ -86,6 +90,9 @@ def read_specs(project: Project, paths: Iterable[Path]) -> tuple[list[SpecFile],
 
 
 def _load(project: Project, path: Path) -> SpecFile:
+    from harness.spec.budget import with_budgets
+    from harness.spec.cells import load_spec
+
     def load(file: Path) -> SpecFile:
         return load_spec(file, project.root)
 

@@ -23,6 +23,7 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        defer_build=True,  # half of the start of a verb went into validators that it never used
     )
 
     handling: ClassVar[frozenset[str]] = frozenset()
