@@ -112,6 +112,11 @@ class Value:
     units: str = ""
     """What they are, in the plural; empty where that is not known."""
 
+    def overlaps(self, other: Value) -> bool:
+        """Whether both have several seeds and the ranges of the numbers over seeds overlap."""
+        ours, theirs = self.seeds, other.seeds
+        return min(len(ours), len(theirs)) > 1 and max(min(ours), min(theirs)) <= min(max(ours), max(theirs))
+
 
 @dataclass(frozen=True)
 class Verdict:

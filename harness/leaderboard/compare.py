@@ -12,7 +12,7 @@ from harness.leaderboard.evidence import Evidence, Source, Unusable
 from harness.leaderboard.grouping import differing_facts
 from harness.leaderboard.inference import difference_of, mismatch
 from harness.leaderboard.load import Loaded
-from harness.leaderboard.statistics import Test, estimate, holm, seed_test, swap_shares
+from harness.leaderboard.statistics import ALPHA, Test, estimate, holm, seed_test, swap_shares
 from harness.leaderboard.table import values_of
 from harness.metrics.base import Array
 from harness.record import Comparability
@@ -21,7 +21,7 @@ from harness.section import Json
 MOVERS = 5
 MOVING = ("explained_variance.centred", "cross_entropy.increase", "reasoning_accuracy.accuracy")
 """Numbers for which the documents (or problems) that changed most are named."""
-NOTHING_TO_TEST = "one number for the whole run: nothing to test"
+NOTHING_TO_TEST = "one number per run"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ class MetricChange:
 
     @property
     def better(self) -> str | None:
-        """Which side is better: `A`, `B`, or None where that cannot be said."""
-        if self.p_holm is None or self.p_holm > 0.05 or not self.difference or self.column.higher_is_better is None:
+        """Which side is better: `A`, `B`, or None where that cannot be said, by the rule of the leaderboard's ties."""
+        if self.a.overlaps(self.b):
+            return None
+        if self.p_holm is None or self.p_holm > ALPHA or not self.difference or self.column.higher_is_better is None:
             return None
         return "B" if (self.difference > 0) == self.column.higher_is_better else "A"
 
@@ -138,7 +140,8 @@ def _facts(agreed: Sequence[Comparability]) -> tuple[Fact, ...]:
 
 
 def _columns(a: Side, b: Side) -> tuple[Column, ...]:
-    return tuple(dict.fromkeys(Column.of(m) for cell in (*a.cells, *b.cells) for m in cell.record.metrics))
+    found = dict.fromkeys(Column.of(m) for cell in (*a.cells, *b.cells) for m in cell.record.metrics)
+    return tuple(sorted(found, key=lambda column: column.domain is None))  # of the whole run last
 
 
 def _change(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from harness.canonical import canonical
 from harness.leaderboard.board import Fact, Group
@@ -52,25 +52,34 @@ def apart(group: Group, first: Group) -> tuple[Fact, ...]:
     return (*differing_facts(here, there), *alone) if group is not first else ()
 
 
-def flatten(value: Json, path: str = "") -> dict[str, Json]:
-    """Leaves of nested JSON by dotted path."""
-    if isinstance(value, Mapping) and value:
-        inner = (flatten(v, f"{path}.{k}" if path else str(k)) for k, v in value.items())
-        return {p: leaf for found in inner for p, leaf in found.items()}
-    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        return {p: leaf for i, item in enumerate(value) for p, leaf in flatten(item, f"{path}.{i}").items()}
-    return {path: value}
-
-
 def differing_facts(here: Mapping[str, Json], there: Mapping[str, Json]) -> tuple[Fact, ...]:
     """Facts that are not the same, by dotted path; a side that lacks one has None.
 
     A fact that differs alike on every domain is named once, without the domain.
     """
-    ours, theirs = flatten(here), flatten(there)
-    paths = sorted(p for p in {*ours, *theirs} if p and ours.get(p) != theirs.get(p))
-    found = [Fact(path, ours.get(path), theirs.get(path)) for path in paths]
+    found = list(_differences(here, there, ""))
     alike = Counter((fact.path.partition(".")[2], canonical([fact.here, fact.there])) for fact in found)
     shared = {leaf for (leaf, _), times in alike.items() if leaf and times == len(here) == len(there)}
     merged = (Fact(leaf, f.here, f.there) if (leaf := f.path.partition(".")[2]) in shared else f for f in found)
     return tuple({fact.path: fact for fact in merged}.values())
+
+
+def _differences(here: Json, there: Json, path: str) -> Iterator[Fact]:
+    """Where nested data differs; what only one side has is one fact, however much it holds."""
+    ours, theirs = _named(here), _named(there)
+    if ours is None or theirs is None:
+        if here != there:
+            yield Fact(path, here, there)
+        return
+    for name in sorted({*ours, *theirs}):
+        yield from _differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+
+
+def _named(value: Json) -> dict[str, Json] | None:
+    """The parts of nested data by name: metrics by theirs, for their order means nothing; None for a leaf."""
+    if isinstance(value, Mapping):
+        return {str(name): part for name, part in value.items()}
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        names = [str(part.get("metric", i)) for i, part in enumerate(value)]
+        return dict(zip(names if len({*names}) == len(names) else map(str, range(len(names))), value, strict=True))
+    return None

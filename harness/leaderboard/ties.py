@@ -1,8 +1,8 @@
 """Who is really best: rows that cannot be told from the best of their group are tied with it.
 
-A row is *behind* only if the test over documents (or problems, or latents) says so, Holm-adjusted over all pairs of the column (the best was
-picked by the same data), and the seeds do not contradict it: where both rows have several seeds, their ranges over
-seeds must not overlap. Partial rows are not ranked.
+A row is *behind* only if the test over documents (or problems, or latents) says so, Holm-adjusted over all pairs of the
+column (the best was picked by the same data), and the seeds do not contradict it: where both rows have several seeds,
+their ranges over seeds must not overlap. Partial rows are not ranked.
 """
 
 from __future__ import annotations
@@ -41,12 +41,6 @@ def best_row(rows: Sequence[Row], column: Column) -> Row:
     return max(rows, key=lambda row: sign * (row.values[column.key].value or 0.0))
 
 
-def seeds_overlap(a: Row, b: Row, column: Column) -> bool:
-    """Whether two rows of several seeds each have overlapping ranges."""
-    ours, theirs = a.values[column.key].seeds, b.values[column.key].seeds
-    return min(len(ours), len(theirs)) > 1 and max(min(ours), min(theirs)) <= min(max(ours), max(theirs))
-
-
 def pairwise(rows: Sequence[Row], columns: Iterable[Column], source: Source) -> dict[str, list[list[float | None]]]:
     """For each directed column the unadjusted p-values of all pairs of rows, as a lower triangle in the rows' order.
 
@@ -67,7 +61,7 @@ def pairwise(rows: Sequence[Row], columns: Iterable[Column], source: Source) -> 
 def _pair(a: Row, b: Row, ours: Evidence | None, theirs: Evidence | None, column: Column) -> float | None:
     if ours is None or theirs is None:
         return None
-    return 1.0 if seeds_overlap(a, b, column) else tested(ours, theirs).p
+    return 1.0 if a.values[column.key].overlaps(b.values[column.key]) else tested(ours, theirs).p
 
 
 def _tests(
@@ -94,7 +88,7 @@ def _judged(contenders: list[Row], best: Row, column: Column, tests: Mapping[tup
     adjusted = holm([found[row.id].p or 0.0 for row in tested], family)
     verdicts: Verdicts = {(row.id, column.key): Verdict(None, None, found[row.id].reason) for row in others}
     for row, p in zip(tested, adjusted, strict=True):
-        overlap = seeds_overlap(row, best, column)
+        overlap = row.values[column.key].overlaps(best.values[column.key])
         behind = p <= ALPHA and not overlap
         reason = "the ranges over seeds overlap" if overlap and p <= ALPHA else None
         verdicts[row.id, column.key] = Verdict("behind" if behind else "tied", p, reason)

@@ -51,6 +51,17 @@ def test_a_better_sae_is_found_better_with_everything_that_differs(tmp_path: Pat
     assert change(found, "general/cross_entropy.increase@1").better == "B"
 
 
+def test_overlapping_seeds_are_a_tie_although_documents_tell_them_apart(tmp_path: Path) -> None:
+    """The rule of the leaderboard: two pages must not say two things of one pair of rows."""
+    write(tmp_path, *[Planted(name="a/one", seed=s, error=e) for s, e in enumerate((0.20, 0.26))])
+    write(tmp_path, *[Planted(name="a/two", seed=s, error=e) for s, e in enumerate((0.22, 0.27))])
+    ev = change(compared(tmp_path, "a/one", "a/two"), EV)
+    assert ev.p_holm is not None
+    assert ev.p_holm < 0.05
+    assert ev.better is None
+    assert "ranges overlap; not testable with n = 2 seeds" in compare_records(tmp_path, "a/one", "a/two")
+
+
 def test_a_run_against_itself_is_a_tie_everywhere(tmp_path: Path) -> None:
     write(tmp_path, Planted())
     found = compared(tmp_path, "quickstart/topk", "quickstart/topk")

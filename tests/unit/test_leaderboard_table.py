@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.leaderboard.board import Board, Column, Group, Row
-from harness.leaderboard.grouping import differing_facts, flatten
+from harness.leaderboard.grouping import differing_facts
 from harness.leaderboard.load import load
 from harness.leaderboard.table import board_of
 from tests.unit.leaderboard_factory import Planted, tampered, write
@@ -276,7 +276,11 @@ def test_facts_that_differ_alike_on_all_domains_are_named_once() -> None:
     assert [f.path for f in differing_facts(here, there)] == ["chemistry.file", "layer"]
 
 
-def test_flatten_names_leaves() -> None:
-    assert flatten({"a": {"b": 1}, "c": [1, 2], "d": [{"e": 3}], "f": {}}) == {
-        "a.b": 1, "c": [1, 2], "d.0.e": 3, "f": {},
-    }  # fmt: skip
+def test_what_one_side_lacks_is_one_fact_and_metrics_go_by_name() -> None:
+    here = {"metrics": [{"metric": "l0", "budgets": [8]}, {"metric": "cost"}], "sae": {"k": 8}}
+    there = {"metrics": [{"metric": "mse", "x": {"y": 1}}, {"metric": "l0", "budgets": [16]}], "sae": {"k": 8}}
+    assert [(f.path, f.here, f.there) for f in differing_facts(here, there)] == [
+        ("metrics.cost", {"metric": "cost"}, None),
+        ("metrics.l0.budgets", [8], [16]),
+        ("metrics.mse", None, {"metric": "mse", "x": {"y": 1}}),
+    ]

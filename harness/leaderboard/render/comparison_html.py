@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.leaderboard.compare import Comparison, MetricChange, Mover, Side
-from harness.leaderboard.render.comparison import LEGEND, field_values, signed, verdict_on
+from harness.leaderboard.render.comparison import (
+    LEGEND,
+    decimals_of,
+    field_values,
+    over_seeds,
+    said_by_all,
+    signed,
+    verdict_on,
+)
 from harness.leaderboard.render.offline import offline_page
 from harness.leaderboard.render.text import number, p_value, plain
 from harness.section import Json
@@ -43,6 +51,7 @@ def page(found: Comparison) -> str:
         movers=list(_movers(found)),
         problems=[plain(problem) for problem in found.problems],
         legend=LEGEND.replace("`", ""),
+        seeds=said_by_all(found.changes),
         width=WIDTH,
     )
 
@@ -79,21 +88,23 @@ def _spans(changes: Sequence[MetricChange]) -> dict[str, float]:
 
 
 def _number(change: MetricChange, span: float | None) -> Json:
-    unit = change.column.unit
+    unit, places = change.column.unit, decimals_of(change)
     return {
         "label": change.column.label,
         "id": f"{change.column.metric}@{change.column.version}",
         "params": change.column.params,
-        "a": number(change.a.value, unit),
-        "b": number(change.b.value, unit),
-        "difference": signed(change.difference, unit),
-        "interval": "" if change.low is None else f"{signed(change.low, unit)} … {signed(change.high, unit)}",
+        "a": number(change.a.value, unit, places),
+        "b": number(change.b.value, unit, places),
+        "difference": signed(change.difference, unit, places),
+        "interval": ""
+        if change.low is None
+        else f"{signed(change.low, unit, places)} … {signed(change.high, unit, places)}",
         "bar": _bar(change, span),
         "p": p_value(change.p_holm),
         "better": change.better,
         "tie": change.p_holm is not None and change.better is None,
         "reason": change.reason,
-        "seeds": "" if change.seeds is None else change.seeds.reason or p_value(change.seeds.p),
+        "seeds": over_seeds(change),
         "over": "" if change.a.n is None or change.p is None else f"{change.a.n:,} {change.a.units}",
     }
 
@@ -121,7 +132,7 @@ def _grid(changes: Sequence[MetricChange]) -> Json:
 def _cell(change: MetricChange | None) -> Json:
     if change is None:
         return {"text": "", "better": None}
-    return {"text": signed(change.difference, change.column.unit), "better": change.better}
+    return {"text": signed(change.difference, change.column.unit, decimals_of(change)), "better": change.better}
 
 
 def _movers(found: Comparison) -> Iterator[Json]:
