@@ -42,8 +42,9 @@ def leaderboard(
     loaded, source = load(results), Source()
     _known_suite(loaded, suite)
     if format == "md":
-        return markdown.page(_by_suite(loaded, suite), columns)
-    board = board_of(loaded, suite, source)
+        return markdown.page(_by_suite(loaded, suite, short=not columns), columns)
+    short = not columns and format in ("terminal", "latex")
+    board = board_of(loaded, suite, source, short=short)
     _known_columns(board, columns)
     if format == "html":
         return html.page(board, source, curves=curves_of(board, store), pages=pages_of(board, beside))
@@ -85,10 +86,10 @@ def compare_records(results: Path, a: str, b: str, format: ComparisonFormat = "t
     return comparison.as_json(found) if format == "json" else comparison.as_text(found, width)
 
 
-def _by_suite(loaded: Results, suite: str | None) -> dict[str, Board]:
+def _by_suite(loaded: Results, suite: str | None, short: bool) -> dict[str, Board]:
     suites = sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
     chosen = [name for name in suites if suite in (None, name)]
-    boards = {name: board_of(Results(loaded.root, loaded.loaded, ()), name) for name in chosen}
+    boards = {name: board_of(Results(loaded.root, loaded.loaded, ()), name, short=short) for name in chosen}
     if chosen and loaded.refused:
         # Refused files belong to no suite for certain; they are named once, at the end.
         last = boards[chosen[-1]]

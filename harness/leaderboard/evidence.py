@@ -18,7 +18,7 @@ from harness.leaderboard.board import Column, params_text
 from harness.leaderboard.load import Loaded
 from harness.leaderboard.statistics import Formula, estimate
 from harness.metrics.base import Array, Estimator, Metric, Statistics
-from harness.record import Record
+from harness.record import MetricValue, Record
 from harness.registry import sections
 from harness.section import Json
 
@@ -50,6 +50,7 @@ class Source:
     def __init__(self) -> None:
         self.problems: dict[str, str] = {}
         self._statistics: OrderedDict[str, Statistics | str] = OrderedDict()
+        self._numbers: dict[str, dict[str, MetricValue]] = {}
 
     def evidence(self, cells: Sequence[Loaded], column: Column) -> Evidence:
         """Evidence for a column over the seeds of a row. Raises Unusable."""
@@ -60,6 +61,12 @@ class Source:
         if estimator.paired and len({len(stats) for stats in inputs}) > 1:
             raise Unusable(f"the seeds were measured on different numbers of {estimator.units}")
         return Evidence(estimator.formula, inputs, estimator.units, estimator.paired)
+
+    def numbers(self, cell: Loaded) -> dict[str, MetricValue]:
+        """A record's numbers by the key of their column."""
+        if cell.path not in self._numbers:
+            self._numbers[cell.path] = {Column.of(metric).key: metric for metric in cell.record.metrics}
+        return self._numbers[cell.path]
 
     def _inputs(self, cell: Loaded, estimator: Estimator, column: Column) -> Array:
         statistics = self._read(cell)
@@ -95,7 +102,8 @@ class Source:
 
     def _confirm(self, cell: Loaded, column: Column, recomputed: float) -> None:
         """The statistics must give the recorded number, or they are not its statistics."""
-        recorded = next((m.value for m in cell.record.metrics if Column.of(m).key == column.key), None)
+        metric = self.numbers(cell).get(column.key)
+        recorded = metric.value if metric else None
         if recorded is None or not math.isclose(recorded, recomputed, rel_tol=_AGREEMENT, abs_tol=1e-9):
             reason = f"{cell.path}: {column.key} is {recorded} in the record and {recomputed} from its statistics"
             self.problems[f"{cell.path} {column.key}"] = reason

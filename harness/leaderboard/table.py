@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics as stats
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from harness.canonical import canonical
@@ -45,13 +45,16 @@ Line = tuple[str, str]
 """Spec name and label."""
 
 
-def board_of(results: Results, suite: str | None = None, source: Source | None = None) -> Board:
-    """The leaderboard of all records, or of the suite that a spec's name starts with."""
+def board_of(results: Results, suite: str | None = None, source: Source | None = None, *, short: bool = False) -> Board:
+    """The leaderboard of all records, or of the suite that a spec's name starts with.
+
+    A `short` one has intervals over seeds and verdicts only in the columns of the short table, which is much quicker.
+    """
     source = source or Source()
     chosen = [cell for cell in results.loaded if suite is None or suite_of(cell.record.spec.name) == suite]
     current, superseded = newest(chosen)
     placed = _placed(current)
-    groups = [_group(key, rows, source) for key, rows in _rows(placed, current, superseded).items()]
+    groups = [_group(key, rows, source, short) for key, rows in _rows(placed, current, superseded).items()]
     groups.sort(key=lambda group: (group.key == UNMEASURED, -len(group.rows), group.title, group.key))
     groups = [replace(group, differs=apart(group, groups[0])) for group in groups]
     problems = [str(error) for error in results.refused] + sorted(source.problems.values())
@@ -161,12 +164,13 @@ def _outdated(record: Record) -> Iterable[str]:
     return (f"{m.id}@{m.version}" for m in record.metrics if m.version < now.get(m.id, 0))
 
 
-def _group(key: str, rows: list[Row], source: Source) -> Group:
+def _group(key: str, rows: list[Row], source: Source, short: bool) -> Group:
     columns = _columns(rows)
     shown = default_columns(columns)
-    filled = [replace(row, values=values_of(row.measured, columns, source)) for row in rows]
+    judged = shown if short else columns
+    filled = [replace(row, values=values_of(row.measured, columns, source, judged)) for row in rows]
     first = next((row.newest.record for row in filled if row.measured), filled[0].newest.record)
-    ordered = _ranked(filled, shown)
+    ordered = ranked(filled, shown)
     return Group(
         key=key,
         title=_title(first, key) + (" · imported" if all(_imported(row) for row in ordered) else ""),
@@ -176,7 +180,7 @@ def _group(key: str, rows: list[Row], source: Source) -> Group:
         columns=columns,
         shown=shown,
         rows=ordered,
-        verdicts=verdicts_of(ordered, columns, source),
+        verdicts=verdicts_of(ordered, judged, source),
     )
 
 
@@ -230,13 +234,23 @@ def default_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
     return tuple(core or shown)
 
 
-def values_of(cells: Sequence[Loaded], columns: Iterable[Column], source: Source) -> dict[str, Value]:
-    """The row's number in every column: blank where any of its seeds has none."""
-    by_cell = [{Column.of(metric).key: metric for metric in cell.record.metrics} for cell in cells]
-    return {c.key: _value(cells, [found.get(c.key) for found in by_cell], c, source) for c in columns}
+def values_of(
+    cells: Sequence[Loaded], columns: Iterable[Column], source: Source, judged: Collection[Column] | None = None
+) -> dict[str, Value]:
+    """The row's number in every column: blank where any of its seeds has none.
+
+    Only `judged` columns get the interval of a mean over seeds; default: all.
+    """
+    by_cell = [source.numbers(cell) for cell in cells]
+    columns = tuple(columns)
+    wanted = frozenset(columns if judged is None else judged)
+    return {
+        c.key: _value(cells, [found.get(c.key) for found in by_cell], c, source if c in wanted else None)
+        for c in columns
+    }
 
 
-def _value(cells: Sequence[Loaded], found: list[MetricValue | None], column: Column, source: Source) -> Value:
+def _value(cells: Sequence[Loaded], found: list[MetricValue | None], column: Column, source: Source | None) -> Value:
     for cell, metric in zip(cells, found, strict=True):
         if metric is None or metric.value is None:
             reason = (metric and metric.null_reason) or "not measured"
@@ -250,7 +264,7 @@ def _value(cells: Sequence[Loaded], found: list[MetricValue | None], column: Col
     units = units_of(cells[0], column, ci.method if ci else None)
     if len(numbers) == 1:
         return Value(numbers[0], None, ci.low if ci else None, ci.high if ci else None, None, tuple(numbers), n, units)
-    low, high, why = _seed_mean_interval(cells, column, source)
+    low, high, why = _seed_mean_interval(cells, column, source) if source else (None, None, None)
     return Value(math.fsum(numbers) / len(numbers), why, low, high, stats.stdev(numbers), tuple(numbers), n, units)
 
 
@@ -265,7 +279,7 @@ def _seed_mean_interval(
     return low, high, None if low is not None else f"too few {evidence.units} for an interval"
 
 
-def _ranked(rows: list[Row], shown: Sequence[Column]) -> tuple[Row, ...]:
+def ranked(rows: Iterable[Row], shown: Sequence[Column]) -> tuple[Row, ...]:
     """Best first in the first column that has a direction; then rows that are not ranked; then rows without numbers."""
     leading = next((column for column in shown if column.higher_is_better is not None), None)
 

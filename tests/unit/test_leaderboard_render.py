@@ -14,8 +14,11 @@ import pytest
 
 from harness.errors import InvalidInput
 from harness.leaderboard import leaderboard, write_leaderboard_md
+from harness.leaderboard.load import load
 from harness.leaderboard.render.html import embedded
-from harness.leaderboard.render.text import markdown, number, p_value, plain, seconds, spread
+from harness.leaderboard.render.provenance import provenances
+from harness.leaderboard.render.text import decimals, markdown, number, p_value, plain, seconds, spread
+from harness.leaderboard.table import board_of
 from tests.unit.leaderboard_factory import HOSTILE, Planted, tampered, write
 
 FORMATS = ("md", "terminal", "json", "csv", "html")
@@ -76,9 +79,10 @@ def test_an_empty_results_folder_is_not_an_error(tmp_path: Path, format: str) ->
 def test_markdown_marks_best_ties_and_badges(results: Path) -> None:
     page = leaderboard(results, "md", suite="quickstart")
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| quick")}
-    assert "**0." in lines["quickstart/topk · sae.k=16"]
-    assert "1 of 2 seeds" in lines["quickstart/gated · sae.k=8"]
-    assert "timeout (seed 1)" in lines["quickstart/gated · sae.k=8"]
+    assert "**0." in lines["quickstart/topk<br>sae.k=16"]
+    assert "1 of 2 seeds" in lines["quickstart/gated<br>sae.k=8"]
+    assert "timeout (seed 1)" in lines["quickstart/gated<br>sae.k=8"]
+    assert max(line.count("|") for line in page.splitlines()) == 10, "one table per domain, for narrow screens"
     assert "## mine" not in page
     assert "context: 256 (there: 128)" in leaderboard(results, "md", suite="mine")
 
@@ -174,11 +178,33 @@ def test_numbers_as_text() -> None:
     assert number(31.96, "latents/token") == "32.0"
     assert number(0.0001234, "fraction") == "1.23e-04"
     assert number(0.0, "fraction") == "0.000"
-    assert number(12345.6, "other") == "1.235e+04"
+    assert number(12345.6, "other") == "12,346"
+    assert number(0.99918, "fraction", decimals("fraction", [2e-4, 1e-4, 3e-5])) == "0.9992"
+    assert decimals("fraction", [0.02]) == decimals("fraction") == decimals("fraction", [0.0]) == 3
+    assert decimals("fraction", [1e-9]) == 5
+    assert decimals("other", [1e-9]) is None
     assert spread(0.00001, "fraction") == "<0.001"
     assert spread(0.0, "fraction") == "0.000"
     assert [seconds(x) for x in (None, 4.2, 90.0, 7200.0)] == ["–", "4.2 s", "1.5 min", "2.0 h"]
     assert [p_value(p) for p in (None, 0.0001, 0.0321)] == ["", "p < 0.001", "p = 0.032"]
+
+
+def test_each_domain_has_a_table_with_its_best_row_first(tmp_path: Path) -> None:
+    write(tmp_path, Planted(name="a/wide"), Planted(name="a/narrow", error=0.3, domains=("general",)))
+    write(tmp_path, Planted(name="a/lost", status="failed", message="lost"))
+    page = leaderboard(tmp_path, "md")
+    tables = [part.splitlines() for part in page.split("\n\n") if part.startswith("| spec")]
+    assert [[line.split(" | ")[0] for line in table[2:]] for table in tables] == [
+        ["| a/wide", "| a/narrow", "| a/lost"],
+        ["| a/wide", "| a/lost"],
+    ]
+
+
+def test_the_command_runs_only_the_cells_of_its_row(tmp_path: Path) -> None:
+    write(tmp_path, Planted(label="sae.k=8"), Planted(label=""))
+    found = provenances(board_of(load(tmp_path)))["rows"].values()
+    start = "latentbench run specs/quickstart/topk.yaml"
+    assert {row["command"] for row in found} == {start, f"{start} --filter '[sae.k=8]'"}
 
 
 def test_plain_text_shows_what_it_neutralises() -> None:

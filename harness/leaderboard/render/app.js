@@ -59,6 +59,12 @@ function drawChips() {
   }, `${columnName(state.group.columns[limit.column])} ${limit.sign === "le" ? "≤" : "≥"} ${limit.bound}`, el("span", { "aria-hidden": "true" }, " ×"))));
 }
 
+// The reader goes on to type the bound: at least so good, or for numbers without a direction at most so much.
+function limitColumn(event) {
+  find("limit-sign").value = state.group.columns[event.target.value].better ? "ge" : "le";
+  find("limit-number").focus();
+}
+
 function addLimit(event) {
   event.preventDefault();
   const bound = find("limit-number").valueAsNumber;
@@ -105,7 +111,8 @@ function keys(event) {
 
 function start() {
   startTheme();
-  state.intervals = find("intervals").checked = window.innerWidth > 640;
+  fitSize();
+  state.intervals = find("intervals").checked = window.innerWidth > NARROW;
   find("group").hidden = !state.group;
   if (!state.group) return;
   let pending = 0;
@@ -113,6 +120,8 @@ function start() {
   find("suite").addEventListener("change", (event) => filterWith("suite", event));
   find("status").addEventListener("change", (event) => filterWith("status", event));
   find("limit").addEventListener("submit", addLimit);
+  find("limit-column").addEventListener("change", limitColumn);
+  window.addEventListener("resize", () => { if (fitSize()) { drawPlots(); drawCurves(); } });
   find("intervals").addEventListener("change", (event) => { state.intervals = event.target.checked; drawTable(); });
   find("csv").addEventListener("click", saveCsv);
   find("drawer").addEventListener("click", (event) => { if (event.target === find("drawer")) find("drawer").close(); });

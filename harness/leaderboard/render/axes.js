@@ -1,6 +1,14 @@
 // Scales, ticks and axes of inline SVG figures.
 
 const SIZE = { width: 520, height: 330, left: 58, right: 18, top: 14, bottom: 44 };
+const NARROW = 640;
+
+// A figure is drawn as wide as it stands on a phone, so that its text is not shrunk. True when that changed.
+function fitSize() {
+  const width = window.innerWidth > NARROW ? 520 : 340, changed = SIZE.width !== width;
+  Object.assign(SIZE, { width, height: width === 520 ? 330 : 280 });
+  return changed;
+}
 
 function scale(values, from, to, log) {
   const map = log ? Math.log : (v) => v;
@@ -8,6 +16,7 @@ function scale(values, from, to, log) {
   const pad = ((map(high) - map(low)) || Math.abs(map(high)) || 1) * 0.06;
   const [start, end] = [map(low) - pad, map(high) + pad];
   const place = (v) => Math.round((from + ((map(v) - start) / (end - start)) * (to - from)) * 10) / 10;
+  place.middle = log ? Math.exp((start + end) / 2) : (start + end) / 2;
   place.ticks = log ? logTicks(Math.exp(start), Math.exp(end)) : ticks(start, end);
   return place;
 }

@@ -16,19 +16,17 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
-function digits(x, unit) {
+function digits(x, unit, decimals = DECIMALS[unit]) {
   if (x === null || x === undefined) return "–";
   const size = Math.abs(x);
-  if (size >= 1e6 || (x !== 0 && size < 5e-4)) return x.toExponential(2);
-  const decimals = DECIMALS[unit];
-  if (decimals !== undefined) return x.toFixed(decimals);
-  return String(Number(x.toPrecision(4)));
+  if (size >= 1e6 || (x !== 0 && size < Math.min(5e-4, 10 ** -(decimals ?? 0) / 2))) return x.toExponential(2);
+  if (decimals === undefined && size >= 1e4) return Math.round(x).toLocaleString("en");
+  return decimals === undefined ? String(Number(x.toPrecision(4))) : x.toFixed(decimals);
 }
 
 // A spread has the digits of its number; what rounds to nothing is said to be small.
-function spread(sd, unit) {
-  const decimals = DECIMALS[unit];
-  if (decimals === undefined || sd === 0) return digits(sd, unit);
+function spread(sd, unit, decimals = DECIMALS[unit]) {
+  if (decimals === undefined || sd === 0) return digits(sd, unit, decimals);
   const least = 10 ** -decimals;
   return sd < least / 2 ? `<${least.toFixed(decimals)}` : sd.toFixed(decimals);
 }

@@ -16,16 +16,16 @@ function openDrawer(row) {
 function drawerParts(row, facts) {
   const badges = row.badges.map(([kind, text, detail]) => el("li", {}, el("span", { class: `badge ${kind}` }, text), detail ? el("span", {}, ` ${detail}`) : null));
   return [
-    el("header", {}, el("div", {}, el("h2", { id: "drawer-title" }, row.spec), row.label ? el("p", { class: "label" }, row.label) : null),
+    el("header", {}, el("div", {}, el("h2", { id: "drawer-title" }, ...breakable(row.spec)), row.label ? el("p", { class: "label" }, row.label) : null),
       el("button", { type: "button", class: "quiet", "aria-label": "Close", autofocus: true, onclick: () => find("drawer").close() }, "Close")),
     badges.length ? el("ul", { class: "notes" }, ...badges) : null,
     el("h3", {}, facts.imported ? "Measured by another tool; import it again" : "Run it again"), command(facts.command),
     facts.imported ? fold("Imported from", facts.imported, true) : null,
     linksOf(row),
-    row.values.length ? numbersTable(row) : null,
+    ...numbersOf(row),
+    fold("What was run, as resolved", { ...facts.resolved }, true),
     curvesOf(row),
     el("h3", {}, "Cells"), ...facts.cells.map(cellFacts),
-    fold("Experiment as resolved", { ...facts.resolved }, true),
     fold("Spec", facts.spec), fold("Comparability keys", facts.comparability), fold("Content keys", facts.keys),
     fold("Environment", facts.environment), fold("Cost", facts.cost), fold("Artifacts", facts.artifacts),
   ];
@@ -54,17 +54,24 @@ function linksOf(row) {
 
 const countedText = (n, units) => (n === null ? "–" : `${n.toLocaleString("en")} ${n === 1 ? (units ?? "").replace(/s$/, "") : units ?? ""}`.trim());
 
-function numbersTable(row) {
+// The columns of the table first, so that what was run is not far below; the others on demand.
+function numbersOf(row) {
+  if (!row.values.length) return [];
+  const all = state.group.columns.map((_, i) => i), shown = all.filter((i) => state.shown.has(i)), rest = all.filter((i) => !state.shown.has(i));
+  return [numbersTable(row, shown, "Numbers", true), rest.length ? numbersTable(row, rest, `${rest.length} more numbers`, false) : null];
+}
+
+function numbersTable(row, columns, title, open) {
   const said = { best: "best", tied: "tied with the best", behind: "behind the best" };
-  const body = state.group.columns.map((column, i) => {
-    const value = numberOf(row, i), standing = numberOf(row, i, STANDING);
+  const body = columns.map((i) => {
+    const column = state.group.columns[i], standing = numberOf(row, i, STANDING);
     const verdict = [said[standing], pText(numberOf(row, i, P)), numberOf(row, i, REASON)].filter(Boolean).join("; ");
     return el("tr", {}, el("th", { scope: "row" }, columnName(column), el("span", { class: "interval" }, `${column.id}${column.params ? ` [${column.params}]` : ""}`)),
-      el("td", {}, digits(value, column.unit), el("span", { class: "interval" }, intervalText(row, i, column.unit))),
+      el("td", {}, shownIn(column, numberOf(row, i)), el("span", { class: "interval" }, intervalText(row, i))),
       el("td", {}, countedText(numberOf(row, i, COUNT), column.units)), el("td", { class: "words" }, verdict));
   });
   const head = ["Number", "Value", "Over", "Against the group's best"].map((text) => el("th", { scope: "col" }, text));
-  return el("details", { open: true }, el("summary", {}, "All numbers"), el("div", { class: "wide" }, el("table", { class: "numbers" }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
+  return el("details", { open }, el("summary", {}, title), el("div", { class: "wide" }, el("table", { class: "numbers stacked" }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
 }
 
 function cellFacts(cell) {

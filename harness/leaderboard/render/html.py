@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.leaderboard.board import Board, Column, Group, Row
 from harness.leaderboard.evidence import Source
+from harness.leaderboard.render.markdown import decimals_of
 from harness.leaderboard.render.offline import embedded, offline_page
 from harness.leaderboard.render.provenance import provenances
 from harness.leaderboard.render.text import DECIMALS
@@ -121,6 +122,7 @@ def _column(group: Group, column: Column, units: str | None) -> Json:
         "domain": column.domain,
         "params": column.params,
         "unit": column.unit,
+        "decimals": decimals_of(group, column),
         "units": units,
         "better": column.higher_is_better,
         "shown": column in group.shown,

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from harness.leaderboard.board import Board, Column, Group, Row
-from harness.leaderboard.render.markdown import chosen_columns
-from harness.leaderboard.render.text import number, plain
+from harness.leaderboard.render.markdown import chosen_columns, decimals_of
+from harness.leaderboard.render.text import number, plain, spread
 
 _SPECIAL = re.compile(r"[\\{}$&#^_%~<>|\"]")
 _ESCAPES = {
@@ -64,8 +64,9 @@ def _cells(group: Group, row: Row, columns: Sequence[Column]) -> Iterator[str]:
         if value is None or value.value is None:
             yield "--"
             continue
-        standing, shown = group.verdict(row, column).standing, number(value.value, column.unit)
+        places = decimals_of(group, column)
+        standing, shown = group.verdict(row, column).standing, number(value.value, column.unit, places)
         shown = rf"\textbf{{{shown}}}" if standing == "best" else rf"$\approx$ {shown}" if standing == "tied" else shown
         directed = column.higher_is_better is not None and value.low is not None and value.high is not None
-        half = number((value.high - value.low) / 2, column.unit) if directed else ""  # type: ignore[operator]
+        half = escaped(spread((value.high - value.low) / 2, column.unit, places)) if directed else ""  # type: ignore[operator]
         yield shown + (rf" {{\scriptsize $\pm$ {half}}}" if half else "")

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.leaderboard.board import Board, Column, Group, Row
-from harness.leaderboard.render.text import markdown, number, seconds, spread
+from harness.leaderboard.render.text import decimals, fact, markdown, number, seconds, spread
+from harness.leaderboard.table import ranked
 
 LEGEND = """\
 Numbers are means over seeds; ± is half the width of the 95 % interval over the independent units named with each
-domain (documents, problems, latents), (sd) the spread over seeds. **Bold** is the best of its column and ≈ what cannot
-be told from it (test over those units, Holm-adjusted over all pairs; overlapping seed ranges are ties too). Unmarked
-numbers are behind, not testable, or without a direction.
-Rows of different tables were measured differently and are not ranked against each other."""
+domain (documents, problems, latents), in brackets the standard deviation over seeds. **Bold** is the best of its column
+and ≈ what cannot be told from it (test over those units, Holm-adjusted over all pairs; overlapping seed ranges are ties
+too). Unmarked numbers are behind, not testable, or without a direction. Each domain has a table, best row first.
+Rows below different headings were measured differently and are not ranked against each other."""
 
 
 def page(suites: Mapping[str, Board], columns: Sequence[str] | None = None) -> str:
@@ -28,16 +29,34 @@ def page(suites: Mapping[str, Board], columns: Sequence[str] | None = None) -> s
 def _board(board: Board, columns: Sequence[str] | None) -> Iterable[str]:
     for group in board.groups:
         yield f"### {markdown(group.title)}"
-        if group.domains:
-            yield f"Domains: {'; '.join(_domain(group, name) for name in group.domains)}."
         if group.differs:
-            facts = "\n".join(f"- {markdown(f'{d.path}: {d.here} (there: {d.there})')}" for d in group.differs)
+            facts = "\n".join(
+                f"- {markdown(f'{d.path}: {fact(d.here)} (there: {fact(d.there)})')}" for d in group.differs
+            )
             yield f"Apart from this suite's first table because it differs in:\n\n{facts}"
-        yield _table(group, chosen_columns(group, columns))
+        yield from _tables(group, chosen_columns(group, columns))
     if board.superseded:
         yield f"{len(board.superseded)} older record{'s are' if len(board.superseded) > 1 else ' is'} not shown."
     if board.problems:
         yield "Could not be used:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in board.problems)
+
+
+def _tables(group: Group, columns: Sequence[Column]) -> Iterable[str]:
+    """One table per domain, best first there: side by side they would fit on no screen."""
+    domains = list(dict.fromkeys(column.domain for column in columns)) or [None]
+    for domain in domains:
+        if domain is not None:
+            yield f"**{_domain(group, domain)}**"
+        yield _table(group, *by_domain(group, columns, domain))
+    if others := [_domain(group, name) for name in group.domains if name not in domains]:
+        yield f"Also measured, in the report: {'; '.join(others)}."
+
+
+def by_domain(group: Group, columns: Sequence[Column], domain: str | None) -> tuple[list[Column], tuple[Row, ...]]:
+    """A domain's columns, and its rows, best first: those with a number there and those without any."""
+    own = [column for column in columns if column.domain == domain]
+    rows = [r for r in group.rows if not r.measured or any(r.values[c.key].value is not None for c in own)]
+    return own, ranked(rows, own)
 
 
 def _domain(group: Group, name: str) -> str:
@@ -53,34 +72,48 @@ def chosen_columns(group: Group, wanted: Sequence[str] | None) -> tuple[Column, 
     return tuple(c for c in group.columns if {c.key, c.metric, c.metric.partition(".")[0], c.label} & set(wanted))
 
 
-def _table(group: Group, columns: Sequence[Column]) -> str:
-    domains = len({column.domain for column in columns}) > 1
-    heads = [markdown(group.heading(c)) + (f"<br>{markdown(c.domain or '')}" if domains else "") for c in columns]
-    lines = [_line(["spec", *heads, "seeds", "time", "notes"]), _line([":--", *["--:"] * (len(columns) + 2), ":--"])]
-    return "\n".join(lines + [_line(_cells(group, row, columns)) for row in group.rows])
+def decimals_of(group: Group, column: Column) -> int | None:
+    """Digits after the point of a column's numbers."""
+    values = [row.values[column.key] for row in group.rows if column.key in row.values]
+    widths = [value.high - value.low for value in values if value.high is not None and value.low is not None]
+    return decimals(column.unit, [width / 2 for width in widths] if column.higher_is_better is not None else ())
+
+
+def _table(group: Group, columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    heads = [markdown(group.heading(column)) for column in columns]
+    notes = ["notes"] if any(row.badges for row in rows) else []
+    lines = [
+        _line(["spec", *heads, "seeds", "time", *notes]),
+        _line([":--", *["--:"] * (len(columns) + 2), *[":--"] * len(notes)]),
+    ]
+    places = {column: decimals_of(group, column) for column in columns}
+    return "\n".join(lines + [_line([*_cells(group, row, places), *_notes(row, notes)]) for row in rows])
 
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(group: Group, row: Row, columns: Sequence[Column]) -> Iterable[str]:
-    yield markdown(row.spec) + (f" · {markdown(row.label)}" if row.label else "")
-    for column in columns:
-        yield _number(group, row, column)
+def _cells(group: Group, row: Row, places: Mapping[Column, int | None]) -> Iterable[str]:
+    yield markdown(row.spec) + (f"<br>{markdown(row.label)}" if row.label else "")
+    for column, digits in places.items():
+        yield _number(group, row, column, digits)
     yield f"{len(row.measured)}/{len(row.expected)}"
     yield seconds(row.wall_seconds)
-    yield markdown("; ".join(badge.text for badge in row.badges))
 
 
-def _number(group: Group, row: Row, column: Column) -> str:
+def _notes(row: Row, heads: Sequence[str]) -> Iterable[str]:
+    return (markdown("; ".join(badge.text for badge in row.badges)) for _ in heads)
+
+
+def _number(group: Group, row: Row, column: Column, places: int | None) -> str:
     value, standing = row.values.get(column.key), group.verdict(row, column).standing
     if value is None or value.value is None:
         return ""
-    shown = number(value.value, column.unit)
+    shown = number(value.value, column.unit, places)
     shown = f"**{shown}**" if standing == "best" else f"≈ {shown}" if standing == "tied" else shown
     if column.higher_is_better is None:
         return shown
     if value.low is not None and value.high is not None:
-        shown += f" ± {number((value.high - value.low) / 2, column.unit)}"
-    return shown + (f" ({markdown(spread(value.sd, column.unit))})" if value.sd is not None else "")
+        shown += f" ± {markdown(spread((value.high - value.low) / 2, column.unit, places))}"
+    return shown + (f" ({markdown(spread(value.sd, column.unit, places))})" if value.sd is not None else "")

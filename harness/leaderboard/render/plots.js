@@ -3,9 +3,13 @@
 const SAME = 0.01;
 const WHISKERS = 300;
 const INTERACTIVE = 600;
+const FAR = 3; // interquartile ranges from the quartiles, beyond which a point would squeeze all others together
+const FEW = 0.15; // the share of points that may be beyond
 const SHAPES = [
   "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0", "M-4-4h8v8h-8z", "M0-5.4L5 3.6H-5z", "M0-5.6L5.6 0L0 5.6L-5.6 0z",
   "M0 5.4L5-3.6H-5z", "M-1.7-5h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z",
+  "M0-5.8L1.5-1.8L5.6-1.7L2.4 .9L3.5 4.9L0 2.6L-3.5 4.9L-2.4 .9L-5.6-1.7L-1.5-1.8z", "M-5.4 0L3.6-5V5z", "M5.4 0L-3.6-5V5z",
+  "M-4.6-5H4.6L-4.6 5H4.6z", "M-5-3.4L-3.4-5L0-1.6L3.4-5L5-3.4L1.6 0L5 3.4L3.4 5L0 1.6L-3.4 5L-5 3.4L-1.6 0z", "M-5-2.4H5V2.4H-5z",
 ];
 
 function drawPlots() {
@@ -25,8 +29,9 @@ function drawPlots() {
     el("div", { class: "figures" }, ...drawn.map((plot) => figure(plot, rows, kinds))));
 }
 
-const shapeOf = (index) => SHAPES[Math.max(0, index) % SHAPES.length];
-const icon = (index) => el("svg", { viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" }, el("path", { d: shapeOf(index), class: "point" }));
+// Every shape filled, then every shape hollow: as many kinds as there are variants can be told apart.
+const pointOf = (index, more = {}) => el("path", { class: index < SHAPES.length ? "point" : "point hollow", d: SHAPES[Math.max(0, index) % SHAPES.length], ...more });
+const icon = (index) => el("svg", { viewBox: "-7 -7 14 14", width: 14, height: 14, "aria-hidden": "true" }, pointOf(index));
 
 function figure(plot, rows, kinds) {
   const { columns } = state.group, y = columns[plot.y];
@@ -38,13 +43,29 @@ function figure(plot, rows, kinds) {
   const against = x.domain === plot.domain ? x.label : `${x.label} on ${x.domain}`;
   const caption = el("figcaption", {}, `${y.label} against ${against}, ${plot.domain}`);
   if (!points.length) return el("figure", {}, caption, el("p", { class: "muted" }, "No row has both numbers."));
-  const frontier = frontierOf(points, y.better);
-  const sx = scale(points.flatMap((p) => [p.x]), SIZE.left, SIZE.width - SIZE.right, plot.log);
-  const sy = scale(points.flatMap((p) => [p.y, ...p.ys.filter((v) => v !== null)]), SIZE.height - SIZE.bottom, SIZE.top, false);
+  const frontier = frontierOf(points, y.better), leading = new Set(frontier);
+  const { near, far } = apartFrom(points, leading);
+  const ends = (value, [low, high]) => [value, low ?? value, high ?? value].filter((v) => !plot.log || v > 0);
+  const sx = scale(points.flatMap((p) => ends(p.x, p.xs)), SIZE.left, SIZE.width - SIZE.right, plot.log);
+  const sy = scale(near.flatMap((p) => [p.y, p.ys[0] ?? p.y, p.ys[1] ?? p.y]), SIZE.height - SIZE.bottom, SIZE.top, false);
   const svg = el("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, role: "group", "aria-label": caption.textContent },
     ...axis(sx, sy, x, y), el("polyline", { class: "frontier", points: frontier.map((p) => `${sx(p.x)},${sy(p.y)}`).join(" ") }),
-    ...marks(points, new Set(frontier), sx, sy, kinds, [x, y]));
-  return el("figure", {}, caption, svg);
+    ...marks(near, leading, sx, sy, kinds, [x, y]), ...far.map((p) => beyond(p, sx, sy, [x, y])));
+  const note = far.length ? el("p", { class: "muted beyond-note" }, `${far.length} row${far.length === 1 ? "" : "s"} beyond this scale, shown by arrows at its edge.`) : null;
+  return el("figure", {}, caption, svg, note);
+}
+
+// A few dominated points far from all others are left out of the scale.
+function apartFrom(points, leading) {
+  const ys = points.map((p) => p.y).sort((a, b) => a - b), at = (share) => ys[Math.floor(share * (ys.length - 1))];
+  const reach = FAR * (at(0.75) - at(0.25));
+  const far = points.filter((p) => !leading.has(p) && (p.y < at(0.25) - reach || p.y > at(0.75) + reach));
+  return far.length > FEW * points.length ? { near: points, far: [] } : { near: points.filter((p) => !far.includes(p)), far };
+}
+
+function beyond(p, sx, sy, axes) {
+  const low = p.y < sy.middle, place = low ? SIZE.height - SIZE.bottom - 2 : SIZE.top + 2;
+  return pointer(p, axes, "mark-point", el("path", { class: "point", d: low ? "M-5-9h10L0 0z" : "M-5 9h10L0 0z", transform: `translate(${sx(p.x)} ${place})` }));
 }
 
 // A point stays when nothing is better in y at the same or a smaller x, where 1 % more counts as the same: a measured
@@ -70,17 +91,22 @@ function crowd(points, frontier, sx, sy, kinds, axes) {
   return [el("path", { class: "crowd", d: dots }), ...[...frontier].map((p) => mark(p, true, sx, sy, kinds, axes, true))];
 }
 
-function mark(p, leading, sx, sy, kinds, [x, y], whiskers) {
+function mark(p, leading, sx, sy, kinds, axes, whiskers) {
   const line = (x1, y1, x2, y2) => el("line", { class: "whisker", x1, y1, x2, y2 });
-  const said = `${nameOf(p.row)}: ${x.label} ${digits(p.x, x.unit)}, ${y.label} ${digits(p.y, y.unit)}`;
   const bars = !whiskers ? [] : [
     p.ys[0] === null ? null : line(sx(p.x), sy(p.ys[0]), sx(p.x), sy(p.ys[1])),
     p.xs[0] === null ? null : line(sx(p.xs[0]), sy(p.y), sx(p.xs[1]), sy(p.y))];
+  return pointer(p, axes, leading ? "mark-point leading" : "mark-point", ...bars, pointOf(kinds.indexOf(p.row.variant), { transform: `translate(${sx(p.x)} ${sy(p.y)})` }));
+}
+
+// A drawing that says what it stands for and opens the drawer of its row.
+function pointer(p, [x, y], kind, ...drawing) {
+  const said = `${nameOf(p.row)}: ${x.label} ${shownIn(x, p.x)}, ${y.label} ${shownIn(y, p.y)}`;
   const show = () => tip(said, node), node = el("g", {
-    class: leading ? "mark-point leading" : "mark-point", tabindex: leading ? 0 : -1, role: "button", "aria-label": said,
+    class: kind, tabindex: kind.includes("leading") ? 0 : -1, role: "button", "aria-label": said,
     onclick: () => openDrawer(p.row), onmouseenter: show, onfocus: show, onmouseleave: untip, onblur: untip,
     onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); openDrawer(p.row); } },
-  }, ...bars, el("path", { class: "point", d: shapeOf(kinds.indexOf(p.row.variant)), transform: `translate(${sx(p.x)} ${sy(p.y)})` }));
+  }, ...drawing);
   return node;
 }
 

@@ -8,6 +8,7 @@ import shlex
 from harness.leaderboard.board import Board, Row
 from harness.leaderboard.load import Loaded
 from harness.leaderboard.render.text import plain
+from harness.record import Record
 from harness.section import Json
 
 SHARED = ("resolved", "comparability", "environment", "cost", "artifacts")
@@ -27,9 +28,8 @@ def provenances(board: Board) -> Json:
 
 def _provenance(row: Row) -> dict[str, Json]:
     record = row.newest.record
-    verb, path = ("import", record.imported.file) if record.imported else ("run", record.spec.path)
     return {
-        "command": f"latentbench {verb} {shlex.quote(plain(path))}",
+        "command": _command(record),
         "imported": record.imported.plain() if record.imported else None,
         "spec": record.spec.plain(),
         "resolved": {name: value for name, value in record.resolved.items() if value is not None},
@@ -40,6 +40,14 @@ def _provenance(row: Row) -> dict[str, Json]:
         "artifacts": [artifact.plain() for artifact in record.artifacts],
         "cells": [_cell(cell) for cell in row.cells],
     }
+
+
+def _command(record: Record) -> str:
+    """What makes the row's cells again, and no others of its spec."""
+    if record.imported:
+        return f"latentbench import {shlex.quote(plain(record.imported.file))}"
+    chosen = f" --filter {shlex.quote(plain(f'[{record.label}]'))}" if record.label else ""
+    return f"latentbench run {shlex.quote(plain(record.spec.path))}{chosen}"
 
 
 def _cell(cell: Loaded) -> dict[str, Json]:

@@ -16,8 +16,10 @@ const state = {
 };
 
 const nameOf = (row) => (row.label ? `${row.spec} · ${row.label}` : row.spec);
-// Long names may break after a slash, not within a word.
-const breakable = (text) => text.split(/(?<=\/)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+// Long names may break between words, not within one.
+const breakable = (text) => text.split(/(?<=[/_])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+// A number of a column with the digits that its intervals deserve.
+const shownIn = (column, x) => digits(x, column.unit, column.decimals ?? undefined);
 const columnName = (column) => (column.domain ? `${column.label}, ${column.domain}` : column.label);
 
 function numberOf(row, column, field = VALUE) {

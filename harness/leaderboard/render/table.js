@@ -82,22 +82,22 @@ function drawRow(row, columns, judged) {
 }
 
 function drawCell(row, i, verdict, first) {
-  const { unit } = state.group.columns[i], value = numberOf(row, i);
+  const column = state.group.columns[i], value = numberOf(row, i);
   const reason = numberOf(row, i, REASON), standing = verdict?.standing;
   if (value === null) return el("td", { class: `blank ${first ? "first" : ""}`, title: reason ?? "not measured" }, "–");
   const said = { best: "best", tied: "tied with the best", behind: "behind the best" }[standing];
   const hint = [said, pText(verdict?.p), reason].filter(Boolean).join("; ");
   const cell = el("td", { class: `${standing ?? ""} ${first ? "first" : ""}`, title: hint || null },
-    el("span", { class: "number" }, standing === "best" || standing === "tied" ? el("span", { class: `mark ${standing}`, role: "img", "aria-label": said }) : null, digits(value, unit)));
+    el("span", { class: "number" }, standing === "best" || standing === "tied" ? el("span", { class: `mark ${standing}`, role: "img", "aria-label": said }) : null, shownIn(column, value)));
   // Where neither direction is better the interval would only be noise here; the drawer has it.
-  if (state.intervals && state.group.columns[i].better !== null) cell.append(el("span", { class: "interval" }, intervalText(row, i, unit)));
+  if (state.intervals && column.better !== null) cell.append(el("span", { class: "interval" }, intervalText(row, i)));
   return cell;
 }
 
-function intervalText(row, i, unit) {
-  const low = numberOf(row, i, LOW), high = numberOf(row, i, HIGH), sd = numberOf(row, i, SD);
-  const range = low === null ? "" : `${digits(low, unit)}–${digits(high, unit)}`;
-  return [range, sd === null ? "" : `± ${spread(sd, unit)}`].filter(Boolean).join("  ");
+function intervalText(row, i) {
+  const column = state.group.columns[i], low = numberOf(row, i, LOW), high = numberOf(row, i, HIGH), sd = numberOf(row, i, SD);
+  const range = low === null ? "" : `${shownIn(column, low)}–${shownIn(column, high)}`;
+  return [range, sd === null ? "" : `± ${spread(sd, column.unit, column.decimals ?? undefined)}`].filter(Boolean).join("  ");
 }
 
 // One card per domain: the column sorted by, or the first with a direction, and who is best or cannot be told from it.
@@ -118,10 +118,10 @@ function finding(domain, i) {
   if (!best) return el("div", { class: "card" }, head, el("p", { class: "muted" }, "Nothing to compare: fewer than two ranked rows, or no test is possible."));
   const link = (row) => el("button", { type: "button", class: "link", onclick: () => openDrawer(row) }, nameOf(row));
   const low = numberOf(best, i, LOW);
-  const range = low === null ? "" : ` (${digits(low, column.unit)}–${digits(numberOf(best, i, HIGH), column.unit)})`;
+  const range = low === null ? "" : ` (${shownIn(column, low)}–${shownIn(column, numberOf(best, i, HIGH))})`;
   const rivals = tied.slice(0, 3).flatMap((row, n) => [n ? ", " : "", link(row)]);
   const rest = tied.length > 3 ? ` and ${tied.length - 3} more` : "";
-  const lead = el("p", { class: "lead" }, link(best), el("span", { class: "number" }, digits(numberOf(best, i), column.unit)), el("span", { class: "muted" }, range));
+  const lead = el("p", { class: "lead" }, link(best), el("span", { class: "number" }, shownIn(column, numberOf(best, i))), el("span", { class: "muted" }, range));
   const tie = tied.length ? el("p", {}, "Not distinguishable from ", ...rivals, rest, ".") : el("p", {}, "Significantly ahead of all others.");
   return el("div", { class: "card" }, head, lead, tie, el("p", { class: "muted" }, `${behind.length} behind (adjusted p ≤ 0.05).`));
 }

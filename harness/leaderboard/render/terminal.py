@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.leaderboard import board as b
-from harness.leaderboard.render.markdown import chosen_columns
-from harness.leaderboard.render.text import number, plain
+from harness.leaderboard.render.markdown import by_domain, chosen_columns, decimals_of
+from harness.leaderboard.render.text import fact, number, plain, spread
 
 LEGEND = "● best   ≈ cannot be told from the best"
 INTERVALS = "   ± half the 95 % interval over the documents, problems or latents of the domain"
@@ -33,8 +33,10 @@ class View:
         intervals = options.max_width >= WIDE
         for group in self.board.groups:
             yield Text(plain(group.title), style="bold")
-            for fact in group.differs:
-                yield Text(plain(f"apart because {fact.path} is {fact.here}, not {fact.there}"), style="dim")
+            for apart in group.differs:
+                yield Text(
+                    plain(f"apart because {apart.path} is {fact(apart.here)}, not {fact(apart.there)}"), style="dim"
+                )
             yield from _tables(group, chosen_columns(group, self.columns), intervals)
             yield ""
         yield from _notes(self.board, intervals)
@@ -62,10 +64,12 @@ def _tables(group: b.Group, columns: Sequence[b.Column], intervals: bool) -> Ite
     """One table per domain: side by side they would not fit."""
     domains = list(dict.fromkeys(column.domain for column in columns)) or [None]
     for domain in domains:
-        yield _table(group, domain, [column for column in columns if column.domain == domain], intervals)
+        yield _table(group, domain, *by_domain(group, columns, domain), intervals)
 
 
-def _table(group: b.Group, domain: str | None, columns: Sequence[b.Column], intervals: bool) -> Table:
+def _table(
+    group: b.Group, domain: str | None, columns: Sequence[b.Column], rows: Sequence[b.Row], intervals: bool
+) -> Table:
     table = Table(header_style="bold", show_edge=False, pad_edge=False)
     counts = group.counts.get(domain or "")
     heading = f"{domain or 'spec'} ({counts})" if counts else domain or "spec"
@@ -73,21 +77,22 @@ def _table(group: b.Group, domain: str | None, columns: Sequence[b.Column], inte
     for column in columns:
         table.add_column(Text(plain(group.heading(column))), justify="right", no_wrap=True)
     table.add_column("notes", overflow="fold")
-    for row in group.rows:
+    places = {column: decimals_of(group, column) for column in columns}
+    for row in rows:
         notes = Text(plain("; ".join(badge.text for badge in row.badges)), style="yellow")
         table.add_row(
             Text(plain(f"{row.spec} {row.label}".rstrip())),
-            *[_number(group, row, c, intervals) for c in columns],
+            *[_number(group, row, c, places[c], intervals) for c in columns],
             notes,
         )
     return table
 
 
-def _number(group: b.Group, row: b.Row, column: b.Column, intervals: bool) -> Text:
+def _number(group: b.Group, row: b.Row, column: b.Column, places: int | None, intervals: bool) -> Text:
     value, standing = row.values.get(column.key), group.verdict(row, column).standing
     if value is None or value.value is None:
         return Text("–", style="dim")
-    shown = Text(_MARKS[standing] + number(value.value, column.unit), style=_STYLES[standing])
+    shown = Text(_MARKS[standing] + number(value.value, column.unit, places), style=_STYLES[standing])
     if intervals and column.higher_is_better is not None and value.low is not None and value.high is not None:
-        shown.append(f" ±{number((value.high - value.low) / 2, column.unit)}", style="dim")
+        shown.append(f" ±{spread((value.high - value.low) / 2, column.unit, places)}", style="dim")
     return shown

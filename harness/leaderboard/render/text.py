@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import statistics
 import unicodedata
+from collections.abc import Collection
+
+from harness.section import Json
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-])")
 """Everything that means something in the middle of a line or table cell; an underscore within a word does not."""
@@ -11,21 +17,46 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 DECIMALS = {"fraction": 3, "cosine": 4, "latents/token": 1, "nats/token": 3}
 
 
-def number(value: float | None, unit: str) -> str:
-    """A number with as many digits as its unit deserves; a dash for a missing one."""
+MOST_DECIMALS = 5
+THOUSANDS = 1e4
+"""Counts from here on are written out."""
+
+
+def decimals(unit: str, halves: Collection[float] = ()) -> int | None:
+    """Digits after the point that a unit deserves, or more where half an interval would round to nothing.
+
+    `halves` are half the widths of the intervals shown together. None for units that have no fixed number of digits.
+    """
+    if unit not in DECIMALS:
+        return None
+    middle = statistics.median([half for half in halves if half > 0] or [1.0])
+    return max(DECIMALS[unit], min(MOST_DECIMALS, math.ceil(-math.log10(2 * middle))))
+
+
+def number(value: float | None, unit: str, places: int | None = None) -> str:
+    """A number with as many digits as its unit deserves, or with `places` after the point; a dash for a missing one."""
     if value is None:
         return "–"
-    if abs(value) >= 1e6 or (value != 0 and abs(value) < 5e-4):
+    places = DECIMALS.get(unit) if places is None else places
+    if abs(value) >= 1e6 or (value != 0 and abs(value) < min(5e-4, 10.0 ** -(places or 0) / 2)):
         return f"{value:.2e}"
-    return f"{value:.{DECIMALS[unit]}f}" if unit in DECIMALS else f"{value:.4g}"
+    if places is None and abs(value) >= THOUSANDS:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if places is None else f"{value:.{places}f}"
 
 
-def spread(sd: float, unit: str) -> str:
-    """A standard deviation with the digits of its number; what rounds to nothing is said to be small."""
-    if unit not in DECIMALS or sd == 0:
-        return number(sd, unit)
-    least = 10.0 ** -DECIMALS[unit]
-    return f"<{least:.{DECIMALS[unit]}f}" if sd < least / 2 else f"{sd:.{DECIMALS[unit]}f}"
+def spread(size: float, unit: str, places: int | None = None) -> str:
+    """Half an interval or a standard deviation with the digits of its number; what rounds to nothing is small."""
+    places = DECIMALS.get(unit) if places is None else places
+    if places is None or size == 0:
+        return number(size, unit, places)
+    least = 10.0**-places
+    return f"<{least:.{places}f}" if size < least / 2 else f"{size:.{places}f}"
+
+
+def fact(value: Json) -> str:
+    """A fact of a spec or of a measurement as text; what a side lacks is absent."""
+    return "absent" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def p_value(p: float | None) -> str:
