@@ -42,12 +42,14 @@ def new(
         raise InvalidInput(
             f"{template!r} means several specs; name one of {', '.join(str(p.name) for p in (source, *others))}"
         )
-    write_bytes(target, rewritten(source, target.resolve()).encode())
+    below = source.is_relative_to(project.specs)
+    named = source.relative_to(project.specs).with_suffix("").as_posix() if below else source.stem
+    write_bytes(target, rewritten(source, target.resolve(), one_line(named)).encode())
     say(f"wrote {target}; next: latentbench validate {target}")
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="specs, models, datasets, variants, sources or metrics.")] = "specs",
+    what: Annotated[str, typer.Argument(help="specs, models, datasets, problems, variants, sources, methods, metrics or judges.")] = "specs",
     as_json: AsJson = False,
 ) -> None:
     """List the specs of the project, or what a spec can name.

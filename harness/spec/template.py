@@ -12,12 +12,18 @@ import yaml
 
 from harness.spec.nodes import parse, read_text
 
+GUIDE = """\
+# Started from {source}. What else it could say: `latentbench list variants` (models, datasets, metrics, …) and
+# specs/README.md; where each value comes from: `latentbench show --origins` with this file.
+"""
 _NAME = re.compile(r"^name:.*\n", re.MULTILINE)
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 
 
-def rewritten(source: Path, target: Path) -> str:
+def rewritten(source: Path, target: Path, started_from: str) -> str:
     """The text of `source` as a spec at `target`: its parents' paths still lead to them, its name is its own.
+
+    What it was `started_from` stands at its top, beside where to find what else it could say.
 
     Raises SpecError when `source` cannot be read.
     """
@@ -27,7 +33,7 @@ def rewritten(source: Path, target: Path) -> str:
         path = os.path.relpath((source.parent / item.value).resolve(), target.parent)
         written = path if _PLAIN.fullmatch(path) else json.dumps(path)
         text = text[: item.start_mark.index] + written + text[item.end_mark.index :]
-    return f"# Started from {source.stem}.\n" + _NAME.sub("", text)
+    return GUIDE.format(source=started_from) + _NAME.sub("", text)
 
 
 def _parents(text: str) -> Iterator[yaml.ScalarNode]:

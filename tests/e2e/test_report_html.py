@@ -126,8 +126,15 @@ def test_which_variant_is_best_at_l0_up_to_32_and_is_it_significant(page: Browse
     assert "jumprelu · sae.k=32" in card
     assert "Significantly ahead of all others" in card
     assert "Ties are judged among the rows that pass the filters" in texts(page, "#scope")[0]
+    assert card.index("Significantly") < card.index("behind")
     one(page, ".chip").click()
     assert texts(page, "#findings .card")[1] == before
+
+
+def test_after_choosing_the_column_of_a_limit_one_types_the_bound(page: Browser) -> None:
+    one(page, f"#limit-column option[value='{position(page, 'EV centred, chemistry')}']").click()
+    press(page, "0.8", Keys.ENTER)
+    assert texts(page, ".chip") == ["EV centred, chemistry ≥ 0.8 ×"], "for a number that should be high, at least so much"
 
 
 def test_ties_on_the_page_agree_with_the_ties_of_the_records(page: Browser, report: Path) -> None:
@@ -153,7 +160,11 @@ def test_drawer_answers_what_was_run_and_how_to_run_it_again(page: Browser) -> N
     one(page, "[data-row]").click()
     wait(page, "document.querySelector('dialog').open")
     text = texts(page, "#drawer")[0]
-    assert "latentbench run specs/quickstart/jumprelu.yaml" in text
+    assert "latentbench run specs/quickstart/jumprelu.yaml --filter '[sae.k=64]'" in text
+    assert text.index("latentbench run") < text.index("What was run, as resolved") < text.index("seed0-")
+    shown = texts(page, "#drawer details:first-of-type .numbers tbody th")
+    assert len(shown) == 10, "the numbers of the table come first, all others are folded away"
+    assert "more numbers" in text
     assert "variant: jumprelu" in text
     assert 'torch: "2.13.0"' in text
     assert "records/quickstart/jumprelu/seed0-" in text
@@ -212,6 +223,25 @@ def test_plots_have_whiskers_a_frontier_and_open_the_drawer(page: Browser) -> No
     wait(page, "document.querySelector('dialog').open")
 
 
+def test_every_variant_has_a_mark_of_its_own_and_far_points_do_not_squeeze_the_others(
+    driver: Browser, tmp_path: Path
+) -> None:
+    variants = [f"variant-{i}" for i in range(24)]
+    write(tmp_path, *[Planted(name=f"a/{v}", sae={"variant": v}, error=0.2 + i / 500) for i, v in enumerate(variants)])
+    write(tmp_path, Planted(name="a/untrained", sae={"variant": "variant-0"}, error=1.5))
+    report = tmp_path / "report.html"
+    report.write_text(leaderboard(tmp_path, "html"), encoding="utf-8")
+    visit(driver, report)
+    script = """return [...document.querySelectorAll('#plots > .shapes .point')].map(p => {
+      const s = getComputedStyle(p); return p.getAttribute('d') + s.fill + s.strokeWidth })"""
+    assert len(set(driver.execute_script(script))) == len(variants)
+    assert texts(driver, "figure:first-child .beyond-note") == ["1 row beyond this scale, shown by arrows at its edge."]
+    labels = texts(driver, "figure:first-child .tick.end")
+    assert min(float(text) for text in labels) > 0.5
+    reached = "return [...document.querySelectorAll('figure:first-child .mark-point')].map(e => e.ariaLabel)"
+    assert any("a/untrained" in label for label in driver.execute_script(reached))
+
+
 def test_columns_and_intervals_can_be_chosen(page: Browser) -> None:
     shown = len(page.find_elements("css selector", "#table thead tr:last-child th"))
     one(page, ".menu summary").click()
@@ -252,6 +282,11 @@ def test_fits_a_phone(driver: Browser, report: Path) -> None:
         driver.execute_script("document.querySelector('[data-row]').click()")
         wait(driver, "document.querySelector('dialog').open")
         assert driver.execute_script("return document.querySelector('.sheet').scrollWidth") <= 390
+        name = "return document.querySelector('.stacked tbody th').getBoundingClientRect()"
+        assert driver.execute_script(f"{name}.width") > 130, "names are not squeezed into a column of letters"
+        driver.execute_script("document.querySelector('dialog').close()")
+        tick = driver.execute_script("return document.querySelector('.tick').getBoundingClientRect().height")
+        assert tick > 10, "text of figures is not shrunk"
 
 
 def test_asks_nothing_of_any_network(driver: Browser, report: Path) -> None:

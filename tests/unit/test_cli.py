@@ -86,6 +86,8 @@ def test_a_new_spec_says_what_the_one_it_started_from_says(
 
     old, new = (load_tree(tmp_path / p, tmp_path).plain() for p in (path, "specs/deep/er/mine.yaml"))
     assert {**new, "name": None} == {**old, "name": None}
+    written = (tmp_path / "specs/deep/er/mine.yaml").read_text(encoding="utf-8")
+    assert written.startswith(f"# Started from {path.relative_to('specs').with_suffix('')}. What else it could say: ")
 
 
 @pytest.mark.parametrize(
