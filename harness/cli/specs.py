@@ -49,7 +49,9 @@ def new(
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="specs, models, datasets, problems, variants, sources, methods, metrics or judges.")] = "specs",
+    what: Annotated[
+        str, typer.Argument(help="specs, models, datasets, problems, variants, sources, methods, metrics or judges.")
+    ] = "specs",
     as_json: AsJson = False,
 ) -> None:
     """List the specs of the project, or what a spec can name.

@@ -43,16 +43,23 @@ function figure(plot, rows, kinds) {
   const against = x.domain === plot.domain ? x.label : `${x.label} on ${x.domain}`;
   const caption = el("figcaption", {}, `${y.label} against ${against}, ${plot.domain}`);
   if (!points.length) return el("figure", {}, caption, el("p", { class: "muted" }, "No row has both numbers."));
-  const frontier = frontierOf(points, y.better), leading = new Set(frontier);
+  const lines = plot.x === "scale" ? series(points) : [frontierOf(points, y.better)], leading = new Set(lines.flat());
   const { near, far } = apartFrom(points, leading);
   const ends = (value, [low, high]) => [value, low ?? value, high ?? value].filter((v) => !plot.log || v > 0);
   const sx = scale(points.flatMap((p) => ends(p.x, p.xs)), SIZE.left, SIZE.width - SIZE.right, plot.log);
   const sy = scale(near.flatMap((p) => [p.y, p.ys[0] ?? p.y, p.ys[1] ?? p.y]), SIZE.height - SIZE.bottom, SIZE.top, false);
   const svg = el("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, role: "group", "aria-label": caption.textContent },
-    ...axis(sx, sy, x, y), el("polyline", { class: "frontier", points: frontier.map((p) => `${sx(p.x)},${sy(p.y)}`).join(" ") }),
+    ...axis(sx, sy, x, y), ...lines.map((line) => el("polyline", { class: "frontier", points: line.map((p) => `${sx(p.x)},${sy(p.y)}`).join(" ") })),
     ...marks(near, leading, sx, sy, kinds, [x, y]), ...far.map((p) => beyond(p, sx, sy, [x, y])));
   const note = far.length ? el("p", { class: "muted beyond-note" }, `${far.length} row${far.length === 1 ? "" : "s"} beyond this scale, shown by arrows at its edge.`) : null;
   return el("figure", {}, caption, svg, note);
+}
+
+// Rows that differ only in scale: a larger one costs nothing by itself, so none dominates another.
+function series(points) {
+  const lines = new Map(), key = (row) => `${row.spec} ${row.label.replace(/(^|,)[^,=]*\bscale=[^,]*/, "")}`;
+  for (const p of [...points].sort((a, b) => a.x - b.x)) lines.set(key(p.row), [...(lines.get(key(p.row)) ?? []), p]);
+  return [...lines.values()];
 }
 
 // A few dominated points far from all others are left out of the scale.
