@@ -41,8 +41,8 @@ MOST = 3
 NOT_IDENTITY = frozenset({"resources", "metrics"})
 """Sections of a resolved spec that do not change what was trained."""
 _PARTIAL = "Shown, not ranked: the missing seeds may be the bad ones."
-Line = tuple[str, str]
-"""Spec name and label."""
+Line = tuple[str, str, str]
+"""Spec name, label, and for imported records how they were measured: one tool may write a file per task or domain."""
 
 
 def board_of(results: Results, suite: str | None = None, source: Source | None = None, *, short: bool = False) -> Board:
@@ -71,21 +71,25 @@ def newest(cells: Iterable[Loaded]) -> tuple[list[Loaded], list[Loaded]]:
 
     Seeds left over from an older version of the spec are among the others: the rows of a table must not mix versions.
     """
-    by_seed: dict[tuple[str, str, int], list[Loaded]] = defaultdict(list)
+    by_seed: dict[tuple[Line, int], list[Loaded]] = defaultdict(list)
     for cell in cells:
-        by_seed[cell.record.spec.name, cell.record.label, cell.record.seed].append(cell)
+        by_seed[_line(cell.record), cell.record.seed].append(cell)
     lines: dict[Line, list[Loaded]] = defaultdict(list)
     older: list[Loaded] = []
-    for (spec, label, _), found in sorted(by_seed.items()):
+    for (line, _), found in sorted(by_seed.items()):
         *replaced, latest = sorted(found, key=_age)
         older += replaced
-        lines[spec, label].append(latest)
+        lines[line].append(latest)
     current: list[Loaded] = []
-    for line in lines.values():
-        identity = _identity(max(line, key=_age).record)
-        for cell in line:
+    for members in lines.values():
+        identity = _identity(max(members, key=_age).record)
+        for cell in members:
             (current if _identity(cell.record) == identity else older).append(cell)
     return current, older
+
+
+def _line(record: Record) -> Line:
+    return record.spec.name, record.label, group_key(record) if record.imported else ""
 
 
 def _age(cell: Loaded) -> tuple[object, str]:
@@ -103,12 +107,12 @@ def _placed(current: Sequence[Loaded]) -> dict[str, dict[Line, list[Loaded]]]:
     groups = merged_groups(cell.record for cell in current)
     measured = sorted((cell for cell in current if cell.record.status == "ok"), key=_age)
     for cell in measured:
-        line = (cell.record.spec.name, cell.record.label)
+        line = _line(cell.record)
         key = homes[line] = homes[line[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
         placed[key][line].append(cell)
     for cell in current:
         if cell.record.status != "ok":
-            line = (cell.record.spec.name, cell.record.label)
+            line = _line(cell.record)
             known = (homes[place] for place in (line, line[0], _setting(cell.record)) if place in homes)
             placed[next(known, groups[group_key(cell.record)])][line].append(cell)
     return placed
@@ -126,13 +130,13 @@ def _rows(
     expected: dict[str, set[int]] = defaultdict(set)
     for cell in current:
         expected[cell.record.spec.name].add(cell.record.seed)
-    older = Counter((cell.record.spec.name, cell.record.label) for cell in superseded)
+    older = Counter(_line(cell.record) for cell in superseded)
     rows: dict[str, list[Row]] = {}
     for key, lines in placed.items():
-        for (spec, label), cells in lines.items():
+        for (spec, label, measured), cells in lines.items():
             ordered = tuple(sorted(cells, key=lambda cell: cell.record.seed))
             row = Row(spec, label, ordered, tuple(sorted(expected[spec])))
-            rows.setdefault(key, []).append(replace(row, badges=tuple(_badges(row, older[spec, label]))))
+            rows.setdefault(key, []).append(replace(row, badges=tuple(_badges(row, older[spec, label, measured]))))
     return rows
 
 

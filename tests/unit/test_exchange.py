@@ -316,6 +316,27 @@ def test_our_saebench_export_comes_back_with_the_same_numbers(tmp_path: Path) ->
     assert len(group.rows) == 4, "ranked with the measured rows, because the comparability key agrees"
 
 
+def test_every_domain_and_seed_of_an_export_comes_back_onto_the_board(tmp_path: Path) -> None:
+    """A file holds one domain: it must not pass for a newer version of the file of another."""
+    write(tmp_path / "results", *[Planted(seed=seed) for seed in range(3)])
+    write_folder(load(tmp_path / "results"), "saebench", tmp_path / "out")
+    taken(tmp_path / "back", *sorted((tmp_path / "out").iterdir()))
+    boards = [board_of(load(tmp_path / name)) for name in ("results", "back")]
+    assert boards[1].superseded == ()
+    means = [{key: v.value for g in b.groups for r in g.rows for key, v in r.values.items()} for b in boards]
+    assert means[1].keys() == means[0].keys()
+    assert means[1] == pytest.approx(means[0], rel=1e-12)
+
+
+def test_tasks_in_files_of_their_own_do_not_replace_each_other(tmp_path: Path) -> None:
+    tasks = [{**LM_EVAL, "results": {task: LM_EVAL["results"][task]}} for task in ("gsm8k", "lambada_openai")]
+    files = [put(tmp_path, data, f"{number}.json") for number, data in enumerate(tasks)]
+    taken(tmp_path / "results", *files, put(tmp_path, {**tasks[0], "date": 1738000000.5}, "newer.json"))
+    board = board_of(load(tmp_path / "results"))
+    assert {domain for group in board.groups for domain in group.domains} == {"gsm8k", "lambada_openai"}
+    assert len(board.superseded) == 1, "the same task measured alike a second time is a newer version"
+
+
 def test_a_changed_fact_costs_the_comparability(tmp_path: Path) -> None:
     results = tmp_path / "results"
     write(results, Planted(domains=("general",)))
