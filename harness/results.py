@@ -6,14 +6,17 @@ import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from harness.canonical import digest, file_digest
 from harness.errors import RefusedFile
 from harness.record import DocumentStatistics, Record
-from harness.spec.cells import Cell
 from harness.store.files import Arrays, write_arrays, write_json
+
+if TYPE_CHECKING:  # reading results needs no spec language
+    from harness.spec.cells import Cell
 
 RECORDS = "records"
 _MAX_RECORD = 64 << 20

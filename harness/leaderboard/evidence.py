@@ -18,7 +18,7 @@ from harness.leaderboard.board import Column, params_text
 from harness.leaderboard.load import Loaded
 from harness.leaderboard.statistics import Formula, estimate
 from harness.metrics.base import Array, Estimator, Metric, Statistics
-from harness.record import MetricValue, Record
+from harness.record import MetricValue
 from harness.registry import sections
 from harness.section import Json
 
@@ -139,9 +139,10 @@ def tallies(metrics: str) -> frozenset[str]:
     return frozenset(tally.id for metric in installed(json.loads(metrics)) for tally in metric.tallies())
 
 
-def current_versions(record: Record) -> dict[str, int]:
-    """The version of each of the record's numbers that this installation would measure."""
-    known = list(installed(record.resolved.get("metrics", [])))
+@lru_cache(maxsize=64)
+def current_versions(metrics: str) -> dict[str, int]:
+    """The version of each number that this installation would measure, for a `metrics` section as above."""
+    known = list(installed(json.loads(metrics)))
     numbers = {number.id: number.version for metric in known for number in metric.numbers()}
     return numbers | {tally.id: tally.version for metric in known for tally in metric.tallies()}
 

@@ -155,7 +155,7 @@ def _badges(row: Row, older: int) -> Iterable[Badge]:
             yield Badge("failed", f"{cell.record.status} (seed {cell.record.seed})", detail)
     if any((cell.record.environment.get("git") or {}).get("dirty") for cell in row.measured):
         yield Badge("dirty", "dirty tree", "Measured with uncommitted changes to the code.")
-    if old := sorted({name for cell in row.measured for name in _outdated(cell.record)}):
+    if old := sorted({name for cell in row.measured for name in _outdated(cell)}):
         yield Badge("old", "old metric version", ", ".join(old))
     if older:
         yield Badge("superseded", f"{older} older", "Older records of this row that are not shown.")
@@ -163,9 +163,9 @@ def _badges(row: Row, older: int) -> Iterable[Badge]:
         yield Badge("warning", f"{len(warnings)} warning{'s' * (len(warnings) > 1)}", "\n".join(warnings))
 
 
-def _outdated(record: Record) -> Iterable[str]:
-    now = current_versions(record)
-    return (f"{m.id}@{m.version}" for m in record.metrics if m.version < now.get(m.id, 0))
+def _outdated(cell: Loaded) -> Iterable[str]:
+    now = current_versions(cell.metrics_section)
+    return (f"{m.id}@{m.version}" for m in cell.record.metrics if m.version < now.get(m.id, 0))
 
 
 def _group(key: str, rows: list[Row], source: Source, short: bool) -> Group:

@@ -61,6 +61,16 @@ def test_reading_verbs_import_no_torch(bench: Workbench, arguments: str) -> None
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.parametrize("arguments", ["--help", "leaderboard"])
+def test_what_reads_no_spec_starts_without_the_spec_language(bench: Workbench, arguments: str) -> None:
+    """Its validators take half a second, which every look at the results would wait for."""
+    (bench.root / "results").mkdir()
+    code = "import sys; from harness.cli.app import run; code = run(sys.argv[1:])\n"
+    code += "print(code, 'harness.spec.experiment' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, arguments], cwd=bench.root, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "0 False", done.stderr
+
+
 def test_validate_tells_every_problem_and_how_many(bench: Workbench, command: Command) -> None:
     bench.spec("good")
     assert command("validate").out == "1 spec, 1 cell: valid\n"
