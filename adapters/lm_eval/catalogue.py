@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -55,8 +56,12 @@ def find(name: str) -> Path:
     raise InvalidInput(f"lm-eval {lm_eval_version()} has no task or group {name!r}{hint}")
 
 
-def plain(path: Path) -> dict[str, Any]:
-    """A shipped task file with what it includes, read without running anything: functions stay names."""
+@lru_cache(maxsize=1024)
+def plain(path: Path) -> Mapping[str, Any]:
+    """A shipped task file with what it includes, read without running anything: functions stay names.
+
+    Read once per process: hundreds of cells ask for the same few tasks.
+    """
     loaded = yaml.load(path.read_bytes(), Loader=_Names)
     if not isinstance(loaded, dict):
         raise InvalidInput(f"{path.name} is no task file")
@@ -64,7 +69,7 @@ def plain(path: Path) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for other in [included] if isinstance(included, str) else included:
         merged |= plain((path.parent / other).resolve())
-    return merged | loaded
+    return MappingProxyType(merged | loaded)
 
 
 def members(name: str) -> Iterator[Path]:
