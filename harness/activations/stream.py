@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,8 @@ from harness.activations.blocks import check_site
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
 from harness.activations.tokens import TrainTokens, special_mask
-from harness.errors import InvalidInput
+from harness.errors import CellFailed, InvalidInput
+from harness.sae.team import ALONE, Team
 from harness.sae.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ class ActivationStream:
     exceed what `tokens` holds: every pass over the rows has its own order. A row longer than `buffer` is a block of
     its own. `forward_batch` rows are run at a time (default: about 8,192 tokens); rows have no padding, so it changes
     nothing beyond rounding.
+
+    In a team every member runs its own part of a block's rows and keeps those hidden states to itself: its share of a
+    batch is what it has of it. All members' shares together are the batch of a process alone.
     """
 
     def __init__(
@@ -45,17 +50,24 @@ class ActivationStream:
         options: TrainingOptions,
         order_seed: int,
         forward_batch: int | None = None,
+        team: Team = ALONE,
     ) -> None:
         for site in sites:
             check_site(language_model.model, site)
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
-        self._options, self._seed = options, order_seed
+        self._options, self._seed, self._team = options, order_seed, team
         context = tokens.ids.shape[1]
         self._positions = -(-total_tokens // context)
         self._ordinary = ~special_mask(tokens.ids, language_model.tokenizer)
+        self._per_row = self._ordinary.sum(1)
         self._forward_batch = forward_batch or max(1, _TOKENS_PER_FORWARD // context)
         self.blocks: int = -(-self._positions // max(1, options.buffer // context))
         """Number of shuffle blocks."""
+        if (fewest := self._positions // self.blocks) < team.size:
+            raise InvalidInput(
+                f"{team.size} devices cannot share {fewest} rows of {context} tokens, which are all that a shuffle block "
+                "holds: raise training.buffer or lower training.devices"
+            )
         self._latest_order: tuple[int, Tensor] | None = None
         self._block_tokens = self._count_tokens()
         self.steps: int = sum(map(self._batches_in, self._block_tokens))
@@ -86,21 +98,30 @@ class ActivationStream:
     def batches(self, block: int) -> Iterator[dict[Site, Tensor]]:
         """The batches of one block: for each site float32 [n, d], n within one of the others and close to `batch`.
 
-        Row i of every site belongs to the same token.
+        Row i of every site belongs to the same token. In a team, this member's share of them. Raises CellFailed when a
+        batch is too small for every member to have some of it.
         """
         states = self._harvest(block)
         if (count := self._batches_in(self._block_tokens[block])) == 0:
             return
+        edges = torch.tensor([0, *accumulate(map(self._tokens_in, self._parts(block)))])
         order = torch.randperm(self._block_tokens[block], generator=self._generator("tokens", block))
         for chosen in order.tensor_split(count):
-            yield {site: state[chosen.to(state.device)].float() for site, state in states.items()}
+            own = _share(chosen, edges, self._team.rank)
+            yield {site: state[own.to(state.device)].float() for site, state in states.items()}
 
     def _batches_in(self, tokens: int) -> int:
         return max(1, round(tokens / self._options.batch)) if tokens else 0
 
     def _count_tokens(self) -> list[int]:
-        per_row = self._ordinary.sum(1)
-        return [int(per_row[self._rows(block)].sum()) for block in range(self.blocks)]
+        return [self._tokens_in(self._rows(block)) for block in range(self.blocks)]
+
+    def _tokens_in(self, rows: Tensor) -> int:
+        return int(self._per_row[rows].sum())
+
+    def _parts(self, block: int) -> tuple[Tensor, ...]:
+        """Row numbers of one block, as the members of the team run them."""
+        return self._rows(block).tensor_split(self._team.size)
 
     def _rows(self, block: int) -> Tensor:
         """Row numbers of one block; blocks differ by at most one row, so that none is a small left-over."""
@@ -121,7 +142,7 @@ class ActivationStream:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def _harvest(self, block: int) -> dict[Site, Tensor]:
-        """Hidden states [n, d] of a block's ordinary tokens in row order, in the model's data type."""
+        """Hidden states [n, d] of a block's ordinary tokens (a member's part of them) in row order, in the model's type."""
         if block == 0:
             self._first_statistics()
         kept, self._first = self._first, None
@@ -130,27 +151,43 @@ class ActivationStream:
     def _first_statistics(self) -> dict[Site, tuple[float, Tensor]]:
         if self._statistics is None:
             self._first = self._run(0)
-            self._statistics = {site: _norm_and_mean(state) for site, state in self._first.items()}
+            self._statistics = {site: _norm_and_mean(state, self._team) for site, state in self._first.items()}
         return self._statistics
 
     @torch.no_grad()
     def _run(self, block: int) -> dict[Site, Tensor]:
         harvested: dict[Site, Tensor] = {}
-        done = 0
-        for rows in torch.split(self._rows(block), self._forward_batch):
+        done, part = 0, self._parts(block)[self._team.rank]
+        for rows in torch.split(part, self._forward_batch):
             ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
             states = {site: state[ordinary] for site, state in hidden_states(self._lm.model, self._sites, ids).items()}
             for site, state in states.items():
-                room = harvested.setdefault(site, state.new_empty(self._block_tokens[block], state.shape[-1]))
+                room = harvested.setdefault(site, state.new_empty(self._tokens_in(part), state.shape[-1]))
                 room[done : done + len(state)] = state
             done += int(ordinary.sum())
         return harvested
 
 
-def _norm_and_mean(states: Tensor) -> tuple[float, Tensor]:
-    """Mean norm and mean [d] of hidden states [n, d], summed in float64, a piece at a time."""
+def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
+    """Which of a batch's tokens member `rank` has, counted from its own first; `edges` [size + 1] bound the parts.
+
+    Raises CellFailed when a member has none, which every member finds alike.
+    """
+    owners = torch.bucketize(chosen, edges[1:-1], right=True)
+    if not torch.bincount(owners, minlength=len(edges) - 1).all():
+        raise CellFailed(
+            f"a batch of {len(chosen)} tokens leaves one of {len(edges) - 1} devices without any: raise training.batch or "
+            "lower training.devices"
+        )
+    return chosen[owners == rank] - edges[rank]
+
+
+def _norm_and_mean(states: Tensor, team: Team) -> tuple[float, Tensor]:
+    """Mean norm and mean [d] of all members' hidden states [n, d], summed in float64, a piece at a time."""
     norm, mean = 0.0, states.new_zeros(states.shape[1], dtype=torch.float64)
     for piece in torch.split(states, _TOKENS_PER_FORWARD):
         norm += float(piece.double().norm(dim=1).sum())
         mean += piece.sum(0, dtype=torch.float64)
-    return norm / max(1, len(states)), (mean / max(1, len(states))).float()
+    sums = team.sum(torch.cat([mean, mean.new_tensor([norm, len(states)])]))
+    tokens = sums[-1].clamp_min(1)
+    return float(sums[-2] / tokens), (sums[:-2] / tokens).float()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.sae.codes import Codes
+from harness.sae.team import OfTeam
 
 
 class SparseAutoencoder(nn.Module, ABC):
@@ -61,7 +62,7 @@ class Loss(NamedTuple):
     """[width] int64: on how many of the batch's tokens each latent was active; for L0 and dead-latent bookkeeping."""
 
 
-class TrainableSAE(SparseAutoencoder):
+class TrainableSAE(SparseAutoencoder, OfTeam):
     """A native variant: knows its training loss."""
 
     def begin(self, mean: Tensor, scale: float) -> None:
@@ -70,10 +71,11 @@ class TrainableSAE(SparseAutoencoder):
 
     @abstractmethod
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> Loss:
-        """Training loss on (scaled) hidden states `x` [N, d_in].
+        """Training loss on (scaled) hidden states `x` [N, d_in]; where a team trains, its member's share of the batch.
 
         `dead` is a bool mask [width] of latents that have not fired for the configured number of tokens; `step` of
-        `steps` lets a penalty warm up.
+        `steps` lets a penalty warm up. Means over tokens are right in a team as they are, since the trainer weights
+        every member by its tokens; whatever else depends on the whole batch is taken over `self.team`.
         """
 
     def after_step(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from harness.sae.codes import Codes
 from harness.sae.rules import entries_above, top_of_batch
 from harness.sae.sparse import attach, preactivations, rows_per_chunk, top_linear
+from harness.sae.team import ALONE, Team
 
 
 class Encoder(nn.Module, ABC):
@@ -21,8 +22,8 @@ class Encoder(nn.Module, ABC):
         """The k strongest latents of each token, descending."""
 
     @abstractmethod
-    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None) -> Codes:
-        """The `total` strongest latents of all tokens together."""
+    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, team: Team = ALONE) -> Codes:
+        """Those of the `total` strongest latents of all the team's tokens together that belong to `x`."""
 
     @abstractmethod
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None) -> Codes:
@@ -53,11 +54,11 @@ class LinearEncoder(Encoder):
         x = centred(x, shift)
         return self._active(top_linear(x, self.weight, self.bias, k), x, shift)
 
-    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None = None) -> Codes:
+    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None = None, team: Team = ALONE) -> Codes:
         x = centred(x, shift)
         width = self.weight.shape[0]
         top = partial(top_linear, x, self.weight, self.bias)
-        return self._active(top_of_batch(top, len(x), width, total), x, shift)
+        return self._active(top_of_batch(top, len(x), width, total, team), x, shift)
 
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None = None) -> Codes:
         x = centred(x, shift)

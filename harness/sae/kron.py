@@ -15,6 +15,7 @@ from harness.sae.codes import Codes
 from harness.sae.encoders import Encoder, centred, unit_rows
 from harness.sae.rules import top_of_batch
 from harness.sae.sparse import attach, preactivations
+from harness.sae.team import ALONE, Team
 
 Kernel = Literal["mand", "relu_product", "product"]
 FLOOR = 1e-12
@@ -64,10 +65,10 @@ class KronEncoder(Encoder):
         pre = preactivations(x, self.weight, self.bias)
         return self._active(self.strongest(pre, k), pre, x, shift)
 
-    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None = None) -> Codes:
+    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None = None, team: Team = ALONE) -> Codes:
         x = centred(x, shift)
         pre = preactivations(x, self.weight, self.bias)
-        codes = top_of_batch(partial(self.strongest, pre), len(x), self.width, total)
+        codes = top_of_batch(partial(self.strongest, pre), len(x), self.width, total, team)
         return self._active(codes, pre, x, shift)
 
     @torch.no_grad()

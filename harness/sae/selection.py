@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import inf
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from harness.sae.codes import Codes
 from harness.sae.rules import ThresholdRule, TopRule
+from harness.sae.team import OfTeam
 
 if TYPE_CHECKING:
     from harness.sae.encoders import Encoder
 
 
-class Selection(nn.Module, ABC):
+class Selection(nn.Module, OfTeam, ABC):
     """Which latents are active, in training and afterwards. `shift` [d_in] or None is subtracted from `x` [N, d_in]."""
 
     @abstractmethod
@@ -70,7 +72,8 @@ class BatchSelection(Selection):
         self.register_buffer("threshold", torch.tensor(-1.0))
 
     def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
-        codes = encoder.top_of_batch(x, len(x) * self.k, shift)
+        tokens = int(self.team.sum(torch.tensor(len(x))))
+        codes = encoder.top_of_batch(x, tokens * self.k, shift, self.team)
         self._follow(codes.values.detach())
         return codes
 
@@ -82,9 +85,10 @@ class BatchSelection(Selection):
     @torch.no_grad()
     def _follow(self, values: Tensor) -> None:
         positive = values[values > 0]
-        if len(positive):
+        low = self.team.lowest(positive.min() if len(positive) else values.new_tensor(inf))
+        if low < inf:
             share = self.momentum if self.followed else 1.0
-            self.threshold.lerp_(positive.min().to(self.threshold).expand_as(self.threshold), share)
+            self.threshold.lerp_(low.to(self.threshold).expand_as(self.threshold), share)
 
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
         codes = encoder.above(x, self.threshold.clamp_min(0), shift)

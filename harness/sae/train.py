@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.activations.site import Site
 from harness.sae.base import SparseAutoencoder
 from harness.sae.memory import release
+from harness.sae.team import ALONE, Team
 
 
 class Stream(Protocol):
@@ -82,17 +83,18 @@ def train(
     stream: Stream,
     checkpoint: Callable[[list[T]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    team: Team = ALONE,
 ) -> dict[T, Outcome]:
     """Feeds every batch to every trainee that has not seen its block yet.
 
     `checkpoint(trainees)` is called after every block with those still in training, whose `next_block` has advanced;
     `progress(blocks done, blocks)` likewise. A trainee that raises is dropped, its exception is its outcome, and the
-    others go on.
+    others go on; in a team it must be an error that all members meet, otherwise it is raised.
     """
     failed: dict[T, Exception] = {}
     for block in range(min((t.next_block for t in trainees), default=0), stream.blocks):
         active = [t for t in trainees if t not in failed and t.next_block <= block]
-        _feed(active, stream.batches(block), failed)
+        _feed(active, stream.batches(block), failed, team)
         active = [t for t in active if t not in failed]
         for trainee in active:
             trainee.next_block = block + 1
@@ -106,7 +108,7 @@ def train(
     return {trainee: failed.get(trainee) or _finished(trainee) for trainee in trainees}
 
 
-def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception]) -> None:
+def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception], team: Team) -> None:
     if not trainees:
         return
     for batch in batches:
@@ -116,6 +118,8 @@ def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict
                 try:
                     trainee.step(x)
                 except Exception as error:  # one trainee's failure must not end the others' training
+                    if not team.shares(error):
+                        raise
                     failed[trainee] = error
                 trainee.pace.tokens += len(x)
                 trainee.pace.seconds += perf_counter() - start

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import cos, isfinite, pi, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from harness.activations.site import Site
 from harness.errors import CellFailed, RefusedFile
 from harness.sae.base import Loss, SparseAutoencoder, TrainableSAE
 from harness.sae.memory import gradients
+from harness.sae.team import ALONE, Team, join
 from harness.sae.train import Pace
 from harness.sae.training import TrainingOptions
 
@@ -33,20 +35,51 @@ def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
     return options.final_lr + (options.lr - options.final_lr) * (1 + cos(pi * min(1.0, done))) / 2
 
 
+class Whole(NamedTuple):
+    """A step's loss on the whole batch, of which a team's members each have a share."""
+
+    tokens: int
+    total: float
+    reconstruction: float
+    auxiliary: float
+    firing: Tensor
+    """[width] int64: see `Loss`."""
+
+
+def whole(loss: Loss, tokens: int, team: Team) -> Whole:
+    """The members' losses averaged, each weighted by its tokens; in float64, so that a process alone keeps its own."""
+    means = torch.stack([loss.total.detach(), loss.reconstruction, loss.auxiliary]).double()
+    sums = team.sum(torch.cat([means.new_tensor([tokens]), means * tokens, loss.firing.double()]))
+    count, total, reconstruction, auxiliary = sums[:4].tolist()
+    return Whole(int(count), total / count, reconstruction / count, auxiliary / count, sums[4:].long())
+
+
 class NativeTrainee:
     """A native SAE with everything its training needs. Not thread-safe."""
 
     def __init__(
-        self, sae: TrainableSAE, site: Site, training: TrainingOptions, *, steps: int, first_norm: float, mean: Tensor
+        self,
+        sae: TrainableSAE,
+        site: Site,
+        training: TrainingOptions,
+        *,
+        steps: int,
+        first_norm: float,
+        mean: Tensor,
+        team: Team = ALONE,
     ) -> None:
-        """`steps`: batches of the whole run; `first_norm`, `mean` [d_in]: of the stream's first block at `site`."""
-        self.sae, self.site, self.training, self.steps = sae, site, training, steps
+        """`steps`: batches of the whole run; `first_norm`, `mean` [d_in]: of the stream's first block at `site`.
+
+        Every member of `team` has such a trainee in the same state and gives it a share of each batch.
+        """
+        self.sae, self.site, self.training, self.steps, self.team = sae, site, training, steps, team
+        join(sae, team)
         self.scale = sqrt(sae.d_in) / first_norm if training.normalise and first_norm > 0 else 1.0
         self.dead_after = training.dead_after or min(NEVER, max(1, steps * training.batch // 10))
         self.next_block = self.next_step = 0
         self.silent = torch.zeros(sae.width, dtype=torch.int64, device=mean.device)
         self.curve: list[tuple[float, ...]] = []
-        self.pace = Pace()
+        self.pace, self.devices = Pace(), Counter[int]()
         sae.to(mean.device).begin(mean, self.scale)
         self.parameters = {name: p for name, p in sae.named_parameters() if p.requires_grad}
         self.adam = torch.optim.Adam(
@@ -57,23 +90,28 @@ class NativeTrainee:
         """One optimiser step on hidden states `x` [n, d_in]. Raises CellFailed when the loss is not finite."""
         x = x * self.scale
         loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
+        of_all = whole(loss, len(x), self.team)
         lr = learning_rate(self.training, self.next_step, self.steps)
-        self._check(loss, lr)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        self._check(of_all, lr)
+        (loss.total * (len(x) / of_all.tokens)).backward()  # type: ignore[no-untyped-call]
         self._update(lr)
-        self._follow(loss, x, lr)
+        self._follow(of_all, x, lr)
         self.next_step += 1
+        self.devices[self.team.size] += 1
 
-    def _check(self, loss: Loss, lr: float) -> None:
-        if not isfinite(loss.total.item()):
+    def _check(self, loss: Whole, lr: float) -> None:
+        if not isfinite(loss.total):
             raise CellFailed(
-                f"the training loss is {loss.total.item()} at step {self.next_step} of {self.steps} (learning rate "
+                f"the training loss is {loss.total} at step {self.next_step} of {self.steps} (learning rate "
                 f"{lr:.3g}): lower training.lr, raise training.warmup or set training.gradient_clip"
             )
 
     def _update(self, lr: float) -> None:
         for group in self.adam.param_groups:
             group["lr"] = lr
+        for parameter in self.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad = self.team.sum(parameter.grad)
         if self.training.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
         self.adam.step()
@@ -83,20 +121,20 @@ class NativeTrainee:
                 parameter.grad = None
         self.sae.after_step()
 
-    def _follow(self, loss: Loss, x: Tensor, lr: float) -> None:
-        self.silent += len(x)
+    def _follow(self, loss: Whole, x: Tensor, lr: float) -> None:
+        self.silent += loss.tokens
         self.silent[loss.firing > 0] = 0
         if self.next_step % max(1, self.steps // POINTS) == 0 or self.next_step == self.steps - 1:
             self.curve.append(self._point(loss, x, lr))
 
-    def _point(self, loss: Loss, x: Tensor, lr: float) -> tuple[float, ...]:
-        spread = (x - x.mean(0)).pow(2).sum() / len(x)
-        reconstruction = loss.reconstruction.item()
-        l0 = loss.firing.sum().item() / len(x)
+    def _point(self, loss: Whole, x: Tensor, lr: float) -> tuple[float, ...]:
+        centre = self.team.sum(x.sum(0)) / loss.tokens
+        spread = self.team.sum((x - centre).pow(2).sum()) / loss.tokens
+        l0 = loss.firing.sum().item() / loss.tokens
         dead = int((self.silent >= self.dead_after).sum())
-        normalised = reconstruction / max(spread.item(), 1e-30)
+        normalised = loss.reconstruction / max(spread.item(), 1e-30)
         # All floats, as they come back from a checkpoint: a resumed run must write the same bytes.
-        return (float(self.next_step), reconstruction, normalised, loss.auxiliary.item(), l0, float(dead), lr)
+        return (float(self.next_step), loss.reconstruction, normalised, loss.auxiliary, l0, float(dead), lr)
 
     def state(self) -> dict[str, Tensor]:
         """Weights and buffers, Adam's moments and step, dead-latent counters, curve and position, as copies."""
@@ -105,6 +143,7 @@ class NativeTrainee:
             for key, value in self.adam.state[parameter].items():
                 state[f"adam.{name}.{key}"] = value.detach().clone()
         state["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, len(COLUMNS))
+        state["devices"] = torch.tensor(sorted(self.devices.items())).reshape(-1, 2)
         return state | {"silent": self.silent.clone(), "position": torch.tensor([self.next_block, self.next_step])}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -117,14 +156,17 @@ class NativeTrainee:
                 self.adam.state[parameter] = _moments(state, f"adam.{name}.", parameter)
             self.next_block, self.next_step = state["position"].tolist()
             self.curve = [tuple(row) for row in state["curve"].tolist()]
+            self.devices = Counter(dict(state.get("devices", torch.tensor([[1, self.next_step]])).tolist()))
         except (RuntimeError, KeyError, ValueError) as error:
             raise RefusedFile(f"the training checkpoint does not fit this SAE: {error}") from error
 
     def training_record(self) -> dict[str, Any]:
-        """What is kept beside the weights: the curve by column, the input scale and the dead-latent threshold."""
+        """What is kept beside the weights: the curve by column, the input scale, the dead-latent threshold, and how many
+        of the steps were made on how many devices."""
         columns = zip(*self.curve, strict=True) if self.curve else ((),) * len(COLUMNS)
         curve = {name: list(column) for name, column in zip(COLUMNS, columns, strict=True)}
-        return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, "steps": self.next_step}
+        made = {"steps": self.next_step, "devices": {str(n): steps for n, steps in sorted(self.devices.items())}}
+        return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, **made}
 
     def finish(self) -> SparseAutoencoder:
         """The SAE in evaluation mode, input scale folded into its weights; the trainee is used up."""

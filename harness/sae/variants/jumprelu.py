@@ -13,6 +13,7 @@ from harness.sae.base import Loss
 from harness.sae.dense import PenalisedSAE
 from harness.sae.encoders import unit_rows
 from harness.sae.options.dense import JumpReLUOptions
+from harness.sae.team import mean_of_all
 
 
 class _Jump(Function):
@@ -81,7 +82,7 @@ class JumpReLU(PenalisedSAE):
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> Loss:
         pre, threshold = self.pre(x).relu(), self.threshold
-        l0 = count(pre, threshold, self.bandwidth).mean()
+        l0 = mean_of_all(count(pre, threshold, self.bandwidth), self.team)
         penalty = l0 if self.target is None else self.target * (l0 / self.target - 1).pow(2)
         latents = jump(pre, threshold, self.bandwidth)
         return self.fitted(x, latents, self.coefficient * self.warmed(step, steps) * penalty)

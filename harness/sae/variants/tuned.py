@@ -83,7 +83,7 @@ class Extended(Tuned):
 
     @torch.no_grad()
     def _copy_most_active(self, x: Tensor) -> None:
-        counts = self.encode(x).firing_counts(self.width)[: self.old]
+        counts = self.team.sum(self.encode(x).firing_counts(self.width))[: self.old]
         chosen = counts.argsort(descending=True, stable=True)[: self.width - self.old]
         for parameter in (*self.rows, self.W_dec):
             parameter[self.old :] = parameter[chosen]
