@@ -16,13 +16,14 @@ from harness.section import Json
 _PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba")
 
 
-def environment(project: Path, device: str, threads: int) -> dict[str, Json]:
-    """Versions, processor, device, threads and the state of the code."""
+def environment(project: Path, device: str, threads: int, devices: int = 1) -> dict[str, Json]:
+    """Versions, processor, device, how many of them train one SAE, threads of each, and the state of the code."""
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "device": device,
+        "devices": devices,
         "threads": threads,
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "git": _git(project),
@@ -30,8 +31,8 @@ def environment(project: Path, device: str, threads: int) -> dict[str, Json]:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Largest resident set so far, of this process or of one that it started: SAEs may be trained in those."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 

@@ -17,6 +17,7 @@ from harness.execute.environment import peak_memory_bytes
 from harness.execute.events import Event, Report
 from harness.execute.job import Job, JobCell
 from harness.execute.measuring import Measured, Measuring, Subject
+from harness.execute.ranks import train_on_devices
 from harness.execute.shelf import Shelf
 from harness.execute.stages import Models, make_train_tokens
 from harness.execute.studying import Bench, Studying
@@ -63,7 +64,7 @@ class _Run:
         self.job, self.report = job, report
         self.store = Store(job.store)
         self.models = Models(job.roots, job.device)
-        self.training = Training(self.store, self.models)
+        self.training = Training(self.store, self.models, on_devices=partial(train_on_devices, job))
         self.measuring = Measuring(self.store, self.models)
         self.studying = Studying(self.store, self.models)
         self.states = {item.cell: _State(item) for item in job.cells}

@@ -61,6 +61,11 @@ class Job:
         return max(item.cell.experiment.resources.gpus for item in self.cells)
 
     @property
+    def devices(self) -> int:
+        """Devices that train one SAE together; each takes `threads` threads, and a GPU unless on the CPU."""
+        return max(item.cell.experiment.devices for item in self.cells)
+
+    @property
     def states_threads(self) -> bool:
         """Whether some cell says how many threads it wants."""
         return any(item.cell.experiment.resources.cpus is not None for item in self.cells)

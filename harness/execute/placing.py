@@ -12,7 +12,7 @@ from typing import Literal
 
 from harness.errors import InvalidInput
 from harness.execute.events import Report
-from harness.execute.grouping import groups_of, threads_of
+from harness.execute.grouping import devices_of, groups_of, threads_of
 from harness.execute.job import Job, job_cells
 from harness.plan.plan import Plan, PlannedCell
 from harness.project import Project
@@ -37,6 +37,8 @@ class Placement:
         if self.executor == "ray":
             with _ray_jobs(plan, project, self):
                 pass
+        elif devices_of(plan.to_run) > 1:
+            self._here(plan)
 
     def run(self, plan: Plan, project: Project, report: Report) -> None:
         """Computes the cells to run. Every one has a record afterwards. Raises InvalidInput before anything is run."""
@@ -50,16 +52,23 @@ class Placement:
         elif self.executor == "local":
             from harness.execute.local import LocalExecutor
 
-            jobs = local_jobs(plan, project, resolve_device(self.device), self.workers)
-            LocalExecutor(self.workers or local_slots(plan), logs).run(jobs, report)
+            device = self._here(plan)
+            jobs = local_jobs(plan, project, device, self.workers)
+            LocalExecutor(self.workers or local_slots(plan, device), logs).run(jobs, report)
         else:
             from harness.execute.inline import InlineExecutor
 
-            InlineExecutor().run(local_jobs(plan, project, resolve_device(self.device), self.workers), report)
+            InlineExecutor().run(local_jobs(plan, project, self._here(plan), self.workers), report)
 
     def slots(self, plan: Plan) -> int:
         """Processes at a time as far as is known here: a cluster is counted like this machine."""
         return 1 if self.executor == "inline" else self.workers or local_slots(plan)
+
+    def _here(self, plan: Plan) -> str:
+        """The device on this machine. Raises InvalidInput when it is not there, or fewer of it than cells want."""
+        device = resolve_device(self.device)
+        _refuse_too_many(plan, device)
+        return device
 
     def _consistent(self) -> None:
         if self.address is not None and self.executor != "ray":
@@ -68,12 +77,35 @@ class Placement:
 
 def local_jobs(plan: Plan, project: Project, device: str, workers: int | None) -> list[Job]:
     """The jobs of a plan on this machine: groups of cells, with the threads each may use."""
-    return _jobs(plan.to_run, project, device, workers or local_slots(plan))
+    return _jobs(plan.to_run, project, device, workers or local_slots(plan, device))
 
 
-def local_slots(plan: Plan) -> int:
-    """How many processes run at a time on this machine: as many as the threads that cells ask for allow."""
-    return max(1, (os.cpu_count() or 2) // threads_of(plan.to_run))
+def local_slots(plan: Plan, device: str = "cpu") -> int:
+    """How many groups run at a time on this machine: as many as the threads allow that cells ask for on each device.
+
+    One where cells take several GPUs, for each would take the same.
+    """
+    devices = devices_of(plan.to_run)
+    if devices > 1 and device != "cpu":
+        return 1
+    return max(1, (os.cpu_count() or 2) // (threads_of(plan.to_run) * devices))
+
+
+def _refuse_too_many(plan: Plan, device: str) -> None:
+    """Raises InvalidInput when cells want more devices than this machine has."""
+    wanted = devices_of(plan.to_run)
+    if wanted == 1:
+        return
+    if device == "cpu":
+        there, what = os.cpu_count() or 1, "processor cores"
+    else:
+        import torch
+
+        there, what = torch.cuda.device_count(), "CUDA devices"
+    if ":" in device:
+        raise InvalidInput(f"training.devices: {wanted} takes cuda:0 to cuda:{wanted - 1}; use --device cuda")
+    if wanted > there:
+        raise InvalidInput(f"training.devices: {wanted} is more than the {there} {what} of this machine; lower it")
 
 
 def resolve_device(device: str) -> str:
@@ -103,10 +135,11 @@ def _ray_jobs(plan: Plan, project: Project, placement: Placement) -> Iterator[li
     device_of(0)  # refuses a wrong one before the cluster is bothered
     with joined(placement.address):
         jobs, found = list[Job](), nodes()
-        for gpus, cells in _by_gpus(plan.to_run).items():
+        for (gpus, devices), cells in _by_gpus(plan.to_run).items():
             device = device_of(gpus)
-            leased = 0 if device == "cpu" else gpus or 1
-            jobs += _jobs(cells, project, device, placement.workers or slots(found, threads_of(cells), leased))
+            leased = 0 if device == "cpu" else gpus or devices
+            free = slots(found, threads_of(cells) * devices, leased)
+            jobs += _jobs(cells, project, device, placement.workers or free)
         yield fitted(jobs, found)
 
 
@@ -126,9 +159,9 @@ def _jobs(cells: tuple[PlannedCell, ...], project: Project, device: str, slots: 
     ]
 
 
-def _by_gpus(cells: tuple[PlannedCell, ...]) -> dict[float, tuple[PlannedCell, ...]]:
-    """Cells by the GPUs they ask for: in one group the modest would hold what the greedy need."""
-    found: dict[float, list[PlannedCell]] = defaultdict(list)
+def _by_gpus(cells: tuple[PlannedCell, ...]) -> dict[tuple[float, int], tuple[PlannedCell, ...]]:
+    """Cells by the GPUs and devices they ask for: in one group the modest would hold what the greedy need."""
+    found: dict[tuple[float, int], list[PlannedCell]] = defaultdict(list)
     for cell in cells:
-        found[cell.cell.experiment.resources.gpus].append(cell)
+        found[cell.cell.experiment.resources.gpus, cell.cell.experiment.devices].append(cell)
     return {gpus: tuple(group) for gpus, group in found.items()}

@@ -33,19 +33,19 @@ class Limits:
 
 
 class WorkerProcess:
-    """`python -m harness.execute.worker FILE` in a process group of its own; events come in through a queue.
+    """`python -m MODULE FILE` in a process group of its own; events come in through a queue.
 
     The worker holds one end of a pipe whose other end is here: should this process die, the worker ends as well.
     """
 
-    def __init__(self, file: Path, log: Path, limits: Limits) -> None:
-        """`file`: the job as JSON; `log`: where the worker's standard error goes."""
+    def __init__(self, file: Path, log: Path, limits: Limits, module: str = "harness.execute.worker") -> None:
+        """`file`: the job as JSON; `log`: where the worker's standard error goes; `module`: what reads the file."""
         self.limits, self.events = limits, queue.Queue[Event]()
         self.stopped_for: Loss | None = None
         self._started = time.monotonic()
         with log.open("a") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.execute.worker", str(file)],
+                [sys.executable, "-m", module, str(file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -111,9 +111,14 @@ def stop(workers: Iterable[WorkerProcess]) -> None:
             with suppress(subprocess.TimeoutExpired):
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
     finally:
-        for worker in workers:
-            worker.signal(signal.SIGKILL)
-            worker.process.wait()
+        kill(workers)
+
+
+def kill(workers: Iterable[WorkerProcess]) -> None:
+    """Ends workers at once."""
+    for worker in workers:
+        worker.signal(signal.SIGKILL)
+        worker.process.wait()
 
 
 def _environment(threads: int) -> dict[str, str]:

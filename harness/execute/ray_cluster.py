@@ -58,8 +58,12 @@ class Request:
 
     @staticmethod
     def of(job: Job) -> Request:
-        """A job on a GPU reserves one if its cells do not say how many or what part of one."""
-        return Request(job.threads, 0 if job.device == "cpu" else job.gpus or 1, job.memory_asked)
+        """A job on GPUs reserves one for each device that trains, if its cells do not say how many or what part of one.
+
+        Threads and memory are those of each process.
+        """
+        gpus, memory = 0 if job.device == "cpu" else job.gpus or job.devices, job.memory_asked
+        return Request(job.threads * job.devices, gpus, memory and memory * job.devices)
 
     def fits(self, node: Node) -> bool:
         """Whether the node could run it when idle."""
@@ -158,10 +162,14 @@ def fitted(jobs: Iterable[Job], found: list[Node]) -> list[Job]:
     Raises InvalidInput that names the cells whose request no node can ever satisfy, and what the nodes have.
     """
     largest = max((int(node.cpus) for node in found), default=1)
-    placed = [job if job.states_threads else replace(job, threads=max(1, min(job.threads, largest))) for job in jobs]
+    placed = [job if job.states_threads else _thinned(job, largest) for job in jobs]
     _refuse([cell for job in placed for cell in job.single_cells()], found)
     parts = ([job] if _can_run(Request.of(job), found) else job.single_cells() for job in placed)
     return [job for part in parts for job in part]
+
+
+def _thinned(job: Job, cpus: int) -> Job:
+    return replace(job, threads=max(1, min(job.threads, cpus // job.devices)))
 
 
 def _refuse(cells: Iterable[Job], found: list[Node]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,8 +17,10 @@ from torch import Tensor
 from adapters.folder import facts_of
 from adapters.protocols import DatasetAdapter
 from harness.activations.stream import ActivationStream
+from harness.activations.tokens import TrainTokens
 from harness.canonical import digest, seed_of
 from harness.errors import NotAvailable, RefusedFile
+from harness.execute.ranks import Outcome
 from harness.execute.stages import Models, make_train_tokens
 from harness.plan.stage import SaeStages, Stage
 from harness.sae import artifact
@@ -26,6 +28,7 @@ from harness.sae.base import SparseAutoencoder, TrainableSAE
 from harness.sae.moments import FittedSAE, FittedTrainee
 from harness.sae.options import Variant
 from harness.sae.options.loaded import LoadedSae
+from harness.sae.team import ALONE, Team
 from harness.sae.train import train
 from harness.sae.trainee import NativeTrainee
 from harness.spec.cells import Cell
@@ -36,6 +39,8 @@ CHECKPOINT = "state.safetensors.sha256"
 """A safetensors file followed by the 32 bytes of its sha256: one file, so that both appear at once."""
 
 Progress = Callable[[int, int], None]
+OnDevices = Callable[[dict[str, Cell], int, Progress], Outcome]
+"""Trains SAEs of one stream, given as their keys and cells, on so many devices."""
 AnyTrainee = NativeTrainee | FittedTrainee
 T = TypeVar("T")
 
@@ -59,6 +64,11 @@ class Wanted:
         return self.made.section
 
     @property
+    def devices(self) -> int:
+        """How many devices it is trained on."""
+        return self.cell.experiment.training.devices if self.options.reads_texts else 1
+
+    @property
     def tokens(self) -> Stage:
         """Its training tokens."""
         assert self.made.tokens is not None
@@ -72,12 +82,13 @@ class Wanted:
 
 
 class Training:
-    """Trains what is missing, keeps checkpoints, and stores the result."""
+    """Trains what is missing, keeps checkpoints, and stores the result; in a team the first member does the writing."""
 
-    def __init__(self, store: Store, models: Models) -> None:
-        self.store, self.models = store, models
+    def __init__(self, store: Store, models: Models, team: Team = ALONE, on_devices: OnDevices | None = None) -> None:
+        """`on_devices` has SAEs trained that want more than one device."""
+        self.store, self.models, self.team, self.on_devices = store, models, team, on_devices
         self.speeds: dict[str, float | None] = {}
-        """Training tokens per second by stage key, of what was trained in this process."""
+        """Training tokens per second by stage key, of what was trained here."""
 
     def together(self, wanted: list[Wanted]) -> list[list[Wanted]]:
         """SAEs that read the same stream, in groups; an SAE wanted twice stands once."""
@@ -85,7 +96,7 @@ class Training:
         for item in wanted:
             training = item.cell.experiment.training
             tokens = item.made.tokens
-            stream = [tokens and tokens.key, item.cell.seed, training.batch, training.buffer]
+            stream = [tokens and tokens.key, item.cell.seed, training.batch, training.buffer, item.devices]
             groups[digest("stream", stream)].setdefault(item.key, item)
         return [list(group.values()) for group in groups.values()]
 
@@ -94,12 +105,23 @@ class Training:
         failures: dict[str, Exception] = {}
 
         def make(refs: list[Ref]) -> None:
-            failures.update(self._make([item for item in wanted if item.made.stage.ref in refs], progress))
+            mine = [item for item in wanted if item.made.stage.ref in refs]
+            several = mine[0].devices > 1 and self.on_devices is not None
+            failures.update(self._apart(mine, progress) if several else self.make(mine, progress))
 
         self.store.share([item.made.stage.ref for item in wanted], make)
         return failures
 
-    def _make(self, wanted: list[Wanted], progress: Progress) -> dict[str, Exception]:
+    def _apart(self, wanted: list[Wanted], progress: Progress) -> dict[str, Exception]:
+        """Has them made by a process per device."""
+        assert self.on_devices is not None
+        self._tokens(wanted[0])  # made before many want them
+        outcome = self.on_devices({item.key: item.cell for item in wanted}, wanted[0].devices, progress)
+        self.speeds |= outcome.speeds
+        return outcome.failures
+
+    def make(self, wanted: list[Wanted], progress: Progress) -> dict[str, Exception]:
+        """Makes SAEs of one stream that nobody else makes, in this process and those of its team."""
         failures: dict[str, Exception] = {}
         if not wanted[0].options.reads_texts:
             for item in wanted:
@@ -111,8 +133,10 @@ class Training:
             trainee = self._attempt(failures, item.key, partial(self._trainee, item, stream))
             if trainee:
                 trainees[trainee] = item
-        for trainee, outcome in train(list(trainees), stream, self._checkpoint_of(trainees), progress).items():
+        outcomes = train(list(trainees), stream, self._checkpoint_of(trainees), progress, self.team)
+        for trainee, outcome in outcomes.items():
             item = trainees[trainee]
+            trainee.pace.tokens = int(self.team.sum(torch.tensor(trainee.pace.tokens)))
             self.speeds[item.key] = trainee.pace.tokens_per_second
             if isinstance(outcome, Exception):
                 failures[item.key] = outcome
@@ -124,6 +148,8 @@ class Training:
         try:
             return work()
         except Exception as error:  # one SAE that cannot be made must not cost the others
+            if not self.team.shares(error):
+                raise
             failures[key] = error
             return None
 
@@ -138,16 +164,19 @@ class Training:
 
     def _stream(self, wanted: list[Wanted]) -> ActivationStream:
         first, experiment = wanted[0], wanted[0].cell.experiment
-        tokenizer = self.models.tokenizer(experiment.model)
-        tokens = make_train_tokens(self.store, first.tokens, first.data, tokenizer, self.models.roots)
         return ActivationStream(
             self.models.model(experiment.model),
-            tokens,
+            self._tokens(first),
             sorted({item.made.site for item in wanted}, key=str),
             int(first.data.tokens or 0),
             experiment.training,
             seed_of("order", first.tokens.key, first.cell.seed),
+            team=self.team,
         )
+
+    def _tokens(self, item: Wanted) -> TrainTokens:
+        tokenizer = self.models.tokenizer(item.cell.experiment.model)
+        return make_train_tokens(self.store, item.tokens, item.data, tokenizer, self.models.roots)
 
     def _built(self, item: Wanted) -> SparseAutoencoder:
         """The SAE as it is before training, initialised from its own key."""
@@ -163,17 +192,21 @@ class Training:
         site, sae = item.made.site, self._built(item)
         trainee: AnyTrainee
         if isinstance(sae, FittedSAE):
-            trainee = FittedTrainee(sae, site, self.models.device)
+            trainee = FittedTrainee(sae, site, self.models.device, self.team)
         else:
             assert isinstance(sae, TrainableSAE)
             norm, mean = stream.first_norms[site], stream.means[site]
             options = item.cell.experiment.training
-            trainee = NativeTrainee(sae, site, options, steps=stream.steps, first_norm=norm, mean=mean)
-        self._resume(trainee, item.key)
+            of_stream: dict[str, Any] = {"steps": stream.steps, "first_norm": norm, "mean": mean}
+            trainee = NativeTrainee(sae, site, options, **of_stream, team=self.team)
+        if self.team.rank == 0:
+            self._resume(trainee, item.key)
+        if self.team.size > 1:
+            trainee.load_state(load(self.team.first(save(trainee.state()))))
         return trainee
 
     def _resume(self, trainee: AnyTrainee, key: str) -> None:
-        """Continues from the checkpoint, if there is a sound one."""
+        """Continues from the checkpoint, if there is a sound one; it does not say how many devices are to go on."""
         folder = self.store.checkpoint(key)
         try:
             if (folder / CHECKPOINT).is_file():
@@ -184,12 +217,17 @@ class Training:
     def _checkpoint_of(self, trainees: dict[AnyTrainee, Wanted]) -> Callable[[list[AnyTrainee]], None]:
         def save_all(active: list[AnyTrainee]) -> None:
             for trainee in active:
-                folder = self.store.checkpoint(trainees[trainee].key)
-                write_bytes(folder / CHECKPOINT, _sealed(save(trainee.state())))
+                state = trainee.state()
+                self.team.check(state)
+                if self.team.rank == 0:
+                    folder = self.store.checkpoint(trainees[trainee].key)
+                    write_bytes(folder / CHECKPOINT, _sealed(save(state)))
 
         return save_all
 
     def _keep(self, item: Wanted, sae: SparseAutoencoder, trainee: AnyTrainee | None) -> None:
+        if self.team.rank > 0:
+            return
         stage = item.made.stage
         bases = tuple(self.load(base) for base in item.made.bases)
         with self.store.writing(stage.kind, stage.key, stage.made_from) as folder:

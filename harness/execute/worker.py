@@ -13,11 +13,12 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from harness.errors import LatentbenchError
-from harness.execute.events import Event
+from harness.execute.events import Event, Report
 from harness.execute.job import Job
 from harness.store.files import read_json
 
@@ -26,8 +27,20 @@ _GRACE_SECONDS = 5.0
 
 def main(path: str) -> int:
     """Runs the job in the file at `path`."""
+
+    def work(report: Report) -> None:
+        job = Job.from_json(read_json(Path(path)))
+        from harness.execute.group import run_job  # imports torch
+
+        run_job(job, report)
+
+    return serve(work)
+
+
+def serve(work: Callable[[Report], None], grace: float = _GRACE_SECONDS) -> int:
+    """Does `work` under the contract above and gives the exit code. An orphan has `grace` seconds to tidy up."""
     signal.signal(signal.SIGTERM, _stop)
-    _end_with_parent()
+    _end_with_parent(grace)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print; only events may reach the parent
 
@@ -38,17 +51,14 @@ def main(path: str) -> int:
             raise SystemExit(1) from None  # the parent is gone: nobody wants the rest
 
     try:
-        job = Job.from_json(read_json(Path(path)))
-        from harness.execute.group import run_job  # imports torch
-
-        run_job(job, report)
+        work(report)
     except LatentbenchError as error:
         print(f"latentbench: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(grace: float) -> None:
     """Watches the parent's end of standard input, which is then empty for everybody else."""
     pipe = os.dup(sys.stdin.fileno())
     with open(os.devnull) as nothing:
@@ -58,7 +68,7 @@ def _end_with_parent() -> None:
         while os.read(pipe, 1):
             pass
         os.killpg(os.getpgid(0), signal.SIGTERM)
-        time.sleep(_GRACE_SECONDS)
+        time.sleep(grace)
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     if stat.S_ISFIFO(os.fstat(pipe).st_mode):  # started by hand, it has a terminal instead

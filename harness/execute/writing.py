@@ -56,7 +56,7 @@ def record_of(
         metrics=tuple(metrics or ()),
         artifacts=artifacts,
         warnings=warnings,
-        environment=environment(job.roots.project, job.device, job.threads),
+        environment=environment(job.roots.project, job.device, job.threads, job.devices),
         cost=cost or Cost(peak_memory_bytes=peak_memory_bytes()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -8,6 +8,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from harness.section import Json, Section
 
+TOKENS_PER_DEVICE = 32
+"""Least share of a batch, on average: a random share of it is then empty less than once in 10^13 steps and devices."""
+
 
 class Budget(Section):
     """Training for as many operations as another spec's run needs (KronSAE, arXiv 2505.22255, §4)."""
@@ -46,15 +49,25 @@ class TrainingOptions(Section):
     buffer: PositiveInt = 131_072
     """Tokens that are shuffled together before they are cut into batches."""
 
+    devices: PositiveInt = 1
+    """Train on so many devices of one machine at a time, each on its share of every batch: `cuda:0` and up, or processes
+    on the CPU. In no key: numbers are the same but for rounding."""
+
     budget: Budget | None = None
     """Sets dataset.train.tokens so that training costs as much as another spec's; default: the tokens stated."""
 
     def identity(self) -> dict[str, Json]:
-        """What determines the weights; a budget does so only through the tokens it stands for."""
-        return {name: value for name, value in self.plain().items() if name != "budget"}
+        """What determines the weights; a budget does so only through the tokens it stands for, devices not at all."""
+        return {name: value for name, value in self.plain().items() if name not in ("budget", "devices")}
 
     @model_validator(mode="after")
     def _buffer_holds_a_batch(self) -> Any:
         if self.buffer < self.batch:
             raise ValueError(f"the shuffle buffer ({self.buffer} tokens) must hold a batch ({self.batch} tokens)")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_have_tokens(self) -> Any:
+        if self.devices > 1 and self.batch < (least := TOKENS_PER_DEVICE * self.devices):
+            raise ValueError(f"{self.devices} devices share a batch of at least {least} tokens, not {self.batch}")
         return self

@@ -37,6 +37,7 @@ def check(spec: SpecFile, roots: Roots) -> list[Problem]:
 def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     yield from _sections(experiment)
     yield from _data(experiment)
+    yield from _devices(experiment)
     yield from _budgets(experiment)
     yield from _names(experiment, roots)
     yield from _studies(experiment, roots)
@@ -108,6 +109,31 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
             yield ("dataset", "eval", name), "state how many `documents` to measure on"
         if data.tokens is not None:
             yield ("dataset", "eval", name, "tokens"), "evaluation counts `documents`, not tokens"
+
+
+def _devices(experiment: Experiment) -> Iterator[Finding]:
+    """Whether its SAEs can be trained on several devices."""
+    devices, train = experiment.devices, experiment.dataset.train
+    if devices == 1:
+        return
+    sections = [experiment.section_at(site) for site in experiment.sites]
+    trained = {name for section in sections for name in _one_device_only(section)}
+    for name in sorted(trained):
+        yield ("training", "devices"), f"the variant {name!r} can be trained on one device only; use devices: 1"
+    for data in (train, experiment.dataset.base):
+        if data and experiment.training.buffer // data.context < devices:
+            rows = f"a buffer of {experiment.training.buffer} tokens holds fewer than {devices} rows of {data.context}"
+            yield ("training", "devices"), f"{rows}: raise training.buffer"
+    if 0 < experiment.resources.gpus < devices:
+        yield ("resources", "gpus"), f"training on {devices} devices takes a whole accelerator for each"
+
+
+def _one_device_only(section: Variant | LoadedSae) -> Iterator[str]:
+    if isinstance(section, Variant):
+        if section.reads_texts and not section.data_parallel:
+            yield section.variant
+        for base in section.base_sections:
+            yield from _one_device_only(base)
 
 
 def _budgets(experiment: Experiment) -> Iterator[Finding]:

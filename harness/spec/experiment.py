@@ -143,6 +143,12 @@ class Experiment(Section):
         return section.at(site.index) if isinstance(section, LoadedSae) else section
 
     @property
+    def devices(self) -> int:
+        """Devices that train an SAE of it together; 1 where none is trained."""
+        trained = any(isinstance(self.section_at(site), Variant) for site in self.sites)
+        return self.training.devices if trained else 1
+
+    @property
     def subject(self) -> Subject | None:
         """The section that makes what is studied, when that is more than SAEs."""
         return self.flow or self.steering

@@ -68,6 +68,7 @@ def test_golden_keys(tmp_path: Path) -> None:
         {"dataset.train.path": "other/folder/a.jsonl"},
         {"sae.aux_k": None},
         {"training.lr": 8e-4},
+        {"training.devices": 2},
     ],
     ids=str,
 )

@@ -45,6 +45,14 @@ def test_resources_become_a_request(bench: Workbench, resources: Any, device: st
     assert Request.of(job(bench, device, resources=resources)) == expected
 
 
+def test_each_device_that_trains_reserves_its_own(bench: Workbench) -> None:
+    asked = {"cpus": 2, "memory": "1GiB"}
+    assert Request.of(job(bench, "cuda", resources=asked, training__devices=2)) == Request(4, 2, 2 * GIB)
+    assert Request.of(job(bench, "cpu", resources=asked, training__devices=2)) == Request(4, 0, 2 * GIB)
+    (thin,) = fitted([job(bench, "cpu", training__devices=2)], [Node("a", "a", 2, 0, GIB)])
+    assert (thin.threads, Request.of(thin).cpus) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("resources", "wanted"),
     [

@@ -28,6 +28,8 @@ class Variant(Section):
     """False for controls that are made without gradient steps."""
     fitted: ClassVar[bool] = False
     """True for controls that are computed from moments of the hidden states: one pass, no gradient steps."""
+    data_parallel: ClassVar[bool] = False
+    """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `team` for the rest."""
     budgeted: ClassVar[bool] = False
     """Whether `encode` accepts any budget ≤ `max_budget`."""
 

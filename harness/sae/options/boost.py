@@ -26,6 +26,7 @@ class BoostedOptions(OnBase, AuxiliaryK, ActiveLatents):
     """A residual SAE that reads x and predicts the base's error, without decoder bias; the base stays frozen."""
 
     implementation: ClassVar[str] = "harness.sae.variants.boosted:Boosted"
+    data_parallel: ClassVar[bool] = True
 
     variant: Literal["boosted"] = "boosted"
     width: PositiveInt = 1024
@@ -57,6 +58,7 @@ class FineTunedOptions(OnBase, AuxiliaryLoss):
     """Baseline: all weights of the base are trained on."""
 
     implementation: ClassVar[str] = "harness.sae.variants.tuned:FineTuned"
+    data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
     variant: Literal["fine_tuned"] = "fine_tuned"

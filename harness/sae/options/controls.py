@@ -23,6 +23,7 @@ class MeanOptions(Variant):
     """Lower bound: always the mean hidden state of the training tokens."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:Mean"
+    data_parallel: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     fitted: ClassVar[bool] = True
 
@@ -33,6 +34,7 @@ class PCAOptions(Variant):
     """The first k principal components of the training tokens' hidden states: the best k-dimensional linear map."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:PCA"
+    data_parallel: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     fitted: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
@@ -58,6 +60,7 @@ class UntrainedOptions(ActiveLatents):
     """TopK as initialised, with the decoder bias at the mean hidden state."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:Untrained"
+    data_parallel: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     fitted: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class StandardOptions(Penalised):
     """ReLU with an L1 penalty weighted by decoder norms (Bricken et al. 2023; Anthropic, April 2024 update)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.standard:Standard"
+    data_parallel: ClassVar[bool] = True
 
     variant: Literal["standard"] = "standard"
     l1_coefficient: Annotated[float, Field(ge=0)] = 1e-2
@@ -34,6 +35,7 @@ class GatedOptions(Penalised):
     """A gate decides which latents are active, a second path how strongly (Rajamanoharan et al. 2024, 2404.16014)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.gated:Gated"
+    data_parallel: ClassVar[bool] = True
 
     variant: Literal["gated"] = "gated"
     l1_coefficient: Annotated[float, Field(ge=0)] = 1e-2
@@ -44,6 +46,7 @@ class JumpReLUOptions(Penalised):
     """Learned thresholds with an L0 penalty and straight-through gradients (Rajamanoharan et al. 2024, 2407.14435)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.jumprelu:JumpReLU"
+    data_parallel: ClassVar[bool] = True
 
     variant: Literal["jumprelu"] = "jumprelu"
     l0_coefficient: Annotated[float, Field(ge=0)] = 1e-3

@@ -14,6 +14,7 @@ class KronOptions(AuxiliaryK, ActiveLatents):
     """Latents as pairwise products within heads: an encoder of h(m + n) instead of h·m·n rows (arXiv 2505.22255)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.kron:Kron"
+    data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
     variant: Literal["kron"] = "kron"

@@ -15,6 +15,7 @@ class TopKOptions(AuxiliaryK, ActiveLatents):
     """The k largest pre-activations per token (Gao et al. 2024, arXiv 2406.04093), with AuxK for dead latents."""
 
     implementation: ClassVar[str] = "harness.sae.variants.topk:TopK"
+    data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
     variant: Literal["topk"] = "topk"
@@ -31,6 +32,7 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     """
 
     implementation: ClassVar[str] = "harness.sae.variants.batch_topk:BatchTopK"
+    data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
     variant: Literal["batch_topk"] = "batch_topk"
@@ -44,6 +46,7 @@ class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
     """One SAE for every budget up to k: the loss averages over budgets (HierarchicalTopK, arXiv 2505.24473)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.hierarchical_topk:HierarchicalTopK"
+    data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
     variant: Literal["hierarchical_topk"] = "hierarchical_topk"
@@ -66,6 +69,7 @@ class MatryoshkaOptions(AuxiliaryK, ActiveLatents):
     """Nested dictionaries: every prefix of the latents reconstructs too (Matryoshka SAE, arXiv 2503.17547)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.matryoshka:Matryoshka"
+    data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
     variant: Literal["matryoshka"] = "matryoshka"
