@@ -181,9 +181,7 @@ def test_processes_end_when_the_worker_is_killed(
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_named(
-    tmp_path: Path, tiny_model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_hangs_is_named(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process answers nobody; the other one gives it up after its patience."""
     bench = project(tmp_path / "project", tiny_model, **LONG)
     monkeypatch.setattr(harness.execute.ranks, "PATIENCE_SECONDS", 8.0)
