@@ -16,6 +16,7 @@ from harness.leaderboard.inference import interval_of
 from harness.leaderboard.load import Loaded, Results
 from harness.leaderboard.ties import verdicts_of
 from harness.record import MetricValue, Record
+from harness.sae.training import TrainingOptions
 from harness.section import Json
 
 DEFAULT_COLUMNS = (
@@ -97,7 +98,9 @@ def _age(cell: Loaded) -> tuple[object, str]:
 
 
 def _identity(record: Record) -> str:
-    return canonical({k: v for k, v in record.resolved.items() if k not in NOT_IDENTITY})
+    kept = {name: value for name, value in record.resolved.items() if name not in NOT_IDENTITY}
+    training = kept.get("training") or {}
+    return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
 
 
 def _placed(current: Sequence[Loaded]) -> dict[str, dict[Line, list[Loaded]]]:

@@ -29,6 +29,7 @@ class TrainingOptions(Section):
 
     version: ClassVar[int] = 1
     """Raised when the same options give different weights."""
+    handling: ClassVar[frozenset[str]] = frozenset({"budget", "devices"})
 
     batch: PositiveInt = 4096
     """Tokens per optimiser step (steps of one shuffle block differ by at most one token)."""
@@ -58,7 +59,7 @@ class TrainingOptions(Section):
 
     def identity(self) -> dict[str, Json]:
         """What determines the weights; a budget does so only through the tokens it stands for, devices not at all."""
-        return {name: value for name, value in self.plain().items() if name not in ("budget", "devices")}
+        return self.determining()
 
     @model_validator(mode="after")
     def _buffer_holds_a_batch(self) -> Any:

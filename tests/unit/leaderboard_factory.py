@@ -41,6 +41,8 @@ class Planted:
     message: str = "the loss became NaN at step 12"
     facts: Mapping[str, Any] = field(default_factory=dict)
     sae: Mapping[str, Any] = field(default_factory=lambda: {"variant": "topk", "width": 1024, "k": 16})
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the `training` section beside the usual ones."""
     warnings: tuple[str, ...] = ()
     draw: int | None = None
     """Seed of the SAE's own noise; default: derived from name, label and seed."""
@@ -165,7 +167,7 @@ def _resolved(planted: Planted) -> dict[str, Any]:
             "eval": {domain: {"adapter": "pocket", "documents": planted.documents} for domain in planted.domains},
         },
         "sae": dict(planted.sae),
-        "training": {"batch": 4096, "lr": 0.0008},
+        "training": {"batch": 4096, "lr": 0.0008, **planted.training},
         "metrics": [metric.plain() for metric in METRICS],
         "resources": {"gpus": 0},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,17 @@ def test_seeds_of_an_older_version_of_the_spec_are_not_averaged_in(tmp_path: Pat
     (only,) = found.groups[0].rows
     assert [cell.record.seed for cell in only.cells] == [0]
     assert len(found.superseded) == 3
+
+
+def test_seeds_that_differ_in_what_is_in_no_key_stand_together(tmp_path: Path) -> None:
+    """Among them records from before there was such a field."""
+    others: tuple[dict[str, Any], ...] = ({}, {"devices": 1}, {"devices": 2})
+    found = board(tmp_path, *(Planted(seed=seed, training=training) for seed, training in enumerate(others)))
+    (only,) = found.groups[0].rows
+    assert [cell.record.seed for cell in only.cells] == [0, 1, 2]
+    assert not found.superseded
+    changed = board(tmp_path / "lr", Planted(seed=0), Planted(seed=1, training={"lr": 0.1}))
+    assert len(changed.superseded) == 1
 
 
 def test_partial_rows_are_shown_but_not_ranked(tmp_path: Path) -> None:
