@@ -90,9 +90,6 @@ class Ward:
     @cached_property
     def model(self) -> LanguageModel:
         """The pocket model on the CPU."""
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         return PocketModel().load(self._roots, torch.device("cpu"))
 
     @cached_property
