@@ -37,7 +37,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --editable '.[dev,ray]'
 	touch $@
 
 clean:
