@@ -27,9 +27,9 @@ function drawTabs() {
 }
 
 function tabText(group) {
-  const apart = group.differs.slice(0, 2).map((d) => `${d.path} ${shortFact(d.here)}`);
-  const domains = group.domains.join(", ");
-  return [`${group.rows.length} row${group.rows.length === 1 ? "" : "s"}`, ...(apart.length ? apart : [domains])].filter(Boolean).join(" · ");
+  const rows = `${group.rows.length} row${group.rows.length === 1 ? "" : "s"}`;
+  const suites = [...new Set(group.rows.map((row) => row.suite))].sort();
+  return [rows, suites.join(", "), group.domains.join(", ")].filter(Boolean).join(" · ");
 }
 
 function fillFacts(group) {
