@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -30,3 +32,25 @@ def test_a_committed_record_is_whole(path: Path) -> None:
 
 def test_the_table_is_what_the_records_say() -> None:
     assert (RESULTS / "LEADERBOARD.md").read_text("utf-8") == leaderboard(RESULTS, "md")
+
+
+QUOTED = re.compile(r"^\| (\S+) (\S+) \| (\S+?)(?: budget=(\d+))? \| (\S+) \| (-?\d+\.\d+) \|$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("quoted", QUOTED.findall((RESULTS / "README.md").read_text("utf-8")), ids=" ".join)
+def test_what_is_quoted_is_the_mean_of_the_records(quoted: tuple[str, ...]) -> None:
+    spec, label, number, budget, domain, shown = quoted
+    found = [
+        value.value
+        for record in map(read_record, sorted((RESULTS / "records" / spec).glob(f"{label}-seed*.json")))
+        for value in record.metrics
+        if (value.id, value.domain) == (number, domain) and str(value.params.get("budget") or "") == budget
+    ]
+    assert len(found) == 3
+    assert f"{fmean(map(float, filter(None, found))):.{len(shown.partition('.')[2])}f}" == shown
+
+
+def test_every_row_that_looks_like_a_quote_is_one() -> None:
+    text = (RESULTS / "README.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| row", "| ---"))]
+    assert len(rows) == len(QUOTED.findall(text)) > 0
