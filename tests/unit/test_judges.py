@@ -1,4 +1,4 @@
-"""Judges: what they learn, how their answers are read, and what the endpoint's misbehaviour does."""
+"""Judges behind an endpoint: what its misbehaviour does, where the key goes, and what a kill costs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from adapters.judges.answered import answered
-from adapters.judges.lexical import LexicalJudge
 from adapters.judges.openai import OpenAIJudge
 from adapters.judges.pace import Pace
-from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Reply, Roots
 from harness.errors import NotAvailable
-from harness.metrics.autointerp.answers import explanation_in, labels_in, probabilities_in
-from harness.metrics.autointerp.examples import Window
+from harness.metrics.autointerp.answers import probabilities_in
 from harness.metrics.autointerp.metric import Autointerp
 from tests.support.chat_server import Answer, Script, refused, said, serving
 from tests.support.labs import fires_on, lab_of, token_sets
@@ -128,30 +122,6 @@ def test_unanswered_requests_can_be_counted(tmp_path: Path) -> None:
     assert not reply.lost
 
 
-GOOD, LOST = Reply("yes"), Reply(None, "no connection", lost=True)
-UNREADABLE = Reply(None, "the answer holds no text")
-
-
-def test_replies_of_a_judge_that_is_there_pass() -> None:
-    assert list(answered([GOOD, UNREADABLE, GOOD], "m")) == [GOOD, UNREADABLE, GOOD]
-
-
-def test_a_judge_that_is_gone_is_given_up_at_once() -> None:
-    waiting = iter([GOOD, LOST, GOOD, *[LOST] * 20])
-    replies = answered(waiting, "m")
-    assert [next(replies) for _ in range(10)] == [GOOD, LOST, GOOD, *[LOST] * 7]
-    with pytest.raises(NotAvailable, match=r"the judge m did not answer 8 requests in a row \(first: no connection\)"):
-        next(replies)
-    assert len(list(waiting)) == 12
-
-
-def test_one_request_without_an_answer_is_said_when_all_others_were_asked() -> None:
-    replies = answered([GOOD, LOST, GOOD], "m")
-    assert [next(replies) for _ in range(3)] == [GOOD, LOST, GOOD]
-    with pytest.raises(NotAvailable, match="1 of 3 requests"):
-        next(replies)
-
-
 def test_what_says_how_to_ask_is_in_no_key() -> None:
     asked = Autointerp(judge=judge("http://localhost:1/v1"), max_requests=5)
     otherwise = Autointerp(judge=judge("http://localhost:1/v1", retries=9, timeout=1, concurrency=2, key_env="B"))
@@ -189,21 +159,6 @@ def test_probabilities_of_another_text_are_none(tmp_path: Path) -> None:
     with serving(lambda number, body: graded("[1]", [("1", {"1": -0.1})])) as server:
         (reply,) = ask(server.url, 1, tmp_path, probabilities=True)
     assert reply.ones is None
-
-
-@pytest.mark.parametrize(
-    ("text", "ones", "expected"),
-    [
-        ('{"answers": [0, 1]}', {13: 0.2, 16: 0.9}, (0.2, 0.9)),
-        ('<think>{"answers": [1, 1]}</think> {"answers": [0, 1]}', {48: 0.2, 51: 0.9}, (0.2, 0.9)),
-        ('{"answers": [0, 1]}', {13: 0.2}, None),
-        ('{"answers": [0, 1]}', None, None),
-        ('{"answers": [true, false]}', {13: 0.2}, None),
-        ('{"answers": [0]}', {13: 0.2, 16: 0.9}, None),
-    ],
-)
-def test_probabilities_are_those_of_the_labels(text: str, ones: Any, expected: Any) -> None:
-    assert probabilities_in(text, ones, 2) == expected
 
 
 def test_one_failure_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -402,117 +357,3 @@ def test_unreadable_answers_are_counted_from_transcripts_alike(tmp_path: Path) -
     assert first.details == second.details
     assert first.statistics["lab"]["autointerp.failures"].sum() == sum(n % 3 == 0 for n in range(4, 36))
     assert first.statistics["lab"]["autointerp.requests"].sum() == 36
-
-
-# --- answers --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('{"answers": [1, 0, 1]}', (True, False, True)),
-        ('```json\n{"answers": [1, 0, 1]}\n```', (True, False, True)),
-        ('I think {x} so: {"answers": [true, false, true]} done', (True, False, True)),
-        ('<think>{"answers": [0, 0, 0]}</think>{"answers": [1, 0, 1]}', (True, False, True)),
-        ('{"answers": [1, 0, 1]} that is {"answers": [1, 0, 1]}', (True, False, True)),
-        ('{"answers": [1, 0, 1]} or {"answers": [1, 1, 1]}', None),
-        ('{"answers": [1, 0, 1]} or {"answers": [1, 0]}', None),
-        ('{"answers": [1, 0]}', None),
-        ('{"answers": [1, 0, 2]}', None),
-        ('{"answers": [1, 0, 1.0]}', None),
-        ('{"answers": ["1", "0", "1"]}', None),
-        ('{"answers": "101"}', None),
-        ('{"answers": {"0": 1}}', None),
-        ("[1, 0, 1]", None),
-        ("", None),
-        ("{" * 100_000, None),
-        ('{"answers": ' + "[" * 100_000, None),
-        ('{"answers": [NaN, 0, 1]}', None),
-        ('{"answers": [1, 0, 1', None),
-    ],
-)
-def test_only_exactly_what_was_asked_is_an_answer(text: str, expected: Any) -> None:
-    assert labels_in(text, 3) == expected
-
-
-@given(st.text(max_size=200), st.integers(1, 9))
-def test_no_answer_breaks_the_reader(text: str, count: int) -> None:
-    labels_in(text, count)
-    explanation_in(text)
-
-
-def test_explanations_are_one_line_of_bounded_length() -> None:
-    assert explanation_in('{"explanation": " the\\n word  x "}') == "the word x"
-    assert explanation_in('{"explanation": "a"} {"explanation": "b"}') is None
-    assert explanation_in(json.dumps({"explanation": "x" * 2001})) is None
-    assert explanation_in('{"explanation": ""}') is None
-
-
-def test_transcripts_hold_the_whole_request(tmp_path: Path) -> None:
-    transcripts = Transcripts(tmp_path)
-    transcripts.put({"a": 1}, Reply("x", None, 3, 4))
-    assert transcripts.get({"a": 1}) == Reply("x", None, 3, 4)
-    assert transcripts.get({"a": 2}) is None
-    (path,) = tmp_path.rglob("*.json")
-    assert json.loads(path.read_text())["request"] == {"a": 1}
-
-
-# --- the lexical judge ----------------------------------------------------------------------------------------------
-
-
-def learned(active: list[str], inactive: list[str]) -> Any:
-    """A rule from texts in which the word in capitals is active."""
-    windows = []
-    for number, text in enumerate(active):
-        words = text.split()
-        strengths = tuple(float(word.isupper()) for word in words)
-        windows.append(Window(tuple(word.lower() for word in words), strengths, number, 0))
-    return LexicalJudge().learn(windows, [tuple(text.split()) for text in inactive])
-
-
-FILLER = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-
-
-def texts(insert: str, count: int = 12) -> list[str]:
-    return [" ".join([*FILLER[i % 7 : i % 7 + 3], insert, FILLER[(i + 4) % 10]]) for i in range(count)]
-
-
-def test_it_learns_a_token() -> None:
-    rule = learned(texts("ACID"), texts("salt"))
-    assert rule.explanation == "Fires on 'acid' (12 of 12)."
-    yes, no = rule.detect([("two", "acid", "nine"), ("two", "salt", "nine")])
-    assert yes > 0.9 > 0.1 > no
-    right, wrong = rule.fuzz(
-        [(("two", "acid", "nine"), (False, True, False)), (("two", "acid", "nine"), (True, False, False))]
-    )
-    assert right > 0.5 > wrong
-
-
-def test_it_learns_a_token_in_a_context() -> None:
-    rule = learned(texts("strong ACID"), texts("weak acid"))
-    yes, no = rule.detect([("strong", "acid", "nine"), ("weak", "acid", "nine")])
-    assert yes > 0.5 > no
-    assert "strong" in rule.explanation
-
-
-def test_it_says_so_when_nothing_stands_out() -> None:
-    rule = learned(["A b c d"] * 3, ["a b c d"] * 30)
-    assert isinstance(rule.explanation, str)
-    assert all(0 <= p <= 1 for p in rule.detect([("a",), (), ("zzz",)]))
-    assert rule.fuzz([((), ())]) == pytest.approx([rule.fuzz([(("q",), (False,))])[0]])
-
-
-def test_it_is_deterministic_in_another_process() -> None:
-    code = (
-        "from adapters.judges.lexical import LexicalJudge; from types import SimpleNamespace as W;"
-        "on = [W(tokens=('a', f'b{i % 3}', 'c', f'd{i}'), activations=(0., 1., i % 2, 0.)) for i in range(12)];"
-        "rule = LexicalJudge().learn(on, [('x', f'b{i}', 'c', 'a') for i in range(12)]);"
-        "print(rule.explanation, rule.detect([('a', 'b1', 'c'), ('x', 'b1', 'd4')]))"
-    )
-    root = Path(__file__).parents[2]
-    found = set()
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", code]
-        found.add(subprocess.run(command, cwd=root, env=environment, capture_output=True, check=True).stdout)
-    assert len(found) == 1
