@@ -100,7 +100,7 @@ class _Run:
         except Exception as error:  # the border at which one cell's failure stops
             for state in states:
                 state.error = _failure(stage, error)
-        for state in states:
+        for state in {id(state): state for state in states}.values():  # one that waits for many SAEs stands here often
             state.seconds[stage] = state.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def _find_stages(self, state: _State) -> None:
