@@ -34,7 +34,7 @@ from harness.store.store import Store
 from harness.words import plural
 
 
-@dataclass
+@dataclass(eq=False)
 class _State:
     """How far a cell of the job has come."""
 
@@ -100,7 +100,7 @@ class _Run:
         except Exception as error:  # the border at which one cell's failure stops
             for state in states:
                 state.error = _failure(stage, error)
-        for state in {id(state): state for state in states}.values():  # one that waits for many SAEs stands here often
+        for state in states:
             state.seconds[stage] = state.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def _find_stages(self, state: _State) -> None:
@@ -120,7 +120,8 @@ class _Run:
             for group in self.training.together([wanted for wanted, _ in alive]):
                 keys = {wanted.key for wanted in group}
                 users = [(wanted.key, state) for wanted, state in alive if wanted.key in keys]
-                self._guard([s for _, s in users], "train", partial(self._train_group, group, users))
+                waiting = dict.fromkeys(state for _, state in users)  # a cell may want several of these SAEs
+                self._guard(waiting, "train", partial(self._train_group, group, users))
 
     def _train_group(self, group: list[Wanted], users: list[tuple[str, _State]]) -> None:
         text = f"training {plural(len(group), 'SAE')} of {group[0].cell.origin.name}"

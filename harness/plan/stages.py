@@ -138,7 +138,7 @@ def _sae(
         "model": model,
         "site": site.plain(),
         "sae": {**section.plain(), "version": type(section).version},
-        "training": {**experiment.training.identity(), "version": experiment.training.version},
+        "training": {**experiment.training.determining(), "version": experiment.training.version},
         "seed": seed,
     }
     parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from harness.section import Json, Section
+from harness.section import Section
 
 TOKENS_PER_DEVICE = 32
 """Least share of a batch, on average: a random share of it is then empty less than once in 10^13 steps and devices."""
@@ -56,10 +56,6 @@ class TrainingOptions(Section):
 
     budget: Budget | None = None
     """Sets dataset.train.tokens so that training costs as much as another spec's; default: the tokens stated."""
-
-    def identity(self) -> dict[str, Json]:
-        """What determines the weights; a budget does so only through the tokens it stands for, devices not at all."""
-        return self.determining()
 
     @model_validator(mode="after")
     def _buffer_holds_a_batch(self) -> Any:
