@@ -10,8 +10,9 @@ demo: $(VENV)/installed        ## train and measure the quickstart in results/de
 	$(BIN)/latentbench run quickstart --results results/demo
 	$(BIN)/latentbench leaderboard --results results/demo --format html --output results/demo/leaderboard.html
 
-test: $(VENV)/installed-dev    ## the test suite
-	$(BIN)/python -m pytest
+JOBS ?= 2
+test: $(VENV)/installed-dev    ## the test suite, in JOBS processes that take a file of tests each
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

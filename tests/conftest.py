@@ -17,6 +17,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    # Threads of several processes that outnumber the cores wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 
 Command = Callable[..., Done]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -34,20 +36,26 @@ def test_the_table_is_what_the_records_say() -> None:
     assert (RESULTS / "LEADERBOARD.md").read_text("utf-8") == leaderboard(RESULTS, "md")
 
 
-QUOTED = re.compile(r"^\| (\S+) (\S+) \| (\S+?)(?: budget=(\d+))? \| (\S+) \| (-?\d+\.\d+) \|$", re.MULTILINE)
+QUOTED = re.compile(r"^\| (\S+) (\S+) \| (\S+?)((?: \w+=\S+)*) \| (\S+) \| (-?\d+\.\d+) \|$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("quoted", QUOTED.findall((RESULTS / "README.md").read_text("utf-8")), ids=" ".join)
 def test_what_is_quoted_is_the_mean_of_the_records(quoted: tuple[str, ...]) -> None:
-    spec, label, number, budget, domain, shown = quoted
+    spec, label, number, settings, domain, shown = quoted
+    wanted = dict(setting.split("=") for setting in settings.split())
     found = [
         value.value
         for record in map(read_record, sorted((RESULTS / "records" / spec).glob(f"{label}-seed*.json")))
         for value in record.metrics
-        if (value.id, value.domain) == (number, domain) and str(value.params.get("budget") or "") == budget
+        if (value.id, value.domain) == (number, domain) and quoted_settings(value.params, wanted) == wanted
     ]
     assert len(found) == 3
     assert f"{fmean(map(float, filter(None, found))):.{len(shown.partition('.')[2])}f}" == shown
+
+
+def quoted_settings(params: Mapping[str, Any], wanted: Collection[str]) -> dict[str, str]:
+    """Of a number's settings those that a row names, and always its budget: without one, the whole SAE is meant."""
+    return {name: str(value) for name, value in params.items() if name in {*wanted, "budget"}}
 
 
 def test_every_row_that_looks_like_a_quote_is_one() -> None:

@@ -108,7 +108,7 @@ TRAINED = {"sae", "lab/measurement", "cell"}
         ({"metrics": ["explained_variance", "cross_entropy"]}, {"cell"}),
         ({"metrics": ["explained_variance"]}, {"lab/baseline", "lab/measurement", "cell"}),
     ],
-    ids=str,
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else str(value),  # the same in every process
 )
 def test_what_changes_the_numbers_moves_exactly_the_keys_below_it(
     tmp_path: Path, changes: dict[str, Any], moved: set[str]
