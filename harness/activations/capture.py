@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def hidden_states(
     if not sites:
         return {}
     with capturing(model, sites) as states, _stopping(model, sites), suppress(_StopForwardError):
-        model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
+        model(input_ids=ids, use_cache=False, **_padded(model, attention_mask))
     return states
 
 
@@ -37,7 +38,7 @@ def hidden_states_and_logits(
 ) -> tuple[dict[Site, Tensor], Tensor]:
     """Hidden states [B, T, d] at each of `sites`, and the logits [B, T, vocabulary] of the same full forward pass."""
     with capturing(model, sites) as states:
-        output = model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
+        output = model(input_ids=ids, use_cache=False, **_padded(model, attention_mask))
     return states, output.logits
 
 
@@ -65,6 +66,16 @@ def first_tensor(output: Any) -> Tensor:
 def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """The hidden state among the arguments a block is called with."""
     return first_tensor(args[0] if args else kwargs["hidden_states"])
+
+
+def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor]:
+    """What a model is told about padding. Left of a text it would shift learned positions, unless they are given."""
+    if attention_mask is None:
+        return {}
+    told = {"attention_mask": attention_mask}
+    if bool(attention_mask[:, 0].all()) or "position_ids" not in signature(model.forward).parameters:
+        return told
+    return told | {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
 
 
 def _watch(block: nn.Module, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:

@@ -219,3 +219,14 @@ def test_every_causal_language_model_of_three_families_more_is_understood() -> N
         with torch.no_grad():
             states, logits = hidden_states_and_logits(model, [Site(index=1)], ids)
             assert torch.equal(resumed_logits(model, Site(index=1), states[Site(index=1)], ids), logits), family
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_padding_on_the_left_changes_no_hidden_state(name: str) -> None:
+    model, (ids, _), site = model_of(name), batch(padded=False), Site(index=LAYERS - 1)
+    mask = (torch.arange(11) >= torch.tensor([0, 7, 3])[:, None]).long()
+    with torch.no_grad():
+        together = hidden_states(model, [site], ids * mask, mask)[site]
+        for row, start in enumerate((0, 7, 3)):
+            alone = hidden_states(model, [site], ids[row : row + 1, start:])[site]
+            torch.testing.assert_close(together[row : row + 1, start:], alone, rtol=1e-4, atol=1e-4)
