@@ -97,6 +97,8 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         self.language_model, self.intervention = lm, intervention or Untouched()
         self.receipt = Receipt()
         """Of everything generated or scored so far; answers from the cache leave none."""
+        self.remembered = 0
+        """Answers that came from the cache."""
         self.shortened = 0
         """Contexts that did not fit and were cut on the left."""
         self._model_identity, self._responses, self._seed = identity, responses, seed
@@ -114,6 +116,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         asked = self._questions(requests)
         unique = list({question.key: question for question in asked}.values())
         done = self._responses.known([question.key for question in unique]) if self._responses else {}
+        self.remembered += len(done)
         for number, batch in enumerate(self._batches(unique), 1):
             if any(question.key not in done for question in batch):
                 fresh = dict(zip((question.key for question in batch), self._generated(batch), strict=True))

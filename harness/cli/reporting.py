@@ -99,16 +99,12 @@ def steering(
 
     Example: `latentbench report steering 'papers/steering_vectors/pocket[all]'`
     """
-    from harness.leaderboard.pages import page_path
     from harness.report.records import cells_of
-    from harness.report.steering import page
-    from harness.store.files import write_bytes
+    from harness.report.steering import write
 
     project = project_of(results, store, allow)
     for record in cells_of(project.results, *runs):
-        target = page_path(project.results, record.cell, "steering")
-        write_bytes(target, page(record, project).encode())
-        say(f"wrote {target}")
+        say(f"wrote {write(record, project)}")
 
 
 @app.command()

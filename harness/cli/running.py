@@ -95,7 +95,7 @@ def run(
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute what is missing, write one record per cell, and refresh the leaderboard.
+    """Compute what is missing, write one record per cell, a page per steered cell, and refresh the leaderboard.
 
     Examples: `latentbench run quickstart`, `latentbench run 'specs/**/*.yaml' --filter 'k=8]' --shard 1/4`,
     `latentbench run --executor ray --address 10.0.0.1:6379`
@@ -192,8 +192,24 @@ def _run(specs: Specs, project: Project, choice: Choice, placement: Placement, a
     except LatentbenchError as error:  # on a full disk; what was computed is told all the same
         say(f"error: the table was not written: {error}", err=True)
         code = code or error.exit_code
+    _write_pages(made, project)
     (print_json_summary if as_json else print_summary)(meant, left, project, time.monotonic() - started)
     raise typer.Exit(code)
+
+
+def _write_pages(made: Plan, project: Project) -> None:
+    """A page for every steered cell this run computed, once all are there for each to be compared with."""
+    from harness.results import find_record
+
+    steered = [item for item in made.to_run if item.cell.experiment.steering]
+    records = [find_record(project.results, item.cell, item.key) for item in steered]
+    for record in (record for record in records if record and record.status == "ok"):
+        from harness.report.steering import write
+
+        try:
+            say(f"report: {write(record, project)}", err=True)
+        except LatentbenchError as error:
+            say(f"error: the report of {record.spec.name} [{record.label}] was not written: {error}", err=True)
 
 
 def _choice(

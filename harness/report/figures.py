@@ -55,6 +55,15 @@ def bars(values: Mapping[str, float | None], y: str, intervals: Mapping[str, tup
     return _part(figure, "", y)
 
 
+def points(places: Mapping[str, tuple[float, float]], x: str, y: str) -> str:
+    """One labelled point per name, each as (x, y)."""
+    figure = go.Figure()
+    for number, (name, (across, up)) in enumerate(places.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        figure.add_scatter(x=[across], y=[up], name=shown(name), mode="markers", marker={"color": colour, "size": 11})
+    return _part(figure, x, y)
+
+
 def boxes(groups: Mapping[str, tuple[Sequence[str], Sequence[float]]], y: str) -> str:
     """Box plots side by side: group to (category of each value, values)."""
     figure = go.Figure()

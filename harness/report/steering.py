@@ -8,18 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
 
 from harness.errors import InvalidInput
 from harness.execute.stages import stored_content
+from harness.leaderboard.pages import page_path
 from harness.project import Project
 from harness.record import MetricValue, Record
 from harness.report import figures
+from harness.report.controls import accuracies, frontier
 from harness.report.sources import stored_study
 from harness.section import Json
+from harness.store.files import write_bytes
 from harness.store.store import Store
+
+BASE = "reasoning_accuracy.base"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Cell:
 
     record: Record
     store: Store
+    results: Path
 
     def details(self, study: str) -> dict[str, Json] | None:
         """What a study left for reports; None where it was not asked for or is not in the store."""
@@ -64,7 +71,7 @@ def page(record: Record, project: Project) -> str:
     """The page. Raises InvalidInput for a cell that is not steered."""
     if "subject" not in record.keys or not record.resolved.get("steering"):
         raise InvalidInput(f"{record.spec.name} does not steer; `report steering` is for cells with `steering:`")
-    cell = Cell(record, Store(project.store))
+    cell = Cell(record, Store(project.store), project.results)
     panels = [panel for section in _SECTIONS for panel in section(cell)]
     folder = files("harness.leaderboard.render"), files("harness.report")
     template = Environment(autoescape=True).from_string(folder[1].joinpath("steering.html").read_text("utf-8"))
@@ -77,6 +84,13 @@ def page(record: Record, project: Project) -> str:
         style=Markup(folder[0].joinpath("style.css").read_text("utf-8")),
         plotly=Markup(figures.library()),
     )
+
+
+def write(record: Record, project: Project) -> Path:
+    """Writes the page of a cell where the leaderboard beside it finds it. Raises InvalidInput and StoreError."""
+    target = page_path(project.results, record.cell, "steering")
+    write_bytes(target, page(record, project).encode())
+    return target
 
 
 def _facts(record: Record) -> dict[str, str]:
@@ -93,13 +107,41 @@ def _facts(record: Record) -> dict[str, str]:
 
 def _accuracy(cell: Cell) -> Iterator[Panel]:
     for task in cell.tasks():
-        values = [value for value in cell.values("reasoning_accuracy") if value.domain == task]
-        found = {value.id.partition(".")[2]: value for value in values}
-        sides = {"base": found["base"], "steered": found["accuracy"]}
+        base = next(v for v in cell.values("reasoning_accuracy") if (v.id, v.domain) == (BASE, task))
+        sides = {"base": base} | accuracies(cell.record, cell.results, task)
         spans = {name: (ci.low, ci.high) for name, side in sides.items() if (ci := side.ci)}
         body = figures.bars({name: side.value for name, side in sides.items()}, "accuracy", spans)
-        about = "With and without steering, at the same temperature, on the same problems."
+        about = "Without steering, with it, and the other rows of the spec: same temperature, same problems, same seed."
         yield Panel(f"Accuracy on {task}", about, body)
+        if len(costs := frontier(cell.record, cell.results, task)) > 1:
+            about = "What each row of the spec gains on the task, and what it changes in text that has nothing to do with it."
+            body = figures.points(costs, "KL per token on neutral text (nats)", f"accuracy on {task}")
+            yield Panel(f"Accuracy against cost, {task}", about, body)
+
+
+def _receipts(cell: Cell) -> Iterator[Panel]:
+    studies = {f"accuracy on {task}": f"reasoning_accuracy/{task}" for task in cell.tasks()}
+    details = {name: cell.details(study) or {} for name, study in studies.items()}
+    details["capability cost"] = cell.details("capability_cost") or {}
+    rows = "".join(_receipt(name, found["receipt"]) for name, found in details.items() if "receipt" in found)
+    if rows:
+        names = ("", "hook calls", "tokens × layers", "of them changed", "mean |Δ|/|h|", "positions", "answers re-used")
+        head = "".join(f"<th>{name}</th>" for name in names)
+        about = "What the hooks counted while the model ran; a cell whose counts do not add up fails."
+        yield Panel("Receipt", about, f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
+
+
+def _receipt(name: str, receipt: Json) -> str:
+    first, last = receipt["first_position"], receipt["last_position"]
+    shown = (
+        f"{receipt['calls']:,}",
+        f"{receipt['tokens']:,}",
+        f"{receipt['steered']:,}",
+        f"{receipt['relative_size']:.3g}",
+        "–" if first is None else f"{first} to {last}",
+        receipt.get("answers_from_cache", "–"),
+    )
+    return f"<tr><th>{_text(name)}</th>" + "".join(f"<td>{value}</td>" for value in shown) + "</tr>"
 
 
 def _answers(cell: Cell) -> Iterator[Panel]:
@@ -232,6 +274,7 @@ def _pairs(cell: Cell) -> Iterator[Panel]:
 
 _SECTIONS: tuple[Callable[[Cell], Iterator[Panel]], ...] = (
     _accuracy,
+    _receipts,
     _training,
     _capability,
     _lens,

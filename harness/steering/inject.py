@@ -56,6 +56,11 @@ class VectorInjection(Intervention):
         deltas = {layer: delta.to(lm.device) for layer, delta in self.deltas.items()}
         with injecting(lm.model, deltas, self.scope, layout, idle=idle) as receipt:
             yield receipt
+        if receipt.steered and not receipt.relative_size and any(map(torch.any, deltas.values())):
+            raise CellFailed(
+                f"steering was not applied: the vectors are so small that {lm.model.dtype} rounds all of them away; "
+                "raise `scale` or run the model in a finer `dtype`"
+            )
 
 
 @contextmanager
@@ -90,9 +95,12 @@ def injecting(
 
 def token_norms(states: Tensor) -> Tensor:
     """[B, T]: norms of hidden states [B, T, d], at least in float32 and never quite zero."""
-    dtype = torch.promote_types(states.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(states, dim=-1, dtype=dtype)
-    return norms.clamp_min(1e-30)
+    return _norms(states).clamp_min(1e-30)
+
+
+def _norms(states: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(states, dim=-1, dtype=torch.promote_types(states.dtype, torch.float32))
+    return norms
 
 
 class _Hooks:
@@ -124,7 +132,8 @@ class _Hooks:
             if self._chosen is None or hidden.shape[:2] != self._chosen.shape:
                 self._wrong.append(f"block {layer} ran on {list(hidden.shape[:2])} tokens outside a pass of the model")
                 return output
-            steered = hidden + self._delta(layer, hidden, self._chosen)
+            steered = hidden + self._chosen[..., None].to(hidden.dtype) * self._deltas[layer].to(hidden.dtype)
+            self._note(layer, hidden, steered, self._chosen)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return add
@@ -148,15 +157,14 @@ class _Hooks:
         if not idle and self._deltas and not self.receipt.calls:
             raise CellFailed("steering was not applied: the model did not run while its hooks were installed")
 
-    def _delta(self, layer: int, hidden: Tensor, chosen: Tensor) -> Tensor:
-        """What to add to hidden states [B, T, d]; leaves its trace in the receipt."""
-        delta = self._deltas[layer]
+    def _note(self, layer: int, hidden: Tensor, steered: Tensor, chosen: Tensor) -> None:
+        """Leaves the trace of a change from `hidden` to `steered` [B, T, d] in the receipt."""
         self._called.append(layer)
         self.receipt.calls += 1
         with torch.no_grad():
-            norms = token_norms(hidden)
-            ratios = (delta.norm() * chosen / norms).double()
+            # What arrived, not what was asked for: a model in half precision may round a small vector away.
+            change = _norms(steered - hidden)
+            ratios = (change * chosen / token_norms(hidden)).double()
             sums = torch.stack([chosen.double().sum(), ratios.sum()])
             # Kept on the device: reading a number from it at every layer would make an accelerator wait.
             self._sums = sums if self._sums is None else self._sums + sums
-        return chosen[..., None].to(hidden.dtype) * delta.to(hidden.dtype)

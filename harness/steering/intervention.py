@@ -39,7 +39,7 @@ class Receipt:
     steered: int = 0
     """Tokens at which something was added, over all layers."""
     relative_size: float = 0.0
-    """Mean |Δ|/|h| over steered tokens."""
+    """Mean |Δ|/|h| over steered tokens, with the Δ that arrived in the model's data type."""
     first_position: int | None = None
     """Lowest position, counted from 0 without padding, at which something was added."""
     last_position: int | None = None
@@ -53,13 +53,13 @@ class Receipt:
             self.last_position = high if self.last_position is None else max(high, self.last_position)
 
     def __add__(self, other: Receipt) -> Receipt:
-        """Of both: sums, and the mean size weighted by steered tokens."""
+        """Of one after the other: sums, and the mean size weighted by steered tokens."""
         steered = self.steered + other.steered
         size = self.relative_size * self.steered + other.relative_size * other.steered
         first = [r.first_position for r in (self, other) if r.first_position is not None]
         last = [r.last_position for r in (self, other) if r.last_position is not None]
         return Receipt(
-            passes=max(self.passes, other.passes),
+            passes=self.passes + other.passes,
             calls=self.calls + other.calls,
             tokens=self.tokens + other.tokens,
             steered=steered,
@@ -138,3 +138,4 @@ class Stack(Intervention):
             receipts = [stack.enter_context(part.applied(lm, layout, idle=idle)) for part in self.parts]
             yield receipt
         vars(receipt).update(vars(sum(receipts, Receipt())))
+        receipt.passes = max((one.passes for one in receipts), default=0)  # they saw the same ones

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.report import figures
 from tests.conftest import Command
 from tests.support.project import Workbench
 
@@ -47,6 +48,11 @@ def test_a_spec_ends_in_rows_that_can_be_compared(bench: Workbench, command: Com
     assert (accuracy[led.cell].n, accuracy[led.cell].domain) == (12, "pocket_problems")
     assert plain.comparability["pocket_problems"].key == led.comparability["pocket_problems"].key
     assert _number(plain, "capability_cost.kl").value == 0
+    pages = {path.name: path.read_text("utf-8") for path in (bench.root / "results/pages").glob("*-steering.html")}
+    assert set(pages) == {f"{record.cell[:16]}-steering.html" for record in (plain, led)}
+    for page in pages.values():  # each beside the other
+        assert all(json.dumps(figures.shown(record.label)) in page for record in (plain, led))
+        assert "Accuracy against cost" in page
 
 
 def _number(record: Any, name: str) -> Any:

@@ -141,7 +141,8 @@ def test_what_the_report_shows(lab: Any) -> None:
     assert first["steered"]["correct"] > first["base"]["correct"]  # one that was gained comes first
     assert first["answer"] in first["steered"]["text"]
     assert found.details["lm_eval"]["steered"]["pocket_problems/exact_match,last-number"] > 0.8
-    assert found.details["receipt"]["hook_calls"] == 0  # a prefix has no hooks
+    receipt = found.details["receipt"]
+    assert (receipt["calls"], receipt["first_position"]) == (0, None)  # a prefix has no hooks
 
 
 def test_too_few_problems_have_no_p_value(lab: Any) -> None:

@@ -225,8 +225,25 @@ def test_a_stack_adds_up() -> None:
     with Stack(parts).applied(lm) as receipt:
         stacked = lm.model(input_ids=ids, attention_mask=mask).logits
     assert (stacked - expected).abs().max() < 1e-12
-    assert receipt.calls == 2 * LAYERS
+    assert (receipt.calls, receipt.passes) == (2 * LAYERS, 1)
     assert receipt.relative_size > 0
+    assert (receipt + receipt).passes == 2
+
+
+def test_the_receipt_measures_what_arrives_and_refuses_what_is_rounded_away() -> None:
+    lm = language_model("llama", torch.bfloat16)
+    ids, mask = batch("left")
+    clean = hidden_states(lm.model, [Site(index=0)], ids, mask)[Site(index=0)][mask.bool()].double()
+    steering = SteeringVectors({0: torch.full((clean.shape[-1],), 2e-3 * float(clean.abs().mean()))})
+    arrived = (clean.bfloat16() + steering.vectors[0].bfloat16()).double() - clean
+    with VectorInjection(steering).applied(lm) as receipt:
+        lm.model(input_ids=ids, attention_mask=mask)
+    assert receipt.relative_size == pytest.approx(float((arrived.norm(dim=-1) / clean.norm(dim=-1)).mean()), rel=1e-4)
+    with pytest.raises(CellFailed, match="rounds all of them away"), VectorInjection(steering, 1e-9).applied(lm):
+        lm.model(input_ids=ids, attention_mask=mask)
+    with VectorInjection(steering, 0.0).applied(lm) as receipt:
+        lm.model(input_ids=ids, attention_mask=mask)
+    assert receipt.relative_size == 0
 
 
 def test_scale_zero_changes_no_bit() -> None:

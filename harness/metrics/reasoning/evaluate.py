@@ -116,19 +116,13 @@ def _warnings(study: ReasoningAccuracy, lm: SteeredLM, steered: Outcomes) -> Ite
 def _details(
     study: ReasoningAccuracy, lm: SteeredLM, tasks: list[Problems], steered: Outcomes, base: Outcomes
 ) -> dict[str, Json]:
-    receipt = lm.receipt
     return {
         "task": study.task,
         "lm_eval": {"version": lm_eval_version(), "base": dict(base.lm_eval), "steered": dict(steered.lm_eval)},
         "documents": steered.documents,
         "gained": int((steered.correct.sum(1) > base.correct.sum(1)).sum()),
         "lost": int((steered.correct.sum(1) < base.correct.sum(1)).sum()),
-        "receipt": {
-            "hook_calls": receipt.calls,
-            "tokens": receipt.tokens,
-            "steered": receipt.steered,
-            "relative_size": receipt.relative_size,
-        },
+        "receipt": {**vars(lm.receipt), "answers_from_cache": lm.remembered},
         "examples": [_example(number, tasks, steered, base) for number in _shown(study.examples, steered, base)],
     }
 
