@@ -33,7 +33,7 @@ from harness.leaderboard.statistics import (
     estimate,
 )
 from harness.metrics.base import Array
-from harness.metrics.intervals import MINIMUM_DOCUMENTS, weights
+from harness.metrics.intervals import MINIMUM_DOCUMENTS, RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,15 @@ def _deviations(formula: Formula, sample: Sample) -> Array:
     """[resamples] deviations of c_j θ_j over resamples, freed of the bootstrap's bias towards small variances."""
     n = len(sample.stats)
     with np.errstate(all="ignore"):
-        drawn = np.asarray(formula(*(weights(n, sample.stream) @ sample.stats).T), dtype=np.float64)
+        drawn = np.asarray(formula(*_resampled(sample).T), dtype=np.float64)
         center = formula(*sample.stats.sum(0))
     deviations: Array = sample.coefficient * math.sqrt(n / (n - 1)) * (drawn - center)
     return deviations
+
+
+def _resampled(sample: Sample) -> Array:
+    """[resamples, inputs] sums over units drawn again. A matrix of weights for ten thousands of latents would be slow."""
+    n = len(sample.stats)
+    generator = np.random.default_rng([sample.stream, n])
+    draws = (np.bincount(generator.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
+    return np.stack([counts @ sample.stats for counts in draws])
