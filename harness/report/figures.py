@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -12,6 +13,8 @@ from harness.section import Json
 
 HEIGHT = 340
 _COLOURS = ("#0b6b5d", "#c2701d", "#5b6ee1", "#a12a7a", "#7a8b1f", "#444444")
+_SYMBOLS = ("circle", "diamond", "square")
+_ABOVE = {"orientation": "h", "y": 1.12}
 
 
 def library() -> str:
@@ -60,8 +63,9 @@ def points(places: Mapping[str, tuple[float, float]], x: str, y: str) -> str:
     figure = go.Figure()
     for number, (name, (across, up)) in enumerate(places.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        figure.add_scatter(x=[across], y=[up], name=shown(name), mode="markers", marker={"color": colour, "size": 11})
-    return _part(figure, x, y)
+        marker = {"color": colour, "size": 11, "symbol": _SYMBOLS[number // len(_COLOURS) % len(_SYMBOLS)]}
+        figure.add_scatter(x=[across], y=[up], name=shown(name), mode="markers", marker=marker)
+    return _part(figure, x, y, {"x": 1.02, "y": 1})
 
 
 def boxes(groups: Mapping[str, tuple[Sequence[str], Sequence[float]]], y: str) -> str:
@@ -85,16 +89,18 @@ def heatmap(values: Sequence[Sequence[float | None]], x: str, y: str, labels: Se
     return _part(figure, x, y)
 
 
-def _part(figure: go.Figure, x: str, y: str) -> str:
+def _part(figure: go.Figure, x: str, y: str, legend: Mapping[str, Json] = MappingProxyType(_ABOVE)) -> str:
     figure.update_layout(
         height=HEIGHT,
         margin={"l": 60, "r": 20, "t": 16, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "color": "#8a867e"},
-        legend={"orientation": "h", "y": 1.12},
+        legend=dict(legend),
     )
-    figure.update_xaxes(title=x, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)")
+    figure.update_xaxes(
+        title=x, automargin=True, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)"
+    )
     figure.update_yaxes(title=y, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)")
     # Drawn by the page's own script once its layout is known; `<` could end the element.
     data = str(figure.to_json()).replace("<", "\\u003c")
