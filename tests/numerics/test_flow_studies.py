@@ -196,7 +196,7 @@ def test_deactivation_equals_one_case_at_a_time(lab: Lab) -> None:
         got = found.statistics["general"][f"flow_deactivation.{name}"]
         np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=2e-3, err_msg=name)
     searched = found.statistics["general"]
-    assert searched["flow_deactivation.exhaustive.tried"].sum() == 4
+    assert searched["flow_deactivation.exhaustive.all.tried"].sum() == 4
     layer = found.details["layers"]["general"][0]
     assert layer["receipt"]["steered"] > 0
     assert all(value is not None for value in numbers(study, found).values())
@@ -219,7 +219,7 @@ def test_exhaustive_search_does_at_least_as_well_as_any_single_predecessor(lab: 
     single = FlowDeactivation(documents=6, tokens=1, latents=1, layers=(2,), parts=("residual",))
     mapped = single.run(lab_of_k1(lab)).statistics["general"]
     tried = mapped["flow_deactivation.residual.tried"] > 0
-    best = found["flow_deactivation.exhaustive.change"][tried] + 1e-5
+    best = found["flow_deactivation.exhaustive.all.change"][tried] + 1e-5
     assert (best >= mapped["flow_deactivation.residual.change"][tried]).all()
 
 
