@@ -10,6 +10,7 @@ from harness.metrics.study import Study
 
 if TYPE_CHECKING:
     from adapters.protocols import Roots
+    from harness.section import Json
     from harness.spec.experiment import Experiment
 
 
@@ -21,6 +22,10 @@ class FlowStudy(Study):
     def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
         """Sites through which no flow can be traced."""
         return problems(experiment.sites)
+
+    def fold_texts(self, experiment: Experiment, roots: Roots, read: bool) -> Json:
+        """Identity of the texts that mean activations are taken on, those maps may be fitted on; None where not `read`."""
+        return experiment.flow.texts(experiment, roots) if read and experiment.flow else None
 
 
 def share(part: Array, whole: Array) -> Array:

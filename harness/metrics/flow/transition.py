@@ -1,4 +1,4 @@
-"""Explained variance of the next layer through a map (Feature Flow, arXiv 2502.03032, App. F), version 1.
+"""Explained variance of the next layer through a map (Feature Flow, arXiv 2502.03032, App. F), version 2.
 
 Codes z of SAE_L become codes z T of SAE_(L+1), which its decoder turns into a prediction of the hidden state h of layer
 L+1. With V = Σ ‖h − h̄‖² around the domain's mean and E = Σ ‖h − ĥ‖² over ordinary tokens, all of one layer divided by that
@@ -28,7 +28,10 @@ from harness.metrics.flow.base import FlowStudy
 from harness.metrics.study import Findings
 
 if TYPE_CHECKING:
+    from adapters.protocols import Roots
     from harness.lab import Lab
+    from harness.section import Json
+    from harness.spec.experiment import Experiment
 
 Scale = Literal["norm", "threshold", "activation"]
 
@@ -40,7 +43,7 @@ def _explained(error: Array, variance: Array) -> Array:
 class FlowTransition(FlowStudy):
     """What an SAE and a map tell of the next layer's hidden states."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     metric: Literal["flow_transition"] = "flow_transition"
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = ("norm",)
@@ -53,6 +56,9 @@ class FlowTransition(FlowStudy):
 
         carried = (number("carried", f"carried_{s}", True, scale=s) for s in dict.fromkeys(self.scales))
         return (*carried, number("own", "own", None), number("copied", "copied", None))
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        return {"texts": self.fold_texts(experiment, roots, "activation" in self.scales)}
 
     def run(self, lab: Lab) -> Findings:
         from harness.flow.studies.transition import run
