@@ -129,6 +129,10 @@ class FlowSteering(FlowStudy):
             wrong.append(f"flow_steering: the judge {self.judge.adapter!r} rates no texts; it needs a chat model")
         return (*super().problems(experiment, roots), *wrong)
 
+    @property
+    def folds_thresholds(self) -> bool:
+        return self.action == "activate" and self.fold == "threshold"
+
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         judge = None if self.judge is None else self.judge.identity(roots)
         folded = self.action == "activate" and self.fold == "activation"

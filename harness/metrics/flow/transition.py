@@ -57,6 +57,10 @@ class FlowTransition(FlowStudy):
         carried = (number("carried", f"carried_{s}", True, scale=s) for s in dict.fromkeys(self.scales))
         return (*carried, number("own", "own", None), number("copied", "copied", None))
 
+    @property
+    def folds_thresholds(self) -> bool:
+        return "threshold" in self.scales
+
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         return {"texts": self.fold_texts(experiment, roots, "activation" in self.scales)}
 
