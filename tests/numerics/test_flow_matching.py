@@ -172,12 +172,21 @@ def test_folding_weighs_latents_by_their_thresholds() -> None:
     torch.testing.assert_close(found.cosines, (rows[1] @ rows[0].T).gather(1, found.indices))
 
 
-def test_an_sae_without_thresholds_cannot_be_folded_by_them() -> None:
-    from harness.sae.options import TopKOptions
+def test_an_sae_without_positive_thresholds_cannot_be_folded_by_them() -> None:
+    from harness.sae.options import GatedOptions, StandardOptions, TopKOptions
 
-    saes = {site: TopKOptions(width=16, k=2).build(8, torch.Generator().manual_seed(0)) for site in RESIDUAL[:2]}
-    with pytest.raises(InvalidInput, match="no thresholds to fold; use `fold: activation`"):
-        maps_of(saes, Flow(matching="folded"))
+    kinds = (
+        TopKOptions(width=16, k=2),
+        StandardOptions(width=16),
+        GatedOptions(width=16),
+    )
+    for options in kinds:
+        saes = {site: options.build(8, torch.Generator().manual_seed(0)) for site in RESIDUAL[:2]}
+        with pytest.raises(InvalidInput, match="no positive thresholds to fold"):
+            maps_of(saes, Flow(matching="folded"))
+    below = {site: LinearTied(unit(random(9, seed=1)).float(), torch.linspace(-0.1, 1, 9)) for site in RESIDUAL[:2]}
+    with pytest.raises(InvalidInput, match="no positive thresholds to fold"):
+        maps_of(below, Flow(matching="folded"))
 
 
 def test_the_encoder_operator_compares_decoder_rows_with_the_next_encoder() -> None:

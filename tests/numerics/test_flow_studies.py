@@ -213,14 +213,31 @@ def tail_loss(logits: Tensor, ids: Tensor, column: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits[0, column:-1], ids[0, column + 1 :], reduction="sum"))
 
 
-def test_exhaustive_search_does_at_least_as_well_as_any_single_predecessor(lab: Lab) -> None:
-    study = FlowDeactivation(documents=6, tokens=1, latents=1, layers=(2,), exhaustive=5)
-    found = study.run(lab).statistics["general"]
-    single = FlowDeactivation(documents=6, tokens=1, latents=1, layers=(2,), parts=("residual",))
-    mapped = single.run(lab_of_k1(lab)).statistics["general"]
-    tried = mapped["flow_deactivation.residual.tried"] > 0
-    best = found["flow_deactivation.exhaustive.all.change"][tried] + 1e-5
-    assert (best >= mapped["flow_deactivation.residual.change"][tried]).all()
+def test_exhaustive_search_does_at_least_as_well_as_the_match_in_the_same_cases(lab: Lab) -> None:
+    study = FlowDeactivation(documents=6, tokens=2, latents=4, layers=(1, 2), parts=("residual", "all"), exhaustive=2)
+    found = study.run(lab_of_k1(lab))
+    sums = {name.removeprefix("flow_deactivation."): v for name, v in found.statistics["general"].items()}
+    assert sums["matched.residual.tried"].sum() > 4
+    for part in study.parts:
+        np.testing.assert_array_equal(sums[f"exhaustive.{part}.tried"], sums[f"matched.{part}.tried"])
+        assert (sums[f"matched.{part}.tried"] <= sums[f"{part}.tried"]).all()
+    for name in ("change", "deactivated"):
+        assert (sums[f"exhaustive.residual.{name}"] >= sums[f"matched.residual.{name}"] - 1e-4).all()
+    told = numbers(study, found)
+    params = "[('part', 'residual'), ('r', 0.0)]"
+    matched, best = (told["general", f"flow_deactivation.{who}_change", params] for who in ("matched", "exhaustive"))
+    assert matched is not None
+    assert best is not None
+    assert best >= matched - 1e-6
+
+
+def test_cases_that_are_all_searched_are_those_that_are_tried(lab: Lab) -> None:
+    study = FlowDeactivation(documents=4, tokens=1, latents=3, layers=(2,), exhaustive=1000)
+    sums = study.run(lab).statistics["general"]
+    for name in ("tried", "deactivated", "change"):
+        np.testing.assert_allclose(
+            sums[f"flow_deactivation.matched.all.{name}"], sums[f"flow_deactivation.all.{name}"], rtol=1e-6
+        )
 
 
 def lab_of_k1(lab: Lab) -> Lab:
