@@ -27,5 +27,5 @@ def unfoldable(experiment: Experiment) -> Iterator[str]:
         section = experiment.section_at(site)
         if not foldable(section):
             said.setdefault(str(getattr(section, "variant", "")), str(site))
-    for variant, site in said.items():
-        yield f"the {variant} SAE at {site} has no positive thresholds to fold; use mean activations (`activation`) instead"
+    for variant, place in said.items():
+        yield f"the {variant} SAE at {place} has no positive thresholds to fold; use mean activations (`activation`) instead"

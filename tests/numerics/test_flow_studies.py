@@ -106,6 +106,7 @@ def test_transition_equals_the_operator_in_float64(lab: Lab) -> None:
     found = study.run(lab)
     maps: FlowMaps = lab.subject()
     states, codes, owners = dense(lab, "general")
+    saes = lab.saes()
     wanted: dict[str, np.ndarray] = {}
     for before, after in ((R0, R1), (R1, R2)):
         h = states[after].double()
@@ -124,17 +125,39 @@ def test_transition_equals_the_operator_in_float64(lab: Lab) -> None:
             "variance": variance,
             "own": (h - codes[after].double() @ rows[after]).square().sum(1),
             "copied": (h - z @ rows[before]).square().sum(1),
+            "encoded": (h - saes[after](saes[before].decode(Codes.from_dense(z.float()))).double()).square().sum(1),
             "carried_norm": (h - z @ operator @ rows[after]).square().sum(1),
             "carried_activation": (h - ((z / mean[before]) @ operator * mean[after]) @ rows[after]).square().sum(1),
         }
         for name, values in errors.items():
             wanted[name] = wanted.get(name, 0) + summed(owners, values / variance.sum())
     for name, values in wanted.items():
-        np.testing.assert_allclose(found.statistics["general"][f"flow_transition.{name}"], values, rtol=1e-4)
+        np.testing.assert_allclose(found.statistics["general"][f"flow_transition.{name}.1"], values, rtol=1e-4)
     told = numbers(study, found)
     layers = found.details["layers"]["general"]
     own = told["general", "flow_transition.own", "[]"]
     assert own == pytest.approx(np.mean([layer["own"] for layer in layers]), abs=1e-6)
+
+
+def test_transition_over_two_steps_carries_through_both_maps(lab: Lab) -> None:
+    found = FlowTransition(steps=(1, 2)).run(lab)
+    maps: FlowMaps = lab.subject()
+    states, codes, owners = dense(lab, "general")
+    h = states[R2].double()
+    variance = (h - h.mean(0)).square().sum(1)
+    rows = lab.saes()[R2].decoder_rows()
+    assert rows is not None
+    composed = maps.composed(R0, R2)
+    assert composed.indices.shape == (WIDTH, 2)
+    operator = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    for latent in range(WIDTH):
+        operator[latent, composed.indices[latent][composed.active()[latent]]] = 1
+    error = (h - codes[R0].double() @ operator @ rows.double()).square().sum(1) / variance.sum()
+    statistics = found.statistics["general"]
+    np.testing.assert_allclose(statistics["flow_transition.carried_norm.2"], summed(owners, error), rtol=1e-4)
+    assert {name for name in statistics if name.endswith(".1")} == {
+        name[:-1] + "1" for name in statistics if name.endswith(".2")
+    }
 
 
 def test_matching_counts_the_latents_that_fire(lab: Lab) -> None:
