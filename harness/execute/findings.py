@@ -24,6 +24,7 @@ def to_content(found: Findings) -> Content:
         "values": [value.plain() for value in found.values],
         "details": dict(found.details),
         "warnings": list(found.warnings),
+        "reasons": dict(found.reasons),
     }
     return Content(statistics | tensors, meta)
 
@@ -41,4 +42,5 @@ def from_content(content: Content) -> Findings:
         details=content.meta["details"],
         tensors={k.removeprefix(_TENSORS): t for k, t in content.tensors.items() if k.startswith(_TENSORS)},
         warnings=tuple(content.meta["warnings"]),
+        reasons=content.meta.get("reasons", {}),
     )

@@ -70,7 +70,7 @@ def numbers_of(item: JobCell, measured: Mapping[str, Measured], findings: Mappin
     numbers = [*_of_sae(experiment, measured), *metric_values(experiment.shared_metrics, statistics, firing)]
     for study in experiment.studies:
         found = findings[study.label]
-        numbers += [*found.values, *metric_values((study,), found.statistics)]
+        numbers += [*found.values, *metric_values((study,), found.statistics, reasons=found.reasons)]
     return numbers
 
 

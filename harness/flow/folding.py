@@ -29,11 +29,12 @@ def encoder_rows(sae: SparseAutoencoder) -> Tensor:
 
 
 def thresholds(sae: SparseAutoencoder, site: Site) -> Tensor:
-    """[width] θ of a JumpReLU (or BatchTopK) SAE. Raises InvalidInput for one that selects by rank."""
+    """[width] θ > 0 of a JumpReLU (or BatchTopK) SAE. Raises InvalidInput for one that selects otherwise."""
     groups = linear_weights(sae).groups
     found = [group.rule.threshold.expand(group.width) for group in groups if isinstance(group.rule, ThresholdRule)]
-    if len(found) < len(groups):
+    if len(found) < len(groups) or not all(bool((theta > 0).all()) for theta in found):
         raise InvalidInput(
-            f"{site}: {type(sae).__name__} has no thresholds to fold; use `fold: activation` (mean activations) instead"
+            f"{site}: {type(sae).__name__} has no positive thresholds to fold; use mean activations "
+            "(`fold: activation`, `scales: [activation]`) instead"
         )
     return torch.cat(found).detach()

@@ -103,7 +103,8 @@ def traced(maps: FlowMaps, seed: Node, *, back: bool = True, forth: bool = True,
         tracer.walk(seed, tracer.predecessors)
         for node in list(tracer.nodes):
             tracer.take(tracer.modules(node))
-    known_origins = {site: origins(maps, site) for site in maps.residual}
+    reached = {node.site for node in tracer.nodes}
+    known_origins = {site: origins(maps, site) for site in maps.residual if site in reached}
     nodes = {node: _facts(known_origins.get(node.site), node) for node in sorted(tracer.nodes, key=_order)}
     edges = sorted(tracer.edges.values(), key=lambda edge: (_order(edge.source), _order(edge.target)))
     return FlowGraph(seed, nodes, tuple(edges), tracer.full)

@@ -48,14 +48,23 @@ class LatentMap:
         return (self.indices != NOBODY) & (self.scores > 0)
 
     def then(self, following: LatentMap) -> LatentMap:
-        """The composition: this map, then `following`; k matches by k matches, and of each path the lowest cosine."""
+        """The composition: this map, then `following`. A path is as good as its worst step; of the paths from one latent
+        to another the best counts, and as many latents are kept as the wider of the two maps has matches."""
         reached, lost = self.indices.clamp_min(0), ~self.active()
-        indices, on = following.indices[reached], following.active()[reached]
-        dead = lost[:, :, None] | ~on
-        scores = torch.minimum(self.scores[:, :, None], following.scores[reached]).masked_fill(dead, -torch.inf)
-        cosines = torch.minimum(self.cosines[:, :, None], following.cosines[reached]).masked_fill(dead, 0)
-        indices = indices.masked_fill(dead, NOBODY)
-        return LatentMap(indices.flatten(1), scores.flatten(1), cosines.flatten(1), following.width)
+        dead = (lost[:, :, None] | ~following.active()[reached]).flatten(1)
+        scores = (
+            torch.minimum(self.scores[:, :, None], following.scores[reached]).flatten(1).masked_fill(dead, -torch.inf)
+        )
+        cosines = torch.minimum(self.cosines[:, :, None], following.cosines[reached]).flatten(1).masked_fill(dead, 0)
+        indices = following.indices[reached].flatten(1).masked_fill(dead, NOBODY)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        indices, scores, cosines = (paths.gather(1, order) for paths in (indices, scores, cosines))
+        again = (indices[:, :, None] == indices[:, None, :]).tril(-1).any(2)  # a better path has come here before
+        first = again.int().argsort(dim=1, stable=True)[:, : max(self.indices.shape[1], following.indices.shape[1])]
+        indices = indices.masked_fill(again, NOBODY).gather(1, first)
+        lost = indices == NOBODY
+        scores, cosines = (paths.gather(1, first) for paths in (scores, cosines))
+        return LatentMap(indices, scores.masked_fill(lost, -torch.inf), cosines.masked_fill(lost, 0), following.width)
 
     def carry(self, codes: Codes, scale: tuple[Tensor, Tensor] | None = None) -> Codes:
         """z T: codes [N, A] of this site as codes [N, A·k] of the other. Latents that meet stay separate entries.

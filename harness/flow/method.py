@@ -58,7 +58,7 @@ class FlowMethod(SteeringMethod):
         from harness.flow.folding import decoder_rows
         from harness.flow.graph import parse_node, traced
         from harness.flow.making import made
-        from harness.flow.steering import along
+        from harness.flow.steering import along, route
         from harness.steering.making import content_of, neutral_texts, residual_norms, unit
 
         maps = self.matching.read(made(self.matching, lab), lab)
@@ -67,7 +67,8 @@ class FlowMethod(SteeringMethod):
         nodes = dict.fromkeys(node for path in paths.values() for node in path)
         rows = {node: decoder_rows(lab.saes()[node.site], node.site)[node.index] for node in nodes}
         atoms = {node: unit(row.float().cpu()) for node, row in rows.items()}
-        chosen = along(maps, atoms, seeds, self.schedule, self.strength, alpha=self.alpha, span=self.span)
+        routes = [route(maps, seed, self.span) for seed in seeds]
+        chosen = along(atoms, routes, self.schedule, self.strength, alpha=self.alpha)
         vectors = chosen.vectors.vectors
         norms = residual_norms(lab.model(), tuple(vectors), neutral_texts(lab))
         return content_of(vectors, norms, paths={seed: list(map(str, path)) for seed, path in paths.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -101,7 +100,7 @@ class Flow(Subject):
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         """Every field, the sites, and the texts where any are read."""
         sites: list[Json] = [str(site) for site in experiment.sites]
-        texts = self._texts(experiment, roots) if self.reads_tokens else None
+        texts = self.texts(experiment, roots) if self.reads_tokens else None
         return {**self.plain(), "sites": sites, "texts": texts}
 
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
@@ -118,7 +117,8 @@ class Flow(Subject):
 
         return FlowMaps.from_content(content, self)
 
-    def _texts(self, experiment: Experiment, roots: Roots) -> Mapping[str, Json]:
+    def texts(self, experiment: Experiment, roots: Roots) -> Json:
+        """Identity of what is read by maps and studies that need activations. Raises InvalidInput where there is none."""
         chosen, name = self.source(experiment)
         given = {"skip": chosen.skip, "documents": chosen.documents, "context": chosen.context}
         return {"from": "training texts" if name is None else "evaluation", "data": chosen.identity(roots), **given}

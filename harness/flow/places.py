@@ -64,6 +64,16 @@ def residual_sites(sites: Iterable[Site]) -> list[Site]:
     return sorted((site for site in sites if is_residual(site)), key=depth)
 
 
+def block_of(site: Site) -> int:
+    """The decoder block after which a residual site stands; −1 before the first."""
+    return depth(site) - 1
+
+
+def targets(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The residual sites that have one before them, first to last."""
+    return tuple(residual_sites(sites)[1:])
+
+
 def problems(sites: Iterable[Site]) -> tuple[str, ...]:
     """Why no flow can be traced through `sites`; nothing where it can."""
     given = list(sites)

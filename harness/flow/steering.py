@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from harness.errors import InvalidInput
 from harness.flow.editing import Rescaling
 from harness.flow.graph import FlowGraph, Node, traced
 from harness.flow.maps import FlowMaps
-from harness.flow.places import depth
+from harness.flow.places import block_of
 from harness.sae.base import SparseAutoencoder
 from harness.steering.inject import VectorInjection
 from harness.steering.intervention import Intervention
@@ -23,11 +23,6 @@ from harness.steering.vectors import SteeringVectors
 Schedule = Literal["constant", "linear", "exponential"]
 Span = tuple[int, int]
 """First and last decoder block."""
-
-
-def block_of(site: Site) -> int:
-    """The decoder block after which a residual site stands; −1 before the first."""
-    return depth(site) - 1
 
 
 def scheduled(schedule: Schedule, strength: float, alpha: float, blocks: Sequence[int]) -> dict[int, float]:
@@ -41,29 +36,31 @@ def scheduled(schedule: Schedule, strength: float, alpha: float, blocks: Sequenc
     return {block: strength + (1 - strength) * share[block] for block in blocks}
 
 
+def route(maps: FlowMaps, seed: Node, span: Span | None = None) -> list[Node]:
+    """The residual latents of a seed's path whose block lies within `span`, first layer to last; none before block 0."""
+    return [node for node in traced(maps, seed).path() if _within(node, span)]
+
+
 def along(
-    maps: FlowMaps,
     atoms: Mapping[Node, Tensor],
-    seeds: Sequence[Node],
+    routes: Iterable[Sequence[Node]],
     schedule: Schedule,
     strength: float,
     *,
     alpha: float = -0.05,
-    span: Span | None = None,
 ) -> VectorInjection:
-    """Steering with every latent of the seeds' paths; `atoms` are their (folded) decoder rows [d].
+    """Steering with every latent of some routes; `atoms` are their (folded) decoder rows [d].
 
-    Raises InvalidInput when no latent lies within `span`.
+    Raises InvalidInput when the routes hold no latent.
     """
     vectors: dict[int, Tensor] = {}
-    for seed in seeds:
-        path = {block_of(node.site): node for node in traced(maps, seed).path() if _within(node, span)}
+    for path in ({block_of(node.site): node for node in nodes} for nodes in routes):
         for block, s in scheduled(schedule, strength, alpha, sorted(path)).items() if path else ():
             _add(vectors, block, s * atoms[path[block]])
     return _injection(vectors)
 
 
-def only(atoms: Mapping[Node, Tensor], latents: Sequence[Node], strength: float) -> VectorInjection:
+def only(atoms: Mapping[Node, Tensor], latents: Iterable[Node], strength: float) -> VectorInjection:
     """Steering with some latents, each at its own layer alone."""
     vectors: dict[int, Tensor] = {}
     for node in latents:
@@ -71,7 +68,7 @@ def only(atoms: Mapping[Node, Tensor], latents: Sequence[Node], strength: float)
     return _injection(vectors)
 
 
-def removal(saes: Mapping[Site, SparseAutoencoder], nodes: Sequence[Node], r: float) -> Intervention:
+def removal(saes: Mapping[Site, SparseAutoencoder], nodes: Iterable[Node], r: float) -> Intervention:
     """Rescaling of latents by r wherever they stand."""
     chosen: dict[Site, list[int]] = {}
     for node in nodes:

@@ -37,6 +37,8 @@ class Findings:
     """Larger arrays for reports."""
     warnings: tuple[str, ...] = ()
     """What a reader must know before trusting the numbers; written into the record."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why a statistic is not there, by its name: the reason of the numbers that are null for want of it."""
 
 
 class Study(Metric):

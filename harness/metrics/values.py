@@ -21,13 +21,19 @@ def metric_values(
     statistics: Mapping[str, Statistics],
     firing: Mapping[str, Firing] | None = None,
     seed: int = 0,
+    reasons: Mapping[str, str] | None = None,
 ) -> list[MetricValue]:
     """All numbers of `metrics`, domain by domain.
 
     `statistics` maps each domain to its statistics per document (or other unit), `firing` to its firing counts. A number
-    that cannot be computed is null with the reason; NaN and infinity never leave.
+    that cannot be computed is null with the reason; NaN and infinity never leave. `reasons` says why statistics are missing.
     """
-    return [value for domain in statistics for value in _domain_values(metrics, domain, statistics, firing or {}, seed)]
+    told = reasons or {}
+    return [
+        value
+        for domain in statistics
+        for value in _domain_values(metrics, domain, statistics, firing or {}, seed, told)
+    ]
 
 
 def _domain_values(
@@ -36,22 +42,31 @@ def _domain_values(
     statistics: Mapping[str, Statistics],
     firing: Mapping[str, Firing],
     seed: int,
+    reasons: Mapping[str, str],
 ) -> Iterator[MetricValue]:
     for metric in metrics:
         for estimator in metric.numbers():
             for budget in (None,) if estimator.shared else metric.measured_at():
-                yield _estimated(estimator, budget, domain, statistics[domain], seed)
+                yield _estimated(estimator, budget, domain, statistics[domain], seed, reasons)
         for tally in metric.tallies():
             for budget in metric.measured_at():
                 yield _tallied(tally, budget, domain, statistics[domain], firing.get(domain, {}))
 
 
-def _estimated(estimator: Estimator, budget: int | None, domain: str, statistics: Statistics, seed: int) -> MetricValue:
+def _estimated(
+    estimator: Estimator,
+    budget: int | None,
+    domain: str,
+    statistics: Statistics,
+    seed: int,
+    reasons: Mapping[str, str],
+) -> MetricValue:
     names = estimator.names(budget)
     params: dict[str, Json] = {**estimator.params, **({} if budget is None else {"budget": budget})}
     missing = [name for name in names if name not in statistics]
     if missing:
-        return _null(estimator, domain, params, f"not measured: {', '.join(missing)}")
+        said = (reasons[name] for name in missing if name in reasons)
+        return _null(estimator, domain, params, next(said, f"not measured: {', '.join(missing)}"))
     inputs = np.stack([statistics[name] for name in names], axis=1)
     with np.errstate(all="ignore"):
         value = float(estimator.formula(*inputs.sum(0)))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from adapters.protocols import ModelFacts, Roots
 from harness.activations.site import Site
 from harness.errors import InvalidInput, Problem
+from harness.flow.checks import unfoldable
 from harness.metrics.study import Study
 from harness.sae.options import Variant
 from harness.sae.options.loaded import LoadedSae
@@ -76,6 +77,8 @@ def _flow_places(experiment: Experiment) -> Iterator[Finding]:
     for number, site in enumerate(experiment.layers):
         if site in experiment.layers[:number]:
             yield ("layers", number), f"{site} stands here twice"
+    if experiment.flow and experiment.flow.folding == "threshold":
+        yield from ((("flow",), message) for message in unfoldable(experiment))
 
 
 def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from harness.errors import CellFailed, InvalidInput
 from harness.flow.editing import Rescaling, TokenEdit, editing
 from harness.flow.graph import Node
 from harness.flow.options import Flow
-from harness.flow.steering import along, graph_nodes, only, removal, scheduled
+from harness.flow.steering import along, graph_nodes, only, removal, route, scheduled
 from harness.flow.studies.rerun import Cases, Rows, entry_before, rerun
 from harness.sae.base import SparseAutoencoder
 from tests.support.flow import TiedSae, maps_of, unit
@@ -178,15 +178,15 @@ def test_cumulative_steering_adds_every_latent_of_the_path_at_its_layer(lm: Lang
     seed = Node(Site(index=1), 7)
     atoms = {Node(site, i): row for site, sae in layers.items() for i, row in enumerate(sae.decoder_rows())}
     direction = atoms[seed]
-    steering = along(maps, atoms, [seed], "linear", 5.0)
+    steering = along(atoms, [route(maps, seed)], "linear", 5.0)
     assert steering.vectors.layers == (0, 1, 2)
     for layer, s in ((0, 5.0), (1, 3.0), (2, 1.0)):
         torch.testing.assert_close(steering.vectors.vectors[layer], s * direction)
-    assert along(maps, atoms, [seed], "constant", 5.0, span=(1, 2)).vectors.layers == (1, 2)
+    assert along(atoms, [route(maps, seed, (1, 2))], "constant", 5.0).vectors.layers == (1, 2)
     single = only(atoms, [seed], 5.0)
     torch.testing.assert_close(single.vectors.vectors[1], 5 * direction)
     with pytest.raises(InvalidInput, match="no latent of the flow graph"):
-        along(maps, atoms, [seed], "constant", 1.0, span=(4, 5))
+        along(atoms, [route(maps, seed, (4, 5))], "constant", 1.0)
     before = hidden_states(lm.model, [Site(index=1)], ids())[Site(index=1)]
     with single.applied(lm) as receipt:
         after = hidden_states(lm.model, [Site(index=1)], ids())[Site(index=1)]

@@ -172,12 +172,21 @@ def test_folding_weighs_latents_by_their_thresholds() -> None:
     torch.testing.assert_close(found.cosines, (rows[1] @ rows[0].T).gather(1, found.indices))
 
 
-def test_an_sae_without_thresholds_cannot_be_folded_by_them() -> None:
-    from harness.sae.options import TopKOptions
+def test_an_sae_without_positive_thresholds_cannot_be_folded_by_them() -> None:
+    from harness.sae.options import GatedOptions, StandardOptions, TopKOptions
 
-    saes = {site: TopKOptions(width=16, k=2).build(8, torch.Generator().manual_seed(0)) for site in RESIDUAL[:2]}
-    with pytest.raises(InvalidInput, match="no thresholds to fold; use `fold: activation`"):
-        maps_of(saes, Flow(matching="folded"))
+    kinds = (
+        TopKOptions(width=16, k=2),
+        StandardOptions(width=16),
+        GatedOptions(width=16),
+    )
+    for options in kinds:
+        saes = {site: options.build(8, torch.Generator().manual_seed(0)) for site in RESIDUAL[:2]}
+        with pytest.raises(InvalidInput, match="no positive thresholds to fold"):
+            maps_of(saes, Flow(matching="folded"))
+    below = {site: LinearTied(unit(random(9, seed=1)).float(), torch.linspace(-0.1, 1, 9)) for site in RESIDUAL[:2]}
+    with pytest.raises(InvalidInput, match="no positive thresholds to fold"):
+        maps_of(below, Flow(matching="folded"))
 
 
 def test_the_encoder_operator_compares_decoder_rows_with_the_next_encoder() -> None:
@@ -214,10 +223,9 @@ def as_matrix(found: LatentMap) -> Tensor:
     return matrix
 
 
-@pytest.mark.parametrize("k", [1, 2])
-def test_carried_codes_are_the_operator_and_compositions_its_product(k: int) -> None:
+def test_carried_codes_are_the_operator_and_compositions_its_product() -> None:
     saes = {site: TiedSae(unit(random(12 + i, 10, seed=i)).float()) for i, site in enumerate(RESIDUAL[:4])}
-    maps = maps_of(saes, Flow(k=k))
+    maps = maps_of(saes)
     z = sparse_codes(9, 12, 3)
     carried = maps.maps[RESIDUAL[0], RESIDUAL[1]].carry(Codes.from_dense(z)).dense(13)
     torch.testing.assert_close(carried, z @ as_matrix(maps.maps[RESIDUAL[0], RESIDUAL[1]]))
@@ -231,6 +239,26 @@ def test_carried_codes_are_the_operator_and_compositions_its_product(k: int) -> 
         torch.testing.assert_close(reached, codes.dense(saes[way[0]].width) @ product)
     with pytest.raises(InvalidInput, match="no path of maps"):
         maps.composed(RESIDUAL[0], RESIDUAL[4])
+
+
+def test_of_many_paths_the_best_to_each_latent_are_kept() -> None:
+    saes = {site: TiedSae(unit(random(14, 4, seed=i)).float()) for i, site in enumerate(RESIDUAL[:3])}
+    maps = maps_of(saes, Flow(k=3))
+    one, two = maps.maps[RESIDUAL[0], RESIDUAL[1]], maps.maps[RESIDUAL[1], RESIDUAL[2]]
+    composed = maps.composed(RESIDUAL[0], RESIDUAL[2])
+    merged = 0
+    for latent in range(14):
+        paths: dict[int, float] = {}
+        for middle, first in zip(one.indices[latent].tolist(), one.scores[latent].tolist(), strict=True):
+            for last, second in zip(two.indices[middle].tolist(), two.scores[middle].tolist(), strict=True):
+                if first > 0 and second > 0:
+                    merged += last in paths
+                    paths[last] = max(paths.get(last, -2), min(first, second))
+        wanted = sorted(paths.values(), reverse=True)[:3]
+        reached = [last for last in composed.indices[latent].tolist() if last != NOBODY]
+        assert len(set(reached)) == len(reached) == len(wanted)
+        assert composed.scores[latent][: len(wanted)].tolist() == wanted == [paths[last] for last in reached]
+    assert merged > 10
 
 
 def test_a_composed_path_is_as_good_as_its_weakest_step() -> None:

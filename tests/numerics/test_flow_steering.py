@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,15 @@ import torch
 
 from adapters.judges.lexical import LexicalJudge
 from adapters.protocols import Judge, Reply, Roots
+from harness.flow.options import Flow
 from harness.flow.studies.classifier import DomainClassifier
 from harness.flow.studies.rating import rated
 from harness.lab import Lab
 from harness.metrics.flow.deactivation import FlowDeactivation
 from harness.metrics.flow.steering import FlowSteering
+from harness.metrics.flow.transition import FlowTransition
+from harness.metrics.values import metric_values
+from tests.support.flow import maps_of
 from tests.support.flow_studies import experiment, numbers, pocket, studying
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,4 +119,72 @@ def test_what_cannot_be_steered_is_said_before_it_is_tried() -> None:
     assert "no evaluation domain 'law'" in said
     assert "rates no texts" in said
     assert FlowSteering(target="chemistry").problems(made, Roots(Path())) == ()
-    assert "no SAE at layers [5]" in " ".join(FlowDeactivation(layers=(1, 5)).problems(made, Roots(Path())))
+    assert "layers [5]" in " ".join(FlowDeactivation(layers=(1, 5)).problems(made, Roots(Path())))
+    for study in (FlowTransition(scales=("threshold",)), FlowSteering(target="chemistry", fold="threshold")):
+        assert "the topk SAE at 0.resid_post has no positive thresholds" in " ".join(
+            study.problems(made, Roots(Path()))
+        )
+    loneliest = FlowDeactivation(layers=(0,)).problems(made, Roots(Path()))
+    assert "layers [0]" in " ".join(loneliest)  # the first residual site has no predecessor
+    with pytest.raises(ValueError, match="at least 1"):
+        FlowDeactivation.model_validate({"layers": []})
+
+
+def test_controls_stand_in_for_every_latent_at_its_own_site(lab: Lab) -> None:
+    study = FlowSteering(
+        target="chemistry", start="general", seeds=("1:3", "2:5"), prompts=2, prompt_tokens=4, tokens=4,
+        schedules=("constant", "random", "random_constant"), strengths=(2.0,), fold="none",
+    )  # fmt: skip
+    found = study.run(lab)
+    details = found.details
+    assert details["seeds"] == ["1.resid_post:3", "2.resid_post:5"]
+    known = {node for nodes in details["paths"].values() for node in nodes} | set(details["seeds"])
+    assert set(details["random"]) == known
+    assert not known & set(details["random"].values())
+    assert len(set(details["random"].values())) == len(known)
+    assert all(node.partition(":")[0] == other.partition(":")[0] for node, other in details["random"].items())
+    assert details["path_lengths"] == {seed: len(nodes) for seed, nodes in details["paths"].items()}
+    assert max(details["path_lengths"].values()) > 1
+    settings = details["settings"]
+    same = ("passes", "calls", "tokens", "steered")  # as many layers and tokens as along the seeds' own paths
+    receipts = [settings[name]["receipt"] for name in ("constant=2", "random_constant=2")]
+    assert [receipts[0][name] for name in same] == [receipts[1][name] for name in same]
+    assert settings["random=2"]["texts"] != settings["random_constant=2"]["texts"]
+
+
+def test_seeds_chosen_for_it_have_a_path(lab: Lab) -> None:
+    study = FlowSteering(target="chemistry", prompts=1, prompt_tokens=4, tokens=2, select=3)
+    found = study.run(lab)
+    assert len(found.details["seeds"]) == 3
+    assert min(found.details["path_lengths"].values()) > 1
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize("action", ["activate", "deactivate"])
+def test_where_nothing_matches_cumulative_numbers_are_null(lab: Lab, action: str) -> None:
+    options = Flow.model_validate({"thresholds": {"cut": 1.0, "drop": 1.0, "chance": 1}})
+    maps = maps_of(lab.saes(), options)
+    study = FlowSteering.model_validate(
+        {"target": "chemistry", "action": action, "schedules": ["single", "constant", "random", "random_constant"],
+         "prompts": 2, "prompt_tokens": 4, "tokens": 3, "select": 2}
+    )  # fmt: skip
+    found = study.run(replace(lab, subject=lambda: maps))
+    assert any("the seeds' paths have 1, 1 latents" in warning for warning in found.warnings)
+    values = [*metric_values([study], found.statistics, reasons=found.reasons)]
+    null = {value.params["schedule"] for value in values if value.value is None}
+    assert null == {"constant", "random_constant"}
+    assert {value.null_reason for value in values if value.value is None} == {
+        "nothing cumulative: no match of any seed counts, the paths have 1, 1 latents"
+    }
+    assert set(found.details["settings"]) == {"base", "single=1", "random=1"}
+
+
+def test_texts_that_are_folded_on_are_part_of_the_question() -> None:
+    made = experiment()
+    other = made.model_copy(
+        update={"dataset": made.dataset.model_copy(update={"train": made.dataset.eval["chemistry"]})}
+    )
+    for study in (FlowTransition(scales=("activation",)), FlowSteering(target="chemistry")):
+        assert study.identity(made, Roots(Path())) != study.identity(other, Roots(Path()))
+    for study in (FlowTransition(), FlowSteering(target="chemistry", fold="none")):
+        assert study.identity(made, Roots(Path())) == study.identity(other, Roots(Path()))

@@ -106,6 +106,7 @@ def test_transition_equals_the_operator_in_float64(lab: Lab) -> None:
     found = study.run(lab)
     maps: FlowMaps = lab.subject()
     states, codes, owners = dense(lab, "general")
+    saes = lab.saes()
     wanted: dict[str, np.ndarray] = {}
     for before, after in ((R0, R1), (R1, R2)):
         h = states[after].double()
@@ -124,17 +125,39 @@ def test_transition_equals_the_operator_in_float64(lab: Lab) -> None:
             "variance": variance,
             "own": (h - codes[after].double() @ rows[after]).square().sum(1),
             "copied": (h - z @ rows[before]).square().sum(1),
+            "encoded": (h - saes[after](saes[before].decode(Codes.from_dense(z.float()))).double()).square().sum(1),
             "carried_norm": (h - z @ operator @ rows[after]).square().sum(1),
             "carried_activation": (h - ((z / mean[before]) @ operator * mean[after]) @ rows[after]).square().sum(1),
         }
         for name, values in errors.items():
             wanted[name] = wanted.get(name, 0) + summed(owners, values / variance.sum())
     for name, values in wanted.items():
-        np.testing.assert_allclose(found.statistics["general"][f"flow_transition.{name}"], values, rtol=1e-4)
+        np.testing.assert_allclose(found.statistics["general"][f"flow_transition.{name}.1"], values, rtol=1e-4)
     told = numbers(study, found)
     layers = found.details["layers"]["general"]
     own = told["general", "flow_transition.own", "[]"]
     assert own == pytest.approx(np.mean([layer["own"] for layer in layers]), abs=1e-6)
+
+
+def test_transition_over_two_steps_carries_through_both_maps(lab: Lab) -> None:
+    found = FlowTransition(steps=(1, 2)).run(lab)
+    maps: FlowMaps = lab.subject()
+    states, codes, owners = dense(lab, "general")
+    h = states[R2].double()
+    variance = (h - h.mean(0)).square().sum(1)
+    rows = lab.saes()[R2].decoder_rows()
+    assert rows is not None
+    composed = maps.composed(R0, R2)
+    assert composed.indices.shape == (WIDTH, 2)
+    operator = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    for latent in range(WIDTH):
+        operator[latent, composed.indices[latent][composed.active()[latent]]] = 1
+    error = (h - codes[R0].double() @ operator @ rows.double()).square().sum(1) / variance.sum()
+    statistics = found.statistics["general"]
+    np.testing.assert_allclose(statistics["flow_transition.carried_norm.2"], summed(owners, error), rtol=1e-4)
+    assert {name for name in statistics if name.endswith(".1")} == {
+        name[:-1] + "1" for name in statistics if name.endswith(".2")
+    }
 
 
 def test_matching_counts_the_latents_that_fire(lab: Lab) -> None:
@@ -196,7 +219,7 @@ def test_deactivation_equals_one_case_at_a_time(lab: Lab) -> None:
         got = found.statistics["general"][f"flow_deactivation.{name}"]
         np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=2e-3, err_msg=name)
     searched = found.statistics["general"]
-    assert searched["flow_deactivation.exhaustive.tried"].sum() == 4
+    assert searched["flow_deactivation.exhaustive.all.tried"].sum() == 4
     layer = found.details["layers"]["general"][0]
     assert layer["receipt"]["steered"] > 0
     assert all(value is not None for value in numbers(study, found).values())
@@ -213,14 +236,31 @@ def tail_loss(logits: Tensor, ids: Tensor, column: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits[0, column:-1], ids[0, column + 1 :], reduction="sum"))
 
 
-def test_exhaustive_search_does_at_least_as_well_as_any_single_predecessor(lab: Lab) -> None:
-    study = FlowDeactivation(documents=6, tokens=1, latents=1, layers=(2,), exhaustive=5)
-    found = study.run(lab).statistics["general"]
-    single = FlowDeactivation(documents=6, tokens=1, latents=1, layers=(2,), parts=("residual",))
-    mapped = single.run(lab_of_k1(lab)).statistics["general"]
-    tried = mapped["flow_deactivation.residual.tried"] > 0
-    best = found["flow_deactivation.exhaustive.change"][tried] + 1e-5
-    assert (best >= mapped["flow_deactivation.residual.change"][tried]).all()
+def test_exhaustive_search_does_at_least_as_well_as_the_match_in_the_same_cases(lab: Lab) -> None:
+    study = FlowDeactivation(documents=6, tokens=2, latents=4, layers=(1, 2), parts=("residual", "all"), exhaustive=2)
+    found = study.run(lab_of_k1(lab))
+    sums = {name.removeprefix("flow_deactivation."): v for name, v in found.statistics["general"].items()}
+    assert sums["matched.residual.tried"].sum() > 4
+    for part in study.parts:
+        np.testing.assert_array_equal(sums[f"exhaustive.{part}.tried"], sums[f"matched.{part}.tried"])
+        assert (sums[f"matched.{part}.tried"] <= sums[f"{part}.tried"]).all()
+    for name in ("change", "deactivated"):
+        assert (sums[f"exhaustive.residual.{name}"] >= sums[f"matched.residual.{name}"] - 1e-4).all()
+    told = numbers(study, found)
+    params = "[('part', 'residual'), ('r', 0.0)]"
+    matched, best = (told["general", f"flow_deactivation.{who}_change", params] for who in ("matched", "exhaustive"))
+    assert matched is not None
+    assert best is not None
+    assert best >= matched - 1e-6
+
+
+def test_cases_that_are_all_searched_are_those_that_are_tried(lab: Lab) -> None:
+    study = FlowDeactivation(documents=4, tokens=1, latents=3, layers=(2,), exhaustive=1000)
+    sums = study.run(lab).statistics["general"]
+    for name in ("tried", "deactivated", "change"):
+        np.testing.assert_allclose(
+            sums[f"flow_deactivation.matched.all.{name}"], sums[f"flow_deactivation.all.{name}"], rtol=1e-6
+        )
 
 
 def lab_of_k1(lab: Lab) -> Lab:

@@ -74,5 +74,5 @@ def random_sae(seed: int) -> SparseAutoencoder:
 
 def numbers(study: Study, found: Findings) -> dict[tuple[str, str, str], float | None]:
     """Every number of a study, as a record would hold it."""
-    values = [*metric_values([study], found.statistics), *found.values]
+    values = [*metric_values([study], found.statistics, reasons=found.reasons), *found.values]
     return {(value.domain or "", value.id, str(sorted(value.params.items()))): value.value for value in values}

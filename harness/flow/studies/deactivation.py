@@ -10,10 +10,11 @@ from torch import Tensor
 
 from harness.activations.capture import hidden_states, hidden_states_and_logits
 from harness.activations.site import Site
+from harness.errors import InvalidInput
 from harness.flow.activity import Batch, Texts, batches, held
 from harness.flow.folding import decoder_rows
 from harness.flow.maps import FlowMaps
-from harness.flow.places import Part, depth
+from harness.flow.places import Part
 from harness.flow.studies.rerun import Cases, Outcome, Rows, entry_before, losses_from, rerun
 from harness.lab import Lab
 from harness.metrics.base import Array
@@ -34,7 +35,9 @@ WHO: dict[Who, tuple[Part, ...]] = {
 def run(study: FlowDeactivation, lab: Lab) -> Findings:
     """See harness/metrics/flow/deactivation.py."""
     maps: FlowMaps = lab.subject()
-    targets = [site for site in maps.residual[1:] if study.layers is None or depth(site) - 1 in study.layers]
+    targets = study.sites(maps.residual)
+    if not targets:
+        raise InvalidInput(f"flow_deactivation: there is nothing to look at behind the blocks {study.layers}")
     statistics: dict[str, dict[str, Array]] = {}
     details: dict[str, Json] = {}
     domains = study.domains(lab.experiment)
@@ -123,12 +126,13 @@ class _Batch:
         owners = found.cases.rows + self.batch.rows.start
         self.layer.add("flow_deactivation.cases", owners, torch.ones(len(owners)))
         acting = {part: self._acting(found, part) for part in self.sources}
+        after: dict[Who, Tensor] = {}
         for who in dict.fromkeys(self.study.parts):
             chosen = [part for part in WHO[who] if part in self.sources]
             on = torch.stack([(acting[part] != 0).any(1) for part in chosen]).any(0) if chosen else None
-            self._try(rows, found, who, {part: acting[part] for part in chosen}, on, owners)
+            after[who] = self._try(rows, found, who, {part: acting[part] for part in chosen}, on, owners)
         if self.study.exhaustive:
-            self._exhaust(rows, found, owners)
+            self._exhaust(rows, found, owners, after)
 
     def _prepare(self) -> tuple[Rows, _Found]:
         batch, lm = self.batch, self.lab.model()
@@ -154,7 +158,7 @@ class _Batch:
         }
         losses = None
         if logits is not None:
-            per_token = losses_from(logits[where[0]], self.batch.ids[where[0]], self.batch.real[where[0]], where[1])
+            per_token = losses_from(logits, self.batch.ids, self.batch.real, where[1], where[0])
             losses = per_token[tokens]
         return _Found(cases, codes.values[tokens, slots], tokens, active, losses)
 
@@ -165,14 +169,15 @@ class _Batch:
 
     def _try(
         self, rows: Rows, found: _Found, who: Who, acting: dict[Part, Tensor], on: Tensor | None, owners: Tensor
-    ) -> None:
-        """Removes the active matches of some parts together, in the cases that have any."""
+    ) -> Tensor:
+        """[C] what remains when the active matches of some parts are removed together; NaN in cases that have none."""
+        after = torch.full_like(found.before, torch.nan)
         name = f"flow_deactivation.{who}"
         chosen = owners.new_empty(0) if on is None else on.nonzero()[:, 0]
         for part in ("tried", "deactivated", "change"):
             self.layer.add(f"{name}.{part}", owners[:0], owners[:0])
         if not len(chosen):
-            return
+            return after
         cases = found.cases.part(chosen)
         deltas = {self.sources[part]: self._delta(part, cases, act[chosen]) for part, act in acting.items()}
         outcome = self._rerun(rows, cases, deltas, loss=self.study.loss)
@@ -180,6 +185,8 @@ class _Batch:
         if outcome.losses is not None and found.losses is not None:
             self.layer.add(f"{name}.loss_after", owners[chosen], outcome.losses)
             self.layer.add(f"{name}.loss_before", owners[chosen], found.losses[chosen])
+        after[chosen] = outcome.activations.to(after)
+        return after
 
     def _delta(self, part: Part, cases: Cases, acting: Tensor) -> Tensor:
         """[C, d]: (r − 1) Σ a · v over the matches of each case."""
@@ -197,20 +204,27 @@ class _Batch:
         self.layer.add(f"{name}.deactivated", owners, (after == 0).double())
         self.layer.add(f"{name}.change", owners, 1 - after.double() / before.double())
 
-    def _exhaust(self, rows: Rows, found: _Found, owners: Tensor) -> None:
-        """Removes every active latent before, one at a time, in some cases of each document."""
-        chosen = _some(found.cases.rows, self.study.exhaustive, self.generator)
-        best = torch.full((len(chosen),), torch.inf, device=owners.device)
-        for part, site in self.sources.items():
-            number, latent = found.active[part][found.tokens[chosen]].nonzero(as_tuple=True)
-            if not len(number):
-                continue
+    def _exhaust(self, rows: Rows, found: _Found, owners: Tensor, after: Mapping[Who, Tensor]) -> None:
+        """In some tried cases of each document: the best single removal among all that is active, beside the matches'."""
+        able = torch.stack([tried.isfinite() for tried in after.values()]).any(0).nonzero()[:, 0]
+        chosen = able[_some(found.cases.rows[able], self.study.exhaustive, self.generator)]
+        lowest = {part: self._lowest(rows, found, chosen, part) for part in self.sources}
+        for who, matched in after.items():
+            name, kept = f"flow_deactivation.{{}}.{who}", matched[chosen].isfinite()
+            best = torch.stack([lowest[part] for part in WHO[who] if part in lowest] or [matched[chosen]]).amin(0)
+            for kind, values in (("exhaustive", best), ("matched", matched[chosen])):
+                self._note(name.format(kind), owners[chosen][kept], found.before[chosen][kept], values[kept])
+
+    def _lowest(self, rows: Rows, found: _Found, chosen: Tensor, part: Part) -> Tensor:
+        """[chosen] the least that removing one active latent of a part leaves of each case; infinity where none is."""
+        least = torch.full((len(chosen),), torch.inf, device=chosen.device)
+        number, latent = found.active[part][found.tokens[chosen]].nonzero(as_tuple=True)
+        if len(number):
             activations = found.active[part][found.tokens[chosen][number], latent]
             delta = ((self.study.r - 1) * activations)[:, None] * self.rows_of[part][latent]
-            outcome = self._rerun(rows, found.cases.part(chosen[number]), {site: delta})
-            best.scatter_reduce_(0, number, outcome.activations, "amin")
-        kept = best.isfinite()
-        self._note("flow_deactivation.exhaustive", owners[chosen][kept], found.before[chosen][kept], best[kept])
+            outcome = self._rerun(rows, found.cases.part(chosen[number]), {self.sources[part]: delta})
+            least.scatter_reduce_(0, number, outcome.activations, "amin")
+        return least
 
 
 def sampled(ordinary: Tensor, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,9 @@ def write(
                 pad_token_id=_padding(lm),
                 **options,
             )
-        parts.append(ids)
+        parts.append(_written(lm, ids, prompts.shape[1]))
         receipt = receipt + one
-    ids = torch.cat(parts)
-    return _written(lm, ids, prompts.shape[1]), receipt
+    return _joined(parts), receipt
 
 
 def losses(lm: LanguageModel, texts: Texts, intervention: Intervention) -> tuple[Array, Array]:
@@ -96,6 +96,12 @@ def _written(lm: LanguageModel, ids: Tensor, prompt: int) -> Written:
     ordinary[:, :prompt] = False
     counts = np.full(len(ids), float(ids.shape[1] - prompt))
     return Written(ids.cpu(), ordinary.cpu(), loss, counts)
+
+
+def _joined(parts: Sequence[Written]) -> Written:
+    ids, ordinary = (torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "ordinary"))
+    loss, counts = (np.concatenate([getattr(part, name) for part in parts]) for name in ("loss", "counts"))
+    return Written(ids, ordinary, loss, counts)
 
 
 def _padding(lm: LanguageModel) -> int:

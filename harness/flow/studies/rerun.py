@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -125,14 +125,19 @@ def _activation(sae: SparseAutoencoder, states: Tensor, cases: Cases) -> Tensor:
     return (codes.values * (codes.indices == cases.latents[:, None])).sum(1)
 
 
-def losses_from(logits: Tensor, ids: Tensor, real: Tensor, positions: Tensor) -> Tensor:
-    """[C] float64: cross-entropy of rows [C, T], summed over predictions made at or after `positions`."""
-    columns = torch.arange(ids.shape[1] - 1, device=ids.device)
-    counted = real[:, 1:] & (columns >= positions[:, None])
-    return torch.stack(list(_row_losses(logits, ids, counted)))
+def losses_from(logits: Tensor, ids: Tensor, real: Tensor, positions: Tensor, rows: Tensor | None = None) -> Tensor:
+    """[C] float64: cross-entropy of `rows` (default: all) of a batch, over predictions made at or after `positions` [C].
+
+    `logits` [B, T, vocabulary], `ids` and `real` [B, T]; a row may be asked for several times.
+    """
+    chosen = range(len(ids)) if rows is None else rows.tolist()
+    return torch.stack(
+        [_row_loss(logits[row], ids[row], real[row], at) for row, at in zip(chosen, positions, strict=True)]
+    )
 
 
-def _row_losses(logits: Tensor, ids: Tensor, counted: Tensor) -> Iterator[Tensor]:
-    for row, targets, mask in zip(logits, ids[:, 1:], counted, strict=True):  # one at a time: vocabularies are large
-        chosen = row[:-1][mask].float()
-        yield torch.nn.functional.cross_entropy(chosen, targets[mask], reduction="sum").double()
+def _row_loss(logits: Tensor, ids: Tensor, real: Tensor, position: Tensor) -> Tensor:
+    """One row at a time, because vocabularies are large."""
+    counted = real[1:] & (torch.arange(len(ids) - 1, device=ids.device) >= position)
+    chosen = logits[:-1][counted].float()
+    return torch.nn.functional.cross_entropy(chosen, ids[1:][counted], reduction="sum").double()

@@ -12,18 +12,18 @@ from torch import Tensor
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens, special_mask
 from harness.errors import InvalidInput
-from harness.flow.activity import Texts, activity, mean_active, texts_of
+from harness.flow.activity import Texts, mean_active, texts_of
 from harness.flow.folding import decoder_rows, thresholds
-from harness.flow.graph import Node, parse_node, traced
+from harness.flow.graph import Node
 from harness.flow.maps import FlowMaps
-from harness.flow.steering import along, block_of, graph_nodes, only, removal
+from harness.flow.steering import along, only, removal
+from harness.flow.studies.choosing import Chosen, chosen
 from harness.flow.studies.classifier import DomainClassifier, Text
-from harness.flow.studies.firing import firing_rates
 from harness.flow.studies.generating import losses, write
 from harness.flow.studies.rating import rated
 from harness.lab import Lab
 from harness.metrics.base import Array
-from harness.metrics.flow.steering import FlowSteering, Schedule, setting_name
+from harness.metrics.flow.steering import FlowSteering, Schedule, cumulative, schedule_of, setting_name
 from harness.metrics.study import Findings
 from harness.record import MetricValue
 from harness.section import Json
@@ -37,7 +37,7 @@ def run(study: FlowSteering, lab: Lab) -> Findings:
     statistics: dict[str, Array] = {"texts": np.ones(len(plan.prompts))}
     shown: dict[str, Json] = {}
     settings: list[tuple[str, Intervention]] = [("base", Untouched())]
-    settings += [(setting_name(*setting), plan.intervention(*setting)) for setting in study.settings()]
+    settings += [(setting_name(*setting), plan.intervention(*setting)) for setting in plan.settings()]
     for done, (name, intervention) in enumerate(settings):
         found, receipt, texts = plan.measured(intervention)
         statistics |= {f"{name}.{key}": values for key, values in found.items() if key != "predictions"}
@@ -45,9 +45,11 @@ def run(study: FlowSteering, lab: Lab) -> Findings:
         shown[name] = {"receipt": vars(receipt), "texts": texts}
         lab.progress(done + 1, len(settings))
     domain = study.beginning(lab.experiment)
-    details = {"seeds": [str(seed) for seed in plan.seeds], "paths": plan.paths(), "settings": shown}
     named = {f"flow_steering.{name}": values for name, values in statistics.items()}
-    return Findings({domain: named}, (_accuracy(plan, domain),), details)
+    details = {**plan.told(), "settings": shown}
+    return Findings(
+        {domain: named}, (_accuracy(plan, domain),), details, warnings=plan.warnings(), reasons=plan.reasons()
+    )
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,63 @@ class _Plan:
 
     study: FlowSteering
     lab: Lab
-    maps: FlowMaps
     classifier: DomainClassifier
     accuracy: tuple[float, int]
-    seeds: tuple[Node, ...]
-    strangers: tuple[Node, ...]
-    """As many random latents that fire, for the `random` control."""
+    chosen: Chosen
     atoms: Mapping[Node, Tensor]
-    """Folded decoder rows [d] of the seeds, the strangers, and the seeds' paths."""
+    """Folded decoder rows [d] of all latents that are steered with; empty where they are removed."""
     prompts: Tensor
     """[prompts, prompt tokens] int64."""
     documents: Texts
     """The whole documents of the prompts."""
 
+    def settings(self) -> list[tuple[Schedule, float]]:
+        """What is measured: cumulative schedules only where they differ from a single layer."""
+        lone = self.chosen.degenerate()
+        return [(way, s) for way, s in self.study.settings() if not (lone and cumulative(way))]
+
     def intervention(self, way: Schedule, strength: float) -> Intervention:
         """What one setting does to the model."""
-        study = self.study
-        if study.action == "deactivate":
-            nodes = list(self.seeds) if way == "single" else graph_nodes(self.maps, self.seeds, study.span)
-            return removal(self.lab.saes(), nodes, strength)
-        if way in ("single", "random"):
-            return only(self.atoms, self.seeds if way == "single" else self.strangers, strength)
-        assert way in ("constant", "linear", "exponential")
-        return along(self.maps, self.atoms, self.seeds, way, strength, alpha=study.alpha, span=study.span)
+        routes: list[tuple[Node, ...]] = [(seed,) for seed in self.chosen.seeds]
+        if cumulative(way):
+            routes = list(self.chosen.routes.values())
+        if way.startswith("random"):
+            routes = [tuple(self.chosen.strangers[node] for node in nodes) for nodes in routes]
+        together = [node for nodes in routes for node in nodes]
+        if self.study.action == "deactivate":
+            return removal(self.lab.saes(), together, strength)
+        if not cumulative(way):
+            return only(self.atoms, together, strength)
+        return along(self.atoms, routes, schedule_of(way), strength, alpha=self.study.alpha)
+
+    def told(self) -> dict[str, Json]:
+        """What was chosen, for reports."""
+        routes = self.chosen.routes
+        return {
+            "seeds": [str(seed) for seed in routes],
+            "paths": {str(seed): [str(node) for node in nodes] for seed, nodes in routes.items()},
+            "path_lengths": {str(seed): len(nodes) for seed, nodes in routes.items()},
+            "random": {str(node): str(other) for node, other in self.chosen.strangers.items()},
+        }
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is less than was asked for."""
+        routes, said = self.chosen.routes, []
+        if len(routes) < self.chosen.wanted:
+            said.append(f"flow_steering: only {len(routes)} of {self.chosen.wanted} seeds fire in the target domain more "
+                        "often than elsewhere and match a latent of another layer")  # fmt: skip
+        if any(map(cumulative, self.study.schedules)) and any(len(nodes) < 2 for nodes in routes.values()):
+            said.append(f"flow_steering: the seeds' paths have {self.chosen.lengths()} latents; on one latent cumulative "
+                        "schedules do what a single layer does")  # fmt: skip
+        return tuple(said)
+
+    def reasons(self) -> dict[str, str]:
+        """Why the numbers of settings that were left out are null."""
+        left = set(self.study.settings()) - set(self.settings())
+        why = f"nothing cumulative: no match of any seed counts, the paths have {self.chosen.lengths()} latents"
+        names = tuple(f"flow_steering.{setting_name(*setting)}." for setting in left)
+        inputs = (name for number in self.study.numbers() for name in number.inputs)
+        return {name: why for name in inputs if name.startswith(names)} if left else {}
 
     def measured(self, intervention: Intervention) -> tuple[dict[str, Array], Receipt, list[str]]:
         """Statistics per prompt, the receipt, and the texts."""
@@ -107,10 +143,6 @@ class _Plan:
             found |= rated(texts, theme, study.judge, lab.roots, lab.cache, remove=remove)
         return found, receipt, texts
 
-    def paths(self) -> dict[str, list[str]]:
-        """Latents of each seed's graph."""
-        return {str(seed): [str(node) for node in graph_nodes(self.maps, (seed,))] for seed in self.seeds}
-
 
 def _planned(study: FlowSteering, lab: Lab) -> _Plan:
     maps: FlowMaps = lab.subject()
@@ -119,13 +151,12 @@ def _planned(study: FlowSteering, lab: Lab) -> _Plan:
     classifier = DomainClassifier.trained({name: half.train_texts for name, half in halves.items()}, vocabulary)
     cut = slice(study.prompt_tokens, study.prompt_tokens + study.tokens)
     held_out = {name: [text[cut] for text in half.test_texts if len(text) > cut.start] for name, half in halves.items()}
-    site = _seed_site(study, maps)
-    seeds, strangers = _seeds(study, lab, maps, site, halves)
     prompts, documents = _prompts(study, halves[study.beginning(lab.experiment)])
+    found = chosen(study, lab, maps, {name: half.train for name, half in halves.items()})
+    steered = (*found.nodes, *found.strangers.values())
+    atoms = _atoms(study, lab, maps, steered) if study.action == "activate" else {}
     accuracy = classifier.accuracy(held_out)
-    paths = [node for seed in seeds for node in traced(maps, seed).path()]
-    atoms = _atoms(study, lab, maps, (*strangers, *paths)) if study.action == "activate" else {}
-    return _Plan(study, lab, maps, classifier, accuracy, seeds, strangers, atoms, prompts.to(lab.device), documents)
+    return _Plan(study, lab, classifier, accuracy, found, atoms, prompts.to(lab.device), documents)
 
 
 @dataclass(frozen=True)
@@ -149,29 +180,6 @@ def _halves(lab: Lab, tokens: EvalTokens) -> _Halves:
     return _Halves(train, test, texts[0::2], texts[1::2])
 
 
-def _seed_site(study: FlowSteering, maps: FlowMaps) -> Site:
-    if study.layer is None:
-        return maps.residual[len(maps.residual) // 2]
-    found = next((site for site in maps.residual if block_of(site) == study.layer), None)
-    if found is None:
-        raise InvalidInput(f"flow_steering: there is no SAE on the residual stream leaving layer {study.layer}")
-    return found
-
-
-def _seeds(
-    study: FlowSteering, lab: Lab, maps: FlowMaps, site: Site, halves: Mapping[str, _Halves]
-) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-    """The latents to steer with, and as many random ones of the same site that fire."""
-    rates = {name: firing_rates(activity(lab, half.train, (site,))[site].matrix()) for name, half in halves.items()}
-    others = [rate for name, rate in rates.items() if name != study.target]
-    telling = rates[study.target] - np.mean(others, axis=0)
-    best = np.argsort(-telling, kind="stable")[: study.select]
-    seeds = tuple(parse_node(text) for text in study.seeds) or tuple(Node(site, int(latent)) for latent in best)
-    firing = np.flatnonzero(np.sum(list(rates.values()), axis=0) > 0)
-    drawn = np.random.default_rng(lab.seed("strangers")).permutation(np.setdiff1d(firing, best))[: len(seeds)]
-    return seeds, tuple(Node(site, int(latent)) for latent in drawn)
-
-
 def _prompts(study: FlowSteering, half: _Halves) -> tuple[Tensor, Texts]:
     """The first tokens of the test documents that are long enough, and those documents."""
     fitting = (half.test.lengths > study.prompt_tokens).nonzero()[:, 0][: study.prompts]
@@ -188,10 +196,10 @@ def _atoms(study: FlowSteering, lab: Lab, maps: FlowMaps, nodes: Sequence[Node])
     means = mean_active(lab, texts_of(maps.options, lab), latents) if study.fold == "activation" else {}
     found: dict[Node, Tensor] = {}
     for site, here in latents.items():
-        sae, chosen = lab.saes()[site], [node.index for node in here]
-        rows = decoder_rows(sae, site)[chosen].float()
+        sae, indices = lab.saes()[site], [node.index for node in here]
+        rows = decoder_rows(sae, site)[indices].float()
         scale = thresholds(sae, site) if study.fold == "threshold" else means.get(site)
-        found |= zip(here, rows if scale is None else rows * scale.to(rows)[chosen, None], strict=True)
+        found |= zip(here, rows if scale is None else rows * scale.to(rows)[indices, None], strict=True)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,23 +20,41 @@ from harness.sae.base import SparseAutoencoder
 from harness.section import Json
 
 Scales = dict[Scale, tuple[Tensor, Tensor]]
+Pair = tuple[Site, Site]
 
 
 def run(study: FlowTransition, lab: Lab) -> Findings:
     """See harness/metrics/flow/transition.py."""
     maps: FlowMaps = lab.subject()
-    statistics: dict[str, dict[str, Array]] = {}
-    details: dict[str, Json] = {}
-    pairs = list(zip(maps.residual, maps.residual[1:], strict=False))
-    scales = {pair: _scales(study, lab, maps, *pair) for pair in pairs}
-    for domain in study.domains(lab.experiment):
-        layers = {pair: transition(lab, domain, maps.maps[pair], *pair, scales[pair]) for pair in pairs}
-        weighed = [{name: sums / layer["variance"].sum() for name, sums in layer.items()} for layer in layers.values()]
-        names = weighed[0]
-        total = {f"flow_transition.{name}": torch.stack([layer[name] for layer in weighed]).sum(0) for name in names}
-        statistics[domain] = {name: sums.numpy() for name, sums in total.items()}
-        details[domain] = [{"from": str(a), "to": str(b), **_explained(layer)} for (a, b), layer in layers.items()]
+    statistics: dict[str, dict[str, Array]] = {domain: {} for domain in study.domains(lab.experiment)}
+    details: dict[str, list[Json]] = {domain: [] for domain in statistics}
+    means = _means(study, lab, maps)
+    carrying = {steps: _carrying(maps, steps) for steps in dict.fromkeys(study.steps)}
+    total, done = len(statistics) * sum(map(len, carrying.values())), 0
+    for domain, found in statistics.items():
+        for steps, chosen in carrying.items():
+            layers = {}
+            for pair, carried in chosen.items():
+                layers[pair] = transition(lab, domain, carried, *pair, _scales(study, lab, *pair, means))
+                done += 1
+                lab.progress(done, total)
+            found |= {
+                f"flow_transition.{name}.{steps}": sums for name, sums in _together(list(layers.values())).items()
+            }
+            details[domain] += [{"from": str(a), "to": str(b), **_explained(layer)} for (a, b), layer in layers.items()]
     return Findings(statistics, details={"layers": details})
+
+
+def _carrying(maps: FlowMaps, steps: int) -> dict[Pair, LatentMap]:
+    """The map from every residual site to the one `steps` further on."""
+    pairs = zip(maps.residual, maps.residual[steps:], strict=False)
+    return {pair: maps.composed(*pair) for pair in pairs}
+
+
+def _together(layers: list[dict[str, Tensor]]) -> dict[str, Array]:
+    """[documents] by name: sums of all layers, each divided by its own variance."""
+    weighed = [{name: sums / layer["variance"].sum() for name, sums in layer.items()} for layer in layers]
+    return {name: torch.stack([layer[name] for layer in weighed]).sum(0).numpy() for name in weighed[0]}
 
 
 @torch.no_grad()
@@ -52,8 +70,10 @@ def transition(
         states = hidden_states(lab.model().model, (before, after), batch.ids, batch.real.long())
         given, wanted = (states[site][batch.ordinary].float() for site in (before, after))
         codes = source.encode(given)
+        copied = source.decode(codes)
         sums.add(batch, "own", wanted - target(wanted))
-        sums.add(batch, "copied", wanted - source.decode(codes))
+        sums.add(batch, "copied", wanted - copied)
+        sums.add(batch, "encoded", wanted - target(copied))
         for name, scale in scales.items():
             sums.add(batch, f"carried_{name}", wanted - target.decode(carrying.carry(codes, scale)))
         sums.note_states(batch, wanted)
@@ -98,21 +118,20 @@ def _spread(batch: Batch, values: Tensor) -> Tensor:
     return sums.cpu()
 
 
-def _scales(study: FlowTransition, lab: Lab, maps: FlowMaps, before: Site, after: Site) -> Scales:
-    """What activations are divided by at one site and multiplied by at the next, per way of scaling."""
+def _means(study: FlowTransition, lab: Lab, maps: FlowMaps) -> dict[Site, Tensor]:
+    """Mean activations at every residual site, where they are asked for."""
+    return mean_active(lab, texts_of(maps.options, lab), maps.residual) if "activation" in study.scales else {}
+
+
+def _scales(study: FlowTransition, lab: Lab, before: Site, after: Site, means: Mapping[Site, Tensor]) -> Scales:
+    """What activations are divided by at one site and multiplied by at the other, per way of scaling."""
     saes = lab.saes()
-
-    def means() -> tuple[Tensor, Tensor]:
-        found = mean_active(lab, texts_of(maps.options, lab), (before, after))
-        return found[before], found[after]
-
-    ways: dict[Scale, Callable[[], tuple[Tensor, Tensor]]] = {
-        "norm": lambda: (_inverse_norms(saes[before], before), _inverse_norms(saes[after], after)),
-        "threshold": lambda: (thresholds(saes[before], before), thresholds(saes[after], after)),
-        "activation": means,
+    ways: dict[Scale, Callable[[Site], Tensor]] = {
+        "norm": lambda site: _inverse_norms(saes[site], site),
+        "threshold": lambda site: thresholds(saes[site], site),
+        "activation": lambda site: means[site],
     }
-    made = {scale: ways[scale]() for scale in dict.fromkeys(study.scales)}
-    return {scale: (one.to(lab.device), other.to(lab.device)) for scale, (one, other) in made.items()}
+    return {s: (ways[s](before).to(lab.device), ways[s](after).to(lab.device)) for s in dict.fromkeys(study.scales)}
 
 
 def _inverse_norms(sae: SparseAutoencoder, site: Site) -> Tensor:

@@ -1,4 +1,4 @@
-"""Does removing a latent's predecessor remove the latent? (Feature Flow, arXiv 2502.03032, §4.2), version 1.
+"""Does removing a latent's predecessor remove the latent? (Feature Flow, arXiv 2502.03032, §4.2), version 2.
 
 At some tokens of each document, for active latents of a residual site with one before it: h ← h + (r − 1) Σ a · v at the
 predecessors' sites, at that token only, with activations a of the untouched state and decoder rows v. z is the latent's
@@ -12,26 +12,33 @@ number                   formula                                                
 `covered`                share of all cases that have an active predecessor           higher
 `loss_increase`          (Σ CE' − Σ CE) / Σ CE over the predictions from the token    lower
                          to the document's end; `loss: true` only
-`exhaustive_success`,    the same for the one active latent of the predecessors'      (a ceiling)
-`exhaustive_change`      sites whose removal changes z most; `exhaustive` cases only
+`exhaustive_success`,    the same for the one active latent of the part's sites       (a reference)
+`exhaustive_change`      whose removal lowers z' most, in some of the tried cases
+`matched_success`,       the same for the latent's matches in those very cases        (a reference)
+`matched_change`
 =======================  ===========================================================  ===========
 
 The paper's controls are other maps: `flow.matching: random`, `permutation` or `pearson`. `part` says whose predecessors are
-removed: `all` at once, `residual`, or `modules` (MLP and attention). Units are documents.
+removed: `all` at once, `residual`, or `modules` (MLP and attention). The exhaustive search removes one latent at a time: with
+one match per latent no single match of `residual` can change z more, but several matches removed together can. Units are
+documents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from harness.flow.places import block_of, targets
 from harness.metrics.base import Array, Estimator
 from harness.metrics.flow.base import FlowStudy, share
 from harness.metrics.study import Findings
 
 if TYPE_CHECKING:
     from adapters.protocols import Roots
+    from harness.activations.site import Site
     from harness.lab import Lab
     from harness.spec.experiment import Experiment
 
@@ -45,7 +52,7 @@ def _increase(after: Array, before: Array) -> Array:
 class FlowDeactivation(FlowStudy):
     """Deactivation success and activation change."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     metric: Literal["flow_deactivation"] = "flow_deactivation"
     r: float = 0.0
@@ -58,23 +65,33 @@ class FlowDeactivation(FlowStudy):
     """Tokens of each document, drawn at random. The paper's 5."""
     latents: PositiveInt = 25
     """Active latents per layer and token, the strongest. The paper's upper limit."""
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     """Decoder blocks whose outputs are looked at; default all that have a predecessor. The paper: 6, 12 and 18."""
     loss: bool = False
     """Whether to measure the model's loss too: every case then runs through the whole model."""
     exhaustive: Annotated[int, Field(ge=0)] = 0
-    """Cases per layer and document for which all active latents before are tried one by one."""
+    """Tried cases per layer and document, drawn at random, in which all active latents before are removed one by one too."""
 
     def numbers(self) -> tuple[Estimator, ...]:
         parts = tuple(dict.fromkeys(self.parts))
         found = [number for part in parts for number in self._of(part)]
-        return (*found, *(self._exhaustive() if self.exhaustive else ()))
+        return (*found, *(number for part in parts for number in self._exhaustive(part) if self.exhaustive))
 
     def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
-        later = {site.index for site in experiment.sites}
-        missing = [layer for layer in self.layers or () if layer not in later]
-        wrong = (f"flow_deactivation: there is no SAE at layers {missing}",) if missing else ()
+        there = [block_of(site) for site in targets(experiment.sites)]
+        missing = [layer for layer in self.layers or () if layer not in there]
+        wrong = (
+            (
+                f"flow_deactivation: no residual stream leaving layers {missing} has an SAE and one before it (there are {there})",
+            )
+            if missing
+            else ()
+        )
         return (*super().problems(experiment, roots), *wrong)
+
+    def sites(self, residual: Iterable[Site]) -> tuple[Site, ...]:
+        """The residual sites whose latents are looked at, of all."""
+        return tuple(site for site in targets(residual) if self.layers is None or block_of(site) in self.layers)
 
     def run(self, lab: Lab) -> Findings:
         from harness.flow.studies.deactivation import run
@@ -102,11 +119,11 @@ class FlowDeactivation(FlowStudy):
         params = {"part": part, "r": self.r}
         return Estimator(f"flow_deactivation.{name}", 1, unit, better, inputs, share, params=params)
 
-    def _exhaustive(self) -> tuple[Estimator, ...]:
-        def number(name: str, statistic: str) -> Estimator:
-            inputs = (f"flow_deactivation.exhaustive.{statistic}", "flow_deactivation.exhaustive.tried")
-            return Estimator(
-                f"flow_deactivation.exhaustive_{name}", 1, "fraction", None, inputs, share, params={"r": self.r}
-            )
+    def _exhaustive(self, part: Who) -> tuple[Estimator, ...]:
+        def number(who: str, name: str, statistic: str) -> Estimator:
+            inputs = (f"flow_deactivation.{who}.{part}.{statistic}", f"flow_deactivation.{who}.{part}.tried")
+            params = {"part": part, "r": self.r}
+            return Estimator(f"flow_deactivation.{who}_{name}", 2, "fraction", None, inputs, share, params=params)
 
-        return number("success", "deactivated"), number("change", "change")
+        pairs = (("success", "deactivated"), ("change", "change"))
+        return tuple(number(who, *pair) for who in ("exhaustive", "matched") for pair in pairs)

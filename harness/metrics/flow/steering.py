@@ -1,11 +1,17 @@
-"""Steering along a flow graph: does generated text move into a domain, and at what price? (Feature Flow, §4.3), version 1.
+"""Steering along a flow graph: does generated text move into a domain, and at what price? (Feature Flow, §4.3), version 2.
 
 `activate`: h_l ← h_l + Σ s_l · v on every token, for the latents v of the seeds' paths (`fold` scales decoder rows). s_l is
 the strength at the seed's layer alone (`single`), at every layer of the path (`constant`), s · exp(α (l − l₀))
-(`exponential`), or goes from s to 1 over the path (`linear`). `random` adds as many random latents that fire, at the
-seed's layer.
+(`exponential`), or goes from s to 1 over the path (`linear`).
 `deactivate`: h ← h + (r − 1) a v, the strengths being r, for the seeds (`single`) or all latents of their graphs, MLPs and
 attention included (`constant`). Prompts then come from the target domain itself.
+
+Controls: `random` puts a random latent of the same site in the place of every seed, `random_constant`, `random_linear` and
+`random_exponential` one in the place of every latent of the paths (`deactivate`: graphs) under the same schedule. They are
+drawn among the latents that fire (`deactivate`: in the target domain), without the seeds and their paths.
+
+Where no path has more than one latent, because no match passes `flow.thresholds`, cumulative schedules would repeat what a
+single layer does: their numbers are null.
 
 Every second document of each domain trains a naive Bayes classifier of domains on token counts and chooses the seeds; the
 others give the prompts, the classifier's accuracy on texts of the generated length, and the loss.
@@ -44,7 +50,8 @@ if TYPE_CHECKING:
     from harness.section import Json
     from harness.spec.experiment import Experiment
 
-Schedule = Literal["single", "constant", "linear", "exponential", "random"]
+Growth = Literal["constant", "linear", "exponential"]
+Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
 
 
 def _shift(steered: Array, base: Array, n: Array) -> Array:
@@ -54,7 +61,7 @@ def _shift(steered: Array, base: Array, n: Array) -> Array:
 class FlowSteering(FlowStudy):
     """How far steering moves generated text into a domain."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     metric: Literal["flow_steering"] = "flow_steering"
     target: str
@@ -68,8 +75,9 @@ class FlowSteering(FlowStudy):
     seeds: tuple[str, ...] = ()
     """Seed latents, e.g. `12:4111`; default the `select` most telling ones."""
     select: PositiveInt = 3
-    """Seeds chosen where none are given: latents with the largest difference between the shares of tokens on which they
-    fire in the target domain and in all others."""
+    """Seeds chosen where none are given: latents with the largest positive difference between the shares of tokens on which
+    they fire in the target domain and in all others, among those whose path (or graph) has two latents or more; where
+    there is none of that kind, the largest difference alone. The same seeds for every schedule."""
     span: tuple[int, int] | None = None
     """First and last decoder block that is steered; default the whole path."""
     schedules: Annotated[tuple[Schedule, ...], Field(min_length=1)] = ("single", "constant")
@@ -97,10 +105,9 @@ class FlowSteering(FlowStudy):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        allowed = {"activate": {"single", "constant", "linear", "exponential", "random"}}
-        wrong = set(self.schedules) - allowed.get(self.action, {"single", "constant"})
-        if wrong:
-            raise ValueError(f"action: {self.action} has no schedule {', '.join(sorted(wrong))}")
+        wrong = [way for way in self.schedules if "linear" in way or "exponential" in way]
+        if wrong and self.action == "deactivate":
+            raise ValueError(f"action: deactivate has no schedule {', '.join(wrong)}")
         return self
 
     def domains(self, experiment: Experiment) -> tuple[str, ...]:
@@ -122,8 +129,14 @@ class FlowSteering(FlowStudy):
             wrong.append(f"flow_steering: the judge {self.judge.adapter!r} rates no texts; it needs a chat model")
         return (*super().problems(experiment, roots), *wrong)
 
+    @property
+    def folds_thresholds(self) -> bool:
+        return self.action == "activate" and self.fold == "threshold"
+
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
-        return {"judge": None if self.judge is None else self.judge.identity(roots)}
+        judge = None if self.judge is None else self.judge.identity(roots)
+        folded = self.action == "activate" and self.fold == "activation"
+        return {"judge": judge, "texts": self.fold_texts(experiment, roots, folded)}
 
     def preview(self, experiment: Experiment, roots: Roots) -> str | None:
         if self.judge is None:
@@ -167,9 +180,20 @@ class FlowSteering(FlowStudy):
     ) -> Estimator:
         told = {"target": self.target, "action": self.action, **params}
         names = tuple(f"flow_steering.{statistic}" for statistic in inputs)
-        return Estimator(f"flow_steering.{name}", 1, unit, better, names, formula, params=told)
+        return Estimator(f"flow_steering.{name}", 2, unit, better, names, formula, params=told)
 
 
 def setting_name(way: Schedule, strength: float) -> str:
     """As statistics of a setting are called."""
     return f"{way}={strength:g}"
+
+
+def cumulative(way: Schedule) -> bool:
+    """Whether it acts on more than the seeds' own layers."""
+    return way not in ("single", "random")
+
+
+def schedule_of(way: Schedule) -> Growth:
+    """How strength depends on the layer of a path, for the seeds' and the random ones' alike."""
+    growths: tuple[Growth, ...] = ("constant", "linear", "exponential")
+    return next(growth for growth in growths if way.endswith(growth))
