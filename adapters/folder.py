@@ -52,6 +52,7 @@ def facts_of(config: Json, where: str) -> ModelFacts:
             d_model=_first(text, "hidden_size", "n_embd", "d_model"),
             layers=_first(text, "num_hidden_layers", "n_layer", "num_layers"),
             vocabulary=_first(text, "vocab_size"),
+            context=text.get("max_position_embeddings", text.get("n_positions")),
         )
     except (KeyError, AttributeError):
         raise RefusedFile(f"{where}: config.json does not describe a causal language model") from None

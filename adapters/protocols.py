@@ -31,6 +31,8 @@ class ModelFacts:
     d_model: int
     layers: int
     vocabulary: int
+    context: int | None = None
+    """Longest text in tokens; None where nothing limits it."""
 
 
 @dataclass(frozen=True)

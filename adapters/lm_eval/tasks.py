@@ -25,7 +25,7 @@ FEWSHOT_SEED = 1234
 """lm-eval's own default."""
 _PREFERRED_METRICS = ("math_verify", "exact_match", "acc")
 _PREFERRED_FILTERS = ("flexible-extract",)
-_ANSWER = re.compile(r"\\boxed|\$[^$]+\$|\d")
+_ANSWER = re.compile(r"\\boxed|\$[^$]+\$")
 
 
 @dataclass(frozen=True)
@@ -198,12 +198,14 @@ class Problems:
         return wanted or next((name for name in preferred if name in known), known[0])
 
     def _formatted(self, group: Sequence[Instance]) -> bool:
-        """Whether the filter found an answer; where it looks for none, whether there is a number or a formula."""
+        """Whether the filter found an answer; where it looks for none, whether there is a formula or nothing else."""
         if not self.generative:
             return True
         if self.filter in self._fallbacks:
             return bool(group[0].filtered_resps[self.filter] != self._fallbacks[self.filter])
-        return _ANSWER.search(group[0].resps[0]) is not None
+        answer = str(group[0].resps[0])
+        alone = 0 < len(answer.split()) <= max(1, len(str(self.gold(group)).split()))
+        return alone or _ANSWER.search(answer) is not None
 
     @cached_property
     def _fallbacks(self) -> dict[str, Any]:

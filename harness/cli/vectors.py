@@ -31,7 +31,7 @@ def export_vectors(
         typer.Option(
             "--output",
             "-o",
-            help="File to write: .safetensors (latentbench), .gguf (repeng, llama.cpp) or .pt (lm-eval); it must not "
+            help="File to write: .safetensors (latentbench), .gguf (repeng; llama.cpp without layer 0) or .pt (lm-eval); it must not "
             "exist yet.",
         ),
     ],
@@ -54,6 +54,8 @@ def export_vectors(
     vectors = _vectors(record, experiment, method, project)
     write_vectors(vectors, output, _blocks(experiment, project.roots))
     say(f"wrote {output}: {len(vectors.layers)} vectors, {vectors.d_model} wide, sha256 {vectors.digest[:12]}")
+    if output.suffix == ".gguf" and 0 in vectors.layers:
+        say("llama.cpp will refuse this file, since it knows no direction of layer 0; repeng reads it")
     if method.scope != "all":
         say(f"the cell adds them at the tokens in scope {method.scope!r} only, which the file cannot say")
 

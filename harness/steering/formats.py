@@ -78,7 +78,10 @@ def read_gguf(path: Path) -> SteeringVectors:
 
 
 def write_gguf(vectors: SteeringVectors, path: Path, model_hint: str = "unknown") -> None:
-    """Replaces a GGUF control vector that repeng and llama.cpp read; `model_hint` is the architecture's name."""
+    """Replaces a GGUF control vector that repeng reads; `model_hint` is the architecture's name.
+
+    llama.cpp reads it too unless layer 0 is among its layers: it knows no `direction.0` and refuses the whole file.
+    """
     from gguf import GGUFWriter
 
     handle, draft = tempfile.mkstemp(suffix=".gguf")

@@ -73,8 +73,13 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
     frozen = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(names.values()))
     inject_adapter_in_model(config, lm.model)
+    adapters: dict[int, Any] = {layer: lm.model.get_submodule(name) for layer, name in names.items()}
+    for adapter in adapters.values():
+        for part in (adapter.lora_A["default"], adapter.lora_B["default"]):
+            # Small steps would round away in half precision. peft casts what goes in and what comes out.
+            part.to(torch.promote_types(part.weight.dtype, torch.float32))
     try:
-        yield {layer: lm.model.get_submodule(name) for layer, name in names.items()}
+        yield adapters
     finally:
         for name in names.values():
             parent, _, child = name.rpartition(".")

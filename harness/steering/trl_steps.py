@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel, Problem
 from harness.canonical import seed_of
+from harness.errors import InvalidInput
 from harness.section import Json
 from harness.steering.intervention import Layout
 from harness.steering.rewards import grader
@@ -136,7 +137,7 @@ def _config(run: Run, folder: str) -> Any:
     method = run.method
     rollouts = method.prompts * method.samples
     pieces = rollouts // (method.micro_batch or rollouts)
-    return GRPOConfig(
+    config = GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=rollouts // pieces,
         gradient_accumulation_steps=pieces,
@@ -161,6 +162,12 @@ def _config(run: Run, folder: str) -> Any:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    if config.world_size > 1:
+        raise InvalidInput(
+            "steering vectors are trained by one process; start latentbench without torchrun or accelerate"
+        )
+    config._n_gpu = min(config.n_gpu, 1)  # a second visible GPU would double the rollouts of a step, unasked
+    return config
 
 
 class _Recorder:

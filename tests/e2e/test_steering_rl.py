@@ -32,7 +32,7 @@ RL: dict[str, Any] = {
     "prompts": 4,
     "samples": 3,
     "max_new_tokens": 5,
-    "selection": 4,
+    "selection": 0,
     "select_every": 2,
 }
 RUN = ("run", "mine", "--device", "cpu")

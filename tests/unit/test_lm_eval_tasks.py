@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import yaml
 from adapters.lm_eval.catalogue import find, members, plain
 from adapters.lm_eval.responses import Answer, Responses
 from adapters.lm_eval.task_file import is_path, read_task
-from adapters.lm_eval.tasks import Options, load, task_identity
+from adapters.lm_eval.tasks import Options, Problems, load, task_identity
 from adapters.pocket import text
 from adapters.pocket.tasks import documents
 from adapters.protocols import Roots
@@ -75,7 +76,28 @@ def test_answers_in_latex_can_be_scored_here() -> None:
     right = r"Final Answer: The final answer is $\frac{2}{4}$. I hope it is correct."
     asked = {"answer": r"\frac{1}{2}", "solution": r"so it is \boxed{\frac{1}{2}}"}
     assert process_results(asked, [right]) == {"exact_match": 1, "math_verify": 1}
+    assert process_results(asked, [r"It is \boxed{\frac12}."])["math_verify"] == 1  # what training rewards
     assert process_results({**asked, "answer": "3", "solution": r"\boxed{3}"}, [right])["math_verify"] == 0
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "formatted"),
+    [
+        ("42", r"so it is \boxed{42}", True),
+        ("42", "so it is $42$", True),
+        ("42", "42", True),
+        ("42", "it takes 42 hours, or 7", False),
+        ("New York", "New York", True),
+        ("42", " ", False),
+    ],
+)
+def test_where_no_filter_extracts_an_answer_is_a_formula_or_stands_alone(
+    monkeypatch: pytest.MonkeyPatch, gold: str, answer: str, formatted: bool
+) -> None:
+    problems = Problems.__new__(Problems)
+    vars(problems).update(generative=True, filter="none", _fallbacks={})
+    monkeypatch.setattr(Problems, "gold", lambda self, group: gold)
+    assert problems._formatted([SimpleNamespace(resps=[answer])]) == formatted
 
 
 def test_an_unknown_task_is_refused_with_similar_names() -> None:

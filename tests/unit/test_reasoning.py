@@ -8,22 +8,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import Roots
+from adapters.pocket.adapter import PocketModel, PocketProblems
+from adapters.problems.files import FileProblems
+from adapters.problems.huggingface import HuggingFaceProblems
+from adapters.protocols import ProblemSet, Roots
 from harness.errors import InvalidInput
 from harness.metrics.base import Estimator
 from harness.metrics.capability import CapabilityCost
 from harness.metrics.reasoning.choosing import choose_scale
+from harness.metrics.reasoning.passing import ks_of, pass_at
 from harness.metrics.reasoning.study import ReasoningAccuracy
 from harness.record import MetricValue, Record, SpecOrigin
 
 ROOTS = Roots(Path())
 
 
-def experiment(*domains: str) -> Any:
-    return SimpleNamespace(model=PocketModel(), dataset=SimpleNamespace(eval=dict.fromkeys(domains)))
+def experiment(*domains: str, problems: ProblemSet | None = None) -> Any:
+    return SimpleNamespace(
+        model=PocketModel(),
+        dataset=SimpleNamespace(eval=dict.fromkeys(domains)),
+        steering=SimpleNamespace(problems=problems),
+    )
 
 
 def study(**fields: Any) -> ReasoningAccuracy:
@@ -72,6 +80,72 @@ def test_an_unknown_task_is_a_problem_of_the_spec() -> None:
         study(task="pocket_problem").problems(experiment(), ROOTS)
 
 
+def test_answers_must_leave_room_in_the_context() -> None:
+    context = PocketModel().facts(ROOTS).context
+    assert context
+    (problem,) = study(max_new_tokens=context).problems(experiment(), ROOTS)
+    assert f"the model's context of {context}" in problem
+    (problem,) = study(task="aime24").problems(experiment(), ROOTS)  # asks for 32,768 by itself
+    assert problem.startswith("answers of 32768 tokens")
+    assert study(task="aime24", max_new_tokens=64).problems(experiment(), ROOTS) == ()
+
+
+@pytest.mark.parametrize(
+    ("task", "problems", "same"),
+    [
+        ("pocket_problems", PocketProblems(split="eval"), True),
+        ("pocket_problems", PocketProblems(split="train"), False),
+        ("gsm8k", PocketProblems(split="eval"), False),
+        ("gsm8k", HuggingFaceProblems(id="openai/gsm8k", split="test"), True),
+        ("gsm8k", HuggingFaceProblems(id="openai/gsm8k", split="train"), False),
+    ],
+)
+def test_nothing_is_trained_on_what_is_tested(task: str, problems: ProblemSet, same: bool) -> None:
+    found = study(task=task, max_new_tokens=64).problems(experiment(problems=problems), ROOTS)
+    assert bool(found) == same
+    assert all("take another split" in text for text in found)
+
+
+def test_a_file_that_a_task_tests_is_not_trained_on(tmp_path: Path) -> None:
+    roots = Roots(tmp_path)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(f'{{"question": "{split}?", "answer": "1"}}\n', "utf-8")
+    config = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"train": "train.jsonl", "test": "test.jsonl"}},
+    }
+    config |= {
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    tested = {
+        split: study(task="own.yaml").problems(
+            experiment(problems=FileProblems(path=f"{split}.jsonl", question="question", answer="answer")), roots
+        )
+        for split in ("train", "test")
+    }
+    assert tested["train"] == ()
+    assert "take another split" in tested["test"][0]
+
+
+def test_pass_at_k_is_the_mean_over_all_draws_of_k() -> None:
+    from itertools import combinations
+
+    assert [ks_of(samples) for samples in (1, 2, 3, 4, 5, 16)] == [(), (), (2,), (2,), (2, 4), (2, 4, 8)]
+    for right in range(6):
+        answers = [True] * right + [False] * (5 - right)
+        for k in (2, 4):
+            draws = [any(drawn) for drawn in combinations(answers, k)]
+            assert pass_at(k, 5, np.array([right]))[0] == pytest.approx(np.mean(draws))
+    assert len(study(samples=4, temperature=1.0).numbers()) == len(study().numbers()) + 2
+    one, many = (study(samples=n, temperature=1.0).identity(experiment(), ROOTS) for n in (1, 4))
+    assert many == one | {"pass_at": [2]}
+
+
 def test_a_domain_cannot_be_called_like_the_task() -> None:
     assert study().problems(experiment("general"), ROOTS) == ()
     (message,) = study().problems(experiment("pocket_problems"), ROOTS)
@@ -113,10 +187,10 @@ def value(estimator: Estimator, metric: str, statistics: dict[str, list[float]])
 
 
 def test_numbers_are_their_formulas() -> None:
-    numbers = study(samples=4, temperature=0.7).numbers()
+    numbers = study(samples=2, temperature=0.7).numbers()
     assert {e.id.partition(".")[2]: value(e, "reasoning_accuracy", STATISTICS) for e in numbers} == EXPECTED
     assert {(e.units, e.paired, e.params["samples"], e.params["temperature"]) for e in numbers} == {
-        ("problems", True, 4, 0.7)
+        ("problems", True, 2, 0.7)
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from adapters.lm_eval.responses import Answer
 from harness.lab import Content
 from harness.metrics.base import Array
+from harness.metrics.reasoning.passing import ks_of, pass_at
 from harness.section import Json
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ class Outcomes:
 
     def statistics(self, prefix: str = "") -> dict[str, Array]:
         """[problems] sums over samples of everything, by name."""
-        solved: Array = np.asarray(self.correct.max(axis=1) >= 1, dtype=np.float64)
-        return {**{f"{prefix}{name}": getattr(self, name).sum(1) for name in _FIELDS}, f"{prefix}solved": solved}
+        solved = (self.correct >= 1).sum(1)
+        found = {f"{prefix}{name}": getattr(self, name).sum(1) for name in _FIELDS}
+        found[f"{prefix}solved"] = np.asarray(solved > 0, dtype=np.float64)
+        samples = self.correct.shape[1]
+        return found | {f"{prefix}solved_in[{k}]": pass_at(k, samples, solved) for k in ks_of(samples)}
 
     def to_content(self) -> Content:
         """For the store."""

@@ -13,6 +13,8 @@ number                 formula, over P problems                                 
                        problems (harness/leaderboard/statistics.py)
 `pass_at_n`            share of problems with c_i ≥ 1                                  higher
 `base_pass_at_n`       share of problems with c⁰_i ≥ 1                                 (the model's)
+`pass_at_k`            mean of 1 − C(n−c_i, k) / C(n, k), k = 2, 4, … below n          higher
+`base_pass_at_k`       the same of c⁰_i                                                (the model's)
 `format_failure`       share of answers in which the task finds nothing to score       lower
 `base_format_failure`  the same of the model without steering                          (the model's)
 `mean_length`          generated tokens per answer, the end token not counted          -
@@ -22,7 +24,8 @@ number                 formula, over P problems                                 
 
 Whether an answer is right, and what "nothing to score" is, the task says: the metric `math_verify` where it has one,
 else `exact_match`, else `acc`, behind its filter `flexible-extract` where it has one, else its first. An answer fails the
-format when that filter extracts nothing; where a task does not extract, when it holds no number, `\\boxed` or `$…$`.
+format when that filter extracts nothing; where a task does not extract, when it holds neither `\\boxed` nor `$…$` and more
+words than the right answer has.
 
 A gain over a base that fails the format is often a gain in format: read both. A scale or a checkpoint must be chosen on
 other problems than those it is reported on (`pocket_problems_selection`; see `choose_scale` in choosing.py).
@@ -30,13 +33,16 @@ other problems than those it is reported on (`pocket_problems_selection`; see `c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from adapters.lm_eval.task_file import is_path
+from adapters.protocols import ProblemSet
+from harness.errors import LatentbenchError
 from harness.metrics.base import Array, Estimator
+from harness.metrics.reasoning.passing import ks_of
 from harness.metrics.study import Findings, Study
 from harness.section import Json
 
@@ -115,7 +121,8 @@ class ReasoningAccuracy(Study):
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         from adapters.lm_eval.tasks import task_identity
 
-        return task_identity(self.task, roots)
+        task = task_identity(self.task, roots)
+        return task | {"pass_at": list(ks_of(self.samples))} if ks_of(self.samples) else task
 
     def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         facts = {
@@ -131,18 +138,43 @@ class ReasoningAccuracy(Study):
 
     def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
         self.identity(experiment, roots)  # raises for an unknown task or a refused file
+        return tuple(self._complaints(experiment, roots))
+
+    def _complaints(self, experiment: Experiment, roots: Roots) -> Iterator[str]:
+        from adapters.lm_eval.tested import longest_answer, tests_on
+
         if self.domain in experiment.dataset.eval:
-            return (f"an evaluation domain is called {self.domain!r} already; set another `name:` for this metric",)
-        return ()
+            yield f"an evaluation domain is called {self.domain!r} already; set another `name:` for this metric"
+        trained_on = getattr(experiment.steering, "problems", None)
+        if isinstance(trained_on, ProblemSet) and tests_on(self.task, trained_on.identity(roots), roots):
+            yield f"the steering is made from the very problems that {self.task} tests; take another split for it"
+        longest, context = self.max_new_tokens or longest_answer(self.task, roots), _context(experiment, roots)
+        if longest and context and longest >= context:
+            yield (
+                f"answers of {longest} tokens leave no room for a question in the model's context of {context}; "
+                "set a smaller `max_new_tokens`"
+            )
 
     def numbers(self) -> tuple[Estimator, ...]:
         params = {"samples": self.samples, "temperature": self.temperature}
-        return tuple(_estimator(row, params) for row in _NUMBERS)
+        return (
+            *(_estimator(row, params) for row in _NUMBERS),
+            *(_pass_at(k, side, params) for k in ks_of(self.samples) for side in ("", "base_")),
+        )
 
     def run(self, lab: Lab) -> Findings:
         from harness.metrics.reasoning.evaluate import evaluate
 
         return evaluate(self, lab)
+
+
+def _context(experiment: Experiment, roots: Roots) -> int | None:
+    """The model's longest text; None where that is not known before the model is there."""
+    try:
+        facts = experiment.model.facts(roots)
+    except LatentbenchError:
+        return None  # said at `model`
+    return facts.context if facts else None
 
 
 def _share(part: Array, whole: Array) -> Array:
@@ -151,6 +183,11 @@ def _share(part: Array, whole: Array) -> Array:
 
 def _gain(steered: Array, base: Array, answers: Array) -> Array:
     return (steered - base) / answers
+
+
+def _pass_at(k: int, side: str, params: Mapping[str, Any]) -> Estimator:
+    row = (f"{side}pass_at_k", "fraction", None if side else True, (f"{side}solved_in[{k}]", "problems"))
+    return _estimator(row, {**params, "k": k})
 
 
 _NUMBERS: tuple[tuple[str, str, bool | None, tuple[str, ...]], ...] = (

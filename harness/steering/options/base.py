@@ -36,7 +36,9 @@ class SteeringMethod(Subject):
     scale: float = 1.0
     """Factor of the vectors when they are used."""
     relative: bool = False
-    """Whether `scale` is a fraction of the residual stream's mean norm instead of a factor of the vector itself."""
+    """Whether `scale` is a fraction of the residual stream's mean norm instead of a factor of the vector itself. The norm
+    is that of the texts the vectors were made from (training problems, negative texts), else of the first evaluation
+    texts, so equal fractions of two methods are not equal lengths."""
     scope: Literal["all", "generated", "first", "prompt"] = "all"
     """Tokens that are changed: all, those that generated tokens are predicted from, the one that the first generated
     token is predicted from, or the rest of the prompt."""

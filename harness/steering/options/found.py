@@ -34,8 +34,8 @@ class ContrastiveMethod(SteeringMethod):
     prompts: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Prompts read from `problems`."""
     estimate: Literal["mean", "pca"] = "mean"
-    """Difference of means, or the first principal component of the paired differences, with their mean's length in its
-    direction."""
+    """Difference of means, or the first right singular vector of the paired differences (which are not centred), with
+    their mean's length in its direction."""
     token: Literal["last", "mean"] = "last"
     """The state of a text: at its last token, or the mean over its tokens."""
 

@@ -53,7 +53,7 @@ class ReinforcedMethod(SteeringMethod):
     """What is trained on. Its first `selection` problems are held out for choosing the checkpoint."""
     reward: Literal["number", "boxed", "random"] = "number"
     r"""`number`: the last number written equals the gold answer; `boxed`: the last \boxed{} does, by math-verify;
-    `random`: a coin flip per answer, as a control (give it `selection: 0`, which keeps true answers out of it)."""
+    `random`: a coin flip per answer, as a control (it needs `selection: 0`, which keeps true answers out of it)."""
     steps: PositiveInt = 40
     """Optimiser steps."""
     prompts: PositiveInt = 32
@@ -82,6 +82,10 @@ class ReinforcedMethod(SteeringMethod):
     def _divides(self) -> Any:
         if self.micro_batch and self.prompts * self.samples % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} does not divide {self.prompts} × {self.samples} rollouts")
+        if self.reward == "random" and self.selection:
+            raise ValueError(
+                "a random reward is no control when true answers choose the checkpoint; set `selection: 0`"
+            )
         return self
 
     def identity(self, experiment: Experiment, roots: Roots) -> Json:

@@ -1,0 +1,57 @@
+"""What a task tests on, known without importing lm-eval: how long its answers may be, and which problems they are to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adapters.lm_eval.catalogue import OWN, members, plain
+from adapters.lm_eval.task_file import is_path, read_task, task_file_identity
+from adapters.protocols import Roots
+from harness.section import Json
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+def longest_answer(task: str, roots: Roots) -> int | None:
+    """New tokens that a task asks for by itself, the largest of a group; None where it asks for no number."""
+    asked = [config.get("generation_kwargs") or {} for config in _configs(task, roots)]
+    return max((int(kwargs[name]) for kwargs in asked for name in _LENGTHS if name in kwargs), default=None)
+
+
+def tests_on(task: str, problems: Json, roots: Roots) -> bool:
+    """Whether a task tests on the problems of a set with the identity `problems`.
+
+    Told by the pocket model's split, the bytes of a file or the split of a hub dataset; what cannot be told is no.
+    """
+    if "pocket" in problems:
+        return problems.get("split") == "eval" and any(path.parent == OWN for path in _own(task))
+    if "hub" in problems:
+        return (problems["hub"], problems.get("split")) in {
+            (config.get("dataset_path"), config.get("test_split")) for config in _configs(task, roots)
+        }
+    return bool(set(_leaves(problems.get("files"))) & set(_tested_files(task, roots)))
+
+
+def _configs(task: str, roots: Roots) -> list[Mapping[str, Any]]:
+    return [read_task(task, roots)] if is_path(task) else [plain(path) for path in members(task)]
+
+
+def _own(task: str) -> Iterator[Any]:
+    return iter(()) if is_path(task) else members(task)
+
+
+def _tested_files(task: str, roots: Roots) -> Iterator[str]:
+    """Digests of the files with a task's test problems."""
+    if is_path(task):
+        documents = task_file_identity(task, roots)["documents"]
+        split = read_task(task, roots).get("test_split")
+        yield from _leaves(documents.get(split, documents) if isinstance(documents, dict) else documents)
+
+
+def _leaves(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif value is not None:
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(child)
