@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from harness.cli.options import Allow, AsJson, Results, StoreFolder, print_json, project_of, say
+from harness.errors import InvalidInput
 
 if TYPE_CHECKING:
     from harness.metrics.latents.consistency import Agreement
+    from harness.report.scales import Frontier
 
 app = typer.Typer(help="Write pages about latents; compare SAEs of several seeds.", no_args_is_help=True)
 
@@ -105,6 +108,48 @@ def steering(
     project = project_of(results, store, allow)
     for record in cells_of(project.results, *runs):
         say(f"wrote {write(record, project)}")
+
+
+@app.command()
+def scales(
+    spec: Annotated[str, typer.Argument(help="Name of a spec that sweeps `steering.scale`.")],
+    selection: Annotated[
+        str, typer.Option("--selection", help="Task whose accuracy chooses; not the one that is reported.")
+    ],
+    texts: Annotated[str | None, typer.Option(help="Domain of neutral text on which the cost is bounded.")] = None,
+    most_kl: Annotated[float, typer.Option(min=0, help="Largest KL per token there, in nats.")] = float("inf"),
+    results: Results = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show accuracy and cost at every scale of a sweep, and which scale the selection problems choose.
+
+    Example: `latentbench report scales papers/steering_vectors/pocket-scales --selection pocket_problems_selection
+    --texts general --most-kl 0.1`
+    """
+    from harness.leaderboard.load import load
+    from harness.report.scales import frontiers
+
+    records = [cell.record for cell in load(project_of(results).results).loaded if cell.record.spec.name == spec]
+    if not records:
+        raise InvalidInput(f"there are no records of {spec}")
+    if most_kl < float("inf") and texts is None:
+        raise InvalidInput("--most-kl needs --texts, the domain on which the KL is bounded")
+    found = frontiers(records, selection, texts, most_kl)
+    if as_json:
+        print_json([vars(one) for one in found])
+        return
+    for one in found:
+        say("\n".join(_frontier(one)))
+
+
+def _frontier(one: Frontier) -> Iterator[str]:
+    yield f"{one.label}: scale {one.chosen:g}"
+    widths = {name: max(len(name), 8) for name in one.columns}
+    yield f"{'scale':>8}  " + "  ".join(f"{name:>{width}}" for name, width in widths.items())
+    for scale in one.scales:
+        numbers = [(one.columns[name].get(scale), width) for name, width in widths.items()]
+        shown = "  ".join(f"{'–' if value is None else f'{value:.3f}':>{width}}" for value, width in numbers)
+        yield f"{scale:>8g}  {shown}" + ("  ← chosen" if scale == one.chosen else "")
 
 
 @app.command()

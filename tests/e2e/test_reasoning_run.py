@@ -55,6 +55,24 @@ def test_a_spec_ends_in_rows_that_can_be_compared(bench: Workbench, command: Com
         assert "Accuracy against cost" in page
 
 
+def test_a_swept_scale_is_chosen_on_problems_that_are_not_reported(bench: Workbench, command: Command) -> None:
+    vectors = {"method": "random", "like": 0.5, "layers": [3]}
+    tasks = [
+        {"reasoning_accuracy": {"task": task, "limit": 10}} for task in ("pocket_problems_selection", "pocket_problems")
+    ]
+    write(bench, steering=vectors, matrix={"steering.scale": [0.0, 4.0]}, metrics=[*tasks, "capability_cost"])
+    assert command("run", "mine", "--executor", "inline").code == 0
+    asked = ("report", "scales", "mine", "--selection", "pocket_problems_selection")
+    (found,) = json.loads(command(*asked, "--json").out)
+    assert found["scales"] == [0.0, 4.0]
+    assert found["columns"]["kl general"]["0.0"] == 0
+    shown = command(*asked, "--texts", "general", "--most-kl", "0").out
+    assert [line.split()[0] for line in shown.splitlines() if line.endswith("← chosen")] == ["0"]
+    refused = command("report", "scales", "mine", "--selection", "nothing")
+    assert refused.code == 2
+    assert "no record has reasoning_accuracy.accuracy on 'nothing'" in refused.err
+
+
 def _number(record: Any, name: str) -> Any:
     (value,) = (value for value in record.metrics if value.id == name)
     return value

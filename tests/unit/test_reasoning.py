@@ -22,6 +22,7 @@ from harness.metrics.reasoning.choosing import choose_scale
 from harness.metrics.reasoning.passing import ks_of, pass_at
 from harness.metrics.reasoning.study import ReasoningAccuracy
 from harness.record import MetricValue, Record, SpecOrigin
+from harness.report.scales import frontiers
 
 ROOTS = Roots(Path())
 
@@ -265,3 +266,16 @@ def test_nothing_to_choose_from_is_said() -> None:
         choose_scale([], "selection")
     with pytest.raises(InvalidInput, match=r"none has capability_cost\.kl"):
         choose_scale([record(1.0, 0.5, 0.3)], "selection", dev="dev", most_kl=0.1)
+
+
+def test_a_frontier_holds_every_scale_of_what_is_alike_but_for_it() -> None:
+    records = [record(1.0, 0.5, 0.1), record(1.0, 0.3, 0.1), record(2.0, 0.45, 0.1), record(3.0, 0.9, 0.8)]
+    (found,) = frontiers(records, "selection", "dev", 0.2)
+    assert (found.scales, found.chosen) == ((1.0, 2.0, 3.0), 2.0)
+    assert found.columns["accuracy selection"] == {1.0: pytest.approx(0.4), 2.0: 0.45, 3.0: 0.9}
+    assert found.columns["accuracy test"][1.0] == 0.5
+    assert found.columns["kl dev"] == {1.0: pytest.approx(0.1), 2.0: 0.1, 3.0: 0.8}
+    other = record(1.0, 0.9).model_copy(update={"resolved": {"steering": {"scale": 1.0, "method": "random"}}})
+    assert frontiers([*records, other], "selection")[0].chosen == 3.0  # something else that was not swept
+    with pytest.raises(InvalidInput, match=r"differ in `steering\.scale` alone"):
+        frontiers([records[0], other], "selection")

@@ -19,8 +19,8 @@ def choose_scale(records: Iterable[Record], selection: str, dev: str | None = No
     InvalidInput when nothing is left to choose from.
     """
     kept = [record for record in records if record.status == "ok"]
-    accuracy = _by_scale(kept, ACCURACY, selection)
-    cost = _by_scale(kept, KL, dev) if dev else dict.fromkeys(accuracy, 0.0)
+    accuracy = by_scale(kept, ACCURACY, selection)
+    cost = by_scale(kept, KL, dev) if dev else dict.fromkeys(accuracy, 0.0)
     allowed = [scale for scale in accuracy if scale in cost and cost[scale] <= most_kl]
     if not allowed:
         raise InvalidInput(
@@ -31,7 +31,8 @@ def choose_scale(records: Iterable[Record], selection: str, dev: str | None = No
     return min(allowed, key=lambda scale: (-accuracy[scale], abs(scale)))
 
 
-def _by_scale(records: Iterable[Record], number: str, domain: str) -> Mapping[float, float]:
+def by_scale(records: Iterable[Record], number: str, domain: str) -> Mapping[float, float]:
+    """Scale to the mean over seeds of a number at the cells' own scale."""
     found: dict[float, list[float]] = {}
     for record in records:
         scale = (record.resolved.get("steering") or {}).get("scale")
