@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -45,6 +46,7 @@ _KEYS = frozenset(
 )
 _DATASET_KEYS = frozenset({"data_files", "revision", "field"})
 _MAX_BYTES = 1 << 20
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def is_path(task: str) -> bool:
@@ -71,14 +73,18 @@ def read_task(path: str, roots: Roots) -> dict[str, Json]:
     return config | {"dataset_kwargs": _dataset_options(path, config, roots)}
 
 
-def task_file_identity(path: str, roots: Roots) -> Json:
-    """What determines the task: its configuration and the bytes of its documents, or the hub's commit of them."""
+def task_file_identity(path: str, roots: Roots, commits: Mapping[str, str] = NONE) -> Json:
+    """What determines the task: its configuration and the bytes of its documents, or the hub's commit of them.
+
+    `commits` states those of hub datasets whose revision the file leaves open.
+    """
     config = read_task(path, roots)
     options = config.pop("dataset_kwargs")
     if "data_files" in options:
         documents = _each(options.pop("data_files"), lambda file: _digest(Path(file), *_stamp(Path(file))))
     else:
-        documents = documents_commit(config["dataset_path"], options.get("revision"))
+        hub = config["dataset_path"]
+        documents = documents_commit(hub, options.get("revision") or commits.get(hub))
     return {"config": config | options, "documents": documents}
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.lm_eval.catalogue import lm_eval_version, members, plain
+from adapters.lm_eval.catalogue import lm_eval_version, members
 from adapters.lm_eval.quiet import quiet
-from adapters.lm_eval.task_file import documents_commit, is_path, read_task, task_file_identity
+from adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
+from adapters.lm_eval.tested import open_datasets
 from adapters.protocols import Roots
 from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, NotAvailable
@@ -54,14 +55,15 @@ class Verdict:
     """Every metric of the task, by `metric,filter`, as lm-eval calls them."""
 
 
-def task_identity(task: str, roots: Roots) -> Json:
-    """What determines a task's documents, prompts and scores, known without importing lm-eval."""
+def task_identity(task: str, roots: Roots, commits: Mapping[str, str] = NONE) -> Json:
+    """What determines a task's documents, prompts and scores, known without importing lm-eval.
+
+    `commits` states those of its hub datasets, as far as they are known (`open_datasets`).
+    """
     if is_path(task):
-        return {"lm_eval": lm_eval_version(), "file": task_file_identity(task, roots)}
-    paths = list(members(task))
-    hubs = [config["dataset_path"] for config in map(plain, paths) if "dataset_path" in config]
-    own = {path.name: file_digest(path) for path in paths if path.parent.name == "tasks"}
-    documents = [documents_commit(hub, None) for hub in sorted(set(hubs))]
+        return {"lm_eval": lm_eval_version(), "file": task_file_identity(task, roots, commits)}
+    own = {path.name: file_digest(path) for path in members(task) if path.parent.name == "tasks"}
+    documents = [documents_commit(hub, commits.get(hub)) for hub in open_datasets(task, roots)]
     return {"lm_eval": lm_eval_version(), "task": task, "documents": documents or _generated(), "files": own}
 
 

@@ -19,6 +19,16 @@ def longest_answer(task: str, roots: Roots) -> int | None:
     return max((int(kwargs[name]) for kwargs in asked for name in _LENGTHS if name in kwargs), default=None)
 
 
+def open_datasets(task: str, roots: Roots) -> list[str]:
+    """Hub datasets that a task reads at no stated revision, in alphabetical order."""
+    found = set()
+    for config in _configs(task, roots):
+        options = config.get("dataset_kwargs") or {}
+        if "dataset_path" in config and "data_files" not in options and not options.get("revision"):
+            found.add(str(config["dataset_path"]))
+    return sorted(found)
+
+
 def tests_on(task: str, problems: Json, roots: Roots) -> bool:
     """Whether a task tests on the problems of a set with the identity `problems`.
 

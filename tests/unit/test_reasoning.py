@@ -147,6 +147,24 @@ def test_pass_at_k_is_the_mean_over_all_draws_of_k() -> None:
     assert many == one | {"pass_at": [2]}
 
 
+def test_datasets_of_a_task_are_pinned_and_their_commit_alone_sets_rows_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "datasets--openai--gsm8k/refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("a" * 40, "ascii")
+    pinned = study(task="gsm8k").pinned(ROOTS)
+    assert pinned.commits == {"openai/gsm8k": "a" * 40}
+    before = pinned.identity(experiment(), ROOTS)
+    (refs / "main").write_text("b" * 40, "ascii")  # main moves on, or was not known at first
+    assert pinned.identity(experiment(), ROOTS) == before
+    assert pinned.pinned(ROOTS) is pinned
+    assert study(task="gsm8k").identity(experiment(), ROOTS) != before
+    assert pinned.determining() == study(task="gsm8k").determining()
+    assert study().pinned(ROOTS).commits == {}
+
+
 def test_a_domain_cannot_be_called_like_the_task() -> None:
     assert study().problems(experiment("general"), ROOTS) == ()
     (message,) = study().problems(experiment("pocket_problems"), ROOTS)

@@ -69,7 +69,7 @@ def _payload(study: ReasoningAccuracy, lab: Lab, tasks: list[Problems]) -> Json:
     documents = [problems.documents_digest for problems in tasks]
     return {
         "version": study.version,
-        "task": task_identity(study.task, lab.roots),
+        "task": task_identity(study.task, lab.roots, study.commits),
         "documents": documents,
         **study.settings(),
     }

@@ -34,7 +34,7 @@ other problems than those it is reported on (`pocket_problems_selection`; see `c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -89,6 +89,18 @@ class ReasoningAccuracy(Study):
     """Of the random numbers of sampling, the same for every steering vector."""
     examples: Annotated[int, Field(ge=0, le=200)] = 12
     """Problems whose answers the report shows."""
+    commits: Annotated[dict[str, str], Field(default_factory=dict)]
+    """Commit by hub dataset of the task; `run` fills in those that stand behind `main` when it starts."""
+
+    handling: ClassVar[frozenset[str]] = frozenset({"commits"})  # they are in the task's identity
+
+    def pinned(self, roots: Roots) -> Self:
+        from adapters.hub import resolved_commit
+        from adapters.lm_eval.tested import open_datasets
+
+        hubs = [hub for hub in open_datasets(self.task, roots) if hub not in self.commits]
+        now = {hub: resolved_commit("dataset", hub, None) for hub in hubs}
+        return self.model_copy(update={"commits": self.commits | now}) if now else self
 
     @model_validator(mode="after")
     def _sampled(self) -> Any:
@@ -121,7 +133,7 @@ class ReasoningAccuracy(Study):
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         from adapters.lm_eval.tasks import task_identity
 
-        task = task_identity(self.task, roots)
+        task = task_identity(self.task, roots, self.commits)
         return task | {"pass_at": list(ks_of(self.samples))} if ks_of(self.samples) else task
 
     def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
@@ -134,7 +146,7 @@ class ReasoningAccuracy(Study):
 
     def settings(self) -> dict[str, Json]:
         """What must agree, besides the model and the task, for two answers to be comparable."""
-        return self.model_dump(mode="json", exclude={"metric", "task", "name", "batch", "examples"})
+        return self.model_dump(mode="json", exclude={"metric", "task", "name", "batch", "examples", "commits"})
 
     def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
         self.identity(experiment, roots)  # raises for an unknown task or a refused file
