@@ -10,7 +10,7 @@ from harness.errors import InvalidInput
 from harness.flow.labels import Label, Origins, origins
 from harness.flow.maps import FlowMaps, LatentMap
 from harness.flow.matching import NOBODY
-from harness.flow.places import Part, depth
+from harness.flow.places import Part, depth, parse_latent
 
 LIMIT = 2000
 """Nodes of a graph; beyond it the ends stay open. Reached with k > 1 only."""
@@ -77,14 +77,7 @@ class FlowGraph:
 
 def parse_node(text: str) -> Node:
     """`12.resid_post:4111` or `12:4111`. Raises InvalidInput."""
-    place, _, latent = text.partition(":")
-    block, _, point = place.partition(".")
-    try:
-        return Node(Site.model_validate({"index": int(block), "point": point or "resid_post"}), int(latent))
-    except ValueError as error:
-        raise InvalidInput(
-            f"{text!r} names no latent: write LAYER.POINT:NUMBER, e.g. 3.resid_post:17 or 3:17"
-        ) from error
+    return Node(*parse_latent(text))
 
 
 def traced(maps: FlowMaps, seed: Node, *, back: bool = True, forth: bool = True, limit: int = LIMIT) -> FlowGraph:
