@@ -11,6 +11,8 @@ from harness.flow.labels import Label, Origins, origins
 from harness.flow.maps import FlowMaps, LatentMap
 from harness.flow.matching import NOBODY
 from harness.flow.places import Part, depth, parse_latent
+from harness.flow.rules import rules
+from harness.section import Json
 
 LIMIT = 2000
 """Nodes of a graph; beyond it the ends stay open. Reached with k > 1 only."""
@@ -59,6 +61,8 @@ class FlowGraph:
     """First layer to last."""
     truncated: bool
     """Whether it was stopped at LIMIT nodes."""
+    rules: dict[str, Json]
+    """See harness/flow/rules.py."""
 
     def path(self) -> list[Node]:
         """The residual latents through the seed, one per layer, along the strongest edges, first layer to last."""
@@ -100,7 +104,7 @@ def traced(maps: FlowMaps, seed: Node, *, back: bool = True, forth: bool = True,
     known_origins = {site: origins(maps, site) for site in maps.residual if site in reached}
     nodes = {node: _facts(known_origins.get(node.site), node) for node in sorted(tracer.nodes, key=_order)}
     edges = sorted(tracer.edges.values(), key=lambda edge: (_order(edge.source), _order(edge.target)))
-    return FlowGraph(seed, nodes, tuple(edges), tracer.full)
+    return FlowGraph(seed, nodes, tuple(edges), tracer.full, rules(maps))
 
 
 class _Tracer:
