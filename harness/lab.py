@@ -89,6 +89,10 @@ class Subject(Section):
         """What determines the content, besides the model, the cell's SAEs and its seed; by default every field."""
         return self.plain()
 
+    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        """What is wrong with asking for it in this experiment, found without torch; shown by `validate`."""
+        return ()
+
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
         """How plans call it, e.g. `rl vectors on 4 layers`."""
         return type(self).__name__

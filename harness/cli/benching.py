@@ -72,7 +72,7 @@ def flow(
     width: Annotated[int, typer.Option(min=2, help="Latents of each layer.")] = 16_384,
     d_in: Annotated[int, typer.Option(min=2, help="Dimensions of the hidden states.")] = 2_304,
     k: Annotated[int, typer.Option(min=1, help="Matches kept per latent.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Time the matching of layers, both ways, against the bare matrix products it is made of.
@@ -82,8 +82,9 @@ def flow(
     from dataclasses import asdict
 
     from harness.bench.flow import run
+    from harness.execute.placing import resolve_device
 
-    found = run(pairs, width, d_in, k, device)
+    found = run(pairs, width, d_in, k, resolve_device(device))
     if as_json:
         print_json(asdict(found))
         return

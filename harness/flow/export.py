@@ -9,6 +9,7 @@ from typing import Any
 from harness.flow.graph import FlowGraph, Node
 from harness.flow.notes import Note
 from harness.flow.places import depth
+from harness.flow.rules import said
 from harness.section import Json
 
 Notes = Mapping[Node, Note]
@@ -16,12 +17,14 @@ FORMAT = "latentbench.flow_graph"
 
 
 def plain(graph: FlowGraph, notes: Notes | None = None) -> Json:
-    """The graph as JSON data: seed, nodes (id, site, latent, layer, label, scores, notes), edges."""
+    """The graph as JSON data: seed, nodes (id, site, latent, layer, label, scores, notes), edges,
+    and the rules they were made by (harness/flow/rules.py)."""
     return {
         "format": FORMAT,
         "schema": 1,
         "seed": str(graph.seed),
         "truncated": graph.truncated,
+        "rules": graph.rules,
         "nodes": [_node(graph, node, (notes or {}).get(node)) for node in graph.nodes],
         "edges": [
             {"source": str(e.source), "target": str(e.target), "part": e.part, "cosine": round(e.cosine, 6)}
@@ -48,7 +51,8 @@ def to_dot(graph: FlowGraph, notes: Notes | None = None) -> str:
         f"  {_quoted(e['source'])} -> {_quoted(e['target'])} [label={_quoted(format(e['cosine'], '.2f'))}];"
         for e in data["edges"]
     ]
-    return "\n".join(["digraph flow {", "  rankdir=BT;", *lines, "}"]) + "\n"
+    title = f"  label={_quoted('; '.join(said(graph.rules)))};"
+    return "\n".join(["digraph flow {", "  rankdir=BT;", title, *lines, "}"]) + "\n"
 
 
 def to_graphml(graph: FlowGraph, notes: Notes | None = None) -> str:
@@ -56,7 +60,7 @@ def to_graphml(graph: FlowGraph, notes: Notes | None = None) -> str:
     import networkx as nx
 
     data = plain(graph, notes)
-    made: Any = nx.DiGraph(seed=data["seed"])
+    made: Any = nx.DiGraph(seed=data["seed"], rules="\n".join(said(graph.rules)))
     for node in data["nodes"]:
         made.add_node(_xml(node["id"]), **{key: _xml(value) for key, value in _flat(node).items()})
     for edge in data["edges"]:

@@ -10,7 +10,9 @@ from harness.errors import InvalidInput
 from harness.flow.labels import Label, Origins, origins
 from harness.flow.maps import FlowMaps, LatentMap
 from harness.flow.matching import NOBODY
-from harness.flow.places import Part, depth
+from harness.flow.places import Part, depth, parse_latent
+from harness.flow.rules import rules
+from harness.section import Json
 
 LIMIT = 2000
 """Nodes of a graph; beyond it the ends stay open. Reached with k > 1 only."""
@@ -59,6 +61,8 @@ class FlowGraph:
     """First layer to last."""
     truncated: bool
     """Whether it was stopped at LIMIT nodes."""
+    rules: dict[str, Json]
+    """See harness/flow/rules.py."""
 
     def path(self) -> list[Node]:
         """The residual latents through the seed, one per layer, along the strongest edges, first layer to last."""
@@ -77,14 +81,7 @@ class FlowGraph:
 
 def parse_node(text: str) -> Node:
     """`12.resid_post:4111` or `12:4111`. Raises InvalidInput."""
-    place, _, latent = text.partition(":")
-    block, _, point = place.partition(".")
-    try:
-        return Node(Site.model_validate({"index": int(block), "point": point or "resid_post"}), int(latent))
-    except ValueError as error:
-        raise InvalidInput(
-            f"{text!r} names no latent: write LAYER.POINT:NUMBER, e.g. 3.resid_post:17 or 3:17"
-        ) from error
+    return Node(*parse_latent(text))
 
 
 def traced(maps: FlowMaps, seed: Node, *, back: bool = True, forth: bool = True, limit: int = LIMIT) -> FlowGraph:
@@ -107,7 +104,7 @@ def traced(maps: FlowMaps, seed: Node, *, back: bool = True, forth: bool = True,
     known_origins = {site: origins(maps, site) for site in maps.residual if site in reached}
     nodes = {node: _facts(known_origins.get(node.site), node) for node in sorted(tracer.nodes, key=_order)}
     edges = sorted(tracer.edges.values(), key=lambda edge: (_order(edge.source), _order(edge.target)))
-    return FlowGraph(seed, nodes, tuple(edges), tracer.full)
+    return FlowGraph(seed, nodes, tuple(edges), tracer.full, rules(maps))
 
 
 class _Tracer:

@@ -12,7 +12,8 @@ from torch import Tensor
 from harness.activations.site import Site
 from harness.flow.maps import FlowMaps, chance_cosine
 from harness.flow.matching import NOBODY
-from harness.flow.places import Link, Part, depth
+from harness.flow.places import Part
+from harness.flow.rules import high_cut
 
 Label = Literal["translated", "processed", "newborn", "unexplained"]
 LABELS: tuple[Label, ...] = ("translated", "processed", "newborn", "unexplained")
@@ -44,17 +45,11 @@ def origins(maps: FlowMaps, site: Site) -> Origins | None:
     if "residual" not in into:
         return None
     scores = {part: maps.backward(link).best for part, link in into.items()}
-    high = {part: scores[part] >= _high(maps, link) for part, link in into.items()}
+    high = {part: scores[part] >= high_cut(maps, link) for part, link in into.items()}
     kept = high.pop("residual")
     written = torch.stack(list(high.values())).any(0) if high else torch.zeros_like(kept)
     labels = torch.where(kept, torch.where(written, 1, 0), torch.where(written, 2, 3))
     return Origins(site, scores, labels)
-
-
-def _high(maps: FlowMaps, link: Link) -> float:
-    """From which cosine on a predecessor counts as high."""
-    high = maps.options.thresholds.at(depth(link.target) - 1)
-    return maps.counts(high.residual if link.part == "residual" else high.module, link.source)
 
 
 @dataclass(frozen=True)
@@ -73,6 +68,9 @@ class LayerStatistics:
     """Mean number of further layers a latent's path of best successors goes on at or above the cut."""
     chance: float | None
     """Median best cosine of a random direction with this site's predecessor dictionary; None at the first site."""
+    cut: float | None
+    """From which cosine on a predecessor counted for births: `thresholds.cut` or what chance gives; None at the first
+    site."""
 
 
 def layer_statistics(maps: FlowMaps) -> list[LayerStatistics]:
@@ -118,4 +116,5 @@ def _statistics(maps: FlowMaps, site: Site, lengths: Tensor) -> LayerStatistics:
         None if outward is None else lost(outward.target),
         float(lengths.mean()),
         None if before is None else chance_cosine(maps.width(before), maps.d_in),
+        None if before is None else maps.counts(cut, before),
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from harness.flow.checks import Latent, Span, unknown_latents, unreached_span
 from harness.flow.options import Flow
 from harness.lab import Content, Lab
 from harness.section import Json
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from harness.spec.experiment import Experiment
 
 
-LATENT = r"^\d+(\.\w+)?:\d+$"
-"""How `harness.flow.graph.parse_node` reads a latent; that module imports torch, and validating must not."""
-
-
 class FlowMethod(SteeringMethod):
     """Decoder directions, with norm one, of what some latents become of and come from, through the layers that have SAEs."""
 
@@ -27,7 +24,7 @@ class FlowMethod(SteeringMethod):
     measures_norms: ClassVar[bool] = True
     many_sites: ClassVar[bool] = True
 
-    latents: Annotated[tuple[Annotated[str, Field(pattern=LATENT)], ...], Field(min_length=1, max_length=64)]
+    latents: Annotated[tuple[Latent, ...], Field(min_length=1, max_length=64)]
     """Seed latents of the residual stream, e.g. `3:17` or `3.resid_post:17`; the vectors of their paths are added up."""
     matching: Flow = Flow()
     """How latents of neighbouring layers are matched, as under `flow:`."""
@@ -37,7 +34,7 @@ class FlowMethod(SteeringMethod):
     """s of the schedule."""
     alpha: float = -0.05
     """Growth per layer of `schedule: exponential`."""
-    span: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    span: Span | None = None
     """First and last decoder block that get a vector; default all of the paths."""
 
     @model_validator(mode="after")
@@ -49,6 +46,14 @@ class FlowMethod(SteeringMethod):
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         """The maps' own identity stands for `matching`."""
         return {**super().identity(experiment, roots), "matching": self.matching.identity(experiment, roots)}
+
+    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        """What is wrong with the matching, the latents and the span."""
+        return (
+            *self.matching.complaints(experiment, roots),
+            *unknown_latents(experiment, self.latents),
+            *unreached_span(experiment, self.span),
+        )
 
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
         return f"{self.schedule} flow of {', '.join(self.latents)}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from harness.errors import InvalidInput
+from harness.flow.checks import unfoldable, unread
 from harness.lab import Content, Lab, Subject
 from harness.section import Json, Section
 
@@ -106,6 +107,11 @@ class Flow(Subject):
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
         return f"{self.matching} maps between {len(experiment.sites)} sites"
 
+    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        folded = unfoldable(experiment) if self.folding == "threshold" else ()
+        texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
+        return (*folded, *texts)
+
     def make(self, lab: Lab) -> Content:
         from harness.flow.making import made
 
@@ -133,5 +139,6 @@ class Flow(Subject):
             return data.train, None
         name = self.domain or next(iter(data.eval), None)
         if name is None or name not in data.eval:
-            raise InvalidInput(f"flow: there are no texts to fit maps on: no training texts, no domain {name or ''}")
+            known = ", ".join(data.eval) or "none"
+            raise InvalidInput(f"there are no texts to fit maps on: no evaluation domain {name or ''} (known: {known})")
         return data.eval[name], name

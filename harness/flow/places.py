@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.activations.site import Site
+from harness.errors import InvalidInput
 
 Part = Literal["residual", "mlp", "attention"]
 """Where a latent of the residual stream can come from: the papers' R, M and A."""
@@ -30,6 +31,18 @@ class Link:
     def name(self) -> str:
         """As tensors of it are called."""
         return f"{self.source}-{self.target}"
+
+
+def parse_latent(text: str) -> tuple[Site, int]:
+    """`12.resid_post:4111` or `12:4111` as a site and a number. Raises InvalidInput."""
+    place, _, latent = text.partition(":")
+    block, _, point = place.partition(".")
+    try:
+        return Site.model_validate({"index": int(block), "point": point or "resid_post"}), int(latent)
+    except ValueError as error:
+        raise InvalidInput(
+            f"{text!r} names no latent: write LAYER.POINT:NUMBER, e.g. 3.resid_post:17 or 3:17"
+        ) from error
 
 
 def depth(site: Site) -> int:

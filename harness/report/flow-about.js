@@ -36,12 +36,13 @@ function steps(edges, end) {
 
 function drawLayers() {
   if (!data.layers.length) return;
-  const head = ["Residual stream", "Latents", "Origin", "Births", "Deaths", "Persistence", "Chance cosine"];
+  const head = ["Residual stream", "Latents", "Origin", "Births", "Deaths", "Persistence", "Chance cosine", "Cut"];
   const rows = data.layers.map((layer) => el("tr", {},
     el("th", { scope: "row" }, layer.site), el("td", {}, layer.width.toLocaleString("en")), el("td", {}, shares(layer)), el("td", {}, percent(layer.births)),
-    el("td", {}, percent(layer.deaths)), el("td", {}, layer.persistence.toFixed(2)), el("td", {}, layer.chance === null ? "–" : layer.chance.toFixed(2))));
+    el("td", {}, percent(layer.deaths)), el("td", {}, layer.persistence.toFixed(2)), el("td", {}, layer.chance === null ? "–" : layer.chance.toFixed(2)),
+    el("td", {}, layer.cut === null ? "–" : layer.cut.toFixed(2))));
   const table = el("table", {}, el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, ...rows));
-  const note = "Over whole dictionaries, dead latents included. Births have no predecessor at or above the cut, deaths no successor; persistence is the mean number of further layers; chance is the median best cosine of a random direction.";
+  const note = "Over whole dictionaries, dead latents included. Births have no predecessor at or above the cut, deaths no successor; persistence is the mean number of further layers; chance is the median best cosine of a random direction. The cut is the spec's, or higher where chance would reach it.";
   find("layers").replaceChildren(el("h2", {}, "Layers"), el("div", { class: "layer-table" }, table), el("p", { class: "legend muted" }, note));
 }
 

@@ -17,6 +17,7 @@ from harness.flow.graph import FlowGraph, Node, parse_node, traced
 from harness.flow.labels import layer_statistics, path_lengths
 from harness.flow.maps import FlowMaps
 from harness.flow.notes import Note
+from harness.flow.rules import rules, said
 from harness.leaderboard.render.offline import embedded, offline_page
 from harness.metrics.study import Findings
 from harness.project import Project
@@ -127,15 +128,9 @@ def _title(record: Record) -> str:
 
 
 def _facts(cell: FlowCell) -> list[str]:
-    options, thresholds = cell.maps.options, cell.maps.options.thresholds
     model = cell.record.resolved.get("model", {})
     name = re.split(r"[\\/]", str(model.get("id") or model.get("adapter")))[-1]
-    return [
-        name,
-        f"{options.matching} matching, k = {options.k}",
-        f"{len(cell.maps.sites)} sites",
-        f"paths end below cosine {thresholds.cut:g}, modules below {thresholds.drop:g}",
-    ]
+    return [name, f"{len(cell.maps.sites)} sites", *said(rules(cell.maps))]
 
 
 def _warnings(cell: FlowCell) -> list[str]:

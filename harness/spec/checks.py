@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from adapters.protocols import ModelFacts, Roots
 from harness.activations.site import Site
 from harness.errors import InvalidInput, Problem
-from harness.flow.checks import unfoldable
 from harness.metrics.study import Study
 from harness.sae.options import Variant
 from harness.sae.options.loaded import LoadedSae
@@ -41,6 +40,7 @@ def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     yield from _devices(experiment)
     yield from _budgets(experiment)
     yield from _names(experiment, roots)
+    yield from _subject(experiment, roots)
     yield from _studies(experiment, roots)
 
 
@@ -77,8 +77,15 @@ def _flow_places(experiment: Experiment) -> Iterator[Finding]:
     for number, site in enumerate(experiment.layers):
         if site in experiment.layers[:number]:
             yield ("layers", number), f"{site} stands here twice"
-    if experiment.flow and experiment.flow.folding == "threshold":
-        yield from ((("flow",), message) for message in unfoldable(experiment))
+
+
+def _subject(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    for name in ("flow", "steering"):
+        section = getattr(experiment, name)
+        try:
+            yield from (((name,), message) for message in (section.complaints(experiment, roots) if section else ()))
+        except _WRONG as error:
+            yield (name,), str(error)
 
 
 def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:

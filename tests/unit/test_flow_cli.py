@@ -103,3 +103,11 @@ def test_specs_that_cannot_flow_are_refused(
     done = command("validate", str(path))
     assert done.code == 2
     assert said in done.out + done.err
+
+
+@pytest.mark.parametrize(("device", "said"), [("banana", "unknown device"), ("cuda:7", "is not here")])
+def test_the_bench_says_which_devices_there_are(command: Command, device: str, said: str) -> None:
+    done = command("bench", "flow", "--device", device)
+    assert done.code != 0
+    assert said in done.err
+    assert "Traceback" not in done.err

@@ -70,6 +70,24 @@ def test_what_chance_would_give_counts_for_nothing() -> None:
     assert strict.counts(0.95, R0) == 0.95
 
 
+def test_what_was_applied_is_exported_not_what_was_asked_for() -> None:
+    strict = small(k=2, thresholds={"chance": 0.01})
+    graph = traced(strict, Node(R1, 0))
+    found = json.loads(to_json(graph))["rules"]
+    assert (found["matching"], found["k"], found["fold"]) == ("cosine", 2, "none")
+    wide, narrow = strict.counts(0.5, R1), strict.counts(0.5, R0)  # four latents and three
+    assert found["residual"]["graph"] == pytest.approx([narrow, wide], abs=1e-4)
+    assert found["residual"]["high"] == pytest.approx([narrow, wide], abs=1e-4)
+    assert found["mlp"]["graph"] == pytest.approx([strict.counts(0.15, M1)] * 2, abs=1e-4)
+    told = f"left out of graphs: residual stream below {narrow:.2f}–{wide:.2f}, MLPs below"
+    assert told in to_dot(graph)
+    assert told in nx.read_graphml(io.BytesIO(to_graphml(graph).encode())).graph["rules"]
+    assert layer_statistics(strict)[1].cut == strict.counts(0.5, R0)
+    plain = traced(small(), Node(R1, 0)).rules
+    assert plain["residual"] == {"graph": [0.5, 0.5], "high": [0.5, 0.5]}
+    assert plain["attention"] == {"graph": [0.15, 0.15], "high": [0.25, 0.25]}
+
+
 def test_a_graph_goes_back_and_on_and_takes_the_modules_along() -> None:
     graph = traced(small(), Node(R1, 2))
     assert [str(node) for node in graph.nodes] == ["1.attn_out:0", "1.resid_post:2", "2.resid_post:2"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from adapters.protocols import Roots
 from harness.activations.site import Site
+from harness.flow.method import FlowMethod
 from harness.flow.options import Flow, Thresholds
 from harness.flow.places import Link, depth, links, problems, residual_sites
 from harness.metrics.flow.steering import FlowSteering
+from harness.metrics.flow.transition import FlowTransition
+from harness.spec.experiment import Experiment
 
 R0, R1, R2 = (Site(index=i) for i in range(3))
 M1, A1 = Site(index=1, point="mlp_out"), Site(index=1, point="attn_out")
@@ -91,6 +96,76 @@ def test_every_setting_of_a_steering_study_has_its_own_numbers() -> None:
     numbers = study.numbers()
     assert len({(n.id, tuple(sorted(n.params.items()))) for n in numbers}) == len(numbers)
     assert len(numbers) == 1 + 4 * 4
+
+
+SPEC: dict[str, Any] = {
+    "model": {"adapter": "pocket"},
+    "layers": [{"index": 0}, {"index": 1, "point": "mlp_out"}, {"index": 1}, {"index": 2}],
+    "dataset": {
+        "eval": {
+            name: {"adapter": "pocket", "domain": name, "split": "eval", "documents": 4, "context": 40}
+            for name in ("general", "chemistry")
+        }
+    },
+    "sae": {"variant": "topk", "width": 48, "k": 8},
+    "metrics": [{"metric": "flow_matching"}],
+}
+AIM = {"target": "chemistry"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seeds": ["1:999"]}, "1:999: the SAE at 1.resid_post has the latents 0 to 47"),
+        ({"seeds": ["5:3"]}, "there is no SAE at 5.resid_post; there are 0.resid_post, 1.resid_post, 2.resid_post"),
+        ({"seeds": ["1.resid_pre:3"]}, "no SAE at 1.resid_pre"),
+        ({"layer": 9}, "layer 9: no SAE reads"),
+        ({"span": [7, 9]}, "span 7 to 9: no SAE reads"),
+        ({"fold": "threshold"}, "the topk SAE at 0.resid_post has no positive thresholds"),
+        ({"seeds": ["1:47"], "layer": 2, "span": [2, 9], "fold": "none"}, ""),
+    ],
+)
+def test_steering_that_has_no_place_here_is_refused(options: dict[str, Any], said: str) -> None:
+    experiment = Experiment.model_validate({**SPEC, "flow": {}})
+    found = FlowSteering.model_validate({**AIM, **options}).problems(experiment, Roots(Path()))
+    assert [said in message for message in found] == ([True] if said else [])
+
+
+def test_nothing_is_added_before_the_first_block() -> None:
+    experiment = Experiment.model_validate(
+        {**SPEC, "flow": {}, "layers": [{"index": 0, "point": "resid_pre"}, {"index": 0}]}
+    )
+    found = FlowSteering.model_validate({**AIM, "seeds": ["0.resid_pre:3"]}).problems(experiment, Roots(Path()))
+    assert "before the first block" in " ".join(found)
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": ["zzz"]}, {"seeds": ["1.mlp_out:3"]}, {"span": [9, 2]}, {"span": [-1, 2]}])
+def test_latents_and_spans_are_written_in_one_way(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        FlowSteering.model_validate({**AIM, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"matching": "folded"}, "the topk SAE at 0.resid_post has no positive thresholds"),
+        ({"domain": "nowhere"}, "no evaluation domain nowhere (known: general, chemistry)"),
+        ({"matching": "folded", "fold": "activation", "domain": "chemistry"}, ""),
+    ],
+)
+def test_a_flow_that_cannot_be_made_is_refused(options: dict[str, Any], said: str) -> None:
+    flow = Flow.model_validate(options)
+    experiment = Experiment.model_validate({**SPEC, "flow": options})
+    assert [said in message for message in flow.complaints(experiment, Roots(Path()))] == ([True] if said else [])
+    method = FlowMethod.model_validate({"latents": ["1:3"], "matching": options})
+    steered = Experiment.model_validate({**SPEC, "steering": method.plain()})
+    assert [said in message for message in method.complaints(steered, Roots(Path()))] == ([True] if said else [])
+
+
+def test_carrying_further_than_there_are_layers_is_refused() -> None:
+    experiment = Experiment.model_validate({**SPEC, "flow": {}})
+    assert FlowTransition(steps=(1, 2)).problems(experiment, Roots(Path())) == ()
+    assert "at most 2 steps" in " ".join(FlowTransition(steps=(3,)).problems(experiment, Roots(Path())))
 
 
 def test_reading_the_sections_needs_no_torch() -> None:

@@ -109,6 +109,8 @@ def test_a_loaded_vector_is_its_bytes_and_not_its_path(roots: Roots) -> None:
         ("sae_latent", {"layers": 2}, "that of the SAE"),
         ("flow", {"layers": 2}, "those of its paths"),
         ("flow", {"latents": ["three"]}, "match pattern"),
+        ("flow", {"latents": ["3.foo:1"]}, "match pattern"),
+        ("flow", {"latents": ["3:1"], "span": [2, 1]}, "comes after the last"),
         ("flow", {"latents": []}, "at least 1"),
         ("stack", {"scale": 2.0}, "in the parts"),
         ("stack", {"parts": [{"method": "nonsense"}]}, "nonsense"),

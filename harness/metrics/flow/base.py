@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.flow.checks import unfoldable
+from harness.flow.checks import unfoldable, unread
 from harness.flow.places import problems
 from harness.metrics.base import Array
 from harness.metrics.study import Study
@@ -20,19 +20,21 @@ class FlowStudy(Study):
 
     needs: ClassVar[frozenset[str]] = frozenset({"sae", "flow"})
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
-        """Sites through which no flow can be traced, and thresholds that are to be folded where there are none."""
-        folded = unfoldable(experiment) if self.folds_thresholds else ()
-        return (*problems(experiment.sites), *(f"{self.metric}: {message}" for message in folded))
-
     @property
-    def folds_thresholds(self) -> bool:
-        """Whether it scales latents by their thresholds."""
-        return False
+    def folds(self) -> frozenset[str]:
+        """What latents are scaled by: `threshold`, `activation` or neither."""
+        return frozenset()
 
-    def fold_texts(self, experiment: Experiment, roots: Roots, read: bool) -> Json:
-        """Identity of the texts that mean activations are taken on, those maps may be fitted on; None where not `read`."""
-        return experiment.flow.texts(experiment, roots) if read and experiment.flow else None
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        """Sites through which no flow can be traced, and scales that these SAEs and texts do not give."""
+        thresholds = unfoldable(experiment) if "threshold" in self.folds else ()
+        texts = unread(experiment.flow, experiment) if "activation" in self.folds else ()
+        return (*problems(experiment.sites), *(f"{self.metric}: {message}" for message in (*thresholds, *texts)))
+
+    def fold_texts(self, experiment: Experiment, roots: Roots) -> Json:
+        """Identity of the texts that mean activations are taken on, those maps may be fitted on; None where none are."""
+        flow = experiment.flow if "activation" in self.folds else None
+        return flow.texts(experiment, roots) if flow else None
 
 
 def share(part: Array, whole: Array) -> Array:

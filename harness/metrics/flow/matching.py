@@ -6,7 +6,8 @@ cosine between the decoder rows of a latent and of its best match in P, whatever
 =================  ====================================================================  ===========
 number             formula                                                               better
 =================  ====================================================================  ===========
-`rate`             share of latents with s(R) ≥ `flow.thresholds.cut`                    higher
+`rate`             share of latents with s(R) ≥ `flow.thresholds.cut`, or ≥ what         higher
+                   chance gives with `flow.thresholds.chance` where that is more
 `score`            mean s(R)                                                             higher
 `translated`       share with high s(R), low s(M) and s(A)                               (a property)
 `processed`        share with high s(R), and high s(M) or s(A)                           (a property)
@@ -14,7 +15,9 @@ number             formula                                                      
 `unexplained`      share with everything low                                             (a property)
 =================  ====================================================================  ===========
 
-Units are latents, drawn evenly from all layers; those of two seeds are not the same, so nothing is paired.
+High is `flow.thresholds.residual` and `.module`, raised to what chance gives likewise; the cut-offs applied are in the
+report and in exported graphs. Units are latents, drawn evenly from all layers; those of two seeds are not the same, so
+nothing is paired.
 """
 
 from __future__ import annotations

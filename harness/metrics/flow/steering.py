@@ -34,11 +34,14 @@ number             formula                                                      
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from adapters.protocols import Judge
+from harness.flow.checks import Latent, Span, unknown_latents, unreached_span
+from harness.flow.places import block_of, residual_sites
 from harness.metrics.base import Array, Estimator
 from harness.metrics.flow.base import FlowStudy, share
 from harness.metrics.study import Findings
@@ -72,13 +75,13 @@ class FlowSteering(FlowStudy):
     """Whether the theme is written or removed."""
     layer: Annotated[int, Field(ge=0)] | None = None
     """Decoder block whose latents are seeds; default the middle of the residual sites."""
-    seeds: tuple[str, ...] = ()
+    seeds: tuple[Latent, ...] = ()
     """Seed latents, e.g. `12:4111`; default the `select` most telling ones."""
     select: PositiveInt = 3
     """Seeds chosen where none are given: latents with the largest positive difference between the shares of tokens on which
     they fire in the target domain and in all others, among those whose path (or graph) has two latents or more; where
     there is none of that kind, the largest difference alone. The same seeds for every schedule."""
-    span: tuple[int, int] | None = None
+    span: Span | None = None
     """First and last decoder block that is steered; default the whole path."""
     schedules: Annotated[tuple[Schedule, ...], Field(min_length=1)] = ("single", "constant")
     """How strength depends on the layer; one set of numbers each."""
@@ -127,16 +130,24 @@ class FlowSteering(FlowStudy):
             wrong.append("flow_steering: telling domains apart needs two evaluation domains or more")
         if self.judge is not None and type(self.judge).chat is Judge.chat:
             wrong.append(f"flow_steering: the judge {self.judge.adapter!r} rates no texts; it needs a chat model")
+        wrong += [f"flow_steering: {message}" for message in self._misplaced(experiment)]
         return (*super().problems(experiment, roots), *wrong)
 
+    def _misplaced(self, experiment: Experiment) -> Iterator[str]:
+        """Latents, layers and blocks that this experiment does not have."""
+        blocks = [block_of(site) for site in residual_sites(experiment.sites)]
+        if self.layer is not None and self.layer not in blocks:
+            yield f"layer {self.layer}: no SAE reads the residual stream behind this block, but behind {blocks}"
+        yield from unknown_latents(experiment, self.seeds)
+        yield from unreached_span(experiment, self.span)
+
     @property
-    def folds_thresholds(self) -> bool:
-        return self.action == "activate" and self.fold == "threshold"
+    def folds(self) -> frozenset[str]:
+        return frozenset({self.fold} if self.action == "activate" else ())
 
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         judge = None if self.judge is None else self.judge.identity(roots)
-        folded = self.action == "activate" and self.fold == "activation"
-        return {"judge": judge, "texts": self.fold_texts(experiment, roots, folded)}
+        return {"judge": judge, "texts": self.fold_texts(experiment, roots)}
 
     def preview(self, experiment: Experiment, roots: Roots) -> str | None:
         if self.judge is None:

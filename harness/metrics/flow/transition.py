@@ -66,11 +66,11 @@ class FlowTransition(FlowStudy):
         return (*super().problems(experiment, roots), *wrong)
 
     @property
-    def folds_thresholds(self) -> bool:
-        return "threshold" in self.scales
+    def folds(self) -> frozenset[str]:
+        return frozenset(self.scales)
 
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
-        return {"texts": self.fold_texts(experiment, roots, "activation" in self.scales)}
+        return {"texts": self.fold_texts(experiment, roots)}
 
     def run(self, lab: Lab) -> Findings:
         from harness.flow.studies.transition import run
