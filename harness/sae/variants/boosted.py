@@ -32,13 +32,12 @@ class Residual(SparseDictionarySAE):
         encoder = LinearEncoder(d_in, options.width, generator)
         chosen = selection(options.selection, options.k, options.threshold_momentum)
         super().__init__(options, encoder, torch.zeros(options.width, d_in), chosen, squared_error)
-        self.rows = (encoder.weight, encoder.bias)
         self.b_dec.requires_grad_(False)
 
     @torch.no_grad()
     def begin(self, mean: Tensor, scale: float) -> None:
         """Starts the encoder's bias so that the mean hidden state gives pre-activation zero."""
-        weight, bias = self.rows
+        weight, bias = self.encoder.get_parameter("weight"), self.encoder.get_parameter("bias")
         bias.copy_(-(weight @ (mean * scale)))
 
 
@@ -55,6 +54,12 @@ class Ensemble(SparseAutoencoder):
     @property
     def bases(self) -> tuple[SparseAutoencoder, ...]:
         return self._boosts
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Ensemble:
+        for boost in self._boosts:
+            boost._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
         codes = encode_together(x, self._boosts[0].base, [boost.residual for boost in self._boosts])
