@@ -13,7 +13,7 @@ from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
 from harness.spec.experiment import Experiment
 from harness.spec.explain import at
-from harness.spec.loaded import check_loaded
+from harness.spec.loaded import check_loaded, sae_sections
 from harness.spec.nodes import Path_
 
 Finding = tuple[Path_, str]
@@ -171,7 +171,18 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
             data.identity(roots)
         except _WRONG as error:
             yield path, str(error)
+    if facts:
+        yield from _dimensions(experiment, facts.d_model)
     yield from check_loaded(experiment, facts, roots)
+
+
+def _dimensions(experiment: Experiment, d_model: int) -> Iterator[Finding]:
+    for _, path, section, _ in sae_sections(experiment):
+        if isinstance(section, Variant):
+            try:
+                section.check_d_in(d_model)
+            except ValueError as error:
+                yield path, str(error)
 
 
 def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:

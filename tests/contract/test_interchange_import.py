@@ -222,3 +222,27 @@ def test_saes_of_another_place_are_refused_at_validation(
     assert done.code == 2
     assert done.err.startswith(place)
     assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("sae", "said"),
+    [
+        (f"{{variant: fine_tuned, k: {F}, base: BASE}}", None),
+        (f"{{variant: fine_tuned, k: {F + 1}, base: BASE}}", f"k = {F + 1} active latents cannot exceed"),
+        (f"{{variant: stitched, grafted: {F + 1}, base: BASE}}", f"has only {F} latents"),
+        (
+            f"{{variant: extended, extra_width: {F + 1}, init: most_active, base: BASE}}",
+            f"has only {F} latents to copy",
+        ),
+        (f"{{variant: pca, k: {D_MODEL + 1}}}", f"components do not exist in {D_MODEL} dimensions"),
+    ],
+)
+def test_what_a_loaded_base_or_the_model_is_too_small_for_is_refused_at_validation(
+    bench: Workbench, command: Command, sae: str, said: str | None
+) -> None:
+    weights = random(encoder__weight=(F, D_MODEL), encoder__bias=(F,), W_dec=(F, D_MODEL), b_dec=(D_MODEL,))
+    sparsify(bench.root, "layers.0", weights=weights, d_in=D_MODEL)
+    bench.write("specs/s.yaml", spec(sae.replace("BASE", "{load: {adapter: sparsify, path: layers.0}}")))
+    done = command("validate", "s")
+    assert done.code == (0 if said is None else 2), done.err
+    assert said is None or (said in done.err and done.err.startswith("specs/s.yaml:8:"))

@@ -46,6 +46,8 @@ class Ensemble(SparseAutoencoder):
 
     def __init__(self, options: EnsembleOptions, d_in: int, generator: torch.Generator, *boosts: Boosted) -> None:
         super().__init__()
+        if not all(isinstance(boost, Boosted) for boost in boosts):
+            raise InvalidInput("an ensemble is made of boosted SAEs; another SAE stands among its boosts")
         if not boosts or any(digest(boost.base) != digest(boosts[0].base) for boost in boosts):
             raise InvalidInput("an ensemble needs one or more boosted SAEs of the same base")
         self._boosts = boosts

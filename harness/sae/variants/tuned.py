@@ -57,7 +57,9 @@ class FineTuned(Tuned):
 
 
 class Extended(Tuned):
-    """New latents beside the frozen old ones, k + extra_k active in common; all of the base stays as it is.
+    """New latents beside the frozen old ones, k + extra_k active in common; all weights of the base stay as they are.
+
+    Thresholds do not: old and new latents compete in BatchTopK, whose one running threshold then holds for both.
 
     `random`: encoder rows of the base's mean norm, zero at the mean hidden state; decoder rows in the same direction.
     `most_active`: copies of the base's latents that fire most often on the first training batch.
@@ -67,6 +69,8 @@ class Extended(Tuned):
         self, options: ExtendedOptions, d_in: int, generator: torch.Generator, base: SparseAutoencoder
     ) -> None:
         old, b_dec = single_group(base, d_in)
+        if options.init == "most_active" and options.extra_width > old.width:
+            raise InvalidInput(f"{options.extra_width} new latents cannot be copies of the base's {old.width}")
         super().__init__(options, _grown(old, options.extra_width, generator), b_dec, options.extra_k, generator)
         self.old, self.init = old.width, options.init
         self.b_dec.requires_grad_(False)
@@ -151,11 +155,14 @@ def single_group(base: SparseAutoencoder, d_in: int) -> tuple[Group, Tensor]:
 
 
 def _selection(options: FineTunedOptions, group: Group, extra_k: int) -> Selection:
-    if isinstance(group.rule, TopRule):
-        return TokenSelection((options.k or group.rule.k) + extra_k)
-    if options.k is None:
+    given = options.k or (group.rule.k if isinstance(group.rule, TopRule) else None)
+    if given is None:
         raise InvalidInput("the base has thresholds: say with k how many latents per token BatchTopK keeps active")
-    return BatchSelection(options.k + extra_k, options.threshold_momentum)
+    if given + extra_k > group.width:
+        raise InvalidInput(f"{given + extra_k} active latents cannot exceed the {group.width} there are")
+    if isinstance(group.rule, TopRule):
+        return TokenSelection(given + extra_k)
+    return BatchSelection(given + extra_k, options.threshold_momentum)
 
 
 def _grown(old: Group, extra: int, generator: torch.Generator) -> Group:
