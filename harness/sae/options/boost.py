@@ -57,10 +57,13 @@ class EnsembleOptions(Variant):
 
     implementation: ClassVar[str] = "harness.sae.variants.boosted:Ensemble"
     trained: ClassVar[bool] = False
+    handling: ClassVar[frozenset[str]] = frozenset({"domains"})  # names; what stands behind them made the boosts
 
     variant: Literal["boost_ensemble"] = "boost_ensemble"
     boosts: Annotated[tuple[Base, ...], Field(min_length=1)]
     """The boosted SAEs, each a section as under `sae:`; all must have the same base."""
+    domains: tuple[str, ...] = ()
+    """Which of `dataset.domains` each boost is trained on, one name per boost; default: all on `dataset.train`."""
 
     @property
     def base_sections(self) -> tuple[Any, ...]:
@@ -78,6 +81,8 @@ class EnsembleOptions(Variant):
                 raise ValueError(f"the variant {boost.variant!r} cannot stand among the boosts: only `boosted` can")
             if boost.base != native[0].base:
                 raise ValueError("all boosts must have the same base: write the same section under each")
+        if self.domains and len(self.domains) != len(self.boosts):
+            raise ValueError(f"domains names {len(self.domains)} texts for {len(self.boosts)} boosts: one for each")
         return self
 
 
