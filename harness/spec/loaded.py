@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots)
             yield path, str(error)
             continue
         if facts is not None:
-            yield from ((path, message) for message in _misfits(facts, site, model))
+            yield from ((path, message) for message in _misfits(facts, site, model, _name(experiment, roots)))
             yield from ((path, message) for message in _too_small(facts, above))
 
 
@@ -66,12 +67,37 @@ def _too_small(facts: SaeFacts, above: Variant | None) -> Iterator[str]:
             yield str(error)
 
 
-def _misfits(facts: SaeFacts, site: Site, model: ModelFacts | None) -> Iterator[str]:
+def _name(experiment: Experiment, roots: Roots) -> str | None:
+    try:
+        return experiment.model.published_name(roots)
+    except (InvalidInput, ValueError, OSError):
+        return None  # the model's own place in the spec says what is wrong with it
+
+
+def _misfits(facts: SaeFacts, site: Site, model: ModelFacts | None, name: str | None) -> Iterator[str]:
+    if facts.model is not None and name is not None and other_model(facts.model, name):
+        yield f"this SAE was trained on the model {facts.model}, the spec reads {name}"
     if model is not None and facts.d_in is not None and facts.d_in != model.d_model:
         yield f"this SAE reads {facts.d_in} dimensions, the model's hidden states have {model.d_model}"
     if facts.layer is not None and _stream(facts.layer, facts.point or site.point) != _stream(site.index, site.point):
         point = f".{facts.point}" if facts.point else ""
         yield f"this SAE was trained on layer {facts.layer}{point}, the spec reads layer {site}"
+
+
+def other_model(stated: str, read: str) -> bool:
+    """Whether two names are clearly those of different models.
+
+    Owners and spelling do not count, and one name may be short for the other: TransformerLens calls `openai-community/gpt2`
+    `gpt2-small`, and SAEs of a base model are read on its `-it` on purpose.
+    """
+    one, two = sorted(map(_plain_name, (stated, read)), key=len)
+    return not two.startswith(one)
+
+
+def _plain_name(name: str) -> str:
+    """`roneneldan/TinyStories-1Layer-21M` and `tiny-stories-1L-21M` become `tinystories1l21m`."""
+    plain = re.sub(r"[^a-z0-9.]", "", name.rstrip("/").rpartition("/")[2].lower())
+    return re.sub(r"(\d)layers?", r"\1l", plain)
 
 
 def _stream(layer: int, point: Point) -> tuple[int, Point]:
