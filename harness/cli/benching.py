@@ -33,8 +33,8 @@ def train(
     timings = [timing for shape in SHAPES for timing in compare(shape, rounds, device=device, torch_path=torch_path)]
     memories = [compare_memory(shape, device) for shape in SHAPES]
     if as_json:
-        memory = [{**asdict(item), "ratio": item.ratio} for item in memories]
-        print_json({"timings": [asdict(timing) for timing in timings], "memory": memory})
+        sizes = [{**asdict(item), "ratio": item.ratio} for item in memories]
+        print_json({"timings": [asdict(timing) for timing in timings], "memory": sizes})
         return
     typer.echo(
         "d_in  width   batch  step                        tokens/s  × sae-lens' speed  × TopK's time  × torch's speed"
@@ -48,8 +48,8 @@ def train(
     typer.echo("\nd_in  width   batch  peak memory of a step at k    TopK MiB  HierarchicalTopK MiB  × TopK's memory")
     for memory in memories:
         shape = f"{memory.shape.d_in:<5} {memory.shape.width:<7} {memory.shape.batch:<6}"
-        sizes = f"{memory.topk / 2**20:8,.0f}  {memory.hierarchical / 2**20:20,.0f}"
-        typer.echo(f"{shape} k={memory.k:<27} {sizes} {memory.ratio:16.2f}")
+        used = f"{memory.topk / 2**20:8,.0f}  {memory.hierarchical / 2**20:20,.0f}"
+        typer.echo(f"{shape} k={memory.k:<27} {used} {memory.ratio:16.2f}")
 
 
 @app.command()
