@@ -13,7 +13,7 @@ from pydantic import Field
 
 from adapters.folder import read_json
 from adapters.protocols import Roots, SaeFacts, SaeSource
-from adapters.sae_files import config_object, digests, optional_positive, positive, sae_folder
+from adapters.sae_files import config_object, digests, model_of, optional_positive, positive, sae_folder
 from harness.errors import NotAvailable, RefusedFile
 from harness.section import Json
 
@@ -73,7 +73,8 @@ class DictionaryLearningSource(SaeSource):
         layer = trainer.get("layer")
         stated = layer if isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 else None
         submodule = str(trainer.get("submodule_name") or "")
-        return SaeFacts(d_in, width, stated, next((p for p in _POINTS if submodule.startswith(p)), None))
+        point = next((p for p in _POINTS if submodule.startswith(p)), None)
+        return SaeFacts(d_in, width, stated, point, model_of(trainer, "lm_name"))
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         """The SAE in float32. Raises RefusedFile when the weights are not those config.json promises."""

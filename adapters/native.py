@@ -15,7 +15,7 @@ from pydantic import Field
 
 from adapters.folder import read_json
 from adapters.protocols import Roots, SaeFacts, SaeSource
-from adapters.sae_files import config_object, digests, optional_positive, positive, sae_folder, site_of
+from adapters.sae_files import config_object, digests, model_of, optional_positive, positive, sae_folder, site_of
 from harness.errors import RefusedFile
 from harness.section import Json
 
@@ -49,7 +49,8 @@ class NativeSource(SaeSource):
         options = config_object(header.get("options"), f"{self.path}/{HEADER}: options")
         d_in = positive(header, "d_in", f"{self.path}/{HEADER}")
         width = None if header.get("bases") else optional_positive(options, "width", f"{self.path}/{HEADER}")
-        return SaeFacts(d_in, width, *site_of(_hook_name(folder)))
+        origin = _origin(folder)
+        return SaeFacts(d_in, width, *site_of(str(origin.get("hook_name") or "")), model_of(origin, "model_name"))
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         """The SAE with its bases. Raises RefusedFile when weights, header and bases do not fit together."""
@@ -97,11 +98,11 @@ def _files(folder: Path, depth: int = 0) -> Iterator[Path]:
             yield from _files(base, depth + 1)
 
 
-def _hook_name(folder: Path) -> str:
-    """The hook name that export.json states, or nothing: the file is for people and may be absent."""
+def _origin(folder: Path) -> dict[str, Json]:
+    """What export.json states, or nothing: the file is for people and may be absent."""
     if not (folder / ORIGIN).is_file():
-        return ""
-    return str(config_object(read_json(folder / ORIGIN), str(folder / ORIGIN)).get("hook_name") or "")
+        return {}
+    return config_object(read_json(folder / ORIGIN), str(folder / ORIGIN))
 
 
 def _check_sizes(folder: Path) -> None:

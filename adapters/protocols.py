@@ -47,6 +47,8 @@ class SaeFacts:
     """Number of the decoder block it was trained on, counted from 0."""
     point: Point | None = None
     """Which hidden state of the block; None where only the block is stated."""
+    model: str | None = None
+    """Name of the language model it was trained on, as its files have it: `google/gemma-2-2b` or `gemma-2-2b`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ class ModelAdapter(Section):
 
     def hook_module(self, roots: Roots, site: Site) -> str | None:
         """Path of the module at which `site` is read, e.g. `model.layers.3`; None when it cannot be known here."""
+        return None
+
+    def published_name(self, roots: Roots) -> str | None:
+        """The name by which others know the model, e.g. `google/gemma-2-2b`; None for what lies in a local folder."""
         return None
 
     @abstractmethod

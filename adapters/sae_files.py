@@ -81,6 +81,12 @@ def site_of(hook: str) -> tuple[int | None, Point | None]:
     return (int(found[1]), _POINTS.get(found[2])) if found else (None, None)
 
 
+def model_of(config: dict[str, Json], *keys: str) -> str | None:
+    """The name of the language model under the first of `keys` that has one; None for paths: they mean nothing here."""
+    found = next((value for key in keys if isinstance(value := config.get(key), str) and value), None)
+    return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]
+
+
 def _digest_of(path: Path) -> str:
     stat = path.stat()
     return _digest(path, stat.st_size, stat.st_mtime_ns)

@@ -69,6 +69,9 @@ class TransformersModel(ModelAdapter):
         config = cached_file("model", self.id, commit, "config.json") if commit else None
         return facts_of(read_json(config), self.id) if config else None
 
+    def published_name(self, roots: Roots) -> str | None:
+        return None if self.folder(roots) else self.id
+
     def hook_module(self, roots: Roots, site: Site) -> str | None:
         return hook_module(str(self.folder(roots) or self.id), self.revision, site)
 

@@ -36,6 +36,9 @@ class PocketModel(ModelAdapter):
     def facts(self, roots: Roots) -> ModelFacts:
         return folder_facts(FOLDER)
 
+    def published_name(self, roots: Roots) -> str:
+        return self.adapter
+
     def hook_module(self, roots: Roots, site: Site) -> str | None:
         return hook_module(str(FOLDER), None, site)
 

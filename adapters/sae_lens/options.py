@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from harness.sae.options import Share, Variant
+from harness.sae.options import Activation, Share, Variant
 from harness.section import Json
 
 _TRAINER = "adapters.sae_lens.trained:TrainedBySaeLens"
@@ -29,6 +29,14 @@ class SaeLensOptions(Variant):
     """Share of the steps in which the sparsity penalty rises linearly."""
     decoder_norm: PositiveFloat = 0.1
     """Norm of the decoder rows at initialisation."""
+
+    @property
+    def latents(self) -> int:
+        return self.width
+
+    @property
+    def activation(self) -> Activation:
+        return "thresholds"
 
     def config(self) -> dict[str, Json]:
         """Fields of sae-lens' training configuration, apart from sizes and warm-up."""

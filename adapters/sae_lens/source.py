@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from adapters.folder import read_json
 from adapters.protocols import Roots, SaeFacts, SaeSource
-from adapters.sae_files import config_object, digests, optional_positive, sae_folder, site_of
+from adapters.sae_files import config_object, digests, model_of, optional_positive, sae_folder, site_of
 from harness.section import Json
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class SaeLensSource(SaeSource):
         where = f"{self.path}/{CONFIG}"
         config = config_object(read_json(self.folder(roots) / CONFIG), where)
         metadata = config.get("metadata")
-        hook = (metadata if isinstance(metadata, dict) else config).get("hook_name")
+        stated = metadata if isinstance(metadata, dict) else config  # of older versions
         d_in, width = (optional_positive(config, key, where) for key in ("d_in", "d_sae"))
-        return SaeFacts(d_in, width, *site_of(str(hook or "")))
+        return SaeFacts(d_in, width, *site_of(str(stated.get("hook_name") or "")), model_of(stated, "model_name"))
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         from adapters.sae_lens.loaded import from_disk, from_registry

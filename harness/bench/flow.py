@@ -9,15 +9,13 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from harness.flow.matching import SOURCE_ROWS, TARGET_ROWS, nearest
+from harness.meters import high_water, now
 
 WIDTH, D_IN, PAIRS = 16_384, 2_304, 26
 """Gemma-2-2B with Gemma Scope's 16k dictionaries: pairs of consecutive residual layers, and one more."""
@@ -76,17 +74,11 @@ def peak_memory(width: int, d_in: int, k: int, device: str = "cpu") -> int:
 def _round(width: int, d_in: int, k: int, device: torch.device, number: int) -> tuple[float, float]:
     source, target = _layers(width, d_in, device, number)
     out = torch.empty(SOURCE_ROWS * TARGET_ROWS, device=device)
-    start = _now(device)
+    start = now(device)
     nearest(source, target, k)
-    middle = _now(device)
+    middle = now(device)
     products(source, target, out)
-    return middle - start, _now(device) - middle
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter()
+    return middle - start, now(device) - middle
 
 
 def _layers(width: int, d_in: int, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
@@ -98,18 +90,9 @@ def _layers(width: int, d_in: int, device: torch.device, seed: int) -> tuple[Ten
 def _peak_of_process(width: int, d_in: int, k: int) -> int:
     nearest(*_layers(256, d_in, torch.device("cpu"), 0), k)
     layers = _layers(width, d_in, torch.device("cpu"), 0)
-    before = _high_water()
+    before = high_water()
     nearest(*layers, k)
-    return _high_water() - before
-
-
-def _high_water() -> int:
-    """Largest memory of this process in bytes. Linux counts a parent's into `ru_maxrss`, but not into `VmHWM`."""
-    try:
-        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    return high_water() - before
 
 
 def _peak_on_device(width: int, d_in: int, k: int, device: torch.device) -> int:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 
 from harness.activations.site import Site
 from harness.errors import NotAvailable
+from harness.meters import high_water
 from harness.sae.backends import forced
 from harness.sae.base import TrainableSAE
+from harness.sae.memory import release
 from harness.sae.options import HierarchicalTopKOptions, KronOptions, TopKOptions, Variant
 from harness.sae.trainee import NativeTrainee
 from harness.sae.training import TrainingOptions
@@ -160,29 +161,62 @@ def sae_lens_step(shape: Shape, x: Tensor) -> Step:
     return step
 
 
-def peak_memory(shape: Shape, options: Variant) -> int:
-    """Bytes that the process of two training steps grows beyond the imports and the hidden states.
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of two training steps beyond the hidden states: weights, moments, gradients and what a step makes."""
 
-    Run in a fresh process, since a process's peak never falls.
+    shape: Shape
+    k: int
+    topk: int
+    hierarchical: int
+
+    @property
+    def ratio(self) -> float:
+        """HierarchicalTopK's over TopK's at the same k and width."""
+        return self.hierarchical / self.topk
+
+
+def compare_memory(shape: Shape, device: str = "cpu", k: int = 64) -> Memory:
+    """Memory of HierarchicalTopK's step beside TopK's."""
+    k = min(k, shape.width)
+    options = (TopKOptions(width=shape.width, k=k), HierarchicalTopKOptions(width=shape.width, k=k))
+    return Memory(shape, k, *(peak_memory(shape, option, device) for option in options))
+
+
+def peak_memory(shape: Shape, options: Variant, device: str = "cpu") -> int:
+    """Bytes that two training steps need at most beyond the imports and the hidden states.
+
+    On the CPU in a fresh process, since a process's peak never falls.
     """
+    if torch.device(device).type == "cuda":
+        return _peak_on_device(shape, options, torch.device(device))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak, shape, options).result()
+        return pool.submit(_peak_of_process, shape, options).result()
 
 
-def memory_ratio(shape: Shape, k: int = 64) -> float:
-    """Peak memory of HierarchicalTopK's step over that of TopK's at the same k and width."""
-    hierarchical = peak_memory(shape, HierarchicalTopKOptions(width=shape.width, k=k))
-    return hierarchical / peak_memory(shape, TopKOptions(width=shape.width, k=k))
-
-
-def _peak(shape: Shape, options: Variant) -> int:
-    native_step(TopKOptions(width=8, k=1), torch.randn(8, 8))()  # compiles or loads what both need
+def _peak_of_process(shape: Shape, options: Variant) -> int:
+    small = torch.randn(8, 8)
+    for kind in (TopKOptions(width=8, k=1), HierarchicalTopKOptions(width=8, k=1)):
+        native_step(kind, small)()  # compiles or loads what both need
     x = torch.randn(shape.batch, shape.d_in)
-    before = getrusage(RUSAGE_SELF).ru_maxrss
+    before = high_water()
+    _two_steps(options, x)
+    return high_water() - before
+
+
+def _peak_on_device(shape: Shape, options: Variant, device: torch.device) -> int:
+    release()
+    x = torch.randn(shape.batch, shape.d_in, device=device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    _two_steps(options, x)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _two_steps(options: Variant, x: Tensor) -> None:
     step = native_step(options, x)
     step()
     step()
-    return (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 def _timing(shape: Shape, name: str, times: dict[str, list[float]]) -> Timing:

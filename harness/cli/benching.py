@@ -20,19 +20,21 @@ def train(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps against sae-lens' TopK, interleaved in one process.
+    """Time training steps against sae-lens' TopK, interleaved in one process, and compare their memory.
 
     Example: `latentbench bench train --rounds 3`
     """
     from dataclasses import asdict
 
-    from harness.bench.train import SHAPES, compare
+    from harness.bench.train import SHAPES, compare, compare_memory
     from harness.execute.placing import resolve_device
 
     device = resolve_device(device)
     timings = [timing for shape in SHAPES for timing in compare(shape, rounds, device=device, torch_path=torch_path)]
+    memories = [compare_memory(shape, device) for shape in SHAPES]
     if as_json:
-        print_json([asdict(timing) for timing in timings])
+        sizes = [{**asdict(item), "ratio": item.ratio} for item in memories]
+        print_json({"timings": [asdict(timing) for timing in timings], "memory": sizes})
         return
     typer.echo(
         "d_in  width   batch  step                        tokens/s  × sae-lens' speed  × TopK's time  × torch's speed"
@@ -43,6 +45,11 @@ def train(
         over_torch = f" {item.speedup_over_torch:16.2f}" if item.speedup_over_torch else ""
         speed = f"{item.candidate:<27} {item.tokens_per_second:8,.0f}"
         typer.echo(f"{shape} {speed} {faster} {item.cost_over_topk:14.2f}{over_torch}")
+    typer.echo("\nd_in  width   batch  peak memory of a step at k    TopK MiB  HierarchicalTopK MiB  × TopK's memory")
+    for memory in memories:
+        shape = f"{memory.shape.d_in:<5} {memory.shape.width:<7} {memory.shape.batch:<6}"
+        used = f"{memory.topk / 2**20:8,.0f}  {memory.hierarchical / 2**20:20,.0f}"
+        typer.echo(f"{shape} k={memory.k:<27} {used} {memory.ratio:16.2f}")
 
 
 @app.command()

@@ -72,9 +72,9 @@ def _origin(record: Record, experiment: Experiment, roots: Roots) -> Origin:
 
 
 def _model_name(model: ModelAdapter) -> str:
-    """The model's id; of a folder elsewhere on this machine only its name, which means something to others."""
+    """The model's id; of a folder elsewhere on this machine only its name, written as a path: no model of the hub is meant."""
     name = str(getattr(model, "id", model.adapter))
-    return Path(name).name if name.startswith(("/", "~")) else name
+    return f"./{Path(name).name}" if name.startswith(("/", "~")) else name
 
 
 def _to_sae_lens(stored: Stored, output: Path, origin: Origin) -> None:

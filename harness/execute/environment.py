@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness.meters import high_water
 from harness.section import Json
 
 _PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba")
@@ -32,8 +33,8 @@ def environment(project: Path, device: str, threads: int, devices: int = 1) -> d
 
 def peak_memory_bytes() -> int:
     """Largest resident set so far, of this process or of one that it started: SAEs may be trained in those."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(high_water(), started if sys.platform == "darwin" else started * 1024)
 
 
 @cache

@@ -131,13 +131,13 @@ def _sae(
 ) -> SaeStages:
     if isinstance(section, LoadedSae):
         return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)), site)
-    below = experiment.dataset.base or data
-    bases = tuple(_sae(base, site, below, experiment, seed, model, roots) for base in section.base_sections)
+    below = zip(section.base_sections, experiment.dataset.below(section, data), strict=True)
+    bases = tuple(_sae(base, site, texts, experiment, seed, model, roots) for base, texts in below)
     tokens = _train_tokens(data, model, roots) if section.reads_texts else None
     payload = {
         "model": model,
         "site": site.plain(),
-        "sae": {**section.plain(), "version": type(section).version},
+        "sae": {**section.determining(), "version": type(section).version},
         "training": {**experiment.training.determining(), "version": experiment.training.version},
         "seed": seed,
     }

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from harness.errors import InvalidInput
 from harness.sae.backends import backend
 from harness.sae.backends.torch_ops import embedding_sum
 from harness.sae.codes import Codes
@@ -35,7 +36,10 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
     """The k largest of `weight · x + bias` per token, descending, without gradients.
 
     x [N, d_in], weight [width, d_in], bias [width]; equal pre-activations: the lower latent number wins on CPU.
+    Raises InvalidInput when k exceeds the width: the kernels do not check it and would read beyond the row.
     """
+    if k > weight.shape[0]:
+        raise InvalidInput(f"{k} active latents cannot exceed the dictionary width {weight.shape[0]}")
     values = x.new_empty(x.shape[0], k)
     indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
     with torch.no_grad():

@@ -175,7 +175,9 @@ class NativeTrainee:
 
 
 def _moments(state: dict[str, Tensor], prefix: str, parameter: Tensor) -> dict[str, Tensor]:
-    moments = {name.removeprefix(prefix): t.clone() for name, t in state.items() if name.startswith(prefix)}
+    """Copies of a parameter's moments and step count where the parameter is: fused Adam steps on nothing else."""
+    found = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    moments = {name: t.to(parameter.device, copy=True) for name, t in found.items()}
     for name, moment in moments.items():
         if name != "step" and moment.shape != parameter.shape:
             raise ValueError(f"{prefix}{name} has shape {list(moment.shape)} instead of {list(parameter.shape)}")

@@ -48,17 +48,26 @@ def _budgeted(cell: Cell, path: Path, roots: Roots, load: Load) -> Experiment:
     if not other_path.is_relative_to(roots.project.resolve()):
         raise InvalidInput(f"{budget.flops_of!r} leaves the project")
     reference = _reference(load(other_path), budget.label)
-    facts, data, other = experiment.model.facts(roots), experiment.dataset.train, reference.dataset.train
-    if facts is None:
-        raise InvalidInput("the size of the model must be known here to count operations; its config is not cached")
+    data, other = experiment.dataset.train, reference.dataset.train
     if not (
         isinstance(experiment.sae, Variant) and isinstance(reference.sae, Variant) and data and other and other.tokens
     ):
         raise InvalidInput("a budget needs an SAE that is trained, here and in the spec it refers to")
-    costs = [variant_cost(options, facts.d_model) for options in (reference.sae, experiment.sae)]
+    costs = [
+        variant_cost(options, _d_model(of, roots))
+        for options, of in ((reference.sae, reference), (experiment.sae, experiment))
+    ]
     tokens = max(data.context, tokens_at_equal_cost(costs[0], other.tokens, costs[1]))
     train = data.model_copy(update={"tokens": tokens})
     return experiment.model_copy(update={"dataset": experiment.dataset.model_copy(update={"train": train})})
+
+
+def _d_model(experiment: Experiment, roots: Roots) -> int:
+    """Dimensions of the hidden states; each spec's own, for the other may read another model."""
+    facts = experiment.model.facts(roots)
+    if facts is None:
+        raise InvalidInput("the size of the model must be known here to count operations; its config is not cached")
+    return facts.d_model
 
 
 def _reference(spec: SpecFile, label: str | None) -> Experiment:

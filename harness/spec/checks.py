@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from adapters.protocols import ModelFacts, Roots
+from adapters.protocols import DatasetAdapter, ModelFacts, Roots
 from harness.activations.site import Site
 from harness.errors import InvalidInput, Problem
 from harness.metrics.study import Study
-from harness.sae.options import Variant
+from harness.sae.options import BoostedOptions, EnsembleOptions, Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
-from harness.spec.experiment import Experiment
+from harness.spec.experiment import Data, Experiment
 from harness.spec.explain import at
-from harness.spec.loaded import check_loaded
+from harness.spec.loaded import check_loaded, sae_sections
 from harness.spec.nodes import Path_
 
 Finding = tuple[Path_, str]
@@ -36,7 +36,7 @@ def check(spec: SpecFile, roots: Roots) -> list[Problem]:
 
 def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     yield from _sections(experiment)
-    yield from _data(experiment)
+    yield from list(_domains(experiment)) or _data(experiment)
     yield from _devices(experiment)
     yield from _budgets(experiment)
     yield from _names(experiment, roots)
@@ -102,16 +102,9 @@ def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
 
 
 def _data(experiment: Experiment) -> Iterator[Finding]:
-    train = experiment.dataset.train
-    sections = [experiment.section_at(site) for site in experiment.sites]
-    trained = [section.variant for section in sections if isinstance(section, Variant) and section.reads_texts]
-    if trained:
-        if train is None:
-            yield ("dataset",), f"the variant {trained[0]!r} is trained, so dataset.train is required"
-        elif train.tokens is None and experiment.training.budget is None:
-            yield ("dataset", "train"), "state how many `tokens` to train on"
-        elif train.tokens is not None and train.tokens < train.context:
-            yield ("dataset", "train", "tokens"), f"{train.tokens} tokens are fewer than one context of {train.context}"
+    for site in experiment.sites:
+        for section, texts in _trained(experiment.section_at(site), experiment.dataset.train, experiment.dataset):
+            yield from _texts(section, texts, experiment)
     if experiment.shared_metrics and experiment.sae and not experiment.dataset.eval:
         yield ("dataset",), "dataset.eval is required: name at least one domain to measure on"
     for name, data in experiment.dataset.eval.items():
@@ -121,17 +114,57 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
             yield ("dataset", "eval", name, "tokens"), "evaluation counts `documents`, not tokens"
 
 
+def _trained(
+    section: Variant | LoadedSae, texts: DatasetAdapter | None, dataset: Data
+) -> Iterator[tuple[Variant, DatasetAdapter | None]]:
+    """Every SAE that is trained, those that others start from included, with its texts."""
+    if isinstance(section, Variant):
+        if section.reads_texts:
+            yield section, texts
+        for base, below in zip(section.base_sections, dataset.below(section, texts), strict=True):
+            yield from _trained(base, below, dataset)
+
+
+def _texts(section: Variant, texts: DatasetAdapter | None, experiment: Experiment) -> Iterator[Finding]:
+    if texts is None:
+        yield ("dataset",), f"the variant {section.variant!r} is trained, so dataset.train is required"
+        return
+    place = next(place for place, data in experiment.dataset.trained_on.items() if data is texts)
+    if texts.tokens is None and (experiment.training.budget is None or place != ("train",)):
+        yield ("dataset", *place), "state how many `tokens` to train on"
+    elif texts.tokens is not None and texts.tokens < texts.context:
+        yield ("dataset", *place, "tokens"), f"{texts.tokens} tokens are fewer than one context of {texts.context}"
+
+
+def _domains(experiment: Experiment) -> Iterator[Finding]:
+    """Whether the boosts of an ensemble can be trained on texts of their own."""
+    dataset = experiment.dataset
+    for _, path, section, _ in sae_sections(experiment):
+        if not isinstance(section, EnsembleOptions) or not section.domains:
+            continue
+        for number, name in enumerate(section.domains):
+            if name not in dataset.domains:
+                known = ", ".join(dataset.domains) or "none"
+                yield (*path, "domains", number), f"there are no texts {name!r} in dataset.domains (known: {known})"
+        native = [boost for boost in section.boosts if isinstance(boost, BoostedOptions)]
+        if dataset.base is None and any(isinstance(boost.base, Variant) for boost in native):
+            yield (
+                ("dataset",),
+                "boosts of several domains stand on one base: say in dataset.base what that is trained on",
+            )
+
+
 def _devices(experiment: Experiment) -> Iterator[Finding]:
     """Whether its SAEs can be trained on several devices."""
-    devices, train = experiment.devices, experiment.dataset.train
+    devices = experiment.devices
     if devices == 1:
         return
     sections = [experiment.section_at(site) for site in experiment.sites]
     trained = {name for section in sections for name in _one_device_only(section)}
     for name in sorted(trained):
         yield ("training", "devices"), f"the variant {name!r} can be trained on one device only; use devices: 1"
-    for data in (train, experiment.dataset.base):
-        if data and experiment.training.buffer // data.context < devices:
+    for data in experiment.dataset.trained_on.values():
+        if experiment.training.buffer // data.context < devices:
             rows = f"a buffer of {experiment.training.buffer} tokens holds fewer than {devices} rows of {data.context}"
             yield ("training", "devices"), f"{rows}: raise training.buffer"
     if 0 < experiment.resources.gpus < devices:
@@ -173,15 +206,25 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
         yield from _layer(experiment, facts)
     except _WRONG as error:
         yield ("model",), str(error)
-    datasets = {("dataset", "eval", name): data for name, data in experiment.dataset.eval.items()}
-    if experiment.dataset.train is not None:
-        datasets[("dataset", "train")] = experiment.dataset.train  # type: ignore[index]
+    datasets: dict[Path_, DatasetAdapter] = {("dataset", "eval", n): d for n, d in experiment.dataset.eval.items()}
+    datasets |= {("dataset", *place): data for place, data in experiment.dataset.trained_on.items()}
     for path, data in datasets.items():
         try:
             data.identity(roots)
         except _WRONG as error:
             yield path, str(error)
+    if facts:
+        yield from _dimensions(experiment, facts.d_model)
     yield from check_loaded(experiment, facts, roots)
+
+
+def _dimensions(experiment: Experiment, d_model: int) -> Iterator[Finding]:
+    for _, path, section, _ in sae_sections(experiment):
+        if isinstance(section, Variant):
+            try:
+                section.check_d_in(d_model)
+            except ValueError as error:
+                yield path, str(error)
 
 
 def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:

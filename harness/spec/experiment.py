@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, PositiveInt, WithJsonSchema
+from pydantic import ByteSize, Field, PositiveInt, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer
 
 from adapters.protocols import DatasetAdapter, ModelAdapter
 from harness.activations.site import Point, Site
@@ -14,7 +14,7 @@ from harness.lab import Subject
 from harness.metrics.base import Metric
 from harness.metrics.study import Study
 from harness.registry import GROUPS, Choice, sections
-from harness.sae.options import Variant
+from harness.sae.options import EnsembleOptions, Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.sae.training import TrainingOptions
 from harness.section import Json, Section
@@ -71,8 +71,28 @@ class Data(Section):
     """What the SAE is trained on; not needed when it is loaded."""
     base: Dataset | None = None
     """What the base SAE of a variant with `base:` is trained on; default: the same as `train`."""
+    domains: dict[Domain, Dataset] = Field(default_factory=dict)
+    """What the boosts of a `boost_ensemble` are trained on, by the names that its `domains` gives."""
     eval: dict[Domain, Dataset] = Field(default_factory=dict)
     """What is measured: every named domain is a column group of the table. Only metrics that read no text do without."""
+
+    @property
+    def trained_on(self) -> dict[tuple[str, ...], DatasetAdapter]:
+        """All texts that SAEs may be trained on, by their place in this section."""
+        single = {(name,): data for name in ("train", "base") if (data := getattr(self, name)) is not None}
+        return single | {("domains", name): data for name, data in self.domains.items()}
+
+    def below(self, section: Variant, texts: DatasetAdapter | None) -> tuple[DatasetAdapter | None, ...]:
+        """What each SAE that `section` starts from is trained on, where it is itself trained on `texts`."""
+        if isinstance(section, EnsembleOptions):
+            return tuple(map(self.domains.get, section.domains)) or (texts,) * len(section.boosts)
+        return (self.base or texts,) * len(section.base_sections)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_domains(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Records of specs without domains read as they always did: rows are compared by what is resolved."""
+        plain: dict[str, Json] = made(self)
+        return {name: value for name, value in plain.items() if value or name != "domains"}
 
 
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from adapters.protocols import ModelFacts, Roots, SaeFacts
 from harness.activations.site import Point, Site
 from harness.errors import InvalidInput
-from harness.sae.options import Variant
+from harness.sae.options import FineTunedOptions, Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.spec.experiment import Experiment
 from harness.spec.nodes import Path_
@@ -18,7 +19,7 @@ Finding = tuple[Path_, str]
 
 def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots) -> Iterator[Finding]:
     """What is wrong with every SAE under `load:`, also one that another SAE stands on."""
-    for path, section, site in _places(experiment):
+    for path, section, site, above in _places(experiment):
         try:
             section.load.identity(roots)
             facts = section.load.facts(roots)
@@ -26,34 +27,77 @@ def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots)
             yield path, str(error)
             continue
         if facts is not None:
-            yield from ((path, message) for message in _misfits(facts, site, model))
+            yield from ((path, message) for message in _misfits(facts, site, model, _name(experiment, roots)))
+            yield from ((path, message) for message in _too_small(facts, above))
 
 
-def _places(experiment: Experiment) -> Iterator[tuple[Path_, LoadedSae, Site]]:
-    """Every loaded SAE with where the spec puts it."""
+def _places(experiment: Experiment) -> Iterator[tuple[Path_, LoadedSae, Site, Variant | None]]:
+    """Every loaded SAE with where the spec puts it, and the SAE that stands on it."""
+    for site, path, section, above in sae_sections(experiment):
+        if isinstance(section, LoadedSae):
+            yield (*path, "load"), section, site, above
+
+
+def sae_sections(experiment: Experiment) -> Iterator[tuple[Site, Path_, Variant | LoadedSae, Variant | None]]:
+    """Every SAE of an experiment, those that others stand on included, with its place and what stands on it."""
     for site in experiment.sites:
         special = experiment.many_sites and site.point in experiment.sae_at
         path: Path_ = ("sae_at", site.point) if special else ("sae",)
-        yield from ((where, section, site) for where, section in _loaded(experiment.section_at(site), path))
+        yield from ((site, *found) for found in _with_bases(experiment.section_at(site), path, None))
 
 
-def _loaded(section: Any, path: Path_) -> Iterator[tuple[Path_, LoadedSae]]:
-    if isinstance(section, LoadedSae):
-        yield (*path, "load"), section
-    elif isinstance(section, Variant):
-        for name in type(section).model_fields:
-            yield from _loaded(getattr(section, name), (*path, name))
-    elif isinstance(section, tuple):
+def _with_bases(
+    section: Any, path: Path_, above: Variant | None
+) -> Iterator[tuple[Path_, Variant | LoadedSae, Variant | None]]:
+    if isinstance(section, tuple):
         for number, item in enumerate(section):
-            yield from _loaded(item, (*path, number))
+            yield from _with_bases(item, (*path, number), above)
+    elif isinstance(section, Variant | LoadedSae):
+        yield path, section, above
+        if isinstance(section, Variant):
+            for name in type(section).model_fields:
+                yield from _with_bases(getattr(section, name), (*path, name), section)
 
 
-def _misfits(facts: SaeFacts, site: Site, model: ModelFacts | None) -> Iterator[str]:
+def _too_small(facts: SaeFacts, above: Variant | None) -> Iterator[str]:
+    if facts.width is not None and isinstance(above, FineTunedOptions):
+        try:
+            above.check_base(facts.width)
+        except ValueError as error:
+            yield str(error)
+
+
+def _name(experiment: Experiment, roots: Roots) -> str | None:
+    try:
+        return experiment.model.published_name(roots)
+    except (InvalidInput, ValueError, OSError):
+        return None  # the model's own place in the spec says what is wrong with it
+
+
+def _misfits(facts: SaeFacts, site: Site, model: ModelFacts | None, name: str | None) -> Iterator[str]:
+    if facts.model is not None and name is not None and other_model(facts.model, name):
+        yield f"this SAE was trained on the model {facts.model}, the spec reads {name}"
     if model is not None and facts.d_in is not None and facts.d_in != model.d_model:
         yield f"this SAE reads {facts.d_in} dimensions, the model's hidden states have {model.d_model}"
     if facts.layer is not None and _stream(facts.layer, facts.point or site.point) != _stream(site.index, site.point):
         point = f".{facts.point}" if facts.point else ""
         yield f"this SAE was trained on layer {facts.layer}{point}, the spec reads layer {site}"
+
+
+def other_model(stated: str, read: str) -> bool:
+    """Whether two names are clearly those of different models.
+
+    Owners and spelling do not count, and one name may be short for the other: TransformerLens calls `openai-community/gpt2`
+    `gpt2-small`, and SAEs of a base model are read on its `-it` on purpose.
+    """
+    one, two = sorted(map(_plain_name, (stated, read)), key=len)
+    return not two.startswith(one)
+
+
+def _plain_name(name: str) -> str:
+    """`roneneldan/TinyStories-1Layer-21M` and `tiny-stories-1L-21M` become `tinystories1l21m`."""
+    plain = re.sub(r"[^a-z0-9.]", "", name.rstrip("/").rpartition("/")[2].lower())
+    return re.sub(r"(\d)layers?", r"\1l", plain)
 
 
 def _stream(layer: int, point: Point) -> tuple[int, Point]:

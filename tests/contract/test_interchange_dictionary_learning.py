@@ -111,7 +111,7 @@ def test_dictionary_learning(tmp_path: Path, kind: str, file: str) -> None:
     # These two multiply their latents by the decoder norms and divide by them again to decode.
     scale = decoder.norm(dim=1) if kind in ("JumpReluAutoEncoder", "GatedAutoEncoder") else 1
     agree(source, tmp_path, latents, (latents / scale) @ decoder + weights[bias])
-    assert source.facts(Roots(tmp_path)) == SaeFacts(D, F, 3, "resid_post")
+    assert source.facts(Roots(tmp_path)) == SaeFacts(D, F, 3, "resid_post", "owner/model")
     assert set(source.identity(Roots(tmp_path))) == {file, "config.json"}
 
 

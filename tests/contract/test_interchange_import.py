@@ -21,6 +21,7 @@ from harness.activations.site import Site
 from harness.errors import NotAvailable, RefusedFile
 from harness.sae import artifact
 from harness.sae.options import TopKOptions
+from harness.spec.loaded import other_model
 from tests.conftest import Command
 from tests.support.project import Workbench
 from tests.support.saes import PLAIN, Weights, built, hidden_states, random, strongest
@@ -130,9 +131,9 @@ def test_the_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
 
 
 def test_sae_lens_folders_say_what_they_are_and_lies_are_refused(tmp_path: Path) -> None:
-    export(built(PLAIN["topk"][0]), tmp_path / "lens", Origin(site=Site(index=1, point="mlp_out")))
+    export(built(PLAIN["topk"][0]), tmp_path / "lens", Origin(model="gpt2", site=Site(index=1, point="mlp_out")))
     source, path = SaeLensSource(path="lens"), tmp_path / "lens/cfg.json"
-    assert source.facts(Roots(tmp_path)) == SaeFacts(12, 48, 1, "mlp_out")
+    assert source.facts(Roots(tmp_path)) == SaeFacts(12, 48, 1, "mlp_out", "gpt2")
     honest = json.loads(path.read_text())
     for lie in ({"d_in": 13}, {"d_sae": 10**9}, {"architecture": "gated"}, {"architecture": "nothing"}, {"k": 49}):
         path.write_text(json.dumps({**honest, **lie}))
@@ -162,6 +163,8 @@ def test_headers_of_our_own_that_lie_are_refused(tmp_path: Path, change: dict[st
     assert source.facts(Roots(tmp_path)) == SaeFacts(12, 48)
     path.with_name("export.json").write_text('{"hook_name": "blocks.4.hook_resid_post"}')
     assert source.facts(Roots(tmp_path)) == SaeFacts(12, 48, 4, "resid_post")
+    path.with_name("export.json").write_text('{"model_name": "EleutherAI/pythia-70m"}')
+    assert source.facts(Roots(tmp_path)) == SaeFacts(12, 48, model="EleutherAI/pythia-70m")
     assert source.load(Roots(tmp_path)).width == 48
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(RefusedFile, match=said):
@@ -222,3 +225,63 @@ def test_saes_of_another_place_are_refused_at_validation(
     assert done.code == 2
     assert done.err.startswith(place)
     assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("sae", "said"),
+    [
+        (f"{{variant: fine_tuned, k: {F}, base: BASE}}", None),
+        (f"{{variant: fine_tuned, k: {F + 1}, base: BASE}}", f"k = {F + 1} active latents cannot exceed"),
+        (f"{{variant: stitched, grafted: {F + 1}, base: BASE}}", f"has only {F} latents"),
+        (
+            f"{{variant: extended, extra_width: {F + 1}, init: most_active, base: BASE}}",
+            f"has only {F} latents to copy",
+        ),
+        (f"{{variant: pca, k: {D_MODEL + 1}}}", f"components do not exist in {D_MODEL} dimensions"),
+    ],
+)
+def test_what_a_loaded_base_or_the_model_is_too_small_for_is_refused_at_validation(
+    bench: Workbench, command: Command, sae: str, said: str | None
+) -> None:
+    weights = random(encoder__weight=(F, D_MODEL), encoder__bias=(F,), W_dec=(F, D_MODEL), b_dec=(D_MODEL,))
+    sparsify(bench.root, "layers.0", weights=weights, d_in=D_MODEL)
+    bench.write("specs/s.yaml", spec(sae.replace("BASE", "{load: {adapter: sparsify, path: layers.0}}")))
+    done = command("validate", "s")
+    assert done.code == (0 if said is None else 2), done.err
+    assert said is None or (said in done.err and done.err.startswith("specs/s.yaml:8:"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "read", "other"),
+    [
+        ("gemma-2-2b", "google/gemma-2-2b", False),
+        ("unsloth/Gemma-2-2B", "google/gemma-2-2b", False),
+        ("gpt2-small", "openai-community/gpt2", False),
+        ("gemma-2-2b", "google/gemma-2-2b-it", False),
+        ("tiny-stories-1L-21M", "roneneldan/TinyStories-1Layer-21M", False),
+        ("mistral-7b", "mistralai/Mistral-7B-v0.1", False),
+        ("EleutherAI/pythia-70m", "EleutherAI/pythia-160m", True),
+        ("meta-llama/Llama-3-8B", "meta-llama/Llama-3.1-8B", True),
+        ("gemma-2b", "google/gemma-2-2b", True),
+        ("gpt2-small", "pocket", True),
+    ],
+)
+def test_only_names_of_clearly_different_models_are_told_apart(stated: str, read: str, other: bool) -> None:
+    assert other_model(stated, read) is other
+    assert other_model(read, stated) is other
+
+
+@pytest.mark.parametrize("on", ["load: {load}", "variant: boosted\n  base:\n    load: {load}"])
+@pytest.mark.parametrize(("stated", "refused"), [("pocket", False), ("/home/me/pocket-2", False), ("pythia-70m", True)])
+def test_saes_of_another_model_are_refused_at_validation(
+    bench: Workbench, command: Command, on: str, stated: str, refused: bool
+) -> None:
+    sae = TopKOptions(width=48, k=5).build(128, torch.Generator())
+    export(sae, bench.root / "lens", Origin(model=stated, site=Site(index=0)))
+    text = spec(on.format(load="{adapter: sae_lens, path: lens}")).replace(
+        "adapter: transformers, id: ./model", "adapter: pocket"
+    )
+    bench.write("specs/s.yaml", text)
+    done = command("validate", "s")
+    assert done.code == (2 if refused else 0), done.err
+    assert ("this SAE was trained on the model pythia-70m, the spec reads pocket" in done.err) is refused

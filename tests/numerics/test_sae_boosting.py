@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from adapters.native import NativeSource
 from harness.errors import InvalidInput
 from harness.sae.linear import ConcatenatedSAE, linear_weights
 from harness.sae.options import (
@@ -20,7 +21,10 @@ from harness.sae.options import (
     TopKOptions,
     Variant,
 )
+from harness.sae.options.loaded import LoadedSae
 from tests.support.trained import WIDTH, D, K, rng, scaled, tokens, trained
+
+LOADED = LoadedSae(load=NativeSource(path="somewhere"))
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,6 +139,20 @@ def test_stitching_keeps_only_the_most_changed_latents() -> None:
     assert change[~same].min() >= change[same].max()
 
 
+def test_more_latents_than_a_loaded_base_has_are_refused_when_it_is_there() -> None:
+    base = trained(TopKOptions(width=WIDTH, k=K))
+    for options, reason in (
+        (FineTunedOptions(base=LOADED, k=WIDTH + 1), "49 active latents cannot exceed the 48"),
+        (ExtendedOptions(base=LOADED, extra_width=8, extra_k=53), "57 active latents cannot exceed the 56"),
+        (ExtendedOptions(base=LOADED, extra_width=WIDTH + 1, init="most_active"), "cannot be copies"),
+        (StitchedOptions(base=LOADED, grafted=WIDTH + 1), "cannot graft"),
+    ):
+        with pytest.raises(InvalidInput, match=reason):
+            options.build(D, rng(), (base,))
+    with pytest.raises(InvalidInput, match="another SAE stands among its boosts"):
+        EnsembleOptions(boosts=(LOADED,)).build(D, rng(), (base,))
+
+
 def test_fine_tuning_starts_at_the_base() -> None:
     """The new SAE is built in float32, the base's decoder bias folded into the encoder's: equal up to its rounding."""
     x, base = tokens(64), trained(TopKOptions(width=WIDTH, k=K))
@@ -146,7 +164,7 @@ def test_fine_tuning_starts_at_the_base() -> None:
 
 def test_fine_tuning_a_base_with_thresholds_needs_k() -> None:
     base, x = trained(JumpReLUOptions(width=WIDTH), double=True), tokens(64, dtype=torch.float64)
-    with pytest.raises(InvalidInput, match="say with k"):
-        FineTunedOptions(base=JumpReLUOptions(width=WIDTH)).build(D, rng(), (base,))
+    with pytest.raises(InvalidInput, match="say with k"):  # a loaded base is only known when it is there
+        FineTunedOptions(base=LOADED).build(D, rng(), (base,))
     sae = FineTunedOptions(base=JumpReLUOptions(width=WIDTH), k=5).build(D, rng(), (base,)).double()
     torch.testing.assert_close(sae.encoder.top(x, 9).values, base.pre(x).relu().topk(9).values)

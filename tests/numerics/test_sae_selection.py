@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from harness.errors import InvalidInput
 from harness.sae.base import TrainableSAE
 from harness.sae.codes import Codes
 from harness.sae.encoders import LinearEncoder
@@ -45,6 +46,13 @@ def test_top_latents_are_the_k_largest_in_order(seed: int, k: int, kind: str) ->
     torch.testing.assert_close(values, wanted.values[:, :k], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(full.gather(1, indices), values, rtol=1e-5, atol=1e-5)
     assert all(len(set(row.tolist())) == k for row in indices)
+
+
+def test_more_latents_than_there_are_are_refused_before_a_kernel_reads_beyond_them() -> None:
+    x, weight = torch.randn(3, 5), torch.randn(8, 5)
+    assert top_linear(x, weight, torch.zeros(8), 8).indices.sort(dim=1).values.tolist() == [list(range(8))] * 3
+    with pytest.raises(InvalidInput, match="9 active latents cannot exceed the dictionary width 8"):
+        top_linear(x, weight, torch.zeros(8), 9)
 
 
 @given(SEEDS, st.integers(1, 60))

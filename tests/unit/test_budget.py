@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from adapters.pocket.adapter import PocketModel
 from harness.errors import SpecError
 from harness.metrics.cost import Cost
 from harness.plan.stages import stages_of
@@ -26,6 +27,20 @@ def test_a_budget_buys_the_tokens_that_the_reference_pays_for(bench: Workbench) 
     topk_macs, kron_macs = d * 32 + 4 * d, d * 2 * (4 + 4) + 32 + 4 * d
     assert experiment.dataset.train is not None
     assert experiment.dataset.train.tokens == round(1024 * topk_macs / kron_macs)
+
+
+def test_the_reference_is_counted_at_the_size_of_its_own_model(bench: Workbench) -> None:
+    """An SAE of the pocket model (d = 128) against one of the tiny model (d = 16)."""
+    bench.spec("topk", model={"adapter": "pocket"})
+    bench.spec("kron", sae=KRON, dataset__train__tokens=None, training__budget={"flops_of": "topk.yaml"})
+    (kron,) = load_specs(bench.project, ["kron"])
+    facts = kron.cells[0].experiment.model.facts(bench.project.roots)
+    pocket = PocketModel().facts(bench.project.roots)
+    assert facts is not None
+    assert facts.d_model != pocket.d_model
+    costs = (variant_cost(TopKOptions(width=32, k=4), pocket.d_model), variant_cost(KronOptions(**KRON), facts.d_model))
+    assert kron.cells[0].experiment.dataset.train is not None
+    assert kron.cells[0].experiment.dataset.train.tokens == round(1024 * costs[0].per_token / costs[1].per_token)
 
 
 def test_the_path_of_a_budget_is_in_no_key_but_its_tokens_are(bench: Workbench) -> None:

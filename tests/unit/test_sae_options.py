@@ -61,6 +61,65 @@ def test_boosting_refuses_more_active_latents_than_it_has() -> None:
         BoostedOptions(base=TopKOptions(**TOPK), width=4, k=5)
 
 
+BATCH = {"variant": "batch_topk", **TOPK}
+BASE = {"variant": "topk", **TOPK}
+BOOST = {"variant": "boosted", "base": BASE, "width": 8, "k": 2}
+
+
+@pytest.mark.parametrize("variant", ["fine_tuned", "extended", "stitched"])
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (BATCH, "the base has thresholds: say with k"),
+        ({"variant": "jumprelu", "width": 64}, "the base has thresholds: say with k"),
+        ({"variant": "sae_lens_gated", "width": 64, "l1": 1.0}, "the base has thresholds: say with k"),
+        ({"variant": "fine_tuned", "base": BATCH, "k": 2}, "the base has thresholds: say with k"),
+        ({"variant": "kron", **TOPK, "m": 2, "n": 4}, "'kron' is not one dictionary with a linear encoder"),
+        (BOOST, "'boosted' is not one dictionary"),
+        ({"variant": "mean"}, "'mean' is not one dictionary"),
+        ("topk", "must be an SAE"),
+    ],
+    ids=lambda value: value["variant"] if isinstance(value, dict) else None,
+)
+def test_bases_that_cannot_be_trained_on_are_refused(variant: str, base: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        NATIVE[variant].model_validate({"base": base, "extra_width": 4} if variant == "extended" else {"base": base})
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "message"),
+    [
+        ("fine_tuned", {"k": 65}, "k = 65 active latents cannot exceed the dictionary width 64"),
+        ("fine_tuned", {"base": BATCH, "k": 65}, "cannot exceed the dictionary width 64"),
+        ("extended", {"extra_width": 8, "extra_k": 69}, r"k \+ extra_k = 73 active .* width 72"),
+        ("extended", {"extra_width": 65, "init": "most_active"}, "only 64 latents to copy"),
+        ("stitched", {"grafted": 65}, "the base has only 64 latents"),
+        ("stitched", {"grafted": 1, "k": 65}, "cannot exceed the dictionary width"),
+        ("boost_ensemble", {"boosts": []}, "at least 1"),
+        ("boost_ensemble", {"boosts": [BASE]}, "'topk' cannot stand among the boosts"),
+        ("boost_ensemble", {"boosts": [BOOST, {**BOOST, "base": BATCH}]}, "must have the same base"),
+    ],
+)
+def test_what_a_base_is_too_small_for_is_refused(variant: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        NATIVE[variant].model_validate(options if "boosts" in options else {"base": BASE, **options})
+
+
+def test_what_fits_a_base_is_taken() -> None:
+    fitting: list[tuple[str, dict[str, Any], int, int | None]] = [
+        ("fine_tuned", {"k": 64}, 64, 64),
+        ("fine_tuned", {"base": BATCH, "k": 4}, 64, None),
+        ("extended", {"extra_width": 80, "extra_k": 9}, 144, 13),
+        ("extended", {"extra_width": 64, "init": "most_active"}, 128, 9),
+        ("stitched", {"grafted": 64}, 64, 4),
+        ("fine_tuned", {"base": {"variant": "extended", "base": BASE, "extra_width": 8, "extra_k": 1}}, 72, 5),
+    ]
+    for variant, options, latents, budget in fitting:
+        made = NATIVE[variant].model_validate({"base": BASE, **options})
+        assert (made.latents, made.max_budget) == (latents, budget), (variant, options)
+    assert NATIVE["boosted"].model_validate(BOOST).latents == 72
+
+
 def test_kron_counts_its_heads() -> None:
     assert KronOptions(width=64, k=4, m=2, n=4).head_count == 8
     assert KronOptions(width=64, k=4, m=2, n=4, heads=8).head_count == 8

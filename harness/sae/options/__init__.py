@@ -6,7 +6,7 @@ A variant plugs in with one class here (or in another package, through the entry
 
 from __future__ import annotations
 
-from harness.sae.options.base import AuxiliaryK, AuxiliaryLoss, Dictionary, Share, Variant
+from harness.sae.options.base import Activation, AuxiliaryK, AuxiliaryLoss, Dictionary, Share, Variant
 from harness.sae.options.boost import (
     BoostedOptions,
     EnsembleOptions,
@@ -49,6 +49,7 @@ NATIVE: dict[str, type[Variant]] = {
 
 __all__ = [
     "NATIVE",
+    "Activation",
     "AuxiliaryK",
     "AuxiliaryLoss",
     "BatchTopKOptions",

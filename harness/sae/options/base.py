@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from harness.sae.base import SparseAutoencoder
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Activation = Literal["top_k", "thresholds", "other"]
+"""How the latents of one dictionary with a linear encoder are chosen; `other` where an SAE is no such dictionary."""
 
 
 class Variant(Section):
@@ -50,6 +52,19 @@ class Variant(Section):
         """The SAEs this one starts from, as their sections; loaded, they are passed to `build` in this order."""
         return ()
 
+    @property
+    def latents(self) -> int | None:
+        """Number of latents, those of its bases included; None where it is only known later."""
+        return None
+
+    @property
+    def activation(self) -> Activation | None:
+        """What it is for variants that train a base on; None where that is only known later."""
+        return None
+
+    def check_d_in(self, d_in: int) -> None:
+        """Raises ValueError when it cannot be made over hidden states of `d_in` dimensions."""
+
     def build(
         self, d_in: int, generator: torch.Generator, bases: tuple[SparseAutoencoder, ...] = ()
     ) -> SparseAutoencoder:
@@ -64,6 +79,10 @@ class Dictionary(Variant):
 
     width: PositiveInt
     """Dictionary width: number of latents."""
+
+    @property
+    def latents(self) -> int | None:
+        return self.width
 
 
 class ActiveLatents(Dictionary):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from harness.sae.options.base import ActiveLatents, Variant
+from harness.sae.options.base import Activation, ActiveLatents, Variant
 from harness.sae.options.topk import TopKOptions
 
 
@@ -18,6 +18,10 @@ class IdentityOptions(Variant):
 
     variant: Literal["identity"] = "identity"
 
+    @property
+    def activation(self) -> Activation:
+        return "other"
+
 
 class MeanOptions(Variant):
     """Lower bound: always the mean hidden state of the training tokens."""
@@ -28,6 +32,14 @@ class MeanOptions(Variant):
     fitted: ClassVar[bool] = True
 
     variant: Literal["mean"] = "mean"
+
+    @property
+    def latents(self) -> int:
+        return 1
+
+    @property
+    def activation(self) -> Activation:
+        return "other"
 
 
 class PCAOptions(Variant):
@@ -46,6 +58,18 @@ class PCAOptions(Variant):
     @property
     def max_budget(self) -> int:
         return self.k
+
+    @property
+    def latents(self) -> int:
+        return self.k
+
+    @property
+    def activation(self) -> Activation:
+        return "other"
+
+    def check_d_in(self, d_in: int) -> None:
+        if self.k > d_in:
+            raise ValueError(f"k = {self.k} principal components do not exist in {d_in} dimensions")
 
 
 class RandomDecoderOptions(TopKOptions):
@@ -70,3 +94,7 @@ class UntrainedOptions(ActiveLatents):
     @property
     def max_budget(self) -> int:
         return self.k
+
+    @property
+    def activation(self) -> Activation:
+        return "top_k"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from harness.sae.options.base import Dictionary, Share
+from harness.sae.options.base import Activation, Dictionary, Share
 
 
 class Penalised(Dictionary):
@@ -18,6 +18,10 @@ class Penalised(Dictionary):
     budgeted: ClassVar[bool] = True
     sparsity_warmup: Share = 0.1
     """Share of the steps in which the penalty rises linearly from zero."""
+
+    @property
+    def activation(self) -> Activation:
+        return "thresholds"
 
 
 class StandardOptions(Penalised):

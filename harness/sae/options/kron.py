@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from harness.sae.options.base import ActiveLatents, AuxiliaryK
+from harness.sae.options.base import Activation, ActiveLatents, AuxiliaryK
 from harness.sae.options.topk import Momentum, check_budgets
 
 
@@ -41,6 +41,10 @@ class KronOptions(AuxiliaryK, ActiveLatents):
     @property
     def max_budget(self) -> int | None:
         return None if self.selection == "batch_topk" else self.k
+
+    @property
+    def activation(self) -> Activation:
+        return "other"
 
     @model_validator(mode="after")
     def _fits(self) -> Any:

@@ -30,8 +30,10 @@ class LoadedSae(Section):
 
 def _section(value: Any) -> Any:
     """The section that a map stands for; what is wrong in it is reported at its place in the spec."""
-    if not isinstance(value, dict):
+    if isinstance(value, Section):
         return value
+    if not isinstance(value, dict):
+        raise ValueError("must be an SAE: {variant: …} or {load: …}")
     # Built when first used: the variants that have a base are themselves among the choices.
     choice = TypeAdapter[Any](Annotated[Any, Choice("variants", "variant", load=LoadedSae)])
     return choice.validate_json(json.dumps(value), strict=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from harness.sae.options.base import ActiveLatents, AuxiliaryK
+from harness.sae.options.base import Activation, ActiveLatents, AuxiliaryK
 
 Momentum = Annotated[float, Field(gt=0, le=1)]
 
@@ -23,6 +23,10 @@ class TopKOptions(AuxiliaryK, ActiveLatents):
     @property
     def max_budget(self) -> int:
         return self.k
+
+    @property
+    def activation(self) -> Activation:
+        return "top_k"
 
 
 class BatchTopKOptions(AuxiliaryK, ActiveLatents):
@@ -41,6 +45,10 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     threshold_momentum: Momentum = 0.01
     """Share of the running threshold that each batch replaces."""
 
+    @property
+    def activation(self) -> Activation:
+        return "thresholds"
+
 
 class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
     """One SAE for every budget up to k: the loss averages over budgets (HierarchicalTopK, arXiv 2505.24473)."""
@@ -58,6 +66,10 @@ class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
     @property
     def max_budget(self) -> int:
         return self.k
+
+    @property
+    def activation(self) -> Activation:
+        return "top_k"
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
@@ -85,6 +97,10 @@ class MatryoshkaOptions(AuxiliaryK, ActiveLatents):
     @property
     def max_budget(self) -> int | None:
         return self.k if self.selection == "topk" else None
+
+    @property
+    def activation(self) -> Activation:
+        return "top_k" if self.selection == "topk" else "thresholds"
 
     @model_validator(mode="after")
     def _fits(self) -> Any:

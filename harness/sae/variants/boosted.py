@@ -32,13 +32,12 @@ class Residual(SparseDictionarySAE):
         encoder = LinearEncoder(d_in, options.width, generator)
         chosen = selection(options.selection, options.k, options.threshold_momentum)
         super().__init__(options, encoder, torch.zeros(options.width, d_in), chosen, squared_error)
-        self.rows = (encoder.weight, encoder.bias)
         self.b_dec.requires_grad_(False)
 
     @torch.no_grad()
     def begin(self, mean: Tensor, scale: float) -> None:
         """Starts the encoder's bias so that the mean hidden state gives pre-activation zero."""
-        weight, bias = self.rows
+        weight, bias = self.encoder.get_parameter("weight"), self.encoder.get_parameter("bias")
         bias.copy_(-(weight @ (mean * scale)))
 
 
@@ -47,6 +46,8 @@ class Ensemble(SparseAutoencoder):
 
     def __init__(self, options: EnsembleOptions, d_in: int, generator: torch.Generator, *boosts: Boosted) -> None:
         super().__init__()
+        if not all(isinstance(boost, Boosted) for boost in boosts):
+            raise InvalidInput("an ensemble is made of boosted SAEs; another SAE stands among its boosts")
         if not boosts or any(digest(boost.base) != digest(boosts[0].base) for boost in boosts):
             raise InvalidInput("an ensemble needs one or more boosted SAEs of the same base")
         self._boosts = boosts
@@ -55,6 +56,12 @@ class Ensemble(SparseAutoencoder):
     @property
     def bases(self) -> tuple[SparseAutoencoder, ...]:
         return self._boosts
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Ensemble:
+        for boost in self._boosts:
+            boost._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
         codes = encode_together(x, self._boosts[0].base, [boost.residual for boost in self._boosts])

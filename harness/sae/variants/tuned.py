@@ -32,11 +32,15 @@ class Tuned(SparseDictionarySAE):
         encoder = LinearEncoder(len(b_dec), group.width, generator)
         chosen = _selection(options, group, extra_k)
         super().__init__(options, encoder, group.W_dec.detach().clone(), chosen, squared_error)
-        self.rows = (encoder.weight, encoder.bias)
         with torch.no_grad():
             encoder.weight.copy_(group.W_enc)
             encoder.bias.copy_(group.b_enc)
             self.b_dec.copy_(b_dec)
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The encoder's weight [width, d_in] and bias [width]."""
+        return self.encoder.get_parameter("weight"), self.encoder.get_parameter("bias")
 
     def begin(self, mean: Tensor, scale: float) -> None:
         """Lets the given weights read and write `scale · x`."""
@@ -53,7 +57,9 @@ class FineTuned(Tuned):
 
 
 class Extended(Tuned):
-    """New latents beside the frozen old ones, k + extra_k active in common; all of the base stays as it is.
+    """New latents beside the frozen old ones, k + extra_k active in common; all weights of the base stay as they are.
+
+    Thresholds do not: old and new latents compete in BatchTopK, whose one running threshold then holds for both.
 
     `random`: encoder rows of the base's mean norm, zero at the mean hidden state; decoder rows in the same direction.
     `most_active`: copies of the base's latents that fire most often on the first training batch.
@@ -63,6 +69,8 @@ class Extended(Tuned):
         self, options: ExtendedOptions, d_in: int, generator: torch.Generator, base: SparseAutoencoder
     ) -> None:
         old, b_dec = single_group(base, d_in)
+        if options.init == "most_active" and options.extra_width > old.width:
+            raise InvalidInput(f"{options.extra_width} new latents cannot be copies of the base's {old.width}")
         super().__init__(options, _grown(old, options.extra_width, generator), b_dec, options.extra_k, generator)
         self.old, self.init = old.width, options.init
         self.b_dec.requires_grad_(False)
@@ -99,14 +107,26 @@ class Stitched(FineTuned):
     Change of a latent: the distance of its encoder and decoder rows from the base's over the latter's norm.
     """
 
+    old_encoder: Tensor
+    old_bias: Tensor
+    old_decoder: Tensor
+    old_b_dec: Tensor
+    old_threshold: Tensor
+    """Of a base with thresholds only."""
+
     def __init__(
         self, options: StitchedOptions, d_in: int, generator: torch.Generator, base: SparseAutoencoder
     ) -> None:
-        self.base_weights = single_group(base, d_in)
-        if options.grafted > self.base_weights[0].width:
-            raise InvalidInput(f"cannot graft {options.grafted} of {self.base_weights[0].width} latents")
-        self.grafted = options.grafted
+        (weight, bias, decoder, rule), b_dec = single_group(base, d_in)
+        if options.grafted > len(bias):
+            raise InvalidInput(f"cannot graft {options.grafted} of {len(bias)} latents")
         super().__init__(options, d_in, generator, base)
+        self.grafted = options.grafted
+        originals = {"encoder": weight, "bias": bias, "decoder": decoder, "b_dec": b_dec}
+        if isinstance(rule, ThresholdRule):
+            originals["threshold"] = rule.threshold
+        for name, tensor in originals.items():  # buffers go where the weights go; the base's files keep their content
+            self.register_buffer(f"old_{name}", tensor.clone(), persistent=False)
         if isinstance(self.selection, BatchSelection):
             self.selection.threshold = self.selection.threshold.repeat(self.width)
 
@@ -114,15 +134,15 @@ class Stitched(FineTuned):
     def fold_input_scale(self, scale: float) -> None:
         """As always; then the least changed latents and the decoder bias return to the base's."""
         super().fold_input_scale(scale)
-        (old, b_dec), (weight, bias) = self.base_weights, self.rows
-        before, after = torch.cat([old.W_enc, old.W_dec], 1), torch.cat([weight, self.W_dec], 1)
+        weight, bias = self.rows
+        before, after = torch.cat([self.old_encoder, self.old_decoder], 1), torch.cat([weight, self.W_dec], 1)
         change = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
         kept = change.argsort(stable=True)[: len(change) - self.grafted]
-        for parameter, original in ((weight, old.W_enc), (bias, old.b_enc), (self.W_dec, old.W_dec)):
+        for parameter, original in ((weight, self.old_encoder), (bias, self.old_bias), (self.W_dec, self.old_decoder)):
             parameter[kept] = original[kept]
-        if isinstance(self.selection, BatchSelection) and isinstance(old.rule, ThresholdRule):
-            self.selection.threshold[kept] = old.rule.threshold[kept]
-        self.b_dec.copy_(b_dec)
+        if isinstance(self.selection, BatchSelection):
+            self.selection.threshold[kept] = self.old_threshold[kept]
+        self.b_dec.copy_(self.old_b_dec)
 
 
 def single_group(base: SparseAutoencoder, d_in: int) -> tuple[Group, Tensor]:
@@ -135,11 +155,14 @@ def single_group(base: SparseAutoencoder, d_in: int) -> tuple[Group, Tensor]:
 
 
 def _selection(options: FineTunedOptions, group: Group, extra_k: int) -> Selection:
-    if isinstance(group.rule, TopRule):
-        return TokenSelection((options.k or group.rule.k) + extra_k)
-    if options.k is None:
+    given = options.k or (group.rule.k if isinstance(group.rule, TopRule) else None)
+    if given is None:
         raise InvalidInput("the base has thresholds: say with k how many latents per token BatchTopK keeps active")
-    return BatchSelection(options.k + extra_k, options.threshold_momentum)
+    if given + extra_k > group.width:
+        raise InvalidInput(f"{given + extra_k} active latents cannot exceed the {group.width} there are")
+    if isinstance(group.rule, TopRule):
+        return TokenSelection(given + extra_k)
+    return BatchSelection(given + extra_k, options.threshold_momentum)
 
 
 def _grown(old: Group, extra: int, generator: torch.Generator) -> Group:
