@@ -104,6 +104,9 @@ def test_answers_must_leave_room_in_the_context() -> None:
 def test_nothing_is_trained_on_what_is_tested(task: str, problems: ProblemSet, same: bool) -> None:
     found = study(task=task, max_new_tokens=64).problems(experiment(problems=problems), ROOTS)
     assert bool(found) == same
+    stack = SimpleNamespace(parts=(SimpleNamespace(), SimpleNamespace(problems=problems)))
+    stacked = SimpleNamespace(**{**vars(experiment()), "steering": stack})
+    assert study(task=task, max_new_tokens=64).problems(stacked, ROOTS) == found
     assert all("take another split" in text for text in found)
 
 

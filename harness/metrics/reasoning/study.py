@@ -157,8 +157,9 @@ class ReasoningAccuracy(Study):
 
         if self.domain in experiment.dataset.eval:
             yield f"an evaluation domain is called {self.domain!r} already; set another `name:` for this metric"
-        trained_on = getattr(experiment.steering, "problems", None)
-        if isinstance(trained_on, ProblemSet) and tests_on(self.task, trained_on.identity(roots), roots):
+        if any(
+            tests_on(self.task, made_from.identity(roots), roots) for made_from in _problem_sets(experiment.steering)
+        ):
             yield f"the steering is made from the very problems that {self.task} tests; take another split for it"
         longest, context = self.max_new_tokens or longest_answer(self.task, roots), _context(experiment, roots)
         if longest and context and longest >= context:
@@ -178,6 +179,14 @@ class ReasoningAccuracy(Study):
         from harness.metrics.reasoning.evaluate import evaluate
 
         return evaluate(self, lab)
+
+
+def _problem_sets(steering: Any) -> Iterator[ProblemSet]:
+    """What a steering method and the parts of a stack are made from."""
+    if isinstance(problems := getattr(steering, "problems", None), ProblemSet):
+        yield problems
+    for part in getattr(steering, "parts", ()):
+        yield from _problem_sets(part)
 
 
 def _context(experiment: Experiment, roots: Roots) -> int | None:
