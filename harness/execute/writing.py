@@ -70,7 +70,10 @@ def numbers_of(item: JobCell, measured: Mapping[str, Measured], findings: Mappin
     numbers = [*_of_sae(experiment, measured), *metric_values(experiment.shared_metrics, statistics, firing)]
     for study in experiment.studies:
         found = findings[study.label]
-        numbers += [*found.values, *metric_values((study,), found.statistics)]
+        # What a study states itself (null, with a reason that its statistics cannot tell) stands for the formula's.
+        stated = {(value.id, value.domain) for value in found.values}
+        computed = metric_values((study,), found.statistics)
+        numbers += [*found.values, *(value for value in computed if (value.id, value.domain) not in stated)]
     return numbers
 
 

@@ -30,7 +30,7 @@ class Findings:
     """Domain to name to float64 [units]. Names start with the metric's own (`autointerp.hits`), because several studies
     may fill one domain; statistics of one study on one domain have one length."""
     values: tuple[MetricValue, ...] = ()
-    """Further numbers that are no formula over units."""
+    """Further numbers that are no formula over units, and nulls in place of those that have nothing to be computed from."""
     details: Mapping[str, Json] = field(default_factory=dict)
     """Everything a report shows, as JSON; it stays in the store and is in no record."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
