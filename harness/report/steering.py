@@ -234,9 +234,24 @@ def _movement(cell: Cell) -> Iterator[Panel]:
     found = cell.details("persistence")
     if found:
         curves = {name: (found["layers"], found[name]) for name in ("diff_diff", "diff_vector", "relative")}
-        about = "Cosine of the perturbation to its own mean and to the later layer's vector, and its relative size."
-        lens = f"<p>Mean perturbation after the last block: {_tokens(found['lens']['top'])}</p>"
-        yield Panel("Persistence", about, figures.lines(curves, "layer", "cosine or ratio", markers=True) + lens)
+        known = {name: curve for name, curve in curves.items() if any(y is not None for y in curve[1])}
+        about = (
+            f"{_PERSISTS} {_COMPARED[found.get('vectors')] if 'diff_vector' in known else 'No later vector is known.'}"
+        )
+        plot = figures.lines(known, "layer", "cosine or ratio", markers=True) if known else "<p>No later block.</p>"
+        lens = f"<p>Mean change after the last block: {_tokens(found['lens']['top'])}</p>"
+        yield Panel("Persistence", about, plot + lens)
+
+
+_PERSISTS = (
+    "What steering at earlier blocks has made of each later block's output: cosine to its own mean over tokens "
+    "(diff_diff) and size relative to the plain output."
+)
+_COMPARED = {
+    "named": "diff_vector: its cosine to the separately trained vector of that block.",
+    "own": "diff_vector: its cosine to the vector that this cell itself adds at that block.",
+    None: "diff_vector: its cosine to this cell's own vector of that block (1 where it is added; an older definition).",
+}
 
 
 def _paths(cell: Cell) -> Iterator[Panel]:

@@ -137,14 +137,13 @@ def test_a_vector_at_the_last_layer_takes_the_direct_path_only() -> None:
     assert float(found.attention.abs().max()) == float(found.mlp.abs().max()) == 0.0
 
 
-def test_the_perturbation_of_the_last_layer_is_the_vector_itself() -> None:
+def test_behind_the_last_layer_there_is_nothing_and_the_final_change_is_the_vector() -> None:
     lm, steered = language_model(), injection(LAYERS - 1)
     text = passages(lm, steered)
     found = persistence(lm, steered, text, LAYERS - 1, steered.vectors.vectors)
-    assert found.layers == (LAYERS - 1,)
-    torch.testing.assert_close(found.diff_diff[:, 0], found.tokens, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.diff_vector[:, 0], found.tokens, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.means[LAYERS - 1], steered.deltas[LAYERS - 1], rtol=1e-4, atol=1e-6)
+    assert found.layers == ()
+    assert found.diff_diff.shape == found.diff_vector.shape == found.relative.shape == (len(text), 0)
+    torch.testing.assert_close(found.final, steered.deltas[LAYERS - 1], rtol=1e-4, atol=1e-6)
 
 
 def test_persistence_agrees_with_a_dense_reference() -> None:
@@ -153,10 +152,28 @@ def test_persistence_agrees_with_a_dense_reference() -> None:
     site = Site(index=2)
     delta = trace(lm, text, steered, [site]).states[site] - trace(lm, text, None, [site]).states[site]
     chosen = delta[text.predicting].double()
-    expected = cosine_similarity(chosen, chosen.mean(0), dim=-1).sum()
-    found = persistence(lm, steered, text, 0, steered.vectors.vectors)
-    torch.testing.assert_close(found.diff_diff[:, 2].sum(), expected, rtol=1e-4, atol=1e-6)
-    assert found.diff_vector[:, 1:].isnan().all()
+    later = torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    found = persistence(lm, steered, text, 0, {0: steered.deltas[0], 2: later})
+    assert found.layers == (1, 2)
+    mean, other = (cosine_similarity(chosen, v, dim=-1).sum() for v in (chosen.mean(0), later.double()))
+    torch.testing.assert_close(found.diff_diff[:, 1].sum(), mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.diff_vector[:, 1].sum(), other, rtol=1e-4, atol=1e-6)
+    assert found.diff_vector[:, 0].isnan().all(), "there is no vector of layer 1 to compare with"
+
+
+def test_what_is_added_at_a_block_itself_does_not_count_there() -> None:
+    """Also not where the vectors of several layers are used, and whatever their scope."""
+    lm = language_model()
+    alone, both = injection(0), injection(0, 2)
+    for scope in ("all", "generated"):
+        first = VectorInjection(alone.vectors, scope=scope)  # type: ignore[arg-type]
+        text = passages(lm, first)
+        vectors = both.vectors.vectors
+        expected = persistence(lm, first, text, 0, vectors)
+        found = persistence(lm, VectorInjection(both.vectors, scope=scope), text, 0, vectors)  # type: ignore[arg-type]
+        torch.testing.assert_close(found.diff_vector, expected.diff_vector, equal_nan=True)
+        torch.testing.assert_close(found.diff_diff, expected.diff_diff)
+        assert not torch.allclose(found.final, expected.final)
 
 
 def test_attention_moves_only_after_the_steered_block() -> None:

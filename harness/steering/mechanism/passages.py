@@ -6,15 +6,17 @@ continuation's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel
-from harness.activations.capture import capturing
+from harness.activations.blocks import decoder_blocks
+from harness.activations.capture import capturing, first_tensor
 from harness.activations.site import Site
 from harness.steering.intervention import Intervention, Layout, Untouched
 from harness.steering.rollouts import Sampling, answers, padding_token, prompt_ids
@@ -69,6 +71,8 @@ class Trace:
     """Hidden states [B, T, d] at the sites asked for."""
     attentions: tuple[Tensor, ...] = ()
     """Per layer [B, heads, T, T], where asked for."""
+    arriving: dict[int, Tensor] = field(default_factory=dict)
+    """Where asked for, what the blocks put out before anything is added to it: layer to [B, T, d]."""
 
 
 @torch.no_grad()
@@ -92,17 +96,40 @@ def trace(
     intervention: Intervention | None = None,
     sites: Collection[Site] = (),
     attentions: bool = False,
+    arriving: Collection[int] = (),
 ) -> Trace:
     """A pass over one batch of passages, steered by `intervention` or plain."""
     layout = Layout(passages.prompt_lengths, passages.real)
-    with (intervention or Untouched()).applied(lm, layout), capturing(lm.model, sites) as states:
+    with (
+        (intervention or Untouched()).applied(lm, layout),
+        capturing(lm.model, sites) as states,
+        _before_all_others(lm, arriving) as before,
+    ):
         output = lm.model(
             input_ids=passages.ids,
             attention_mask=passages.real.long(),
             use_cache=False,
             output_attentions=attentions,
         )
-    return Trace(output.logits, dict(states), tuple(output.attentions) if attentions else ())
+    return Trace(output.logits, dict(states), tuple(output.attentions) if attentions else (), before)
+
+
+@contextmanager
+def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
+    """While open, every pass leaves here what the blocks `layers` put out, as hooks that are installed do not see it."""
+    found: dict[int, Tensor] = {}
+
+    def keeping(layer: int) -> Callable[..., None]:
+        def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found[layer] = first_tensor(output).clone()
+
+        return keep
+
+    blocks = decoder_blocks(lm.model)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(blocks[layer].register_forward_hook(keeping(layer), prepend=True).remove)
+        yield found
 
 
 @contextmanager

@@ -126,39 +126,25 @@ class LoadMethod(SteeringMethod):
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         """The file's digest instead of its path."""
         from harness.canonical import file_digest
+        from harness.steering.files import vector_file
 
         named = super().identity(experiment, roots)
-        return {**named, "path": None, "file": file_digest(self._file(roots))}
+        return {**named, "path": None, "file": file_digest(vector_file(self.path, roots))}
 
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
         return f"vectors of {self.path}"
 
     def make(self, lab: Lab) -> Content:
         """The vectors asked for. Raises RefusedFile for a malformed or unsafe file and another model's vectors."""
-        from harness.steering.formats import read_vectors
+        from harness.steering.files import vectors_from
         from harness.steering.making import content_of, neutral_texts, residual_norms
-        from harness.steering.vectors import model_tag
 
-        lm, vectors = lab.model(), read_vectors(self._file(lab.roots))
-        if not self.other_model:
-            vectors.made_for(model_tag(lab.experiment.model.identity(lab.roots)), self.path)
-        vectors.check(lm.model)
+        lm, vectors = lab.model(), vectors_from(self.path, lab, self.other_model)
         if self.layers != "all":
             from harness.steering.making import layers_of
 
             vectors = vectors.only(*layers_of(self, lm))
         return content_of(vectors.vectors, residual_norms(lm, vectors.layers, neutral_texts(lab)))
-
-    def _file(self, roots: Roots) -> Any:
-        from harness.errors import InvalidInput, NotAvailable
-
-        try:
-            path = roots.resolve(self.path)
-        except ValueError as error:
-            raise InvalidInput(str(error)) from None
-        if not path.is_file():
-            raise NotAvailable(f"there is no file {self.path!r} (paths are relative to the project)")
-        return path
 
 
 def _section(value: Any) -> Any:
