@@ -17,21 +17,24 @@ and with `prompt` nothing is changed. A prefix stands in prompts only and costs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from harness.metrics.base import Array, Estimator, Statistics
+from harness.metrics.mechanism.base import vectorless
 from harness.metrics.study import Findings, Study
 from harness.section import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapters.protocols import Roots
     from harness.lab import Lab
     from harness.measure.batches import DocumentBatch
-    from harness.steering.intervention import Intervention
+    from harness.spec.experiment import Experiment
+    from harness.steering.intervention import Intervention, Receipt
 
 NAME = "capability_cost"
 _TOKENS_PER_FORWARD = 4096
@@ -46,16 +49,24 @@ class CapabilityCost(Study):
     scales: Annotated[tuple[float, ...], Field(max_length=100)] = ()
     """Scales at which to measure besides the spec's own."""
 
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        none = vectorless(experiment.steering) if self.scales else []
+        return tuple(f"`scales` are those of steering vectors; the method {method!r} adds none" for method in none)
+
     def numbers(self) -> tuple[Estimator, ...]:
         clean = _estimator("ce_clean", None, ("ce_clean",), {})
         return (clean, *_costs(None), *(cost for scale in dict.fromkeys(self.scales) for cost in _costs(scale)))
 
     def run(self, lab: Lab) -> Findings:
+        from harness.steering.intervention import Receipt
+
         steered: dict[float | None, Intervention] = {None: lab.subject()}
         steered |= {scale: rescaled(steered[None], scale) for scale in self.scales}
-        domains = {domain: _domain(lab, domain, steered) for domain in self.domains(lab.experiment)}
+        receipt = Receipt()
+        domains = {domain: _domain(lab, domain, steered, receipt) for domain in self.domains(lab.experiment)}
         curves = {domain: _curve(statistics, self.scales) for domain, statistics in domains.items()}
-        return Findings(statistics=domains, details={"curve": curves}, warnings=_warnings(steered[None]))
+        details: dict[str, Json] = {"curve": curves, "receipt": vars(receipt)}
+        return Findings(statistics=domains, details=details, warnings=tuple(_warnings(steered[None], receipt)))
 
 
 def rescaled(intervention: Intervention, scale: float) -> Intervention:
@@ -98,13 +109,14 @@ def _at(name: str, scale: float | None) -> str:
     return name if scale is None else f"{name}[{scale!r}]"
 
 
-def _domain(lab: Lab, domain: str, steered: Mapping[float | None, Intervention]) -> Statistics:
-    """Per-document sums of one domain."""
+def _domain(lab: Lab, domain: str, steered: Mapping[float | None, Intervention], receipt: Receipt) -> Statistics:
+    """Per-document sums of one domain; what was done at the spec's own scale is added to `receipt`."""
     import torch
 
     from harness.measure.batches import DocumentSums
     from harness.measure.domain import Domain
     from harness.measure.losses import Predictions
+    from harness.steering.intervention import Untouched
 
     lm, tokens = lab.model(), lab.tokens(domain)
     texts = Domain(lm, tokens, _TOKENS_PER_FORWARD, lab.progress)
@@ -112,25 +124,28 @@ def _domain(lab: Lab, domain: str, steered: Mapping[float | None, Intervention])
     sums = DocumentSums(texts.documents)
     for batch in texts.batches():
         with torch.no_grad():
-            clean = Predictions.of(_logits(lab, batch, None), batch.ids, batch.real)
+            clean = Predictions.of(_logits(lab, batch, Untouched())[0], batch.ids, batch.real)
             sums.put(batch, predictions=clean.mask.sum(1), ce_clean=clean.clean_loss())
             for scale, intervention in steered.items():
-                ce, kl = clean.losses(_logits(lab, batch, intervention))
+                logits, done = _logits(lab, batch, intervention)
+                ce, kl = clean.losses(logits)
+                if scale is None:
+                    vars(receipt).update(vars(receipt + done))
                 sums.put(batch, **{_at("ce", scale): ce, _at("kl", scale): kl})
     return {f"{NAME}.{name}": values for name, values in sums.arrays().items()}
 
 
-def _logits(lab: Lab, batch: DocumentBatch, intervention: Intervention | None) -> Tensor:
-    """[B, T, vocabulary] logits of a batch of documents."""
+def _logits(lab: Lab, batch: DocumentBatch, intervention: Intervention) -> tuple[Tensor, Receipt]:
+    """[B, T, vocabulary] logits of a batch of documents, and what the intervention did."""
     import torch
 
-    from harness.steering.intervention import Layout, Untouched
+    from harness.steering.intervention import Layout
 
     lm = lab.model()
     layout = Layout(torch.ones(len(batch.ids), dtype=torch.long, device=batch.ids.device), batch.real)
-    with (intervention or Untouched()).applied(lm, layout):
+    with intervention.applied(lm, layout) as receipt:
         logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits
-    return logits
+    return logits, receipt
 
 
 def _curve(statistics: Statistics, scales: tuple[float, ...]) -> list[Json]:
@@ -146,7 +161,8 @@ def _curve(statistics: Statistics, scales: tuple[float, ...]) -> list[Json]:
     ]
 
 
-def _warnings(intervention: Intervention) -> tuple[str, ...]:
-    return ("capability_cost: the prefix stands in prompts only and is not part of these texts",) * bool(
-        intervention.prefix
-    )
+def _warnings(intervention: Intervention, receipt: Receipt) -> Iterator[str]:
+    if intervention.prefix:
+        yield "capability_cost: the prefix stands in prompts only and is not part of these texts"
+    if receipt.tokens and not receipt.steered:
+        yield "capability_cost: steering changed no token of these texts, which have no prompt; its scope is not theirs"

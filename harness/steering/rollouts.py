@@ -63,8 +63,11 @@ def answers(
     generator: torch.Generator | None = None,
     layout: Layout | None = None,
     rows: int = 256,
+    ending: Sequence[int] = (),
 ) -> list[Answer]:
     """`samples` answers to each prompt, those of one prompt together; at most `rows` are written at a time.
+
+    `ending` are token ids to append to every prompt: text would not always come back as the same tokens.
 
     `generator` (on the model's device) draws; `layout` is that of interventions that are switched on. The model is used
     as it is, hooks included.
@@ -72,7 +75,7 @@ def answers(
     done: list[Answer] = []
     per_batch = max(1, rows // samples)
     for first in range(0, len(prompts), per_batch):
-        ids = prompt_ids(lm.tokenizer, prompts[first : first + per_batch])
+        ids = [[*row, *ending] for row in prompt_ids(lm.tokenizer, prompts[first : first + per_batch])]
         done += _batch(lm, ids, sampling, samples, generator, layout or Layout())
     return done
 

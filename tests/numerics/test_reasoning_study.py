@@ -243,8 +243,10 @@ def test_the_cost_is_that_of_a_bias_at_every_scale(
 def test_a_text_counts_as_generated(lab: Any, vectors: SteeringVectors, scope: Any, same: bool) -> None:
     asked = CapabilityCost()
     everywhere = numbers(asked, asked.run(lab(VectorInjection(vectors, 0.5))))["kl"]
-    scoped = numbers(asked, asked.run(lab(VectorInjection(vectors, 0.5, scope))))["kl"]
-    assert scoped == (everywhere if same else 0.0)
+    found = asked.run(lab(VectorInjection(vectors, 0.5, scope)))
+    assert numbers(asked, found)["kl"] == (everywhere if same else 0.0)
+    assert ["changed no token" in text for text in found.warnings] == ([] if same else [True])
+    assert (found.details["receipt"]["steered"] > 0) == same
 
 
 def test_what_has_no_scale_cannot_be_swept(lab: Any) -> None:

@@ -137,6 +137,14 @@ def test_a_vector_at_the_last_layer_takes_the_direct_path_only() -> None:
     assert float(found.attention.abs().max()) == float(found.mlp.abs().max()) == 0.0
 
 
+def test_a_scope_without_the_last_prompt_token_takes_no_direct_path() -> None:
+    lm, steered = language_model(), injection(0, 1)
+    scoped = VectorInjection(steered.vectors, scope="prompt")
+    found = attribution(lm, scoped, passages(lm, steered), token=5)
+    assert float(found.direct.abs().max()) == 0.0
+    assert float(found.attention.abs().max()) > 0.0  # what was changed at earlier tokens is read from there
+
+
 def test_behind_the_last_layer_there_is_nothing_and_the_final_change_is_the_vector() -> None:
     lm, steered = language_model(), injection(LAYERS - 1)
     text = passages(lm, steered)

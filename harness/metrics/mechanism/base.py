@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import PositiveInt
 
@@ -12,6 +13,8 @@ from harness.registry import Choice
 from harness.section import Json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adapters.protocols import Roots
     from harness.lab import Lab
     from harness.metrics.base import Array
@@ -59,23 +62,47 @@ class MechanismStudy(Study):
 
 
 def without_vectors(metric: str, experiment: Experiment) -> tuple[str, ...]:
-    """The complaint about a method that adds no vector."""
-    method = getattr(experiment.steering, "method", None)
-    if method in _WITHOUT_VECTORS:
+    """The complaint about a method that adds no vector, or a stack whose vectors are not added at the same tokens."""
+    for method in vectorless(experiment.steering):
         return (f"{metric!r} looks at steering vectors; the method {method!r} adds none",)
+    if len({getattr(part, "scope", None) for part in _parts(experiment.steering)}) > 1:
+        return (f"{metric!r} looks at vectors that are added at the same tokens; the parts' `scope` differ",)
     return ()
 
 
+def vectorless(steering: Any) -> list[str]:
+    """Methods that add no vector, of a `steering` section and its parts."""
+    methods = (getattr(part, "method", None) for part in _parts(steering))
+    return [method for method in methods if method in _WITHOUT_VECTORS]
+
+
+def _parts(steering: Any) -> Iterator[Any]:
+    """A method, or the methods of a stack."""
+    parts = getattr(steering, "parts", None)
+    for part in parts or ():
+        yield from _parts(part)
+    if parts is None and steering is not None:
+        yield steering
+
+
 def injection_of(lab: Lab) -> VectorInjection:
-    """The cell's vectors. Raises InvalidInput when it steers by something else."""
+    """The cell's vectors, those of a stack summed by layer. Raises InvalidInput when it steers by something else."""
     from harness.errors import InvalidInput
     from harness.steering.inject import VectorInjection
+    from harness.steering.intervention import Stack
+    from harness.steering.vectors import SteeringVectors
 
     made = lab.subject()
-    if not isinstance(made, VectorInjection):
-        method = getattr(lab.experiment.steering, "method", "this method")
-        raise InvalidInput(f"steering method {method!r} adds no vector, so there is no mechanism of one to look at")
-    return made
+    if isinstance(made, VectorInjection):
+        return made
+    parts = made.parts if isinstance(made, Stack) else ()
+    adding = [part for part in parts if isinstance(part, VectorInjection)]
+    if not adding or len(adding) < len(parts) or len({part.scope for part in adding}) > 1:
+        raise InvalidInput("this cell adds no vectors at the same tokens, so there is no mechanism of them to look at")
+    sums: dict[int, Tensor] = {}
+    for layer, delta in (pair for part in adding for pair in part.deltas.items()):
+        sums[layer] = sums[layer] + delta if layer in sums else delta
+    return VectorInjection(SteeringVectors(sums), scope=adding[0].scope)
 
 
 def ones(like: Array) -> Array:

@@ -70,14 +70,14 @@ class FirstTokenTest(MechanismStudy):
         token = probability_shift(lm, steered, self.passages(lab)).top()
         if token is None:
             return Findings(warnings=("first_token_test: the steered model wrote nothing",))
-        text, problems = token_text(lm, token), problems_of(self.problems_from, self.prompts, lab.roots)
-        ways = {"base": Untouched(), "steered": steered, "substituted": Untouched(text)}
+        problems = problems_of(self.problems_from, self.prompts, lab.roots)
+        ways = {"base": (Untouched(), ()), "steered": (steered, ()), "substituted": (Untouched(), (token,))}
         sampling, right = Sampling(self.new_tokens), grader(self.graded_by)
-        found = {name: solved(lm, way, problems, sampling, right) for name, way in ways.items()}
+        found = {name: solved(lm, way, problems, sampling, right, ending) for name, (way, ending) in ways.items()}
         statistics = {**found, "problems": ones(found["base"])}
         return Findings(
             {DOMAIN: {f"first_token_test.{name}": values for name, values in statistics.items()}},
-            details={"token": text, **{name: float(values.mean()) for name, values in found.items()}},
+            details={"token": token_text(lm, token), **{name: float(values.mean()) for name, values in found.items()}},
         )
 
 
@@ -85,7 +85,8 @@ class LayerPairs(MechanismStudy):
     """Do the vectors of two layers add up?
 
     Greedy accuracy with only the vectors of layers i and j, against each alone and all together; the normalised gain is
-    (acc_ij − max(acc_i, acc_j)) / (acc_all − max(acc_i, acc_j)). The pairs are taken from the vectors of this cell.
+    (acc_ij − max(acc_i, acc_j)) / (acc_all − max(acc_i, acc_j)). The pairs are taken from the vectors of this cell; those of
+    a `stack` were trained one by one.
     Source: Small Vectors, Big Effects (arXiv 2509.06608), appendix D (with vectors trained one by one).
     """
 

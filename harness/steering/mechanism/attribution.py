@@ -60,7 +60,8 @@ def _batch(lm: LanguageModel, injection: VectorInjection, batch: Passages, token
     moved = {
         site: _at(steered.states[site], place).double() - _at(plain.states[site], place).double() for site in sites
     }
-    direct = _direct(gradient, injection.deltas, layers)
+    # The first generated token is predicted from the last of the prompt, which the scope `prompt` leaves alone.
+    direct = _direct(gradient, {} if injection.scope == "prompt" else injection.deltas, layers)
     parts = [
         torch.stack([(gradient * moved[Site(index=i, point=point)]).sum(1) for i in range(layers)], 1)
         for point in ("attn_out", "mlp_out")

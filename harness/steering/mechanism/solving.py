@@ -25,11 +25,16 @@ def problems_of(problems: ProblemSet, count: int, roots: Roots) -> list[Problem]
 
 
 def solved(
-    lm: LanguageModel, intervention: Intervention, problems: Sequence[Problem], sampling: Sampling, right: Grader
+    lm: LanguageModel,
+    intervention: Intervention,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    right: Grader,
+    ending: Sequence[int] = (),
 ) -> Array:
-    """[problems] 1 where the greedy answer is right."""
+    """[problems] 1 where the greedy answer after the prompt and the tokens of `ending` is right."""
     layout = Layout()
     prompts = [problem.prompt + intervention.prefix for problem in problems]
     with intervention.applied(lm, layout):
-        written = answers(lm, prompts, sampling, layout=layout)
+        written = answers(lm, prompts, sampling, layout=layout, ending=ending)
     return np.array([float(right(a.text, p.answer)) for a, p in zip(written, problems, strict=True)])

@@ -1,0 +1,102 @@
+"""First token and pairs of layers as studies: what is appended, and vectors that were trained one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.errors import InvalidInput
+from harness.metrics.capability import CapabilityCost
+from harness.metrics.mechanism.base import injection_of, without_vectors
+from harness.metrics.mechanism.causes import FirstTokenTest, LayerPairs
+from harness.steering.inject import VectorInjection
+from harness.steering.intervention import Intervention, Stack, Untouched
+from harness.steering.mechanism import solving
+from harness.steering.rollouts import Sampling, answers, prompt_ids
+from harness.steering.vectors import SteeringVectors
+from tests.support.steering import WIDTH, WordProblems, lab, language_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def vectors(layer: int, size: float = 1.0) -> SteeringVectors:
+    return SteeringVectors({layer: size * torch.randn(WIDTH, generator=torch.Generator().manual_seed(layer))})
+
+
+def study(kind: Any, **options: Any) -> Any:
+    section = {"problems_from": {"adapter": "pocket", "split": "train"}, "prompts": 4, "new_tokens": 4, **options}
+    return kind.model_validate(section).model_copy(update={"problems_from": WordProblems()})
+
+
+def around(folder: Path, subject: Intervention) -> Any:
+    return replace(lab(language_model("llama"), folder), subject=lambda: subject)
+
+
+def test_an_ending_is_appended_as_tokens_whatever_its_text_would_become() -> None:
+    lm = language_model("llama")
+    odd = lm.tokenizer.unk_token_id if lm.tokenizer.unk_token_id is not None else 1
+    for token in (5, odd):
+        (row,) = prompt_ids(lm.tokenizer, ["w4 w9"])
+        (ended,) = answers(lm, ["w4 w9"], Sampling(4), ending=(token,))
+        with torch.no_grad():
+            expected = lm.model(input_ids=torch.tensor([[*row, token]])).logits[0, -1].argmax()
+        assert ended.ids[0] == expected
+    assert lm.tokenizer("w4 w9" + lm.tokenizer.decode([5]))["input_ids"] != [*row, 5]  # joined to the word before
+
+
+def test_the_first_token_test_appends_the_token_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endings = []
+
+    def watched(*args: Any, ending: Any = (), **more: Any) -> Any:
+        endings.append(tuple(ending))
+        return answers(*args, ending=ending, **more)
+
+    monkeypatch.setattr(solving, "answers", watched)
+    found = study(FirstTokenTest).run(around(tmp_path, VectorInjection(vectors(1))))
+    assert [len(ending) for ending in endings] == [0, 0, 1]
+    assert found.details["token"] == language_model("llama").tokenizer.decode(list(endings[2]))
+
+
+def test_pairs_may_be_of_vectors_that_were_trained_one_by_one(tmp_path: Path) -> None:
+    stack = Stack([VectorInjection(vectors(0), 0.5), VectorInjection(vectors(2), 2.0)])
+    joint = VectorInjection(SteeringVectors({0: 0.5 * vectors(0).vectors[0], 2: 2.0 * vectors(2).vectors[2]}))
+    apart, together = (study(LayerPairs).run(around(tmp_path, subject)).details for subject in (stack, joint))
+    assert apart == together
+    assert [single["layer"] for single in apart["alone"]] == [0, 2]
+
+
+def test_vectors_of_a_stack_are_summed_by_layer(tmp_path: Path) -> None:
+    stack = Stack([VectorInjection(vectors(1)), VectorInjection(vectors(1), 2.0), VectorInjection(vectors(0))])
+    made = injection_of(around(tmp_path, stack))
+    assert made.vectors.layers == (0, 1)
+    torch.testing.assert_close(made.deltas[1], 3 * vectors(1).vectors[1])
+    with pytest.raises(InvalidInput, match="adds no vectors"):
+        injection_of(around(tmp_path, Stack([VectorInjection(vectors(1)), Untouched("x")])))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([("rl", "all"), ("random", "all")], ()),
+        ([("rl", "all"), ("random", "first")], ("scope",)),
+        ([("rl", "all"), ("lora", "all")], ("'lora' adds none",)),
+    ],
+)
+def test_stacks_without_one_mechanism_are_refused_before_training(parts: Any, said: tuple[str, ...]) -> None:
+    stack = SimpleNamespace(method="stack", parts=[SimpleNamespace(method=m, scope=s) for m, s in parts])
+    found = without_vectors("logit_lens", SimpleNamespace(steering=stack))  # type: ignore[arg-type]
+    assert len(found) == len(said)
+    assert all(part in text for part, text in zip(said, found, strict=True))
+
+
+def test_a_sweep_of_scales_is_for_vectors() -> None:
+    asked: Any = CapabilityCost(scales=(0.5, 1.0))
+    for method, complaints in (("lora", 1), ("prefix", 1), ("rl", 0)):
+        experiment = SimpleNamespace(steering=SimpleNamespace(method=method))
+        assert len(asked.problems(experiment, None)) == complaints
+        assert CapabilityCost().problems(experiment, None) == ()  # type: ignore[arg-type]
