@@ -65,8 +65,9 @@ class Flow(Subject):
     `none` for `permutation`."""
     candidates: PositiveInt | Literal["all"] = 5
     """`random` draws among so many nearest latents (the paper's control), or among all."""
-    exact_width: PositiveInt = 4096
-    """`permutation` solves the full assignment up to this width (a width × width matrix) and a sparse one above."""
+    exact_width: Annotated[int, Field(ge=1, le=8192)] = 4096
+    """`permutation` solves the full assignment up to this width (two width × width matrices: 0.25 GB at 4,096, 1 GB at
+    8,192) and a sparse one above."""
     neighbours: PositiveInt = 64
     """Nearest latents that the sparse assignment may choose among, on either side."""
     tokens: PositiveInt = 100_000
