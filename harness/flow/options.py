@@ -55,7 +55,8 @@ class Flow(Subject):
 
     matching: Matching = "cosine"
     """Which latent matches: `cosine` and `folded` take the nearest decoder rows, `encoder` compares decoder rows with
-    the next site's encoder rows, `permutation` takes the best one-to-one assignment (SAE Match, arXiv 2410.07656),
+    the next site's encoder rows (of W_dec W_enc only which latents are the best is kept: activations are carried 0 or 1
+    times; `flow_transition.encoded` carries by the whole operator), `permutation` takes the best one-to-one assignment (SAE Match, arXiv 2410.07656),
     `pearson` the latents that fire together, `random` any of the `candidates` nearest."""
     k: PositiveInt = 1
     """Matches kept per latent."""
