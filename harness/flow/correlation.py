@@ -33,8 +33,8 @@ class _Moments:
     @staticmethod
     def of(codes: csr_array) -> _Moments:
         values, (tokens, width) = codes.data.astype(np.float64), codes.shape
-        sums = np.bincount(codes.indices, weights=values, minlength=width)
-        squares = np.bincount(codes.indices, weights=values * values, minlength=width)
+        sums = np.bincount(codes.indices, weights=values, minlength=width).astype(np.float64)
+        squares = np.bincount(codes.indices, weights=values * values, minlength=width).astype(np.float64)
         spread = np.sqrt(np.maximum(tokens * squares - sums**2, 0))
         return _Moments(sums, np.where(spread > 0, spread, np.inf))
 

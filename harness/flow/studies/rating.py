@@ -53,19 +53,16 @@ _SCALE = re.compile(
 )
 """Mentions of the scale itself: `0 to 5`, and what follows the number in `4/5` and `4 out of 5`."""
 _VALUE = r"(?<![\w.,])(-?\d+(?:[.,]\d+)?)(?!\w)"
-_ANSWERS = (
-    re.compile(rf"\A\W*?{_VALUE}(?=\s*(?:\Z|[^\w\s])|[ \t]*\n)"),  # stands at the beginning, by itself
-    re.compile(
-        rf"\b(?:rate|rating|score|answer)\b\D{{0,20}}?{_VALUE}(?!.*\b(?:rate|rating|score|answer)\b\D{{0,20}}\d)",
-        re.I | re.S,
-    ),
-    re.compile(rf"{_VALUE}(?!.*\d)", re.S),
-)
-"""Where an answer's number is looked for: at the beginning, behind the last word that announces it, at the end."""
+_ALONE = re.compile(rf"\A\W*?{_VALUE}(?=\s*(?:\Z|[^\w\s])|[ \t]*\n)")
+"""At the beginning, by itself."""
+_ANNOUNCED = re.compile(rf"\b(?:rate|rating|score|answer)\b\D{{0,20}}?{_VALUE}", re.IGNORECASE)
 
 
 def _score(reply: Reply) -> float:
-    """0…1; NaN for an answer whose number is no whole one from 0 to 5, or that has none."""
+    """0…1 from a number at the beginning, else the last one that is announced, else the last one.
+
+    NaN where there is none, or one that is no whole number from 0 to 5.
+    """
     text = _SCALE.sub(" ", reply.text or "")
-    found = next((match[1] for pattern in _ANSWERS if (match := pattern.search(text))), "")
-    return int(found) / 5 if found in {"0", "1", "2", "3", "4", "5"} else float("nan")
+    found = _ALONE.findall(text) or _ANNOUNCED.findall(text) or re.findall(_VALUE, text) or [""]
+    return int(found[-1]) / 5 if found[-1] in {"0", "1", "2", "3", "4", "5"} else float("nan")
