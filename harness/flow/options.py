@@ -55,7 +55,8 @@ class Flow(Subject):
 
     matching: Matching = "cosine"
     """Which latent matches: `cosine` and `folded` take the nearest decoder rows, `encoder` compares decoder rows with
-    the next site's encoder rows, `permutation` takes the best one-to-one assignment (SAE Match, arXiv 2410.07656),
+    the next site's encoder rows (of W_dec W_enc only which latents are the best is kept: activations are carried 0 or 1
+    times; `flow_transition.encoded` carries by the whole operator), `permutation` takes the best one-to-one assignment (SAE Match, arXiv 2410.07656),
     `pearson` the latents that fire together, `random` any of the `candidates` nearest."""
     k: PositiveInt = 1
     """Matches kept per latent."""
@@ -65,8 +66,9 @@ class Flow(Subject):
     `none` for `permutation`."""
     candidates: PositiveInt | Literal["all"] = 5
     """`random` draws among so many nearest latents (the paper's control), or among all."""
-    exact_width: PositiveInt = 4096
-    """`permutation` solves the full assignment up to this width (a width × width matrix) and a sparse one above."""
+    exact_width: Annotated[int, Field(ge=1, le=8192)] = 4096
+    """`permutation` solves the full assignment up to this width (two width × width matrices: 0.25 GB at 4,096, 1 GB at
+    8,192) and a sparse one above."""
     neighbours: PositiveInt = 64
     """Nearest latents that the sparse assignment may choose among, on either side."""
     tokens: PositiveInt = 100_000

@@ -41,11 +41,12 @@ LABELS = {
     "capability_cost.kl": "KL to the unsteered",
     "sparse_probing.accuracy": "Probing",
     "absorption.fraction": "Absorption",
+    "flow_matching.rate": "Matched",
     "flow_matching.score": "Matching",
     "flow_agreement.residual": "Agreement",
     "flow_deactivation.success": "Deactivation",
     "flow_transition.carried": "Carried over",
-    "flow_transition.explained_variance": "EV across layers",
+    "flow_steering.shift": "Steered",
 }
 """Short column headings; other metrics are headed by their id."""
 

@@ -31,11 +31,12 @@ DEFAULT_COLUMNS = (
     "reasoning_accuracy.accuracy",
     "reasoning_accuracy.gain",
     "capability_cost.kl",
+    "flow_matching.rate",
     "flow_matching.score",
     "flow_agreement.residual",
     "flow_deactivation.success",
-    "flow_transition.explained_variance",
     "flow_transition.carried",
+    "flow_steering.shift",
 )
 MOST = 3
 """Columns of one metric on one domain in the short table, where it was measured with several parameters."""

@@ -130,7 +130,7 @@ def sparse_codes(tokens: int, width: int, seed: int) -> Tensor:
 
 
 def test_pearson_equals_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correlation, "ROWS", 7)
+    monkeypatch.setattr(correlation, "TILE", 7 * 30)
     a, b = sparse_codes(300, 25, 0), sparse_codes(300, 18, 1)
     b[:, 0] = 2 * a[:, 9]
     sides = Activity(25), Activity(18)

@@ -74,6 +74,24 @@ def test_a_judges_answers_become_scores_or_are_left_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(removed["total"], [0, 0.24, 0, 0, 0.24, 0])
 
 
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ("4", 4), (" 3.", 3), ("**3**", 3), ("4/5", 4), ("4 / 5", 4), ("2 out of 5.", 2), ("4 out of a possible 5", 4),
+        ("On a scale of 0 to 5, I rate it 4", 4), ("On a scale from 0 (none) to 5 (all): 3", 3), ("0-5: 2", 2),
+        ("I would give this text a 5.", 5), ("Rating: 3, because 2 sentences are off", 3), ("Score (0–5): 1", 1),
+        ("4. The text names 2 elements and 1 acid.", 4), ("3\n\nIt has 12 words.", 3), ("0 means none; I say 1", 1),
+        ("The score is 2. Had it been longer, a score of 4.", 4), ("Coherence score = 0", 0),
+        ("4.5", None), ("7", None), ("-1", None), ("10/10", None), ("nine", None), ("", None), ("2024", None),
+        ("I rate it 9", None), ("GPT4", None),
+    ],
+)  # fmt: skip
+def test_the_number_of_an_answer_is_found(said: str, score: int | None, tmp_path: Path) -> None:
+    found = rated(["t"], "law", NumberJudge(replies=(said,)), Roots(tmp_path), tmp_path, remove=False)
+    assert found["judged"].tolist() == [score is not None]
+    assert found["behaviour"].tolist() == [(score or 0) / 5]
+
+
 def test_steering_is_measured_per_prompt(lab: Lab) -> None:
     study = FlowSteering(
         target="chemistry", start="general", strengths=(0.0, 3.0), schedules=("single", "constant", "random"),

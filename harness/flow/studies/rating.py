@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,22 @@ def _request(text: str, question: str) -> list[Mapping[str, str]]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": asked}]
 
 
+_SCALE = re.compile(
+    r"\b0\s*(?:to|through|[-–—])\s*5\b|(?:/|\b(?:out )?of\b)\s*(?:a (?:possible|maximum(?: of)?) )?5\b(?!\.\d)",
+    re.IGNORECASE,
+)
+"""Mentions of the scale itself: `0 to 5`, and what follows the number in `4/5` and `4 out of 5`."""
+_VALUE = r"(?<![\w.,])(-?\d+(?:[.,]\d+)?)(?!\w)"
+_ALONE = re.compile(rf"\A\W*?{_VALUE}(?=\s*(?:\Z|[^\w\s])|[ \t]*\n)")
+"""At the beginning, by itself."""
+_ANNOUNCED = re.compile(rf"\b(?:rate|rating|score|answer)\b\D{{0,20}}?{_VALUE}", re.IGNORECASE)
+
+
 def _score(reply: Reply) -> float:
-    """0…1; NaN for an answer that is no number from 0 to 5."""
-    numbers: Iterator[re.Match[str]] = re.finditer(r"(?<![\d.])[0-5](?![\d.]*\d)", reply.text or "")
-    found = next(numbers, None)
-    return float("nan") if found is None else int(found[0]) / 5
+    """0…1 from a number at the beginning, else the last one that is announced, else the last one.
+
+    NaN where there is none, or one that is no whole number from 0 to 5.
+    """
+    text = _SCALE.sub(" ", reply.text or "")
+    found = _ALONE.findall(text) or _ANNOUNCED.findall(text) or re.findall(_VALUE, text) or [""]
+    return int(found[-1]) / 5 if found[-1] in {"0", "1", "2", "3", "4", "5"} else float("nan")
