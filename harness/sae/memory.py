@@ -17,10 +17,22 @@ def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
     """A [rows, columns] buffer of `like`'s type and device, shared by all callers of a thread: read it at once."""
     key = (like.dtype, like.device)
     buffers: dict[object, Tensor] = _local.__dict__.setdefault("buffers", {})
+    _local.asked = max(asked(), rows * columns * like.element_size())
     if key not in buffers or buffers[key].numel() < rows * columns:
         buffers.pop(key, None)
         buffers[key] = like.new_empty(rows * columns, requires_grad=False)
     return buffers[key][: rows * columns].view(rows, columns)
+
+
+def asked() -> int:
+    """Bytes of the largest buffer that the calling thread has asked for since `forget_asked`."""
+    found: int = getattr(_local, "asked", 0)
+    return found
+
+
+def forget_asked() -> None:
+    """Starts to look for the largest buffer anew."""
+    _local.asked = 0
 
 
 class GradientPool:

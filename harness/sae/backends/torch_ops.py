@@ -43,6 +43,8 @@ def embedding_sum(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 class TorchBackend(Backend):
     """Torch operations; on accelerators some of them add in no fixed order."""
 
+    name = "torch"
+
     def top_rows(self, pre: Tensor, values: Tensor, indices: Tensor) -> None:
         torch.topk(pre, values.shape[1], dim=1, out=(values, indices))
 
