@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.sae.codes import Codes
+from harness.sae.memory import rows_per_chunk
 from harness.sae.rules import entries_above, top_of_batch
-from harness.sae.sparse import attach, preactivations, rows_per_chunk, top_linear
+from harness.sae.sparse import attach, preactivations, top_linear
 from harness.sae.team import ALONE, Team
 
 

@@ -87,7 +87,7 @@ class KronEncoder(Encoder):
         """The k strongest pairs per token of pre-activations [N, h(m + n)]: their products, descending, zero-padded.
 
         `pruned=False` looks at every pair; the result is the same. Only CPU kernels prune: elsewhere, also on CUDA,
-        all pairs exist for a moment.
+        all pairs of some tokens exist for a moment.
         """
         return backend(pre).top_pairs(pre, self.m, self.n, self.kernel == "product", k, pruned)
 

@@ -7,10 +7,17 @@ import threading
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 26
+"""Largest number of pre-activations, or of pairs of them, that exist at once."""
 SPARE = 2
 """Gradients of one shape that are kept: an encoder's and a decoder's."""
 
 _local = threading.local()
+
+
+def rows_per_chunk(width: int) -> int:
+    """For how many tokens `width` numbers each are computed at once."""
+    return max(1, CHUNK // width)
 
 
 def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
