@@ -35,6 +35,10 @@ class Encoder(nn.Module, ABC):
         """Dense activations [N, n] of the given latents [n]."""
 
     @abstractmethod
+    def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None) -> Codes:
+        """The k strongest of the given latents [n] of each token, descending."""
+
+    @abstractmethod
     def initial_decoder(self) -> Tensor:
         """Decoder rows [width, d_in] of unit norm to start from."""
 
@@ -70,6 +74,11 @@ class LinearEncoder(Encoder):
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None = None) -> Tensor:
         centred = x if shift is None else x - shift
         return (centred @ self.weight[latents].t() + self.bias[latents]).relu()
+
+    def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
+        x = centred(x, shift)
+        found = top_linear(x, self.weight[latents], self.bias[latents], k)
+        return self._active(Codes(found.values, latents[found.indices]), x, shift)
 
     def initial_decoder(self) -> Tensor:
         return self.weight.detach().clone()
