@@ -81,6 +81,9 @@ class Cost(Section):
     wall_seconds: dict[str, float] = Field(default_factory=dict)
     """Seconds per stage kind; a stage shared by several cells is counted in full for each."""
     peak_memory_bytes: int | None = None
+    """Largest memory of the process so far, which may have trained and measured other cells too."""
+    training_memory_bytes: int | None = None
+    """Of this SAE's training alone: weights, moments, gradients and what a step makes; null where nobody recorded it."""
     tokens_per_second: float | None = None
     """Of the SAE's own training steps, without the language model; null when it was not trained in this run."""
 

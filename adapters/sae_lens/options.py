@@ -60,6 +60,7 @@ class GatedOptions(SaeLensOptions):
     """Gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014): one path selects, the other measures."""
 
     architecture: ClassVar[str] = "gated"
+    scalars: ClassVar[int] = 3
 
     variant: Literal["sae_lens_gated"] = "sae_lens_gated"
     l1: Annotated[float, Field(ge=0)]
@@ -73,6 +74,7 @@ class JumpReluOptions(SaeLensOptions):
     """JumpReLU SAE (Rajamanoharan et al. 2024, arXiv 2407.14435): a learned threshold per latent."""
 
     architecture: ClassVar[str] = "jumprelu"
+    scalars: ClassVar[int] = 2
 
     variant: Literal["sae_lens_jumprelu"] = "sae_lens_jumprelu"
     l0: Annotated[float, Field(ge=0)]

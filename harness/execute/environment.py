@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.meters import high_water
 from harness.section import Json
 
-_PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba")
+_PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba", "triton")
 
 
 def environment(project: Path, device: str, threads: int, devices: int = 1) -> dict[str, Json]:

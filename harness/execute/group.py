@@ -201,9 +201,12 @@ class _Run:
     def _cost(self, state: _State) -> Cost:
         trained = state.stages.saes if state.stages else ()
         speed = next((found for made in trained if (found := self.training.speeds.get(made.stage.key))), None)
-        seconds = {stage: round(value, 3) for stage, value in state.seconds.items()}
+        memory = next((found for made in trained if (found := self.training.memory_of(made))), None)
         return Cost(
-            wall_seconds=seconds, peak_memory_bytes=peak_memory_bytes(), tokens_per_second=speed and round(speed)
+            wall_seconds={stage: round(value, 3) for stage, value in state.seconds.items()},
+            peak_memory_bytes=peak_memory_bytes(),
+            training_memory_bytes=memory,
+            tokens_per_second=speed and round(speed),
         )
 
     def _warnings(self, state: _State) -> Iterable[str]:

@@ -162,6 +162,14 @@ class Training:
             raise NotAvailable(f"the SAE {made.stage.key[:12]} is not in the store")
         return artifact.load(found.folder, tuple(map(self.load, made.bases)))
 
+    def memory_of(self, made: SaeStages) -> int | None:
+        """Bytes that its training took, as its record has it; None where there is none, or one of earlier versions."""
+        folder = self.store.folder(made.stage.kind, made.stage.key)
+        if not (folder / artifact.TRAINING).is_file():
+            return None
+        found = artifact.load_training(folder).get("memory_bytes")
+        return found if isinstance(found, int) else None
+
     def _stream(self, wanted: list[Wanted]) -> ActivationStream:
         first, experiment = wanted[0], wanted[0].cell.experiment
         return ActivationStream(

@@ -47,6 +47,8 @@ LABELS = {
     "flow_deactivation.success": "Deactivation",
     "flow_transition.carried": "Carried over",
     "flow_steering.shift": "Steered",
+    "training.tokens_per_second": "Training speed",
+    "training.memory": "Training memory",
 }
 """Short column headings; other metrics are headed by their id."""
 

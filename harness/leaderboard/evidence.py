@@ -63,9 +63,9 @@ class Source:
         return Evidence(estimator.formula, inputs, estimator.units, estimator.paired)
 
     def numbers(self, cell: Loaded) -> dict[str, MetricValue]:
-        """A record's numbers by the key of their column."""
+        """A cell's numbers by the key of their column."""
         if cell.path not in self._numbers:
-            self._numbers[cell.path] = {Column.of(metric).key: metric for metric in cell.record.metrics}
+            self._numbers[cell.path] = {Column.of(metric).key: metric for metric in cell.numbers}
         return self._numbers[cell.path]
 
     def _inputs(self, cell: Loaded, estimator: Estimator, column: Column) -> Array:

@@ -13,8 +13,9 @@ import numpy as np
 
 from harness.canonical import canonical, file_digest
 from harness.errors import InvalidInput, RefusedFile, StoreError
+from harness.leaderboard.machine import on_machine
 from harness.metrics.base import Statistics
-from harness.record import Record
+from harness.record import MetricValue, Record
 from harness.results import RECORDS, read_record
 from harness.store.files import read_arrays
 
@@ -34,6 +35,11 @@ class Loaded:
     def metrics_section(self) -> str:
         """The `metrics` of its resolved spec as canonical JSON."""
         return canonical(self.record.resolved.get("metrics") or [])
+
+    @cached_property
+    def numbers(self) -> tuple[MetricValue, ...]:
+        """The record's numbers, then what its training cost on the machine that did it."""
+        return (*self.record.metrics, *on_machine(self.record))
 
     @cached_property
     def created(self) -> datetime:

@@ -14,6 +14,7 @@ from harness.leaderboard.evidence import Source, Unusable, current_versions, uni
 from harness.leaderboard.grouping import UNMEASURED, apart, group_key, merged_groups
 from harness.leaderboard.inference import interval_of
 from harness.leaderboard.load import Loaded, Results
+from harness.leaderboard.machine import ON_MACHINE
 from harness.leaderboard.ties import verdicts_of
 from harness.record import MetricValue, Record
 from harness.sae.training import TrainingOptions
@@ -215,7 +216,7 @@ def _places(resolved: Mapping[str, Json]) -> str:
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
     """All columns in order of domain, then of the records' metrics, with metrics of the short table first."""
-    by_key = {c.key: c for row in rows for cell in row.measured for c in map(Column.of, cell.record.metrics)}
+    by_key = {c.key: c for row in rows for cell in row.measured for c in map(Column.of, cell.numbers)}
     found = list(by_key.values())
     domains = list(dict.fromkeys(column.domain for column in found))
     order = {metric: position for position, metric in enumerate(DEFAULT_COLUMNS)}
@@ -229,6 +230,7 @@ def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
 
 def default_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
     """The short table: the known core numbers as trained, and one number of every other family of metrics."""
+    columns = [c for c in columns if c.metric not in ON_MACHINE] or columns
     trained = [c for c in columns if c.budget is None] or list(columns)
     families = {c.metric.partition(".")[0] for c in trained if c.metric in DEFAULT_COLUMNS}
     shown: list[Column] = []

@@ -41,10 +41,12 @@ class Cost(Metric):
 def _cost(section: Variant | LoadedSae, d_in: int, width: int, l0: float) -> SaeCost:
     if isinstance(section, LoadedSae):
         return linear_cost(d_in, width, l0)
-    try:
-        return variant_cost(section, d_in)
-    except ValueError:  # no fixed number of active latents, or on top of a loaded SAE
-        return linear_cost(d_in, width, l0)
+    for active in (None, l0):  # measured where the variant fixes no number of active latents
+        try:
+            return variant_cost(section, d_in, active)
+        except ValueError:
+            continue
+    return linear_cost(d_in, width, l0)  # on top of a loaded SAE, of which only the width is known
 
 
 def _value(name: str, value: float, unit: str) -> MetricValue:

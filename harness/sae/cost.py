@@ -12,9 +12,7 @@ from harness.sae.options import (
     BoostedOptions,
     EnsembleOptions,
     ExtendedOptions,
-    GatedOptions,
     IdentityOptions,
-    JumpReLUOptions,
     KronOptions,
     MeanOptions,
     PCAOptions,
@@ -45,13 +43,17 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
     Raises ValueError where the variant fixes no k and `active` is missing.
     """
     match options:
+        case EnsembleOptions():
+            raise ValueError(
+                "an ensemble's cost is counted with its base, which its boosts have in common: variant_cost"
+            )
         case IdentityOptions():
             return Cost(0, 0, 0)
         case MeanOptions():
             return Cost(d_in, 0, 0)
         case PCAOptions(k=k):
             return Cost(d_in * k + d_in, d_in * k, d_in * (k if active is None else active))
-        case EnsembleOptions() | BoostedOptions() | ExtendedOptions():
+        case BoostedOptions() | ExtendedOptions():
             return _on_base(options, d_in, active, bases)
         case KronOptions():
             rows = options.head_count * (options.m + options.n)
@@ -60,16 +62,21 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
         return bases[0] if active is None else bases[0]._replace(decoder=d_in * active)
     width = getattr(options, "width", 0)
     plain = _dictionary(d_in, width, width, _active(options, active))
-    extra = {GatedOptions: 2 * width, JumpReLUOptions: width}.get(type(options), 0)
-    return plain._replace(parameters=plain.parameters + extra)
+    return plain._replace(parameters=plain.parameters + (options.scalars - 1) * width)
 
 
-def variant_cost(options: Variant, d_in: int) -> Cost:
-    """Cost of a variant together with the SAEs it starts from. Raises ValueError where it has no fixed cost."""
-    bases = tuple(variant_cost(base, d_in) for base in options.base_sections if isinstance(base, Variant))
+def variant_cost(options: Variant, d_in: int, active: float | None = None) -> Cost:
+    """Cost of a variant together with the SAEs it starts from.
+
+    `active`: latents per token in all (measured L0), by default what the variants fix. Raises ValueError where they fix
+    none and `active` is missing, and on top of a loaded SAE.
+    """
+    bases = tuple(variant_cost(base, d_in, active) for base in options.base_sections if isinstance(base, Variant))
     if len(bases) < len(options.base_sections):
         raise ValueError("the cost of an SAE on top of a loaded one is not known before it is loaded")
-    return cost(options, d_in, bases=bases)
+    if isinstance(options, EnsembleOptions):
+        return _ensemble(variant_cost(options.boosts[0].base, d_in, active), bases, d_in, active)
+    return cost(options, d_in, active, bases)
 
 
 def tokens_at_equal_cost(reference: Cost, tokens: int, other: Cost) -> int:
@@ -94,14 +101,17 @@ def _active(options: Variant, active: float | None) -> float:
     return float(k)
 
 
+def _ensemble(base: Cost, boosts: tuple[Cost, ...], d_in: int, active: float | None) -> Cost:
+    """The base's cost once, and of every boost what it adds to that."""
+    parameters, encoder, decoder = (
+        below + sum(boost[part] - below for boost in boosts) for part, below in enumerate(base)
+    )
+    return Cost(int(parameters), int(encoder), decoder if active is None else d_in * active)
+
+
 def _on_base(
-    options: EnsembleOptions | BoostedOptions | ExtendedOptions,
-    d_in: int,
-    active: float | None,
-    bases: tuple[Cost, ...],
+    options: BoostedOptions | ExtendedOptions, d_in: int, active: float | None, bases: tuple[Cost, ...]
 ) -> Cost:
-    if isinstance(options, EnsembleOptions):
-        raise ValueError("the cost of an ensemble is its base's plus, for each boost, the boost's less the base's")
     width, k = (
         (options.extra_width, options.extra_k) if isinstance(options, ExtendedOptions) else (options.width, options.k)
     )

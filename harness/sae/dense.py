@@ -12,9 +12,9 @@ from harness.sae.codes import Codes
 from harness.sae.dictionary import DictionarySAE
 from harness.sae.encoders import unit_rows
 from harness.sae.linear import Group, LinearWeights, folded_bias
+from harness.sae.memory import rows_per_chunk
 from harness.sae.options.dense import Penalised
 from harness.sae.rules import ThresholdRule, padded
-from harness.sae.sparse import rows_per_chunk
 
 
 class PenalisedSAE(DictionarySAE):

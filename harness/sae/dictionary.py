@@ -18,6 +18,10 @@ from harness.sae.options.base import AuxiliaryLoss
 from harness.sae.selection import Selection
 from harness.sae.sparse import sparse_decode
 
+DENSE = 16
+"""Up to so many times `aux_k` dead latents are all computed with a graph, which is quicker there: of 2-core steps at
+d = 64 to 768 the sparse way took 0.7 to 3.3 times as long up to it and 0.5 to 0.65 times beyond."""
+
 
 class Fit(NamedTuple):
     """How well codes reconstruct a batch."""
@@ -121,11 +125,21 @@ class SparseDictionarySAE(DictionarySAE):
         latents = dead.nonzero().squeeze(1)
         if not len(latents) or not self.aux_coefficient:
             return x.new_zeros(())
+        revived = self._revived if len(latents) <= DENSE * self.aux_k else self._sparsely_revived
+        return (error - revived(x, latents)).pow(2).sum() / len(x)
+
+    def _revived(self, x: Tensor, latents: Tensor) -> Tensor:
+        """ê [N, d_in] from the strongest of the dead latents [n], of which all have activations with gradients."""
         active = self.encoder.some(x, latents, self.shift)
         if len(latents) > self.aux_k:
             kept = active.detach().topk(self.aux_k, dim=1, sorted=False).indices
             active = active * torch.zeros_like(active).scatter_(1, kept, 1)
-        return (error - active @ self.W_dec[latents]).pow(2).sum() / len(x)
+        return active @ self.W_dec[latents]
+
+    def _sparsely_revived(self, x: Tensor, latents: Tensor) -> Tensor:
+        """The same where nothing [N, n] has a graph: gradients touch the strongest only."""
+        codes = self.encoder.top_among(x, latents, min(self.aux_k, len(latents)), self.shift)
+        return sparse_decode(codes, self.W_dec)
 
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:

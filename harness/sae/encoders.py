@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.sae.codes import Codes
+from harness.sae.memory import rows_per_chunk
 from harness.sae.rules import entries_above, top_of_batch
-from harness.sae.sparse import attach, preactivations, rows_per_chunk, top_linear
+from harness.sae.sparse import attach, preactivations, top_linear
 from harness.sae.team import ALONE, Team
 
 
@@ -32,6 +33,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None) -> Tensor:
         """Dense activations [N, n] of the given latents [n]."""
+
+    @abstractmethod
+    def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None) -> Codes:
+        """The k strongest of the given latents [n] of each token, descending."""
 
     @abstractmethod
     def initial_decoder(self) -> Tensor:
@@ -69,6 +74,11 @@ class LinearEncoder(Encoder):
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None = None) -> Tensor:
         centred = x if shift is None else x - shift
         return (centred @ self.weight[latents].t() + self.bias[latents]).relu()
+
+    def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
+        x = centred(x, shift)
+        found = top_linear(x, self.weight[latents], self.bias[latents], k)
+        return self._active(Codes(found.values, latents[found.indices]), x, shift)
 
     def initial_decoder(self) -> Tensor:
         return self.weight.detach().clone()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from harness.sae.backends import backend
 from harness.sae.codes import Codes
 from harness.sae.encoders import Encoder, centred, unit_rows
+from harness.sae.memory import rows_per_chunk
 from harness.sae.rules import top_of_batch
 from harness.sae.sparse import attach, preactivations
 from harness.sae.team import ALONE, Team
@@ -87,7 +88,7 @@ class KronEncoder(Encoder):
         """The k strongest pairs per token of pre-activations [N, h(m + n)]: their products, descending, zero-padded.
 
         `pruned=False` looks at every pair; the result is the same. Only CPU kernels prune: elsewhere, also on CUDA,
-        all pairs exist for a moment.
+        all pairs of some tokens exist for a moment.
         """
         return backend(pre).top_pairs(pre, self.m, self.n, self.kernel == "product", k, pruned)
 
@@ -95,6 +96,18 @@ class KronEncoder(Encoder):
         pre = F.linear(x if shift is None else x - shift, self.weight, self.bias)
         base, extension = self.parents(latents)
         return combine(pre[:, base], pre[:, extension], self.kernel)
+
+    def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
+        x = centred(x, shift)
+        pre = preactivations(x, self.weight, self.bias)
+        found = Codes(pre.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device))
+        step = rows_per_chunk(len(latents))
+        for part in (slice(start, start + step) for start in range(0, len(x), step)):
+            u, v = (pre[part][:, rows] for rows in self.parents(latents))
+            # Ranked by the products, as in `strongest`: rounding of the square root must not decide.
+            products = (u * v).relu() if self.kernel == "product" else u.relu() * v.relu()
+            backend(products).top_rows(products, found.values[part], found.indices[part])
+        return self._active(Codes(found.values, latents[found.indices]), pre, x, shift)
 
     def initial_decoder(self) -> Tensor:
         rows = self.weight.detach().view(self.heads, self.m + self.n, -1)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from harness.errors import InvalidInput
 from harness.sae.base import SparseAutoencoder
 from harness.sae.codes import Codes
+from harness.sae.memory import rows_per_chunk
 from harness.sae.rules import ThresholdRule, TopRule, entries_above
-from harness.sae.sparse import preactivations, rows_per_chunk, sparse_decode, top_linear
+from harness.sae.sparse import preactivations, sparse_decode, top_linear
 
 
 class Group(NamedTuple):

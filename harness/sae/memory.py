@@ -7,20 +7,39 @@ import threading
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 26
+"""Largest number of pre-activations, or of pairs of them, that exist at once."""
 SPARE = 2
 """Gradients of one shape that are kept: an encoder's and a decoder's."""
 
 _local = threading.local()
 
 
+def rows_per_chunk(width: int) -> int:
+    """For how many tokens `width` numbers each are computed at once."""
+    return max(1, CHUNK // width)
+
+
 def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
     """A [rows, columns] buffer of `like`'s type and device, shared by all callers of a thread: read it at once."""
     key = (like.dtype, like.device)
     buffers: dict[object, Tensor] = _local.__dict__.setdefault("buffers", {})
+    _local.asked = max(asked(), rows * columns * like.element_size())
     if key not in buffers or buffers[key].numel() < rows * columns:
         buffers.pop(key, None)
         buffers[key] = like.new_empty(rows * columns, requires_grad=False)
     return buffers[key][: rows * columns].view(rows, columns)
+
+
+def asked() -> int:
+    """Bytes of the largest buffer that the calling thread has asked for since `forget_asked`."""
+    found: int = getattr(_local, "asked", 0)
+    return found
+
+
+def forget_asked() -> None:
+    """Starts to look for the largest buffer anew."""
+    _local.asked = 0
 
 
 class GradientPool:

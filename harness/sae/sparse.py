@@ -21,15 +21,7 @@ from harness.errors import InvalidInput
 from harness.sae.backends import backend
 from harness.sae.backends.torch_ops import embedding_sum
 from harness.sae.codes import Codes
-from harness.sae.memory import gradients, scratch
-
-CHUNK = 1 << 26
-"""Largest number of pre-activations that exist at once."""
-
-
-def rows_per_chunk(width: int) -> int:
-    """How many tokens' pre-activations are computed at once."""
-    return max(1, CHUNK // width)
+from harness.sae.memory import gradients, rows_per_chunk, scratch
 
 
 def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:

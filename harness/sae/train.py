@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from harness.activations.site import Site
+from harness.meters import now
 from harness.sae.base import SparseAutoencoder
 from harness.sae.memory import release
 from harness.sae.team import ALONE, Team
@@ -114,7 +114,8 @@ def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict
     for batch in batches:
         for trainee in trainees:
             if trainee not in failed:
-                start, x = perf_counter(), batch[trainee.site]
+                x = batch[trainee.site]
+                start = now(x.device)  # what the model or another SAE has queued is not this one's
                 try:
                     trainee.step(x)
                 except Exception as error:  # one trainee's failure must not end the others' training
@@ -122,7 +123,7 @@ def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict
                         raise
                     failed[trainee] = error
                 trainee.pace.tokens += len(x)
-                trainee.pace.seconds += perf_counter() - start
+                trainee.pace.seconds += now(x.device) - start
 
 
 def _finished(trainee: Trainee) -> Outcome:

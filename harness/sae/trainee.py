@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from math import cos, isfinite, pi, sqrt
 from typing import Any, NamedTuple
 
@@ -11,17 +14,22 @@ from torch import Tensor, nn
 
 from harness.activations.site import Site
 from harness.errors import CellFailed, RefusedFile
+from harness.sae.backends import backend
 from harness.sae.base import Loss, SparseAutoencoder, TrainableSAE
+from harness.sae.encoders import Encoder
 from harness.sae.memory import gradients
 from harness.sae.team import ALONE, Team, join
 from harness.sae.train import Pace
 from harness.sae.training import TrainingOptions
+from harness.sae.usage import Usage
 
 COLUMNS = ("step", "reconstruction", "normalised", "auxiliary", "l0", "dead", "lr")
 """Columns of the training curve. `reconstruction`: squared error per token on scaled inputs; `normalised`: that over
 the batch's squared distance from its mean; `l0`: active latents per token; `dead`: dead latents."""
 POINTS = 100
 """About how many points of the curve are recorded."""
+KERNELS = ("numba", "triton", "torch", "autograd")
+"""What computes a step: a backend of the sparse products, or autograd alone for variants with dense latents."""
 NEVER = 10_000_000
 """Upper limit of the default dead-latent threshold, in tokens (Gao et al. 2024)."""
 
@@ -79,7 +87,8 @@ class NativeTrainee:
         self.next_block = self.next_step = 0
         self.silent = torch.zeros(sae.width, dtype=torch.int64, device=mean.device)
         self.curve: list[tuple[float, ...]] = []
-        self.pace, self.devices = Pace(), Counter[int]()
+        self.pace, self.usage = Pace(), Usage()
+        self.devices, self.kernels = Counter[int](), Counter[str]()
         sae.to(mean.device).begin(mean, self.scale)
         self.parameters = {name: p for name, p in sae.named_parameters() if p.requires_grad}
         self.adam = torch.optim.Adam(
@@ -88,7 +97,23 @@ class NativeTrainee:
 
     def step(self, x: Tensor) -> None:
         """One optimiser step on hidden states `x` [n, d_in]. Raises CellFailed when the loss is not finite."""
-        x = x * self.scale
+        with self.usage.of_step(self.sae, self.adam, x.device) if self._recorded else nullcontext():
+            self._step(x * self.scale)
+        self.next_step += 1
+        self.devices[self.team.size] += 1
+        self.kernels[self._kernels] += 1
+
+    @property
+    def _recorded(self) -> bool:
+        """Whether the coming step is a point of the curve."""
+        return self.next_step % max(1, self.steps // POINTS) == 0 or self.next_step == self.steps - 1
+
+    @cached_property
+    def _kernels(self) -> str:
+        sparse = any(isinstance(part, Encoder) for part in self.sae.modules())
+        return backend(*self.parameters.values()).name if sparse else "autograd"
+
+    def _step(self, x: Tensor) -> None:
         loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
         of_all = whole(loss, len(x), self.team)
         lr = learning_rate(self.training, self.next_step, self.steps)
@@ -96,8 +121,6 @@ class NativeTrainee:
         (loss.total * (len(x) / of_all.tokens)).backward()  # type: ignore[no-untyped-call]
         self._update(lr)
         self._follow(of_all, x, lr)
-        self.next_step += 1
-        self.devices[self.team.size] += 1
 
     def _check(self, loss: Whole, lr: float) -> None:
         if not isfinite(loss.total):
@@ -124,7 +147,7 @@ class NativeTrainee:
     def _follow(self, loss: Whole, x: Tensor, lr: float) -> None:
         self.silent += loss.tokens
         self.silent[loss.firing > 0] = 0
-        if self.next_step % max(1, self.steps // POINTS) == 0 or self.next_step == self.steps - 1:
+        if self._recorded:
             self.curve.append(self._point(loss, x, lr))
 
     def _point(self, loss: Whole, x: Tensor, lr: float) -> tuple[float, ...]:
@@ -144,7 +167,13 @@ class NativeTrainee:
                 state[f"adam.{name}.{key}"] = value.detach().clone()
         state["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, len(COLUMNS))
         state["devices"] = torch.tensor(sorted(self.devices.items())).reshape(-1, 2)
+        state["kernels"] = torch.tensor([self.kernels[name] for name in KERNELS])
+        state["memory"] = torch.tensor([self._most_memory()])
         return state | {"silent": self.silent.clone(), "position": torch.tensor([self.next_block, self.next_step])}
+
+    def _most_memory(self) -> int:
+        """Of the member that needs most."""
+        return -int(self.team.lowest(torch.tensor(-self.usage.peak)))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continues exactly where `state` was taken. Raises RefusedFile when it does not fit this SAE."""
@@ -157,21 +186,35 @@ class NativeTrainee:
             self.next_block, self.next_step = state["position"].tolist()
             self.curve = [tuple(row) for row in state["curve"].tolist()]
             self.devices = Counter(dict(state.get("devices", torch.tensor([[1, self.next_step]])).tolist()))
+            if "kernels" in state:  # checkpoints of earlier versions have neither
+                self.kernels = Counter(dict(zip(KERNELS, state["kernels"].tolist(), strict=True)))
+                (self.usage.peak,) = state["memory"].tolist()
         except (RuntimeError, KeyError, ValueError) as error:
             raise RefusedFile(f"the training checkpoint does not fit this SAE: {error}") from error
 
     def training_record(self) -> dict[str, Any]:
-        """What is kept beside the weights: the curve by column, the input scale, the dead-latent threshold, and how many
-        of the steps were made on how many devices."""
+        """What is kept beside the weights: the curve by column, the input scale, the dead-latent threshold, how many of
+        the steps were made on how many devices and by which kernels, and the memory they took."""
         columns = zip(*self.curve, strict=True) if self.curve else ((),) * len(COLUMNS)
         curve = {name: list(column) for name, column in zip(COLUMNS, columns, strict=True)}
         made = {"steps": self.next_step, "devices": {str(n): steps for n, steps in sorted(self.devices.items())}}
+        made["kernels"] = {name: steps for name, steps in sorted(self.kernels.items()) if steps}
+        made |= {"triton": _triton()} if self.kernels["triton"] else {}
+        made["memory_bytes"] = self.usage.peak
         return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, **made}
 
     def finish(self) -> SparseAutoencoder:
         """The SAE in evaluation mode, input scale folded into its weights; the trainee is used up."""
+        self.usage.peak = self._most_memory()
         self.sae.fold_input_scale(self.scale)
         return self.sae.eval().requires_grad_(False)
+
+
+def _triton() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # some builds of torch bring it under another name
+        return "unknown"
 
 
 def _moments(state: dict[str, Tensor], prefix: str, parameter: Tensor) -> dict[str, Tensor]:

@@ -68,6 +68,9 @@ def test_a_boost_alone_has_the_residual_that_it_has_in_the_ensemble(domains: Wor
     )
     assert command("run", "one", "--executor", "inline").code == 0
     assert domains.weights() == before
+    records = domains.records()
+    assert records["one[][0]"].cost.training_memory_bytes  # read from the training that the other cell paid for
+    assert records["both[][0]"].cost.training_memory_bytes is None
 
 
 @pytest.mark.parametrize(

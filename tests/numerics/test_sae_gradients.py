@@ -163,20 +163,42 @@ def test_gradients_of_selected_variants(case: str) -> None:
 
 @pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("dead_count", [3, 20])
-@pytest.mark.parametrize("kron", [False, True])
-def test_gradients_with_dead_latents(dead_count: int, kron: bool) -> None:
-    """AuxK: fewer dead latents than aux_k (all of them reconstruct) and more (the strongest do)."""
+@pytest.mark.parametrize("dense", [0, 16])
+@pytest.mark.parametrize("kind", ["topk", "mand", "product"])
+def test_gradients_with_dead_latents(dead_count: int, kind: str, dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AuxK: fewer dead latents than aux_k (all of them reconstruct) and more (the strongest do), each in both ways."""
+    monkeypatch.setattr("harness.sae.dictionary.DENSE", dense)
+    kron = kind != "topk"
     common = {"width": WIDTH, "k": K, "aux_k": 8, "aux_coefficient": 0.7}
-    sae = made(KronOptions(m=2, n=4, **common) if kron else TopKOptions(**common))
+    options = TopKOptions(**common) if kind == "topk" else KronOptions(m=2, n=4, **{**common, "kernel": kind})
+    sae = made(options)
     x, dead = tokens(), torch.zeros(WIDTH, dtype=torch.bool)
     dead[torch.arange(dead_count) * 2] = True
 
     def reference(w: Weights) -> Tensor:
-        latents = pairs(w, x, 2, 4, "mand") if kron else linear(w, x)
+        latents = pairs(w, x, 2, 4, kind) if kron else linear(w, x)
         codes = kept(latents, K)
         return error(codes, w, x) + 0.7 * auxk(latents, w, x, codes, dead, min(8, dead_count))
 
     assert_same(sae, sae.loss(x, dead, 0, 10).total, reference)
+
+
+def test_many_dead_latents_have_no_dense_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What autograd keeps of AuxK grows with aux_k and not with the number of dead latents."""
+    sizes: dict[int, int] = {}
+    for dense in (0, 16):
+        monkeypatch.setattr("harness.sae.dictionary.DENSE", dense)
+        sae, x = made(TopKOptions(width=WIDTH, k=K, aux_k=2)), tokens()
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel() if len(tensor) == N else 0
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            sae.auxiliary(x, x, torch.arange(WIDTH) < 30)
+        sizes[dense] = max(kept.values())
+    assert sizes == {0: N * D, 16: N * 30}
 
 
 @pytest.mark.usefixtures("_path")

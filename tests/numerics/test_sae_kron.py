@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.sae.backends import TORCH
 from harness.sae.kron import KronEncoder, combine
@@ -57,6 +61,32 @@ def test_pruned_kron_selection_equals_the_full_one(seed: int, shape: tuple[int, 
         u, v = (pre.gather(1, rows) for rows in encoder.parents(pruned.indices))
         active = pruned.values > 0
         assert torch.equal((u * v)[active], pruned.values[active])
+
+
+class Largest(TorchDispatchMode):
+    """Sees the largest tensor that any operation makes."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            self.seen = max(self.seen, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_pairs_of_all_tokens_never_exist_at_once(signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no kernel prunes (torch's operations, so CUDA too) tokens are taken a few at a time; the choice is the same."""
+    pre = torch.randn(30, 12 * 7, generator=rng(1))
+    width = 12 * 3 * 4
+    whole = TORCH.top_pairs(pre, 3, 4, signed, 5)
+    monkeypatch.setattr("harness.sae.memory.CHUNK", 4 * width)
+    with Largest() as largest:
+        parts = TORCH.top_pairs(pre, 3, 4, signed, 5)
+    assert torch.equal(whole.values, parts.values)
+    assert torch.equal(whole.indices, parts.indices)
+    assert largest.seen <= pre.numel() < len(pre) * width
 
 
 def test_kron_with_too_few_active_pairs_reports_the_true_l0() -> None:

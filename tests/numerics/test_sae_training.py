@@ -13,7 +13,9 @@ from torch import Tensor
 
 from harness.activations.site import Site
 from harness.errors import CellFailed, RefusedFile
+from harness.meters import now
 from harness.sae import artifact
+from harness.sae.backends import forced
 from harness.sae.base import SparseAutoencoder, TrainableSAE
 from harness.sae.memory import gradients, release
 from harness.sae.moments import FittedTrainee
@@ -121,7 +123,7 @@ def test_resuming_at_every_block_gives_the_same_bits(options: Variant) -> None:
     assert isinstance(done, SparseAutoencoder), done
     resumed, again = interrupted(options)
     assert_equal_weights(done, resumed)
-    assert straight.curve == again.curve
+    assert straight.training_record() == again.training_record()
     fresh = trainee(options)
     fresh.sae.fold_input_scale(fresh.scale)
     moved = [not torch.equal(t, fresh.sae.state_dict()[name]) for name, t in done.state_dict().items()]
@@ -199,6 +201,45 @@ def test_a_trainee_that_fails_is_dropped_and_the_others_go_on() -> None:
     assert checkpoints == [2] * 4 + [1] * 6
     alone = trainee(BASE, HERE)
     assert_equal_weights(outcomes[healthy], train([alone], Blocks())[alone])  # type: ignore[arg-type]
+
+
+def test_every_sae_is_charged_the_time_of_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is asked for the device of the hidden states right before and right after a step, and nowhere else."""
+    asked: list[tuple[str, int]] = []
+    trainees = [trainee(BASE), trainee(BASE)]
+
+    def clock(device: torch.device) -> float:
+        asked.append((device.type, sum(t.next_step for t in trainees)))
+        return float(asked[-1][1])
+
+    monkeypatch.setattr("harness.sae.train.now", clock)
+    train(trainees, Blocks())
+    assert asked == [("cpu", done) for step in range(40) for done in (step, step + 1)]
+    assert [t.pace.seconds for t in trainees] == [20.0, 20.0]
+
+
+def test_the_clock_waits_for_what_a_device_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr("torch.cuda.synchronize", waited.append)
+    assert now(torch.device("cpu")) <= now(torch.device("cuda:1")) <= now(torch.device("cpu"))
+    assert waited == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(
+    ("options", "forced_to", "kernels"),
+    [(BASE, "", "numba"), (BASE, "torch", "torch"), (OPTIONS[8], "torch", "torch"), (OPTIONS[7], "", "autograd")],
+)
+def test_the_record_says_which_kernels_made_the_steps(options: Variant, forced_to: str, kernels: str) -> None:
+    first = trainee(options)
+    for batch in Blocks().batches(0):
+        first.step(batch[HERE])
+    with forced(forced_to):
+        second = trainee(options)
+        second.load_state(first.state())
+        second.step(next(Blocks().batches(1))[HERE])
+    before = "autograd" if kernels == "autograd" else "numba"
+    made = second.training_record()["kernels"]
+    assert made == ({kernels: 3} if before == kernels else {before: 2, kernels: 1})
 
 
 def test_training_ends_early_when_all_have_failed() -> None:

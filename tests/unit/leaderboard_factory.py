@@ -44,6 +44,9 @@ class Planted:
     training: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the `training` section beside the usual ones."""
     warnings: tuple[str, ...] = ()
+    speed: float | None = None
+    memory: int | None = None
+    """What training cost on its machine."""
     draw: int | None = None
     """Seed of the SAE's own noise; default: derived from name, label and seed."""
 
@@ -115,7 +118,12 @@ def record(planted: Planted) -> tuple[Record, dict[str, np.ndarray]]:
             "packages": {"torch": "2.13.0"},
             "git": {"commit": "0123456789abcdef", "dirty": planted.dirty},
         },
-        cost=Cost(wall_seconds={"train": 41.5, "evaluate": 8.25}, peak_memory_bytes=1_200_000_000),
+        cost=Cost(
+            wall_seconds={"train": 41.5, "evaluate": 8.25},
+            peak_memory_bytes=1_200_000_000,
+            training_memory_bytes=planted.memory,
+            tokens_per_second=planted.speed,
+        ),
         created=planted.created,
     )
     return made, {f"{d}/{name}": array for d, found in measured.items() for name, array in found.items()}

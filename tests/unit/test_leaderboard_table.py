@@ -296,3 +296,23 @@ def test_what_one_side_lacks_is_one_fact_and_metrics_go_by_name() -> None:
         ("metrics.l0.budgets", [8], [16]),
         ("metrics.mse", None, {"metric": "mse", "x": {"y": 1}}),
     ]
+
+
+def test_what_training_cost_on_its_machine_is_a_column_that_nobody_is_ranked_by(tmp_path: Path) -> None:
+    (group,) = board(
+        tmp_path,
+        *[Planted(seed=s, speed=1000.0 + 100 * s, memory=(3 + s) << 20) for s in range(2)],
+        Planted("quickstart/other", speed=5000.0),
+        Planted("quickstart/loaded"),
+    ).groups
+    speed, memory = (column(group, f"/training.{name}@1") for name in ("tokens_per_second", "memory"))
+    assert (speed.unit, memory.unit) == ("tokens/s", "MiB")
+    values = {r.spec: [r.values[c.key].value for c in (speed, memory)] for r in group.rows}
+    assert values == {
+        "quickstart/topk": [1050.0, 3.5],
+        "quickstart/other": [5000.0, None],
+        "quickstart/loaded": [None, None],
+    }
+    assert speed.higher_is_better is memory.higher_is_better is None
+    assert not {speed, memory} & set(group.shown)
+    assert not any(group.verdict(r, c).standing for r in group.rows for c in (speed, memory))

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.sae.cost import Cost, cost, linear_cost, tokens_at_equal_cost
+from adapters.sae_lens.options import GatedOptions as SaeLensGated
+from adapters.sae_lens.options import JumpReluOptions as SaeLensJumpReLU
+from harness.metrics.cost import Cost as CostMetric
+from harness.sae.cost import Cost, cost, linear_cost, tokens_at_equal_cost, variant_cost
 from harness.sae.dictionary import default_aux_k
 from harness.sae.options import (
     NATIVE,
     BoostedOptions,
+    EnsembleOptions,
     ExtendedOptions,
     FineTunedOptions,
     GatedOptions,
@@ -174,6 +178,45 @@ def test_cost_counts_real_parameters() -> None:
     ):
         sae = options.build(d, torch.Generator())
         assert cost(options, d, active=4).parameters == sum(p.numel() for p in sae.parameters()), options.variant
+
+
+BASES = [
+    TopKOptions(**TOPK),
+    KronOptions(**TOPK, m=2, n=4),
+    StandardOptions(width=64),
+    GatedOptions(width=64),
+    JumpReLUOptions(width=64),
+    SaeLensGated(width=64, l1=1.0),
+    SaeLensJumpReLU(width=64, l0=1.0),
+]
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda o: o.variant)
+def test_the_cost_metric_counts_the_real_parameters_of_all_that_stands_on_a_base(base: Any) -> None:
+    """The residuals' decoder bias is none: it stays zero. Decoding costs what is active in all."""
+    import torch
+
+    def stored(sae: torch.nn.Module) -> int:
+        return sum(p.numel() for name, p in sae.named_parameters() if not name.startswith("residual.b_dec"))
+
+    d, l0, generator = 24, 7.5, torch.Generator()
+    options = [BoostedOptions(base=base, width=w, k=2) for w in (10, 20)]
+    below = base.build(d, generator)
+    boosts = [o.build(d, generator, (below,)) for o in options]
+    both = EnsembleOptions(boosts=tuple(options))
+    wanted = [
+        (base, stored(below)),
+        *((o, stored(below) + stored(boost)) for o, boost in zip(options, boosts, strict=True)),
+        (both, stored(below) + sum(map(stored, boosts))),
+    ]
+    encoder = variant_cost(base, d, l0).encoder
+    for section, parameters in wanted:
+        values = {v.id: v.value for v in CostMetric().of_sae(section, d, section.latents or 94, l0)}
+        assert values["cost.parameters"] == parameters, section.variant
+        fixed = isinstance(base, TopKOptions | KronOptions)
+        assert fixed or values["cost.decoder"] == d * l0
+        extra = {"boosted": d * getattr(section, "width", 0), "boost_ensemble": d * 30}.get(section.variant, 0)
+        assert values["cost.encoder"] == encoder + extra
 
 
 def test_cost_of_controls_and_of_variants_on_a_base() -> None:

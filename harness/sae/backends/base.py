@@ -16,6 +16,9 @@ from harness.sae.codes import Codes
 class Backend(ABC):
     """One implementation of the sparse products; all give the same results up to rounding."""
 
+    name: str
+    """As it stands in the record of a training."""
+
     @abstractmethod
     def top_rows(self, pre: Tensor, values: Tensor, indices: Tensor) -> None:
         """Writes the k largest of every row of `pre` [N, width] and their columns, descending; k from `values`."""

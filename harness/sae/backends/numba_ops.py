@@ -16,6 +16,8 @@ from harness.sae.memory import gradients
 class NumbaBackend(Backend):
     """`harness.sae.kernels`, `pair_kernels` and `prefix_kernels` on float32 or float64 tensors in CPU memory."""
 
+    name = "numba"
+
     def top_rows(self, pre: Tensor, values: Tensor, indices: Tensor) -> None:
         kernels.share(kernels.top_rows, kernels.even(len(pre)), array(pre), array(values), array(indices))
 

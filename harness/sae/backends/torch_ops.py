@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from harness.sae.backends.base import Backend
 from harness.sae.codes import Codes
-from harness.sae.memory import gradients
+from harness.sae.memory import gradients, rows_per_chunk
 
 GATHERED = 1 << 26
 """Largest number of gathered weights that exist at once."""
@@ -43,15 +43,22 @@ def embedding_sum(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 class TorchBackend(Backend):
     """Torch operations; on accelerators some of them add in no fixed order."""
 
+    name = "torch"
+
     def top_rows(self, pre: Tensor, values: Tensor, indices: Tensor) -> None:
         torch.topk(pre, values.shape[1], dim=1, out=(values, indices))
 
     def top_pairs(self, pre: Tensor, m: int, n: int, signed: bool, k: int, pruned: bool = True) -> Codes:
-        """All pairs exist for a moment: `pruned` changes nothing."""
-        heads = pre.view(len(pre), -1, m + n)
-        u, v = heads[..., :m, None], heads[..., None, m:]
-        products = (u * v).relu() if signed else u.relu() * v.relu()
-        return Codes(*products.reshape(len(pre), -1).topk(k, dim=1))
+        """All pairs of a few tokens exist for a moment: `pruned` changes nothing."""
+        codes = Codes(pre.new_empty(len(pre), k), torch.empty(len(pre), k, dtype=torch.int64, device=pre.device))
+        step = rows_per_chunk(pre.shape[1] // (m + n) * m * n)
+        for start in range(0, len(pre), step):
+            part = slice(start, start + step)
+            heads = pre[part].view(len(pre[part]), -1, m + n)
+            u, v = heads[..., :m, None], heads[..., None, m:]
+            products = (u * v).relu() if signed else u.relu() * v.relu()
+            torch.topk(products.flatten(1), k, dim=1, out=(codes.values[part], codes.indices[part]))
+        return codes
 
     def decode(self, values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
         return embedding_sum(values, indices, weight)

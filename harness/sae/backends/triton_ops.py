@@ -76,6 +76,8 @@ def by_latent(values: Tensor, indices: Tensor, width: int) -> Entries:
 class TritonBackend(TorchBackend):
     """Deterministic kernels on float32 or float64 tensors of one CUDA device."""
 
+    name = "triton"
+
     def decode(self, values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
         values, indices, weight = contiguous(values, indices, weight)
         (tokens, active), d = values.shape, weight.shape[1]

@@ -34,6 +34,8 @@ class Variant(Section):
     """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `team` for the rest."""
     budgeted: ClassVar[bool] = False
     """Whether `encode` accepts any budget ≤ `max_budget`."""
+    scalars: ClassVar[int] = 1
+    """Numbers that a latent has beside its rows: a bias, and what thresholds and gates add."""
 
     variant: str
 

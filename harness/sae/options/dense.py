@@ -39,6 +39,7 @@ class GatedOptions(Penalised):
     """A gate decides which latents are active, a second path how strongly (Rajamanoharan et al. 2024, 2404.16014)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.gated:Gated"
+    scalars: ClassVar[int] = 3
     data_parallel: ClassVar[bool] = True
 
     variant: Literal["gated"] = "gated"
@@ -50,6 +51,7 @@ class JumpReLUOptions(Penalised):
     """Learned thresholds with an L0 penalty and straight-through gradients (Rajamanoharan et al. 2024, 2407.14435)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.jumprelu:JumpReLU"
+    scalars: ClassVar[int] = 2
     data_parallel: ClassVar[bool] = True
 
     variant: Literal["jumprelu"] = "jumprelu"
