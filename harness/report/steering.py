@@ -123,7 +123,9 @@ def _receipts(cell: Cell) -> Iterator[Panel]:
     studies = {f"accuracy on {task}": f"reasoning_accuracy/{task}" for task in cell.tasks()}
     details = {name: cell.details(study) or {} for name, study in studies.items()}
     details["capability cost"] = cell.details("capability_cost") or {}
-    rows = "".join(_receipt(name, found["receipt"]) for name, found in details.items() if "receipt" in found)
+    # Studies that an earlier version stored left less of a receipt, or none.
+    receipts = {name: found["receipt"] for name, found in details.items() if "calls" in found.get("receipt", ())}
+    rows = "".join(_receipt(name, receipt) for name, receipt in receipts.items())
     if rows:
         names = ("", "hook calls", "tokens × layers", "of them changed", "mean |Δ|/|h|", "positions", "answers re-used")
         head = "".join(f"<th>{name}</th>" for name in names)
