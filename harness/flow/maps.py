@@ -52,19 +52,10 @@ class LatentMap:
         to another the best counts, and as many latents are kept as the wider of the two maps has matches."""
         reached, lost = self.indices.clamp_min(0), ~self.active()
         dead = (lost[:, :, None] | ~following.active()[reached]).flatten(1)
-        scores = (
-            torch.minimum(self.scores[:, :, None], following.scores[reached]).flatten(1).masked_fill(dead, -torch.inf)
-        )
-        cosines = torch.minimum(self.cosines[:, :, None], following.cosines[reached]).flatten(1).masked_fill(dead, 0)
-        indices = following.indices[reached].flatten(1).masked_fill(dead, NOBODY)
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        indices, scores, cosines = (paths.gather(1, order) for paths in (indices, scores, cosines))
-        again = (indices[:, :, None] == indices[:, None, :]).tril(-1).any(2)  # a better path has come here before
-        first = again.int().argsort(dim=1, stable=True)[:, : max(self.indices.shape[1], following.indices.shape[1])]
-        indices = indices.masked_fill(again, NOBODY).gather(1, first)
-        lost = indices == NOBODY
-        scores, cosines = (paths.gather(1, first) for paths in (scores, cosines))
-        return LatentMap(indices, scores.masked_fill(lost, -torch.inf), cosines.masked_fill(lost, 0), following.width)
+        scores = torch.minimum(self.scores[:, :, None], following.scores[reached]).flatten(1)
+        cosines = torch.minimum(self.cosines[:, :, None], following.cosines[reached]).flatten(1)
+        paths = following.indices[reached].flatten(1), scores.masked_fill(dead, -torch.inf), cosines
+        return _best_paths(*paths, max(self.indices.shape[1], following.indices.shape[1]), following.width)
 
     def carry(self, codes: Codes, scale: tuple[Tensor, Tensor] | None = None) -> Codes:
         """z T: codes [N, A] of this site as codes [N, A·k] of the other. Latents that meet stay separate entries.
@@ -78,6 +69,19 @@ class LatentMap:
         carried = values[:, :, None] * on
         carried = carried if scale is None else carried * scale[1][indices]
         return Codes(carried.flatten(1), indices.flatten(1))
+
+
+def _best_paths(indices: Tensor, scores: Tensor, cosines: Tensor, kept: int, width: int) -> LatentMap:
+    """Of paths [width, P] to latents `indices`, −inf where there is none, the best to each latent, and the `kept` best."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, indices.gather(1, order).argsort(dim=1, stable=True))  # by latent, its best path first
+    indices, scores, cosines = (paths.gather(1, order) for paths in (indices, scores, cosines))
+    again = torch.nn.functional.pad(indices[:, 1:] == indices[:, :-1], (1, 0))
+    scores, order = scores.masked_fill(again, -torch.inf).sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :kept], order[:, :kept]
+    lost = scores == -torch.inf
+    indices, cosines = indices.gather(1, order).masked_fill(lost, NOBODY), cosines.gather(1, order).masked_fill(lost, 0)
+    return LatentMap(indices, scores, cosines, width)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Explained variance of the next layer through a map (Feature Flow, arXiv 2502.03032, App. F), version 2.
 
 Codes z of SAE_L become codes z T of SAE_(L+n), which its decoder turns into a prediction of the hidden state h of layer
-L+n; T is composed of the maps of n `steps`. With V = Σ ‖h − h̄‖² around the domain's mean and E = Σ ‖h − ĥ‖² over ordinary tokens, all of one layer divided by that
-layer's V so that layers weigh alike:  number = 1 − Σ E / Σ V.
+L+n; T is composed of the maps of n `steps`. With V = Σ ‖h − h̄‖² around the domain's mean and E = Σ ‖h − ĥ‖² over ordinary
+tokens, all of one layer divided by that layer's V so that layers weigh alike:  number = 1 − Σ E / Σ V.
 
 ==========  =================================================  ===============
 number      ĥ                                                  better
