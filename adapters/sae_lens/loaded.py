@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from adapters.sae_lens import classes  # noqa: F401  (so that sae-lens knows the classes that exports may need)
+from adapters.sae_lens.source import other_output
 from adapters.sae_lens.weights import weights_of
 from harness.errors import NotAvailable, RefusedFile
 from harness.sae.base import SparseAutoencoder
@@ -24,7 +25,12 @@ class LoadedFromSaeLens(SparseAutoencoder):
     """Encodes and decodes exactly as sae-lens does, run-time normalisation of the input included."""
 
     def __init__(self, inner: SAE) -> None:
+        """Raises RefusedFile for a transcoder, which sae-lens loads through the same door."""
         super().__init__()
+        metadata = inner.cfg.metadata
+        names = (getattr(metadata, name, None) for name in ("hook_name", "hook_name_out"))
+        if other := other_output(inner.cfg.architecture(), *names):
+            raise RefusedFile(other)
         self.inner = inner
         self.d_in, self.width = int(inner.cfg.d_in), int(inner.cfg.d_sae)
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from adapters.folder import read_json
 from adapters.protocols import Roots, SaeFacts, SaeSource
 from adapters.sae_files import config_object, digests, model_of, optional_positive, sae_folder, site_of
+from harness.errors import RefusedFile
 from harness.section import Json
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class SaeLensSource(SaeSource):
         config = config_object(read_json(self.folder(roots) / CONFIG), where)
         metadata = config.get("metadata")
         stated = metadata if isinstance(metadata, dict) else config  # of older versions
+        if other := other_output(str(config.get("architecture")), stated.get("hook_name"), stated.get("hook_name_out")):
+            raise RefusedFile(f"{where}: {other}")
         d_in, width = (optional_positive(config, key, where) for key in ("d_in", "d_sae"))
         return SaeFacts(d_in, width, *site_of(str(stated.get("hook_name") or "")), model_of(stated, "model_name"))
 
@@ -68,3 +71,12 @@ class SaeLensSource(SaeSource):
         if self.path is not None:
             return from_disk(self.folder(roots))
         return from_registry(str(self.release), str(self.id))
+
+
+def other_output(architecture: str, reads: Json, writes: Json) -> str | None:
+    """Why this is no SAE but a model of another hidden state than it reads; None where it is an SAE."""
+    if "transcoder" in architecture:
+        return f"{architecture[:60]!r} is a transcoder: it predicts another hidden state than it reads"
+    if reads and writes and reads != writes:
+        return f"this is a transcoder: it reads {str(reads)[:80]} and predicts {str(writes)[:80]}"
+    return None

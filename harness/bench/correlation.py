@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import quadratic_assignment
+from scipy.stats import t
 from torch import Tensor, nn
 
 from harness.activations.site import Site
@@ -49,6 +50,16 @@ class Correlation:
     def summary(self) -> tuple[float, float]:
         """Mean and standard deviation over covariances."""
         return mean(self.scores), stdev(self.scores) if len(self.scores) > 1 else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % t interval of the mean over covariances; None for fewer than two."""
+        n = len(self.scores)
+        if n < 2:
+            return None
+        average, spread = self.summary
+        half = float(t.ppf(0.975, n - 1)) * spread / n**0.5
+        return average - half, average + half
 
 
 def rv_coefficient(a: Matrix, b: Matrix) -> float:

@@ -70,7 +70,8 @@ def correlation(
         return
     for item in found:
         average, spread = item.summary
-        typer.echo(f"{item.model:<20} RV {average:.3f} ± {spread:.3f} (sd over {covariances} covariances)")
+        within = "" if item.interval is None else f", 95 % of the mean {item.interval[0]:.3f} to {item.interval[1]:.3f}"
+        typer.echo(f"{item.model:<20} RV {average:.3f} ± {spread:.3f} (sd over {covariances} covariances){within}")
 
 
 @app.command()

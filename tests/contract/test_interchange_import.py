@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
 from adapters.dictionary_learning import DictionaryLearningSource
-from adapters.native import NativeSource
+from adapters.native import NativeSource, load_base
 from adapters.protocols import Roots, SaeFacts
 from adapters.sae_lens.export import Origin, export
 from adapters.sae_lens.source import SaeLensSource
@@ -143,6 +144,24 @@ def test_sae_lens_folders_say_what_they_are_and_lies_are_refused(tmp_path: Path)
     (tmp_path / "lens/sae_weights.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(RefusedFile):
         source.load(Roots(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "by its hooks"])
+def test_transcoders_of_sae_lens_are_no_saes(tmp_path: Path, kind: str) -> None:
+    """They read one hidden state and predict another, and sae-lens loads them as it loads SAEs."""
+    architecture, hooks = ("standard", kind) if kind == "by its hooks" else (kind, None)
+    sae_class, config_class = get_sae_class(architecture)
+    sizes = {"architecture": architecture, "d_in": 12, "d_sae": 48, "apply_b_dec_to_input": False} | (
+        {} if hooks else {"d_out": 12}
+    )
+    metadata = {"hook_name": "blocks.0.ln2.hook_normalized", "hook_name_out": "blocks.0.hook_mlp_out"} if hooks else {}
+    sae_class(config_class.from_dict({**sizes, "metadata": metadata})).save_model(tmp_path / "lens")
+    source = SaeLensSource(path="lens")
+    for read in (source.facts, source.load):
+        with pytest.raises(RefusedFile, match=r"transcoder: it (reads|predicts)"):
+            read(Roots(tmp_path))
+    with pytest.raises(RefusedFile, match="transcoder"):
+        load_base(tmp_path / "lens")
 
 
 @pytest.mark.parametrize(

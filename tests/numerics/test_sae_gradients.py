@@ -13,6 +13,8 @@ from harness.sae.base import TrainableSAE
 from harness.sae.options import (
     BatchTopKOptions,
     BoostedOptions,
+    ExtendedOptions,
+    FineTunedOptions,
     GatedOptions,
     HierarchicalTopKOptions,
     JumpReLUOptions,
@@ -20,6 +22,7 @@ from harness.sae.options import (
     MatryoshkaOptions,
     RandomDecoderOptions,
     StandardOptions,
+    StitchedOptions,
     TopKOptions,
     Variant,
 )
@@ -224,6 +227,56 @@ def test_gradients_of_boosting() -> None:
         return (target - kept_of_batch(latents, K * len(x)) @ w["residual.W_dec"]).pow(2).sum(1).mean()
 
     assert_same(sae, sae.loss(x, torch.zeros(sae.width, dtype=torch.bool), 0, 10).total, reference)
+
+
+TOP, JUMP = TopKOptions(width=20, k=3), JumpReLUOptions(width=20, initial_threshold=0.3)
+TUNED: dict[str, tuple[Variant, Variant, int]] = {
+    "fine-tuned": (FineTunedOptions(base=TOP), TOP, 3),
+    "fine-tuned, more active": (FineTunedOptions(base=TOP, k=6), TOP, 6),
+    "stitched": (StitchedOptions(base=TOP, grafted=5), TOP, 3),
+    "extended": (ExtendedOptions(base=TOP, extra_width=12, extra_k=2), TOP, 5),
+    "extended, copies": (ExtendedOptions(base=TOP, extra_width=12, extra_k=2, init="most_active"), TOP, 5),
+    "fine-tuned on thresholds": (FineTunedOptions(base=JUMP, k=4), JUMP, 4),
+    "stitched on thresholds": (StitchedOptions(base=JUMP, k=4, grafted=5), JUMP, 4),
+    "extended on thresholds": (ExtendedOptions(base=JUMP, k=4, extra_width=12, extra_k=2), JUMP, 6),
+}
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.parametrize("dead_count", [0, 6])
+@pytest.mark.parametrize("case", TUNED)
+def test_gradients_of_baselines_that_train_a_base(case: str, dead_count: int) -> None:
+    """They read x itself; thresholds become BatchTopK; what is old in an extended SAE has gradient exactly zero."""
+    options, below, k = TUNED[case]
+    sae, x = made(options, made(below)), tokens()
+    sae.aux_coefficient, sae.aux_k = 0.7, 4
+    old = 20 if isinstance(options, ExtendedOptions) else 0
+    dead = torch.zeros(sae.width, dtype=torch.bool)
+    dead[old : old + dead_count] = True  # an extended SAE revives new latents only
+    sae.loss(x, dead, 0, 10)  # the first step is where copies are made; they must differ or ties are told apart anyhow
+    for parameter in sae.parameters():
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9))
+    loss = sae.loss(x, dead, 1, 10).total
+
+    def reference(w: Weights) -> Tensor:
+        latents = (x @ w["encoder.weight"].t() + w["encoder.bias"]).relu()
+        codes = kept(latents, k) if below is TOP else kept_of_batch(latents, k * len(x))
+        found = error(codes, w, x)
+        return found + 0.7 * auxk(latents, w, x, codes, dead, min(4, dead_count)) if dead_count else found
+
+    loss.backward()  # what stays as it is is masked when a gradient has been added up
+    weights = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in sae.named_parameters()}
+    wanted_loss = reference(weights)
+    torch.testing.assert_close(loss.detach(), wanted_loss.detach(), rtol=1e-10, atol=0)
+    wanted = gradients(wanted_loss, {n: w for n, w in weights.items() if w.requires_grad})
+    assert wanted.keys() >= {"encoder.weight", "encoder.bias", "W_dec"}
+    assert ("b_dec" in wanted) is not bool(old)
+    for name, gradient in wanted.items():
+        own = sae.get_parameter(name).grad
+        assert own is not None
+        assert gradient[old:].abs().max() > 0
+        assert (own[old:] - gradient[old:]).abs().max() <= TOLERANCE * gradient[old:].abs().max(), name
+        assert not own[:old].any()
 
 
 def test_gradients_of_standard() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.bench.correlation import ACTIVE, FEATURES, block_covariance, features, matched, rv_coefficient
+from harness.bench.correlation import ACTIVE, FEATURES, Correlation, block_covariance, features, matched, rv_coefficient
 
 
 def test_rv_is_one_for_a_multiple_and_zero_for_what_shares_nothing() -> None:
@@ -33,3 +33,14 @@ def test_a_covariance_is_positive_definite_and_the_features_follow_it() -> None:
     assert torch.equal(truth, truth.T)
     drawn = features(torch.eye(FEATURES), generator)
     assert int((drawn != 0).sum(1).max()) <= ACTIVE
+
+
+def test_the_interval_of_the_mean_is_students() -> None:
+    """Against the table's t(0.975, 7) = 2.365; it holds the mean of normal scores 95 % of the time."""
+    low, high = Correlation("TopK", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)).interval or (0, 0)
+    assert (low + high) / 2 == pytest.approx(4.5)
+    assert (high - low) / 2 == pytest.approx(2.365 * 6**0.5 / 8**0.5, rel=1e-3)
+    assert Correlation("TopK", (1.0,)).interval is None
+    drawn = np.random.default_rng(0).normal(3.0, 2.0, (2000, 4))
+    found = [Correlation("", tuple(row)).interval or (0, 0) for row in drawn]
+    assert np.mean([low <= 3.0 <= high for low, high in found]) == pytest.approx(0.95, abs=0.015)
