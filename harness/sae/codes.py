@@ -18,6 +18,12 @@ class Codes(NamedTuple):
     """[N, A] int64 latent numbers in 0..width-1."""
 
     @staticmethod
+    def empty(tokens: int, active: int, like: Tensor) -> Codes:
+        """Room for codes [tokens, active] of `like`'s type and device, to be written to."""
+        indices = torch.empty(tokens, active, dtype=torch.int64, device=like.device)
+        return Codes(like.new_empty(tokens, active, requires_grad=False), indices)
+
+    @staticmethod
     def from_dense(latents: Tensor) -> Codes:
         """The non-zero entries of dense latents [N, width], strongest first, A = the largest L0 of the batch."""
         active = max(1, int((latents != 0).sum(-1).max())) if latents.numel() else 1

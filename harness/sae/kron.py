@@ -100,12 +100,13 @@ class KronEncoder(Encoder):
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
         x = centred(x, shift)
         pre = preactivations(x, self.weight, self.bias)
-        found = Codes(pre.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device))
+        found = Codes.empty(len(x), k, like=pre)
+        # Ranked by the products, as in `strongest`: rounding of the square root must not decide.
+        ranking: Kernel = "product" if self.kernel == "product" else "relu_product"
         step = rows_per_chunk(len(latents))
         for part in (slice(start, start + step) for start in range(0, len(x), step)):
             u, v = (pre[part][:, rows] for rows in self.parents(latents))
-            # Ranked by the products, as in `strongest`: rounding of the square root must not decide.
-            products = (u * v).relu() if self.kernel == "product" else u.relu() * v.relu()
+            products = combine(u, v, ranking)
             backend(products).top_rows(products, found.values[part], found.indices[part])
         return self._active(Codes(found.values, latents[found.indices]), pre, x, shift)
 

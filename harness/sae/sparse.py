@@ -32,15 +32,14 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
     """
     if k > weight.shape[0]:
         raise InvalidInput(f"{k} active latents cannot exceed the dictionary width {weight.shape[0]}")
-    values = x.new_empty(x.shape[0], k)
-    indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
+    codes = Codes.empty(x.shape[0], k, like=x)
     with torch.no_grad():
         step = rows_per_chunk(weight.shape[0])
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
             pre = preactivations(x[part], weight, bias)
-            backend(pre).top_rows(pre, values[part], indices[part])
-    return Codes(values, indices)
+            backend(pre).top_rows(pre, codes.values[part], codes.indices[part])
+    return codes
 
 
 def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class NumbaBackend(Backend):
         kernels.share(kernels.top_rows, kernels.even(len(pre)), array(pre), array(values), array(indices))
 
     def top_pairs(self, pre: Tensor, m: int, n: int, signed: bool, k: int, pruned: bool = True) -> Codes:
-        codes = Codes(pre.new_empty(len(pre), k), torch.empty(len(pre), k, dtype=torch.int64))
+        codes = Codes.empty(len(pre), k, like=pre)
         arguments = (array(pre), m, n, signed, pruned, *map(array, codes))
         kernels.share(pair_kernels.top_pairs, kernels.even(len(pre)), *arguments)
         return codes

@@ -50,7 +50,7 @@ class TorchBackend(Backend):
 
     def top_pairs(self, pre: Tensor, m: int, n: int, signed: bool, k: int, pruned: bool = True) -> Codes:
         """All pairs of a few tokens exist for a moment: `pruned` changes nothing."""
-        codes = Codes(pre.new_empty(len(pre), k), torch.empty(len(pre), k, dtype=torch.int64, device=pre.device))
+        codes = Codes.empty(len(pre), k, like=pre)
         step = rows_per_chunk(pre.shape[1] // (m + n) * m * n)
         for start in range(0, len(pre), step):
             part = slice(start, start + step)

@@ -27,6 +27,7 @@ class Residual(SparseDictionarySAE):
     """
 
     centred = False
+    encoder: LinearEncoder
 
     def __init__(self, options: BoostedOptions, d_in: int, generator: torch.Generator) -> None:
         encoder = LinearEncoder(d_in, options.width, generator)
@@ -37,8 +38,7 @@ class Residual(SparseDictionarySAE):
     @torch.no_grad()
     def begin(self, mean: Tensor, scale: float) -> None:
         """Starts the encoder's bias so that the mean hidden state gives pre-activation zero."""
-        weight, bias = self.encoder.get_parameter("weight"), self.encoder.get_parameter("bias")
-        bias.copy_(-(weight @ (mean * scale)))
+        self.encoder.bias.copy_(-(self.encoder.weight @ (mean * scale)))
 
 
 class Ensemble(SparseAutoencoder):

@@ -25,6 +25,7 @@ class Tuned(SparseDictionarySAE):
     """
 
     centred = False
+    encoder: LinearEncoder
 
     def __init__(
         self, options: FineTunedOptions, group: Group, b_dec: Tensor, extra_k: int, generator: torch.Generator
@@ -36,11 +37,6 @@ class Tuned(SparseDictionarySAE):
             encoder.weight.copy_(group.W_enc)
             encoder.bias.copy_(group.b_enc)
             self.b_dec.copy_(b_dec)
-
-    @property
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """The encoder's weight [width, d_in] and bias [width]."""
-        return self.encoder.get_parameter("weight"), self.encoder.get_parameter("bias")
 
     def begin(self, mean: Tensor, scale: float) -> None:
         """Lets the given weights read and write `scale · x`."""
@@ -74,13 +70,13 @@ class Extended(Tuned):
         super().__init__(options, _grown(old, options.extra_width, generator), b_dec, options.extra_k, generator)
         self.old, self.init = old.width, options.init
         self.b_dec.requires_grad_(False)
-        for parameter in (*self.rows, self.W_dec):
+        for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
             parameter.register_post_accumulate_grad_hook(self._keep_old)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def begin(self, mean: Tensor, scale: float) -> None:
         super().begin(mean, scale)
-        weight, bias = self.rows
+        weight, bias = self.encoder.weight, self.encoder.bias
         bias[self.old :] = -(weight[self.old :] @ (mean * scale))
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> Loss:
@@ -93,7 +89,7 @@ class Extended(Tuned):
     def _copy_most_active(self, x: Tensor) -> None:
         counts = self.team.sum(self.encode(x).firing_counts(self.width))[: self.old]
         chosen = counts.argsort(descending=True, stable=True)[: self.width - self.old]
-        for parameter in (*self.rows, self.W_dec):
+        for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
             parameter[self.old :] = parameter[chosen]
 
     def _keep_old(self, parameter: Tensor) -> None:
@@ -134,7 +130,7 @@ class Stitched(FineTuned):
     def fold_input_scale(self, scale: float) -> None:
         """As always; then the least changed latents and the decoder bias return to the base's."""
         super().fold_input_scale(scale)
-        weight, bias = self.rows
+        weight, bias = self.encoder.weight, self.encoder.bias
         before, after = torch.cat([self.old_encoder, self.old_decoder], 1), torch.cat([weight, self.W_dec], 1)
         change = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
         kept = change.argsort(stable=True)[: len(change) - self.grafted]
