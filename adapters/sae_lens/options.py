@@ -8,35 +8,26 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from harness.sae.options import Activation, Share, Variant
+from harness.sae.options import Activation, Dictionary, Share
 from harness.section import Json
 
 _TRAINER = "adapters.sae_lens.trained:TrainedBySaeLens"
 
 
-class SaeLensOptions(Variant):
+class SaeLensOptions(Dictionary):
     """What all variants trained by sae-lens share."""
 
     implementation: ClassVar[str] = _TRAINER
+    selects: ClassVar[Activation] = "thresholds"
     architecture: ClassVar[str]
     """The name under which sae-lens registers its training class."""
 
-    width: PositiveInt
-    """Dictionary width: number of latents."""
     penalty_warmup: Share = 0.1
     """Share of the steps in which the sparsity penalty rises linearly."""
     decoder_norm: PositiveFloat = 0.1
     """Norm of the decoder rows at initialisation."""
-
-    @property
-    def latents(self) -> int:
-        return self.width
-
-    @property
-    def activation(self) -> Activation:
-        return "thresholds"
 
     def config(self) -> dict[str, Json]:
         """Fields of sae-lens' training configuration, apart from sizes and warm-up."""

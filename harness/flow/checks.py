@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
 from harness.errors import InvalidInput
 from harness.flow.places import block_of, parse_latent, residual_sites
+from harness.sae.options.base import Variant
 
 if TYPE_CHECKING:
     from harness.flow.options import Flow
@@ -28,25 +29,17 @@ Latent = Annotated[str, Field(pattern=r"^\d+(\.resid_(pre|post))?:\d+$")]
 Span = Annotated[tuple[Block, Block], AfterValidator(_ordered)]
 """First and last decoder block."""
 
-_NO_THRESHOLDS = frozenset(
-    {"topk", "hierarchical_topk", "random_decoder", "untrained", "standard", "gated", "kron", "pca", "identity", "mean"}
-)
-"""Variants whose latents are chosen by rank, by a threshold of zero, by a gate, or by what is no linear encoder."""
-
-
-def foldable(section: Any) -> bool:
-    """Whether an SAE section may have a positive threshold for every latent; loaded ones tell only when they are read."""
-    by_rank = getattr(section, "selection", None) in ("topk", "hierarchical")
-    return getattr(section, "variant", None) not in _NO_THRESHOLDS and not by_rank
-
 
 def unfoldable(experiment: Experiment) -> Iterator[str]:
-    """Every kind of SAE of the experiment whose thresholds cannot be folded, with where it stands."""
+    """Every kind of SAE of the experiment whose thresholds cannot be folded, with where it stands.
+
+    Loaded ones tell only when they are read.
+    """
     said: dict[str, str] = {}
     for site in experiment.sites:
         section = experiment.section_at(site)
-        if not foldable(section):
-            said.setdefault(str(getattr(section, "variant", "")), str(site))
+        if isinstance(section, Variant) and not section.foldable:
+            said.setdefault(section.variant, str(site))
     for variant, place in said.items():
         yield f"the {variant} SAE at {place} has no positive thresholds to fold; use mean activations (`activation`) instead"
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from adapters.protocols import Roots
 from harness.activations.site import Site
+from harness.flow.checks import unfoldable
 from harness.flow.method import FlowMethod
 from harness.flow.options import Flow, Thresholds
 from harness.flow.places import Link, depth, links, problems, residual_sites
@@ -129,6 +130,28 @@ def test_steering_that_has_no_place_here_is_refused(options: dict[str, Any], sai
     experiment = Experiment.model_validate({**SPEC, "flow": {}})
     found = FlowSteering.model_validate({**AIM, **options}).problems(experiment, Roots(Path()))
     assert [said in message for message in found] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("sae", "may"),
+    [
+        ({"variant": "topk", "width": 48, "k": 8}, False),
+        ({"variant": "random_decoder", "width": 48, "k": 8}, False),
+        ({"variant": "gated", "width": 48}, False),
+        ({"variant": "jumprelu", "width": 48}, True),
+        ({"variant": "batch_topk", "width": 48, "k": 8}, True),
+        ({"variant": "kron", "width": 48, "k": 8, "m": 2, "n": 2, "selection": "batch_topk"}, False),
+        ({"variant": "matryoshka", "groups": [16, 32], "width": 48, "k": 8, "selection": "topk"}, False),
+        ({"variant": "fine_tuned", "base": {"variant": "topk", "width": 48, "k": 8}}, False),
+        ({"variant": "fine_tuned", "k": 8, "base": {"variant": "batch_topk", "width": 48, "k": 8}}, True),
+        ({"variant": "boosted", "selection": "topk", "base": {"variant": "jumprelu", "width": 48}}, False),
+        ({"variant": "boosted", "base": {"variant": "jumprelu", "width": 48}}, True),
+        ({"load": {"adapter": "sae_lens", "path": "exports/x"}}, True),  # its files tell
+    ],
+)
+def test_which_variants_may_have_thresholds_to_fold(sae: dict[str, Any], may: bool) -> None:
+    experiment = Experiment.model_validate({**SPEC, "flow": {}, "sae": sae})
+    assert bool(list(unfoldable(experiment))) != may
 
 
 def test_nothing_is_added_before_the_first_block() -> None:

@@ -34,6 +34,8 @@ class Variant(Section):
     """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `team` for the rest."""
     budgeted: ClassVar[bool] = False
     """Whether `encode` accepts any budget ≤ `max_budget`."""
+    selects: ClassVar[Activation | None] = None
+    """`activation` of variants of which all are alike."""
     scalars: ClassVar[int] = 1
     """Numbers that a latent has beside its rows: a bias, and what thresholds and gates add."""
 
@@ -62,7 +64,12 @@ class Variant(Section):
     @property
     def activation(self) -> Activation | None:
         """What it is for variants that train a base on; None where that is only known later."""
-        return None
+        return self.selects
+
+    @property
+    def foldable(self) -> bool:
+        """Whether every latent may have a threshold above zero, which its decoder row can be scaled by."""
+        return self.activation in ("thresholds", None)
 
     def check_d_in(self, d_in: int) -> None:
         """Raises ValueError when it cannot be made over hidden states of `d_in` dimensions."""

@@ -31,6 +31,7 @@ class BoostedOptions(OnBase, AuxiliaryK, ActiveLatents):
     """A residual SAE that reads x and predicts the base's error, without decoder bias; the base stays frozen."""
 
     implementation: ClassVar[str] = "harness.sae.variants.boosted:Boosted"
+    selects: ClassVar[Activation] = "other"
     data_parallel: ClassVar[bool] = True
 
     variant: Literal["boosted"] = "boosted"
@@ -48,14 +49,15 @@ class BoostedOptions(OnBase, AuxiliaryK, ActiveLatents):
         return None if self.base_latents is None else self.base_latents + self.width
 
     @property
-    def activation(self) -> Activation:
-        return "other"
+    def foldable(self) -> bool:
+        return self.selection == "batch_topk"
 
 
 class EnsembleOptions(Variant):
     """Several boosted SAEs of one base together: x̂ = base + Σ residuals, none retrained."""
 
     implementation: ClassVar[str] = "harness.sae.variants.boosted:Ensemble"
+    selects: ClassVar[Activation] = "other"
     trained: ClassVar[bool] = False
     handling: ClassVar[frozenset[str]] = frozenset({"domains"})  # names; what stands behind them made the boosts
 
@@ -70,8 +72,8 @@ class EnsembleOptions(Variant):
         return self.boosts
 
     @property
-    def activation(self) -> Activation:
-        return "other"
+    def foldable(self) -> bool:
+        return all(boost.foldable for boost in self.boosts if isinstance(boost, Variant))
 
     @model_validator(mode="after")
     def _boosts_fit(self) -> Any:

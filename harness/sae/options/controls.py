@@ -14,19 +14,17 @@ class IdentityOptions(Variant):
     """Upper bound: returns the hidden state unchanged."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:Identity"
+    selects: ClassVar[Activation] = "other"
     trained: ClassVar[bool] = False
 
     variant: Literal["identity"] = "identity"
-
-    @property
-    def activation(self) -> Activation:
-        return "other"
 
 
 class MeanOptions(Variant):
     """Lower bound: always the mean hidden state of the training tokens."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:Mean"
+    selects: ClassVar[Activation] = "other"
     data_parallel: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     fitted: ClassVar[bool] = True
@@ -37,15 +35,12 @@ class MeanOptions(Variant):
     def latents(self) -> int:
         return 1
 
-    @property
-    def activation(self) -> Activation:
-        return "other"
-
 
 class PCAOptions(Variant):
     """The first k principal components of the training tokens' hidden states: the best k-dimensional linear map."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:PCA"
+    selects: ClassVar[Activation] = "other"
     data_parallel: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     fitted: ClassVar[bool] = True
@@ -62,10 +57,6 @@ class PCAOptions(Variant):
     @property
     def latents(self) -> int:
         return self.k
-
-    @property
-    def activation(self) -> Activation:
-        return "other"
 
     def check_d_in(self, d_in: int) -> None:
         if self.k > d_in:
@@ -84,6 +75,7 @@ class UntrainedOptions(ActiveLatents):
     """TopK as initialised, with the decoder bias at the mean hidden state."""
 
     implementation: ClassVar[str] = "harness.sae.variants.controls:Untrained"
+    selects: ClassVar[Activation] = "top_k"
     data_parallel: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     fitted: ClassVar[bool] = True
@@ -94,7 +86,3 @@ class UntrainedOptions(ActiveLatents):
     @property
     def max_budget(self) -> int:
         return self.k
-
-    @property
-    def activation(self) -> Activation:
-        return "top_k"

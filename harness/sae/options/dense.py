@@ -16,12 +16,9 @@ class Penalised(Dictionary):
     """A variant with a sparsity penalty that warms up."""
 
     budgeted: ClassVar[bool] = True
+    selects: ClassVar[Activation] = "thresholds"
     sparsity_warmup: Share = 0.1
     """Share of the steps in which the penalty rises linearly from zero."""
-
-    @property
-    def activation(self) -> Activation:
-        return "thresholds"
 
 
 class StandardOptions(Penalised):
@@ -34,6 +31,10 @@ class StandardOptions(Penalised):
     l1_coefficient: Annotated[float, Field(ge=0)] = 1e-2
     """Weight of the L1 norm of activations for hidden states of unit norm."""
 
+    @property
+    def foldable(self) -> bool:
+        return False
+
 
 class GatedOptions(Penalised):
     """A gate decides which latents are active, a second path how strongly (Rajamanoharan et al. 2024, 2404.16014)."""
@@ -45,6 +46,10 @@ class GatedOptions(Penalised):
     variant: Literal["gated"] = "gated"
     l1_coefficient: Annotated[float, Field(ge=0)] = 1e-2
     """Weight of the L1 norm of the gate's positive pre-activations for hidden states of unit norm."""
+
+    @property
+    def foldable(self) -> bool:
+        return False
 
 
 class JumpReLUOptions(Penalised):

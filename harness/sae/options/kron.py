@@ -14,6 +14,7 @@ class KronOptions(AuxiliaryK, ActiveLatents):
     """Latents as pairwise products within heads: an encoder of h(m + n) instead of h·m·n rows (arXiv 2505.22255)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.kron:Kron"
+    selects: ClassVar[Activation] = "other"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
@@ -41,10 +42,6 @@ class KronOptions(AuxiliaryK, ActiveLatents):
     @property
     def max_budget(self) -> int | None:
         return None if self.selection == "batch_topk" else self.k
-
-    @property
-    def activation(self) -> Activation:
-        return "other"
 
     @model_validator(mode="after")
     def _fits(self) -> Any:

@@ -15,6 +15,7 @@ class TopKOptions(AuxiliaryK, ActiveLatents):
     """The k largest pre-activations per token (Gao et al. 2024, arXiv 2406.04093), with AuxK for dead latents."""
 
     implementation: ClassVar[str] = "harness.sae.variants.topk:TopK"
+    selects: ClassVar[Activation] = "top_k"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
@@ -24,10 +25,6 @@ class TopKOptions(AuxiliaryK, ActiveLatents):
     def max_budget(self) -> int:
         return self.k
 
-    @property
-    def activation(self) -> Activation:
-        return "top_k"
-
 
 class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     """The strongest batch · k pre-activations of a batch (Bussmann et al. 2024, arXiv 2412.06410), with AuxK.
@@ -36,6 +33,7 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     """
 
     implementation: ClassVar[str] = "harness.sae.variants.batch_topk:BatchTopK"
+    selects: ClassVar[Activation] = "thresholds"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
@@ -45,15 +43,12 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     threshold_momentum: Momentum = 0.01
     """Share of the running threshold that each batch replaces."""
 
-    @property
-    def activation(self) -> Activation:
-        return "thresholds"
-
 
 class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
     """One SAE for every budget up to k: the loss averages over budgets (HierarchicalTopK, arXiv 2505.24473)."""
 
     implementation: ClassVar[str] = "harness.sae.variants.hierarchical_topk:HierarchicalTopK"
+    selects: ClassVar[Activation] = "top_k"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 
@@ -66,10 +61,6 @@ class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
     @property
     def max_budget(self) -> int:
         return self.k
-
-    @property
-    def activation(self) -> Activation:
-        return "top_k"
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
