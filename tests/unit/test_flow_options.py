@@ -19,6 +19,7 @@ from harness.flow.places import Link, depth, links, problems, residual_sites
 from harness.metrics.flow.steering import FlowSteering
 from harness.metrics.flow.transition import FlowTransition
 from harness.spec.experiment import Experiment
+from harness.steering.options import StackMethod
 
 R0, R1, R2 = (Site(index=i) for i in range(3))
 M1, A1 = Site(index=1, point="mlp_out"), Site(index=1, point="attn_out")
@@ -183,6 +184,8 @@ def test_a_flow_that_cannot_be_made_is_refused(options: dict[str, Any], said: st
     method = FlowMethod.model_validate({"latents": ["1:3"], "matching": options})
     steered = Experiment.model_validate({**SPEC, "steering": method.plain()})
     assert [said in message for message in method.complaints(steered, Roots(Path()))] == ([True] if said else [])
+    stack = StackMethod.model_validate({"method": "stack", "parts": [{"method": "none"}, method.plain()]})
+    assert stack.complaints(steered, Roots(Path())) == method.complaints(steered, Roots(Path()))
 
 
 def test_carrying_further_than_there_are_layers_is_refused() -> None:

@@ -169,6 +169,9 @@ class StackMethod(SteeringMethod):
             raise ValueError("layers, scale, relative and scope stand in the parts of a stack")
         return self
 
+    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        return tuple(message for part in self.parts for message in part.complaints(experiment, roots))
+
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         return {"method": self.method, "parts": [part.identity(experiment, roots) for part in self.parts]}
 
