@@ -203,9 +203,12 @@ def _write_pages(made: Plan, project: Project) -> None:
 
     steered = [item for item in made.to_run if item.cell.experiment.steering]
     records = [find_record(project.results, item.cell, item.key) for item in steered]
-    for record in (record for record in records if record and record.status == "ok"):
-        from harness.report.steering import write
+    finished = [record for record in records if record and record.status == "ok"]
+    if not finished:
+        return
+    from harness.report.steering import write
 
+    for record in finished:
         try:
             say(f"report: {write(record, project)}", err=True)
         except LatentbenchError as error:

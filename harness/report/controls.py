@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 from harness.errors import RefusedFile
+from harness.metrics.reasoning.choosing import ACCURACY, KL
 from harness.record import MetricValue, Record
 from harness.results import RECORDS, read_record
 
-ACCURACY = "reasoning_accuracy.accuracy"
+Rows = Mapping[str, Record]
+"""Records by label, the cell that all are compared with first."""
 
 
-def accuracies(record: Record, results: Path, task: str) -> dict[str, MetricValue]:
-    """Accuracy on `task` by label: the cell's own first, then every finished row of its spec and seed."""
-    own = _value(record, ACCURACY, task)
-    if own is None:
-        return {}
-    others = {other.label or "the other": _value(other, ACCURACY, task) for other in _beside(record, results)}
-    alike = {name: value for name, value in others.items() if value and value.params == own.params}
-    return {record.label or "steered": own} | alike
-
-
-def frontier(record: Record, results: Path, task: str) -> dict[str, tuple[float, float]]:
-    """(KL per token on neutral text, accuracy on `task`) by label, at each row's own scale, over all its texts' domains."""
-    rows = {record.label or "steered": record} | {
-        other.label or "the other": other for other in _beside(record, results)
-    }
-    found = {}
-    for name in accuracies(record, results, task):
-        cost, accuracy = _cost(rows[name]), _value(rows[name], ACCURACY, task)
-        if cost is not None and accuracy and accuracy.value is not None:
-            found[name] = (cost, accuracy.value)
-    return found
-
-
-def _beside(record: Record, results: Path) -> Iterator[Record]:
-    """The latest finished record of every other label of the same spec and seed."""
-    latest: dict[str, Record] = {}
+def rows_beside(record: Record, results: Path) -> Rows:
+    """A cell and, of every other label of its spec and seed, the latest finished record."""
+    latest = {record.label: record}
     for path in sorted((results / RECORDS / record.spec.name).glob(f"*seed{record.seed}-*.json")):
         try:
             other = read_record(path)
@@ -46,7 +26,23 @@ def _beside(record: Record, results: Path) -> Iterator[Record]:
         newer = other.label not in latest or latest[other.label].created < other.created
         if other.status == "ok" and other.seed == record.seed and other.label != record.label and newer:
             latest[other.label] = other
-    yield from latest.values()
+    return {label or "steered": row for label, row in latest.items()}
+
+
+def accuracies(rows: Rows, task: str) -> dict[str, MetricValue]:
+    """Accuracy on `task` by label, of the rows that were asked the same as the first."""
+    found = {label: value for label, row in rows.items() if (value := _value(row, ACCURACY, task))}
+    own = found.get(next(iter(rows)))
+    return {label: value for label, value in found.items() if own and value.params == own.params}
+
+
+def frontier(rows: Rows, task: str) -> dict[str, tuple[float, float]]:
+    """(KL per token on neutral text, accuracy on `task`) by label, at each row's own scale, over all its texts' domains."""
+    return {
+        label: (cost, accuracy.value)
+        for label, accuracy in accuracies(rows, task).items()
+        if (cost := _cost(rows[label])) is not None and accuracy.value is not None
+    }
 
 
 def _value(record: Record, name: str, domain: str) -> MetricValue | None:
@@ -55,5 +51,5 @@ def _value(record: Record, name: str, domain: str) -> MetricValue | None:
 
 def _cost(record: Record) -> float | None:
     """KL at the row's own scale, mean over the domains of neutral text."""
-    values = [v.value for v in record.metrics if v.id == "capability_cost.kl" and not v.params and v.value is not None]
-    return sum(values) / len(values) if values else None
+    values = [v.value for v in record.metrics if v.id == KL and not v.params and v.value is not None]
+    return fmean(values) if values else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from harness.leaderboard.pages import page_path
 from harness.project import Project
 from harness.record import MetricValue, Record
 from harness.report import figures
-from harness.report.controls import accuracies, frontier
+from harness.report.controls import Rows, accuracies, frontier, rows_beside
 from harness.report.sources import stored_study
 from harness.section import Json
 from harness.store.files import write_bytes
@@ -46,6 +47,11 @@ class Cell:
     record: Record
     store: Store
     results: Path
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The cell and what it is compared with."""
+        return rows_beside(self.record, self.results)
 
     def details(self, study: str) -> dict[str, Json] | None:
         """What a study left for reports; None where it was not asked for or is not in the store."""
@@ -108,12 +114,12 @@ def _facts(record: Record) -> dict[str, str]:
 def _accuracy(cell: Cell) -> Iterator[Panel]:
     for task in cell.tasks():
         base = next(v for v in cell.values("reasoning_accuracy") if (v.id, v.domain) == (BASE, task))
-        sides = {"base": base} | accuracies(cell.record, cell.results, task)
+        sides = {"base": base} | accuracies(cell.rows, task)
         spans = {name: (ci.low, ci.high) for name, side in sides.items() if (ci := side.ci)}
         body = figures.bars({name: side.value for name, side in sides.items()}, "accuracy", spans)
         about = "Without steering, with it, and the other rows of the spec: same temperature, same problems, same seed."
         yield Panel(f"Accuracy on {task}", about, body)
-        if len(costs := frontier(cell.record, cell.results, task)) > 1:
+        if len(costs := frontier(cell.rows, task)) > 1:
             about = "What each row of the spec gains on the task, and what it changes in text that has nothing to do with it."
             body = figures.points(costs, "KL per token on neutral text (nats)", f"accuracy on {task}")
             yield Panel(f"Accuracy against cost, {task}", about, body)
