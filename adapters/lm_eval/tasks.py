@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.lm_eval.catalogue import lm_eval_version, members
 from adapters.lm_eval.quiet import quiet
 from adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
-from adapters.lm_eval.tested import open_datasets
+from adapters.lm_eval.tested import LENGTH, LENGTH_ALIASES, open_datasets
 from adapters.protocols import Roots
 from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, NotAvailable
@@ -144,9 +144,9 @@ class Problems:
         if self.generative:
             generation: dict[str, Any] = {"do_sample": options.temperature > 0, "temperature": options.temperature}
             if options.max_new_tokens is not None:
-                for alias in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
+                for alias in LENGTH_ALIASES:
                     (self.task.config.generation_kwargs or {}).pop(alias, None)
-                generation["max_gen_toks"] = options.max_new_tokens
+                generation[LENGTH] = options.max_new_tokens
             self.task.set_config("generation_kwargs", generation, update=True)
 
     @cached_property

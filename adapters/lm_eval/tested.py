@@ -10,13 +10,16 @@ from adapters.lm_eval.task_file import is_path, read_task, task_file_identity
 from adapters.protocols import Roots
 from harness.section import Json
 
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+LENGTH, LENGTH_ALIASES = "max_gen_toks", ("max_new_tokens", "max_tokens", "max_completion_tokens")
+"""How a task states the longest answer, in lm-eval's own word and in those it translates."""
 
 
 def longest_answer(task: str, roots: Roots) -> int | None:
     """New tokens that a task asks for by itself, the largest of a group; None where it asks for no number."""
     asked = [config.get("generation_kwargs") or {} for config in _configs(task, roots)]
-    return max((int(kwargs[name]) for kwargs in asked for name in _LENGTHS if name in kwargs), default=None)
+    return max(
+        (int(kwargs[name]) for kwargs in asked for name in (LENGTH, *LENGTH_ALIASES) if name in kwargs), default=None
+    )
 
 
 def open_datasets(task: str, roots: Roots) -> list[str]:
@@ -34,29 +37,24 @@ def tests_on(task: str, problems: Json, roots: Roots) -> bool:
 
     Told by the pocket model's split, the bytes of a file or the split of a hub dataset; what cannot be told is no.
     """
+    split = problems.get("split")
     if "pocket" in problems:
-        return problems.get("split") == "eval" and any(path.parent == OWN for path in _own(task))
+        return split == "eval" and not is_path(task) and any(path.parent == OWN for path in members(task))
     if "hub" in problems:
-        return (problems["hub"], problems.get("split")) in {
-            (config.get("dataset_path"), config.get("test_split")) for config in _configs(task, roots)
-        }
-    return bool(set(_leaves(problems.get("files"))) & set(_tested_files(task, roots)))
+        tested = ((config.get("dataset_path"), config.get("test_split")) for config in _configs(task, roots))
+        return (problems["hub"], split) in tested
+    return is_path(task) and not set(_leaves(problems.get("files"))).isdisjoint(_tested_files(task, roots))
 
 
 def _configs(task: str, roots: Roots) -> list[Mapping[str, Any]]:
     return [read_task(task, roots)] if is_path(task) else [plain(path) for path in members(task)]
 
 
-def _own(task: str) -> Iterator[Any]:
-    return iter(()) if is_path(task) else members(task)
-
-
-def _tested_files(task: str, roots: Roots) -> Iterator[str]:
-    """Digests of the files with a task's test problems."""
-    if is_path(task):
-        documents = task_file_identity(task, roots)["documents"]
-        split = read_task(task, roots).get("test_split")
-        yield from _leaves(documents.get(split, documents) if isinstance(documents, dict) else documents)
+def _tested_files(path: str, roots: Roots) -> Iterator[str]:
+    """Digests of the files with the test problems of a task file."""
+    known = task_file_identity(path, roots)
+    documents, split = known["documents"], known["config"].get("test_split")
+    return _leaves(documents.get(split, documents) if isinstance(documents, dict) else documents)
 
 
 def _leaves(value: Json) -> Iterator[str]:

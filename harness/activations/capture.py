@@ -68,14 +68,24 @@ def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return first_tensor(args[0] if args else kwargs["hidden_states"])
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether its passes can be told positions; models that know none, or find them in the mask, cannot."""
+    return "position_ids" in signature(model.forward).parameters
+
+
+def positions_in(attention_mask: Tensor) -> Tensor:
+    """[B, T] positions of tokens that do not count padding, from a mask [B, T] int; padding in front is at 0."""
+    return (attention_mask.cumsum(1) - 1).clamp_min(0)
+
+
 def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor]:
     """What a model is told about padding. Left of a text it would shift learned positions, unless they are given."""
     if attention_mask is None:
         return {}
     told = {"attention_mask": attention_mask}
-    if bool(attention_mask[:, 0].all()) or "position_ids" not in signature(model.forward).parameters:
+    if bool(attention_mask[:, 0].all()) or not takes_positions(model):
         return told
-    return told | {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
+    return told | {"position_ids": positions_in(attention_mask)}
 
 
 def _watch(block: nn.Module, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -24,6 +24,8 @@ def _ordered(span: tuple[int, int]) -> tuple[int, int]:
     return span
 
 
+Growth = Literal["constant", "linear", "exponential"]
+"""How the strength of a latent depends on its layer along a path."""
 Latent = Annotated[str, Field(pattern=r"^\d+(\.resid_(pre|post))?:\d+$")]
 """A latent of the residual stream, `3:17` or `3.resid_post:17`."""
 Span = Annotated[tuple[Block, Block], AfterValidator(_ordered)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from harness.flow.checks import Latent, Span, unknown_latents, unreached_span
+from harness.flow.checks import Growth, Latent, Span, unknown_latents, unreached_span
 from harness.flow.options import Flow
 from harness.lab import Content, Lab
 from harness.section import Json
@@ -28,7 +28,7 @@ class FlowMethod(SteeringMethod):
     """Seed latents of the residual stream, e.g. `3:17` or `3.resid_post:17`; the vectors of their paths are added up."""
     matching: Flow = Flow()
     """How latents of neighbouring layers are matched, as under `flow:`."""
-    schedule: Literal["constant", "linear", "exponential"] = "constant"
+    schedule: Growth = "constant"
     """Strength per layer l of a path that begins at l₀: s, from s to 1 at its end, or s · exp(alpha · (l − l₀))."""
     strength: PositiveFloat = 1.0
     """s of the schedule."""

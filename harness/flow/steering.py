@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.activations.site import Site
 from harness.errors import InvalidInput
+from harness.flow.checks import Growth, Span
 from harness.flow.editing import Rescaling
 from harness.flow.graph import FlowGraph, Node, traced
 from harness.flow.maps import FlowMaps
@@ -20,12 +20,8 @@ from harness.steering.inject import VectorInjection
 from harness.steering.intervention import Intervention
 from harness.steering.vectors import SteeringVectors
 
-Schedule = Literal["constant", "linear", "exponential"]
-Span = tuple[int, int]
-"""First and last decoder block."""
 
-
-def scheduled(schedule: Schedule, strength: float, alpha: float, blocks: Sequence[int]) -> dict[int, float]:
+def scheduled(schedule: Growth, strength: float, alpha: float, blocks: Sequence[int]) -> dict[int, float]:
     """Strength per decoder block of a path (ascending): s, s · exp(α (l − l₀)), or from s to 1 over the path."""
     first, last = blocks[0], blocks[-1]
     if schedule == "constant":
@@ -44,7 +40,7 @@ def route(maps: FlowMaps, seed: Node, span: Span | None = None) -> list[Node]:
 def along(
     atoms: Mapping[Node, Tensor],
     routes: Iterable[Sequence[Node]],
-    schedule: Schedule,
+    schedule: Growth,
     strength: float,
     *,
     alpha: float = -0.05,

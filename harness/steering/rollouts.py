@@ -7,7 +7,6 @@ transformers, which every attention-only decoder has.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adapters.protocols import LanguageModel
+from harness.activations.capture import positions_in, takes_positions
 from harness.errors import InvalidInput
 from harness.steering.intervention import Layout
 
@@ -135,7 +135,7 @@ def _steps(
     position = mask.sum(1)
     layout.prompt_lengths = position
     run = _Runner(lm.model)
-    output = run(ids, mask, (mask.cumsum(1) - 1).clamp_min(0), None)
+    output = run(ids, mask, positions_in(mask), None)
     cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(samples, 0)
     cache.batch_repeat_interleave(samples)
     mask, position = mask.repeat_interleave(samples, 0), position.repeat_interleave(samples, 0)
@@ -170,7 +170,7 @@ class _Runner:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._positions = takes_positions(model)
 
     def __call__(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Any:
         more = {"position_ids": positions} if self._positions else {}

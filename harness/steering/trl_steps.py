@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel, Problem
+from harness.activations.capture import positions_in
 from harness.canonical import seed_of
 from harness.errors import InvalidInput
 from harness.section import Json
@@ -303,7 +304,7 @@ def _with_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     """Positions that do not count padding, for models that know absolute ones."""
     mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
     if isinstance(mask, Tensor) and mask.ndim == 2 and cache is None and kwargs.get("position_ids") is None:
-        kwargs = {**kwargs, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
+        kwargs = {**kwargs, "position_ids": positions_in(mask)}
     return args, kwargs
 
 

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from adapters.protocols import Judge
-from harness.flow.checks import Latent, Span, unknown_latents, unreached_span
+from harness.flow.checks import Growth, Latent, Span, unknown_latents, unreached_span
 from harness.flow.places import block_of, residual_sites
 from harness.metrics.base import Array, Estimator
 from harness.metrics.flow.base import FlowStudy, share
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from harness.section import Json
     from harness.spec.experiment import Experiment
 
-Growth = Literal["constant", "linear", "exponential"]
 Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import PositiveInt
@@ -11,6 +10,7 @@ from adapters.protocols import ProblemSet
 from harness.metrics.study import Study
 from harness.registry import Choice
 from harness.section import Json
+from harness.steering.options.base import parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,24 +65,15 @@ def without_vectors(metric: str, experiment: Experiment) -> tuple[str, ...]:
     """The complaint about a method that adds no vector, or a stack whose vectors are not added at the same tokens."""
     for method in vectorless(experiment.steering):
         return (f"{metric!r} looks at steering vectors; the method {method!r} adds none",)
-    if len({getattr(part, "scope", None) for part in _parts(experiment.steering)}) > 1:
+    if len({getattr(part, "scope", None) for part in parts_of(experiment.steering)}) > 1:
         return (f"{metric!r} looks at vectors that are added at the same tokens; the parts' `scope` differ",)
     return ()
 
 
 def vectorless(steering: Any) -> list[str]:
     """Methods that add no vector, of a `steering` section and its parts."""
-    methods = (getattr(part, "method", None) for part in _parts(steering))
+    methods = (getattr(part, "method", None) for part in parts_of(steering))
     return [method for method in methods if method in _WITHOUT_VECTORS]
-
-
-def _parts(steering: Any) -> Iterator[Any]:
-    """A method, or the methods of a stack."""
-    parts = getattr(steering, "parts", None)
-    for part in parts or ():
-        yield from _parts(part)
-    if parts is None and steering is not None:
-        yield steering
 
 
 def injection_of(lab: Lab) -> VectorInjection:

@@ -45,6 +45,7 @@ from harness.metrics.base import Array, Estimator
 from harness.metrics.reasoning.passing import ks_of
 from harness.metrics.study import Findings, Study
 from harness.section import Json
+from harness.steering.options.base import parts_of
 
 if TYPE_CHECKING:
     from adapters.protocols import Roots
@@ -157,9 +158,9 @@ class ReasoningAccuracy(Study):
 
         if self.domain in experiment.dataset.eval:
             yield f"an evaluation domain is called {self.domain!r} already; set another `name:` for this metric"
-        if any(
-            tests_on(self.task, made_from.identity(roots), roots) for made_from in _problem_sets(experiment.steering)
-        ):
+        made_from = (getattr(part, "problems", None) for part in parts_of(experiment.steering))
+        trained_on = [problems for problems in made_from if isinstance(problems, ProblemSet)]
+        if any(tests_on(self.task, problems.identity(roots), roots) for problems in trained_on):
             yield f"the steering is made from the very problems that {self.task} tests; take another split for it"
         longest, context = self.max_new_tokens or longest_answer(self.task, roots), _context(experiment, roots)
         if longest and context and longest >= context:
@@ -179,14 +180,6 @@ class ReasoningAccuracy(Study):
         from harness.metrics.reasoning.evaluate import evaluate
 
         return evaluate(self, lab)
-
-
-def _problem_sets(steering: Any) -> Iterator[ProblemSet]:
-    """What a steering method and the parts of a stack are made from."""
-    if isinstance(problems := getattr(steering, "problems", None), ProblemSet):
-        yield problems
-    for part in getattr(steering, "parts", ()):
-        yield from _problem_sets(part)
 
 
 def _context(experiment: Experiment, roots: Roots) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from harness.steering.intervention import Intervention
 
 Layer = Annotated[int, Field(ge=-1000, lt=1000)]
+
+
+def parts_of(steering: Any) -> Iterator[Any]:
+    """The methods that a `steering:` section switches on: those of a stack, else itself; nothing for none."""
+    if steering is None:
+        return
+    if (parts := getattr(steering, "parts", None)) is None:
+        yield steering
+    for part in parts or ():
+        yield from parts_of(part)
 
 
 class SteeringMethod(Subject):
