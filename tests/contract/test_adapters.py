@@ -9,12 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as arrow
-import pyarrow.parquet as parquet
 import pytest
 import torch
 from pydantic import ValidationError
-from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
 from adapters.dictionary_learning import DictionaryLearningSource
 from adapters.files import FilesDataset
@@ -24,27 +21,13 @@ from adapters.protocols import DatasetAdapter, ModelAdapter, Roots
 from adapters.sae_lens.source import SaeLensSource
 from adapters.sparsify import SparsifySource
 from adapters.transformers_model import TransformersModel
-from harness.activations.site import Site
 from harness.canonical import canonical
-from harness.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile
+from harness.errors import LatentbenchError, NotAvailable, RefusedFile
 from harness.metrics.autointerp.metric import Autointerp
 from harness.registry import sections
-from harness.sae import artifact
-from harness.sae.trainee import NativeTrainee
-from harness.sae.training import TrainingOptions
 from harness.steering.options import StackMethod
-from tests.support.project import Workbench, write_jsonl
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def roots(bench: Workbench) -> Roots:
-    for file in ("sparsify/cfg.json", "learning/config.json", "ours/sae.json"):
-        bench.write(f"saes/{file}", "{}")
-    for file in ("sparsify/sae.safetensors", "learning/ae.pt", "ours/sae.safetensors"):
-        bench.write(f"saes/{file}", file)
-    return bench.project.roots
 
 
 EXAMPLES: dict[str, Callable[[], Any]] = {
@@ -228,104 +211,6 @@ def test_whatever_names_a_branch_is_pinned_however_deep(
     assert lexical.pinned(roots) is lexical
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-def texts(roots: Roots, **fields: Any) -> list[str]:
-    return list(FilesDataset(**fields).texts(roots))
-
-
-def test_text_files_are_split_as_asked(roots: Roots) -> None:
-    (roots.project / "a.txt").write_bytes("\ufeffone\nstill\n\n\n  two \n".encode())
-    assert texts(roots, path="a.txt") == ["one\nstill\n\n\n  two \n"]
-    assert texts(roots, path="a.txt", split_on="line") == ["one", "still", "two"]
-    assert texts(roots, path="a.txt", split_on="blank_line") == ["one\nstill", "two"]
-
-
-def test_globs_read_files_in_the_order_of_their_names(roots: Roots) -> None:
-    for name in ("b/2.txt", "b/10.txt", "a/9.txt"):
-        (roots.project / "t" / name).parent.mkdir(parents=True, exist_ok=True)
-        (roots.project / "t" / name).write_text(name)
-    assert texts(roots, path="t/**/*.txt") == ["a/9.txt", "b/10.txt", "b/2.txt"]
-    assert texts(roots, path="t/[b]/*.txt") == ["b/10.txt", "b/2.txt"]
-
-
-def test_json_lines_skip_blank_lines_and_forgive_a_byte_order_mark(roots: Roots) -> None:
-    (roots.project / "a.jsonl").write_bytes('\ufeff{"body": "ü"}\n\n  \n{"body": "b\\ud800"}\r\n'.encode())
-    assert texts(roots, path="a.jsonl", field="body") == ["ü", "b?"]
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "a.jsonl:2: not JSON"),
-        ("[1]", "a.jsonl:2: no text under 'text'; the line is not an object"),
-        ('{"txt": "a", "b": 1}', "a.jsonl:2: no text under 'text'; it has txt, b"),
-        ('{"text": 3}', "a.jsonl:2: no text under 'text'"),
-        ("[" * 5000, "a.jsonl:2: "),
-    ],
-)
-def test_malformed_json_lines_are_named_by_their_line(roots: Roots, line: str, words: str) -> None:
-    (roots.project / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
-    with pytest.raises(InvalidInput) as caught:
-        texts(roots, path="a.jsonl")
-    assert words in str(caught.value)
-
-
-def test_parquet_is_read_by_column_and_its_rows_are_counted_over_all_batches(roots: Roots) -> None:
-    path = roots.project / "a.parquet"
-    rows = [f"row {i}" for i in range(70_000)]
-    parquet.write_table(arrow.table({"body": rows, "n": range(70_000)}), path)
-    assert texts(roots, path="a.parquet", field="body") == rows
-    with pytest.raises(InvalidInput, match="has no column 'text'; it has body, n"):
-        texts(roots, path="a.parquet")
-    parquet.write_table(arrow.table({"text": [*rows, None]}), path)
-    with pytest.raises(InvalidInput, match=r"a\.parquet: row 70001: no text"):
-        texts(roots, path="a.parquet")
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(RefusedFile, match="not a readable Parquet file"):
-        texts(roots, path="a.parquet")
-
-
-@pytest.mark.parametrize(
-    ("path", "error"),
-    [
-        ("absent.txt", NotAvailable),
-        ("absent/*.txt", NotAvailable),
-        ("data", NotAvailable),
-        ("model/*.json", RefusedFile),
-        ("../out.txt", ValueError),
-        ("/etc/hostname", ValueError),
-        ("links/out.txt", ValueError),
-        ("links/*.txt", ValueError),
-        ("folder-link/*.txt", ValueError),
-        ("*/../../*.txt", ValueError),
-    ],
-)
-def test_files_that_are_not_there_or_not_ours_are_refused(roots: Roots, path: str, error: type[Exception]) -> None:
-    (roots.project.parent / "out.txt").write_text("secret")
-    (roots.project / "links").mkdir()
-    (roots.project / "links/out.txt").symlink_to(roots.project.parent / "out.txt")
-    (roots.project / "folder-link").symlink_to(roots.project.parent)
-    dataset = FilesDataset(path=path)
-    for attempt in (dataset.identity, lambda r: list(dataset.texts(r))):
-        with pytest.raises(error):
-            attempt(roots)
-
-
-def test_the_identity_of_texts_follows_their_bytes_and_not_their_place(roots: Roots) -> None:
-    def identity(**fields: Any) -> str:
-        return canonical(FilesDataset(**{"path": "a/*.jsonl", **fields}).identity(roots))
-
-    write_jsonl(roots.project / "a/x.jsonl", ["one", "two"])
-    write_jsonl(roots.project / "b/y.jsonl", ["one", "two"])
-    first = identity()
-    assert identity(path="b/y.jsonl") == first
-    assert identity(field="body") != first
-    write_jsonl(roots.project / "a/x.jsonl", ["one", "twо"])
-    assert identity() != first
-
-
 @pytest.mark.parametrize("fields", [{"context": 1}, {"documents": 0}, {"tokens": -1}, {"skip": -1}, {"trust": True}])
 def test_every_dataset_refuses_senseless_options(fields: dict[str, Any]) -> None:
     for name, section in sections("datasets").items():
@@ -338,80 +223,6 @@ def test_no_adapter_has_an_option_to_trust_remote_code() -> None:
     for section in sections("models").values():
         assert issubclass(section, ModelAdapter)
         assert not [field for field in section.model_fields if "trust" in field or "remote" in field]
-
-
-# --- sae-lens ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(roots: Roots) -> StandardSAE:
-    """An SAE with random weights, saved by sae-lens in `sae/`."""
-    sae = StandardSAE(StandardSAEConfig(d_in=8, d_sae=16, apply_b_dec_to_input=True))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in sae.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    sae.save_model(roots.project / "sae")
-    return sae
-
-
-def test_an_sae_that_sae_lens_saved_reconstructs_identically(roots: Roots, saved: StandardSAE) -> None:
-    loaded = SaeLensSource(path="sae").load(roots)
-    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(loaded.encode(x).dense(16), saved.encode(x))
-    assert torch.equal(loaded(x), saved(x))
-    assert torch.equal(loaded(x), SAE.load_from_disk(roots.project / "sae")(x))
-
-
-def test_the_identity_of_a_saved_sae_follows_its_content(roots: Roots, saved: StandardSAE) -> None:
-    source = SaeLensSource(path="sae")
-    before = source.identity(roots)
-    with torch.no_grad():
-        saved.b_dec += 1
-    saved.save_model(roots.project / "sae")
-    assert source.identity(roots) != before
-
-
-@pytest.mark.parametrize("file", ["sae_weights.safetensors", "cfg.json"])
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff\xff", b'{"architecture": "nothing"}'])
-def test_a_damaged_sae_is_refused(roots: Roots, saved: StandardSAE, file: str, content: bytes) -> None:
-    (roots.project / "sae" / file).write_bytes(content)
-    with pytest.raises(RefusedFile, match="not an SAE that sae-lens can read"):
-        SaeLensSource(path="sae").load(roots)
-
-
-VARIANTS = {"sae_lens_standard": {"l1": 1e-3}, "sae_lens_gated": {"l1": 1e-3}, "sae_lens_jumprelu": {"l0": 1e-4}}
-
-
-def test_every_sae_lens_variant_is_tested_here() -> None:
-    assert {name for name in sections("variants") if name.startswith("sae_lens")} == VARIANTS.keys()
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_sae_lens_variant_trains_the_same_every_time_and_reloads_identically(variant: str, tmp_path: Path) -> None:
-    options = sections("variants")[variant].model_validate({"width": 24, **VARIANTS[variant]})
-    training = TrainingOptions(batch=32, buffer=64, lr=3e-3)
-    data = torch.randn(30, 32, 8, generator=torch.Generator().manual_seed(0)) * 3
-
-    def trainee() -> NativeTrainee:
-        sae = options.build(8, torch.Generator().manual_seed(7))  # type: ignore[attr-defined]
-        return NativeTrainee(sae, Site(index=0), training, steps=30, first_norm=8.0, mean=data[0].mean(0))
-
-    whole, torn = trainee(), trainee()
-    torch.manual_seed(123)  # what the global generator does must not matter
-    for number, x in enumerate(data):
-        whole.step(x)
-        if number == 11:
-            state, torn = torn.state(), trainee()
-            torn.load_state(state)
-        torn.step(x)
-    assert not torch.equal(whole.sae.inner.W_dec, trainee().sae.inner.W_dec), "nothing was learned"  # type: ignore[union-attr]
-    finished, other = whole.finish(), torn.finish()
-    assert artifact.digest(finished) == artifact.digest(other)
-    artifact.save(finished, options, 8, tmp_path / "sae")  # type: ignore[arg-type]
-    loaded = artifact.load(tmp_path / "sae")
-    assert artifact.digest(loaded) == artifact.digest(finished)
-    assert torch.equal(loaded(data[0]), finished(data[0]))
 
 
 # --- a real model --------------------------------------------------------------------------------------------------

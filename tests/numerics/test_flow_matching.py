@@ -1,4 +1,4 @@
-"""Matching against dense float64 references, its memory, and latents whose relation is known."""
+"""Matching against dense float64 references: nearest rows, assignment, correlation, folding, and composed maps."""
 
 from __future__ import annotations
 
@@ -10,27 +10,19 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from harness.activations.site import Site
 from harness.bench.flow import peak_memory
 from harness.errors import InvalidInput
 from harness.flow import correlation, matching
 from harness.flow.activity import Activity
 from harness.flow.assignment import assigned
 from harness.flow.correlation import correlated
-from harness.flow.labels import LABELS, origins
-from harness.flow.maps import FlowMaps, LatentMap, chance_cosine
+from harness.flow.maps import LatentMap
 from harness.flow.matching import NOBODY, nearest, pair_cosines
 from harness.flow.options import Flow
 from harness.sae.codes import Codes
-from tests.support.flow import D, Planted, TiedSae, maps_of, planted, unit
+from tests.support.flow import RESIDUAL, LinearTied, TiedSae, maps_of, random_rows, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-RESIDUAL = [Site(index=layer) for layer in range(5)]
-
-
-def random(rows: int, d: int = 24, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(rows, d, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -41,7 +33,7 @@ def test_both_directions_equal_the_dense_product(
 ) -> None:
     monkeypatch.setattr(matching, "SOURCE_ROWS", 16)
     monkeypatch.setattr(matching, "TARGET_ROWS", 10)
-    a, b = random(source), random(target, seed=1)
+    a, b = random_rows(source), random_rows(target, seed=1)
     forward, backward = nearest(a, b, k, unit=by_cosine)
     dense = unit(a) @ unit(b).T if by_cosine else a @ b.T
     for found, wanted in ((forward, dense), (backward, dense.T)):
@@ -60,16 +52,16 @@ def test_ties_go_to_the_earlier_latent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fewer_latents_than_matches_leave_gaps() -> None:
-    forward, _ = nearest(random(4), random(2, seed=1), 3)
+    forward, _ = nearest(random_rows(4), random_rows(2, seed=1), 3)
     assert (forward.indices[:, 2] == NOBODY).all()
     assert torch.isneginf(forward.scores[:, 2]).all()
-    assert (pair_cosines(random(4), random(2, seed=1), forward.indices)[:, 2] == 0).all()
+    assert (pair_cosines(random_rows(4), random_rows(2, seed=1), forward.indices)[:, 2] == 0).all()
 
 
 def test_a_row_of_zeros_matches_nothing() -> None:
-    rows = random(6)
+    rows = random_rows(6)
     rows[2] = 0
-    maps = maps_of({RESIDUAL[0]: TiedSae(random(5, seed=1).float()), RESIDUAL[1]: TiedSae(rows.float())})
+    maps = maps_of({RESIDUAL[0]: TiedSae(random_rows(5, seed=1).float()), RESIDUAL[1]: TiedSae(rows.float())})
     back = maps.maps[RESIDUAL[1], RESIDUAL[0]]
     assert back.cosines[2].tolist() == [0]
     assert not back.active()[2].any()
@@ -77,7 +69,7 @@ def test_a_row_of_zeros_matches_nothing() -> None:
 
 
 def test_half_precision_rows_are_compared_in_float32() -> None:
-    a, b = random(40).bfloat16(), random(40, seed=1).bfloat16()
+    a, b = random_rows(40).bfloat16(), random_rows(40, seed=1).bfloat16()
     forward, _ = nearest(a, b, 1)
     assert forward.scores.dtype == torch.float32
     assert torch.equal(forward.indices[:, 0], (unit(a.double()) @ unit(b.double()).T).argmax(1))
@@ -85,7 +77,7 @@ def test_half_precision_rows_are_compared_in_float32() -> None:
 
 @pytest.mark.parametrize("by_cosine", [True, False])
 def test_the_full_assignment_is_the_optimum(by_cosine: bool) -> None:
-    a, b = random(30), random(30, seed=1)
+    a, b = random_rows(30), random_rows(30, seed=1)
     forward, backward = assigned(a, b, unit=by_cosine, exact_width=30, neighbours=1)
     similarity = (unit(a) @ unit(b).T if by_cosine else a @ b.T).numpy()
     rows, columns = linear_sum_assignment(similarity, maximize=True)
@@ -95,8 +87,8 @@ def test_the_full_assignment_is_the_optimum(by_cosine: bool) -> None:
 
 
 def test_the_sparse_assignment_finds_the_optimum_when_neighbours_suffice() -> None:
-    a = random(120, 16)
-    b = unit(a[torch.randperm(120, generator=torch.Generator().manual_seed(3))]) + 0.1 * random(120, 16, seed=2)
+    a = random_rows(120, 16)
+    b = unit(a[torch.randperm(120, generator=torch.Generator().manual_seed(3))]) + 0.1 * random_rows(120, 16, seed=2)
     exact, _ = assigned(a, b, unit=True, exact_width=200, neighbours=1)
     sparse, back = assigned(a, b, unit=True, exact_width=10, neighbours=30)
     assert torch.equal(exact.indices, sparse.indices)
@@ -105,7 +97,7 @@ def test_the_sparse_assignment_finds_the_optimum_when_neighbours_suffice() -> No
 
 @pytest.mark.parametrize("neighbours", [1, 3, 20])
 def test_the_sparse_assignment_is_always_one_to_one_and_no_better_than_the_optimum(neighbours: int) -> None:
-    a, b = random(90, 6), random(90, 6, seed=1)
+    a, b = random_rows(90, 6), random_rows(90, 6, seed=1)
     sparse, _ = assigned(a, b, unit=True, exact_width=10, neighbours=neighbours)
     exact, _ = assigned(a, b, unit=True, exact_width=90, neighbours=1)
     assert sorted(sparse.indices[:, 0].tolist()) == list(range(90))
@@ -116,7 +108,9 @@ def test_the_sparse_assignment_is_always_one_to_one_and_no_better_than_the_optim
 
 def test_the_wider_side_of_an_assignment_keeps_latents_without() -> None:
     for exact_width in (100, 4):
-        forward, backward = assigned(random(20), random(12, seed=1), unit=True, exact_width=exact_width, neighbours=5)
+        forward, backward = assigned(
+            random_rows(20), random_rows(12, seed=1), unit=True, exact_width=exact_width, neighbours=5
+        )
         assert int((forward.indices == NOBODY).sum()) == 8
         assert int((backward.indices == NOBODY).sum()) == 0
 
@@ -156,14 +150,14 @@ def test_mean_activations_count_active_tokens_only() -> None:
 
 
 def test_folding_with_equal_thresholds_on_unit_rows_changes_nothing() -> None:
-    layers = [unit(random(30, seed=s)).float() for s in range(2)]
+    layers = [unit(random_rows(30, seed=s)).float() for s in range(2)]
     folded = {RESIDUAL[i]: LinearTied(rows, 0.5) for i, rows in enumerate(layers)}
     plain, scaled = maps_of(folded), maps_of(folded, Flow(matching="folded"))
     assert torch.equal(plain.maps[RESIDUAL[1], RESIDUAL[0]].indices, scaled.maps[RESIDUAL[1], RESIDUAL[0]].indices)
 
 
 def test_folding_weighs_latents_by_their_thresholds() -> None:
-    rows = [unit(random(20, seed=s)).float() for s in range(2)]
+    rows = [unit(random_rows(20, seed=s)).float() for s in range(2)]
     theta = [torch.rand(20, generator=torch.Generator().manual_seed(s)) + 0.1 for s in range(2)]
     saes = {RESIDUAL[i]: LinearTied(rows[i], theta[i]) for i in range(2)}
     found = maps_of(saes, Flow(matching="folded")).maps[RESIDUAL[1], RESIDUAL[0]]
@@ -184,14 +178,16 @@ def test_an_sae_without_positive_thresholds_cannot_be_folded_by_them() -> None:
         saes = {site: options.build(8, torch.Generator().manual_seed(0)) for site in RESIDUAL[:2]}
         with pytest.raises(InvalidInput, match="no positive thresholds to fold"):
             maps_of(saes, Flow(matching="folded"))
-    below = {site: LinearTied(unit(random(9, seed=1)).float(), torch.linspace(-0.1, 1, 9)) for site in RESIDUAL[:2]}
+    below = {
+        site: LinearTied(unit(random_rows(9, seed=1)).float(), torch.linspace(-0.1, 1, 9)) for site in RESIDUAL[:2]
+    }
     with pytest.raises(InvalidInput, match="no positive thresholds to fold"):
         maps_of(below, Flow(matching="folded"))
 
 
 def test_the_encoder_operator_compares_decoder_rows_with_the_next_encoder() -> None:
-    rows = [random(15, seed=s).float() for s in range(2)]
-    encoder = random(15, seed=5).float()
+    rows = [random_rows(15, seed=s).float() for s in range(2)]
+    encoder = random_rows(15, seed=5).float()
     saes = {RESIDUAL[0]: LinearTied(rows[0]), RESIDUAL[1]: LinearTied(rows[1], encoder=encoder)}
     maps = maps_of(saes, Flow(matching="encoder"))
     similarity = unit(rows[0]) @ unit(encoder).T
@@ -200,7 +196,7 @@ def test_the_encoder_operator_compares_decoder_rows_with_the_next_encoder() -> N
 
 
 def test_random_matches_come_from_the_nearest_and_repeat() -> None:
-    saes = {site: TiedSae(unit(random(60, seed=i)).float()) for i, site in enumerate(RESIDUAL[:2])}
+    saes = {site: TiedSae(unit(random_rows(60, seed=i)).float()) for i, site in enumerate(RESIDUAL[:2])}
     drawn, again = (maps_of(saes, Flow(matching="random", k=2)) for _ in range(2))
     top = maps_of(saes, Flow(k=5)).maps[RESIDUAL[1], RESIDUAL[0]].indices
     found = drawn.maps[RESIDUAL[1], RESIDUAL[0]].indices
@@ -224,7 +220,7 @@ def as_matrix(found: LatentMap) -> Tensor:
 
 
 def test_carried_codes_are_the_operator_and_compositions_its_product() -> None:
-    saes = {site: TiedSae(unit(random(12 + i, 10, seed=i)).float()) for i, site in enumerate(RESIDUAL[:4])}
+    saes = {site: TiedSae(unit(random_rows(12 + i, 10, seed=i)).float()) for i, site in enumerate(RESIDUAL[:4])}
     maps = maps_of(saes)
     z = sparse_codes(9, 12, 3)
     carried = maps.maps[RESIDUAL[0], RESIDUAL[1]].carry(Codes.from_dense(z)).dense(13)
@@ -242,7 +238,7 @@ def test_carried_codes_are_the_operator_and_compositions_its_product() -> None:
 
 
 def test_of_many_paths_the_best_to_each_latent_are_kept() -> None:
-    saes = {site: TiedSae(unit(random(14, 4, seed=i)).float()) for i, site in enumerate(RESIDUAL[:3])}
+    saes = {site: TiedSae(unit(random_rows(14, 4, seed=i)).float()) for i, site in enumerate(RESIDUAL[:3])}
     maps = maps_of(saes, Flow(k=3))
     one, two = maps.maps[RESIDUAL[0], RESIDUAL[1]], maps.maps[RESIDUAL[1], RESIDUAL[2]]
     composed = maps.composed(RESIDUAL[0], RESIDUAL[2])
@@ -262,7 +258,7 @@ def test_of_many_paths_the_best_to_each_latent_are_kept() -> None:
 
 
 def test_a_composed_path_is_as_good_as_its_weakest_step() -> None:
-    saes = {site: TiedSae(unit(random(12, 10, seed=i)).float()) for i, site in enumerate(RESIDUAL[:3])}
+    saes = {site: TiedSae(unit(random_rows(12, 10, seed=i)).float()) for i, site in enumerate(RESIDUAL[:3])}
     maps = maps_of(saes)
     one, two = maps.maps[RESIDUAL[0], RESIDUAL[1]], maps.maps[RESIDUAL[1], RESIDUAL[2]]
     wanted = torch.minimum(one.cosines[:, 0], two.cosines[one.indices[:, 0], 0])
@@ -270,93 +266,12 @@ def test_a_composed_path_is_as_good_as_its_weakest_step() -> None:
 
 
 def test_scaled_codes_are_those_of_folded_saes() -> None:
-    saes = {site: TiedSae(unit(random(12, 10, seed=i)).float()) for i, site in enumerate(RESIDUAL[:2])}
+    saes = {site: TiedSae(unit(random_rows(12, 10, seed=i)).float()) for i, site in enumerate(RESIDUAL[:2])}
     found = maps_of(saes).maps[RESIDUAL[0], RESIDUAL[1]]
     theta = [torch.rand(12, generator=torch.Generator().manual_seed(s)) + 0.5 for s in range(2)]
     z = sparse_codes(9, 12, 3)
     carried = found.carry(Codes.from_dense(z), (theta[0], theta[1])).dense(12)
     torch.testing.assert_close(carried, (z / theta[0]) @ as_matrix(found) * theta[1])
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("kind", ["cosine", "encoder", "folded"])
-def test_planted_latents_are_recovered(kind: str, seed: int) -> None:
-    truth = planted(seed)
-    saes = {site: LinearTied(rows, 0.5) for site, rows in truth.rows.items()}
-    maps = maps_of(saes, Flow.model_validate({"matching": kind}))
-    found = torch.cat([recovered(maps, truth, site) for site in RESIDUAL[1:]])
-    assert found.double().mean() >= 0.99
-
-
-def recovered(maps: FlowMaps, truth: Planted, site: Site) -> Tensor:
-    """Whether each planted predecessor is the one found."""
-    before = Site(index=site.index - 1)
-    known = truth.origin[site] >= 0
-    return maps.maps[site, before].indices[known, 0] == truth.origin[site][known]
-
-
-def test_modules_of_the_first_layer_lead_to_its_residual_stream() -> None:
-    sites = [Site.model_validate(site) for site in ({"index": 0, "point": "mlp_out"}, {"index": 0}, {"index": 1})]
-    rows = unit(random(12, 10)).float()
-    saes = {
-        site: TiedSae(rows[torch.randperm(12, generator=torch.Generator().manual_seed(i))])
-        for i, site in enumerate(sites)
-    }
-    maps = maps_of(saes)
-    assert torch.equal(saes[sites[0]].rows[maps.maps[sites[1], sites[0]].indices[:, 0]], saes[sites[1]].rows)
-    assert origins(maps, sites[1]) is None
-
-
-@pytest.mark.parametrize("exact_width", [1000, 100])
-def test_a_planted_permutation_is_recovered_by_assignment(exact_width: int) -> None:
-    truth = planted()
-    chosen = Flow(matching="permutation", exact_width=exact_width)
-    maps = maps_of(truth.saes(), chosen)
-    # Of the two halves of a split only one can be matched; everything else that is there must be.
-    for site in RESIDUAL[1:]:
-        origin = truth.origin[site]
-        once = (origin >= 0) & (torch.bincount(origin.clamp_min(0), minlength=400)[origin.clamp_min(0)] == 1)
-        assert recovered(maps, truth, site)[once[origin >= 0]].double().mean() >= 0.99
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_planted_births_splits_and_writes_get_their_labels(seed: int) -> None:
-    truth = planted(seed)
-    maps = maps_of(truth.saes())
-    right = []
-    for site in RESIDUAL[1:]:
-        kept, written = truth.origin[site] >= 0, truth.written[site] >= 0
-        wanted = torch.where(kept, torch.where(written, 1, 0), torch.where(written, 2, 3))
-        found = origins(maps, site)
-        assert found is not None
-        assert set(wanted.tolist()) == set(range(len(LABELS)))
-        right.append(found.labels == wanted)
-    assert torch.cat(right).double().mean() >= 0.99
-
-
-def test_both_halves_of_a_split_have_one_predecessor() -> None:
-    truth = planted()
-    maps = maps_of(truth.saes())
-    back = maps.maps[RESIDUAL[1], RESIDUAL[0]].indices[:, 0]
-    counts = torch.bincount(truth.origin[RESIDUAL[1]].clamp_min(0), minlength=400)
-    twice = [latent for latent in (counts == 2).nonzero()[:, 0].tolist() if latent]
-    assert len(twice) >= 7
-    assert all(int((back == latent).sum()) == 2 for latent in twice)
-
-
-def test_dead_latents_have_no_successor() -> None:
-    truth = planted()
-    maps = maps_of(truth.saes())
-    found = maps.maps[RESIDUAL[0], RESIDUAL[1]].best >= 0.5
-    lives = torch.isin(torch.arange(400), truth.origin[RESIDUAL[1]])
-    assert (found == lives).double().mean() >= 0.99
-
-
-def test_chance_is_what_random_directions_give() -> None:
-    other = unit(random(200, 40, seed=1))
-    best = (unit(random(3000, 40)) @ other.T).amax(1)
-    for level in (0.1, 0.5, 0.99):
-        assert float((best <= chance_cosine(200, 40, level)).double().mean()) == pytest.approx(level, abs=0.03)
 
 
 def test_matching_needs_no_more_memory_for_wider_dictionaries() -> None:
@@ -366,19 +281,3 @@ def test_matching_needs_no_more_memory_for_wider_dictionaries() -> None:
     peak = peak_memory(wide, d, 1)
     assert 0 < peak < 2 * tile + 2 * results + (16 << 20)
     assert peak < wide**2 * 4 / 3  # of the whole matrix
-
-
-class LinearTied(TiedSae):
-    """With a linear encoder that can be taken out."""
-
-    def __init__(self, rows: Tensor, threshold: Tensor | float = 0.0, encoder: Tensor | None = None) -> None:
-        super().__init__(rows, threshold)
-        self.register_buffer("encoder", rows if encoder is None else encoder)
-
-    def linear_weights(self) -> object:
-        from harness.sae.linear import Group, LinearWeights
-        from harness.sae.rules import ThresholdRule
-
-        rule = ThresholdRule(self.theta)
-        bias = torch.zeros(self.width)
-        return LinearWeights((Group(self.encoder, bias, self.rows, rule),), torch.zeros(D))

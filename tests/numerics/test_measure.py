@@ -1,114 +1,36 @@
-"""Statistics of a pass against plain, slow definitions; independence of company and batching; isolation; storage."""
+"""Statistics of a pass against plain, slow definitions, and their independence of company and batching."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, LlamaConfig
+from transformers import Gemma2Config, GPTNeoXConfig
 
 from adapters.protocols import LanguageModel
 from harness.activations.blocks import decoder_blocks, submodule
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens
-from harness.errors import InvalidInput
 from harness.measure import domain, losses
-from harness.measure.documents import Request, Results, measure
-from harness.measure.statistics import Baseline, Measurement
+from harness.measure.documents import Request, measure
 from harness.metrics.base import SHARED
-from harness.sae.base import SparseAutoencoder
-from harness.sae.codes import Codes
-
-BOS, CONTEXT, D, VOCABULARY = 0, 14, 16, 60
-MIDDLE, LAST, MLP, ATTENTION = (
-    Site(index=1),
-    Site(index=2),
-    Site(index=1, point="mlp_out"),
-    Site(index=0, point="attn_out"),
+from tests.support.passes import (
+    ATTENTION,
+    LAST,
+    LM,
+    MIDDLE,
+    MLP,
+    TOKENS,
+    VOCABULARY,
+    D,
+    Identity,
+    ToySAE,
+    flat,
+    language_model,
+    requests,
 )
-TOKENIZER = SimpleNamespace(bos_token_id=BOS, eos_token_id=1, pad_token_id=None, sep_token_id=None, cls_token_id=None)
-
-
-def language_model(config=None) -> LanguageModel:
-    torch.manual_seed(0)
-    config = config or LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=D, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return LanguageModel(model, TOKENIZER, torch.device("cpu"))
-
-
-def documents(count: int = 9, seed: int = 0) -> EvalTokens:
-    """Documents of different lengths behind BOS, some ending in EOS."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(2, CONTEXT + 1, (count,), generator=generator)
-    lengths[1], lengths[2] = 2, CONTEXT
-    ids = torch.randint(2, VOCABULARY, (count, CONTEXT), generator=generator)
-    ids[:, 0] = BOS
-    ids[2, -1] = 1
-    ids[torch.arange(CONTEXT) >= lengths[:, None]] = 1
-    return EvalTokens(ids.int(), lengths.int(), tuple(f"{n:016x}" for n in range(count)), 0)
-
-
-class ToySAE(SparseAutoencoder):
-    """The k largest of 24 random latents."""
-
-    def __init__(self, seed: int = 0, k: int = 4) -> None:
-        super().__init__()
-        self.d_in, self.width, self.k = D, 24, k
-        weights = torch.randn(2, D, 24, generator=torch.Generator().manual_seed(seed)) / 4
-        self.encoder, self.decoder = weights[0], weights[1].T
-
-    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
-        values, indices = (x @ self.encoder).relu().topk(budget or self.k, dim=-1)
-        return Codes(values, indices)
-
-    def decode(self, codes: Codes) -> Tensor:
-        return codes.dense(self.width) @ self.decoder
-
-
-class Identity(ToySAE):
-    """Gives back what it gets."""
-
-    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
-        return Codes(x, torch.arange(D).expand(len(x), D))
-
-    def decode(self, codes: Codes) -> Tensor:
-        return codes.values
-
-
-class BrokenSAE(ToySAE):
-    """Fails in its second batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def decode(self, codes: Codes) -> Tensor:
-        self.calls += 1
-        if self.calls > 1:
-            raise ArithmeticError("second batch")
-        return super().decode(codes)
-
-
-LM, TOKENS = language_model(), documents()
-
-
-def flat(results: Results) -> dict[str, np.ndarray]:
-    """All statistics of a pass under one roof."""
-    found = {f"{site}/{name}": v for site, b in results.baselines.items() for name, v in b.statistics.items()}
-    found |= {f"{site}/mean": b.mean for site, b in results.baselines.items()}
-    for m in results.measurements:
-        found |= {f"{m.name}/{name}": v for name, v in m.statistics.items()}
-        found |= {f"{m.name}/{m.budget}/firing": m.firing}
-    return found
 
 
 def plain_statistics(lm: LanguageModel, tokens: EvalTokens, site: Site, sae: ToySAE, budget: int | None):
@@ -211,15 +133,6 @@ def test_an_identity_loses_nothing() -> None:
     assert measured["cosine"].sum() == pytest.approx(baseline["tokens"].sum(), rel=1e-6)
 
 
-def requests() -> list[Request]:
-    return [
-        Request("a", ToySAE(1), MIDDLE, (None, 2), splice=True),
-        Request("b", ToySAE(2), MIDDLE, (None, 1)),
-        Request("c", ToySAE(3), LAST, splice=True),
-        Request("d", ToySAE(4), MLP, splice=True),
-    ]
-
-
 @pytest.mark.parametrize("logits_at_once", [2**28, 40 * VOCABULARY], ids=["small", "large-vocabulary"])
 def test_numbers_do_not_depend_on_what_else_is_measured(logits_at_once: int, monkeypatch) -> None:
     monkeypatch.setattr(domain, "_LOGITS_PER_FORWARD", logits_at_once)
@@ -254,100 +167,3 @@ def test_chunks_of_the_vocabulary_change_nothing(monkeypatch) -> None:
     monkeypatch.setattr(losses, "_ELEMENTS_AT_ONCE", VOCABULARY * 3)
     for name, values in flat(measure(LM, TOKENS, requests())).items():
         np.testing.assert_allclose(values, whole[name], rtol=1e-9, atol=1e-9)
-
-
-def test_an_sae_that_raises_is_dropped_and_the_others_are_untouched() -> None:
-    class WrongShape(ToySAE):
-        def decode(self, codes: Codes) -> Tensor:
-            return super().decode(codes)[:, :1]  # would broadcast silently
-
-    broken = [Request("broken", BrokenSAE(), MIDDLE, splice=True), Request("narrow", WrongShape(), LAST)]
-    results = measure(LM, TOKENS, [broken[0], *requests(), broken[1]], forward_tokens=40)
-    assert {name: type(error) for name, error in results.failures.items()} == {
-        "broken": ArithmeticError, "narrow": ValueError
-    }  # fmt: skip
-    assert "in decode" in results.failures["broken"].__notes__[0]
-    assert {m.name for m in results.measurements} == {"a", "b", "c", "d"}
-    healthy, expected = flat(results), flat(measure(LM, TOKENS, requests(), forward_tokens=40))
-    assert all((healthy[name] == values).all() for name, values in expected.items())
-    with pytest.raises(ValueError, match="same name"):
-        measure(LM, TOKENS, [broken[0], broken[0]])
-
-
-def forwards(action) -> int:
-    calls = []
-    handle = LM.model.register_forward_pre_hook(lambda module, args: calls.append(1))
-    action()
-    handle.remove()
-    return len(calls)
-
-
-def test_only_what_is_missing_is_computed() -> None:
-    measure(LM, TOKENS, sites=[MIDDLE])  # the probe of a block's return value is behind us
-    first = measure(LM, TOKENS, requests())
-    known = first.baselines
-    again = measure(LM, TOKENS, requests(), baselines=known)
-    for name, values in flat(first).items():
-        assert (flat(again)[name] == values).all()
-    assert forwards(lambda: measure(LM, TOKENS, baselines=known, sites=[MIDDLE], splice_sites=[LAST])) == 0
-    # One clean forward and one resumed: neither means nor ablations are run again.
-    assert forwards(lambda: measure(LM, TOKENS, requests()[2:3], baselines=known)) == 2
-    # A pass for the mean, a clean forward, zero, mean and the SAE.
-    assert forwards(lambda: measure(LM, TOKENS, requests()[2:3])) == 5
-    # Without splicing two short passes.
-    assert forwards(lambda: measure(LM, TOKENS, requests()[1:2])) == 2
-
-
-def test_a_large_vocabulary_means_smaller_batches(monkeypatch) -> None:
-    known = measure(LM, TOKENS, requests()).baselines
-    monkeypatch.setattr(domain, "_LOGITS_PER_FORWARD", 40 * VOCABULARY)
-    padded = []
-    hook = lambda module, args, kwargs: padded.append(kwargs["input_ids"].numel())  # noqa: E731
-    handle = LM.model.register_forward_pre_hook(hook, with_kwargs=True)
-    measure(LM, TOKENS, requests()[2:3], baselines=known)
-    handle.remove()
-    assert len(padded) > 2
-    assert max(padded) <= 40
-
-
-def test_a_baseline_is_completed_when_a_later_request_splices() -> None:
-    cheap = measure(LM, TOKENS, sites=[MIDDLE]).baselines
-    assert not cheap[MIDDLE].spliced
-    assert "ce_clean" not in cheap[MIDDLE].statistics
-    full = measure(LM, TOKENS, splice_sites=[MIDDLE], baselines=cheap).baselines
-    assert full[MIDDLE].spliced
-    direct = measure(LM, TOKENS, splice_sites=[MIDDLE]).baselines[MIDDLE]
-    assert all((direct.statistics[name] == full[MIDDLE].statistics[name]).all() for name in SHARED)
-
-
-def test_baselines_and_measurements_survive_storage(tmp_path) -> None:
-    results = measure(LM, TOKENS, requests())
-    for made in (*results.baselines.values(), *results.measurements):
-        tensors, meta = made.to_tensors()
-        save_file(tensors, tmp_path / "x.safetensors")
-        read = load_file(tmp_path / "x.safetensors")
-        if isinstance(made, Baseline):
-            back = Baseline.from_tensors(read, meta)
-            assert back.site == made.site
-            assert (back.mean == made.mean).all()
-        else:
-            back = Measurement.from_tensors(made.name, read, meta)
-            assert (back.budget, back.firing.tolist()) == (made.budget, made.firing.tolist())
-        assert back.spliced == made.spliced
-        assert back.statistics.keys() == made.statistics.keys()
-        assert all((back.statistics[name] == values).all() for name, values in made.statistics.items())
-
-
-def test_progress_ends_at_the_total() -> None:
-    seen: list[tuple[int, int]] = []
-    measure(LM, TOKENS, requests(), forward_tokens=30, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (18, 18)  # the documents for the means, and once more
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-
-
-def test_low_precision_models_are_measured_in_float32() -> None:
-    lm = LanguageModel(language_model().model.to(torch.bfloat16), TOKENIZER, torch.device("cpu"))
-    results = measure(lm, TOKENS, [Request("identity", Identity(), MIDDLE, splice=True)])
-    assert (results.measurements[0].statistics["kl_sae"] == 0).all()  # the round trip through float32 is exact
-    with pytest.raises(InvalidInput, match="layer 3 does not exist"):
-        measure(lm, TOKENS, sites=[Site(index=3)])

@@ -2,118 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
-from math import inf, nan
-from pathlib import Path
+from math import inf
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.activations.site import Site
 from harness.errors import CellFailed, RefusedFile
 from harness.meters import now
-from harness.sae import artifact
 from harness.sae.backends import forced
 from harness.sae.base import SparseAutoencoder, TrainableSAE
 from harness.sae.memory import gradients, release
 from harness.sae.moments import FittedTrainee
 from harness.sae.options import (
-    NATIVE,
     BatchTopKOptions,
-    BoostedOptions,
-    ExtendedOptions,
-    GatedOptions,
-    HierarchicalTopKOptions,
-    JumpReLUOptions,
-    KronOptions,
-    MatryoshkaOptions,
     PCAOptions,
     StandardOptions,
-    StitchedOptions,
     TopKOptions,
     Variant,
 )
-from harness.sae.train import Trainee, train
-from harness.sae.trainee import NativeTrainee, learning_rate
+from harness.sae.train import train
+from harness.sae.trainee import learning_rate
 from harness.sae.training import TrainingOptions
-
-D, WIDTH, K = 12, 32, 3
-HERE, THERE = Site(index=0), Site(index=1)
-RECIPE = TrainingOptions(batch=32, buffer=64, lr=3e-3, dead_after=96)
-BASE = TopKOptions(width=WIDTH, k=K)
-OPTIONS: list[Variant] = [
+from tests.support.trainees import (
     BASE,
-    BatchTopKOptions(width=WIDTH, k=K),
-    HierarchicalTopKOptions(width=WIDTH, k=K),
-    MatryoshkaOptions(width=WIDTH, k=K, groups=(8, 24)),
-    KronOptions(width=WIDTH, k=K, m=2, n=4),
-    StandardOptions(width=WIDTH),
-    GatedOptions(width=WIDTH),
-    JumpReLUOptions(width=WIDTH, target_l0=4),
-    BoostedOptions(base=BASE, width=16, k=2),
-    ExtendedOptions(base=BASE, extra_width=6, extra_k=2, init="most_active"),
-    StitchedOptions(base=BASE, grafted=6),
-]
-IDS = [options.variant for options in OPTIONS]
-
+    HERE,
+    IDS,
+    OPTIONS,
+    RECIPE,
+    THERE,
+    WIDTH,
+    Blocks,
+    D,
+    K,
+    assert_equal_weights,
+    interrupted,
+    trainee,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Blocks:
-    """Ten blocks of two batches at two sites, each a pure function of its number."""
-
-    blocks, steps = 10, 20
-
-    def __init__(self, corrupt: int | None = None) -> None:
-        self.corrupt = corrupt
-        first = [batch[HERE] for batch in self.batches(0)]
-        self.means = {site: torch.cat(first).mean(0) for site in (HERE, THERE)}
-        self.first_norms = {site: float(torch.cat(first).norm(dim=1).mean()) for site in (HERE, THERE)}
-
-    def batches(self, block: int) -> Iterator[dict[Site, Tensor]]:
-        generator = torch.Generator().manual_seed(block)
-        for _ in range(2):
-            x = torch.randn(32, D, generator=generator) * torch.linspace(3, 0.1, D) + 0.5
-            yield {HERE: x, THERE: x * (nan if block == self.corrupt else 2.0)}
-
-
-def base() -> SparseAutoencoder:
-    return BASE.build(D, torch.Generator().manual_seed(5))
-
-
-def bases(options: Variant) -> tuple[SparseAutoencoder, ...]:
-    return tuple(base() for _ in options.base_sections)
-
-
-def trainee(options: Variant, site: Site = HERE, recipe: TrainingOptions = RECIPE, seed: int = 0) -> NativeTrainee:
-    sae, stream = options.build(D, torch.Generator().manual_seed(seed), bases(options)), Blocks()
-    assert isinstance(sae, TrainableSAE)
-    norm, mean = stream.first_norms[site], stream.means[site]
-    return NativeTrainee(sae, site, recipe, steps=stream.steps, first_norm=norm, mean=mean)
-
-
-def assert_equal_weights(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
-    assert a.state_dict().keys() == b.state_dict().keys()
-    for name, tensor in a.state_dict().items():
-        assert torch.equal(tensor, b.state_dict()[name]), name
-
-
-def interrupted(options: Variant, site: Site = HERE) -> tuple[SparseAutoencoder, NativeTrainee]:
-    """Trained with a new process's worth of objects after every block."""
-    state: dict[str, Tensor] | None = None
-    for block in range(Blocks.blocks):
-        running = trainee(options, site)
-        if state is not None:
-            running.load_state(state)
-        assert running.next_block == block
-        for batch in Blocks().batches(block):
-            running.step(batch[site])
-        running.next_block = block + 1
-        state = running.state()
-    return running.finish(), running
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=IDS)
@@ -338,70 +266,3 @@ def test_gradients_are_clipped_together() -> None:
     moments = [one.adam.state[p]["exp_avg"] for p in one.parameters.values()]
     norm = torch.cat([m.flatten() for m in moments]).norm() / 0.1
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
-def test_saving_and_loading_gives_the_same_sae(options: Variant, tmp_path: Path) -> None:
-    one = trainee(options)
-    done = train([one], Blocks())[one]
-    assert isinstance(done, SparseAutoencoder)
-    artifact.save(done, options, D, tmp_path, one.training_record(), bases(options))
-    loaded = artifact.load(tmp_path, bases(options))
-    x = next(Blocks().batches(3))[HERE]
-    assert torch.equal(loaded(x), done(x))
-    assert_equal_weights(loaded, done)
-    assert not any(p.requires_grad for p in loaded.parameters())
-    assert artifact.load_training(tmp_path)["curve"]["step"] == list(range(20))
-
-
-def test_damaged_artifacts_are_refused(tmp_path: Path) -> None:
-    options = BASE
-
-    def broken(change: str, old: str = "", new: str = "") -> Path:
-        folder = tmp_path / change
-        artifact.save(base(), options, D, folder)
-        header = folder / "sae.json"
-        header.write_text(header.read_text().replace(old, new) if old else header.read_text())
-        return folder
-
-    cases = {
-        ('"d_in": 12', '"d_in": 13'): "the options ask for",
-        ('"d_in": 12', '"d_in": -1'): "d_in must be a positive integer",
-        ('"k": 3', '"k": 99'): "invalid options",
-        ('"variant": "topk"', '"variant": "nope"'): "do not name one of the known variants",
-        ('"schema": 1', '"schema": 2'): "schema 2 is not",
-        ("{", "["): "cannot be read as JSON",
-    }
-    for i, ((old, new), message) in enumerate(cases.items()):
-        with pytest.raises(RefusedFile, match=message):
-            artifact.load(broken(str(i), old, new))
-    folder = broken("truncated")
-    weights = folder / "sae.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(RefusedFile, match="cannot be read as safetensors"):
-        artifact.load(folder)
-    with pytest.raises(RefusedFile, match="cannot be read as JSON"):
-        artifact.load(tmp_path / "nowhere")
-
-
-def test_a_boosted_sae_is_refused_on_another_base(tmp_path: Path) -> None:
-    options = BoostedOptions(base=BASE, width=16, k=2)
-    artifact.save(options.build(D, torch.Generator(), (base(),)), options, D, tmp_path, bases=(base(),))
-    other = BASE.build(D, torch.Generator().manual_seed(6))
-    for given in ((), (other,)):
-        with pytest.raises(RefusedFile, match="other base SAEs"):
-            artifact.load(tmp_path, given)
-
-
-def test_every_native_variant_builds_what_it_names() -> None:
-    from importlib import import_module
-
-    for name, cls in NATIVE.items():
-        module, attribute = cls.implementation.split(":")
-        assert issubclass(getattr(import_module(module), attribute), SparseAutoencoder), name
-        assert cls.model_fields["variant"].default == name
-
-
-def test_protocol_is_met() -> None:
-    checked: list[Trainee] = [trainee(BASE), FittedTrainee(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
-    assert [one.next_block for one in checked] == [0, 0]

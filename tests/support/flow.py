@@ -19,6 +19,7 @@ from harness.sae.base import SparseAutoencoder
 from harness.sae.codes import Codes
 
 D, WIDTH, LAYERS = 512, 400, 5
+RESIDUAL = [Site(index=layer) for layer in range(LAYERS)]
 SPLIT, DEAD, WRITTEN, FOREIGN = 8, 20, 16, 12
 NOISE = 0.25
 """Length of the noise on a copied direction of length 1: cosine 0.97 with its origin."""
@@ -42,6 +43,26 @@ class TiedSae(SparseAutoencoder):
 
     def decoder_rows(self) -> Tensor:
         return self.rows
+
+
+class LinearTied(TiedSae):
+    """With a linear encoder that can be taken out."""
+
+    def __init__(self, rows: Tensor, threshold: Tensor | float = 0.0, encoder: Tensor | None = None) -> None:
+        super().__init__(rows, threshold)
+        self.register_buffer("encoder", rows if encoder is None else encoder)
+
+    def linear_weights(self) -> object:
+        from harness.sae.linear import Group, LinearWeights
+        from harness.sae.rules import ThresholdRule
+
+        rule = ThresholdRule(self.theta)
+        bias = torch.zeros(self.width)
+        return LinearWeights((Group(self.encoder, bias, self.rows, rule),), torch.zeros(D))
+
+
+def random_rows(rows: int, d: int = 24, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(rows, d, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True)

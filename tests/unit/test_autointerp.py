@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 import harness.metrics.autointerp.ground as ground_module
 import harness.metrics.autointerp.run as run_module
-from adapters.judges.openai import OpenAIJudge
-from adapters.protocols import Judge, Reply, Roots
-from harness.errors import InvalidInput, LatentbenchError
+from harness.errors import LatentbenchError
 from harness.metrics.autointerp.best import Best, Found
 from harness.metrics.autointerp.cases import Material, build_case
 from harness.metrics.autointerp.details import SHOWN, AutointerpDetails
@@ -31,57 +26,10 @@ from harness.metrics.autointerp.pieces import Pieces
 from harness.metrics.autointerp.prompts import CLOSE, OPEN, ask, explain
 from harness.metrics.autointerp.sampling import priorities, random_places, sides, stratified, window_start
 from harness.metrics.autointerp.scoring import area_under_roc, score_of
+from tests.support.interviews import LOG, Scripted, asked, cases_of, details_of, window
 from tests.support.labs import fires_at_random, fires_on, lab_of, random_texts, token_sets, words_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-Requests = Sequence[Sequence[Mapping[str, str]]]
-PROTOCOL = Autointerp().protocol
-
-
-class Scripted(Judge):
-    """Answers truthfully about nothing; fails where `fails` says so."""
-
-    adapter: str = "scripted"
-    fails: str = ""
-    answer: str = ""
-
-    def identity(self, roots: Roots) -> Any:
-        return "scripted"
-
-    def chat(self, requests: Requests, roots: Roots, cache: Path) -> Iterator[Reply]:
-        for messages in requests:
-            system, user = (message["content"] for message in messages)
-            kind = "explain" if '"explanation"' in system else "fuzz" if OPEN in system else "detect"
-            questions = user.count("\n") - 1
-            text = '{"explanation": "x"}' if kind == "explain" else json.dumps({"answers": [0] * questions})
-            LOG.append((kind, system, user))
-            yield Reply(None, "gone") if kind == self.fails else Reply(self.answer or text, None, 100, 10)
-
-
-LOG: list[tuple[str, str, str]] = []
-
-
-def asked(judge: Judge, **options: Any) -> Autointerp:
-    return Autointerp.model_construct(**{**dict(Autointerp(**options)), "judge": judge})
-
-
-def details_of(metric: Autointerp, *arguments: Any, **more: Any) -> AutointerpDetails:
-    return AutointerpDetails.model_validate(metric.run(lab_of(*arguments, **more)).details)
-
-
-def cases_of(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> list[Case]:
-    """The cases a real run builds."""
-    built: list[Case | str] = []
-    build = run_module.build_case
-    monkeypatch.setattr(run_module, "build_case", lambda *a: built.append(build(*a)) or built[-1])
-    Autointerp(**options).run(lab_of(*arguments))
-    return [case for case in built if isinstance(case, Case)]
-
-
-def window(text: str, active: Sequence[int] = (), document: int = 0, start: int = 0, strength: float = 1.0) -> Window:
-    tokens = tuple(text.split())
-    return Window(tokens, tuple(strength * (i in active) for i in range(len(tokens))), document, start)
 
 
 # --- what is chosen -------------------------------------------------------------------------------------------------
@@ -344,107 +292,6 @@ def test_a_dead_sae_has_no_score_and_says_so(tmp_path: Path) -> None:
     findings = Autointerp(latents=6).run(lab_of(tmp_path, 6, fires_at_random(6, 1e-12)))
     assert all(len(values) == 0 for values in findings.statistics["lab"].values())
     assert "no latent is alive" in findings.warnings[0]
-
-
-# --- budgets and options --------------------------------------------------------------------------------------------
-
-
-def limited(tmp_path: Path, **limits: Any) -> str:
-    LOG.clear()
-    metric = asked(Scripted(), latents=4, **limits)
-    with pytest.raises(InvalidInput) as caught:
-        metric.run(lab_of(tmp_path, 4, fires_on(token_sets(4))))
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("limit", [1, 4, 20, 35])
-def test_a_budget_of_requests_stops_before_the_first_one_over_it(tmp_path: Path, limit: int) -> None:
-    assert f"stopped after {limit} requests" in limited(tmp_path, max_requests=limit)
-    assert len(LOG) == limit
-
-
-def test_a_budget_that_suffices_is_no_obstacle(tmp_path: Path) -> None:
-    LOG.clear()
-    asked(Scripted(), latents=4, max_requests=36).run(lab_of(tmp_path, 4, fires_on(token_sets(4))))
-    assert len(LOG) == 36
-
-
-def test_a_budget_of_money_is_never_exceeded(tmp_path: Path) -> None:
-    prices = {"prompt": 0.0, "reply": 1e6}  # one unit per token of reply; the judge may write 1024
-    assert "max_cost: 2000.0" in limited(tmp_path, max_cost=2000.0, prices=prices)
-    assert len(LOG) * 10 + 1024 > 2000 - 1024
-    assert len(LOG) * 10 <= 2000
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_cost": 1.0},
-        {"latents": 0},
-        {"hard_negatives": "some"},
-        {"test_examples": 2},
-        {"judge": {"adapter": "oracle"}},
-        {"prices": {"prompt": 1.0}},
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        Autointerp.model_validate(options)
-
-
-def test_numbers_of_different_judges_and_protocols_are_told_apart() -> None:
-    chat = OpenAIJudge(base_url="http://localhost:1/v1", model="m")
-    params = [
-        dict(metric.numbers()[0].params)
-        for metric in (Autointerp(), Autointerp(judge=chat), Autointerp(hard_negatives="same_token", latents=5))
-    ]
-    assert params == [
-        {"judge": "lexical"},
-        {"judge": "m@localhost:1"},
-        {"judge": "lexical", "hard_negatives": "same_token"},
-    ]
-    assert all(number.units == "latents" and not number.paired for number in Autointerp().numbers())
-
-
-def experiment(**domains: None) -> Any:
-    return SimpleNamespace(sites=("one",), dataset=SimpleNamespace(eval=domains or {"lab": None, "law": None}))
-
-
-def test_it_reads_one_domain_and_refuses_an_unknown_one(tmp_path: Path) -> None:
-    roots = Roots(tmp_path)
-    assert Autointerp().domains(experiment()) == ("lab",)
-    assert Autointerp(domain="law").domains(experiment()) == ("law",)
-    assert Autointerp().problems(experiment(), roots) == ()
-    assert "no domain 'sea'" in Autointerp(domain="sea").problems(experiment(), roots)[0]
-
-
-def test_the_preview_counts_requests(tmp_path: Path) -> None:
-    chat = OpenAIJudge(base_url="http://localhost:1/v1", model="m")
-    metric = Autointerp(judge=chat, latents=10, budgets=(4,), prices={"prompt": 1.0, "reply": 2.0}, max_requests=99)
-    said = metric.preview(experiment(), Roots(tmp_path)) or ""
-    assert said.startswith("at most 180 requests to m@localhost:1 (limit 99), about ")
-    assert "in the unit of `prices`" in said
-    assert Autointerp().preview(experiment(), Roots(tmp_path)) is None
-
-
-def test_the_judge_is_part_of_the_identity(tmp_path: Path) -> None:
-    judges = [OpenAIJudge(base_url="http://localhost:1/v1", model=name) for name in "ab"]
-    identities = [Autointerp(judge=judge).identity(experiment(), Roots(tmp_path)) for judge in judges]
-    assert identities[0] != identities[1]
-
-
-def test_an_sae_that_is_broken_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="not finite"):
-        Autointerp().run(lab_of(tmp_path, 2, lambda tokens, noise: torch.full((len(tokens), 2), float("nan"))))
-
-
-def test_several_saes_are_refused(tmp_path: Path) -> None:
-    two = SimpleNamespace(**{**vars(experiment()), "sites": ("one", "two")})
-    assert "this spec has 2" in Autointerp().problems(two, Roots(tmp_path))[0]
-    lab = lab_of(tmp_path, 4, fires_on(token_sets(4)))
-    object.__setattr__(lab, "saes", dict)
-    with pytest.raises(InvalidInput, match="one SAE"):
-        Autointerp().run(lab)
 
 
 def test_activations_of_a_few_latents_match_dense_ones() -> None:

@@ -1,16 +1,11 @@
-"""Judges behind an endpoint: what its misbehaviour does, where the key goes, and what a kill costs."""
+"""Judges behind an endpoint: what its misbehaviour does, and where the key goes."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,39 +13,14 @@ from pydantic import ValidationError
 
 from adapters.judges.openai import OpenAIJudge
 from adapters.judges.pace import Pace
-from adapters.protocols import Reply, Roots
+from adapters.protocols import Roots
 from harness.errors import NotAvailable
 from harness.metrics.autointerp.answers import probabilities_in
 from harness.metrics.autointerp.metric import Autointerp
-from tests.support.chat_server import Answer, Script, refused, said, serving
-from tests.support.labs import fires_on, lab_of, token_sets
+from tests.support.chat_server import Answer, refused, said, serving
+from tests.support.judges import KEY, ask, echo, files_under, judge
 
-KEY = "sk-a-secret-that-must-not-be-seen-7391"
-
-
-def judge(url: str, **options: Any) -> OpenAIJudge:
-    return OpenAIJudge(**{"base_url": url, "model": "m", "key_env": "JUDGE_KEY", "retries": 3, "timeout": 5, **options})
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUDGE_KEY", KEY)
-
-
-def questions(count: int) -> list[list[dict[str, str]]]:
-    return [[{"role": "user", "content": f"question {i}"}] for i in range(count)]
-
-
-def ask(url: str, count: int, tmp_path: Path, **options: Any) -> list[Reply]:
-    return list(judge(url, **options).chat(questions(count), Roots(tmp_path), tmp_path / "cache"))
-
-
-def echo(number: int, body: Answer) -> Answer:
-    return said(f"re {body['messages'][-1]['content']}")
-
-
-def files_under(folder: Path) -> str:
-    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+pytestmark = pytest.mark.usefixtures("judge_key")
 
 
 # --- the endpoint ---------------------------------------------------------------------------------------------------
@@ -257,103 +227,3 @@ def test_without_key_env_no_key_is_sent_not_even_one_that_lies_around(
 def test_addresses_that_could_hold_a_secret_are_refused(address: str) -> None:
     with pytest.raises(ValidationError):
         OpenAIJudge(base_url=address, model="m")
-
-
-# --- resuming -------------------------------------------------------------------------------------------------------
-
-_CHAT = """
-import sys
-from pathlib import Path
-from adapters.judges.openai import OpenAIJudge
-from adapters.protocols import Roots
-judge = OpenAIJudge(base_url=sys.argv[1], model="m", key_env="JUDGE_KEY", retries=3, timeout=5, concurrency=2)
-folder = Path(sys.argv[2])
-requests = [[{"role": "user", "content": f"question {i}"}] for i in range(40)]
-print([reply.text for reply in judge.chat(requests, Roots(folder), folder / "cache")])
-"""
-
-_STUDY = """
-import sys
-from pathlib import Path
-import torch
-from adapters.judges.openai import OpenAIJudge
-from harness.metrics.autointerp.metric import Autointerp
-from tests.support.labs import fires_on, lab_of, token_sets
-torch.set_num_threads(1)
-judge = OpenAIJudge(base_url=sys.argv[1], model="m", key_env="JUDGE_KEY", concurrency=2)
-found = Autointerp(latents=8, judge=judge).run(lab_of(Path(sys.argv[2]), 8, fires_on(token_sets(8))))
-print(sorted((name, values.tolist()) for name, values in found.statistics["lab"].items()))
-"""
-
-
-def helpful(number: int, body: Answer) -> Answer:
-    """Answers every question, by the length of the excerpt."""
-    system, user = (message["content"] for message in body["messages"])
-    if '"explanation"' in system:
-        return said('Sure! {"explanation": "words"}')
-    lines = user.split("\n")[2:]
-    return said(f"<think>hm {{</think>```json\n{json.dumps({'answers': [len(line) % 2 for line in lines]})}\n```")
-
-
-def start(code: str, url: str, folder: Path) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", code, url, str(folder)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize(
-    ("code", "requests", "answers"),
-    [
-        pytest.param(_CHAT, 40, echo, id="a chat"),
-        pytest.param(_STUDY, 8 * 9, helpful, id="a study", marks=pytest.mark.slow),
-    ],
-)
-def test_work_killed_half_way_repeats_no_request_that_was_answered(
-    tmp_path: Path, code: str, requests: int, answers: Script
-) -> None:
-    with serving(lambda number, body: {**answers(number, body), "delay": 0.05}) as server:
-        process = start(code, server.url, tmp_path)
-        while len(server.bodies) < 20:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        answered, before = len(list((tmp_path / "cache").rglob("*.json"))), len(server.bodies)
-        server.script = answers
-        out, err = start(code, server.url, tmp_path).communicate(timeout=120)
-        assert out.startswith("["), err
-        assert 15 < answered <= before
-        assert len(server.bodies) - before == requests - answered
-        assert len({json.dumps(body, sort_keys=True) for body in server.bodies}) == requests
-        assert start(code, server.url, tmp_path).communicate(timeout=120)[0] == out
-        assert len(server.bodies) - before == requests - answered
-    assert KEY not in files_under(tmp_path) + out + err
-
-
-def test_unreadable_answers_are_counted_from_transcripts_alike(tmp_path: Path) -> None:
-    """Every third answer is adversarial; the failures are the same when everything comes from transcripts."""
-    adversarial = [
-        "1,0,1",
-        '{"answers": [1]}',
-        '{"answers": [0,1]}{"answers": [1,0]}',
-        '{"answers": [2,2,2,2,2,2,2,2]}',
-    ]
-
-    def script(number: int, body: Answer) -> Answer:
-        if '"answers"' in body["messages"][0]["content"] and number % 3 == 0:
-            return said(adversarial[number // 3 % len(adversarial)])
-        return helpful(number, body)
-
-    with serving(script) as server:
-        metric = Autointerp(latents=4, judge=judge(server.url, concurrency=1))
-        first, second = (metric.run(lab_of(tmp_path, 4, fires_on(token_sets(4)))) for _ in range(2))
-    assert len(server.bodies) == 4 * 9
-    assert first.details == second.details
-    assert first.statistics["lab"]["autointerp.failures"].sum() == sum(n % 3 == 0 for n in range(4, 36))
-    assert first.statistics["lab"]["autointerp.requests"].sum() == 36

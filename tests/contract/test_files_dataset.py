@@ -1,0 +1,110 @@
+"""Texts from files: what is read in which order, what is refused with its line, and what the identity follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+
+from adapters.files import FilesDataset
+from adapters.protocols import Roots
+from harness.canonical import canonical
+from harness.errors import InvalidInput, NotAvailable, RefusedFile
+from tests.support.project import write_jsonl
+
+
+def texts(roots: Roots, **fields: Any) -> list[str]:
+    return list(FilesDataset(**fields).texts(roots))
+
+
+def test_text_files_are_split_as_asked(roots: Roots) -> None:
+    (roots.project / "a.txt").write_bytes("\ufeffone\nstill\n\n\n  two \n".encode())
+    assert texts(roots, path="a.txt") == ["one\nstill\n\n\n  two \n"]
+    assert texts(roots, path="a.txt", split_on="line") == ["one", "still", "two"]
+    assert texts(roots, path="a.txt", split_on="blank_line") == ["one\nstill", "two"]
+
+
+def test_globs_read_files_in_the_order_of_their_names(roots: Roots) -> None:
+    for name in ("b/2.txt", "b/10.txt", "a/9.txt"):
+        (roots.project / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (roots.project / "t" / name).write_text(name)
+    assert texts(roots, path="t/**/*.txt") == ["a/9.txt", "b/10.txt", "b/2.txt"]
+    assert texts(roots, path="t/[b]/*.txt") == ["b/10.txt", "b/2.txt"]
+
+
+def test_json_lines_skip_blank_lines_and_forgive_a_byte_order_mark(roots: Roots) -> None:
+    (roots.project / "a.jsonl").write_bytes('\ufeff{"body": "ü"}\n\n  \n{"body": "b\\ud800"}\r\n'.encode())
+    assert texts(roots, path="a.jsonl", field="body") == ["ü", "b?"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "a.jsonl:2: not JSON"),
+        ("[1]", "a.jsonl:2: no text under 'text'; the line is not an object"),
+        ('{"txt": "a", "b": 1}', "a.jsonl:2: no text under 'text'; it has txt, b"),
+        ('{"text": 3}', "a.jsonl:2: no text under 'text'"),
+        ("[" * 5000, "a.jsonl:2: "),
+    ],
+)
+def test_malformed_json_lines_are_named_by_their_line(roots: Roots, line: str, words: str) -> None:
+    (roots.project / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+    with pytest.raises(InvalidInput) as caught:
+        texts(roots, path="a.jsonl")
+    assert words in str(caught.value)
+
+
+def test_parquet_is_read_by_column_and_its_rows_are_counted_over_all_batches(roots: Roots) -> None:
+    path = roots.project / "a.parquet"
+    rows = [f"row {i}" for i in range(70_000)]
+    parquet.write_table(arrow.table({"body": rows, "n": range(70_000)}), path)
+    assert texts(roots, path="a.parquet", field="body") == rows
+    with pytest.raises(InvalidInput, match="has no column 'text'; it has body, n"):
+        texts(roots, path="a.parquet")
+    parquet.write_table(arrow.table({"text": [*rows, None]}), path)
+    with pytest.raises(InvalidInput, match=r"a\.parquet: row 70001: no text"):
+        texts(roots, path="a.parquet")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RefusedFile, match="not a readable Parquet file"):
+        texts(roots, path="a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("absent.txt", NotAvailable),
+        ("absent/*.txt", NotAvailable),
+        ("data", NotAvailable),
+        ("model/*.json", RefusedFile),
+        ("../out.txt", ValueError),
+        ("/etc/hostname", ValueError),
+        ("links/out.txt", ValueError),
+        ("links/*.txt", ValueError),
+        ("folder-link/*.txt", ValueError),
+        ("*/../../*.txt", ValueError),
+    ],
+)
+def test_files_that_are_not_there_or_not_ours_are_refused(roots: Roots, path: str, error: type[Exception]) -> None:
+    (roots.project.parent / "out.txt").write_text("secret")
+    (roots.project / "links").mkdir()
+    (roots.project / "links/out.txt").symlink_to(roots.project.parent / "out.txt")
+    (roots.project / "folder-link").symlink_to(roots.project.parent)
+    dataset = FilesDataset(path=path)
+    for attempt in (dataset.identity, lambda r: list(dataset.texts(r))):
+        with pytest.raises(error):
+            attempt(roots)
+
+
+def test_the_identity_of_texts_follows_their_bytes_and_not_their_place(roots: Roots) -> None:
+    def identity(**fields: Any) -> str:
+        return canonical(FilesDataset(**{"path": "a/*.jsonl", **fields}).identity(roots))
+
+    write_jsonl(roots.project / "a/x.jsonl", ["one", "two"])
+    write_jsonl(roots.project / "b/y.jsonl", ["one", "two"])
+    first = identity()
+    assert identity(path="b/y.jsonl") == first
+    assert identity(field="body") != first
+    write_jsonl(roots.project / "a/x.jsonl", ["one", "twо"])
+    assert identity() != first
