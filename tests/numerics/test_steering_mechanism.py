@@ -71,6 +71,26 @@ def passages(lm: LanguageModel, steered: VectorInjection) -> Passages:
     return written(lm, steered, ["abc", "hello there", "kind"], 6)
 
 
+def test_what_is_measured_does_not_depend_on_the_size_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, steered = language_model(), injection(1)
+    found = passages(lm, steered)
+
+    def measured() -> list[Tensor]:
+        paths, moved = patched(lm, steered, found), movement(lm, steered, found)
+        shift = torch.from_numpy(probability_shift(lm, steered, found).first)
+        travelled = persistence(lm, steered, found, 1, {})
+        shares = attribution(lm, steered, found, token=3)
+        return [paths.modes["no_patch"], paths.heads, moved.heads, shift, travelled.diff_diff, shares.mlp]
+
+    whole = measured()
+    assert len(list(found.batches(1))) == 1
+    monkeypatch.setattr("harness.steering.mechanism.passages.NUMBERS", 1)
+    monkeypatch.setattr("harness.steering.mechanism.paths._PLACES", 2)
+    assert [len(batch) for batch in found.batches(1)] == [1, 1, 1]
+    for one, other in zip(measured(), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_passages_hold_the_prompt_and_what_the_steered_model_says_next() -> None:
     lm, steered = language_model(), injection(1)
     found = passages(lm, steered)

@@ -22,7 +22,9 @@ from harness.steering.intervention import Intervention, Layout, Untouched
 from harness.steering.rollouts import Sampling, answers, padding_token, prompt_ids
 
 ROWS = 16
-"""Texts per forward pass."""
+"""Most texts per forward pass."""
+NUMBERS = 2**27
+"""Most numbers in what a pass keeps, half a GiB in float32; one text is always taken."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,18 @@ class Passages:
         places = torch.arange(self.ids.shape[1], device=self.ids.device)
         return (places == self.prompt_lengths[:, None] - 1) & self.predicting
 
-    def batches(self) -> Iterator[Passages]:
-        """Rows in groups that fit one pass, without needless padding."""
-        for start in range(0, len(self), ROWS):
-            rows = slice(start, start + ROWS)
+    def batches(self, per_token: int) -> Iterator[Passages]:
+        """Rows in groups whose pass, keeping `per_token` numbers per token, is of bounded size; without needless padding."""
+        count = max(1, min(ROWS, NUMBERS // (per_token * self.ids.shape[1])))
+        for start in range(0, len(self), count):
+            rows = slice(start, start + count)
             length = int(self.real[rows].sum(1).max())
             yield Passages(self.ids[rows, :length], self.real[rows, :length], self.prompt_lengths[rows])
+
+
+def vocabulary(lm: LanguageModel) -> int:
+    """Logits per token."""
+    return int(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
