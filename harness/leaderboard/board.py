@@ -47,6 +47,7 @@ LABELS = {
     "flow_deactivation.success": "Deactivation",
     "flow_transition.carried": "Carried over",
     "flow_steering.shift": "Steered",
+    "flow_steering.rate_at_cost": "Steered at cost",
     "training.tokens_per_second": "Training speed",
     "training.memory": "Training memory",
 }
@@ -227,10 +228,11 @@ class Group:
         return {domain: ", ".join(_counted(ns, units) for units, ns in by.items()) for domain, by in found.items()}
 
     def heading(self, column: Column) -> str:
-        """The column's label, with what tells it from another of that label on its domain (a judge, a version)."""
+        """The column's label, with what tells it from others of that label on its domain (a judge, a version)."""
         same = [c for c in self.columns if (c.domain, c.label) == (column.domain, column.label)]
         told = [f"v{column.version}"] if len({c.version for c in same}) > 1 else []
-        told += [column.params] if column.params and len({c.params for c in same}) > 1 else []
+        common = set.intersection(*(set(c.params.split(",")) for c in same))
+        told += [param for param in column.params.split(",") if param and param not in common]
         return f"{column.label} ({', '.join(told)})" if told else column.label
 
     def verdict(self, row: Row, column: Column) -> Verdict:

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,15 @@ def test_terminal_text_is_inert(tmp_path: Path) -> None:
     text = leaderboard(hostile(tmp_path), "terminal", width=400)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]", text)
     assert "\\u001b" in text
+
+
+@pytest.mark.parametrize("width", [50, 80, 119])
+def test_columns_that_do_not_fit_stand_below_each_other_unharmed(results: Path, width: int) -> None:
+    whole, narrow = (leaderboard(results, "terminal", columns=["all"], width=w) for w in (1000, width))
+    assert max(map(len, narrow.splitlines())) <= width
+    numbers = [Counter(re.findall(r"(?<!±)(?<!±<)\b\d\.\d+", page)) for page in (whole, narrow)]
+    assert numbers[0] == numbers[1]
+    assert numbers[0].total() > 50
 
 
 def test_terminal_markup_is_text(tmp_path: Path) -> None:

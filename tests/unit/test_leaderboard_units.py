@@ -248,6 +248,11 @@ def test_units_of_numbers_whose_metric_is_not_installed_come_from_their_interval
 WITHOUT_SAE = {
     "steering": {"sae": None, "layer": None, "steering": {"method": "rl", "scale": 1.5}},
     "flow": {"sae": None, "layer": None, "layers": [{"index": 2, "point": "resid_post"}, {"index": 3}], "flow": {}},
+    "sites": {
+        "sae": None,
+        "layer": None,
+        "layers": [{"index": i, "point": p} for i in (0, 1) for p in ("attn_out", "mlp_out")],
+    },
     "bare": {"sae": None, "layer": None},
 }
 
@@ -262,9 +267,30 @@ def test_rows_without_an_sae_are_shown(tmp_path: Path, kind: str, format: str) -
 
 
 def test_titles_name_the_layers(tmp_path: Path) -> None:
-    for kind, title in (("steering", "pocket"), ("flow", "pocket · layers 2 resid_post, 3")):
+    for kind, title in (
+        ("steering", "pocket"),
+        ("flow", "pocket · layers 2 resid_post; 3"),
+        ("sites", "pocket · layers 0, 1 attn_out, mlp_out"),
+    ):
         write(tmp_path / kind, "a/one", {}, (), **WITHOUT_SAE[kind])
         assert board(tmp_path / kind).groups[0].title == title
+
+
+def test_headings_say_only_what_tells_columns_apart(tmp_path: Path) -> None:
+    write(tmp_path, "a/one", {})
+    (written,) = (tmp_path / "records").rglob("*.json")
+    made = json.loads(written.read_text())
+    steered = [
+        MetricValue(
+            id="flow_steering.shift", version=2, domain="general", value=0.5, unit="fraction", higher_is_better=None, n=60,
+            params={"target": "chemistry", "strength": strength},
+        ).model_dump(mode="json")
+        for strength in (1.0, 2.0)
+    ]  # fmt: skip
+    written.write_text(json.dumps({**made, "metrics": [*made["metrics"], *steered]}))
+    (group,) = board(tmp_path).groups
+    headings = [group.heading(column) for column in group.columns if column.metric == "flow_steering.shift"]
+    assert headings == ["Steered (strength=1.0)", "Steered (strength=2.0)"]
 
 
 def test_accuracy_against_scale_is_plotted_where_rows_differ_in_scale(tmp_path: Path) -> None:
