@@ -45,10 +45,10 @@ def vectors_of(content: Content, lab: Lab) -> SteeringVectors:
 
 
 def vectors_in(content: Content, tag: Json) -> SteeringVectors:
-    """The same, for the model that `tag` stands for."""
+    """The same, for the model that `tag` stands for unless they came from a file, which says what they were made for."""
     norms = {int(layer): float(norm) for layer, norm in content.meta["residual_norms"].items()}
     vectors = {int(name.removeprefix("layer.")): tensor for name, tensor in content.tensors.items()}
-    return SteeringVectors(vectors, tag, norms)
+    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
 
 
 def layers_of(method: SteeringMethod, lm: LanguageModel) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from harness.lab import Content, Lab
 from harness.steering.formats import write_vectors
 from harness.steering.inject import VectorInjection
 from harness.steering.intervention import Stack, Untouched
-from harness.steering.making import residual_norms
+from harness.steering.making import residual_norms, vectors_of
 from harness.steering.options import (
     ContrastiveMethod,
     LoadMethod,
@@ -192,7 +192,9 @@ def test_a_loaded_vector_must_be_of_this_model(lm: LanguageModel, tmp_path: Path
     other = surroundings(lm, tmp_path, revision="b")
     with pytest.raises(RefusedFile, match="another model or revision"):
         LoadMethod(path="v.safetensors").make(other)
-    assert LoadMethod(path="v.safetensors", other_model=True).make(other).tensors.keys() == made.tensors.keys()
+    carried = LoadMethod(path="v.safetensors", other_model=True).make(other)
+    assert carried.tensors.keys() == made.tensors.keys()
+    assert vectors_of(carried, other).model == tag  # exported again, they still say whose they are
     with pytest.raises(InvalidInput, match="no steering vector for layers"):
         LoadMethod(path="v.safetensors", layers=1).make(around)
     write_vectors(SteeringVectors({0: torch.ones(WIDTH + 1)}), tmp_path / "wide.gguf")

@@ -144,7 +144,8 @@ class LoadMethod(SteeringMethod):
             from harness.steering.making import layers_of
 
             vectors = vectors.only(*layers_of(self, lm))
-        return content_of(vectors.vectors, residual_norms(lm, vectors.layers, neutral_texts(lab)))
+        norms = residual_norms(lm, vectors.layers, neutral_texts(lab))
+        return content_of(vectors.vectors, norms, made_for=vectors.model)
 
 
 def _section(value: Any) -> Any:
