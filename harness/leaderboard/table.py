@@ -38,6 +38,7 @@ DEFAULT_COLUMNS = (
     "flow_deactivation.success",
     "flow_transition.carried",
     "flow_steering.shift",
+    "flow_steering.rate_at_cost",
 )
 MOST = 3
 """Columns of one metric on one domain in the short table, where it was measured with several parameters."""
@@ -210,8 +211,15 @@ def _places(resolved: Mapping[str, Json]) -> str:
     """Where the rows read or write hidden states, nothing where the spec names no place."""
     layer = resolved.get("layer") if resolved.get("layer") is not None else resolved.get("layers")
     listed = layer if isinstance(layer, list) else [] if layer is None else [layer]
-    shown = [f"{p.get('index')} {p.get('point', '')}".strip() if isinstance(p, dict) else str(p) for p in listed]
-    return f"layer{'s' * (len(shown) > 1)} {', '.join(shown)}" if shown else ""
+    points: dict[str, list[str]] = {}  # of each block: eighteen sites of six blocks are read as what they repeat
+    for place in listed:
+        site = place if isinstance(place, dict) else {"index": place}
+        points.setdefault(str(site.get("index")), []).append(str(site.get("point", "")))
+    alike: dict[str, list[str]] = {}
+    for block, found in points.items():
+        alike.setdefault(", ".join(found), []).append(block)
+    shown = [f"{', '.join(blocks)} {found}".strip() for found, blocks in alike.items()]
+    return f"layer{'s' * (len(points) > 1)} {'; '.join(shown)}" if shown else ""
 
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:

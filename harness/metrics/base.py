@@ -47,6 +47,8 @@ class Estimator:
     """Whether unit i is the same thing in every row (a document, a problem). Latents of two SAEs are not."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """What else tells this number from others of the same id (a judge, a temperature): they are never ranked together."""
+    undefined: str | None = None
+    """What it means when the formula gives NaN; default: the sums it was given."""
 
     def names(self, budget: int | None) -> tuple[str, ...]:
         """The statistics to read when measured at `budget` active latents (None: as trained)."""

@@ -71,7 +71,8 @@ def _estimated(
     with np.errstate(all="ignore"):
         value = float(estimator.formula(*inputs.sum(0)))
     if not math.isfinite(value):
-        return _null(estimator, domain, params, _why_not_finite(names, inputs.sum(0).tolist()), len(inputs))
+        reason = estimator.undefined or _why_not_finite(names, inputs.sum(0).tolist())
+        return _null(estimator, domain, params, reason, len(inputs))
     interval = document_interval(estimator.formula, inputs, seed=seed, units=estimator.units)
     return _value(estimator, domain, params, value=value, n=len(inputs), ci=interval)
 

@@ -10,6 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from adapters.judges.lexical import LexicalJudge
 from adapters.protocols import Judge, Reply, Roots
@@ -18,7 +21,7 @@ from harness.flow.studies.classifier import DomainClassifier
 from harness.flow.studies.rating import rated
 from harness.lab import Lab
 from harness.metrics.flow.deactivation import FlowDeactivation
-from harness.metrics.flow.steering import FlowSteering
+from harness.metrics.flow.steering import FlowSteering, rate_at
 from harness.metrics.flow.transition import FlowTransition
 from harness.metrics.values import metric_values
 from tests.support.flow import maps_of
@@ -115,6 +118,53 @@ def test_steering_is_measured_per_prompt(lab: Lab) -> None:
     receipt = found.details["settings"]["constant=3"]["receipt"]
     assert receipt["steered"] == receipt["tokens"] > 0
     assert len(found.details["seeds"]) == 2
+
+
+@given(
+    points=st.lists(
+        st.tuples(st.floats(0.0, 1.0), st.floats(0.01, 5.0)), min_size=2, max_size=6, unique_by=lambda p: p[1]
+    ),
+    cost=st.floats(0.01, 5.0),
+)
+def test_the_rate_at_a_cost_lies_on_the_line_between_strengths(points: list[tuple[float, float]], cost: float) -> None:
+    texts, predictions, base = 64.0, 500.0, 700.0
+    sums = [number for rate, rise in points for number in (rate * texts, base + rise * predictions)]
+    found = rate_at(cost, *np.array([[base, predictions, texts, *sums]] * 2).T)
+    rises = sorted(rise for _, rise in points)
+    # Rounding in sums of several hundred moves points by some 1e-13.
+    assume(all(abs(cost - rise) > 1e-9 for rise in rises) and min(np.diff(rises)) > 1e-6)
+    by_cost = sorted((rise, rate) for rate, rise in points)
+    inside = rises[0] < cost < rises[-1]
+    expected = np.interp(cost, *zip(*by_cost, strict=True)) if inside else np.nan
+    np.testing.assert_allclose(found, [expected] * 2, rtol=1e-6, atol=1e-6)
+
+
+def test_schedules_are_compared_at_a_cost(lab: Lab) -> None:
+    study = FlowSteering(
+        target="chemistry", start="general", strengths=(0.5, 2.0, 6.0), schedules=("single", "constant"),
+        prompts=4, prompt_tokens=4, tokens=6, select=2, costs=(1e-9, 1e9),
+    )  # fmt: skip
+    found = study.run(lab)
+    values = metric_values([study], found.statistics)
+    compared = [value for value in values if value.id == "flow_steering.rate_at_cost"]
+    assert {value.null_reason for value in compared} == {
+        f"no two strengths cost less and more than {cost} nats per token" for cost in ("1e-09", "1e+09")
+    }
+    rises = [v.value for v in values if v.id == "flow_steering.loss_increase" and v.params["schedule"] == "constant"]
+    between = (max(v for v in rises if v) + min(v for v in rises if v)) / 2
+    (value,) = (
+        v for v in metric_values([study.model_copy(update={"costs": (between,)})], found.statistics)
+        if v.id == "flow_steering.rate_at_cost" and v.params["schedule"] == "constant"
+    )  # fmt: skip
+    assert value.value is not None
+    assert 0 <= value.value <= 1
+
+
+def test_a_spec_without_costs_reads_as_before_there_were_any() -> None:
+    assert "costs" not in FlowSteering(target="chemistry").determining()
+    assert FlowSteering(target="chemistry", strengths=(1, 2), costs=(0.5,)).determining()["costs"] == [0.5]
+    with pytest.raises(ValidationError, match="two strengths or more"):
+        FlowSteering(target="chemistry", costs=(0.5,))
 
 
 def test_removing_rescales_seeds_or_whole_graphs(lab: Lab) -> None:

@@ -24,10 +24,15 @@ number             formula                                                      
 `shift`            `rate` − `base_rate`                                                higher (`deactivate`: lower)
 `loss_increase`    CE' − CE of the prompts' documents under steering                   lower
 `text_loss`        CE of the generated texts under the untouched model                 lower
+`rate_at_cost`     `rate` where `loss_increase` is a given cost c                      higher (`deactivate`: lower)
 `behaviour`        a judge's 0–5 for the theme, divided by 5                           higher (`deactivate`: lower)
 `coherence`        a judge's 0–5 for coherence, divided by 5                           higher
 `total`            behaviour × coherence (`deactivate`: (1 − behaviour) × coherence)   higher
 =================  ==================================================================  ===================================
+
+`rate_at_cost` puts schedules beside each other at one price, whatever strength each needs for it: with strengths in the order
+of their loss increases x₁ ≤ x₂ ≤ …, rates y, and xᵢ ≤ c ≤ xᵢ₊₁, it is yᵢ + (yᵢ₊₁ − yᵢ)(c − xᵢ)/(xᵢ₊₁ − xᵢ), and null where no
+strength costs as much or none as little.
 
 `accuracy` is the classifier's share of correct held-out texts. Units are prompts (documents).
 """
@@ -35,9 +40,11 @@ number             formula                                                      
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from adapters.protocols import Judge
 from harness.flow.checks import Growth, Latent, Span, unknown_latents, unreached_span
@@ -54,6 +61,20 @@ if TYPE_CHECKING:
     from harness.spec.experiment import Experiment
 
 Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
+
+
+def rate_at(cost: float, base: Array, n: Array, texts: Array, *settings: Array) -> Array:
+    """`rate_at_cost` from sums: `settings` are in turn the texts in the target domain and the loss of each strength."""
+    import numpy as np
+
+    rates, losses = np.stack(settings[0::2]) / texts, (np.stack(settings[1::2]) - base) / n
+    order = np.argsort(losses, axis=0, kind="stable")
+    x, y = np.take_along_axis(losses, order, 0), np.take_along_axis(rates, order, 0)
+    found: Array = np.full_like(x[0], np.nan)
+    for low, high, start, end in zip(x, x[1:], y, y[1:], strict=False):
+        way = (cost - low) / np.where(high > low, high - low, 1)
+        found = np.where((low <= cost) & (cost <= high), start + (end - start) * way, found)
+    return found
 
 
 def _shift(steered: Array, base: Array, n: Array) -> Array:
@@ -86,6 +107,8 @@ class FlowSteering(FlowStudy):
     """How strength depends on the layer; one set of numbers each."""
     strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
     """s (`activate`) or r (`deactivate`); one set of numbers each."""
+    costs: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Loss increases in nats per token at which schedules are compared: `rate_at_cost`, between the strengths."""
     alpha: float = -0.05
     """Of the exponential schedule; the paper's value."""
     fold: Literal["none", "threshold", "activation"] = "activation"
@@ -110,7 +133,15 @@ class FlowSteering(FlowStudy):
         wrong = [way for way in self.schedules if "linear" in way or "exponential" in way]
         if wrong and self.action == "deactivate":
             raise ValueError(f"action: deactivate has no schedule {', '.join(wrong)}")
+        if self.costs and len(set(self.strengths)) < 2:
+            raise ValueError("costs lie between strengths; state two strengths or more")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_costs(self, made: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Specs without costs keep their keys."""
+        plain: dict[str, Any] = made(self)
+        return {name: value for name, value in plain.items() if value or name != "costs"}
 
     def domains(self, experiment: Experiment) -> tuple[str, ...]:
         return tuple(experiment.dataset.eval)
@@ -160,7 +191,8 @@ class FlowSteering(FlowStudy):
 
     def numbers(self) -> tuple[Estimator, ...]:
         base = self._number("base_rate", "fraction", None, share, ("base.target", "texts"), {})
-        return (base, *(number for way, strength in self.settings() for number in self._of(way, strength)))
+        each = (number for way, strength in self.settings() for number in self._of(way, strength))
+        return (base, *each, *(self._at(way, cost) for cost in self.costs for way in dict.fromkeys(self.schedules)))
 
     def run(self, lab: Lab) -> Findings:
         from harness.flow.studies.steering import run
@@ -184,6 +216,16 @@ class FlowSteering(FlowStudy):
         rated = (("behaviour", more), ("coherence", True), ("total", True))
         inputs = {rating: (f"{name}.{rating}", f"{name}.judged") for rating, _ in rated}
         return (*plain, *(self._number(r, "score", better, share, inputs[r], judged) for r, better in rated))
+
+    def _at(self, way: Schedule, cost: float) -> Estimator:
+        names = [setting_name(way, strength) for strength in dict.fromkeys(self.strengths)]
+        settings = (f"{name}.{statistic}" for name in names for statistic in ("target", "loss"))
+        inputs = ("base.loss", "predictions", "texts", *settings)
+        number = self._number(
+            "rate_at_cost", "fraction", self.action == "activate", partial(rate_at, cost), inputs,
+            {"schedule": way, "cost": cost},
+        )  # fmt: skip
+        return replace(number, undefined=f"no two strengths cost less and more than {cost:g} nats per token")
 
     def _number(
         self, name: str, unit: str, better: bool | None, formula: Any, inputs: tuple[str, ...], params: dict[str, Any]
