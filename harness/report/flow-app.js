@@ -53,5 +53,7 @@ function fillControls() {
 startTheme();
 fillControls();
 drawLegend();
+fitSize();
+drawSteering();
 drawLayers();
 show(0);

@@ -1,4 +1,4 @@
-"""The page of a flow cell: graphs of some seed latents, and how layers differ. Its data comes from the store."""
+"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering did. Its data comes from the store."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from harness.leaderboard.render.offline import embedded, offline_page
 from harness.metrics.study import Findings
 from harness.project import Project
 from harness.record import Record
+from harness.report.flow_steering import steering_of
 from harness.report.records import cell_of, experiment_of
 from harness.section import Json
 from harness.store.store import Store
 
-SCRIPTS = ("dom.js", "flow-state.js", "flow-graph.js", "flow-about.js", "flow-app.js")
+SCRIPTS = ("dom.js", "axes.js", "flow-state.js", "flow-graph.js", "flow-about.js", "flow-steering.js", "flow-app.js")
 DEFAULT_SEEDS = 3
 Notes = Mapping[Node, Note]
 
@@ -91,7 +92,8 @@ def page(cell: FlowCell, seeds: Sequence[Node], explanations: Mapping[str, str] 
     graphs = [traced(cell.maps, seed) for seed in seeds]
     notes = notes_of(cell, graphs, explanations)
     layers = [{**vars(layer), "site": str(layer.site)} for layer in layer_statistics(cell.maps)]
-    return rendered(_title(cell.record), _facts(cell), graphs, notes, layers, _warnings(cell))
+    steering = steering_of(cell.record, cell.studies.get("flow_steering"))
+    return rendered(_title(cell.record), _facts(cell), graphs, notes, layers, _warnings(cell), steering)
 
 
 def rendered(
@@ -101,9 +103,11 @@ def rendered(
     notes: Notes,
     layers: Sequence[Json] = (),
     warnings: Sequence[str] = (),
+    steering: Json = None,
 ) -> str:
-    """The HTML file of some graphs, whatever they were made of."""
-    data = {"facts": list(facts), "graphs": [plain(graph, notes) for graph in graphs], "layers": list(layers)}
+    """The HTML file of some graphs, whatever they were made of; `steering` as `steering_of` gives it."""
+    drawn = [plain(graph, notes) for graph in graphs]
+    data = {"facts": list(facts), "graphs": drawn, "layers": list(layers), "steering": steering}
     return offline_page(
         "flow.html",
         SCRIPTS,

@@ -13,11 +13,14 @@ from harness.flow.graph import Node, traced
 from harness.flow.labels import layer_statistics
 from harness.flow.notes import Note
 from harness.flow.options import Flow
+from harness.metrics.study import Findings
+from harness.record import MetricValue, Record
 from harness.report.flow import rendered
+from harness.report.flow_steering import TEXTS, steering_of
 from tests.support import browser
 from tests.support.browser import Browser, requested
 from tests.support.flow import maps_of, planted
-from tests.unit.leaderboard_factory import HOSTILE
+from tests.unit.leaderboard_factory import HOSTILE, Planted, record
 
 pytestmark = pytest.mark.browser
 
@@ -33,8 +36,35 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     notes = {node: Note(HOSTILE, (HOSTILE, " acid", "\n")) for graph in graphs for node in graph.nodes}
     layers = [{**vars(layer), "site": str(layer.site)} for layer in layer_statistics(maps)]
     target = tmp_path_factory.mktemp("page") / "flow.html"
-    target.write_text(rendered(f"planted {HOSTILE}", [HOSTILE], graphs, notes, layers, [HOSTILE]), encoding="utf-8")
+    steering = steering_of(
+        steered(), Findings(details={"settings": {"base": {"texts": ["plain"]}, "single=2": {"texts": [HOSTILE] * 9}}})
+    )
+    html = rendered(f"planted {HOSTILE}", [HOSTILE], graphs, notes, layers, [HOSTILE], steering)
+    target.write_text(html, encoding="utf-8")
     return target
+
+
+def steered() -> Record:
+    """A record of two schedules at two strengths, compared at two costs, one of which no strength has."""
+    made, _ = record(Planted())
+    told = {"target": HOSTILE, "action": "activate"}
+
+    def number(name: str, value: float | None, **params: object) -> MetricValue:
+        reason = "too dear" if value is None else None
+        return MetricValue(
+            id=f"flow_steering.{name}", version=2, domain="general", value=value, null_reason=reason, unit="fraction",
+            higher_is_better=None, n=60, params={**told, **params},
+        )  # fmt: skip
+
+    settings = [(way, s) for way in ("single", "random_constant") for s in (1.0, 2.0)]
+    rates = [number("rate", s / 3, schedule=way, strength=s) for way, s in settings]
+    losses = [number("loss_increase", s * s - 1, schedule=way, strength=s) for way, s in settings]
+    costs = [
+        number("rate_at_cost", 0.5 if c < 1 else None, schedule=way, cost=c)
+        for way, _ in settings[::2]
+        for c in (0.5, 9.0)
+    ]
+    return made.model_copy(update={"metrics": (number("base_rate", 0.1), *rates, *losses, *costs)})
 
 
 @pytest.fixture
@@ -130,12 +160,38 @@ def test_edges_can_be_thinned_and_seeds_changed(opened: Browser) -> None:
     assert ids(opened, ".node.seed") == ["2.resid_post:3"]
 
 
+def test_what_steering_did_is_drawn_and_its_texts_are_read(opened: Browser) -> None:
+    section = opened.find_element("id", "steering")
+    assert "10.0 % are classified as" in section.text
+    points = section.find_elements("css selector", "circle.setting")
+    assert len(points) == 4
+    assert "random path, constant" in section.text
+    assert "plain" in opened.find_element("id", "texts").text
+    strongest = next(p for p in points if (p.get_attribute("aria-label") or "").startswith("single layer, strength 2:"))
+    strongest.send_keys(Keys.ENTER)
+    assert len(opened.find_elements("css selector", "#texts li")) == TEXTS
+    assert HOSTILE.split()[0] in opened.find_element("id", "texts").text
+    assert opened.find_elements("css selector", "#steering img") == []
+    cells = [
+        [cell.text for cell in row.find_elements("css selector", "td")]
+        for row in section.find_elements("css selector", "tbody tr")
+    ]
+    assert cells == [["0.500", "–"]] * 2
+
+
+def test_a_cell_that_was_not_steered_has_no_steering() -> None:
+    assert steering_of(record(Planted())[0], None) is None
+    found = steering_of(steered(), None)
+    assert found is not None
+    assert {tuple(setting["texts"]) for setting in found["settings"]} == {()}
+
+
 def test_both_themes_and_the_layers(opened: Browser) -> None:
     before = opened.execute_script("return document.documentElement.dataset.theme")
     opened.find_element("id", "theme").click()
     assert opened.execute_script("return document.documentElement.dataset.theme") != before
     opened.find_element("id", "theme").click()
-    assert len(opened.find_elements("css selector", ".layer-table tbody tr")) == 5
+    assert len(opened.find_elements("css selector", "#layers tbody tr")) == 5
     assert opened.find_elements("css selector", ".shares .newborn")
 
 

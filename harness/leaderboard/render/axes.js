@@ -29,10 +29,14 @@ function ticks(low, high) {
   return found;
 }
 
+// Powers of two, or of ten where those would be too many.
 function logTicks(low, high) {
-  const found = [];
-  for (let power = 2 ** Math.floor(Math.log2(low)); power <= high; power *= 2) if (power >= low) found.push(power);
-  return found.length >= 2 && found.length <= 8 ? found.map((v) => Number(v.toPrecision(v < 1 ? 2 : 4))) : ticks(low, high).filter((v) => v > 0);
+  for (const base of [2, 10]) {
+    const found = [];
+    for (let n = Math.ceil(Math.log(low) / Math.log(base)); base ** n <= high; n += 1) found.push(Number((base ** n).toPrecision(base ** n < 1 ? 2 : 4)));
+    if (found.length >= 2 && found.length <= 8) return found;
+  }
+  return ticks(low, high).filter((v) => v > 0);
 }
 
 function axis(sx, sy, x, y) {
