@@ -13,7 +13,7 @@ import torch
 from harness.errors import InvalidInput
 from harness.metrics.capability import CapabilityCost
 from harness.metrics.mechanism.base import injection_of, without_vectors
-from harness.metrics.mechanism.causes import FirstTokenTest, LayerPairs
+from harness.metrics.mechanism.causes import FirstTokenTest, LayerPairs, shared_gain
 from harness.steering.inject import VectorInjection
 from harness.steering.intervention import Intervention, Stack, Untouched
 from harness.steering.mechanism import solving
@@ -68,6 +68,21 @@ def test_pairs_may_be_of_vectors_that_were_trained_one_by_one(tmp_path: Path) ->
     apart, together = (study(LayerPairs).run(around(tmp_path, subject)).details for subject in (stack, joint))
     assert apart == together
     assert [single["layer"] for single in apart["alone"]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("both", "alone", "together", "gain"),
+    [
+        (0.6, (0.5, 0.2), 0.7, 0.5),
+        (0.4, (0.5, 0.2), 0.7, -0.5),
+        (0.9, (0.5, 0.8), 0.8, None),
+        (0.6, (1.0, 0.9), 0.2, None),
+    ],
+)
+def test_a_gain_is_shared_only_where_there_is_one(
+    both: float, alone: tuple[float, float], together: float, gain: float | None
+) -> None:
+    assert shared_gain(both, *alone, together) == pytest.approx(gain)
 
 
 def test_vectors_of_a_stack_are_summed_by_layer(tmp_path: Path) -> None:

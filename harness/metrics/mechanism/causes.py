@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -82,13 +81,17 @@ class FirstTokenTest(MechanismStudy):
 
 
 class LayerPairs(MechanismStudy):
-    """Do the vectors of two layers add up?
+    """Do the vectors of two layers add up? Version 2.
 
     Greedy accuracy with only the vectors of layers i and j, against each alone and all together; the normalised gain is
-    (acc_ij − max(acc_i, acc_j)) / (acc_all − max(acc_i, acc_j)). The pairs are taken from the vectors of this cell; those of
-    a `stack` were trained one by one.
+    (acc_ij − max(acc_i, acc_j)) / (acc_all − max(acc_i, acc_j)), and undefined where all together are no better than one of
+    the two: nothing is gained then of which a pair could have its share (version 1 divided one loss by another). `mean_gain` is
+    their mean, `best_alone`, `best_pair` and `together` are the accuracies. The pairs are taken from the vectors of this cell;
+    those of a `stack` were trained one by one.
     Source: Small Vectors, Big Effects (arXiv 2509.06608), appendix D (with vectors trained one by one).
     """
+
+    version: ClassVar[int] = 2
 
     metric: Literal["layer_pairs"] = "layer_pairs"
     graded_by: Grading = "number"
@@ -102,25 +105,31 @@ class LayerPairs(MechanismStudy):
             {
                 "layers": list(pair),
                 "accuracy": accuracy,
-                "gain": _gain(accuracy, alone[pair[0]], alone[pair[1]], together),
+                "gain": shared_gain(accuracy, alone[pair[0]], alone[pair[1]], together),
             }
             for pair, accuracy in both.items()
         ]
         known = [gain["gain"] for gain in gains if gain["gain"] is not None]
-        value = sum(known) / len(known) if known else None
-        reason = None if known else "no pair leaves anything to gain"
-        mean = MetricValue(
-            id="layer_pairs.mean_gain",
+        values = (
+            self._value("mean_gain", sum(known) / len(known) if known else None, len(known)),
+            self._value("best_alone", max(alone.values()), len(alone)),
+            self._value("best_pair", max(both.values(), default=None), len(both)),
+            self._value("together", together, 1),
+        )
+        singles = [{"layer": layer, "accuracy": accuracy} for layer, accuracy in alone.items()]
+        return Findings(values=values, details={"alone": singles, "pairs": gains, "together": together})
+
+    def _value(self, name: str, value: float | None, n: int) -> MetricValue:
+        return MetricValue(
+            id=f"layer_pairs.{name}",
             version=self.version,
             domain=DOMAIN,
             value=value,
-            null_reason=reason,
+            null_reason="all together are no better than one alone" if value is None else None,
             unit="fraction",
             higher_is_better=None,
-            n=len(known),
+            n=n,
         )
-        singles = [{"layer": layer, "accuracy": accuracy} for layer, accuracy in alone.items()]
-        return Findings(values=(mean,), details={"alone": singles, "pairs": gains, "together": together})
 
     def _accuracies(self, lab: Lab) -> tuple[dict[int, float], dict[tuple[int, int], float], float]:
         from harness.steering.inject import VectorInjection
@@ -150,6 +159,7 @@ class LayerPairs(MechanismStudy):
         return alone, both, accuracy(*layers)
 
 
-def _gain(both: float, first: float, second: float, together: float) -> float | None:
+def shared_gain(both: float, first: float, second: float, together: float) -> float | None:
+    """The normalised gain of a pair; None where all together gain nothing over the better one of the two."""
     best = max(first, second)
-    return None if math.isclose(together, best, abs_tol=1e-12) else (both - best) / (together - best)
+    return None if together <= best + 1e-12 else (both - best) / (together - best)
