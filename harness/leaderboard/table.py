@@ -218,8 +218,15 @@ def _places(resolved: Mapping[str, Json]) -> str:
     alike: dict[str, list[str]] = {}
     for block, found in points.items():
         alike.setdefault(", ".join(found), []).append(block)
-    shown = [f"{', '.join(blocks)} {found}".strip() for found, blocks in alike.items()]
+    shown = [f"{_listed(blocks)} {found}".strip() for found, blocks in alike.items()]
     return f"layer{'s' * (len(points) > 1)} {'; '.join(shown)}" if shown else ""
+
+
+def _listed(blocks: Sequence[str]) -> str:
+    """Block numbers, those from the first to the last as `0–5`."""
+    numbers = [int(block) for block in blocks if block.isdecimal()]  # imported records may name blocks otherwise
+    whole = len(blocks) > 2 and numbers == list(range(numbers[0], numbers[0] + len(blocks))) if numbers else False
+    return f"{blocks[0]}–{blocks[-1]}" if whole else ", ".join(blocks)
 
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:

@@ -251,7 +251,7 @@ WITHOUT_SAE = {
     "sites": {
         "sae": None,
         "layer": None,
-        "layers": [{"index": i, "point": p} for i in (0, 1) for p in ("attn_out", "mlp_out")],
+        "layers": [{"index": i, "point": p} for i in range(4) for p in ("attn_out", "mlp_out")],
     },
     "bare": {"sae": None, "layer": None},
 }
@@ -270,7 +270,7 @@ def test_titles_name_the_layers(tmp_path: Path) -> None:
     for kind, title in (
         ("steering", "pocket"),
         ("flow", "pocket · layers 2 resid_post; 3"),
-        ("sites", "pocket · layers 0, 1 attn_out, mlp_out"),
+        ("sites", "pocket · layers 0–3 attn_out, mlp_out"),
     ):
         write(tmp_path / kind, "a/one", {}, (), **WITHOUT_SAE[kind])
         assert board(tmp_path / kind).groups[0].title == title
