@@ -48,6 +48,7 @@ LABELS = {
     "flow_transition.carried": "Carried over",
     "flow_steering.shift": "Steered",
     "flow_steering.rate_at_cost": "Steered at cost",
+    "flow_steering.gain_at_cost": "Gain at cost",
     "training.tokens_per_second": "Training speed",
     "training.memory": "Training memory",
 }

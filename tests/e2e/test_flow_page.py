@@ -64,6 +64,7 @@ def steered() -> Record:
         for way, _ in settings[::2]
         for c in (0.5, 9.0)
     ]
+    costs.append(number("gain_at_cost", 0.0, schedule="random_constant", cost=0.5))
     return made.model_copy(update={"metrics": (number("base_rate", 0.1), *rates, *losses, *costs)})
 
 
@@ -176,7 +177,7 @@ def test_what_steering_did_is_drawn_and_its_texts_are_read(opened: Browser) -> N
         [cell.text for cell in row.find_elements("css selector", "td")]
         for row in section.find_elements("css selector", "tbody tr")
     ]
-    assert cells == [["0.500", "–"]] * 2
+    assert cells == [["0.500", "–"], ["0.500\n+0.000 to the single layer", "–"]]
 
 
 def test_a_cell_that_was_not_steered_has_no_steering() -> None:

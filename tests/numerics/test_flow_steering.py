@@ -146,18 +146,29 @@ def test_schedules_are_compared_at_a_cost(lab: Lab) -> None:
     )  # fmt: skip
     found = study.run(lab)
     values = metric_values([study], found.statistics)
-    compared = [value for value in values if value.id == "flow_steering.rate_at_cost"]
+    compared = [value for value in values if "cost" in value.params]
     assert {value.null_reason for value in compared} == {
         f"no two strengths cost less and more than {cost} nats per token" for cost in ("1e-09", "1e+09")
     }
-    rises = [v.value for v in values if v.id == "flow_steering.loss_increase" and v.params["schedule"] == "constant"]
-    between = (max(v for v in rises if v) + min(v for v in rises if v)) / 2
-    (value,) = (
-        v for v in metric_values([study.model_copy(update={"costs": (between,)})], found.statistics)
-        if v.id == "flow_steering.rate_at_cost" and v.params["schedule"] == "constant"
-    )  # fmt: skip
-    assert value.value is not None
-    assert 0 <= value.value <= 1
+    rises = {
+        way: [
+            v.value for v in values if v.id == "flow_steering.loss_increase" and v.params["schedule"] == way and v.value
+        ]
+        for way in ("single", "constant")
+    }
+    between = (max(map(min, rises.values())) + min(map(max, rises.values()))) / 2
+    at = {
+        (v.id, v.params["schedule"]): v.value
+        for v in metric_values([study.model_copy(update={"costs": (between,)})], found.statistics)
+        if "cost" in v.params
+    }
+    rate, gain = "flow_steering.rate_at_cost", "flow_steering.gain_at_cost"
+    assert at.keys() == {(rate, "single"), (rate, "constant"), (gain, "constant")}
+    constant, single = (at[rate, way] for way in ("constant", "single"))
+    assert constant is not None
+    assert single is not None
+    assert 0 <= constant <= 1
+    assert at[gain, "constant"] == pytest.approx(constant - single)
 
 
 def test_a_spec_without_costs_reads_as_before_there_were_any() -> None:

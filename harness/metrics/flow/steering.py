@@ -25,6 +25,7 @@ number             formula                                                      
 `loss_increase`    CE' − CE of the prompts' documents under steering                   lower
 `text_loss`        CE of the generated texts under the untouched model                 lower
 `rate_at_cost`     `rate` where `loss_increase` is a given cost c                      higher (`deactivate`: lower)
+`gain_at_cost`     `rate_at_cost` − that of the schedule `single`                      higher (`deactivate`: lower)
 `behaviour`        a judge's 0–5 for the theme, divided by 5                           higher (`deactivate`: lower)
 `coherence`        a judge's 0–5 for coherence, divided by 5                           higher
 `total`            behaviour × coherence (`deactivate`: (1 − behaviour) × coherence)   higher
@@ -39,7 +40,7 @@ strength costs as much or none as little.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -75,6 +76,13 @@ def rate_at(cost: float, base: Array, n: Array, texts: Array, *settings: Array) 
         way = (cost - low) / np.where(high > low, high - low, 1)
         found = np.where((low <= cost) & (cost <= high), start + (end - start) * way, found)
     return found
+
+
+def gain_at(cost: float, base: Array, n: Array, texts: Array, *settings: Array) -> Array:
+    """`gain_at_cost` from sums: `settings` as in `rate_at`, those of `single` behind those of the schedule."""
+    half = len(settings) // 2
+    own, single = (rate_at(cost, base, n, texts, *part) for part in (settings[:half], settings[half:]))
+    return own - single
 
 
 def _shift(steered: Array, base: Array, n: Array) -> Array:
@@ -192,7 +200,11 @@ class FlowSteering(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         base = self._number("base_rate", "fraction", None, share, ("base.target", "texts"), {})
         each = (number for way, strength in self.settings() for number in self._of(way, strength))
-        return (base, *each, *(self._at(way, cost) for cost in self.costs for way in dict.fromkeys(self.schedules)))
+        ways = tuple(dict.fromkeys(self.schedules))
+        others = tuple(way for way in ways if way != "single" and "single" in ways)
+        rates = (self._at("rate_at_cost", rate_at, cost, way) for cost in self.costs for way in ways)
+        gains = (self._at("gain_at_cost", gain_at, cost, way, "single") for cost in self.costs for way in others)
+        return (base, *each, *rates, *gains)
 
     def run(self, lab: Lab) -> Findings:
         from harness.flow.studies.steering import run
@@ -217,14 +229,12 @@ class FlowSteering(FlowStudy):
         inputs = {rating: (f"{name}.{rating}", f"{name}.judged") for rating, _ in rated}
         return (*plain, *(self._number(r, "score", better, share, inputs[r], judged) for r, better in rated))
 
-    def _at(self, way: Schedule, cost: float) -> Estimator:
-        names = [setting_name(way, strength) for strength in dict.fromkeys(self.strengths)]
-        settings = (f"{name}.{statistic}" for name in names for statistic in ("target", "loss"))
-        inputs = ("base.loss", "predictions", "texts", *settings)
-        number = self._number(
-            "rate_at_cost", "fraction", self.action == "activate", partial(rate_at, cost), inputs,
-            {"schedule": way, "cost": cost},
-        )  # fmt: skip
+    def _at(self, name: str, formula: Callable[..., Array], cost: float, *ways: Schedule) -> Estimator:
+        settings = [setting_name(way, strength) for way in ways for strength in dict.fromkeys(self.strengths)]
+        steered = (f"{setting}.{statistic}" for setting in settings for statistic in ("target", "loss"))
+        inputs = ("base.loss", "predictions", "texts", *steered)
+        params = {"schedule": ways[0], "cost": cost}
+        number = self._number(name, "fraction", self.action == "activate", partial(formula, cost), inputs, params)
         return replace(number, undefined=f"no two strengths cost less and more than {cost:g} nats per token")
 
     def _number(
