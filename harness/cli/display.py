@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from harness.cli.options import print_json
+from harness.cli.options import print_json, table_width
 from harness.errors import InvalidInput
 from harness.execute.estimate import Estimate
 from harness.execute.events import Event
@@ -75,9 +75,9 @@ def print_summary(plan: Plan, unfinished: dict[str, str], project: Project, seco
     from harness.leaderboard import leaderboard
 
     console = Console(stderr=True)
-    suites = {item.cell.origin.name.split("/")[0] for item in plan.cells}
+    shared = os.path.commonpath([item.cell.origin.name for item in plan.cells]) if plan.cells else ""
     with suppress(InvalidInput):  # on a full disk there may be no record at all
-        table = leaderboard(project.results, format="terminal", suite=suites.pop() if len(suites) == 1 else None)
+        table = leaderboard(project.results, suite=shared or None, width=table_width())
         sys.stdout.write(table + "\n")
     for title, reason in unfinished.items():
         console.print(f"[red]no numbers[/] {escape(title)}: {escape(reason)}", highlight=False, soft_wrap=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,3 +81,8 @@ def say(text: str, err: bool = False) -> None:
 def print_json(value: Json) -> None:
     """JSON on standard output."""
     say(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def table_width() -> int:
+    """Characters that a table may take: the terminal's, and the same everywhere in a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 160

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from harness.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say
+from harness.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say, table_width
 from harness.errors import InvalidInput
 from harness.words import plural
 
@@ -32,11 +32,20 @@ def leaderboard(
     store: StoreFolder = None,
     format: Annotated[Format, typer.Option(help="What to write; the last two are folders of files.")] = "terminal",
     output: Output = None,
-    suite: Annotated[str | None, typer.Option(help="Only specs whose name starts with this.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Only this spec, or the specs in this folder, e.g. papers/kronsae.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", help="A metric, its family or a heading; repeatable; `all` for everything. HTML has all."
+        ),
+    ] = None,
 ) -> None:
     """Show the table of all records; rows are ranked together only when they can be compared.
 
-    Examples: `latentbench leaderboard`, `latentbench leaderboard --format html --output leaderboard.html`
+    Examples: `latentbench leaderboard --suite papers/kronsae --column cost`,
+    `latentbench leaderboard --format html --output leaderboard.html`
     """
     from harness.leaderboard import leaderboard as render
 
@@ -44,10 +53,12 @@ def leaderboard(
     if format == "parquet" or format == "every-eval-ever" or format == "saebench":
         if output is None:
             raise InvalidInput(f"--format {format} needs --output")
-        _write(project, format, output, suite)
+        if columns and format != "parquet":
+            raise InvalidInput(f"--format {format} has whole records, not columns; leave --column out")
+        _write(project, format, output, suite, columns)
         return
-    beside = output.parent if output else None
-    _emit(render(project.results, format=format, suite=suite, store=project.store, beside=beside), output)
+    beside, width = output.parent if output else None, table_width()
+    _emit(render(project.results, format, suite, columns, width, store=project.store, beside=beside), output)
 
 
 def compare(
@@ -64,7 +75,7 @@ def compare(
     """
     from harness.leaderboard import compare_records
 
-    _emit(compare_records(project_of(results).results, a, b, format), output)
+    _emit(compare_records(project_of(results).results, a, b, format, table_width()), output)
 
 
 def import_(
@@ -95,7 +106,9 @@ def publish(
     to: Annotated[Literal["trackio", "wandb"], typer.Option(help="An installed experiment tracker.")],
     project: Annotated[str, typer.Option(help="Its project.")] = "latentbench",
     results: Results = None,
-    suite: Annotated[str | None, typer.Option(help="Only specs whose name starts with this.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Only this spec, or the specs in this folder, e.g. papers/kronsae.")
+    ] = None,
 ) -> None:
     """Log the numbers of all records to an experiment tracker, one run per record.
 
@@ -109,7 +122,11 @@ def publish(
 
 
 def _write(
-    project: Project, format: Literal["parquet", "every-eval-ever", "saebench"], output: Path, suite: str | None
+    project: Project,
+    format: Literal["parquet", "every-eval-ever", "saebench"],
+    output: Path,
+    suite: str | None,
+    columns: list[str] | None,
 ) -> None:
     from harness.exchange.writing import write_folder
     from harness.leaderboard import leaderboard_parquet
@@ -117,7 +134,7 @@ def _write(
     from harness.store.files import write_bytes
 
     if format == "parquet":
-        write_bytes(output, leaderboard_parquet(project.results, suite))
+        write_bytes(output, leaderboard_parquet(project.results, suite, columns))
         say(f"wrote {output}", err=True)
         return
     say(f"wrote {plural(write_folder(load(project.results), format, output, suite), 'file')} to {output}", err=True)

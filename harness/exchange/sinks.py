@@ -7,7 +7,7 @@ from typing import Literal
 
 from harness.errors import InvalidInput, LatentbenchError, NotAvailable
 from harness.leaderboard.load import Results
-from harness.leaderboard.table import newest, suite_of
+from harness.leaderboard.table import newest, within
 
 Sink = Literal["trackio", "wandb"]
 
@@ -21,7 +21,7 @@ def publish(loaded: Results, sink: Sink, project: str, suite: str | None = None)
         tracker = importlib.import_module(sink)
     except ImportError:
         raise NotAvailable(f"{sink} is not installed: pip install {sink}") from None
-    current, _ = newest(cell for cell in loaded.loaded if suite in (None, suite_of(cell.record.spec.name)))
+    current, _ = newest(cell for cell in loaded.loaded if within(cell.record.spec.name, suite))
     records = [cell.record for cell in current if cell.record.status == "ok"]
     if not records:
         raise InvalidInput("there are no records with numbers to publish")

@@ -10,7 +10,7 @@ from harness.errors import InvalidInput
 from harness.exchange import every_eval, saebench
 from harness.exchange.foreign import word
 from harness.leaderboard.load import Loaded, Results
-from harness.leaderboard.table import newest, suite_of
+from harness.leaderboard.table import newest, within
 from harness.section import Json
 from harness.store.files import new_folder, write_json
 
@@ -19,7 +19,7 @@ FolderFormat = Literal["every-eval-ever", "saebench"]
 
 def write_folder(loaded: Results, format: FolderFormat, output: Path, suite: str | None = None) -> int:
     """Writes the newest records with numbers to the new folder `output`; returns how many files. Raises InvalidInput."""
-    current, _ = newest(cell for cell in loaded.loaded if suite in (None, suite_of(cell.record.spec.name)))
+    current, _ = newest(cell for cell in loaded.loaded if within(cell.record.spec.name, suite))
     files = {name: data for cell in current if cell.record.status == "ok" for name, data in _files(cell, format)}
     if not files:
         raise InvalidInput("there are no records with numbers to export")

@@ -15,7 +15,7 @@ from harness.leaderboard.load import Results, load
 from harness.leaderboard.pages import pages_of
 from harness.leaderboard.render import comparison, comparison_html, data, html, latex, markdown, terminal
 from harness.leaderboard.select import select
-from harness.leaderboard.table import board_of, suite_of
+from harness.leaderboard.table import board_of, suite_of, within
 from harness.store.files import write_bytes
 
 BoardFormat = Literal["md", "json", "csv", "latex", "html", "terminal"]
@@ -34,8 +34,8 @@ def leaderboard(
 ) -> str:
     """The leaderboard of a results folder as text of the given format.
 
-    `suite` keeps the specs below that folder; `columns` are metric ids, families (`cross_entropy`), column keys or
-    `all`, default the short table; `width` is the terminal's. A page shows training curves where `store` holds them,
+    `suite` keeps the spec of that name or the specs below that folder; `columns` are metric ids, families (`cross_entropy`),
+    column keys or `all`, default the short table; `width` is the terminal's. A page shows training curves where `store` holds them,
     and links to pages in the folder `beside` it. Raises InvalidInput.
     """
     _known(format, BoardFormat)
@@ -87,8 +87,7 @@ def compare_records(results: Path, a: str, b: str, format: ComparisonFormat = "t
 
 
 def _by_suite(loaded: Results, suite: str | None, short: bool) -> dict[str, Board]:
-    suites = sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
-    chosen = [name for name in suites if suite in (None, name)]
+    chosen = [suite] if suite is not None else sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
     boards = {name: board_of(Results(loaded.root, loaded.loaded, ()), name, short=short) for name in chosen}
     if chosen and loaded.refused:
         # Refused files belong to no suite for certain; they are named once, at the end.
@@ -104,15 +103,18 @@ def _known(format: str, formats: object) -> None:
 
 
 def _known_suite(loaded: Results, suite: str | None) -> None:
-    suites = sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
-    if suite is not None and suite not in suites:
-        raise InvalidInput(f"there are no records of the suite {suite!r}; there are {', '.join(suites) or 'none'}")
+    names = [cell.record.spec.name for cell in loaded.loaded]
+    if suite is not None and not any(within(name, suite) for name in names):
+        known = ", ".join(sorted({suite_of(name) for name in names})) or "none"
+        raise InvalidInput(f"there are no records of a spec or folder {suite!r}; there are {known}")
 
 
 def _known_columns(board: Board, columns: Sequence[str] | None) -> None:
-    known = {name for group in board.groups for c in group.columns for name in (c.key, c.metric, c.label)}
-    families = {name.partition(".")[0] for name in known}
-    unknown = [name for name in columns or () if name not in known | families | {"all"}]
-    if unknown and board.groups:
-        metrics = sorted({c.metric for group in board.groups for c in group.columns})
-        raise InvalidInput(f"there is no column {unknown[0]!r}; there are {', '.join(metrics)}")
+    there = [column for group in board.groups for column in group.columns]
+    metrics = {column.metric for column in there}
+    families = {metric.partition(".")[0] for metric in metrics}
+    known = {name for column in there for name in (column.key, column.label)} | metrics | families | {"all"}
+    unknown = next((name for name in columns or () if name not in known), None)
+    if unknown is not None and there:
+        near = sorted(metric for metric in metrics if metric.startswith(unknown.partition(".")[0]))
+        raise InvalidInput(f"there is no column {unknown!r}; there are {', '.join(near or sorted(families))}")

@@ -50,12 +50,12 @@ Line = tuple[str, str, str]
 
 
 def board_of(results: Results, suite: str | None = None, source: Source | None = None, *, short: bool = False) -> Board:
-    """The leaderboard of all records, or of the suite that a spec's name starts with.
+    """The leaderboard of all records, or of the specs `within` a suite.
 
     A `short` one has intervals over seeds and verdicts only in the columns of the short table, which is much quicker.
     """
     source = source or Source()
-    chosen = [cell for cell in results.loaded if suite is None or suite_of(cell.record.spec.name) == suite]
+    chosen = [cell for cell in results.loaded if within(cell.record.spec.name, suite)]
     current, superseded = newest(chosen)
     placed = _placed(current)
     groups = [_group(key, rows, source, short) for key, rows in _rows(placed, current, superseded).items()]
@@ -63,6 +63,11 @@ def board_of(results: Results, suite: str | None = None, source: Source | None =
     groups = [replace(group, differs=apart(group, groups[0])) for group in groups]
     problems = [str(error) for error in results.refused] + sorted(source.problems.values())
     return Board(tuple(groups), tuple(sorted(cell.path for cell in superseded)), tuple(problems))
+
+
+def within(spec: str, suite: str | None) -> bool:
+    """Whether a spec is the one named, lies in the folder of that name, or nothing is named."""
+    return suite is None or f"{spec}/".startswith(f"{suite.rstrip('/')}/")
 
 
 def suite_of(name: str) -> str:

@@ -51,7 +51,7 @@ function costTable({ costs, target }) {
   const prices = [...new Set(costs.map((c) => c.cost))], ways = [...new Set(costs.map((c) => c.schedule))];
   const cell = (way, cost) => {
     const { rate_at_cost: rate, gain_at_cost: gain } = costs.find((c) => c.schedule === way && c.cost === cost) ?? {};
-    const more = gain?.value == null ? null : el("div", { class: "gain muted" }, `${gain.value < 0 ? "" : "+"}${between(gain)} to the single layer`);
+    const more = gain?.value == null ? null : el("div", { class: "gain muted" }, `${gain.value < 0 ? "" : "+"}${between(gain)} against the single layer`);
     return el("td", { title: rate?.reason }, rate?.value == null ? "–" : between(rate), more);
   };
   const rows = ways.map((way) => el("tr", {}, el("th", { scope: "row" }, wayName(way)), ...prices.map((cost) => cell(way, cost))));

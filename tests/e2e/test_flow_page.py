@@ -177,7 +177,7 @@ def test_what_steering_did_is_drawn_and_its_texts_are_read(opened: Browser) -> N
         [cell.text for cell in row.find_elements("css selector", "td")]
         for row in section.find_elements("css selector", "tbody tr")
     ]
-    assert cells == [["0.500", "–"], ["0.500\n+0.000 to the single layer", "–"]]
+    assert cells == [["0.500", "–"], ["0.500\n+0.000 against the single layer", "–"]]
 
 
 def test_a_cell_that_was_not_steered_has_no_steering() -> None:

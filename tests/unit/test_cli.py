@@ -18,6 +18,7 @@ from harness.errors import Problem
 from harness.words import one_line, printable
 from tests.conftest import Command
 from tests.support.project import Workbench
+from tests.unit.leaderboard_factory import Planted, write
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "specs").rglob("*.yaml"))
@@ -69,6 +70,23 @@ def test_what_reads_no_spec_starts_without_the_spec_language(bench: Workbench, a
     code += "print(code, 'harness.spec.experiment' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code, arguments], cwd=bench.root, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "0 False", done.stderr
+
+
+def test_the_table_of_some_specs_and_some_columns(bench: Workbench, command: Command) -> None:
+    write(bench.root / "results", Planted(name="a/one"), Planted(name="a/b/two"), Planted(name="c"))
+    shown = command("leaderboard", "--suite", "a/b", "--column", "l0", "--column", "cross_entropy.increase").out
+    assert "a/b/two" in shown
+    assert "a/one" not in shown
+    assert ("L0" in shown, "CE increase" in shown, "EV centred" in shown) == (True, True, False)
+    for arguments, said in (
+        (("--suite", "a/x"), "no records of a spec or folder 'a/x'; there are a, c"),
+        (("--column", "cross_entropy.nope"), "there are cross_entropy.clean, "),
+        (("--column", "nope"), "there are cross_entropy, dead_fraction, "),
+        (("--column", "l0", "--format", "saebench", "--output", "made"), "leave --column out"),
+    ):
+        done = command("leaderboard", *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert said in done.err
 
 
 def test_validate_tells_every_problem_and_how_many(bench: Workbench, command: Command) -> None:

@@ -266,8 +266,15 @@ def test_an_outdated_metric_is_marked_and_kept_in_a_column_of_its_own(tmp_path: 
 
 
 def test_suite_keeps_only_its_specs(tmp_path: Path) -> None:
-    found = board(tmp_path, Planted(name="a/one"), Planted(name="b/two"), suite="b")
-    assert [r.spec for group in found.groups for r in group.rows] == ["b/two"]
+    cells = [Planted(name=name) for name in ("a/one", "b/two", "b/deep/three", "bb/four")]
+    for suite, names in (
+        ("b", {"b/two", "b/deep/three"}),
+        ("b/deep/", {"b/deep/three"}),
+        ("a/one", {"a/one"}),
+        ("b/t", set()),
+    ):
+        found = board(tmp_path / suite, *cells, suite=suite)
+        assert {r.spec for group in found.groups for r in group.rows} == names
 
 
 def test_short_table_has_the_core_columns_per_domain(tmp_path: Path) -> None:
