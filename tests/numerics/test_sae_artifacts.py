@@ -17,17 +17,27 @@ from harness.sae.options import (
     PCAOptions,
     Variant,
 )
-from harness.sae.train import Trainee, train
-from tests.support.trainees import BASE, HERE, IDS, OPTIONS, Blocks, D, assert_equal_weights, base, bases, trainee
+from harness.sae.train import Trainee
+from tests.support.trainees import (
+    BASE,
+    HERE,
+    IDS,
+    OPTIONS,
+    Blocks,
+    D,
+    assert_equal_weights,
+    base,
+    bases,
+    trained,
+    trainee,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=IDS)
 def test_saving_and_loading_gives_the_same_sae(options: Variant, tmp_path: Path) -> None:
-    one = trainee(options)
-    done = train([one], Blocks())[one]
-    assert isinstance(done, SparseAutoencoder)
+    done, one = trained(options)
     artifact.save(done, options, D, tmp_path, one.training_record(), bases(options))
     loaded = artifact.load(tmp_path, bases(options))
     x = next(Blocks().batches(3))[HERE]

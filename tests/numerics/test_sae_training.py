@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.errors import CellFailed, RefusedFile
 from harness.meters import now
 from harness.sae.backends import forced
-from harness.sae.base import SparseAutoencoder, TrainableSAE
+from harness.sae.base import TrainableSAE
 from harness.sae.memory import gradients, release
 from harness.sae.moments import FittedTrainee
 from harness.sae.options import (
@@ -38,6 +38,7 @@ from tests.support.trainees import (
     K,
     assert_equal_weights,
     interrupted,
+    trained,
     trainee,
 )
 
@@ -46,9 +47,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("options", OPTIONS, ids=IDS)
 def test_resuming_at_every_block_gives_the_same_bits(options: Variant) -> None:
-    straight = trainee(options)
-    done = train([straight], Blocks())[straight]
-    assert isinstance(done, SparseAutoencoder), done
+    done, straight = trained(options)
     resumed, again = interrupted(options)
     assert_equal_weights(done, resumed)
     assert straight.training_record() == again.training_record()
@@ -59,14 +58,9 @@ def test_resuming_at_every_block_gives_the_same_bits(options: Variant) -> None:
 
 
 def test_training_is_deterministic_and_depends_on_the_seed() -> None:
-    def run(seed: int) -> SparseAutoencoder:
-        one = trainee(BASE, seed=seed)
-        outcome = train([one], Blocks())[one]
-        assert isinstance(outcome, SparseAutoencoder)
-        return outcome
-
-    assert_equal_weights(run(0), run(0))
-    assert not torch.equal(run(0).decoder_rows(), run(1).decoder_rows())  # type: ignore[arg-type]
+    (one, _), (same, _), (other, _) = (trained(BASE, seed) for seed in (0, 0, 1))
+    assert_equal_weights(one, same)
+    assert not torch.equal(one.decoder_rows(), other.decoder_rows())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", OPTIONS[:5], ids=IDS[:5])
@@ -98,8 +92,7 @@ def test_the_number_of_threads_changes_no_bit_of_a_kernel(options: Variant, monk
 
 def test_an_sae_is_the_same_alone_and_in_a_group() -> None:
     """Dimensions differ, so shared buffers change hands between the two."""
-    alone = trainee(BASE)
-    wanted = train([alone], Blocks())[alone]
+    wanted, _ = trained(BASE)
     group = [trainee(BatchTopKOptions(width=20, k=2)), trainee(BASE), trainee(BASE, THERE), trainee(OPTIONS[2])]
     outcomes = train(group, Blocks())
     assert_equal_weights(wanted, outcomes[group[1]])  # type: ignore[arg-type]
@@ -127,8 +120,8 @@ def test_a_trainee_that_fails_is_dropped_and_the_others_go_on() -> None:
     assert "loss is nan at step 8 of 20 (learning rate" in str(error)
     assert "lower training.lr" in str(error)
     assert checkpoints == [2] * 4 + [1] * 6
-    alone = trainee(BASE, HERE)
-    assert_equal_weights(outcomes[healthy], train([alone], Blocks())[alone])  # type: ignore[arg-type]
+    alone, _ = trained(BASE)
+    assert_equal_weights(outcomes[healthy], alone)  # type: ignore[arg-type]
 
 
 def test_every_sae_is_charged_the_time_of_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +229,7 @@ def test_spare_gradients_do_not_pile_up(options: Variant) -> None:
 
 
 def test_the_curve_records_what_happened() -> None:
-    one = trainee(BASE)
-    done = train([one], Blocks())[one]
-    assert isinstance(done, SparseAutoencoder)
+    _, one = trained(BASE)
     curve = one.training_record()["curve"]
     assert curve["step"] == list(range(20))
     assert curve["l0"][0] == K

@@ -24,6 +24,7 @@ from harness.sae.options import (
     TopKOptions,
     Variant,
 )
+from harness.sae.train import train
 from harness.sae.trainee import NativeTrainee
 from harness.sae.training import TrainingOptions
 
@@ -84,6 +85,14 @@ def assert_equal_weights(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
     assert a.state_dict().keys() == b.state_dict().keys()
     for name, tensor in a.state_dict().items():
         assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def trained(options: Variant, seed: int = 0) -> tuple[SparseAutoencoder, NativeTrainee]:
+    """Trained in one go, alone."""
+    one = trainee(options, seed=seed)
+    outcome = train([one], Blocks())[one]
+    assert isinstance(outcome, SparseAutoencoder), outcome
+    return outcome, one
 
 
 def interrupted(options: Variant, site: Site = HERE) -> tuple[SparseAutoencoder, NativeTrainee]:
