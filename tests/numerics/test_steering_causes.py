@@ -85,6 +85,14 @@ def test_a_gain_is_shared_only_where_there_is_one(
     assert shared_gain(both, *alone, together) == pytest.approx(gain)
 
 
+def test_one_layer_alone_has_no_pairs(tmp_path: Path) -> None:
+    found = {v.id: v for v in study(LayerPairs).run(around(tmp_path, VectorInjection(vectors(1)))).values}
+    for name in ("mean_gain", "best_pair"):
+        value = found[f"layer_pairs.{name}"]
+        assert (value.value, value.null_reason) == (None, "there are no two layers with vectors")
+    assert found["layer_pairs.best_alone"].value == found["layer_pairs.together"].value
+
+
 def test_vectors_of_a_stack_are_summed_by_layer(tmp_path: Path) -> None:
     stack = Stack([VectorInjection(vectors(1)), VectorInjection(vectors(1), 2.0), VectorInjection(vectors(0))])
     made = injection_of(around(tmp_path, stack))

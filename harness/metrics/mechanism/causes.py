@@ -110,22 +110,23 @@ class LayerPairs(MechanismStudy):
             for pair, accuracy in both.items()
         ]
         known = [gain["gain"] for gain in gains if gain["gain"] is not None]
+        reason = "all together are no better than one alone" if both else "there are no two layers with vectors"
         values = (
-            self._value("mean_gain", sum(known) / len(known) if known else None, len(known)),
+            self._value("mean_gain", sum(known) / len(known) if known else None, len(known), reason),
             self._value("best_alone", max(alone.values()), len(alone)),
-            self._value("best_pair", max(both.values(), default=None), len(both)),
+            self._value("best_pair", max(both.values(), default=None), len(both), reason),
             self._value("together", together, 1),
         )
         singles = [{"layer": layer, "accuracy": accuracy} for layer, accuracy in alone.items()]
         return Findings(values=values, details={"alone": singles, "pairs": gains, "together": together})
 
-    def _value(self, name: str, value: float | None, n: int) -> MetricValue:
+    def _value(self, name: str, value: float | None, n: int, reason: str | None = None) -> MetricValue:
         return MetricValue(
             id=f"layer_pairs.{name}",
             version=self.version,
             domain=DOMAIN,
             value=value,
-            null_reason="all together are no better than one alone" if value is None else None,
+            null_reason=reason if value is None else None,
             unit="fraction",
             higher_is_better=None,
             n=n,
