@@ -51,6 +51,11 @@ class Section(BaseModel):
         return self.model_copy(update=changed) if changed else self
 
 
+def without_empty(name: str, plain: dict[str, Json]) -> dict[str, Json]:
+    """A section's data without a field that is empty: the field is newer than records, whose keys and facts stay as they were."""
+    return {field: value for field, value in plain.items() if value or field != name}
+
+
 def _pinned(value: Any, roots: Roots) -> Any:
     if isinstance(value, Section):
         return value.pinned(roots)

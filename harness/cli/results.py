@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File (or folder) to write; default: standard output.")
 ]
+Suite = Annotated[str | None, typer.Option(help="Only this spec, or the specs in this folder, e.g. papers/kronsae.")]
 Format = Literal["terminal", "md", "json", "csv", "html", "latex", "parquet", "every-eval-ever", "saebench"]
 
 
@@ -32,9 +33,7 @@ def leaderboard(
     store: StoreFolder = None,
     format: Annotated[Format, typer.Option(help="What to write; the last two are folders of files.")] = "terminal",
     output: Output = None,
-    suite: Annotated[
-        str | None, typer.Option(help="Only this spec, or the specs in this folder, e.g. papers/kronsae.")
-    ] = None,
+    suite: Suite = None,
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,9 +105,7 @@ def publish(
     to: Annotated[Literal["trackio", "wandb"], typer.Option(help="An installed experiment tracker.")],
     project: Annotated[str, typer.Option(help="Its project.")] = "latentbench",
     results: Results = None,
-    suite: Annotated[
-        str | None, typer.Option(help="Only this spec, or the specs in this folder, e.g. papers/kronsae.")
-    ] = None,
+    suite: Suite = None,
 ) -> None:
     """Log the numbers of all records to an experiment tracker, one run per record.
 

@@ -229,9 +229,9 @@ def _places(resolved: Mapping[str, Json]) -> str:
 
 def _listed(blocks: Sequence[str]) -> str:
     """Block numbers, those from the first to the last as `0–5`."""
-    numbers = [int(block) for block in blocks if block.isdecimal()]  # imported records may name blocks otherwise
-    whole = len(blocks) > 2 and numbers == list(range(numbers[0], numbers[0] + len(blocks))) if numbers else False
-    return f"{blocks[0]}–{blocks[-1]}" if whole else ", ".join(blocks)
+    first = int(blocks[0]) if blocks[0].isdecimal() else 0  # imported records may name blocks otherwise
+    run = [str(first + n) for n in range(len(blocks))]
+    return f"{run[0]}–{run[-1]}" if list(blocks) == run and len(run) > 2 else ", ".join(blocks)
 
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:

@@ -31,8 +31,7 @@ function priceFigure(found) {
 function line(points, i, sx, sy) {
   const ordered = [...points].sort((a, b) => a.x - b.x), at = ordered.map((p) => `${sx(p.x)},${sy(p.y)}`).join(" ");
   return [el("polyline", { class: `trace line-${i % 8}`, points: at }), ...ordered.map((p) => el("circle", {
-    class: `setting line-${i % 8}`, cx: sx(p.x), cy: sy(p.y), r: 4.5, tabindex: 0, role: "button", "aria-label": settingSaid(p.s),
-    onclick: () => showTexts(p.s), onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); showTexts(p.s); } },
+    class: `setting line-${i % 8}`, cx: sx(p.x), cy: sy(p.y), r: 4.5, tabindex: 0, "aria-label": settingSaid(p.s), ...pressed(() => showTexts(p.s)),
   }, el("title", {}, settingSaid(p.s))))];
 }
 

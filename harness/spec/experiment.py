@@ -17,7 +17,7 @@ from harness.registry import GROUPS, Choice, sections
 from harness.sae.options import EnsembleOptions, Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.sae.training import TrainingOptions
-from harness.section import Json, Section
+from harness.section import Json, Section, without_empty
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -91,8 +91,7 @@ class Data(Section):
     @model_serializer(mode="wrap")
     def _without_empty_domains(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Records of specs without domains read as they always did: rows are compared by what is resolved."""
-        plain: dict[str, Json] = made(self)
-        return {name: value for name, value in plain.items() if value or name != "domains"}
+        return without_empty("domains", made(self))
 
 
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]

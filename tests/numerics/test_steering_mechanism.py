@@ -83,10 +83,10 @@ def test_what_is_measured_does_not_depend_on_the_size_of_a_pass(monkeypatch: pyt
         return [paths.modes["no_patch"], paths.heads, moved.heads, shift, travelled.diff_diff, shares.mlp]
 
     whole = measured()
-    assert len(list(found.batches(1))) == 1
+    assert len(list(found.batches(lm))) == 1
     monkeypatch.setattr("harness.steering.mechanism.passages.NUMBERS", 1)
     monkeypatch.setattr("harness.steering.mechanism.paths._PLACES", 2)
-    assert [len(batch) for batch in found.batches(1)] == [1, 1, 1]
+    assert [len(batch) for batch in found.batches(lm)] == [1, 1, 1]
     for one, other in zip(measured(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

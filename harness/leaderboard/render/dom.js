@@ -16,6 +16,12 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
+// Properties of a drawing that acts like a button, from the mouse and from the keyboard.
+const pressed = (act) => ({
+  role: "button", onclick: act,
+  onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); act(); } },
+});
+
 function digits(x, unit, decimals = DECIMALS[unit]) {
   if (x === null || x === undefined) return "–";
   const size = Math.abs(x);

@@ -110,9 +110,8 @@ function mark(p, leading, sx, sy, kinds, axes, whiskers) {
 function pointer(p, [x, y], kind, ...drawing) {
   const said = `${nameOf(p.row)}: ${x.label} ${shownIn(x, p.x)}, ${y.label} ${shownIn(y, p.y)}`;
   const show = () => tip(said, node), node = el("g", {
-    class: kind, tabindex: kind.includes("leading") ? 0 : -1, role: "button", "aria-label": said,
-    onclick: () => openDrawer(p.row), onmouseenter: show, onfocus: show, onmouseleave: untip, onblur: untip,
-    onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); openDrawer(p.row); } },
+    class: kind, tabindex: kind.includes("leading") ? 0 : -1, "aria-label": said, ...pressed(() => openDrawer(p.row)),
+    onmouseenter: show, onfocus: show, onmouseleave: untip, onblur: untip,
   }, ...drawing);
   return node;
 }

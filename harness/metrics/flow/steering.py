@@ -54,11 +54,11 @@ from harness.metrics.base import Array, Estimator
 from harness.metrics.flow.base import FlowStudy, share
 from harness.metrics.study import Findings
 from harness.registry import Choice
+from harness.section import Json, without_empty
 
 if TYPE_CHECKING:
     from adapters.protocols import Roots
     from harness.lab import Lab
-    from harness.section import Json
     from harness.spec.experiment import Experiment
 
 Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
@@ -146,10 +146,9 @@ class FlowSteering(FlowStudy):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_no_costs(self, made: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_no_costs(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Specs without costs keep their keys."""
-        plain: dict[str, Any] = made(self)
-        return {name: value for name, value in plain.items() if value or name != "costs"}
+        return without_empty("costs", made(self))
 
     def domains(self, experiment: Experiment) -> tuple[str, ...]:
         return tuple(experiment.dataset.eval)

@@ -14,7 +14,7 @@ from adapters.protocols import LanguageModel
 from harness.activations.blocks import decoder_blocks
 from harness.activations.site import Site
 from harness.steering.intervention import Intervention
-from harness.steering.mechanism.passages import Passages, Trace, eager_attention, trace, vocabulary
+from harness.steering.mechanism.passages import Passages, Trace, eager_attention, trace
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def movement(lm: LanguageModel, intervention: Intervention, passages: Passages) 
     sites = [Site(index=layer, point="mlp_out") for layer in range(len(decoder_blocks(lm.model)))]
     heads, mlps = [], []
     with eager_attention(lm):
-        for batch in passages.batches(_kept(lm, passages)):
+        for batch in passages.batches(lm, _kept(lm, passages)):
             steered = trace(lm, batch, intervention, sites, attentions=True)
             plain = trace(lm, batch, None, sites, attentions=True)
             heads.append(_heads(steered, plain, batch.predicting))
@@ -44,9 +44,9 @@ def movement(lm: LanguageModel, intervention: Intervention, passages: Passages) 
 
 
 def _kept(lm: LanguageModel, passages: Passages) -> int:
-    """Numbers per token: attention to every other token by every head of every layer, and logits."""
+    """Numbers per token: attention to every other token by every head of every layer."""
     config = lm.model.config
-    return int(config.num_hidden_layers * config.num_attention_heads) * passages.ids.shape[1] + vocabulary(lm)
+    return int(config.num_hidden_layers * config.num_attention_heads) * passages.ids.shape[1]
 
 
 def _heads(steered: Trace, plain: Trace, chosen: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from harness.activations.blocks import decoder_blocks
 from harness.activations.resume import resumed_logits
 from harness.activations.site import Site
 from harness.steering.inject import VectorInjection
-from harness.steering.mechanism.passages import Passages, Trace, trace, vocabulary
+from harness.steering.mechanism.passages import Passages, Trace, trace
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Attribution:
 
 def attribution(lm: LanguageModel, injection: VectorInjection, passages: Passages, token: int) -> Attribution:
     """Of the logit of `token` at the first generated token of every passage."""
-    rows = [_batch(lm, injection, batch, token) for batch in passages.batches(vocabulary(lm))]
+    rows = [_batch(lm, injection, batch, token) for batch in passages.batches(lm)]
     change, direct, attention, mlp = (torch.cat([row[part] for row in rows]) for part in range(4))
     return Attribution(token, change, direct, attention, mlp)
 

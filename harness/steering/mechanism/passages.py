@@ -55,18 +55,14 @@ class Passages:
         places = torch.arange(self.ids.shape[1], device=self.ids.device)
         return (places == self.prompt_lengths[:, None] - 1) & self.predicting
 
-    def batches(self, per_token: int) -> Iterator[Passages]:
-        """Rows in groups whose pass, keeping `per_token` numbers per token, is of bounded size; without needless padding."""
-        count = max(1, min(ROWS, NUMBERS // (per_token * self.ids.shape[1])))
+    def batches(self, lm: LanguageModel, more: int = 0) -> Iterator[Passages]:
+        """Rows in groups whose pass is of bounded size, keeping logits and `more` numbers per token; no needless padding."""
+        logits = int(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
+        count = max(1, min(ROWS, NUMBERS // ((logits + more) * self.ids.shape[1])))
         for start in range(0, len(self), count):
             rows = slice(start, start + count)
             length = int(self.real[rows].sum(1).max())
             yield Passages(self.ids[rows, :length], self.real[rows, :length], self.prompt_lengths[rows])
-
-
-def vocabulary(lm: LanguageModel) -> int:
-    """Logits per token."""
-    return int(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

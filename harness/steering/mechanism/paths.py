@@ -28,7 +28,7 @@ from adapters.protocols import LanguageModel
 from harness.activations.blocks import attention_output, decoder_blocks
 from harness.activations.capture import first_tensor
 from harness.steering.inject import VectorInjection, injecting
-from harness.steering.mechanism.passages import Passages, trace, vocabulary
+from harness.steering.mechanism.passages import Passages, trace
 
 Mode = Literal["no_patch", "skip_attention", "skip_layer", "queries", "keys", "values"]
 MODES: tuple[Mode, ...] = ("no_patch", "skip_attention", "skip_layer", "queries", "keys", "values")
@@ -59,7 +59,7 @@ class Patched:
 @torch.no_grad()
 def patched(lm: LanguageModel, injection: VectorInjection, passages: Passages) -> Patched:
     """Every mode for the injection's vector at the penultimate layer, which must be its only one."""
-    batches = [_Batch(lm, injection, batch) for batch in passages.batches(vocabulary(lm))]
+    batches = [_Batch(lm, injection, batch) for batch in passages.batches(lm)]
     modes: dict[str, Tensor] = {mode: torch.cat([b.modes[mode] for b in batches]) for mode in batches[0].modes}
     return Patched(
         modes,
@@ -141,8 +141,8 @@ class _Batch:
 
 def divergence(plain: Tensor, other: Tensor) -> Tensor:
     """[B, T] KL(p_plain ‖ p_other) of logits [B, T, vocabulary], in float64, a few positions at a time."""
-    chunks = [range(first, min(first + _PLACES, plain.shape[1])) for first in range(0, plain.shape[1], _PLACES)]
-    return torch.cat([_divergence(plain[:, c.start : c.stop], other[:, c.start : c.stop]) for c in chunks], 1)
+    parts = zip(torch.split(plain, _PLACES, 1), torch.split(other, _PLACES, 1), strict=True)
+    return torch.cat([_divergence(*part) for part in parts], 1)
 
 
 def _divergence(plain: Tensor, other: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from adapters.protocols import LanguageModel
 from harness.activations.blocks import decoder_blocks
 from harness.activations.site import Site
 from harness.steering.intervention import Intervention
-from harness.steering.mechanism.passages import Passages, trace, vocabulary
+from harness.steering.mechanism.passages import Passages, trace
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def persistence(
     """Behind layer `first`. `vectors` are those to compare with, by layer."""
     layers = tuple(range(first + 1, len(decoder_blocks(lm.model))))
     means, final = _means(lm, intervention, passages, layers)
-    rows = [_cosines(lm, intervention, batch, means, vectors) for batch in passages.batches(vocabulary(lm))]
+    rows = [_cosines(lm, intervention, batch, means, vectors) for batch in passages.batches(lm)]
     diff_diff, diff_vector, relative = (torch.cat([row[part] for row in rows]) for part in range(3))
     tokens = passages.predicting.sum(1).double().cpu()
     return Persistence(layers, diff_diff, diff_vector, relative, tokens, final.cpu())
@@ -72,7 +72,7 @@ def _means(
     """Mean Δ by layer, and that of the final residual stream, [d_model] float32 each."""
     last = Site(index=len(decoder_blocks(lm.model)) - 1)
     sums: dict[int | Site, Tensor] = {}
-    for batch in passages.batches(vocabulary(lm)):
+    for batch in passages.batches(lm):
         steered, plain = (trace(lm, batch, way, [last], arriving=layers) for way in (intervention, None))
         pairs: dict[int | Site, tuple[Tensor, Tensor]] = {last: (steered.states[last], plain.states[last])}
         pairs |= {layer: (steered.arriving[layer], plain.arriving[layer]) for layer in layers}

@@ -18,7 +18,7 @@ from harness.metrics.base import Array
 from harness.section import Json
 from harness.steering.intervention import Intervention
 from harness.steering.mechanism.lens import token_text
-from harness.steering.mechanism.passages import Passages, trace, vocabulary
+from harness.steering.mechanism.passages import Passages, trace
 
 
 @dataclass
@@ -61,7 +61,7 @@ def probability_shift(lm: LanguageModel, intervention: Intervention, passages: P
     first, rest, others = [], [], []
     boosted: dict[int, list[float]] = defaultdict(list)
     later: dict[int, list[float]] = defaultdict(list)
-    for batch in passages.batches(vocabulary(lm)):
+    for batch in passages.batches(lm):
         steered, plain = trace(lm, batch, intervention).logits, trace(lm, batch).logits
         moved, increase, token = _moved(steered, plain)
         leading, following = batch.first, batch.predicting & ~batch.first
