@@ -1,18 +1,23 @@
 """The result of record: one small JSON file per cell, and its per-document statistics beside it.
 
 Everything the leaderboard shows is a pure function of these files. A number that could not be computed is
-``null`` with a reason; NaN and infinity are never written.
+``null`` with a reason; NaN and infinity are never written. A record is checked whole when it is read, whatever its
+readers use of it: a field of another shape is one refused file and not a traceback in a table.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from harness.canonical import canonical
 from harness.section import Json, Section
 
-Status = Literal["ok", "failed", "timeout", "skipped"]
+Status = Literal["ok", "failed", "timeout", "skipped", "damaged"]
+"""How a cell ended. `damaged` is what readers make of a record that does not hold what was measured."""
 
 
 class Interval(Section):
@@ -45,6 +50,22 @@ class MetricValue(Section):
     ci: Interval | None = None
     params: dict[str, Json] = Field(default_factory=dict)
     """What distinguishes this number from others of the same id, e.g. `{"budget": 8}`."""
+
+    @property
+    def budget(self) -> int | None:
+        """Active latents per token it was measured with; None for as many as the SAE was trained with."""
+        budget = self.params.get("budget")
+        return budget if isinstance(budget, int) else None
+
+    @property
+    def settings(self) -> str:
+        """Its parameters other than the budget as text."""
+        return settings_text(self.params)
+
+
+def settings_text(params: Mapping[str, Json]) -> str:
+    """Parameters other than the budget as text, e.g. `judge=lexical,tokens=30000`."""
+    return ",".join(f"{k}={v}" for k, v in sorted(params.items()) if k != "budget")
 
 
 class SpecOrigin(Section):
@@ -118,6 +139,72 @@ class Import(Section):
     """Which of the file's results this is."""
 
 
+class Checkout(Section):
+    """The state of the code that computed a record."""
+
+    commit: str
+    dirty: bool
+    """Whether files differed from the commit."""
+
+
+class Environment(Section):
+    """The machine and the versions that computed a record; empty for imported ones."""
+
+    python: str | None = None
+    platform: str | None = None
+    processor: str | None = None
+    device: str | None = None
+    devices: int | None = None
+    """How many of them train one SAE."""
+    threads: int | None = None
+    """Of each process."""
+    packages: dict[str, str] = Field(default_factory=dict)
+    git: Checkout | None = None
+
+
+Map = dict[str, Json]
+
+
+class _EvaluationData(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    eval: dict[str, Map] | None = None
+
+
+class _Steering(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    scale: float | None = None
+
+
+class _Resolved(BaseModel):
+    """The shapes that readers of a resolved experiment rely on, whichever version or tool wrote it."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str | Map | None = None
+    layer: int | str | Map | None = None
+    layers: list[int | str | Map] | None = None
+    dataset: _EvaluationData | None = None
+    sae: Map | None = None
+    steering: _Steering | None = None
+    flow: Map | None = None
+    training: Map | None = None
+    metrics: list[Map] | None = None
+    resources: Map | None = None
+
+
+def _resolved(value: Map) -> Map:
+    try:
+        _Resolved.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return value
+
+
+def _moment(value: str) -> str:
+    datetime.fromisoformat(value)
+    return value
+
+
 class Record(Section):
     """One cell's result."""
 
@@ -127,7 +214,7 @@ class Record(Section):
     spec: SpecOrigin
     label: str
     """The matrix and case values of this cell, e.g. `sae.k=32`; empty without a matrix."""
-    resolved: dict[str, Json]
+    resolved: Annotated[Map, AfterValidator(_resolved)]
     """The experiment in full: every field with its value, defaults included."""
     seed: int
     status: Status
@@ -140,9 +227,21 @@ class Record(Section):
     artifacts: tuple[ArtifactRef, ...] = ()
     documents: DocumentStatistics | None = None
     warnings: tuple[str, ...] = ()
-    environment: dict[str, Json] = Field(default_factory=dict)
+    environment: Environment = Environment()
     cost: Cost = Cost()
-    created: str
+    created: Annotated[str, AfterValidator(_moment)]
     """UTC, ISO 8601."""
     imported: Import | None = None
     """Set where the numbers were measured by another tool and read from its result file."""
+    digest: str | None = None
+    """sha256 of everything else in the file (`harness/results.py`); null until it is written."""
+
+    @property
+    def metrics_section(self) -> str:
+        """The `metrics` of the resolved experiment as canonical JSON."""
+        return canonical(self.resolved.get("metrics") or [])
+
+    def damaged(self, reason: str) -> Record:
+        """The record as readers get it when it does not hold what was measured: without numbers, with the reason."""
+        error = Failure(stage="record", type="DamagedRecord", message=reason)
+        return self.model_copy(update={"status": "damaged", "metrics": (), "documents": None, "error": error})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from harness.canonical import digest, file_digest
 from harness.errors import RefusedFile
+from harness.integrity import damage, sealed
 from harness.record import DocumentStatistics, Record
 from harness.store.files import Arrays, write_arrays, write_json
 
@@ -28,7 +30,8 @@ def record_path(results: Path, cell: Cell, key: str) -> Path:
 
 
 def find_record(results: Path, cell: Cell, key: str) -> Record | None:
-    """The record of a cell, or None. An unreadable one counts as absent: the cell is computed again."""
+    """The record of a cell, or None. An unreadable one counts as absent, a damaged one has no numbers: either way the
+    cell is computed again."""
     path = record_path(results, cell, key)
     try:
         record = read_record(path) if path.is_file() else None
@@ -59,19 +62,24 @@ def referred_keys(results: Path) -> set[str]:
 
 
 def read_record(path: Path) -> Record:
-    """A record. Raises RefusedFile when it is not one."""
+    """A record that was checked: `Record.damaged` where it does not hold what was measured (`harness/integrity.py`).
+
+    Raises RefusedFile when it is not one.
+    """
     try:
         if path.stat().st_size > _MAX_RECORD:
             raise RefusedFile(f"{path.name} is larger than a record can be")
-        return Record.model_validate_json(path.read_bytes(), strict=True)
-    except (ValidationError, RecursionError) as error:
-        first = (
-            error.errors(include_url=False)[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        )
-        where = ".".join(map(str, first["loc"]))
-        raise RefusedFile(f"{path.name} is not a record: {where}: {first['msg']}") from None
+        content = path.read_bytes()
+        record = Record.model_validate_json(content, strict=True)
+        reason = damage(record, json.loads(content), path)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise RefusedFile(f"{path.name} is not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:  # NaN, lone surrogates, endless digits
+        raise RefusedFile(f"{path.name} is not a record: {error}") from None
     except OSError as error:
         raise RefusedFile(f"{path.name} cannot be read: {error.strerror or error}") from None
+    return record.damaged(reason) if reason else record
 
 
 def write_record(results: Path, cell: Cell, record: Record, statistics: Arrays) -> Path:
@@ -82,7 +90,7 @@ def write_record(results: Path, cell: Cell, record: Record, statistics: Arrays) 
         write_arrays(sidecar, statistics)
         vouched = DocumentStatistics(file=sidecar.name, sha256=file_digest(sidecar))
         record = record.model_copy(update={"documents": vouched})
-    write_json(path, record.model_dump(mode="json", by_alias=True))
+    write_json(path, sealed(record))
     return path
 
 

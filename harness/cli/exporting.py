@@ -103,12 +103,13 @@ def _to_latentbench(stored: Stored, output: Path, origin: Origin) -> None:
 def _to_huggingface(stored: Stored, output: Path, origin: Origin, record: Record) -> None:
     """Nothing is uploaded: the folder is what `hf upload` takes."""
     from harness.exchange.model_card import card
+    from harness.integrity import sealed
     from harness.store.files import new_folder, write_bytes, write_json
 
     with new_folder(output) as draft:
         loading = _weights(stored, draft, origin)
         write_bytes(draft / "README.md", card(record, origin.model or "unknown", loading).encode())
-        write_json(draft / "record.json", record.model_dump(mode="json", by_alias=True))
+        write_json(draft / "record.json", sealed(record))
     say(f"wrote {output}; upload it with `hf upload YOUR/NAME {output}`")
 
 

@@ -14,6 +14,7 @@ from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, RefusedFile
 from harness.exchange import lm_eval, sae_lens, saebench
 from harness.exchange.foreign import Foreign, parsed, word
+from harness.integrity import sealed
 from harness.record import Comparability, Import, Record, SpecOrigin
 from harness.results import RECORDS
 from harness.store.files import write_json
@@ -42,7 +43,7 @@ def import_files(results: Path, files: Sequence[Path]) -> list[Imported]:
     written: list[Path] = []
     try:
         for item in (item for item in made if item.new):
-            write_json(item.path, item.record.model_dump(mode="json", by_alias=True))
+            write_json(item.path, sealed(item.record))
             written.append(item.path)
     except BaseException:
         for path in written:

@@ -12,23 +12,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness.meters import high_water
-from harness.section import Json
+from harness.record import Checkout, Environment
 
 _PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba", "triton")
 
 
-def environment(project: Path, device: str, threads: int, devices: int = 1) -> dict[str, Json]:
+def environment(project: Path, device: str, threads: int, devices: int = 1) -> Environment:
     """Versions, processor, device, how many of them train one SAE, threads of each, and the state of the code."""
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "device": device,
-        "devices": devices,
-        "threads": threads,
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
-        "git": _git(project),
-    }
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        device=device,
+        devices=devices,
+        threads=threads,
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        git=_git(project),
+    )
 
 
 def peak_memory_bytes() -> int:
@@ -46,14 +46,14 @@ def _processor() -> str:
 
 
 @cache
-def _git(project: Path) -> Json:
+def _git(project: Path) -> Checkout | None:
     """Commit of the checkout and whether files differ from it; None outside of one."""
     commit = _run(project, "rev-parse", "HEAD")
     if commit is None:
         return None
     # Only what computes: pages and results do not change a number.
     changed = _run(project, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)*.md")
-    return {"commit": commit, "dirty": bool(changed)}
+    return Checkout(commit=commit, dirty=bool(changed))
 
 
 def _run(project: Path, *arguments: str) -> str | None:

@@ -55,11 +55,6 @@ LABELS = {
 """Short column headings; other metrics are headed by their id."""
 
 
-def params_text(params: Mapping[str, Json]) -> str:
-    """Parameters other than the budget as text, e.g. `judge=lexical,tokens=30000`."""
-    return ",".join(f"{k}={v}" for k, v in sorted(params.items()) if k != "budget")
-
-
 @dataclass(frozen=True)
 class Column:
     """One number of one metric on one domain."""
@@ -76,10 +71,8 @@ class Column:
     @staticmethod
     def of(value: MetricValue) -> Column:
         """The column a record's number stands in."""
-        budget = value.params.get("budget")
-        others = params_text(value.params)
-        whole = budget if isinstance(budget, int) else None
-        return _column(value.id, value.version, value.domain, whole, others, value.unit, value.higher_is_better)
+        where = (value.id, value.version, value.domain, value.budget, value.settings)
+        return _column(*where, value.unit, value.higher_is_better)
 
     @cached_property
     def key(self) -> str:

@@ -1,30 +1,24 @@
-"""Per-unit statistics of rows, for intervals and tests: read once, checked against the recorded numbers."""
+"""Per-unit statistics of rows, for intervals and tests: read once. That they give the numbers was checked on loading."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from pydantic import ValidationError
 
-from harness.errors import LatentbenchError, NotAvailable, RefusedFile
-from harness.leaderboard.board import Column, params_text
+from harness.errors import LatentbenchError, RefusedFile
+from harness.leaderboard.board import Column
 from harness.leaderboard.load import Loaded
-from harness.leaderboard.statistics import Formula, estimate
-from harness.metrics.base import Array, Estimator, Metric, Statistics
+from harness.leaderboard.statistics import Formula
+from harness.metrics.base import Array, Estimator, Statistics
+from harness.metrics.recorded import estimators, tallies
 from harness.record import MetricValue
-from harness.registry import sections
-from harness.section import Json
 
 _KEPT = 64
 """Records whose statistics stay in memory."""
-_AGREEMENT = 1e-6
 
 
 class Unusable(LatentbenchError):
@@ -76,9 +70,7 @@ class Source:
             raise Unusable(f"no statistics {', '.join(missing)}")
         if len({len(statistics[name]) for name in names}) > 1:
             raise Unusable("statistics of different lengths")
-        inputs = np.stack([statistics[name] for name in names], axis=1)
-        self._confirm(cell, column, estimate(estimator.formula, [inputs]))
-        return inputs
+        return np.stack([statistics[name] for name in names], axis=1)
 
     def _read(self, cell: Loaded) -> Statistics:
         if cell.path not in self._statistics:
@@ -100,26 +92,10 @@ class Source:
             self.problems[cell.path] = str(error)
             return str(error)
 
-    def _confirm(self, cell: Loaded, column: Column, recomputed: float) -> None:
-        """The statistics must give the recorded number, or they are not its statistics."""
-        metric = self.numbers(cell).get(column.key)
-        recorded = metric.value if metric else None
-        if recorded is None or not math.isclose(recorded, recomputed, rel_tol=_AGREEMENT, abs_tol=1e-9):
-            reason = f"{cell.path}: {column.key} is {recorded} in the record and {recomputed} from its statistics"
-            self.problems[f"{cell.path} {column.key}"] = reason
-            raise Unusable("the recorded number does not follow from its statistics")
-
 
 def estimator_of(cell: Loaded, column: Column) -> Estimator | None:
     """The estimator behind a column, None where this installation knows none."""
     return estimators(cell.metrics_section).get((column.metric, column.version, column.params))
-
-
-@lru_cache(maxsize=64)
-def estimators(metrics: str) -> dict[tuple[str, int, str], Estimator]:
-    """Id, version and parameters to estimator, for the `metrics` section of a resolved spec (as canonical JSON)."""
-    numbers = [number for metric in installed(json.loads(metrics)) for number in metric.numbers()]
-    return {(number.id, number.version, params_text(number.params)): number for number in numbers}
 
 
 def units_of(cell: Loaded, column: Column, method: str | None = None) -> str:
@@ -131,29 +107,3 @@ def units_of(cell: Loaded, column: Column, method: str | None = None) -> str:
     if named:
         return f"{named[1]}s"
     return "documents" if column.metric in tallies(cell.metrics_section) else ""
-
-
-@lru_cache(maxsize=64)
-def tallies(metrics: str) -> frozenset[str]:
-    """Ids of the numbers that count firing latents over documents, for a `metrics` section as above."""
-    return frozenset(tally.id for metric in installed(json.loads(metrics)) for tally in metric.tallies())
-
-
-@lru_cache(maxsize=64)
-def current_versions(metrics: str) -> dict[str, int]:
-    """The version of each number that this installation would measure, for a `metrics` section as above."""
-    known = list(installed(json.loads(metrics)))
-    numbers = {number.id: number.version for metric in known for number in metric.numbers()}
-    return numbers | {tally.id: tally.version for metric in known for tally in metric.tallies()}
-
-
-def installed(metrics: Json) -> Iterator[Metric]:
-    """The metrics of a resolved spec that this installation knows."""
-    for section in metrics if isinstance(metrics, list) else []:
-        try:
-            kind = sections("metrics")[section["metric"]]
-            metric = kind.model_validate(section)
-        except (KeyError, TypeError, ValidationError, NotAvailable):
-            continue  # a metric of another version or of a plug-in that is not here: its numbers stay, untested
-        if isinstance(metric, Metric):
-            yield metric

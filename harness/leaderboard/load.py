@@ -9,17 +9,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from harness.canonical import canonical, file_digest
-from harness.errors import InvalidInput, RefusedFile, StoreError
+from harness.errors import InvalidInput, RefusedFile
+from harness.integrity import read_statistics
 from harness.leaderboard.machine import on_machine
 from harness.metrics.base import Statistics
 from harness.record import MetricValue, Record
 from harness.results import RECORDS, read_record
-from harness.store.files import read_arrays
-
-_MAX_SIDECAR = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -33,8 +28,8 @@ class Loaded:
 
     @cached_property
     def metrics_section(self) -> str:
-        """The `metrics` of its resolved spec as canonical JSON."""
-        return canonical(self.record.resolved.get("metrics") or [])
+        """The `metrics` of its resolved experiment as canonical JSON."""
+        return self.record.metrics_section
 
     @cached_property
     def numbers(self) -> tuple[MetricValue, ...]:
@@ -52,11 +47,10 @@ class Loaded:
         documents = self.record.documents
         if documents is None:
             raise RefusedFile(f"{self.path} has no per-document statistics")
-        file = (self.results / self.path).parent / documents.file
-        if Path(documents.file).name != documents.file or file.is_symlink():
-            raise RefusedFile(f"{self.path} names statistics outside of its folder: {documents.file!r}")
-        _vouch(file, documents.sha256, self.path)
-        return _read_arrays(file)
+        try:
+            return read_statistics((self.results / self.path).parent, documents)
+        except RefusedFile as error:
+            raise RefusedFile(f"{self.path}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -92,11 +86,6 @@ def load_one(path: Path, results: Path) -> Loaded:
         record = read_record(path)
     except RefusedFile as error:
         raise RefusedFile(f"{shown}: {error}") from None
-    try:
-        datetime.fromisoformat(record.created)
-        canonical(record.model_dump(mode="python"))
-    except ValueError as error:
-        raise RefusedFile(f"{shown}: {error}") from None
     return Loaded(record, shown, results if path.is_relative_to(results) else path.parent)
 
 
@@ -106,24 +95,3 @@ def _json_files(folder: Path) -> Iterator[Path]:
         folders.sort()
         yield from (link for name in folders if (link := Path(parent, name)).is_symlink())
         yield from (Path(parent, name) for name in sorted(files) if name.endswith(".json") and not name.startswith("."))
-
-
-def _vouch(file: Path, sha256: str, shown: str) -> None:
-    try:
-        if file.stat().st_size > _MAX_SIDECAR:
-            raise RefusedFile(f"{shown}: {file.name} is larger than statistics can be")
-        if file_digest(file) != sha256:
-            raise RefusedFile(f"{shown}: {file.name} is not what the record vouches for (sha256 differs)")
-    except OSError as error:
-        raise RefusedFile(f"{shown}: {file.name} cannot be read: {error.strerror or error}") from None
-
-
-def _read_arrays(file: Path) -> Statistics:
-    try:
-        arrays = read_arrays(file)
-    except StoreError as error:
-        raise RefusedFile(str(error)) from None
-    wrong = [name for name, array in arrays.items() if array.dtype != np.float64 or array.ndim != 1]
-    if wrong:
-        raise RefusedFile(f"{file.name}: {wrong[0]} is not a float64 array [documents]")
-    return {name: array.astype(np.float64, copy=False) for name, array in arrays.items()}

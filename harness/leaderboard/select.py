@@ -79,16 +79,22 @@ def _narrowed(cells: list[Loaded], parts: list[str], wanted: str) -> list[Loaded
 def _measured(cells: list[Loaded], wanted: str) -> Side:
     ok = [cell for cell in cells if cell.record.status == "ok"]
     if not ok:
-        raise InvalidInput(f"{plain(wanted)} has no numbers: {', '.join(sorted({c.record.status for c in cells}))}")
+        raise InvalidInput(f"{plain(wanted)} has no numbers: {', '.join(sorted({_ended(c) for c in cells}))}")
     return _side(sorted(ok, key=lambda cell: cell.record.seed), wanted)
 
 
 def _side(cells: list[Loaded], wanted: str) -> Side:
     if cells[0].record.status != "ok":
-        raise InvalidInput(f"{plain(wanted)} has no numbers: {cells[0].record.status}")
+        raise InvalidInput(f"{plain(wanted)} has no numbers: {_ended(cells[0])}")
     record = cells[0].record
     name = f"{record.spec.name}[{record.label}]" if record.label else record.spec.name
     return Side(f"{name}[{record.seed}]" if len(cells) == 1 else name, tuple(cells))
+
+
+def _ended(cell: Loaded) -> str:
+    """How a run without numbers ended; of a damaged record also what is wrong, since no log says it."""
+    record = cell.record
+    return f"damaged ({plain(record.error.message)})" if record.status == "damaged" and record.error else record.status
 
 
 def _rows(cells: list[Loaded]) -> list[str]:

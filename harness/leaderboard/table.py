@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from harness.canonical import canonical
 from harness.leaderboard.board import Badge, Board, Column, Group, Row, Value
-from harness.leaderboard.evidence import Source, Unusable, current_versions, units_of
+from harness.leaderboard.evidence import Source, Unusable, units_of
 from harness.leaderboard.grouping import UNMEASURED, apart, group_key, merged_groups
 from harness.leaderboard.inference import interval_of
 from harness.leaderboard.load import Loaded, Results
 from harness.leaderboard.machine import ON_MACHINE
 from harness.leaderboard.ties import verdicts_of
+from harness.metrics.recorded import current_versions
 from harness.record import MetricValue, Record
 from harness.sae.training import TrainingOptions
 from harness.section import Json
@@ -61,8 +62,13 @@ def board_of(results: Results, suite: str | None = None, source: Source | None =
     groups = [_group(key, rows, source, short) for key, rows in _rows(placed, current, superseded).items()]
     groups.sort(key=lambda group: (group.key == UNMEASURED, -len(group.rows), group.title, group.key))
     groups = [replace(group, differs=apart(group, groups[0])) for group in groups]
-    problems = [str(error) for error in results.refused] + sorted(source.problems.values())
+    problems = [str(error) for error in results.refused] + _damaged(chosen) + sorted(source.problems.values())
     return Board(tuple(groups), tuple(sorted(cell.path for cell in superseded)), tuple(problems))
+
+
+def _damaged(cells: Iterable[Loaded]) -> list[str]:
+    damaged = [cell for cell in cells if cell.record.status == "damaged"]
+    return [f"{cell.path} is damaged: {cell.record.error.message}" for cell in damaged if cell.record.error]
 
 
 def within(spec: str, suite: str | None) -> bool:
@@ -164,7 +170,7 @@ def _badges(row: Row, older: int) -> Iterable[Badge]:
             error = cell.record.error
             detail = f"{error.stage}: {error.type}: {error.message}" if error else ""
             yield Badge("failed", f"{cell.record.status} (seed {cell.record.seed})", detail)
-    if any((cell.record.environment.get("git") or {}).get("dirty") for cell in row.measured):
+    if any(cell.record.environment.git and cell.record.environment.git.dirty for cell in row.measured):
         yield Badge("dirty", "dirty tree", "Measured with uncommitted changes to the code.")
     if old := sorted({name for cell in row.measured for name in _outdated(cell)}):
         yield Badge("old", "old metric version", ", ".join(old))

@@ -93,6 +93,8 @@ def _step(stage: Stage, store: Store, needed: bool) -> PlannedStage:
 
 
 def _why(cell: Cell, record: Record | None, results: Path) -> str:
+    if record and record.status == "damaged":
+        return f"its record is damaged: {record.error.message if record.error else ''}"
     if record:
         return f"its last run {record.status}" + (f" ({record.error.type})" if record.error else "")
     earlier = [r for r in records_of(results, cell) if (r.label, r.seed) == (cell.label, cell.seed)]

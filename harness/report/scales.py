@@ -45,7 +45,7 @@ def _alike(records: Iterable[Record]) -> list[list[Record]]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         steering = record.resolved.get("steering")
-        if record.status == "ok" and isinstance(steering, dict) and "scale" in steering:
+        if record.status == "ok" and steering and steering.get("scale") is not None:
             groups[canonical({**record.resolved, "steering": {**steering, "scale": None}})].append(record)
     return list(groups.values())
 

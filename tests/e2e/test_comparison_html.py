@@ -10,7 +10,7 @@ from selenium.webdriver import Keys
 
 from harness.leaderboard import compare_records
 from tests.support.browser import Browser, one, opened, press, requested, screen, texts
-from tests.unit.leaderboard_factory import HOSTILE, Planted, tampered, write
+from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
 pytestmark = pytest.mark.browser
 
@@ -72,7 +72,7 @@ def test_hostile_strings_are_text_and_nothing_is_fetched(driver: Browser, tmp_pa
     paths = write(tmp_path, Planted(name="a/one"), Planted(name="a/two", error=0.3))
     for path in paths:
         resolved = json.loads(path.read_text())["resolved"]
-        tampered(path, resolved={**resolved, HOSTILE: HOSTILE + path.name}, label=HOSTILE)
+        rewritten(path, resolved={**resolved, HOSTILE: HOSTILE + path.name}, label=HOSTILE)
     page = compared(driver, tmp_path, "a/one", "a/two")
     assert driver.title == "latentbench comparison"
     assert driver.find_elements("css selector", "img") == []

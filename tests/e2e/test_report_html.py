@@ -12,7 +12,7 @@ from selenium.webdriver import Keys
 
 from harness.leaderboard import leaderboard
 from tests.support.browser import Browser, contrast, fetched, one, opened, press, requested, screen, texts, wait
-from tests.unit.leaderboard_factory import HOSTILE, Planted, tampered, write
+from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
 pytestmark = pytest.mark.browser
 
@@ -293,7 +293,7 @@ def test_hostile_strings_are_text(driver: Browser, tmp_path: Path) -> None:
         Planted(name="quickstart/other", status="failed", message=HOSTILE),
     )
     for path in paths:
-        tampered(path, label=HOSTILE, spec={"name": HOSTILE, "path": HOSTILE, "digest": HOSTILE})
+        rewritten(path, label=HOSTILE, spec={"name": HOSTILE, "path": HOSTILE, "digest": HOSTILE})
     (tmp_path / "records" / "<img src=x onerror=alert(1)>.json").write_text("{")
     report = tmp_path / "report.html"
     report.write_text(leaderboard(tmp_path, "html"), encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.integrity import sealed
 from harness.leaderboard import leaderboard
 from harness.leaderboard.load import load
 from harness.leaderboard.render import html
@@ -44,7 +45,7 @@ def test_accuracy_by_scale_is_a_line_per_vector_on_which_nothing_is_dominated(dr
         steering = {"model": {"id": "m"}, "steering": {"method": method, "scale": scale}}
         value = made.metrics[0].model_copy(update={"id": task, "value": 0.9 - scale / 4})
         cell = made.model_copy(update={"metrics": (value,), "resolved": steering, "cell": f"{number:064x}"})
-        write_json(tmp_path / f"records/a/{number}.json", cell.model_dump(mode="json", by_alias=True))
+        write_json(tmp_path / f"records/a/{number}.json", sealed(cell))
     report = tmp_path / "report.html"
     report.write_text(leaderboard(tmp_path, "html"), encoding="utf-8")
     visit(driver, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -65,7 +66,7 @@ def test_many_damaged_artifacts_are_made_again(
 
 
 @pytest.mark.parametrize("what", ["records/mine/*.json", "records/mine/*.safetensors"])
-def test_damaged_records_count_as_absent_or_are_refused(tmp_path: Path, undisturbed: Workbench, what: str) -> None:
+def test_damaged_records_and_statistics_are_computed_again(tmp_path: Path, undisturbed: Workbench, what: str) -> None:
     bench = Workbench(tmp_path / "project")
     shutil.copytree(undisturbed.root, bench.root)
     for number, path in enumerate(sorted((bench.root / "results").glob(what))):
@@ -74,8 +75,23 @@ def test_damaged_records_count_as_absent_or_are_refused(tmp_path: Path, undistur
         done = call(bench, *verb)
         assert "Traceback" not in done.err
     assert call(bench, *RUN).code == 0
-    if what.endswith("json"):
-        assert content(bench) == content(undisturbed)
+    assert content(bench) == content(undisturbed)
+
+
+def test_an_altered_number_is_open_until_it_is_computed_again(tmp_path: Path, undisturbed: Workbench) -> None:
+    bench = Workbench(tmp_path / "project")
+    shutil.copytree(undisturbed.root, bench.root)
+    path = next((bench.root / "results/records/mine").glob("*.json"))
+    record = json.loads(path.read_text())
+    record["metrics"][0]["value"] += 0.3
+    path.write_text(json.dumps(record))
+    status = call(bench, "status")
+    assert status.code == 3
+    assert "its record is damaged: its digest does not hold" in status.out
+    assert "1 cell done, 1 to run" in status.out
+    assert call(bench, *RUN).code == 0
+    assert call(bench, "status").code == 0
+    assert content(bench) == content(undisturbed)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])

@@ -30,6 +30,7 @@ def check_whole(bench: Workbench) -> None:
     results = bench.root / "results"
     for path in (results / "records").rglob("*.json"):
         record = read_record(path)
+        assert record.status != "damaged", record.error
         if record.documents is not None:
             assert file_digest(path.with_name(record.documents.file)) == record.documents.sha256, path
         assert record.status != "ok" or record.metrics, path

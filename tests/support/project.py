@@ -152,7 +152,7 @@ class Workbench:
 def numbers(record: Record) -> dict[str, Any]:
     """A record without what may differ between two computations of the same cell: times, host and cost."""
     return record.model_copy(update={"environment": {}, "cost": None, "created": ""}).model_dump(
-        mode="json", by_alias=True, exclude={"environment", "cost", "created"}
+        mode="json", by_alias=True, exclude={"environment", "cost", "created", "digest"}
     )
 
 

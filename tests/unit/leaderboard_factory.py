@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.canonical import digest, file_digest
+from harness.integrity import sealed
 from harness.metrics.cross_entropy import CrossEntropy
 from harness.metrics.explained_variance import ExplainedVariance
 from harness.metrics.sparsity import L0
@@ -134,9 +135,11 @@ def write(results: Path, *cells: Planted) -> list[Path]:
     return [_write(results, planted) for planted in cells]
 
 
-def tampered(path: Path, **changes: Any) -> None:
-    """Changes fields of a record on disk."""
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}), encoding="utf-8")
+def rewritten(path: Path, **changes: Any) -> None:
+    """Changes fields of a record as whoever writes one would: its digest holds."""
+    plain = {**json.loads(path.read_text()), **changes}
+    plain.pop("digest", None)
+    path.write_text(json.dumps(plain | {"digest": digest("record", plain)}), encoding="utf-8")
 
 
 def _write(results: Path, planted: Planted) -> Path:
@@ -146,7 +149,7 @@ def _write(results: Path, planted: Planted) -> Path:
         sidecar = path.with_suffix(".safetensors")
         write_arrays(sidecar, dict(arrays))
         made = made.model_copy(update={"documents": DocumentStatistics(file=sidecar.name, sha256=file_digest(sidecar))})
-    write_json(path, made.model_dump(mode="json", by_alias=True))
+    write_json(path, sealed(made))
     return path
 
 

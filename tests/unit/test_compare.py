@@ -14,7 +14,7 @@ from harness.leaderboard.board import Column
 from harness.leaderboard.compare import Comparison, MetricChange, compare
 from harness.leaderboard.load import load
 from harness.leaderboard.select import select
-from tests.unit.leaderboard_factory import HOSTILE, Planted, record, tampered, write
+from tests.unit.leaderboard_factory import HOSTILE, Planted, record, rewritten, write
 
 EV = "general/explained_variance.centred@1"
 
@@ -119,14 +119,13 @@ def test_movers_are_the_documents_that_carry_the_difference(tmp_path: Path) -> N
     )
 
 
-def test_a_missing_sidecar_leaves_the_difference_without_a_test(tmp_path: Path) -> None:
+def test_a_record_without_its_statistics_has_nothing_to_compare(tmp_path: Path) -> None:
     first, _ = write(tmp_path, Planted(name="a/one"), Planted(name="a/two"))
     first.with_suffix(".safetensors").unlink()
-    found = compared(tmp_path, "a/one", "a/two")
-    ev = change(found, EV)
-    assert ev.difference is not None
-    assert (ev.p, ev.low) == (None, None)
-    assert len(found.problems) == 1
+    with pytest.raises(InvalidInput, match=r"a/one has no numbers: damaged \(.*cannot be read: No such file"):
+        compared(tmp_path, "a/one", "a/two")
+    with pytest.raises(InvalidInput, match="damaged"):
+        select(load(tmp_path), str(first))
 
 
 @pytest.mark.parametrize("wanted", ["a/two[sae.k=8][1]", "a/two[sae.k=8][seed=1]", "CELL", "PATH", "RELATIVE"])
@@ -174,7 +173,7 @@ def test_unknown_and_ambiguous_names_say_what_there_is(tmp_path: Path, wanted: s
 
 def test_the_start_of_several_cells_is_ambiguous(tmp_path: Path) -> None:
     for path, cell in zip(write(tmp_path, Planted(seed=0), Planted(seed=1)), ("a" * 64, "a" * 63 + "b"), strict=True):
-        tampered(path, cell=cell)
+        rewritten(path, cell=cell)
     with pytest.raises(InvalidInput, match="several cells"):
         select(load(tmp_path), "aaaaaaaa")
 
@@ -183,7 +182,7 @@ def test_the_start_of_several_cells_is_ambiguous(tmp_path: Path) -> None:
 def test_formats_are_deterministic_and_inert(tmp_path: Path, format: str) -> None:
     write(tmp_path, Planted(name="a/one"))
     path = write(tmp_path, Planted(name="a/two", error=0.3))[0]
-    tampered(path, resolved={**json.loads(path.read_text())["resolved"], HOSTILE: HOSTILE})
+    rewritten(path, resolved={**json.loads(path.read_text())["resolved"], HOSTILE: HOSTILE})
     pages = [compare_records(tmp_path, "a/one", "a/two", format) for _ in range(2)]  # type: ignore[arg-type]
     assert pages[0] == pages[1]
     assert "\x1b" not in pages[0]

@@ -27,6 +27,7 @@ from adapters.sparsify import SparsifySource
 from harness.errors import LatentbenchError, RefusedFile
 from harness.execute.stages import read_content, write_content
 from harness.leaderboard import leaderboard
+from harness.record import Record
 from harness.results import read_record
 from harness.sae import artifact
 from harness.sae.options import TopKOptions
@@ -37,6 +38,7 @@ from harness.store.store import MANIFEST, Store
 from tests.support.damaged import BOMBS, gguf_lies, payloads, safetensors_lies, torn, torn_json
 from tests.support.saes import D_IN, WIDTH, K, built
 from tests.support.saes import random as random_weights
+from tests.unit.leaderboard_factory import rewritten
 
 Count = Callable[[str, object], None]
 RECORDS = Path(__file__).parents[2] / "results/records"
@@ -80,7 +82,16 @@ def _vectors(name: str) -> Callable[[Path], None]:
 
 
 def _record(folder: Path) -> None:
-    shutil.copy(next(RECORDS.rglob("*.json")), folder / "record.json")
+    source = next(RECORDS.rglob("*.json"))
+    shutil.copy(source, folder / "record.json")
+    statistics = source.with_suffix(".safetensors")
+    shutil.copy(statistics, folder / statistics.name)
+
+
+def _whole(record: Record) -> Record:
+    if record.status == "damaged":
+        raise RefusedFile(str(record.error))
+    return record
 
 
 def _source(source: type[Any]) -> Callable[[Path], object]:
@@ -96,7 +107,7 @@ def _model(folder: Path) -> None:
 
 
 READERS = {
-    "record": Reader(_record, lambda folder: read_record(folder / "record.json"), ("record.json",)),
+    "record": Reader(_record, lambda folder: _whole(read_record(folder / "record.json")), ("record.json",)),
     "our JSON": Reader(_record, lambda folder: read_json(folder / "record.json"), ("record.json",)),
     "statistics": Reader(
         lambda folder: write_arrays(folder / "x.safetensors", {"a": np.ones(4), "b": np.zeros((2, 2))}),
@@ -235,10 +246,14 @@ def test_records_with_escapes_and_html_stay_data(tmp_path: Path) -> None:
     evil = "\x1b]0;x\x07\x9b2J</script><img src=x onerror=alert(1)>\u202e"
     record["label"] = record["spec"]["name"] = record["spec"]["path"] = evil
     record["warnings"] = [evil]
-    record["cell"], record["documents"] = "e" * 64, None
+    record["cell"] = "e" * 64
     target = tmp_path / "records/mine"
     target.mkdir(parents=True)
+    statistics = source.with_suffix(".safetensors")
+    shutil.copy(statistics, target / statistics.name)
     (target / "x.json").write_text(json.dumps(record))
+    rewritten(target / "x.json")
+    assert read_record(target / "x.json").status == "ok"
     for form in ("terminal", "md", "html", "json"):
         shown = leaderboard(tmp_path, format=form)  # type: ignore[arg-type]
         assert form != "html" or "<img src" not in shown

@@ -20,7 +20,7 @@ from harness.leaderboard.render.html import embedded
 from harness.leaderboard.render.provenance import provenances
 from harness.leaderboard.render.text import decimals, markdown, number, p_value, plain, seconds, spread
 from harness.leaderboard.table import board_of
-from tests.unit.leaderboard_factory import HOSTILE, Planted, tampered, write
+from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
 FORMATS = ("md", "terminal", "json", "csv", "html")
 GOLDEN = Path(__file__).parent / "golden" / "LEADERBOARD.md"
@@ -44,7 +44,7 @@ def hostile(results: Path) -> Path:
     path = write(results, Planted(message=HOSTILE, status="failed"), Planted(seed=1, warnings=(HOSTILE,)))
     spec = {"name": f"quickstart/{HOSTILE}", "path": f"specs/{HOSTILE}.yaml", "digest": HOSTILE}
     for written in path:
-        tampered(written, spec=spec, label=HOSTILE)
+        rewritten(written, spec=spec, label=HOSTILE)
     return results
 
 
@@ -110,7 +110,7 @@ def test_columns_that_do_not_fit_stand_below_each_other_unharmed(results: Path, 
 
 
 def test_terminal_markup_is_text(tmp_path: Path) -> None:
-    tampered(write(tmp_path, Planted())[0], label="[bold red]x[/]")
+    rewritten(write(tmp_path, Planted())[0], label="[bold red]x[/]")
     assert "[bold red]x[/]" in leaderboard(tmp_path, "terminal", width=300)
 
 
@@ -164,7 +164,7 @@ def test_csv_has_one_line_per_number_and_keeps_all_digits(results: Path) -> None
 
 
 def test_csv_text_is_no_formula(tmp_path: Path) -> None:
-    tampered(write(tmp_path, Planted())[0], label="=HYPERLINK(1)")
+    rewritten(write(tmp_path, Planted())[0], label="=HYPERLINK(1)")
     lines = list(csv.DictReader(io.StringIO(leaderboard(tmp_path, "csv"))))
     assert {line["label"] for line in lines} == {"'=HYPERLINK(1)"}
 

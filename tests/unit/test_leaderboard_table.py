@@ -13,7 +13,7 @@ from harness.leaderboard.board import Board, Column, Group, Row
 from harness.leaderboard.grouping import differing_facts
 from harness.leaderboard.load import load
 from harness.leaderboard.table import board_of
-from tests.unit.leaderboard_factory import Planted, tampered, write
+from tests.unit.leaderboard_factory import Planted, rewritten, write
 
 EV = "general/explained_variance.centred@1"
 
@@ -179,7 +179,7 @@ def test_a_null_in_one_seed_leaves_the_row_blank_with_the_reason(tmp_path: Path)
     for metric in record["metrics"]:
         if metric["id"] == "explained_variance.centred" and metric["domain"] == "general":
             metric.update(value=None, ci=None, null_reason="no tokens")
-    tampered(paths[1], metrics=record["metrics"])
+    rewritten(paths[1], metrics=record["metrics"])
     value = board_of(load(tmp_path)).groups[0].rows[0].values[EV]
     assert value.value is None
     assert value.reason == "seed 1: no tokens"
@@ -188,7 +188,7 @@ def test_a_null_in_one_seed_leaves_the_row_blank_with_the_reason(tmp_path: Path)
 def test_a_metric_that_one_seed_lacks_is_blank(tmp_path: Path) -> None:
     paths = write(tmp_path, Planted(seed=0), Planted(seed=1))
     metrics = json.loads(paths[0].read_text())["metrics"]
-    tampered(paths[0], metrics=[m for m in metrics if not m["id"].startswith("explained_variance")])
+    rewritten(paths[0], metrics=[m for m in metrics if not m["id"].startswith("explained_variance")])
     value = board_of(load(tmp_path)).groups[0].rows[0].values[EV]
     assert (value.value, value.reason) == (None, "seed 0: not measured")
 
@@ -236,18 +236,22 @@ def test_numbers_that_do_not_follow_from_their_statistics_are_reported_and_untes
     for metric in record["metrics"]:
         if metric["id"] == "explained_variance.centred":
             metric["value"] = 0.999
-    tampered(first, metrics=record["metrics"])
+    rewritten(first, metrics=record["metrics"])
     found = board_of(load(tmp_path))
     assert any("0.999" in problem for problem in found.problems)
     assert all(found.groups[0].verdict(r, column(found.groups[0], EV)).standing is None for r in found.groups[0].rows)
 
 
-def test_damaged_statistics_are_reported_and_the_numbers_stay(tmp_path: Path) -> None:
+def test_damaged_statistics_are_reported_and_their_numbers_are_none(tmp_path: Path) -> None:
     first, _ = write(tmp_path, Planted(name="a/one"), Planted(name="a/two"))
     first.with_suffix(".safetensors").write_bytes(b"damaged")
     found = board_of(load(tmp_path))
     assert any("sha256 differs" in problem for problem in found.problems)
-    assert all(r.values[EV].value is not None for r in found.groups[0].rows)
+    values = {r.spec: r.values.get(EV) for r in found.groups[0].rows}
+    assert values["a/two"] is not None
+    assert values["a/two"].value is not None
+    assert not row(found.groups[0], "a/one").measured
+    assert "damaged (seed 0)" in texts(row(found.groups[0], "a/one"))
 
 
 def test_badges(tmp_path: Path) -> None:
@@ -258,7 +262,7 @@ def test_badges(tmp_path: Path) -> None:
 def test_an_outdated_metric_is_marked_and_kept_in_a_column_of_its_own(tmp_path: Path) -> None:
     first, _ = write(tmp_path, Planted(name="a/one"), Planted(name="a/two"))
     metrics = json.loads(first.read_text())["metrics"]
-    tampered(first, metrics=[{**m, "version": 0} if m["id"] == "l0" else m for m in metrics])
+    rewritten(first, metrics=[{**m, "version": 0} if m["id"] == "l0" else m for m in metrics])
     (group,) = board_of(load(tmp_path)).groups
     assert "old metric version" in texts(row(group, "a/one"))
     assert {c.key for c in group.columns} >= {"general/l0@0", "general/l0@1"}

@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 
 from harness.canonical import digest, file_digest
-from harness.leaderboard import evidence as evidence_module
+from harness.integrity import sealed
 from harness.leaderboard import leaderboard
 from harness.leaderboard.board import Board
 from harness.leaderboard.compare import NOTHING_TO_TEST, compare
 from harness.leaderboard.load import load
 from harness.leaderboard.select import select
 from harness.leaderboard.table import board_of
+from harness.metrics import recorded
 from harness.metrics.base import Estimator, Metric
 from harness.metrics.values import metric_values
 from harness.record import Comparability, DocumentStatistics, Interval, MetricValue
 from harness.registry import sections
 from harness.store.files import write_arrays, write_json
-from tests.unit.leaderboard_factory import Planted, record
+from tests.unit.leaderboard_factory import Planted, record, rewritten
 
 FORMATS = ("md", "terminal", "json", "csv", "html", "latex")
 
@@ -58,9 +59,9 @@ class Solved(Metric):
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {**sections("metrics"), "judged": Judged, "solved": Solved}
-    monkeypatch.setattr(evidence_module, "sections", lambda group: both)
-    evidence_module.estimators.cache_clear()
-    evidence_module.tallies.cache_clear()
+    monkeypatch.setattr(recorded, "sections", lambda group: both)
+    recorded.estimators.cache_clear()
+    recorded.tallies.cache_clear()
 
 
 def latents(score: float, n: int = 64, seed: int = 0, judge: str = "words") -> dict[str, np.ndarray]:
@@ -107,7 +108,7 @@ def write(
     write_arrays(path.with_suffix(".safetensors"), dict(arrays))
     sidecar = path.with_suffix(".safetensors")
     made = made.model_copy(update={"documents": DocumentStatistics(file=sidecar.name, sha256=file_digest(sidecar))})
-    write_json(path, made.model_dump(mode="json", by_alias=True))
+    write_json(path, sealed(made))
 
 
 def _params(metrics: tuple[Metric, ...], id: str) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def test_two_judges_are_two_columns(tmp_path: Path) -> None:
         other = other.model_copy(update={"params": {"judge": "letters"}})
         data["metrics"].append(other.model_dump(mode="json"))
         data["resolved"]["metrics"].append(letters.plain())
-        path.write_text(json.dumps(data))
+        rewritten(path, **data)
     columns = [c for c in board(tmp_path).groups[0].columns if c.metric == "judged.score"]
     assert {c.params for c in columns} == {"judge=words", "judge=letters"}
     page = leaderboard(tmp_path, "json", columns=["judged.score"])
@@ -226,7 +227,7 @@ def test_numbers_of_the_whole_run_have_a_difference_and_nothing_to_test(tmp_path
         path = next((tmp_path / "records" / name).glob("*.json"))
         data = json.loads(path.read_text())
         cost = MetricValue(id="cost.parameters", version=1, value=value, unit="parameters", higher_is_better=False)
-        path.write_text(json.dumps({**data, "metrics": [*data["metrics"], cost.model_dump(mode="json")]}))
+        rewritten(path, metrics=[*data["metrics"], cost.model_dump(mode="json")])
     found = compare(select(load(tmp_path), "a/one"), select(load(tmp_path), "a/two"))
     change = next(c for c in found.changes if c.column.metric == "cost.parameters")
     assert (change.difference, change.p, change.reason) == (3000.0, None, NOTHING_TO_TEST)
@@ -241,7 +242,7 @@ def test_units_of_numbers_whose_metric_is_not_installed_come_from_their_interval
     other = MetricValue(
         id="other.share", version=1, domain="general", value=0.15, unit="fraction", higher_is_better=True, n=12, ci=ci
     )
-    path.write_text(json.dumps({**data, "metrics": [*data["metrics"], other.model_dump(mode="json")]}))
+    rewritten(path, metrics=[*data["metrics"], other.model_dump(mode="json")])
     assert board(tmp_path).groups[0].counts == {"general": "60 documents, 12 transitions"}
 
 
@@ -287,7 +288,7 @@ def test_headings_say_only_what_tells_columns_apart(tmp_path: Path) -> None:
         ).model_dump(mode="json")
         for strength in (1.0, 2.0)
     ]  # fmt: skip
-    written.write_text(json.dumps({**made, "metrics": [*made["metrics"], *steered]}))
+    rewritten(written, metrics=[*made["metrics"], *steered])
     (group,) = board(tmp_path).groups
     headings = [group.heading(column) for column in group.columns if column.metric == "flow_steering.shift"]
     assert headings == ["Steered (strength=1.0)", "Steered (strength=2.0)"]
@@ -312,7 +313,7 @@ def test_accuracy_against_scale_is_plotted_where_rows_differ_in_scale(tmp_path: 
                 "comparability": facts, "resolved": {"model": {"id": "m"}, "steering": {"method": "rl", "scale": scale}},
             }
         )  # fmt: skip
-        write_json(tmp_path / f"records/a/{number}.json", cell.model_dump(mode="json", by_alias=True))
+        write_json(tmp_path / f"records/a/{number}.json", sealed(cell))
     page = html.page(board_of(load(tmp_path)))
     data = json.loads(re.search(r'id="board">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
     (group,) = data["groups"]

@@ -35,7 +35,7 @@ def _provenance(row: Row) -> dict[str, Json]:
         "resolved": {name: value for name, value in record.resolved.items() if value is not None},
         "keys": record.keys,
         "comparability": {domain: agreed.key for domain, agreed in record.comparability.items()},
-        "environment": record.environment,
+        "environment": {name: value for name, value in record.environment.plain().items() if value is not None},
         "cost": record.cost.plain(),
         "artifacts": [artifact.plain() for artifact in record.artifacts],
         "cells": [_cell(cell) for cell in row.cells],
