@@ -16,7 +16,7 @@ from harness.exchange import lm_eval, sae_lens, saebench
 from harness.exchange.foreign import Foreign, parsed, word
 from harness.integrity import sealed
 from harness.record import Comparability, Import, Record, SpecOrigin
-from harness.results import RECORDS
+from harness.results import RECORDS, read_record
 from harness.store.files import write_json
 
 FOLDER = "imported"
@@ -30,7 +30,7 @@ class Imported:
     record: Record
     path: Path
     new: bool
-    """False where the same result of the same file was imported before."""
+    """False where the same result of the same file was imported before and is whole."""
 
 
 def import_files(results: Path, files: Sequence[Path]) -> list[Imported]:
@@ -39,7 +39,7 @@ def import_files(results: Path, files: Sequence[Path]) -> list[Imported]:
     Raises RefusedFile for a file that is none of the known kinds or malformed; then nothing is written.
     """
     records = {record.cell: record for file in files for record in records_of(file)}
-    made = [Imported(r, (place := _place(results, r)), not place.exists()) for r in records.values()]
+    made = [Imported(r, (place := _place(results, r)), not _whole(place)) for r in records.values()]
     written: list[Path] = []
     try:
         for item in (item for item in made if item.new):
@@ -99,6 +99,13 @@ def _record(foreign: Foreign, file: str, sha256: str, entry: int, written: datet
         )
     except (ValidationError, ValueError) as error:
         raise RefusedFile(f"{file}: {str(error).splitlines()[0]}") from None
+
+
+def _whole(place: Path) -> bool:
+    try:
+        return read_record(place).status == "ok"
+    except RefusedFile:
+        return False
 
 
 def _place(results: Path, record: Record) -> Path:

@@ -80,6 +80,19 @@ def test_importing_again_changes_nothing(tmp_path: Path) -> None:
     assert first.path == again.path
 
 
+def test_a_damaged_import_is_imported_again(tmp_path: Path) -> None:
+    file = put(tmp_path, SAEBENCH)
+    (made,) = taken(tmp_path / "results", file)
+    written = made.path.read_bytes()
+    made.path.write_bytes(written.replace(b'"higher_is_better": true', b'"higher_is_better": false'))
+    assert "`latentbench import result.json` makes it again" in leaderboard(
+        tmp_path / "results", "terminal", width=1000
+    )
+    (again,) = taken(tmp_path / "results", file)
+    assert again.new
+    assert made.path.read_bytes() == written
+
+
 def test_hostile_names_stay_inside_the_records(tmp_path: Path) -> None:
     data = changed(changed(SAEBENCH, "sae_lens_release_id", "../../../../etc"), "sae_lens_id", HOSTILE)
     (made,) = taken(tmp_path / "results", put(tmp_path, data))

@@ -174,7 +174,9 @@ def test_a_damaged_record_is_in_no_mean_and_no_ranking(tmp_path: Path) -> None:
     assert [badge.text for badge in rows["a/one"].badges] == ["2 of 3 seeds", "damaged (seed 0)"]
     assert rows["a/two"].values[EV] == whole["a/two"]
     assert all(row_id != rows["a/one"].id for row_id, _ in found.groups[0].verdicts)
-    assert found.problems == (f"{paths[0].relative_to(tmp_path)} is damaged: {reason(paths[0])}",)
+    (problem,) = found.problems
+    assert problem.startswith(f"{paths[0].relative_to(tmp_path)} is damaged: {reason(paths[0])}; ")
+    assert problem.endswith("`latentbench run specs/a/one.yaml` computes it again")
 
 
 @pytest.mark.parametrize("format", ["terminal", "md", "json", "csv", "latex", "html"])
