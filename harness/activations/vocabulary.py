@@ -24,13 +24,13 @@ def embedding_rows(model: Any) -> int:
 
 def known(token: int | None, rows: int | None) -> int | None:
     """`token` where an embedding of `rows` rows has one for it, else None; `rows` None knows every id."""
-    return token if token is not None and (rows is None or token < rows) else None
+    return token if token is not None and token >= 0 and (rows is None or token < rows) else None
 
 
 def padding_id(tokenizer: Any, rows: int | None) -> int:
     """What fills up shorter rows. Masked everywhere, so any id that the model knows will do; every model knows 0."""
     ids = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
-    return int(next((token for token in ids if known(token, rows) is not None), 0))
+    return next((found for token in ids if (found := known(token, rows)) is not None), 0)
 
 
 def padding_of(lm: LanguageModel) -> int:
@@ -39,11 +39,16 @@ def padding_of(lm: LanguageModel) -> int:
 
 
 def end_ids(lm: LanguageModel) -> set[int]:
-    """Tokens that end an answer: all that the model's generation config lists, and the tokenizer's."""
+    """Tokens that end an answer: all that the model's generation config lists, and the tokenizer's.
+
+    Raises InvalidInput where the config lists what is no id.
+    """
     configured = getattr(lm.model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list | tuple) else [configured]
-    rows = embedding_rows(lm.model)
-    return {int(end) for end in (*listed, lm.tokenizer.eos_token_id) if known(end, rows) is not None}
+    ends, rows = [end for end in (*listed, lm.tokenizer.eos_token_id) if end is not None], embedding_rows(lm.model)
+    if strange := [end for end in ends if not isinstance(end, int)]:
+        raise InvalidInput(f"the model's generation config has the eos_token_id {strange[0]!r}; ids are whole numbers")
+    return {end for end in ends if known(end, rows) is not None}
 
 
 def check_ids(ids: Sequence[int], tokenizer: Any, rows: int | None, where: str = "") -> None:

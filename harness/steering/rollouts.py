@@ -90,6 +90,11 @@ def answers(
     return done
 
 
+def check_prompts(lm: LanguageModel, prompts: Sequence[str]) -> None:
+    """Raises InvalidInput where a prompt cannot be answered: a token the model does not know, or no room for an answer."""
+    _room(lm, prompt_ids(lm, prompts), 1)
+
+
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids [B, T] and mask [B, T] of rows that end together."""
     longest = max(map(len, rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from adapters.protocols import LanguageModel, Roots
+from adapters.protocols import LanguageModel, Problem, Roots
 from adapters.transformers_model import TransformersModel
 from harness.activations.site import Site
 from harness.activations.tokens import evaluation_tokens, training_tokens
@@ -86,6 +86,23 @@ def test_a_training_by_reinforcement_does_not_depend_on_it(tmp_path: Path) -> No
     assert made[0].meta["curve"][1]["norm"] > 0
 
 
+def test_a_training_names_a_prompt_that_cannot_be_answered_before_it_starts(tmp_path: Path) -> None:
+    class Problems(WordProblems):
+        def problems(self, roots: Roots) -> Iterator[Problem]:
+            yield from (Problem(f"w{n + 3}", "1") for n in range(11))
+            yield Problem(self.last, "1")
+
+        last: str = ""
+
+    asked = {"problems": {"adapter": "pocket"}, "steps": 3, "prompts": 4, "samples": 3, "reward": "random"}
+    method = RlMethod.model_validate_json(json.dumps({**asked, "selection": 0, "max_new_tokens": 6}))
+    lm = enlarged()
+    for last, said in (("w4 turn", SAID), ("w4 " * 3000, "a prompt of 3000 tokens leaves no room .* context of 2048")):
+        with pytest.raises(InvalidInput, match=said):
+            method.model_copy(update={"problems": Problems(last=last)}).make(lab(lm, tmp_path))
+    assert not (tmp_path / "scratch").exists()
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real model is not here")
 def test_a_real_model_gives_the_same_with_a_token_added_for_padding() -> None:
     def loaded() -> LanguageModel:
@@ -131,9 +148,13 @@ def test_padding_is_an_id_the_model_knows(pad: int | None, eos: int | None, bos:
 
 def test_end_tokens_the_model_cannot_write_are_none() -> None:
     lm = language_model("llama")
-    for listed, ends in ((None, {1}), (7, {1, 7}), ([7, 10**6, 8], {1, 7, 8}), (10**6, {1}), ([], {1})):
+    for listed, ends in ((None, {1}), (7, {1, 7}), ([7, 10**6, 8], {1, 7, 8}), (10**6, {1}), (-1, {1}), ([], {1})):
         lm.model.generation_config.eos_token_id = listed
         assert end_ids(lm) == ends
+    for listed in ("</s>", [[1]], [1, 1.5]):
+        lm.model.generation_config.eos_token_id = listed
+        with pytest.raises(InvalidInput, match="ids are whole numbers"):
+            end_ids(lm)
     lm.tokenizer.add_special_tokens({"eos_token": "<end>"})
     assert lm.tokenizer.eos_token_id == VOCABULARY
     lm.model.generation_config.eos_token_id = None
@@ -246,6 +267,21 @@ def test_a_run_on_short_documents_survives_such_padding(bench: Workbench, comman
     assert done.code == 0, done.err
     (record,) = bench.records().values()
     assert all(value.value is not None for value in record.metrics)
+
+
+@pytest.mark.parametrize("padding", [23, 10**6, -1])
+def test_a_configuration_with_such_padding_is_loaded(bench: Workbench, padding: int) -> None:
+    """torch builds no embedding with a padding row it does not have."""
+    roots, model = bench.project.roots, TransformersModel(id="./model")
+    plain = model.load(roots, torch.device("cpu"))
+    for name in ("config.json", "generation_config.json"):
+        file = bench.root / "model" / name
+        bench.write(f"model/{name}", json.dumps(json.loads(file.read_text()) | {"pad_token_id": padding}))
+    assert model.hook_module(roots, Site(index=1)) == "model.layers.1"
+    loaded, ids = model.load(roots, torch.device("cpu")), torch.tensor([[0, 5, 9, 22]])
+    assert torch.equal(loaded.model(input_ids=ids).logits, plain.model(input_ids=ids).logits)
+    prompts = ["acid base", "gas"]
+    assert answers(loaded, prompts, Sampling(5)) == answers(plain, prompts, Sampling(5))
 
 
 def test_a_run_says_which_token_the_model_does_not_know(bench: Workbench, command: Command) -> None:
