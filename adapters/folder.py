@@ -84,6 +84,7 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
+            config=_config(source, revision),
             revision=revision,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
@@ -124,12 +125,12 @@ def hook_module(source: str, revision: str | None, site: Site) -> str | None:
     The model is built without weights from its configuration. None when that is not on this machine.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from harness.activations.blocks import check_site, decoder_blocks, submodule
 
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, local_files_only=True)
+        config = _config(source, revision, local_files_only=True)
     except (OSError, ValueError):
         return None
     with torch.device("meta"):
@@ -138,6 +139,19 @@ def hook_module(source: str, revision: str | None, site: Site) -> str | None:
     wanted = submodule(decoder_blocks(model)[site.index], site)
     path: str = next(name for name, module in model.named_modules() if module is wanted)
     return path
+
+
+def _config(source: str, revision: str | None, **options: bool) -> Any:
+    """The model's configuration. A padding id that its embedding has no row for is left out: torch refuses to build one
+    with it, and nothing else asks for it, since padding is masked and its id chosen in `harness.activations.vocabulary`."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+    text = config.get_text_config()
+    padding = getattr(text, "pad_token_id", None)
+    if padding is not None and padding >= getattr(text, "vocab_size", padding + 1):
+        text.pad_token_id = None
+    return config
 
 
 @lru_cache(maxsize=256)

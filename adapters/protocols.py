@@ -31,6 +31,7 @@ class ModelFacts:
     d_model: int
     layers: int
     vocabulary: int
+    """Token ids it knows: rows of its embedding. Its tokenizer may hold fewer or more."""
     context: int | None = None
     """Longest text in tokens; None where nothing limits it."""
 

@@ -13,7 +13,7 @@ from adapters.judges.grades import ones_of
 from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Judge, Reply, Roots
 from adapters.transformers_model import TransformersModel
-from harness.errors import NotAvailable
+from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
 from harness.words import one_line
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from adapters.protocols import LanguageModel
 
-_VERSION = 1
+_VERSION = 2
 """Raised when the same model gives other answers to the same messages."""
 
 
@@ -92,8 +92,10 @@ def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
 
 
 def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int, graded: bool) -> Reply:
-    import torch
     from jinja2 import TemplateError
+
+    from harness.activations.vocabulary import check_ids, embedding_rows, longest_text
+    from harness.steering.generation import generate
 
     tokenizer = judge.tokenizer
     try:
@@ -102,20 +104,22 @@ def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tok
         )
     except (TemplateError, ValueError) as error:
         return Reply(None, one_line(f"the chat template refuses the messages: {error}")[:300])
-    encoded = encoded.to(judge.device)
-    read = encoded["input_ids"].shape[1]
-    room = getattr(judge.model.config.get_text_config(), "max_position_embeddings", None)
+    rows, read = embedding_rows(judge.model), encoded["input_ids"].shape[1]
+    try:
+        check_ids(encoded["input_ids"][0].tolist(), tokenizer, rows, "the chat template and the messages: ")
+    except InvalidInput as error:
+        return Reply(None, str(error))
+    encoded, room = encoded.to(judge.device), longest_text(judge.model)
     if room is not None and read + max_tokens > room:
         return Reply(None, f"the question has {read} tokens and leaves no room for {max_tokens} more in {room}")
-    with torch.no_grad():
-        made = judge.model.generate(  # type: ignore[operator]
-            **encoded,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-            return_dict_in_generate=True,
-            output_logits=graded,
-        )
+    made = generate(
+        judge,
+        encoded["input_ids"],
+        encoded["attention_mask"],
+        max_new_tokens=max_tokens,
+        return_dict_in_generate=True,
+        output_logits=graded,
+    )
     written = made.sequences[0, read:]
     text = str(tokenizer.decode(written, skip_special_tokens=True))
     return Reply(text, None, read, len(written), ones=_ones(tokenizer, written, made.logits) if graded else None)
@@ -128,7 +132,8 @@ def _ones(tokenizer: Any, written: Tensor, logits: Sequence[Tensor]) -> dict[int
     for number, step in enumerate(logits[: len(written)]):
         after = str(tokenizer.decode(written[: number + 1], skip_special_tokens=True))
         likely = step[0].double().softmax(0)
-        alone = {label: float(sum(likely[t] for t, own in labels.items() if own == label)) for label in ("0", "1")}
+        written_as = [(t, label) for t, label in labels.items() if t < len(likely)]
+        alone = {label: float(sum(likely[t] for t, own in written_as if own == label)) for label in ("0", "1")}
         steps.append((after[len(before) :], alone))
         before = after
     return ones_of(steps)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+from harness.steering.stops import Stops
+
 
 class SeededSampling(LogitsProcessor):
     """Draws from softmax(logits / temperature) by inverting its distribution function at one uniform per row and step.
@@ -40,19 +42,17 @@ def _uniforms(seed: int, steps: int) -> Tensor:
 class StopStrings(StoppingCriteria):
     """Ends a row as soon as its generated text holds one of the strings, also where no token border meets theirs."""
 
-    def __init__(self, strings: Sequence[str], tokenizer: Any, prompt: int, rows: int) -> None:
+    def __init__(self, stops: Stops, prompt: int, rows: int) -> None:
         self.ended: list[int | None] = [None] * rows
         """Tokens a row had generated when a string was found in it."""
-        self._strings, self._tokenizer, self._prompt = tuple(strings), tokenizer, prompt
-        # Every token but a special one is at least a byte, so this many tokens hold any occurrence that ends now.
-        self._window = max(len(string.encode()) for string in strings) + 1
+        self._stops, self._prompt = stops, prompt
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         """[B] bool of `input_ids` [B, T]."""
         going = [row for row, length in enumerate(self.ended) if length is None]
-        recent = input_ids[going, max(self._prompt, input_ids.shape[1] - self._window) :]
-        texts = self._tokenizer.batch_decode(recent, skip_special_tokens=False) if going else []
-        for row, text in zip(going, texts, strict=True):
-            if any(string in text for string in self._strings):
+        recent = input_ids[going, max(self._prompt, input_ids.shape[1] - self._stops.window) :]
+        found = self._stops.found(recent.tolist())
+        for row, holds in zip(going, found, strict=True):
+            if holds:
                 self.ended[row] = input_ids.shape[1] - self._prompt
         return torch.tensor([length is not None for length in self.ended], device=input_ids.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,18 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from adapters.lm_eval.decoding import SeededSampling, StopStrings
 from adapters.lm_eval.quiet import quiet
 from adapters.lm_eval.responses import Answer, Responses
 from adapters.protocols import LanguageModel
+from harness.activations.vocabulary import check_ids, embedding_rows, padding_of
 from harness.canonical import digest, seed_of
 from harness.errors import InvalidInput
 from harness.section import Json
+from harness.steering.generation import generate
 from harness.steering.intervention import Intervention, Layout, Receipt, Untouched
+from harness.steering.stops import Stops
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -175,23 +177,24 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         ids, mask = self.tok_batch_encode(
             [question.context for question in batch], left_truncate_len=self._room(settings)
         )
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        prompt, ends = ids.shape[1], self._end_tokens(settings)
-        strings = [string for string in settings.until if self._single_special(string) is None]
-        stop = StopStrings(strings, self.tokenizer, prompt, len(batch)) if strings else None
-        options = {
-            "logits_processor": LogitsProcessorList(self._sampling(batch, prompt)),
-            "stopping_criteria": StoppingCriteriaList([stop] if stop else []),
-            "eos_token_id": ends or None,
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "max_new_tokens": settings.max_new_tokens,
-        }
+        self._check(ids[mask.bool()].tolist(), "a question of the task: ")
+        # lm-eval pads with the tokenizer's token, or with one it adds to its copy: neither need be known to the model.
+        ids, mask = ids.masked_fill(mask == 0, padding_of(self.language_model)).to(self.device), mask.to(self.device)
+        prompt, stops = ids.shape[1], Stops(self.language_model, settings.until)
+        stop = StopStrings(stops, prompt, len(batch))
         with self.intervention.applied(self.language_model) as receipt:
-            generate: Any = self.model.generate  # looked up here, because interventions may watch it
-            made = generate(input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, **_PLAIN, **options)
+            made = generate(
+                self.language_model,
+                ids,
+                mask,
+                ends=sorted(stops.tokens),
+                processors=self._sampling(batch, prompt),
+                criteria=[stop] if stops.texts else [],
+                max_new_tokens=settings.max_new_tokens,
+            )
         self.receipt += receipt
         rows = made[:, prompt:].tolist()
-        lengths = [_length(row, ends, stop.ended[number] if stop else None) for number, row in enumerate(rows)]
+        lengths = [_length(row, stops.tokens, stopped) for row, stopped in zip(rows, stop.ended, strict=True)]
         return [self._answer(row, length, settings) for row, length in zip(rows, lengths, strict=True)]
 
     def _sampling(self, batch: Sequence[_Question], prompt: int) -> list[SeededSampling]:
@@ -204,16 +207,8 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         text = postprocess_generated_text(text, list(settings.until), None)
         return Answer(text, len(row) if length is None else length, truncated=length is None)
 
-    def _end_tokens(self, settings: Settings) -> list[int]:
-        """Of the model, of the tokenizer, and stop strings that are a special token."""
-        configured = self.model.generation_config.eos_token_id
-        ends = {configured} if isinstance(configured, int) else set(configured or ())
-        special = (self._single_special(string) for string in settings.until)
-        return sorted({*ends, self.tokenizer.eos_token_id, *special} - {None})
-
-    def _single_special(self, string: str) -> int | None:
-        """The id of a special token, which decoding leaves out, so that its string never appears in the text."""
-        return self.tokenizer.convert_tokens_to_ids(string) if string in self.tokenizer.all_special_tokens else None
+    def _check(self, ids: Sequence[int], where: str) -> None:
+        check_ids(ids, self.tokenizer, embedding_rows(self.model), where)
 
     # -- likelihoods -------------------------------------------------------------------------------------------------
 
@@ -234,8 +229,18 @@ class SteeredLM(HFLM):  # type: ignore[misc]
             self._report(first + len(chosen), len(order))
         return [scored[number] for number in range(len(requests))]
 
+    def _fitting(self, context: list[int], more: list[int]) -> list[int]:
+        """Context and continuation, what does not fit cut off on the left as lm-eval does. Raises InvalidInput."""
+        self._check(context + more, "a question of the task: ")
+        if len(more) > self.max_length:
+            raise InvalidInput(
+                f"an answer to choose from has {len(more)} tokens, more than this model's context of {self.max_length}"
+            )
+        self.shortened += len(context) + len(more) > self.max_length + 1
+        return (context + more)[-(self.max_length + 1) :]
+
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        rows = [torch.tensor((context + more)[-(self.max_length + 1) :]) for context, more in pairs]
+        rows = [torch.tensor(self._fitting(context, more)) for context, more in pairs]
         real = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row) - 1) for row in rows], batch_first=True).bool()
         ids = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in rows], batch_first=True)
         prompts = torch.tensor([len(row) - len(more) for row, (_, more) in zip(rows, pairs, strict=True)])
@@ -249,11 +254,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         ]
 
 
-_PLAIN: Mapping[str, Any] = {"temperature": None, "top_p": None, "top_k": None}
-"""Sampling settings of the model's own generation config have no place here."""
-
-
-def _length(row: list[int], ends: Sequence[int], stopped: int | None) -> int | None:
+def _length(row: list[int], ends: Collection[int], stopped: int | None) -> int | None:
     """Generated tokens of a row without its end token; None when nothing ended it."""
     end = next((position for position, token in enumerate(row) if token in ends), None)
     return min((length for length in (end, stopped) if length is not None), default=None)

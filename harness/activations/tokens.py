@@ -2,7 +2,7 @@
 
 The beginning-of-sequence rule is the same for both and for every model: a document starts with the tokenizer's BOS
 whenever the tokenizer has one, also where it does not add it by itself (GPT-2, Pythia), because models show their
-usual behaviour, and SAEs are usually trained, behind one. A tokenizer without BOS (Qwen2) gets none.
+usual behaviour, and SAEs are usually trained, behind one. A tokenizer without BOS (Qwen2) gets none, and so does one whose BOS the model does not know.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.activations.vocabulary import check_ids, known, padding_id
 from harness.errors import InvalidInput
 from harness.section import Json
 
@@ -79,24 +80,27 @@ def evaluation_tokens(
     context: int,
     documents: int | None = None,
     skip: int = 0,
+    known_ids: int | None = None,
 ) -> EvalTokens:
     """One row per document: its first `context` tokens, BOS included.
 
-    Reads `documents` documents after the first `skip`. Raises InvalidInput when none of them has 2 tokens.
+    Reads `documents` documents after the first `skip`. `known_ids` are the rows of the model's embedding: padding and BOS
+    are ids below it. Raises InvalidInput when a document holds another, and when none of them has 2 tokens.
     """
     rows: list[list[int]] = []
     digests: list[str] = []
     skipped = 0
     for text, ids in _tokenized(_selected(texts, skip, documents), tokenizer, special=True, limit=context):
-        row = _with_bos(ids, tokenizer)[:context]
+        row = _with_bos(ids, tokenizer, known_ids)[:context]
         if len(row) < 2:
             skipped += 1
             continue
+        check_ids(row, tokenizer, known_ids, f"{_named(text)}: ")
         rows.append(row)
         digests.append(_digest(text))
     if not rows:
         raise InvalidInput(f"nothing to evaluate on: of {skipped} documents none has 2 tokens or more")
-    return EvalTokens(*_padded(rows, context, _padding(tokenizer)), tuple(digests), skipped)
+    return EvalTokens(*_padded(rows, context, padding_id(tokenizer, known_ids)), tuple(digests), skipped)
 
 
 def training_tokens(
@@ -108,12 +112,13 @@ def training_tokens(
     repeat: bool = False,
     documents: int | None = None,
     skip: int = 0,
+    known_ids: int | None = None,
 ) -> TrainTokens:
     """Packed rows of `context` tokens holding at least `tokens` tokens, special ones included.
 
     Each document is led by BOS, or followed by EOS where the tokenizer has no BOS. Attention is not cut at document
-    borders, as is usual for SAE training. Raises InvalidInput when the documents end before `tokens`, unless `repeat`:
-    then every full row there is.
+    borders, as is usual for SAE training. Raises InvalidInput when a document holds an id that is not below `known_ids`, the
+    rows of the model's embedding, and when the documents end before `tokens`, unless `repeat`: then every full row there is.
     """
     wanted = math.ceil(tokens / context) * context
     parts: list[np.ndarray] = []
@@ -122,7 +127,8 @@ def training_tokens(
     for text, ids in _tokenized(_selected(texts, skip, documents), tokenizer, special=False, limit=None):
         if not ids:
             continue
-        parts.append(np.asarray(_delimited(ids, tokenizer), dtype=np.int32))
+        parts.append(np.asarray(_delimited(ids, tokenizer, known_ids), dtype=np.int32))
+        check_ids(ids, tokenizer, known_ids, f"{_named(text)}: ")
         digests.append(_digest(text))
         held += len(parts[-1])
         if held >= wanted:
@@ -180,21 +186,16 @@ def _tokenized(
         yield from zip(batch, tokenizer(batch, **options)["input_ids"], strict=True)
 
 
-def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    bos = tokenizer.bos_token_id
+def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:
+    bos = known(tokenizer.bos_token_id, known_ids)
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
-def _delimited(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    if tokenizer.bos_token_id is not None:
-        return _with_bos(ids, tokenizer)
-    return ids if tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Masked everywhere, so any id of the vocabulary will do.
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-    return int(next(i for i in ids if i is not None))
+def _delimited(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:
+    if known(tokenizer.bos_token_id, known_ids) is not None:
+        return _with_bos(ids, tokenizer, known_ids)
+    eos = known(tokenizer.eos_token_id, known_ids)
+    return ids if eos is None else [*ids, eos]
 
 
 def _padded(rows: list[list[int]], context: int, padding: int) -> tuple[Tensor, Tensor]:
@@ -214,6 +215,10 @@ def _checked(text: str) -> str:
     except UnicodeEncodeError as error:
         raise InvalidInput(f"a document is not valid Unicode ({error.reason}): {text[:40]!r}…") from error
     return text
+
+
+def _named(text: str) -> str:
+    return f"the document that starts with {text[:40]!r}"
 
 
 def _pack_digests(digests: tuple[str, ...]) -> Tensor:

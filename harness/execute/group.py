@@ -234,8 +234,8 @@ class _Run:
         if made is None or made.tokens is None or made.data is None:
             return None
         if made.tokens.key not in self.train_tokens:  # damaged or evicted, they are made again
-            tokenizer = self.models.tokenizer(state.item.cell.experiment.model)
-            tokens = make_train_tokens(self.store, made.tokens, made.data, tokenizer, self.models.roots)
+            model = state.item.cell.experiment.model
+            tokens = make_train_tokens(self.store, made.tokens, made.data, self.models, model)
             self.train_tokens[made.tokens.key] = tokens
         return self.train_tokens[made.tokens.key]
 

@@ -69,10 +69,8 @@ class Measuring:
         """What `domain` gives for subjects that read the same documents with the same model."""
         experiment = subjects[0].cell.experiment
         tokens_stage = subjects[0].stages.domains[domain].tokens
-        tokenizer = self.models.tokenizer(experiment.model)
-        tokens = make_eval_tokens(
-            self.store, tokens_stage, experiment.dataset.eval[domain], tokenizer, self.models.roots
-        )
+        data = experiment.dataset.eval[domain]
+        tokens = make_eval_tokens(self.store, tokens_stage, data, self.models, experiment.model)
         failures: dict[Cell, Exception] = {}
 
         def make_with_baselines(refs: list[Ref]) -> None:

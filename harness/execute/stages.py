@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, Roots
 from harness.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
+from harness.activations.vocabulary import embedding_rows
 from harness.errors import DamagedArtifact
 from harness.lab import Content
 from harness.measure.statistics import Baseline, Measurement
@@ -58,18 +59,21 @@ def read_content(folder: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
         raise DamagedArtifact(f"{folder} cannot be read: {error}") from error
 
 
-def make_train_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenizer: Any, roots: Roots) -> TrainTokens:
-    """Packed training rows of a dataset."""
+def make_train_tokens(
+    store: Store, stage: Stage, data: DatasetAdapter, models: Models, model: ModelAdapter
+) -> TrainTokens:
+    """Packed training rows of a dataset, for one of `models`."""
 
     def make() -> TrainTokens:
         made = training_tokens(
-            data.texts(roots),
-            tokenizer,
+            data.texts(models.roots),
+            models.tokenizer(model),
             context=data.context,
             tokens=int(data.tokens or 0),
             repeat=data.repeat,
             documents=data.documents,
             skip=data.skip,
+            known_ids=models.known_ids(model),
         )
         keep(store, stage, *made.to_tensors())
         return made
@@ -77,12 +81,19 @@ def make_train_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenize
     return store.once(*stage.ref, lambda: stored(store, stage, TrainTokens.from_tensors), make)
 
 
-def make_eval_tokens(store: Store, stage: Stage, data: DatasetAdapter, tokenizer: Any, roots: Roots) -> EvalTokens:
-    """One row per evaluation document of a dataset."""
+def make_eval_tokens(
+    store: Store, stage: Stage, data: DatasetAdapter, models: Models, model: ModelAdapter
+) -> EvalTokens:
+    """One row per evaluation document of a dataset, for one of `models`."""
 
     def make() -> EvalTokens:
         made = evaluation_tokens(
-            data.texts(roots), tokenizer, context=data.context, documents=data.documents, skip=data.skip
+            data.texts(models.roots),
+            models.tokenizer(model),
+            context=data.context,
+            documents=data.documents,
+            skip=data.skip,
+            known_ids=models.known_ids(model),
         )
         keep(store, stage, *made.to_tensors())
         return made
@@ -119,3 +130,8 @@ class Models:
         if adapter not in self._tokenizers:
             self._tokenizers[adapter] = adapter.load_tokenizer(self.roots)
         return self._tokenizers[adapter]
+
+    def known_ids(self, adapter: ModelAdapter) -> int:
+        """How many token ids the model knows; it is loaded only where its configuration does not say."""
+        facts = adapter.facts(self.roots)
+        return facts.vocabulary if facts else embedding_rows(self.model(adapter).model)

@@ -96,8 +96,7 @@ class Studying:
 
     def _tokens(self, bench: Bench, domain: str) -> EvalTokens:
         experiment, stage = bench.cell.experiment, bench.stages.domains[domain].tokens
-        tokenizer = self.models.tokenizer(experiment.model)
-        return make_eval_tokens(self.store, stage, experiment.dataset.eval[domain], tokenizer, self.models.roots)
+        return make_eval_tokens(self.store, stage, experiment.dataset.eval[domain], self.models, experiment.model)
 
     def _shared(self, model: Json, kind: str, payload: Json, make: Callable[[], Content]) -> Content:
         return self._once(Stage("shared", kind, {"kind": kind, "model": model, "content": payload}), make)

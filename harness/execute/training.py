@@ -183,8 +183,7 @@ class Training:
         )
 
     def _tokens(self, item: Wanted) -> TrainTokens:
-        tokenizer = self.models.tokenizer(item.cell.experiment.model)
-        return make_train_tokens(self.store, item.tokens, item.data, tokenizer, self.models.roots)
+        return make_train_tokens(self.store, item.tokens, item.data, self.models, item.cell.experiment.model)
 
     def _built(self, item: Wanted) -> SparseAutoencoder:
         """The SAE as it is before training, initialised from its own key."""

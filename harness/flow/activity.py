@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens, real_mask, special_mask, training_tokens
+from harness.activations.vocabulary import embedding_rows
 from harness.flow.options import Flow
 from harness.lab import Lab
 from harness.sae.base import SparseAutoencoder
@@ -97,6 +98,7 @@ def texts_of(options: Flow, lab: Lab) -> Texts:
         repeat=True,
         documents=data.documents,
         skip=data.skip,
+        known_ids=embedding_rows(lab.model().model),
     ).ids
     return Texts(ids, torch.full((len(ids),), ids.shape[1]), options.tokens)
 

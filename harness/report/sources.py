@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from harness.activations.tokens import EvalTokens, evaluation_tokens
+from harness.activations.vocabulary import embedding_rows
 from harness.errors import NotAvailable, RefusedFile
 from harness.execute.findings import from_content
 from harness.execute.stages import stored_content
@@ -135,5 +136,10 @@ def _tokens(
         return EvalTokens.from_tensors(dict(content.tensors), dict(content.meta))
     data = experiment.dataset.eval[name]
     return evaluation_tokens(
-        data.texts(project.roots), model.tokenizer, context=data.context, documents=data.documents, skip=data.skip
+        data.texts(project.roots),
+        model.tokenizer,
+        context=data.context,
+        documents=data.documents,
+        skip=data.skip,
+        known_ids=embedding_rows(model.model),
     )

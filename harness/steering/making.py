@@ -14,9 +14,10 @@ from adapters.protocols import LanguageModel, Problem, ProblemSet, Roots
 from harness.activations.blocks import decoder_blocks
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
+from harness.activations.vocabulary import padding_of
 from harness.lab import Content, Lab
 from harness.section import Json
-from harness.steering.rollouts import left_padded, padding_token, prompt_ids
+from harness.steering.rollouts import left_padded, prompt_ids
 from harness.steering.vectors import SteeringVectors, model_tag
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def residuals(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str]) ->
     """Hidden states after the blocks `layers` of texts read whole, batch by batch, in order."""
     sites = {layer: Site(index=layer) for layer in layers}
     for first in range(0, len(texts), _ROWS):
-        rows = prompt_ids(lm.tokenizer, texts[first : first + _ROWS])
-        ids, mask = left_padded(rows, padding_token(lm), lm.device)
+        rows = prompt_ids(lm, texts[first : first + _ROWS])
+        ids, mask = left_padded(rows, padding_of(lm), lm.device)
         with torch.no_grad():
             states = hidden_states(lm.model, list(sites.values()), ids, mask)
         real = mask.bool() & ~((mask.cumsum(1) == 1) & (mask.sum(1, keepdim=True) > 1))

@@ -26,7 +26,7 @@ from harness.section import Json
 from harness.steering.intervention import Layout
 from harness.steering.making import read_problems, residual_norms
 from harness.steering.rewards import grader
-from harness.steering.rollouts import Sampling, answers
+from harness.steering.rollouts import Sampling, answers, check_prompts
 from harness.steering.state import Progress
 from harness.steering.trainable import Trainable
 from harness.steering.trl_steps import Run, StepStatistics, take_steps
@@ -61,10 +61,11 @@ class Trained:
 def reinforced(method: ReinforcedMethod, lab: Lab, trainable: Trainable) -> Trained:
     """Trains, from the last checkpoint in `lab.scratch` if there is one, and returns the best weights.
 
-    Raises InvalidInput where there are too few problems.
+    Raises InvalidInput where there are too few problems, or one that the model cannot read or has no room to answer.
     """
     lm = lab.model()
     selection, training = _problems(method, lab)
+    check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))  # now, not in the middle
     norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training])
     progress, layout = Progress.load(lab.scratch), Layout()
     base = _accuracy(method, lm, selection, layout)

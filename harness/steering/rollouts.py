@@ -7,6 +7,7 @@ transformers, which every attention-only decoder has.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from adapters.protocols import LanguageModel
 from harness.activations.capture import positions_in, takes_positions
+from harness.activations.vocabulary import check_ids, embedding_rows, longest_text, padding_of
 from harness.errors import InvalidInput
 from harness.steering.intervention import Layout
+from harness.steering.stops import Stops
 
 _KEEP = 0.8  # rows are dropped once so few of them are still being written
 
@@ -30,7 +33,7 @@ class Sampling:
     temperature: float = 0.0
     """0: greedy."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer, besides the model's end token."""
+    """Texts that end an answer, besides the model's end tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,17 @@ class Answer:
     """Whether it did not end by itself."""
 
 
-def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts; the opening special token is added unless the text brings it."""
-    bos = tokenizer.bos_token
+def prompt_ids(lm: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts; the opening special token is added unless the text brings it.
+
+    Raises InvalidInput where a prompt holds a token that the model's embedding does not know.
+    """
+    tokenizer: Any = lm.tokenizer
+    bos, rows = tokenizer.bos_token, embedding_rows(lm.model)
     brings = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
     ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=not brings)["input_ids"]
+    for prompt, row in zip(prompts, ids, strict=True):
+        check_ids(row, tokenizer, rows, f"the prompt {prompt[:40]!r}: ")
     return ids
 
 
@@ -67,7 +76,8 @@ def answers(
 ) -> list[Answer]:
     """`samples` answers to each prompt, those of one prompt together; at most `rows` are written at a time.
 
-    `ending` are token ids to append to every prompt: text would not always come back as the same tokens.
+    `ending` are token ids to append to every prompt: text would not always come back as the same tokens. Where the model's
+    context is full an answer ends, truncated; InvalidInput where a prompt leaves no room for a single token.
 
     `generator` (on the model's device) draws; `layout` is that of interventions that are switched on. The model is used
     as it is, hooks included.
@@ -75,22 +85,14 @@ def answers(
     done: list[Answer] = []
     per_batch = max(1, rows // samples)
     for first in range(0, len(prompts), per_batch):
-        ids = [[*row, *ending] for row in prompt_ids(lm.tokenizer, prompts[first : first + per_batch])]
+        ids = [[*row, *ending] for row in prompt_ids(lm, prompts[first : first + per_batch])]
         done += _batch(lm, ids, sampling, samples, generator, layout or Layout())
     return done
 
 
-def end_tokens(lm: LanguageModel) -> set[int]:
-    """Tokens that end an answer."""
-    configured = getattr(lm.model.generation_config, "eos_token_id", None)
-    ends = configured if isinstance(configured, list) else [configured]
-    return {int(end) for end in (*ends, lm.tokenizer.eos_token_id) if end is not None}
-
-
-def padding_token(lm: LanguageModel) -> int:
-    """What fills up shorter rows; never attended to."""
-    pad = lm.tokenizer.pad_token_id
-    return int(pad) if isinstance(pad, int) else min(end_tokens(lm), default=0)
+def check_prompts(lm: LanguageModel, prompts: Sequence[str]) -> None:
+    """Raises InvalidInput where a prompt cannot be answered: a token the model does not know, or no room for an answer."""
+    _room(lm, prompt_ids(lm, prompts), 1)
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -109,16 +111,35 @@ def _batch(
     generator: torch.Generator | None,
     layout: Layout,
 ) -> list[Answer]:
-    written: list[list[int]] = [[] for _ in range(len(prompts) * samples)]
-    ended = [False] * len(written)
-    ends, stops = end_tokens(lm), _Stops(lm.tokenizer, sampling.stop)
-    for rows, tokens in _steps(lm, prompts, sampling, samples, generator, layout, ended):
-        for row, token in zip(rows, tokens, strict=True):
-            if not ended[row]:
-                written[row].append(token)
-                ended[row] = token in ends or stops.hit(written[row])
+    most = [room for room in _room(lm, prompts, sampling.max_new_tokens) for _ in range(samples)]
+    written: list[list[int]] = [[] for _ in most]
+    stopped, over = [False] * len(most), [False] * len(most)
+    stops = Stops(lm, sampling.stop)
+    for rows, tokens in _steps(lm, prompts, sampling, samples, generator, layout, over):
+        going = [(row, token) for row, token in zip(rows, tokens, strict=True) if not over[row]]
+        for row, token in going:
+            written[row].append(token)
+        found = stops.found([written[row] for row, _ in going])
+        for (row, token), holds in zip(going, found, strict=True):
+            stopped[row] = token in stops.tokens or holds
+            over[row] = stopped[row] or len(written[row]) == most[row]
     texts = lm.tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [Answer(ids, stops.cut(text), not over) for ids, text, over in zip(written, texts, ended, strict=True)]
+    return [
+        Answer(ids, stops.cut(text), not by_itself)
+        for ids, text, by_itself in zip(written, texts, stopped, strict=True)
+    ]
+
+
+def _room(lm: LanguageModel, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
+    """The most tokens that may follow each prompt. Raises InvalidInput where there is room for none."""
+    context = longest_text(lm.model)
+    room = [wanted if context is None else min(wanted, context - len(prompt)) for prompt in prompts]
+    if min(room, default=1) < 1:
+        raise InvalidInput(
+            f"a prompt of {max(map(len, prompts))} tokens leaves no room for an answer in the model's context of "
+            f"{context}; leave such prompts out or shorten them"
+        )
+    return room
 
 
 def _steps(
@@ -128,10 +149,10 @@ def _steps(
     samples: int,
     generator: torch.Generator | None,
     layout: Layout,
-    ended: list[bool],
+    over: list[bool],
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Row numbers and their next tokens, step by step; the caller marks rows that have `ended`."""
-    ids, mask = left_padded(prompts, padding_token(lm), lm.device)
+    """Row numbers and their next tokens, step by step; the caller marks rows that are `over`."""
+    ids, mask = left_padded(prompts, padding_of(lm), lm.device)
     position = mask.sum(1)
     layout.prompt_lengths = position
     run = _Runner(lm.model)
@@ -140,11 +161,11 @@ def _steps(
     cache.batch_repeat_interleave(samples)
     mask, position = mask.repeat_interleave(samples, 0), position.repeat_interleave(samples, 0)
     layout.prompt_lengths = position
-    rows = list(range(len(ended)))
+    rows, last = list(range(len(over))), (longest_text(lm.model) or sys.maxsize) - 1
     for step in range(sampling.max_new_tokens):
         tokens = _draw(logits, sampling.temperature, generator)
         yield rows, tokens[:, 0].tolist()
-        alive = [number for number, row in enumerate(rows) if not ended[row]]
+        alive = [number for number, row in enumerate(rows) if not over[row]]
         if not alive or step + 1 == sampling.max_new_tokens:
             break
         if len(alive) < _KEEP * len(rows):
@@ -155,7 +176,8 @@ def _steps(
             rows = [rows[number] for number in alive]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         output = run(tokens, mask, position[:, None], cache)
-        position, logits = position + 1, output.logits[:, -1]
+        # Rows that are over and not dropped yet stay within the context; nobody reads what they write.
+        position, logits = (position + 1).clamp_max(last), output.logits[:, -1]
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
@@ -178,22 +200,3 @@ class _Runner:
         if not hasattr(output.past_key_values, "batch_select_indices"):
             raise InvalidInput(f"{type(self._model).__name__} keeps another cache than transformers' default one")
         return output
-
-
-class _Stops:
-    """Texts that end an answer."""
-
-    def __init__(self, tokenizer: Any, stops: tuple[str, ...]) -> None:
-        self._tokenizer, self._stops = tokenizer, stops
-        self._tail = max((len(stop.encode()) for stop in stops), default=0)
-
-    def hit(self, ids: list[int]) -> bool:
-        """Whether the end of `ids` holds a stop text; no token is shorter than a byte."""
-        if not self._stops:
-            return False
-        tail = self._tokenizer.decode(ids[-self._tail :], skip_special_tokens=True)
-        return any(stop in tail for stop in self._stops)
-
-    def cut(self, text: str) -> str:
-        """`text` up to the first stop text."""
-        return text[: min((text.index(stop) for stop in self._stops if stop in text), default=len(text))]

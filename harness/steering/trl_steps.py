@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import tempfile
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel, Problem
 from harness.activations.capture import positions_in
+from harness.activations.vocabulary import padding_of
 from harness.canonical import seed_of
 from harness.errors import InvalidInput
 from harness.section import Json
 from harness.steering.intervention import Layout
 from harness.steering.rewards import grader
-from harness.steering.rollouts import Answer, Sampling, answers, padding_token, prompt_ids
+from harness.steering.rollouts import Answer, Sampling, answers, prompt_ids
 
 if TYPE_CHECKING:
     from harness.steering.options.trained import ReinforcedMethod
@@ -123,7 +125,7 @@ def _trainer(run: Run, after: Callable[[StepStatistics], None], folder: str) -> 
         reward_funcs=recorder.rewards,
         args=_config(run, folder),
         train_dataset=Dataset.from_list([{"prompt": problem.prompt, "answer": problem.answer} for problem in left]),
-        processing_class=run.lm.tokenizer,
+        processing_class=_padding_tokenizer(run.lm),
         callbacks=[Steps()],
         optimizers=(run.optimizer, _warm_up(run)),
         rollout_func=recorder.rollouts,
@@ -200,7 +202,7 @@ class _Recorder:
             layout=run.layout,
             rows=method.rollout_batch,
         )
-        ids = [row for row in prompt_ids(run.lm.tokenizer, once) for _ in range(method.samples)]
+        ids = [row for row in prompt_ids(run.lm, once) for _ in range(method.samples)]
         return {"prompt_ids": ids, "completion_ids": [answer.ids for answer in self._answers], "logprobs": None}
 
     def rewards(self, answer: list[str], **unused: Any) -> list[float | None]:
@@ -264,6 +266,13 @@ def _warm_up(run: Run) -> torch.optim.lr_scheduler.LambdaLR:
     return torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda step: min(1.0, (run.first + step + 1) / (warm + 1)))
 
 
+def _padding_tokenizer(lm: LanguageModel) -> Any:
+    """A copy of the tokenizer that pads with a token the model knows: TRL pads with what the tokenizer says."""
+    tokenizer: Any = copy.deepcopy(lm.tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_of(lm))
+    return tokenizer
+
+
 @contextmanager
 def _borrowed(lm: LanguageModel) -> Iterator[None]:
     """The model as a trainer needs it; afterwards it is as it was.
@@ -274,8 +283,6 @@ def _borrowed(lm: LanguageModel) -> Iterator[None]:
     model: Any = lm.model
     before, training = dict(vars(model)), model.training
     config, generation = dict(vars(model.config)), dict(vars(model.generation_config))
-    tokenizer: Any = lm.tokenizer
-    padding = tokenizer.pad_token, tokenizer.padding_side
 
     def train(mode: bool = True) -> Any:
         model.training = mode
@@ -283,8 +290,6 @@ def _borrowed(lm: LanguageModel) -> Iterator[None]:
 
     nn.Module.eval(model)
     model.train = train
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_token(lm))
     handle = model.register_forward_pre_hook(_with_positions, with_kwargs=True)
     try:
         yield
@@ -297,7 +302,6 @@ def _borrowed(lm: LanguageModel) -> Iterator[None]:
         for part, known in ((model.config, config), (model.generation_config, generation)):
             vars(part).clear()
             vars(part).update(known)
-        tokenizer.pad_token, tokenizer.padding_side = padding
 
 
 def _with_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

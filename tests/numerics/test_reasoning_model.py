@@ -20,6 +20,7 @@ from harness.canonical import seed_of
 from harness.errors import InvalidInput
 from harness.steering.inject import VectorInjection
 from harness.steering.intervention import Untouched
+from harness.steering.stops import Stops
 from harness.steering.vectors import SteeringVectors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -257,7 +258,7 @@ def test_extreme_uniforms_draw_possible_tokens() -> None:
 
 def test_stop_strings_are_found_across_tokens_and_only_once(lm: LanguageModel) -> None:
     ids = lm.tokenizer("one two stop three stop", return_tensors="pt", add_special_tokens=False)["input_ids"]
-    criterion = StopStrings(["o st"], lm.tokenizer, prompt=0, rows=1)
+    criterion = StopStrings(Stops(lm, ["o st"]), prompt=0, rows=1)
     ended = [bool(criterion(ids[:, : n + 1], None)[0]) for n in range(ids.shape[1])]
     cut = criterion.ended[0]
     assert cut is not None

@@ -41,7 +41,7 @@ def test_an_ending_is_appended_as_tokens_whatever_its_text_would_become() -> Non
     lm = language_model("llama")
     odd = lm.tokenizer.unk_token_id if lm.tokenizer.unk_token_id is not None else 1
     for token in (5, odd):
-        (row,) = prompt_ids(lm.tokenizer, ["w4 w9"])
+        (row,) = prompt_ids(lm, ["w4 w9"])
         (ended,) = answers(lm, ["w4 w9"], Sampling(4), ending=(token,))
         with torch.no_grad():
             expected = lm.model(input_ids=torch.tensor([[*row, token]])).logits[0, -1].argmax()

@@ -225,8 +225,8 @@ def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
 def test_prompts_bring_their_opening_token_or_get_one() -> None:
     lm = PocketModel().load(Roots(Path.cwd()), torch.device("cpu"))
     bare, opened = (
-        prompt_ids(lm.tokenizer, ["Tom has 5 apples."]),
-        prompt_ids(lm.tokenizer, ["<|bos|>Tom has 5 apples."]),
+        prompt_ids(lm, ["Tom has 5 apples."]),
+        prompt_ids(lm, ["<|bos|>Tom has 5 apples."]),
     )
     assert bare == opened
     assert bare[0].count(0) == 1

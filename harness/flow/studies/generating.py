@@ -16,6 +16,7 @@ from harness.activations.tokens import real_mask, special_mask
 from harness.flow.activity import TOKENS_PER_FORWARD, Texts
 from harness.flow.studies.rerun import losses_from
 from harness.metrics.base import Array
+from harness.steering.generation import check_room, generate
 from harness.steering.intervention import Intervention, Layout, Receipt
 
 PROMPTS_AT_ONCE = 32
@@ -53,20 +54,25 @@ def write(
     top_p: float,
     seed: int,
 ) -> tuple[Written, Receipt]:
-    """Samples `tokens` tokens after each of `prompts` [N, P]; the same random numbers whatever the intervention."""
+    """Samples `tokens` tokens after each of `prompts` [N, P]; the same random numbers whatever the intervention.
+
+    Raises InvalidInput where they do not fit into the model's context.
+    """
+    check_room(lm.model, prompts.shape[1], tokens)
     parts, receipt = [], Receipt()
-    options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     for number, part in enumerate(torch.split(prompts, PROMPTS_AT_ONCE)):
         with torch.random.fork_rng(devices=_devices(lm)), intervention.applied(lm) as one:
             torch.manual_seed(seed + number)
-            model: Any = lm.model
-            ids = model.generate(
-                input_ids=part,
-                attention_mask=torch.ones_like(part),
+            ids = generate(
+                lm,
+                part,
+                torch.ones_like(part),
                 min_new_tokens=tokens,
                 max_new_tokens=tokens,
-                pad_token_id=_padding(lm),
-                **options,
+                do_sample=True,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=0,
             )
         parts.append(_written(lm, ids, prompts.shape[1]))
         receipt = receipt + one
@@ -102,11 +108,6 @@ def _joined(parts: Sequence[Written]) -> Written:
     ids, ordinary = (torch.cat([getattr(part, name) for part in parts]) for name in ("ids", "ordinary"))
     loss, counts = (np.concatenate([getattr(part, name) for part in parts]) for name in ("loss", "counts"))
     return Written(ids, ordinary, loss, counts)
-
-
-def _padding(lm: LanguageModel) -> int:
-    found = (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id, 0)
-    return int(next(i for i in found if i is not None))
 
 
 def _devices(lm: LanguageModel) -> list[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
+from harness.activations.vocabulary import check_ids, embedding_rows, known
 from harness.metrics.base import Array
 from harness.metrics.latents.probes import Labels, Probe, by_mean_difference, columns, f1, fit, sparse_matrix
 from harness.sae.base import SparseAutoencoder
@@ -61,13 +62,15 @@ class Absorbed:
     """Main latents by letter."""
 
 
-def vocabulary_words(tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str, int]:
+def vocabulary_words(tokenizer: PreTrainedTokenizerBase, most: int, known_ids: int | None = None) -> dict[str, int]:
     """Token id by word, for tokens that are a whole word of two or more Latin letters.
 
     Where the tokenizer marks the start of words, only tokens with that mark. Of spellings that differ in case one is
-    kept; of more than `most` words those first by their hash.
+    kept; of more than `most` words those first by their hash. Ids that are not below `known_ids`, the rows of the model's
+    embedding, are no words of the model.
     """
-    ids = {token: number for token, number in tokenizer.get_vocab().items() if _WORD.fullmatch(token)}
+    vocabulary = tokenizer.get_vocab().items()
+    ids = {token: i for token, i in vocabulary if _WORD.fullmatch(token) and known(i, known_ids) is not None}
     marked = {token: number for token, number in ids.items() if token[0] in "Ġ▁"}
     words: dict[str, int] = {}
     for token, number in sorted((marked or ids).items(), key=lambda item: item[1]):
@@ -78,9 +81,11 @@ def vocabulary_words(tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str,
 
 def word_states(model: LanguageModel, site: Site, prefix: str, most: int) -> Words:
     """Hidden states of the words, each right behind `prefix`."""
-    words = vocabulary_words(model.tokenizer, most)
-    bos = model.tokenizer.bos_token_id
+    rows_known = embedding_rows(model.model)
+    words = vocabulary_words(model.tokenizer, most, rows_known)
+    bos = known(model.tokenizer.bos_token_id, rows_known)
     start = [*([] if bos is None else [bos]), *model.tokenizer(prefix, add_special_tokens=False)["input_ids"]]
+    check_ids(start, model.tokenizer, rows_known, f"the prefix {prefix!r}: ")
     rows = torch.tensor([[*start, number] for number in words.values()], dtype=torch.int64)
     states = [torch.zeros(0, model.model.config.get_text_config().hidden_size)]
     with torch.no_grad():

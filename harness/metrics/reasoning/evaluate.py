@@ -18,6 +18,7 @@ from harness.metrics.reasoning.outcomes import Outcomes, outcomes
 from harness.metrics.study import Findings
 from harness.record import MetricValue
 from harness.section import Json
+from harness.steering.generation import left_out
 from harness.steering.intervention import Intervention
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ def _gain_p(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> Metr
 
 
 def _warnings(study: ReasoningAccuracy, lm: SteeredLM, steered: Outcomes) -> Iterator[str]:
-    penalty = lm.model.generation_config.repetition_penalty
-    if penalty not in (None, 1.0):
-        yield f"{study.domain}: the model's own generation config sets repetition_penalty {penalty}, with and without steering"
+    if settings := left_out(lm.language_model):
+        said = ", ".join(f"{name} {value}" for name, value in settings.items())
+        yield f"{study.domain}: answers are plain; the model's own generation config would set {said}"
     if steered.shortened:
         yield f"{study.domain}: {steered.shortened} questions did not fit into the context and were cut on the left"
 

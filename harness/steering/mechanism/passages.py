@@ -18,8 +18,9 @@ from adapters.protocols import LanguageModel
 from harness.activations.blocks import decoder_blocks
 from harness.activations.capture import capturing, first_tensor
 from harness.activations.site import Site
+from harness.activations.vocabulary import padding_of
 from harness.steering.intervention import Intervention, Layout, Untouched
-from harness.steering.rollouts import Sampling, answers, padding_token, prompt_ids
+from harness.steering.rollouts import Sampling, answers, prompt_ids
 
 ROWS = 16
 """Most texts per forward pass."""
@@ -85,9 +86,9 @@ def written(lm: LanguageModel, intervention: Intervention, prompts: Sequence[str
     prefixed, layout = [prompt + intervention.prefix for prompt in prompts], Layout()
     with intervention.applied(lm, layout):
         answered = answers(lm, prefixed, Sampling(new_tokens), layout=layout)
-    starts = prompt_ids(lm.tokenizer, prefixed)
+    starts = prompt_ids(lm, prefixed)
     rows = [[*start, *answer.ids] for start, answer in zip(starts, answered, strict=True)]
-    longest, padding = max(map(len, rows)), padding_token(lm)
+    longest, padding = max(map(len, rows)), padding_of(lm)
     ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
     real = torch.arange(longest)[None] < torch.tensor([len(row) for row in rows])[:, None]
     return Passages(ids.to(lm.device), real.to(lm.device), torch.tensor([len(s) for s in starts], device=lm.device))
