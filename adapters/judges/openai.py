@@ -220,4 +220,5 @@ def _said(error: Exception) -> str:
     """The client's error, or what of the connection is behind it."""
     status = getattr(error, "status_code", None)
     kind = f"{type(error).__name__}{f' {status}' if isinstance(status, int) else ''}"
-    return f"{kind}: {str(error.__cause__ or '') or error}"
+    cause = error.__cause__
+    return f"{kind}: {str(cause) or type(cause).__name__ if cause else error}"
