@@ -1,26 +1,29 @@
 """`adapter: openai`: a chat model behind any endpoint that speaks the OpenAI chat-completions protocol.
 
 The key comes from an environment variable and is given to the client alone: it is in no spec, identity, transcript, error
-or log, and is struck out of whatever the server sends back.
+or log, and is struck out of whatever the server sends back (`secret.py`). An answer is bounded in time and size (`wire.py`)
+and checked (`completion.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from math import exp
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from adapters.judges.grades import ones_of
+from adapters.judges.completion import reply_in
+from adapters.judges.loop import event_loop
 from adapters.judges.pace import Pace
+from adapters.judges.secret import Secret
 from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Judge, Reply, Roots
 from harness.errors import NotAvailable
@@ -28,13 +31,14 @@ from harness.section import Json
 from harness.words import one_line
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from concurrent.futures import Future
+
+    from openai import AsyncOpenAI
 
 _TALKATIVE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 """Loggers that, told to debug, write down headers, and with them whatever a server sends back."""
 _NO_KEY = "none"
 """What is sent where no key is asked for; the client insists on one, and would otherwise take OPENAI_API_KEY."""
-_STRUCK = "[key]"
 _ALTERNATIVES = 5
 """Tokens whose probability is asked for at every place; the protocol allows 20, some servers only 5."""
 _NOT_NOW = (401, 403, 404, 408, 409, 429)
@@ -74,10 +78,10 @@ class OpenAIJudge(Judge):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     """How long a reasoning model thinks; null does not send it."""
     retries: NonNegativeInt = 5
-    """Further attempts after 408, 409, 429, 5xx, a timeout or a broken connection, with exponential backoff (or as long as
-    the server says)."""
+    """Further attempts after 408, 409, 429, 5xx, a timeout, a broken connection or something that is no answer of the
+    protocol (a page, half a JSON, more than 8 MiB), with exponential backoff (or as long as the server says)."""
     timeout: PositiveFloat = 120.0
-    """Seconds to wait for one answer."""
+    """Seconds that one attempt may take, from the connection to the last byte of the answer."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests under way at once."""
     requests_per_minute: PositiveFloat | None = None
@@ -105,20 +109,19 @@ class OpenAIJudge(Judge):
 
     def chat(self, requests: Sequence[Sequence[Mapping[str, str]]], roots: Roots, cache: Path) -> Iterator[Reply]:
         """Raises NotAvailable when the key is missing."""
-        key, transcripts = self._key(), Transcripts(cache)
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         waiting: deque[Future[Reply]] = deque()
-        try:
-            with self._client(key) as client:
+        with event_loop() as loop, self._endpoint(loop, Transcripts(cache)) as endpoint:
+            try:
                 for messages in requests:
-                    request = self._request(messages)
-                    waiting.append(pool.submit(_answer, client, request, self.base_url, transcripts, key))
+                    asking = endpoint.reply(self._request(messages))
+                    waiting.append(asyncio.run_coroutine_threadsafe(asking, loop))
                     if len(waiting) >= 2 * self.concurrency:
                         yield self._counted(waiting.popleft().result())
                 while waiting:
                     yield self._counted(waiting.popleft().result())
-        finally:
-            pool.shutdown(cancel_futures=True)
+            finally:
+                for left in waiting:
+                    left.cancel()
 
     def _counted(self, reply: Reply) -> Reply:
         return replace(reply, lost=False) if self.unanswered == "count" else reply
@@ -133,9 +136,9 @@ class OpenAIJudge(Judge):
     def _request(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Json]:
         return {**self._settings(), "messages": [dict(message) for message in messages]}
 
-    def _key(self) -> str:
+    def _key(self) -> str | None:
         if self.key_env is None:
-            return _NO_KEY
+            return None
         key = os.environ.get(self.key_env, "").strip()
         if not key:
             raise NotAvailable(f"the judge {self.model!r} needs a key: set the environment variable {self.key_env}")
@@ -143,54 +146,65 @@ class OpenAIJudge(Judge):
             raise NotAvailable(f"the environment variable {self.key_env} holds characters that no key can have")
         return key
 
-    def _client(self, key: str) -> OpenAI:
-        from openai import DefaultHttpxClient, OpenAI
+    @contextmanager
+    def _endpoint(self, loop: asyncio.AbstractEventLoop, transcripts: Transcripts) -> Iterator[_Endpoint]:
+        key = self._key()
+        client, gate = self._client(key), asyncio.Semaphore(self.concurrency)
+        try:
+            yield _Endpoint(client, self.base_url, transcripts, Secret(key), gate, self.probabilities)
+        finally:
+            asyncio.run_coroutine_threadsafe(client.close(), loop).result()
+
+    def _client(self, key: str | None) -> AsyncOpenAI:
+        from openai import AsyncOpenAI
+
+        from adapters.judges.wire import BoundedClient
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        pace = Pace(self.requests_per_minute)
-        # A redirect could carry the request somewhere else; hooks see every attempt, retries included.
-        http = DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [lambda _: pace.wait()]})
-        return OpenAI(
-            api_key=key, base_url=self.base_url, timeout=self.timeout, max_retries=self.retries, http_client=http
+        http = BoundedClient(seconds=self.timeout, pace=Pace(self.requests_per_minute), graded=self.probabilities)
+        return AsyncOpenAI(
+            api_key=key or _NO_KEY,
+            base_url=self.base_url,
+            timeout=self.timeout,
+            max_retries=self.retries,
+            http_client=http,
         )
 
 
-def _answer(client: OpenAI, request: dict[str, Json], address: str, transcripts: Transcripts, key: str) -> Reply:
-    """The reply from the transcripts or the server; whatever the server does wrong is a reply with an error."""
-    from openai import OpenAIError
+@dataclass(frozen=True)
+class _Endpoint:
+    """Where requests go, and what is done with what comes back."""
 
-    kept = transcripts.get({"address": address, **request})
-    if kept is not None:
-        return kept
-    try:
-        response = client.chat.completions.create(**request)
-        reply = _reply(response, key)
-    except (OpenAIError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        # Third-party types: a body that is not what the protocol says breaks them in many ways.
-        return Reply(None, _said(error, key), lost=_lost(error))
-    if reply.text is not None:
-        transcripts.put({"address": address, **request}, reply)
-    return reply
+    client: AsyncOpenAI
+    address: str
+    transcripts: Transcripts
+    secret: Secret
+    gate: asyncio.Semaphore
+    graded: bool
 
+    async def reply(self, request: dict[str, Json]) -> Reply:
+        """From the transcripts or the server; whatever the server does wrong is a reply with an error."""
+        async with self.gate:
+            question = {"address": self.address, **request}
+            kept = await asyncio.to_thread(self.transcripts.get, question)
+            if kept is not None:
+                return kept
+            reply = await asyncio.to_thread(self.secret.struck_from, await self._asked(request))
+            reply = replace(reply, error=reply.error and one_line(reply.error)[:_LONGEST_ERROR])
+            if reply.text is not None:
+                await asyncio.to_thread(self.transcripts.put, question, reply)
+            return reply
 
-def _reply(response: object, key: str) -> Reply:
-    """The text and its cost from a response of the protocol. Raises when it is none."""
-    choice = response.choices[0]  # type: ignore[attr-defined]
-    text, usage = choice.message.content, getattr(response, "usage", None)
-    read, written = (_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens"))
-    if not isinstance(text, str):
-        return Reply(None, "the answer holds no text", read, written)
-    text = _struck(text.encode(errors="replace").decode(), key)
-    return Reply(text, None, read, written, ones=_ones(choice, text))
+    async def _asked(self, request: dict[str, Json]) -> Reply:
+        from openai import OpenAIError
 
-
-def _ones(choice: object, text: str) -> dict[int, float] | None:
-    """See `Reply.ones`; None unless the log-probabilities are those of exactly this text."""
-    content = getattr(getattr(choice, "logprobs", None), "content", None)
-    if not content or "".join(step.token for step in content) != text:
-        return None
-    return ones_of((step.token, {other.token: exp(other.logprob) for other in step.top_logprobs}) for step in content)
+        try:
+            response = await self.client.chat.completions.with_raw_response.create(**request)
+            return reply_in(response.content, graded=self.graded)
+        except (OpenAIError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            # Third-party types: an error's body that is not what the protocol says breaks them in many ways.
+            return Reply(None, _said(error), lost=_lost(error))
 
 
 def _lost(error: Exception) -> bool:
@@ -202,15 +216,9 @@ def _lost(error: Exception) -> bool:
     return isinstance(error, APIConnectionError) or (isinstance(status, int) and not refused)
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _said(error: Exception, key: str) -> str:
+def _said(error: Exception) -> str:
+    """The client's error, or what of the connection is behind it."""
     status = getattr(error, "status_code", None)
     kind = f"{type(error).__name__}{f' {status}' if isinstance(status, int) else ''}"
-    return one_line(_struck(f"{kind}: {error}", key))[:_LONGEST_ERROR]
-
-
-def _struck(text: str, key: str) -> str:
-    return text if key == _NO_KEY else text.replace(key, _STRUCK)
+    cause = error.__cause__
+    return f"{kind}: {str(cause) or type(cause).__name__ if cause else error}"

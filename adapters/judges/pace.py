@@ -1,9 +1,9 @@
-"""A rate limit that threads share."""
+"""A rate limit that requests share."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from threading import Lock
 
 
 class Pace:
@@ -11,13 +11,12 @@ class Pace:
 
     def __init__(self, per_minute: float | None) -> None:
         self._spacing = 60 / per_minute if per_minute else 0.0
-        self._next, self._lock = 0.0, Lock()
+        self._next = 0.0
 
-    def wait(self) -> None:
+    async def wait(self) -> None:
         """Returns when the next request may start."""
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._next)
-            self._next = start + self._spacing
+        now = time.monotonic()
+        start = max(now, self._next)
+        self._next = start + self._spacing
         if start > now:
-            time.sleep(start - now)
+            await asyncio.sleep(start - now)

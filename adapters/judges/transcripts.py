@@ -21,14 +21,9 @@ class Transcripts:
         """The reply to exactly this request, or None; a damaged file counts as none."""
         try:
             kept = read_json(self._path(request))
-            reply = kept["reply"]
-            text, prompt, written = reply["text"], reply["prompt_tokens"], reply["reply_tokens"]
-            ones = {int(place): float(one) for place, one in reply["ones"].items()} if "ones" in reply else None
+            return _reply(kept["reply"]) if kept["request"] == request else None
         except (StoreError, KeyError, TypeError, ValueError, AttributeError):
             return None
-        if kept["request"] != request or not isinstance(text, str):
-            return None
-        return Reply(text, None, prompt, written, ones=ones)
 
     def put(self, request: Json, reply: Reply) -> None:
         """Keeps a successful reply."""
@@ -39,3 +34,14 @@ class Transcripts:
     def _path(self, request: Json) -> Path:
         key = digest("judge request", request)
         return self._folder / key[:2] / f"{key}.json"
+
+
+def _reply(kept: Json) -> Reply:
+    """A reply as it was written. Raises ValueError or what Python raises for one that is damaged."""
+    read, written = kept["prompt_tokens"], kept["reply_tokens"]
+    ones = {int(place): one for place, one in kept["ones"].items()} if "ones" in kept else None
+    if not isinstance(kept["text"], str) or not (isinstance(read, int) and isinstance(written, int)):
+        raise ValueError("no reply")
+    if not all(isinstance(one, int | float) and 0 <= one <= 1 for one in (ones or {}).values()):
+        raise ValueError("no probabilities")
+    return Reply(kept["text"], None, read, written, ones=ones)

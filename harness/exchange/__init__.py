@@ -1,7 +1,7 @@
 """Doors to other tools: their result files become records that say so, our records become files that they read.
 
     importing    files → records below results/records/imported/, all of them or none
-    saebench     core results of SAEBench, both ways; its other evaluations in
+    saebench     core results of SAEBench, both ways; its other evaluations in, and its older layouts (`saebench_layouts`)
     sae_lens     evaluations of sae-lens (JSON and CSV) in
     lm_eval      results of the LM Evaluation Harness in
     every_eval   logs in the Every Eval Ever schema out

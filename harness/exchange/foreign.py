@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from harness.canonical import digest
 from harness.errors import RefusedFile
 from harness.record import Interval, MetricValue
 from harness.section import Json
@@ -19,6 +20,7 @@ Z = 1.959963984540054
 """Standard errors on either side that hold 95 % of a normal distribution."""
 _DIGITS = 18
 """Of whole numbers that every reader of JSON holds exactly."""
+_LONGEST_WORD = 60
 MINUS_ONE = "−1 in the imported file, where the tool writes it for NaN"
 
 
@@ -122,9 +124,14 @@ def metric_value(
 
 
 def word(name: str) -> str:
-    """Foreign text as part of a name and path: letters, digits, `.`, `_` and `-`, of bounded length."""
+    """Foreign text as part of a name and path: letters, digits, `.`, `_` and `-`, of bounded length.
+
+    Of a longer text the beginning and a digest stay: rows are told apart by such names.
+    """
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
-    return cleaned[:60].rstrip("-._") or "unnamed"
+    if len(cleaned) > _LONGEST_WORD:
+        cleaned = f"{cleaned[: _LONGEST_WORD - 9]}-{digest('word', name)[:8]}"
+    return cleaned or "unnamed"
 
 
 def domain_of(dataset: str) -> str:

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, RefusedFile
-from harness.exchange import lm_eval, sae_lens, saebench
+from harness.exchange import lm_eval, sae_lens, saebench, saebench_layouts
 from harness.exchange.foreign import Foreign, parsed, word
 from harness.integrity import sealed
 from harness.record import Comparability, Import, Record, SpecOrigin
 from harness.results import RECORDS, read_record
+from harness.section import Json
 from harness.store.files import write_json
 
 FOLDER = "imported"
@@ -69,15 +70,25 @@ def read_foreign(content: bytes, name: str) -> list[Foreign]:
     if name.lower().endswith(".csv"):
         return sae_lens.read_csv(content, name)
     data = parsed(content, name)
-    if isinstance(data, list) and data and all(map(saebench.recognises, data)):
-        return [saebench.read(entry, f"{name}[{i}]") for i, entry in enumerate(data)]
-    if saebench.recognises(data):
-        return [saebench.read(data, name)]
+    if saebench_layouts.recognises(data):
+        return saebench.read(data, name)
     if sae_lens.recognises(data):
         return sae_lens.read(data, name)
     if lm_eval.recognises(data):
         return [lm_eval.read(data, name)]
-    raise RefusedFile(f"{name} is no result file of SAEBench, sae-lens or lm-eval (schemas: README, “Doors”)")
+    raise RefusedFile(
+        f"{name} is no result file of SAEBench, sae-lens or lm-eval (schemas: README, “Doors”): it holds {_outline(data)}"
+    )
+
+
+def _outline(data: Json) -> str:
+    """What a file holds, so that one sees which other file it is."""
+    if isinstance(data, list):
+        return f"a list of {len(data):,}"
+    if isinstance(data, dict):
+        named = ", ".join(repr(key[:40]) for key in list(data)[:4])
+        return f"an object with {named}{', …' if len(data) > 4 else ''}" if data else "an empty object"
+    return f"no object but {str(data)[:40]!r}"
 
 
 def _record(foreign: Foreign, file: str, sha256: str, entry: int, written: datetime) -> Record:

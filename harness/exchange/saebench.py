@@ -1,4 +1,4 @@
-"""Result files of SAEBench: `<release>_<sae>_eval_results.json`, in and, for core numbers, out."""
+"""Result files of SAEBench: `<release>_<sae>_eval_results.json`, in (of every layout) and, for core numbers, out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from harness.canonical import digest
 from harness.errors import RefusedFile
 from harness.exchange.foreign import Foreign, domain_of, mapping, metric_value, optional_mapping, text, word
 from harness.exchange.sae_numbers import CENTRED, NAMES, numbers
+from harness.exchange.saebench_layouts import Result, results
 from harness.record import MetricValue, Record
 from harness.section import Json
 
@@ -34,19 +35,25 @@ FIELDS = {
 CAUTIONS = {
     "tpp": "TPP at canonical settings ranks SAEs unreliably (arXiv 2605.18229).",
     "scr": "SCR at canonical settings ranks SAEs unreliably (arXiv 2605.18229).",
-    "absorption": "absorption_fraction changed about tenfold between SAEBench 0.3.2 and 0.6.0 under one name.",
+    "absorption_first_letter": "absorption_fraction changed about tenfold between SAEBench 0.3.2 and 0.6.0 under one name.",
     "autointerp": "Answering “none” to everything scores 0.714; windows labelled inactive may hold activations.",
 }
 
 
-def recognises(data: Json) -> bool:
-    """Whether this is a result of SAEBench."""
-    return isinstance(data, dict) and {"eval_type_id", "eval_result_metrics"} <= data.keys()
+_SETTINGS = ("num_bins", "k")
+"""Of MDL, beside the numbers: what they were measured with."""
 
 
-def read(data: Json, name: str) -> Foreign:
-    """A result. Raises RefusedFile for what is not of the published schema."""
-    whole = mapping(data, name)
+def read(data: Json, name: str) -> list[Foreign]:
+    """The results in a file. Raises RefusedFile for what is not of a published layout, and where there is none."""
+    found = [_read(result) for result in results(data, name)]
+    if not found:
+        raise RefusedFile(f"{name} holds no result")
+    return found
+
+
+def _read(result: Result) -> Foreign:
+    whole, name = result.whole, result.where
     kind = text(whole.get("eval_type_id"), f"{name}: eval_type_id")
     config = mapping(whole.get("eval_config"), f"{name}: eval_config")
     metrics = mapping(whole.get("eval_result_metrics"), f"{name}: eval_result_metrics")
@@ -59,17 +66,24 @@ def read(data: Json, name: str) -> Foreign:
         warnings += [*oddities, *_core_cautions(config, metrics)]
     else:
         found = list(_plain_numbers(metrics, kind, domain, name))
+    if result.layout:
+        warnings.append(
+            f"A result of SAEBench of 2024, in its layout `{result.layout}`: what its numbers mean has changed since."
+        )
     release, sae = (str(whole.get(key) or "unknown") for key in ("sae_lens_release_id", "sae_lens_id"))
     if "custom_sae" in (release, sae):
         warnings.append("SAEBench names every SAE of one's own `custom_sae`: which one it was is not in the file.")
     model, site = _model(config, whole)
+    older = {"layout": result.layout} if result.layout else {}
     return Foreign(
         tool=TOOL,
         version=_version(whole),
         name=word(release),
         label=f"{word(sae)},{word(kind)}",
         metrics=tuple(found),
-        facts={domain: {"imported": TOOL, "evaluation": kind, "model": model, "layer": site, "config": config}},
+        facts={
+            domain: {"imported": TOOL, "evaluation": kind, "model": model, "layer": site, "config": config, **older}
+        },
         resolved={
             "model": {"id": model},
             "layer": site,
@@ -185,11 +199,16 @@ def _core_cautions(config: Mapping[str, Json], metrics: Mapping[str, Json]) -> I
 
 def _plain_numbers(metrics: Mapping[str, Json], kind: str, domain: str, name: str) -> Iterator[MetricValue]:
     for category, values in metrics.items():
-        for key, value in mapping(values, f"{name}: {category}").items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                yield metric_value(
-                    f"saebench_{word(kind)}.{word(key)}", value, unit="as reported", better=None, domain=domain
-                )
+        listed = mapping(values, f"{name}: {category}")
+        given = {key: value for key, value in listed.items() if _is_number(value)}
+        params = {key: given.pop(key) for key in _SETTINGS if key in given}
+        for key, value in given.items():
+            id = f"saebench_{word(kind)}.{word(key)}"
+            yield metric_value(id, value, unit="as reported", better=None, domain=domain, params=params)
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _dataset(config: Mapping[str, Json]) -> str:

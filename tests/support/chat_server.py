@@ -1,7 +1,12 @@
-"""A chat-completions server on localhost that does what a script says, request by request."""
+"""A chat-completions server on localhost that does what a script says, request by request.
+
+An answer of a script has a `body` (text or bytes), a `status` and `headers`; or it waits (`delay`), hangs up (`hang_up`),
+sends a byte every `drip` seconds (`from: headers` those, too) or its body again and again (`endless`).
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -26,6 +31,7 @@ class ChatServer:
     under_way: int = 0
     most_at_once: int = 0
     port: int = 0
+    sent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -43,6 +49,11 @@ def completion(text: Any, prompt: int = 11, written: int = 7) -> Answer:
 def said(text: Any) -> Answer:
     """The script's answer that is a good reply."""
     return {"body": json.dumps(completion(text))}
+
+
+def packed(body: bytes, encoding: str = "gzip") -> Answer:
+    """The script's answer with a body that is packed, or said to be."""
+    return {"body": gzip.compress(body) if encoding == "gzip" else body, "headers": {"Content-Encoding": encoding}}
 
 
 def refused(status: int, **headers: str) -> Answer:
@@ -79,18 +90,35 @@ def serving(script: Script) -> Iterator[ChatServer]:
             if answer.get("hang_up"):
                 self.connection.close()
                 return
-            content = answer["body"].encode()
+            body = answer["body"]
+            content = body.encode() if isinstance(body, str) else body
             self.send_response(answer.get("status", 200))
-            for name, value in {"Content-Type": "application/json", **answer.get("headers", {})}.items():
+            length = {} if answer.get("endless") else {"Content-Length": str(len(content))}
+            for name, value in {"Content-Type": "application/json", **length, **answer.get("headers", {})}.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            if "drip" in answer and answer.get("from") == "headers":
+                content = b"".join([*self._headers_buffer, b"\r\n", content])
+                self._headers_buffer.clear()
+            else:
+                self.end_headers()
+            self._write(content, answer.get("drip"))
+            while answer.get("endless"):
+                self._write(content, None)
+
+        def _write(self, content: bytes, drip: float | None) -> None:
+            """At once, or a byte every `drip` seconds."""
+            for piece in [content] if drip is None else (content[i : i + 1] for i in range(len(content))):
+                self.wfile.write(piece)
+                state.sent += len(piece)
+                time.sleep(drip or 0)
 
         def log_message(self, *arguments: Any) -> None:
             """Nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 512  # all requests of a judge may come at once
+
+    server = Server(("127.0.0.1", 0), Handler)
     state.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -25,6 +25,7 @@ from adapters.sae_lens.export import export
 from adapters.sae_lens.source import SaeLensSource
 from adapters.sparsify import SparsifySource
 from harness.errors import LatentbenchError, RefusedFile
+from harness.exchange.importing import import_files
 from harness.execute.stages import read_content, write_content
 from harness.leaderboard import leaderboard
 from harness.record import Record
@@ -36,6 +37,8 @@ from harness.steering.vectors import SteeringVectors
 from harness.store.files import read_arrays, read_json, write_arrays
 from harness.store.store import MANIFEST, Store
 from tests.support.damaged import BOMBS, gguf_lies, payloads, safetensors_lies, torn, torn_json
+from tests.support.foreign import LM_EVAL, SAE_LENS, SAEBENCH
+from tests.support.saebench import LAYOUTS
 from tests.support.saes import D_IN, WIDTH, K, built
 from tests.support.saes import random as random_weights
 from tests.unit.leaderboard_factory import rewritten
@@ -102,6 +105,27 @@ def _source(source: type[Any]) -> Callable[[Path], object]:
     return read
 
 
+def _results(data: Any) -> Reader:
+    """A result of another tool that is imported together with a sound one: both or none."""
+
+    def write(folder: Path) -> None:
+        for name, content in (("sound.json", SAEBENCH), ("result.json", data)):
+            (folder / name).write_text(json.dumps(content))
+
+    def read(folder: Path) -> object:
+        results = folder / "results"
+        shutil.rmtree(results, ignore_errors=True)
+        try:
+            made = import_files(results, [folder / "sound.json", folder / "result.json"])
+        except LatentbenchError:
+            assert not list(results.rglob("*.json"))
+            raise
+        assert all(read_record(item.path) == item.record for item in made)
+        return made
+
+    return Reader(write, read, ("result.json",))
+
+
 def _model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"hidden_size": 4, "num_hidden_layers": 2, "vocab_size": 9}))
 
@@ -141,6 +165,9 @@ READERS = {
         lambda folder: list(FilesDataset(path="x.jsonl").texts(Roots(folder))),
         ("x.jsonl",),
     ),
+    **{f"SAEBench, {layout}": _results(data) for layout, data in LAYOUTS.items()},
+    "sae-lens": _results(SAE_LENS),
+    "lm-eval": _results(LM_EVAL),
 }
 
 

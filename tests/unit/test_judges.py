@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
+import tracemalloc
+from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -17,8 +22,8 @@ from adapters.protocols import Roots
 from harness.errors import NotAvailable
 from harness.metrics.autointerp.answers import probabilities_in
 from harness.metrics.autointerp.metric import Autointerp
-from tests.support.chat_server import Answer, refused, said, serving
-from tests.support.judges import KEY, ask, echo, files_under, judge
+from tests.support.chat_server import Answer, completion, packed, refused, said, serving
+from tests.support.judges import KEY, ask, echo, files_under, judge, questions
 
 pytestmark = pytest.mark.usefixtures("judge_key")
 
@@ -62,11 +67,11 @@ def test_a_timeout_is_retried(tmp_path: Path) -> None:
         ({"hang_up": True}, 4, "Connection", True),
         (refused(400), 1, "BadRequestError 400", False),
         (refused(422), 1, "422", False),
-        ({"body": "{not json"}, 1, "", False),
-        ({"body": "[]"}, 1, "", False),
-        ({"body": '{"choices": []}'}, 1, "IndexError", False),
-        ({"body": '{"choices": [{"message": null}]}'}, 1, "AttributeError", False),
-        ({"body": "[" * 5000}, 1, "", False),
+        ({"body": "{not json"}, 2, "no chat completion: not JSON", True),
+        ({"body": "[]"}, 2, "no chat completion", True),
+        ({"body": '{"choices": []}'}, 2, "no chat completion: choices", True),
+        ({"body": '{"choices": [{"message": null}]}'}, 2, "no chat completion: choices.0.message", True),
+        ({"body": "[" * 5000}, 2, "no chat completion", True),
         (said(None), 1, "holds no text", False),
         (said(["a", "list"]), 1, "holds no text", False),
     ],
@@ -75,7 +80,7 @@ def test_what_stays_wrong_is_a_reply_with_an_error_and_not_kept(
     tmp_path: Path, answer: Answer, attempts: int, said_why: str, lost: bool
 ) -> None:
     with serving(lambda number, body: answer) as server:
-        (reply,) = ask(server.url, 1, tmp_path)
+        (reply,) = ask(server.url, 1, tmp_path, retries=max(1, attempts - 1))
         assert reply.text is None
         assert reply.lost is lost
         assert reply.error
@@ -131,6 +136,152 @@ def test_probabilities_of_another_text_are_none(tmp_path: Path) -> None:
     assert reply.ones is None
 
 
+@pytest.mark.parametrize(
+    "absurd", ["1e9", "0.5", "NaN", "Infinity", "-Infinity", '"-0.1"', "true", "[-0.1]", "1" + "0" * 400]
+)
+@pytest.mark.parametrize("place", ["written", "alternative"])
+def test_absurd_probabilities_are_no_answer(tmp_path: Path, absurd: str, place: str) -> None:
+    """They cost one reply, which can be asked for again, and not the study."""
+    body = graded("[1]", [("[", {}), ("1", {"1": -0.125, "0": -2.5}), ("]", {})])["body"]
+    bad = (
+        body.replace('"logprob": -0.1,', f'"logprob": {absurd},')
+        if place == "written"
+        else body.replace("-0.125", absurd)
+    )
+    assert bad != body
+    script = lambda number, _: {"body": bad} if number == 0 else {"body": body}  # noqa: E731
+    with serving(script) as server:
+        replies = ask(server.url, 2, tmp_path, probabilities=True, concurrency=1, retries=0)
+        assert [reply.lost for reply in replies] == [True, False]
+        assert "no chat completion: choices.0.logprobs.content" in str(replies[0].error)
+        again = ask(server.url, 2, tmp_path, probabilities=True, retries=0)
+        assert [reply.ones for reply in again] == [{1: pytest.approx(1 / (1 + np.exp(-2.375)))}] * 2
+        assert ask(server.url, 3, tmp_path, concurrency=1)[2].text == "[1]"
+
+
+def test_more_alternatives_than_the_protocol_has_are_no_answer(tmp_path: Path) -> None:
+    many = graded("1", [("1", {str(i): -1.0 for i in range(100_000)})])
+    with serving(lambda number, body: many) as server:
+        (reply,) = ask(server.url, 1, tmp_path, probabilities=True, retries=0)
+    assert reply.lost
+    assert "at most 20 items" in str(reply.error)
+
+
+def test_probabilities_that_nobody_asked_for_are_not_looked_at(tmp_path: Path) -> None:
+    body = graded("[1]", [("1", {"1": -0.125})])["body"].replace("-0.125", "1e9")
+    with serving(lambda number, _: {"body": body}) as server:
+        (reply,) = ask(server.url, 1, tmp_path)
+    assert (reply.text, reply.ones) == ("[1]", None)
+
+
+@pytest.mark.parametrize("count", ['"7"', "1e300", "-3", "true", "null", "[]", "1" + "0" * 30, "NaN"])
+def test_absurd_counts_of_tokens_are_none(tmp_path: Path, count: str) -> None:
+    body = said("yes")["body"].replace('"completion_tokens": 7', f'"completion_tokens": {count}')
+    with serving(lambda number, _: {"body": body}) as server:
+        (reply,) = ask(server.url, 1, tmp_path, retries=0)
+    assert (reply.text, reply.prompt_tokens, reply.reply_tokens) == ("yes", 11, 0)
+
+
+# --- how long, and how much ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begin", ["headers", "body"])
+def test_the_timeout_is_for_the_whole_answer(tmp_path: Path, begin: str) -> None:
+    """Each byte comes well within the time that the answer has."""
+    with serving(lambda number, body: {**echo(number, body), "drip": 0.05, "from": begin}) as server:
+        start = time.monotonic()
+        (reply,) = ask(server.url, 1, tmp_path, timeout=0.5, retries=0)
+        assert time.monotonic() - start < 3
+    assert reply.lost
+    assert "no whole answer within 0.5 s" in str(reply.error)
+
+
+def test_waiting_for_ones_turn_is_not_in_the_timeout(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        replies = ask(server.url, 6, tmp_path, timeout=0.5, retries=0, requests_per_minute=300)
+    assert [reply.text for reply in replies] == [f"re question {i}" for i in range(6)]
+
+
+def long_body(size: int) -> bytes:
+    return json.dumps(completion("a" * size)).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said_why"),
+    [
+        ({"body": b" " * (1 << 16), "endless": True}, "longer than 8 MiB"),
+        (packed(b" " * (400 << 20)), "longer than 8 MiB when unpacked"),
+        (packed(packed(b" " * (400 << 20))["body"], "gzip, gzip"), "packed as 'gzip, gzip', which was not asked for"),
+        (packed(long_body(5), "br"), "packed as 'br', which was not asked for"),
+        (packed(long_body(5), "zstd"), "packed as 'zstd'"),
+        (packed(long_body(5), "deflate"), "packed as 'deflate'"),
+        ({**packed(b""), "body": long_body(5)}, "cannot be unpacked: Error -3"),
+        ({**packed(b""), "body": packed(long_body(5))["body"][:-9]}, "cannot be unpacked: it ends too early"),
+        ({"body": long_body(9 << 20)}, "longer than 8 MiB"),
+        ({"body": b"[" * (7 << 20)}, "not JSON"),
+        ({"body": b"1" * (7 << 20)}, "not JSON"),
+    ],
+)  # fmt: skip
+def test_an_answer_has_a_longest_size(tmp_path: Path, answer: Answer, said_why: str) -> None:
+    with serving(lambda number, body: answer) as server:
+        ask(server.url, 0, tmp_path)  # what is imported for it
+        tracemalloc.start()
+        (reply,) = ask(server.url, 1, tmp_path, retries=0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert reply.lost
+    assert said_why in str(reply.error)
+    assert peak < 64 << 20
+    assert server.sent < 24 << 20  # with what the two ends of the connection hold
+
+
+def test_a_long_answer_that_is_within_bounds_is_one(tmp_path: Path) -> None:
+    with serving(lambda number, body: packed(long_body(7 << 20)) if number else {"body": long_body(7 << 20)}) as server:
+        replies = ask(server.url, 2, tmp_path, retries=0, concurrency=1)
+    assert [len(reply.text or "") for reply in replies] == [7 << 20] * 2
+
+
+def test_an_error_whose_page_is_too_long_stays_that_error(tmp_path: Path) -> None:
+    endless = {"body": b"<html>" * 10_000, "endless": True, "status": 400}
+    with serving(lambda number, body: endless) as server:
+        (reply,) = ask(server.url, 1, tmp_path, retries=0)
+    assert (reply.lost, reply.error) == (False, "BadRequestError 400: Error code: 400")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"body": "<html>Sign in to the network</html>", "headers": {"Content-Type": "text/html"}},
+        {"body": said("yes")["body"][:-9]},
+        {"body": '{"error": {"message": "overloaded", "code": 502}}'},
+        {"body": '{"object": "list", "data": []}'},
+        {"body": ""},
+        {"body": "", "status": 204},
+        {"body": b"\xff\xfe\x00"},
+    ],
+)  # fmt: skip
+def test_what_is_no_answer_of_the_protocol_is_asked_for_again(tmp_path: Path, answer: Answer) -> None:
+    with serving(lambda number, body: answer if number == 0 else echo(number, body)) as server:
+        (reply,) = ask(server.url, 1, tmp_path, retries=1)
+        assert reply.text == "re question 0"
+        assert len(server.bodies) == 2
+        server.script = lambda number, body: answer
+        (reply,) = ask(server.url, 1, tmp_path, retries=0, model="other")
+    assert reply.lost
+    assert "the answer is no chat completion" in str(reply.error)
+    assert ("overloaded" in str(reply.error)) == ("overloaded" in str(answer["body"]))
+
+
+def test_asking_stops_when_nobody_listens(tmp_path: Path) -> None:
+    """A study that gives up does not wait for what is under way."""
+    with serving(lambda number, body: echo(number, body) if number == 0 else {"delay": 5, "hang_up": True}) as server:
+        start = time.monotonic()
+        replies = judge(server.url, timeout=60).chat(questions(8), Roots(tmp_path), tmp_path / "cache")
+        assert next(iter(replies)).text == "re question 0"
+        replies.close()  # type: ignore[attr-defined]
+        assert time.monotonic() - start < 4
+
+
 def test_one_failure_does_not_stop_the_others(tmp_path: Path) -> None:
     bad = "question 3"
     with serving(lambda n, body: refused(400) if body["messages"][-1]["content"] == bad else echo(n, body)) as server:
@@ -151,6 +302,30 @@ def test_no_request_is_repeated(tmp_path: Path) -> None:
         assert ask(server.url, 12, tmp_path) == first
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"request": None},
+        {"reply": 5},
+        {"reply": {"text": 5}},
+        {"reply": {"text": "x"}},
+        {"reply": {"text": "x", "prompt_tokens": "1", "reply_tokens": 1}},
+        {"reply": {"text": "x", "prompt_tokens": 1, "reply_tokens": 1, "ones": {"0": 1e9}}},
+        {"reply": {"text": "x", "prompt_tokens": 1, "reply_tokens": 1, "ones": {"0": "1"}}},
+        {"reply": {"text": "x", "prompt_tokens": 1, "reply_tokens": 1, "ones": {"a": 1}}},
+    ],
+)
+def test_a_transcript_that_is_none_is_asked_for_again(tmp_path: Path, damage: Answer) -> None:
+    with serving(echo) as server:
+        ask(server.url, 1, tmp_path)
+        (path,) = (tmp_path / "cache").rglob("*.json")
+        whole = {**json.loads(path.read_text()), **damage}
+        path.write_text(json.dumps({name: value for name, value in whole.items() if value is not None}))
+        (reply,) = ask(server.url, 1, tmp_path)
+    assert reply.text == "re question 0"
+    assert len(server.bodies) == 2
+
+
 def test_no_more_are_under_way_than_allowed(tmp_path: Path) -> None:
     with serving(lambda number, body: {**echo(number, body), "delay": 0.03}) as server:
         ask(server.url, 12, tmp_path, concurrency=3)
@@ -166,9 +341,12 @@ def test_the_rate_limit_holds_and_counts_retries(tmp_path: Path) -> None:
 
 
 def test_pace_without_a_limit_never_waits() -> None:
-    pace, start = Pace(None), time.monotonic()
-    for _ in range(1000):
-        pace.wait()
+    async def many(pace: Pace) -> None:
+        for _ in range(1000):
+            await pace.wait()
+
+    start = time.monotonic()
+    asyncio.run(many(Pace(None)))
     assert time.monotonic() - start < 0.5
 
 
@@ -198,6 +376,32 @@ def test_the_key_is_nowhere(
     )  # fmt: skip
     assert "your key is Bearer [key]" in everything[0]
     assert not any(KEY in text for text in everything)
+
+
+ECHOES: dict[str, Callable[[str], str]] = {
+    "its beginning": lambda key: key[:8],
+    "its end": lambda key: key[-9:],
+    "masked": lambda key: f"{key[:7]}{'*' * 20}{key[-4:]}",
+    "dots": lambda key: f"{key[:3]}...{key[-4:]}",
+    "an address": lambda key: quote(key, safe=""),
+    "base64": lambda key: b64encode(f"user:{key}".encode()).decode(),
+    "quoted": lambda key: json.dumps({"authorization": f"Bearer {key}"}),
+}
+
+
+@pytest.mark.parametrize("how", ECHOES)
+@pytest.mark.parametrize("status", [200, 400, 401, 500])
+def test_no_part_of_the_key_is_kept_or_shown(tmp_path: Path, how: str, status: int) -> None:
+    echoed = ECHOES[how](KEY)
+    body = completion(f"it is {echoed}") if status == 200 else {"error": {"message": f"it is {echoed}"}}
+    with serving(lambda number, _: {"body": json.dumps(body), "status": status}) as server:
+        replies = ask(server.url, 2, tmp_path, retries=0)
+    everything = files_under(tmp_path) + str(replies)
+    assert "it is" in everything
+    assert "[key]" in everything
+    assert echoed not in everything
+    assert KEY[-4:] not in everything
+    assert KEY[:5] not in everything
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "a\nb", "ключ"])

@@ -116,3 +116,24 @@ def test_unreadable_answers_are_counted_from_transcripts_alike(tmp_path: Path) -
     assert first.details == second.details
     assert first.statistics["lab"]["autointerp.failures"].sum() == sum(n % 3 == 0 for n in range(4, 36))
     assert first.statistics["lab"]["autointerp.requests"].sum() == 36
+
+
+def test_an_absurd_probability_costs_one_reply_and_not_the_study(tmp_path: Path) -> None:
+    def script(number: int, body: Answer) -> Answer:
+        answer = json.loads(helpful(number, body)["body"])
+        text = answer["choices"][0]["message"]["content"]
+        steps = [{"token": c, "logprob": 0, "top_logprobs": [{"token": c, "logprob": 0}]} for c in text]
+        if number == 7:
+            steps[0]["top_logprobs"] = [{"token": "1", "logprob": 1e9}]
+        answer["choices"][0]["logprobs"] = {"content": steps}
+        return {"body": json.dumps(answer)}
+
+    with serving(script) as server:
+        counting = judge(server.url, concurrency=1, probabilities=True, retries=0, unanswered="count")
+        found = Autointerp(latents=4, judge=counting).run(lab_of(tmp_path, 4, fires_on(token_sets(4))))
+        assert found.statistics["lab"]["autointerp.failures"].sum() == 1
+        asked = len(server.bodies)
+        failing = judge(server.url, concurrency=1, probabilities=True, retries=0)
+        again = Autointerp(latents=4, judge=failing).run(lab_of(tmp_path, 4, fires_on(token_sets(4))))
+        assert again.statistics["lab"]["autointerp.failures"].sum() == 0
+    assert len(server.bodies) == asked + 1
