@@ -1,8 +1,8 @@
 """Finding the parts of a decoder by structure, so that any causal language model of `transformers` works.
 
 The blocks are the one `ModuleList` as long as the configuration's number of layers. What a block's attention or MLP
-*adds* to the residual stream is the output of that submodule, or of the norm that follows it before the addition
-(Gemma-2, Gemma-3, OLMo-2, GLM-4).
+*adds* to the residual stream is read at the output of that submodule, or of the norm that follows it before the addition
+(Gemma-2, Gemma-3, OLMo-2, GLM-4, HyperCLOVA X); whether it is that is measured (`harness/activations/additions.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from harness.errors import InvalidInput
 _OTHER_TOWERS = re.compile(r"vision|visual|image|audio|speech|encoder", re.IGNORECASE)
 
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
-_MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+# `fc2` is the second of the two matrices that OPT, XGLM and BioGPT keep in the block itself.
+_MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mlp_block", "fc2")
 
 # Norms applied to a submodule's output before it is added. `post_attention_layernorm` is one of them only beside
 # `post_feedforward_layernorm`: in Llama the same name is the norm *before* the MLP.
-_NORMS_AFTER_ATTENTION = ("post_self_attn_layernorm",)
-_NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_NORMS_AFTER_ATTENTION = ("post_self_attn_layernorm", "post_norm1")
+_NORMS_AFTER_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -56,15 +57,17 @@ def mlp_output(block: nn.Module) -> nn.Module:
     return _child(block, _NORMS_AFTER_MLP) or _required(block, "MLP", _MLP_NAMES, ("MLP", "MoE", "FeedForward"))
 
 
-def check_site(model: nn.Module, site: Site) -> None:
-    """Raises InvalidInput when `model` has no such block or the block no such submodule."""
+def check_site(model: nn.Module, site: Site) -> nn.Module:
+    """The block of a site. Raises InvalidInput when `model` has no such block or the block no such submodule."""
     blocks = decoder_blocks(model)
     if site.index >= len(blocks):
         raise InvalidInput(
             f"layer {site.index} does not exist: {type(model).__name__} has {len(blocks)} decoder blocks, "
             f"numbered 0 to {len(blocks) - 1}"
         )
-    submodule(blocks[site.index], site)
+    block = blocks[site.index]
+    submodule(block, site)
+    return block
 
 
 def submodule(block: nn.Module, site: Site) -> nn.Module:

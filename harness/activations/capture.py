@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from harness.activations.blocks import check_site, decoder_blocks, submodule
+from harness.activations.blocks import decoder_blocks
+from harness.activations.place import Place, locate
 from harness.activations.site import Site
+from harness.activations.values import block_input
 
 
 class _StopForwardError(Exception):
@@ -46,26 +48,11 @@ def hidden_states_and_logits(
 def capturing(model: nn.Module, sites: Collection[Site]) -> Iterator[dict[Site, Tensor]]:
     """While open, every forward pass leaves the hidden states at `sites` in the dictionary this yields."""
     states: dict[Site, Tensor] = {}
-    for site in sites:
-        check_site(model, site)
-    blocks = decoder_blocks(model)
+    places = {site: locate(model, site) for site in sites}
     with ExitStack() as stack:
-        for site in sites:
-            stack.callback(_watch(blocks[site.index], site, states).remove)
+        for site, place in places.items():
+            stack.callback(_watch(place, site, states).remove)
         yield states
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The hidden state in what a block or submodule returns: the tensor itself or the first of a tuple."""
-    tensor = output[0] if isinstance(output, tuple) else output
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected a hidden state, got {type(tensor).__name__}")
-    return tensor
-
-
-def block_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden state among the arguments a block is called with."""
-    return first_tensor(args[0] if args else kwargs["hidden_states"])
 
 
 def takes_positions(model: nn.Module) -> bool:
@@ -88,17 +75,16 @@ def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor
     return told | {"position_ids": positions_in(attention_mask)}
 
 
-def _watch(block: nn.Module, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
-    # Copies, because some models (Falcon) go on to add to what a submodule returned in place.
+def _watch(place: Place, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states[site] = block_input(args, kwargs).clone()
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        states[site] = first_tensor(output).clone()
+        states[site] = place.read(output)
 
     if site.point == "resid_pre":
-        return block.register_forward_pre_hook(entering, with_kwargs=True)
-    return submodule(block, site).register_forward_hook(leaving)
+        return place.module.register_forward_pre_hook(entering, with_kwargs=True)
+    return place.module.register_forward_hook(leaving)
 
 
 @contextmanager

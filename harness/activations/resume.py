@@ -2,7 +2,7 @@
 
 The model's own forward is run, so masks, positions, rotary embeddings, final norm and soft-capping are exactly its
 own; only the blocks up to the site are replaced by pass-throughs. Given the hidden state that was captured, the logits
-are bit-identical to those of the full forward.
+are bit-identical to those of the full forward, and equal to rounding at the parts of a block that scales what they add.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from harness.activations.blocks import check_site, decoder_blocks, submodule
-from harness.activations.capture import block_input
+from harness.activations.additions import PARTS, additions, undisturbed
+from harness.activations.blocks import decoder_blocks
+from harness.activations.place import Place, locate
 from harness.activations.site import Site
+from harness.activations.values import block_input, with_block_input
+from harness.errors import InvalidInput
 
 _MISSING = object()
-_TUPLE_LENGTHS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_HANDOVERS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
+_ROUNDINGS = 16
+"""How far logits may be off, in units of the data type's precision: on one device they are off by nothing."""
 
 
 def needs_block_input(site: Site) -> bool:
     """Whether resuming at `site` also takes the residual stream entering its block."""
-    return site.point in ("mlp_out", "attn_out")
+    return site.point in PARTS
 
 
 def resumed_logits(
@@ -48,24 +53,79 @@ def resumed_logits(
 
 @contextmanager
 def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | None = None) -> Iterator[None]:
-    """While open, every forward pass starts at `site` with `hidden`; see `resumed_logits`."""
-    # The model gets copies wherever a tensor is put in, because some (Falcon) change hidden states in place.
-    check_site(model, site)
-    blocks = decoder_blocks(model)
-    length = _tuple_length(model)
+    """While open, every forward pass starts at `site` with `hidden`; see `resumed_logits`.
+
+    Raises InvalidInput for a site the model does not have (see `locate`) and for a model whose blocks hand on more than
+    their hidden state, which a pass that starts in the middle would lack.
+    """
+    place, blocks = locate(model, site), decoder_blocks(model)
     inner = needs_block_input(site)
     if inner and resid_pre is None:
         raise ValueError(f"resuming at {site} needs the residual stream entering block {site.index}")
+    _check_handover(model, blocks, site.index + (site.point == "resid_post"))
     with ExitStack() as stack:
-        for block in blocks[: site.index]:
-            stack.enter_context(_forward_replaced(block, _passing_on(length)))
         if site.point == "resid_post":
+            stack.enter_context(_passed(model, blocks, site.index))
+            length = additions(model)[site.index].tuple_length
             stack.enter_context(_forward_replaced(blocks[site.index], _returning(hidden, length)))
         else:
-            stack.enter_context(_input_replaced(blocks[site.index], hidden if resid_pre is None else resid_pre))
+            stack.enter_context(_entered(model, blocks, site.index, hidden if resid_pre is None else resid_pre))
         if inner:
-            stack.enter_context(_output_replaced(submodule(blocks[site.index], site), hidden))
+            stack.enter_context(_output_replaced(place, hidden))
         yield
+
+
+@contextmanager
+def _passed(model: nn.Module, blocks: nn.ModuleList, index: int) -> Iterator[None]:
+    """While open, the blocks before `index` hand on what they get."""
+    with ExitStack() as stack:
+        for block, known in zip(blocks[:index], additions(model), strict=False):
+            stack.enter_context(_forward_replaced(block, _passing_on(known.tuple_length)))
+        yield
+
+
+@contextmanager
+def _entered(model: nn.Module, blocks: nn.ModuleList, index: int, hidden: Tensor) -> Iterator[None]:
+    """While open, passes start at block `index` with `hidden` [B, T, d]."""
+    with _passed(model, blocks, index), _input_replaced(blocks[index], hidden):
+        yield
+
+
+def _check_handover(model: nn.Module, blocks: nn.ModuleList, index: int) -> None:
+    """Raises InvalidInput when block `index` gets more from the blocks before it than one hidden state."""
+    known = _HANDOVERS.setdefault(model, {})
+    if index not in known:
+        known[index] = not 0 < index < len(blocks) or _hidden_state_is_all(model, blocks, index)
+    if not known[index]:
+        raise InvalidInput(
+            f"{type(model).__name__}: block {index} and those behind it get more from the blocks before them than the "
+            "residual stream, so the forward pass cannot be resumed there: cross-entropies with reconstructions in its "
+            "place, ablations and attributions are not possible at this site"
+        )
+
+
+@torch.no_grad()
+def _hidden_state_is_all(model: nn.Module, blocks: nn.ModuleList, index: int) -> bool:
+    """Whether a pass over a few tokens that is resumed at a block gives the logits of the whole one."""
+    ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
+    entering: list[Tensor] = []
+
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering.append(block_input(args, kwargs).clone())
+
+    with undisturbed(model):
+        handle = blocks[index].register_forward_pre_hook(note, with_kwargs=True)
+        whole: Tensor = model(input_ids=ids, use_cache=False).logits
+        handle.remove()
+        # Gemma 4 misses keys and values that blocks share, others go on without what they lack.
+        try:
+            with _entered(model, blocks, index, entering[-1]):
+                resumed: Tensor = model(input_ids=ids, use_cache=False).logits
+        except (LookupError, AttributeError, TypeError):
+            return False
+    tolerance = _ROUNDINGS * torch.finfo(whole.dtype).eps
+    size = float(whole.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(resumed, whole, rtol=tolerance, atol=tolerance * size, equal_nan=True)
 
 
 def _returning(hidden: Tensor, length: int) -> Callable[..., Any]:
@@ -97,9 +157,7 @@ def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 @contextmanager
 def _input_replaced(block: nn.Module, hidden: Tensor) -> Iterator[None]:
     def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (hidden.clone(), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden.clone()}
+        return with_block_input(args, kwargs, hidden.clone())
 
     handle = block.register_forward_pre_hook(replace, with_kwargs=True)
     try:
@@ -109,35 +167,9 @@ def _input_replaced(block: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _output_replaced(module: nn.Module, hidden: Tensor) -> Iterator[None]:
-    def replace(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return (hidden.clone(), *output[1:]) if isinstance(output, tuple) else hidden.clone()
-
-    handle = module.register_forward_hook(replace)
+def _output_replaced(place: Place, hidden: Tensor) -> Iterator[None]:
+    handle = place.module.register_forward_hook(lambda module, args, output: place.written(output, hidden))
     try:
         yield
     finally:
         handle.remove()
-
-
-def _tuple_length(model: nn.Module) -> int:
-    """How many values a block returns when nothing is cached: 0 for a bare tensor (most), else the tuple's length."""
-    if model not in _TUPLE_LENGTHS:
-        _TUPLE_LENGTHS[model] = _probe_tuple_length(model)
-    return _TUPLE_LENGTHS[model]
-
-
-def _probe_tuple_length(model: nn.Module) -> int:
-    lengths: list[int] = []
-
-    def look(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        lengths.append(len(output) if isinstance(output, tuple) else 0)
-
-    handle = decoder_blocks(model)[0].register_forward_hook(look)
-    try:
-        with torch.no_grad():
-            device = next(model.parameters()).device
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        handle.remove()
-    return lengths[0]

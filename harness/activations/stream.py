@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.activations.blocks import check_site
 from harness.activations.capture import hidden_states
+from harness.activations.place import locate
 from harness.activations.site import Site
 from harness.activations.tokens import TrainTokens, special_mask
 from harness.errors import CellFailed, InvalidInput
@@ -53,7 +53,7 @@ class ActivationStream:
         team: Team = ALONE,
     ) -> None:
         for site in sites:
-            check_site(language_model.model, site)
+            locate(language_model.model, site)
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
         self._options, self._seed, self._team = options, order_seed, team
         context = tokens.ids.shape[1]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel
-from harness.activations.blocks import check_site, decoder_blocks, submodule
-from harness.activations.capture import block_input, first_tensor
+from harness.activations.place import Place, locate
 from harness.activations.site import Site
+from harness.activations.values import block_input, with_block_input
 from harness.errors import CellFailed
 from harness.sae.base import SparseAutoencoder
 from harness.section import Json
@@ -104,12 +104,11 @@ def editing(
     at or before the first site. Raises CellFailed on leaving when a site was not reached once per pass of the model.
     """
     hooks = _Hooks(layout or Layout())
-    for site in deltas:
-        check_site(model, site)
+    places = {site: locate(model, site) for site in deltas}
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(hooks.entering, with_kwargs=True).remove)
         for site, delta in deltas.items():
-            stack.callback(hooks.install(decoder_blocks(model)[site.index], site, delta))
+            stack.callback(hooks.install(places[site], site, delta))
         yield hooks.receipt
     hooks.close(len(deltas), idle)
 
@@ -128,20 +127,19 @@ class _Hooks:
         self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else self._layout.real
         self.receipt.passes += 1
 
-    def install(self, block: nn.Module, site: Site, delta: Delta) -> Callable[[], None]:
+    def install(self, place: Place, site: Site, delta: Delta) -> Callable[[], None]:
         """Hooks a site, before all other hooks on it; returns how to undo that."""
 
         def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            changed = self._changed(site, first_tensor(output), delta)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return place.moved(output, self._added(site, place.read(output), delta))
 
         def arriving(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            changed = self._changed(site, block_input(args, kwargs), delta)
-            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+            hidden = block_input(args, kwargs)
+            return with_block_input(args, kwargs, hidden + self._added(site, hidden, delta))
 
         if site.point == "resid_pre":
-            return block.register_forward_pre_hook(arriving, prepend=True, with_kwargs=True).remove
-        return submodule(block, site).register_forward_hook(leaving, prepend=True).remove
+            return place.module.register_forward_pre_hook(arriving, prepend=True, with_kwargs=True).remove
+        return place.module.register_forward_hook(leaving, prepend=True).remove
 
     def close(self, sites: int, idle: bool) -> None:
         """Completes the receipt. Raises CellFailed when it does not add up."""
@@ -154,13 +152,13 @@ class _Hooks:
             raise CellFailed("an intervention was not applied: the model did not run while its hooks were installed")
 
     @torch.no_grad()
-    def _changed(self, site: Site, hidden: Tensor, delta: Delta) -> Tensor:
+    def _added(self, site: Site, hidden: Tensor, delta: Delta) -> Tensor:
         real, order = self._real(hidden)
         added = delta(hidden, real) * real[..., None]
         sizes = torch.linalg.vector_norm(added, dim=-1, dtype=torch.float32)
         norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).clamp_min(1e-30)
         self._note(site, real, order[sizes > 0], (sizes / norms).sum(dtype=torch.float64))
-        return hidden + added
+        return added
 
     def _real(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Which tokens are real, and their positions without padding, [B, T]."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.activations.blocks import check_site
 from harness.activations.capture import hidden_states, hidden_states_and_logits
+from harness.activations.place import locate
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens
 from harness.measure.domain import Domain, Progress
@@ -65,7 +65,7 @@ def measure(
         raise ValueError("two requests have the same name")
     splices = _splices(requests, sites, splice_sites)
     for site in splices:
-        check_site(language_model.model, site)
+        locate(language_model.model, site)
     known = {site: baseline for site, baseline in (baselines or {}).items() if site in splices}
     missing = {site for site, splice in splices.items() if site not in known or (splice and not known[site].spliced)}
     domain = Domain(language_model, tokens, forward_tokens, progress)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel
 from harness.activations.blocks import decoder_blocks
-from harness.activations.capture import first_tensor
+from harness.activations.values import hidden_state, with_first_tensor
 from harness.errors import CellFailed, InvalidInput
 from harness.section import Json
 from harness.steering.intervention import Intervention, Layout, Receipt, Scope
@@ -128,13 +128,13 @@ class _Hooks:
         """The hook of one block: replaces its output by the steered one."""
 
         def add(block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            hidden = first_tensor(output)
+            hidden = hidden_state(output)
             if self._chosen is None or hidden.shape[:2] != self._chosen.shape:
                 self._wrong.append(f"block {layer} ran on {list(hidden.shape[:2])} tokens outside a pass of the model")
                 return output
             steered = hidden + self._chosen[..., None].to(hidden.dtype) * self._deltas[layer].to(hidden.dtype)
             self._note(layer, hidden, steered, self._chosen)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+            return with_first_tensor(output, steered)
 
         return add
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel
 from harness.activations.blocks import decoder_blocks, mlp_output
-from harness.activations.capture import first_tensor
+from harness.activations.values import first_tensor
 from harness.errors import CellFailed, InvalidInput
 from harness.section import Json
 from harness.steering.inject import token_norms

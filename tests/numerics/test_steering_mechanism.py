@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 from adapters.protocols import LanguageModel
 from harness.activations.site import Site
@@ -34,6 +41,14 @@ CONFIGS: Mapping[str, PretrainedConfig] = {
         hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=4, vocab_size=WORDS
     ),
     "gpt2": GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=4, vocab_size=WORDS),
+    "granite": GraniteConfig(
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        vocab_size=WORDS,
+        residual_multiplier=0.22,
+    ),
 }
 
 
@@ -111,7 +126,7 @@ def test_skipping_the_layer_is_the_vector_read_by_the_unembedding_alone(kind: st
     expected = divergence(trace(lm, text).logits, trace(lm, text, after).logits)
     torch.testing.assert_close(found.modes["skip_layer"], (expected * text.predicting).sum(1))
     assert (found.modes["no_patch"] > 0).all()
-    assert ("queries" in found.modes) == (kind == "llama")
+    assert ("queries" in found.modes) == (kind in ("llama", "granite"))
     assert found.heads.shape == found.only_heads.shape == (3, 4)
 
 

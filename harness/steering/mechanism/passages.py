@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from adapters.protocols import LanguageModel
 from harness.activations.blocks import decoder_blocks
-from harness.activations.capture import capturing, first_tensor
+from harness.activations.capture import capturing
 from harness.activations.site import Site
+from harness.activations.values import hidden_state
 from harness.activations.vocabulary import padding_of
 from harness.steering.intervention import Intervention, Layout, Untouched
 from harness.steering.rollouts import Sampling, answers, prompt_ids
@@ -126,7 +127,7 @@ def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[d
 
     def keeping(layer: int) -> Callable[..., None]:
         def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[layer] = first_tensor(output).clone()
+            found[layer] = hidden_state(output).clone()
 
         return keep
 

@@ -26,7 +26,7 @@ from torch.nn.functional import kl_div
 
 from adapters.protocols import LanguageModel
 from harness.activations.blocks import attention_output, decoder_blocks
-from harness.activations.capture import first_tensor
+from harness.activations.values import first_tensor, with_first_tensor
 from harness.steering.inject import VectorInjection, injecting
 from harness.steering.mechanism.passages import Passages, trace
 
@@ -187,7 +187,7 @@ def _keeping_input(kept: dict[nn.Module, Tensor]) -> Callable[..., None]:
 @contextmanager
 def _output_patched(module: nn.Module, value: Tensor) -> Iterator[None]:
     def patch(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return (value.clone(), *output[1:]) if isinstance(output, tuple) else value.clone()
+        return with_first_tensor(output, value.clone())
 
     handle = module.register_forward_hook(patch)
     try:
