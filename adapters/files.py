@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from adapters.protocols import DatasetAdapter, Roots
-from harness.canonical import file_digest
+from harness.canonical import known_digest
 from harness.errors import InvalidInput, NotAvailable, RefusedFile
 from harness.section import Json
 
@@ -30,7 +29,7 @@ class FilesDataset(DatasetAdapter):
     """What a document is in a .txt file."""
 
     def identity(self, roots: Roots) -> Json:
-        digests = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files(roots)]
+        digests = [known_digest(path) for path in self.files(roots)]
         return {"files": digests, "field": self.field, "split_on": self.split_on}
 
     def texts(self, roots: Roots) -> Iterator[str]:
@@ -96,11 +95,6 @@ def parsed_lines(path: Path) -> Iterator[tuple[int, Json]]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, _parsed(line, path, number)
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)
 
 
 def _split_glob(path: str) -> tuple[str, str]:
