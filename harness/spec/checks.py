@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapters.protocols import DatasetAdapter, ModelFacts, Roots
-from harness.activations.site import Site
 from harness.errors import InvalidInput, Problem
 from harness.metrics.study import Study
 from harness.sae.options import BoostedOptions, EnsembleOptions, Variant
@@ -13,6 +12,7 @@ from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
 from harness.spec.experiment import Data, Experiment
 from harness.spec.explain import at
+from harness.spec.layers import missing, places
 from harness.spec.loaded import check_loaded, sae_sections
 from harness.spec.nodes import Path_
 
@@ -228,11 +228,9 @@ def _dimensions(experiment: Experiment, d_model: int) -> Iterator[Finding]:
 
 
 def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:
-    places: list[tuple[Path_, Site | None]] = [(("layer",), experiment.layer)]
-    places += [(("layers", number), site) for number, site in enumerate(experiment.layers)]
-    for path, site in places:
-        if facts and site and site.index >= facts.layers:
-            yield path, f"the model has {facts.layers} decoder blocks, 0 to {facts.layers - 1}"
+    for path, site in places(experiment):
+        if facts and site.index >= facts.layers:
+            yield path, missing(facts.layers)
 
 
 def same_names(specs: list[SpecFile]) -> list[Problem]:
