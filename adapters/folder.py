@@ -37,7 +37,7 @@ def facts_of(config: Json, where: str) -> ModelFacts:
             d_model=_first(text, "hidden_size", "n_embd", "d_model"),
             layers=_first(text, "num_hidden_layers", "n_layer", "num_layers"),
             vocabulary=_first(text, "vocab_size"),
-            context=text.get("max_position_embeddings", text.get("n_positions")),
+            context=_largest_position(text),
         )
     except (KeyError, AttributeError):
         raise RefusedFile(f"{where}: config.json does not describe a causal language model") from None
@@ -135,6 +135,11 @@ def _first(config: dict[str, Json], *names: str) -> int:
         if isinstance(config.get(name), int):
             return int(config[name])
     raise KeyError(names[0])
+
+
+def _largest_position(config: dict[str, Json]) -> int | None:
+    stated = (config.get(name) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
+    return next((value for value in stated if isinstance(value, int) and value > 0), None)
 
 
 def _unavailable(source: str, error: Exception) -> str:

@@ -32,7 +32,7 @@ class ModelFacts:
     layers: int
     vocabulary: int
     context: int | None = None
-    """Longest text in tokens; None where nothing limits it."""
+    """Longest text in tokens by its configuration; None where that states none."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,19 @@ def takes_positions(model: nn.Module) -> bool:
     return "position_ids" in signature(model.forward).parameters
 
 
+def positions(model: nn.Module) -> int | None:
+    """Tokens of the longest text by the model's configuration; None where that states none."""
+    config: Any = model.config
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
+
+
+def goes_beyond(model: nn.Module) -> bool:
+    """Whether positions beyond the configuration's can be computed at all: rotary ones can, learned ones and tables cannot."""
+    config: Any = model.config
+    return bool(getattr(config.get_text_config(), "rope_parameters", None))
+
+
 def positions_in(attention_mask: Tensor) -> Tensor:
     """[B, T] positions of tokens that do not count padding, from a mask [B, T] int; padding in front is at 0."""
     return (attention_mask.cumsum(1) - 1).clamp_min(0)

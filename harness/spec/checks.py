@@ -10,6 +10,7 @@ from harness.metrics.study import Study
 from harness.sae.options import BoostedOptions, EnsembleOptions, Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
+from harness.spec.contexts import texts_of, too_long
 from harness.spec.experiment import Data, Experiment
 from harness.spec.explain import at
 from harness.spec.layers import missing, places
@@ -206,15 +207,14 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
         yield from _layer(experiment, facts)
     except _WRONG as error:
         yield ("model",), str(error)
-    datasets: dict[Path_, DatasetAdapter] = {("dataset", "eval", n): d for n, d in experiment.dataset.eval.items()}
-    datasets |= {("dataset", *place): data for place, data in experiment.dataset.trained_on.items()}
-    for path, data in datasets.items():
+    for path, data in texts_of(experiment).items():
         try:
             data.identity(roots)
         except _WRONG as error:
             yield path, str(error)
     if facts:
         yield from _dimensions(experiment, facts.d_model)
+        yield from too_long(experiment, facts.context, roots) if facts.context else ()
     yield from check_loaded(experiment, facts, roots)
 
 

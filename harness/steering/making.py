@@ -93,10 +93,11 @@ def residual_norms(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str
 
     Empty without texts.
     """
-    if not texts:
+    readable = [text for text in texts[:_NORM_TEXTS] if text.strip()]
+    if not readable:
         return {}
     sums, tokens = dict.fromkeys(layers, 0.0), 0
-    for batch in residuals(lm, layers, texts[:_NORM_TEXTS]):
+    for batch in residuals(lm, layers, readable):
         tokens += int(batch.real.sum())
         for layer, states in batch.states.items():
             sums[layer] += float(states.double().norm(dim=-1)[batch.real].sum())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adapters.protocols import LanguageModel
-from harness.activations.capture import positions_in, takes_positions
+from harness.activations.capture import goes_beyond, positions, positions_in, takes_positions
 from harness.errors import InvalidInput
 from harness.steering.intervention import Layout
 
@@ -46,10 +46,17 @@ class Answer:
 
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts; the opening special token is added unless the text brings it."""
+    """Token ids of prompts; the opening special token is added unless the text brings it.
+
+    Raises InvalidInput for a prompt without any token: nothing could be written after it.
+    """
     bos = tokenizer.bos_token
     brings = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
     ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=not brings)["input_ids"]
+    if not all(ids):
+        raise InvalidInput(
+            "a prompt is empty, and the model's tokenizer has no opening token (bos_token) to stand for it"
+        )
     return ids
 
 
@@ -76,6 +83,7 @@ def answers(
     per_batch = max(1, rows // samples)
     for first in range(0, len(prompts), per_batch):
         ids = [[*row, *ending] for row in prompt_ids(lm.tokenizer, prompts[first : first + per_batch])]
+        _check_room(lm.model, max(map(len, ids)), sampling.max_new_tokens)
         done += _batch(lm, ids, sampling, samples, generator, layout or Layout())
     return done
 
@@ -99,6 +107,16 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
+
+
+def _check_room(model: Any, prompt: int, answer: int) -> None:
+    """Raises InvalidInput where the model would come to the end of its positions."""
+    room = positions(model)
+    if room is not None and prompt + answer > room and not goes_beyond(model):
+        raise InvalidInput(
+            f"a prompt of {prompt} tokens leaves no room for {answer} new ones in the model's context of {room}; "
+            "ask for fewer new tokens, or leave long prompts out"
+        )
 
 
 def _batch(

@@ -79,7 +79,7 @@ def test_where_the_models_depth_is_not_known_the_number_must_be_written(bench: W
 
 
 def test_what_is_wrong_with_the_model_is_said_at_the_model(bench: Workbench) -> None:
-    with pytest.raises(SpecError, match="model: ./absent is not a model folder"):
+    with pytest.raises(SpecError, match=r"model: \./absent is not a model folder"):
         cell(bench, layer=-1, model__id="./absent")
 
 
