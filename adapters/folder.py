@@ -139,7 +139,7 @@ def _first(config: dict[str, Json], *names: str) -> int:
 
 def _largest_position(config: dict[str, Json]) -> int | None:
     stated = (config.get(name) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
-    return next((value for value in stated if isinstance(value, int) and value > 0), None)
+    return next((value for value in stated if type(value) is int and value > 0), None)
 
 
 def _unavailable(source: str, error: Exception) -> str:

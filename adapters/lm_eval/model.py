@@ -26,6 +26,7 @@ from harness.canonical import digest, seed_of
 from harness.errors import InvalidInput
 from harness.section import Json
 from harness.steering.intervention import Intervention, Layout, Receipt, Untouched
+from harness.steering.rollouts import padding_token
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -94,6 +95,8 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         with quiet():
             # A copy, because lm-eval may set a padding token.
             super().__init__(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch)
+        made_up = len(self.tokenizer) > len(lm.tokenizer)  # a token of lm-eval's, for which the model has no row
+        self._padding: int = padding_token(lm) if made_up else self.tokenizer.pad_token_id
         self.language_model, self.intervention = lm, intervention or Untouched()
         self.receipt = Receipt()
         """Of everything generated or scored so far; answers from the cache leave none."""
@@ -146,7 +149,9 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         """Questions of equal settings together, longest first: memory runs out at once or never."""
         if not questions:
             return
-        lengths = map(len, self.tokenizer([question.context for question in questions])["input_ids"])
+        lengths = [len(ids) for ids in self.tokenizer([question.context for question in questions])["input_ids"]]
+        if not all(lengths):
+            raise InvalidInput("a question is empty, and the model's tokenizer has no bos_token to stand for it")
         order = sorted(
             zip(lengths, questions, strict=True),
             key=lambda pair: (repr(pair[1].settings), -pair[0], pair[1].context, pair[1].seed or 0),
@@ -175,7 +180,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         ids, mask = self.tok_batch_encode(
             [question.context for question in batch], left_truncate_len=self._room(settings)
         )
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        ids, mask = ids.masked_fill(mask == 0, self._padding).to(self.device), mask.to(self.device)
         prompt, ends = ids.shape[1], self._end_tokens(settings)
         strings = [string for string in settings.until if self._single_special(string) is None]
         stop = StopStrings(strings, self.tokenizer, prompt, len(batch)) if strings else None
@@ -183,7 +188,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
             "logits_processor": LogitsProcessorList(self._sampling(batch, prompt)),
             "stopping_criteria": StoppingCriteriaList([stop] if stop else []),
             "eos_token_id": ends or None,
-            "pad_token_id": self.tokenizer.pad_token_id,
+            "pad_token_id": self._padding,
             "max_new_tokens": settings.max_new_tokens,
         }
         with self.intervention.applied(self.language_model) as receipt:

@@ -40,7 +40,11 @@ def beyond(context: int, room: int) -> str:
 
 def _answers(experiment: Experiment, roots: Roots) -> Iterator[tuple[Path_, Longest]]:
     sections: dict[Path_, Study | Subject] = {("steering",): experiment.steering} if experiment.steering else {}
-    sections |= {("metrics", n): metric for n, metric in enumerate(experiment.metrics) if isinstance(metric, Study)}
+    sections |= {
+        ("metrics", n, metric.metric): metric
+        for n, metric in enumerate(experiment.metrics)
+        if isinstance(metric, Study)
+    }
     for path, section in sections.items():
         try:
             longest = section.longest_answer(roots)
