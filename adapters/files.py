@@ -12,7 +12,7 @@ from pydantic import Field
 from adapters.protocols import DatasetAdapter, Roots
 from harness.canonical import known_digest
 from harness.errors import InvalidInput, NotAvailable, RefusedFile
-from harness.section import Json
+from harness.section import Json, without_empty
 
 KINDS = (".txt", ".jsonl", ".parquet")
 
@@ -29,8 +29,10 @@ class FilesDataset(DatasetAdapter):
     """What a document is in a .txt file."""
 
     def identity(self, roots: Roots) -> Json:
-        digests = [known_digest(path) for path in self.files(roots)]
-        return {"files": digests, "field": self.field, "split_on": self.split_on}
+        files = self.files(roots)
+        made = {"files": [known_digest(path) for path in files], "field": self.field, "split_on": self.split_on}
+        # The same bytes are other documents as .txt and as .jsonl.
+        return without_empty("plain", made | {"plain": [n for n, path in enumerate(files) if path.suffix == ".txt"]})
 
     def texts(self, roots: Roots) -> Iterator[str]:
         readers = {".txt": self._plain, ".jsonl": self._json_lines, ".parquet": self._parquet}
