@@ -80,10 +80,10 @@ def positions(model: nn.Module) -> int | None:
     return stated if isinstance(stated, int) and stated > 0 else None
 
 
-def goes_beyond(model: nn.Module) -> bool:
-    """Whether positions beyond the configuration's can be computed at all: rotary ones can, learned ones and tables cannot."""
+def last_position(model: nn.Module) -> int | None:
+    """Tokens of the longest text that can be read at all; None where rotary positions go on, or nothing is stated."""
     config: Any = model.config
-    return bool(getattr(config.get_text_config(), "rope_parameters", None))
+    return None if getattr(config.get_text_config(), "rope_parameters", None) else positions(model)
 
 
 def positions_in(attention_mask: Tensor) -> Tensor:

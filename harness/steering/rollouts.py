@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adapters.protocols import LanguageModel
-from harness.activations.capture import goes_beyond, positions, positions_in, takes_positions
+from harness.activations.capture import last_position, positions_in, takes_positions
 from harness.errors import InvalidInput
 from harness.steering.intervention import Layout
 
@@ -111,8 +111,8 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 def _check_room(model: Any, prompt: int, answer: int) -> None:
     """Raises InvalidInput where the model would come to the end of its positions."""
-    room = positions(model)
-    if room is not None and prompt + answer > room and not goes_beyond(model):
+    room = last_position(model)
+    if room is not None and prompt + answer > room:
         raise InvalidInput(
             f"a prompt of {prompt} tokens leaves no room for {answer} new ones in the model's context of {room}; "
             "ask for fewer new tokens, or leave long prompts out"

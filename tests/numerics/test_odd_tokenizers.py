@@ -12,7 +12,7 @@ from adapters.lm_eval.model import SteeredLM
 from adapters.protocols import LanguageModel
 from harness.activations.tokens import evaluation_tokens, special_mask, training_tokens
 from harness.errors import InvalidInput
-from harness.steering.making import residual_norms
+from harness.steering.making import residual_norms, residuals
 from harness.steering.rollouts import Sampling, answers
 from tests.support.labs import VOCABULARY
 from tests.support.steering import CONFIGS, WIDTH, language_model
@@ -146,6 +146,15 @@ def test_empty_texts_have_no_part_in_the_mean_norm() -> None:
     lm, texts = model(()), ["w5 w6 w7", "w8 w9"]
     assert residual_norms(lm, [1], ["", texts[0], " ", texts[1]]) == residual_norms(lm, [1], texts)
     assert residual_norms(lm, [1], ["", " "]) == {}
+
+
+def test_long_texts_are_cut_for_norms_and_refused_where_they_count_whole() -> None:
+    lm, words = short_model(), [f"w{i}" for i in range(5, 35)]
+    assert residual_norms(lm, [1], [" ".join(words)]) == residual_norms(lm, [1], [" ".join(words[:16])])
+    with pytest.raises(InvalidInput, match="a text of 30 tokens is longer than the model's 16 positions"):
+        list(residuals(lm, [1], ["w5", " ".join(words)]))
+    (read,) = residuals(short_model("llama"), [1], [" ".join(words)])
+    assert read.states[1].shape[1] == 30
 
 
 def test_the_end_of_learned_positions_is_told_before_anything_is_written() -> None:
