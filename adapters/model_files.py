@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 from adapters.folder import read_json
@@ -46,12 +47,9 @@ def folder_identity(folder: Path) -> Json:
             f"{folder} holds an adapter ({_ADAPTER}) beside the model; save the model with the adapter merged into it "
             "(peft: merge_and_unload), or move the adapter to a folder of its own"
         )
-    for by, name in _named(folder, files):
-        if name not in files:
-            raise RefusedFile(
-                f"{folder / by} names {name[:120]!r}, which is not among the folder's files that are read"
-            )
-    return {name: known_digest(path) for name, path in files.items()}
+    identity = {name: known_digest(path) for name, path in files.items()}
+    _check_named(folder, tuple(identity.items()))
+    return identity
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -65,7 +63,18 @@ def _never_read(name: str) -> bool:
     return any(fnmatchcase(name.lower(), pattern) for pattern in _NEVER_READ)
 
 
-def _named(folder: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=256)
+def _check_named(folder: Path, content: tuple[tuple[str, str], ...]) -> None:
+    """Raises RefusedFile when a file names one that does not count. Looked at once for the same `content` (see above)."""
+    files = {name for name, _ in content}
+    for by, name in _named(folder, files):
+        if name not in files:
+            raise RefusedFile(
+                f"{folder / by} names {name[:120]!r}, which is not among the folder's files that are read"
+            )
+
+
+def _named(folder: Path, files: set[str]) -> Iterator[tuple[str, str]]:
     """(file, name) of everything that a file of the folder tells transformers to read, wherever that leads."""
     weights = _stated(folder, "config.json", "transformers_weights")
     tokenizers = _stated(folder, "tokenizer_config.json", "fast_tokenizer_files")
@@ -79,7 +88,10 @@ def _named(folder: Path, files: dict[str, Path]) -> Iterator[tuple[str, str]]:
 def _stated(folder: Path, file: str, key: str) -> list[str]:
     """The names under `key` of a JSON file: one, a list or the values of a map; none where it is not there."""
     config = read_json(folder / file, _MAX_BYTES) if (folder / file).is_file() else None
-    stated = config.get(key) if isinstance(config, dict) else None
-    if isinstance(stated, dict):
-        return sorted({str(name) for name in stated.values()})
-    return [str(name) for name in (stated if isinstance(stated, list) else [stated]) if name]
+    sections = (config, config.get("text_config")) if isinstance(config, dict) else ()
+    found = [section.get(key) for section in sections if isinstance(section, dict)]
+    return sorted({str(name) for value in found for name in _each(value) if name})
+
+
+def _each(value: Json) -> list[Json]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]

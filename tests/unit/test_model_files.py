@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from adapters.protocols import Roots
 from adapters.transformers_model import TransformersModel
 from harness.canonical import digest
 from harness.errors import NotAvailable, RefusedFile
+from tests.support.opened import opened_below
 from tests.support.tokenizers import KINDS
 
 CPU = torch.device("cpu")
@@ -110,32 +109,6 @@ def test_every_file_that_is_saved_counts_and_its_bytes_are_in_the_key(
         assert key(folder) != before, name
         path.write_bytes(content)
     assert key(folder) == before
-
-
-_OPENED: list[str] = []
-_WATCH = [False]
-
-
-def _heard(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _WATCH[0]:
-        _OPENED.append(str(arguments[0]))
-
-
-@contextmanager
-def opened_below(folder: Path) -> Iterator[set[str]]:
-    """Names of the folder's files that Python opens meanwhile."""
-    if not hasattr(sys, "_latentbench_listens"):  # a hook can't be taken away again
-        sys._latentbench_listens = True  # type: ignore[attr-defined]
-        sys.addaudithook(_heard)
-    names: set[str] = set()
-    _OPENED.clear()
-    _WATCH[0] = True
-    try:
-        yield names
-    finally:
-        _WATCH[0] = False
-        below = (Path(path) for path in _OPENED if path.startswith(str(folder)))
-        names |= {path.relative_to(folder).as_posix() for path in below if path.is_file()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,8 +211,12 @@ def _shard(folder: Path, name: str) -> None:
             "tokenizer_config.json",
             lambda folder, name: edited(folder / "tokenizer_config.json", fast_tokenizer_files=[name]),
         ),
+        (
+            "config.json",
+            lambda folder, name: edited(folder / "config.json", text_config={"transformers_weights": name}),
+        ),
     ],
-    ids=["index", "configuration", "tokenizer"],
+    ids=["index", "configuration", "tokenizer", "text configuration"],
 )
 def test_a_folder_that_reads_beyond_its_own_files_is_refused(
     file: str, tell: Callable[[Path, str], None], name: str, folder: Path
