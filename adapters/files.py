@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from adapters.protocols import DatasetAdapter, Roots
-from harness.canonical import file_digest
+from harness.canonical import known_digest
 from harness.errors import InvalidInput, NotAvailable, RefusedFile
-from harness.section import Json
+from harness.section import Json, without_empty
 
 KINDS = (".txt", ".jsonl", ".parquet")
 
@@ -30,8 +29,10 @@ class FilesDataset(DatasetAdapter):
     """What a document is in a .txt file."""
 
     def identity(self, roots: Roots) -> Json:
-        digests = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files(roots)]
-        return {"files": digests, "field": self.field, "split_on": self.split_on}
+        files = self.files(roots)
+        made = {"files": [known_digest(path) for path in files], "field": self.field, "split_on": self.split_on}
+        # The same bytes are other documents as .txt and as .jsonl.
+        return without_empty("plain", made | {"plain": [n for n, path in enumerate(files) if path.suffix == ".txt"]})
 
     def texts(self, roots: Roots) -> Iterator[str]:
         readers = {".txt": self._plain, ".jsonl": self._json_lines, ".parquet": self._parquet}
@@ -96,11 +97,6 @@ def parsed_lines(path: Path) -> Iterator[tuple[int, Json]]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, _parsed(line, path, number)
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)
 
 
 def _split_glob(path: str) -> tuple[str, str]:

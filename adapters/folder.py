@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.protocols import LanguageModel, ModelFacts
-from harness.canonical import file_digest
 from harness.errors import NotAvailable, RefusedFile
 from harness.section import Json
 
@@ -18,25 +16,7 @@ if TYPE_CHECKING:
 
     from harness.activations.site import Site
 
-_CONTENT = (
-    "*.safetensors",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-)
 _MAX_CONFIG = 1 << 20
-
-
-def folder_identity(folder: Path) -> Json:
-    """Digest of every file that determines what the model computes."""
-    files = sorted({path for pattern in _CONTENT for path in folder.glob(pattern) if path.is_file()})
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise NotAvailable(f"{folder} holds no *.safetensors weights; pickled weights are not read, convert them first")
-    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 def folder_facts(folder: Path) -> ModelFacts:
@@ -47,21 +27,26 @@ def folder_facts(folder: Path) -> ModelFacts:
 def facts_of(config: Json, where: str) -> ModelFacts:
     """Shape from a transformers configuration, whatever names the architecture gives to it."""
     text = config.get("text_config", config) if isinstance(config, dict) else {}
+    if isinstance(config, dict) and config.get("configuration_files"):
+        raise RefusedFile(
+            f"{where}: config.json names other configurations for other versions of transformers (configuration_files); "
+            "load the model and save it anew (save_pretrained)"
+        )
     try:
         return ModelFacts(
             d_model=_first(text, "hidden_size", "n_embd", "d_model"),
             layers=_first(text, "num_hidden_layers", "n_layer", "num_layers"),
             vocabulary=_first(text, "vocab_size"),
-            context=text.get("max_position_embeddings", text.get("n_positions")),
+            context=_largest_position(text),
         )
     except (KeyError, AttributeError):
         raise RefusedFile(f"{where}: config.json does not describe a causal language model") from None
 
 
-def read_json(path: Path) -> Json:
-    """A small JSON file. Raises NotAvailable or RefusedFile."""
+def read_json(path: Path, most: int = _MAX_CONFIG) -> Json:
+    """A JSON file of at most `most` bytes. Raises NotAvailable or RefusedFile."""
     try:
-        if path.stat().st_size > _MAX_CONFIG:
+        if path.stat().st_size > most:
             raise RefusedFile(f"{path} is larger than a configuration can be")
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -96,6 +81,11 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     except SafetensorError as error:
         raise RefusedFile(f"the weights of the model {source!r} are damaged: {error}") from error
     model, report = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise RefusedFile(
+            f"{source!r} is an adapter on another model, which no revision here pins; merge it into that model "
+            "(peft: merge_and_unload) and save the result"
+        )
     if report["missing_keys"]:  # transformers would make them up
         raise RefusedFile(
             f"the model {source!r} lacks weights of its architecture: {', '.join(sorted(report['missing_keys'])[:5])}"
@@ -154,16 +144,16 @@ def _config(source: str, revision: str | None, **options: bool) -> Any:
     return config
 
 
-@lru_cache(maxsize=256)
-def _digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)
-
-
 def _first(config: dict[str, Json], *names: str) -> int:
     for name in names:
         if isinstance(config.get(name), int):
             return int(config[name])
     raise KeyError(names[0])
+
+
+def _largest_position(config: dict[str, Json]) -> int | None:
+    stated = (config.get(name) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
+    return next((value for value in stated if type(value) is int and value > 0), None)
 
 
 def _unavailable(source: str, error: Exception) -> str:

@@ -33,7 +33,7 @@ class ModelFacts:
     vocabulary: int
     """Token ids it knows: rows of its embedding. Its tokenizer may hold fewer or more."""
     context: int | None = None
-    """Longest text in tokens; None where nothing limits it."""
+    """Longest text in tokens by its configuration; None where that states none."""
 
 
 @dataclass(frozen=True)

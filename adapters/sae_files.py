@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.protocols import Roots
-from harness.canonical import file_digest
+from harness.canonical import known_digest
 from harness.errors import NotAvailable, RefusedFile
 from harness.section import Json
 
@@ -47,7 +46,7 @@ def sae_folder(roots: Roots, path: str, kind: str, needed: Iterable[str]) -> Pat
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, Json]:
     """sha256 of every named file, computed anew only when its size or time of change differs."""
-    return {name: _digest_of(folder / name) for name in names}
+    return {name: known_digest(folder / name) for name in names}
 
 
 def config_object(value: Json, where: str) -> dict[str, Json]:
@@ -85,13 +84,3 @@ def model_of(config: dict[str, Json], *keys: str) -> str | None:
     """The name of the language model under the first of `keys` that has one; None for paths: they mean nothing here."""
     found = next((value for key in keys if isinstance(value := config.get(key), str) and value), None)
     return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]
-
-
-def _digest_of(path: Path) -> str:
-    stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)

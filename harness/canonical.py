@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from harness.section import Json
@@ -33,3 +34,14 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
     return sha.hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """`file_digest`, computed anew only when the file's size or time of change differs."""
+    stat = path.stat()
+    return _known_digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _known_digest(path: Path, size: int, modified: int) -> str:
+    return file_digest(path)

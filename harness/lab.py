@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Longest:
+    """The longest text that a model is to write behind a prompt of a token or more."""
+
+    tokens: int
+    field: str
+    """The field of the section that says so, or would."""
+
+
+@dataclass(frozen=True)
 class Content:
     """What a stage leaves behind: tensors as safetensors, the rest as JSON."""
 
@@ -92,6 +101,10 @@ class Subject(Section):
     def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
         """What is wrong with asking for it in this experiment, found without torch; shown by `validate`."""
         return ()
+
+    def longest_answer(self, roots: Roots) -> Longest | None:
+        """The longest text that the model writes for it; None where it writes none, or that is not known here."""
+        return None
 
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
         """How plans call it, e.g. `rl vectors on 4 layers`."""

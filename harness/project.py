@@ -92,11 +92,12 @@ def read_specs(project: Project, paths: Iterable[Path]) -> tuple[list[SpecFile],
 def _load(project: Project, path: Path) -> SpecFile:
     from harness.spec.budget import with_budgets
     from harness.spec.cells import load_spec
+    from harness.spec.layers import with_layers
 
     def load(file: Path) -> SpecFile:
         return load_spec(file, project.root)
 
-    return with_budgets(load(path), project.root, project.roots, load)
+    return with_layers(with_budgets(load(path), project.root, project.roots, load), project.roots)
 
 
 def _matches(project: Project, text: str) -> list[Path]:

@@ -94,7 +94,8 @@ def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
 def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int, graded: bool) -> Reply:
     from jinja2 import TemplateError
 
-    from harness.activations.vocabulary import check_ids, embedding_rows, longest_text
+    from harness.activations.capture import positions
+    from harness.activations.vocabulary import check_ids, embedding_rows
     from harness.steering.generation import generate
 
     tokenizer = judge.tokenizer
@@ -109,7 +110,7 @@ def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tok
         check_ids(encoded["input_ids"][0].tolist(), tokenizer, rows, "the chat template and the messages: ")
     except InvalidInput as error:
         return Reply(None, str(error))
-    encoded, room = encoded.to(judge.device), longest_text(judge.model)
+    encoded, room = encoded.to(judge.device), positions(judge.model)
     if room is not None and read + max_tokens > room:
         return Reply(None, f"the question has {read} tokens and leaves no room for {max_tokens} more in {room}")
     made = generate(

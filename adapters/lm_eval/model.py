@@ -148,7 +148,9 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         """Questions of equal settings together, longest first: memory runs out at once or never."""
         if not questions:
             return
-        lengths = map(len, self.tokenizer([question.context for question in questions])["input_ids"])
+        lengths = [len(ids) for ids in self.tokenizer([question.context for question in questions])["input_ids"]]
+        if not all(lengths):
+            raise InvalidInput("a question is empty, and the model's tokenizer has no bos_token to stand for it")
         order = sorted(
             zip(lengths, questions, strict=True),
             key=lambda pair: (repr(pair[1].settings), -pair[0], pair[1].context, pair[1].seed or 0),
@@ -212,6 +214,23 @@ class SteeredLM(HFLM):  # type: ignore[misc]
 
     # -- likelihoods -------------------------------------------------------------------------------------------------
 
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context. Raises InvalidInput where the tokenizer has nothing for it."""
+        found: int | None = super().prefix_token_id
+        if found is None:
+            raise InvalidInput(
+                "the task asks how likely a text is with nothing before it, for which the model's tokenizer has neither "
+                "bos_token nor eos_token; set one in its tokenizer_config.json"
+            )
+        return found
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """As lm-eval does; without BOS and EOS it would look whether the text begins with a token that is not there."""
+        if self.tokenizer.bos_token_id is None and self.tokenizer.eos_token_id is None and add_special_tokens is None:
+            add_special_tokens = True  # as the tokenizer does when it is asked for nothing else
+        return super().tok_encode(string, add_special_tokens, **options)  # type: ignore[no-any-return]
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return super()._encode_pair(context + self.intervention.prefix, continuation)  # type: ignore[no-any-return]
 
@@ -221,26 +240,26 @@ class SteeredLM(HFLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """Sum of log-probabilities of each continuation, and whether greedy decoding would write it."""
         scored: dict[int, tuple[float, bool]] = {}
+        room = self.max_length + 1  # what the last token predicts is not read
+        self.shortened += len({asked and asked[0] for asked, *parts in requests if sum(map(len, parts)) > room})
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         size = int(self.batch_size)
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
-            scored |= zip(chosen, self._scored([requests[i][1:] for i in chosen]), strict=True)
+            scored |= zip(chosen, self._scored([self._fitting(*requests[i][1:3]) for i in chosen]), strict=True)
             self._report(first + len(chosen), len(order))
         return [scored[number] for number in range(len(requests))]
 
-    def _fitting(self, context: list[int], more: list[int]) -> list[int]:
-        """Context and continuation, what does not fit cut off on the left as lm-eval does. Raises InvalidInput."""
+    def _fitting(self, context: list[int], more: list[int]) -> tuple[list[int], list[int]]:
+        """A pair as it is read: at least a token before the continuation, and no more than the model has positions for."""
         self._check(context + more, "a question of the task: ")
-        if len(more) > self.max_length:
-            raise InvalidInput(
-                f"an answer to choose from has {len(more)} tokens, more than this model's context of {self.max_length}"
-            )
-        self.shortened += len(context) + len(more) > self.max_length + 1
-        return (context + more)[-(self.max_length + 1) :]
+        if not 0 < len(more) <= self.max_length:
+            raise InvalidInput(f"a choice has {len(more)} tokens; this model reads 1 to {self.max_length}")
+        before = context or [self.prefix_token_id]
+        return before[-(self.max_length + 1 - len(more)) :], more  # what the last token predicts is not read
 
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        rows = [torch.tensor(self._fitting(context, more)) for context, more in pairs]
+        rows = [torch.tensor(context + more) for context, more in pairs]
         real = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row) - 1) for row in rows], batch_first=True).bool()
         ids = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in rows], batch_first=True)
         prompts = torch.tensor([len(row) - len(more) for row, (_, more) in zip(rows, pairs, strict=True)])

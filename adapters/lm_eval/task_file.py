@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 
 from adapters.hub import cached_commit
 from adapters.protocols import Roots
-from harness.canonical import file_digest
+from harness.canonical import known_digest
 from harness.errors import NotAvailable, RefusedFile
 from harness.section import Json
 
@@ -81,7 +80,7 @@ def task_file_identity(path: str, roots: Roots, commits: Mapping[str, str] = NON
     config = read_task(path, roots)
     options = config.pop("dataset_kwargs")
     if "data_files" in options:
-        documents = _each(options.pop("data_files"), lambda file: _digest(Path(file), *_stamp(Path(file))))
+        documents = _each(options.pop("data_files"), lambda file: known_digest(Path(file)))
     else:
         hub = config["dataset_path"]
         documents = documents_commit(hub, options.get("revision") or commits.get(hub))
@@ -156,13 +155,3 @@ def _each(files: Json, change: Callable[[Json], str]) -> Json:
     if isinstance(files, list):
         return [_each(file, change) for file in files]
     return change(files)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)

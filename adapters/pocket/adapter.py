@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from adapters.folder import folder_facts, folder_identity, hook_module, load_model, load_tokenizer
+from adapters.folder import folder_facts, hook_module, load_model, load_tokenizer
+from adapters.model_files import folder_identity
 from adapters.pocket.text import VERSION, documents, problems
 from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, ModelFacts, Problem, ProblemSet, Roots
 from harness.section import Json

@@ -74,8 +74,8 @@ vector something to unlock.
 
 
 def write_card(folder: Path, recipe: Recipe, measured: dict[str, Any]) -> None:
-    """Write ``README.md`` and, for programs, the same numbers as ``measured.json`` into ``folder``."""
-    (folder / "measured.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    """Write ``README.md`` and, for programs, the same numbers as ``eval_results.json`` into ``folder``."""
+    (folder / "eval_results.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card(recipe, measured), encoding="utf-8")
 
 

@@ -60,6 +60,19 @@ def takes_positions(model: nn.Module) -> bool:
     return "position_ids" in signature(model.forward).parameters
 
 
+def positions(model: nn.Module) -> int | None:
+    """Tokens of the longest text by the model's configuration; None where that states none."""
+    config: Any = model.config
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
+
+
+def last_position(model: nn.Module) -> int | None:
+    """Tokens of the longest text that can be read at all; None where rotary positions go on, or nothing is stated."""
+    config: Any = model.config
+    return None if getattr(config.get_text_config(), "rope_parameters", None) else positions(model)
+
+
 def positions_in(attention_mask: Tensor) -> Tensor:
     """[B, T] positions of tokens that do not count padding, from a mask [B, T] int; padding in front is at 0."""
     return (attention_mask.cumsum(1) - 1).clamp_min(0)

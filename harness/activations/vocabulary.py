@@ -64,9 +64,3 @@ def check_ids(ids: Sequence[int], tokenizer: Any, rows: int | None, where: str =
         f"ends at {rows - 1}: the tokenizer has {len(tokenizer)} tokens and is not, or no longer, this model's; "
         "take the tokenizer it was trained with, or resize the model's embedding and train it"
     )
-
-
-def longest_text(model: Any) -> int | None:
-    """Tokens of the longest text that a loaded model has positions for; None where its configuration states no limit."""
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(stated) if stated else None

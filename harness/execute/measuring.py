@@ -104,7 +104,7 @@ class Measuring:
         if not requests and not lacking:
             return failures
         results = measure(
-            self.models.model(subjects[0].cell.experiment.model),
+            self.models.model(subjects[0].cell.experiment.model, tokens.ids.shape[1]),
             tokens,
             list(requests.values()),
             baselines=self._known(bases.values()),

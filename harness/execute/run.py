@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from harness.execute.events import Report
 from harness.execute.placing import Placement
@@ -11,7 +10,6 @@ from harness.plan.plan import Plan, make_plan
 from harness.project import Project, load_specs
 from harness.results import find_record
 from harness.spec.cells import SpecFile
-from harness.spec.experiment import Experiment
 from harness.store.store import Store
 
 
@@ -29,11 +27,7 @@ def compute(plan: Plan, project: Project, placement: Placement, report: Report) 
 
 def _pinned(spec: SpecFile, project: Project) -> SpecFile:
     """The spec with branches of everything from the hub replaced by the commits they stand for now."""
-    done: dict[int, Experiment] = {}  # cells that differ only in their seed share an experiment
-    for cell in spec.cells:
-        if id(cell.experiment) not in done:
-            done[id(cell.experiment)] = cell.experiment.pinned(project.roots)
-    return replace(spec, cells=tuple(replace(cell, experiment=done[id(cell.experiment)]) for cell in spec.cells))
+    return spec.changed(lambda experiment, _: experiment.pinned(project.roots))
 
 
 def unfinished(plan: Plan, project: Project) -> dict[str, str]:

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.protocols import DatasetAdapter, LanguageModel, ModelAdapter, Roots
+from harness.activations.capture import positions
 from harness.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
 from harness.activations.vocabulary import embedding_rows
-from harness.errors import DamagedArtifact
+from harness.errors import DamagedArtifact, InvalidInput
 from harness.lab import Content
 from harness.measure.statistics import Baseline, Measurement
 from harness.plan.stage import Stage
 from harness.section import Json
+from harness.spec.contexts import beyond
 from harness.store.store import Store
 
 CONTENT, META = "content.safetensors", "content.json"
@@ -119,10 +121,16 @@ class Models:
         self._loaded: dict[ModelAdapter, LanguageModel] = {}
         self._tokenizers: dict[ModelAdapter, Any] = {}
 
-    def model(self, adapter: ModelAdapter) -> LanguageModel:
-        """The model, loaded."""
+    def model(self, adapter: ModelAdapter, context: int = 0) -> LanguageModel:
+        """The model, loaded. Raises InvalidInput when it has no positions for texts of `context` tokens.
+
+        `validate` says so first, unless the model's configuration was not there or leaves it to transformers' default.
+        """
         if adapter not in self._loaded:
             self._loaded[adapter] = adapter.load(self.roots, self.device)
+        room = positions(self._loaded[adapter].model)
+        if room is not None and context > room:
+            raise InvalidInput(beyond(context, room))
         return self._loaded[adapter]
 
     def tokenizer(self, adapter: ModelAdapter) -> Any:

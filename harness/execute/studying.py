@@ -17,6 +17,7 @@ from harness.plan.stage import CellStages, Stage
 from harness.sae.base import SparseAutoencoder
 from harness.section import Json
 from harness.spec.cells import Cell
+from harness.spec.contexts import texts_of
 from harness.store.store import Store
 
 Progress = Callable[[int, int], None]
@@ -68,6 +69,7 @@ class Studying:
 
     def _lab(self, bench: Bench, stage: Stage, progress: Progress) -> Lab:
         experiment = bench.cell.experiment
+        longest = max((data.context for data in texts_of(experiment).values()), default=0)
         lab = Lab(
             experiment=experiment,
             key=stage.key,
@@ -75,7 +77,7 @@ class Studying:
             device=self.models.device,
             scratch=self.store.checkpoint(stage.key),
             cache=self.store.root / CACHE,
-            model=lambda: self.models.model(experiment.model),
+            model=lambda: self.models.model(experiment.model, longest),
             tokenizer=lambda: self.models.tokenizer(experiment.model),
             saes=bench.saes,
             subject=lambda: self._subject(bench, lab),

@@ -173,7 +173,7 @@ class Training:
     def _stream(self, wanted: list[Wanted]) -> ActivationStream:
         first, experiment = wanted[0], wanted[0].cell.experiment
         return ActivationStream(
-            self.models.model(experiment.model),
+            self.models.model(experiment.model, first.data.context),
             self._tokens(first),
             sorted({item.made.site for item in wanted}, key=str),
             int(first.data.tokens or 0),

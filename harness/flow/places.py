@@ -38,6 +38,8 @@ def parse_latent(text: str) -> tuple[Site, int]:
     place, _, latent = text.partition(":")
     block, _, point = place.partition(".")
     try:
+        if not block.isdecimal():  # a latent has one name: none is counted from the end
+            raise ValueError(block)
         return Site.model_validate({"index": int(block), "point": point or "resid_post"}), int(latent)
     except ValueError as error:
         raise InvalidInput(

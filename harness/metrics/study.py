@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapters.protocols import Roots
-    from harness.lab import Lab
+    from harness.lab import Lab, Longest
     from harness.spec.experiment import Experiment
 
 
@@ -59,6 +59,10 @@ class Study(Metric):
     def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
         """What is wrong with asking for this study in this experiment, found without torch; shown by `validate`."""
         return ()
+
+    def longest_answer(self, roots: Roots) -> Longest | None:
+        """The longest text that the model writes for it; None where it writes none, or that is not known here."""
+        return None
 
     def preview(self, experiment: Experiment, roots: Roots) -> str | None:
         """What it will cost beyond compute (requests, tokens, money), for `plan`; None where nothing."""

@@ -7,16 +7,16 @@ worked out before anything is planned and stands in the resolved experiment like
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from adapters.protocols import Roots
-from harness.errors import InvalidInput, Problem, SpecError
+from harness.errors import InvalidInput, SpecError
 from harness.sae.cost import tokens_at_equal_cost, variant_cost
 from harness.sae.options import Variant
-from harness.spec.cells import Cell, SpecFile
+from harness.spec.cells import SpecFile
 from harness.spec.experiment import Experiment
 from harness.spec.explain import at
+from harness.spec.nodes import Node
 
 Load = Callable[[Path], SpecFile]
 
@@ -25,25 +25,20 @@ _WHERE = ("training", "budget", "flops_of")
 
 def with_budgets(spec: SpecFile, root: Path, roots: Roots, load: Load) -> SpecFile:
     """The spec with `dataset.train.tokens` filled in where a budget asks for it. Raises SpecError at the budget."""
-    done: dict[int, Experiment] = {}
-    problems: list[Problem] = []
-    for cell, tree in zip(spec.cells, spec.trees, strict=True):
-        if id(cell.experiment) in done or cell.experiment.training.budget is None:
-            continue
+
+    def filled(experiment: Experiment, tree: Node) -> Experiment:
         try:
-            done[id(cell.experiment)] = _budgeted(cell, root / spec.origin.path, roots, load)
+            return _budgeted(experiment, root / spec.origin.path, roots, load)
         except (InvalidInput, ValueError) as error:
-            problems.append(at(tree, _WHERE, str(error)))
-    if problems:
-        raise SpecError(problems)
-    return replace(
-        spec, cells=tuple(replace(c, experiment=done.get(id(c.experiment), c.experiment)) for c in spec.cells)
-    )
+            raise SpecError([at(tree, _WHERE, str(error))]) from error
+
+    return spec.changed(filled)
 
 
-def _budgeted(cell: Cell, path: Path, roots: Roots, load: Load) -> Experiment:
-    experiment, budget = cell.experiment, cell.experiment.training.budget
-    assert budget is not None
+def _budgeted(experiment: Experiment, path: Path, roots: Roots, load: Load) -> Experiment:
+    budget = experiment.training.budget
+    if budget is None:
+        return experiment
     other_path = (path.parent / budget.flops_of).resolve()
     if not other_path.is_relative_to(roots.project.resolve()):
         raise InvalidInput(f"{budget.flops_of!r} leaves the project")

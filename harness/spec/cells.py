@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,21 @@ class SpecFile:
     cells: tuple[Cell, ...]
     trees: tuple[Node, ...]
     """For every cell the tree it was read from, to locate what later turns out to be wrong."""
+
+    def changed(self, change: Callable[[Experiment, Node], Experiment]) -> SpecFile:
+        """The spec with what `change` makes of every experiment, asked once for all seeds of one.
+
+        Raises SpecError with the problems of all of them.
+        """
+        made: dict[int, Experiment] = {}
+        problems: list[Problem] = []
+        for cell, tree in zip(self.cells, self.trees, strict=True):
+            old = cell.experiment
+            if id(old) not in made:
+                made[id(old)] = _collect(problems, lambda old=old, tree=tree: change(old, tree)) or old  # type: ignore[misc]
+        if problems:
+            raise SpecError(problems)
+        return replace(self, cells=tuple(replace(cell, experiment=made[id(cell.experiment)]) for cell in self.cells))
 
 
 def load_spec(path: Path, root: Path) -> SpecFile:

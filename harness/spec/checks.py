@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapters.protocols import DatasetAdapter, ModelFacts, Roots
-from harness.activations.site import Site
 from harness.errors import InvalidInput, Problem
 from harness.metrics.study import Study
 from harness.sae.options import BoostedOptions, EnsembleOptions, Variant
 from harness.sae.options.loaded import LoadedSae
 from harness.spec.cells import SpecFile
+from harness.spec.contexts import texts_of, too_long
 from harness.spec.experiment import Data, Experiment
 from harness.spec.explain import at
+from harness.spec.layers import missing, places
 from harness.spec.loaded import check_loaded, sae_sections
 from harness.spec.nodes import Path_
 
@@ -206,15 +207,14 @@ def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
         yield from _layer(experiment, facts)
     except _WRONG as error:
         yield ("model",), str(error)
-    datasets: dict[Path_, DatasetAdapter] = {("dataset", "eval", n): d for n, d in experiment.dataset.eval.items()}
-    datasets |= {("dataset", *place): data for place, data in experiment.dataset.trained_on.items()}
-    for path, data in datasets.items():
+    for path, data in texts_of(experiment).items():
         try:
             data.identity(roots)
         except _WRONG as error:
             yield path, str(error)
     if facts:
         yield from _dimensions(experiment, facts.d_model)
+        yield from too_long(experiment, facts.context, roots) if facts.context else ()
     yield from check_loaded(experiment, facts, roots)
 
 
@@ -228,11 +228,9 @@ def _dimensions(experiment: Experiment, d_model: int) -> Iterator[Finding]:
 
 
 def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:
-    places: list[tuple[Path_, Site | None]] = [(("layer",), experiment.layer)]
-    places += [(("layers", number), site) for number, site in enumerate(experiment.layers)]
-    for path, site in places:
-        if facts and site and site.index >= facts.layers:
-            yield path, f"the model has {facts.layers} decoder blocks, 0 to {facts.layers - 1}"
+    for path, site in places(experiment):
+        if facts and site.index >= facts.layers:
+            yield path, missing(facts.layers)
 
 
 def same_names(specs: list[SpecFile]) -> list[Problem]:

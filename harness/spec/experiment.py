@@ -48,7 +48,7 @@ def desugared(data: Json) -> Json:
 def _long_site(value: Json) -> Json:
     if isinstance(value, int) and not isinstance(value, bool):
         return {"index": value}
-    if isinstance(value, str) and (written := re.fullmatch(r"(\d+)\.([a-z_]+)", value)):
+    if isinstance(value, str) and (written := re.fullmatch(r"(-?\d+)\.([a-z_]+)", value)):
         return {"index": int(written[1]), "point": written[2]}
     return value
 
@@ -123,7 +123,8 @@ class Experiment(Section):
     model: Annotated[ModelAdapter, Choice("models", "adapter")]
     """The language model whose hidden states are studied."""
     layer: Site | None = None
-    """Where the SAE reads: a decoder block (an integer, its output is meant), `3.mlp_out` or `{index, point}`."""
+    """Where the SAE reads: a decoder block (an integer, its output is meant; -1 is the last one), `3.mlp_out` or
+    `{index, point}`."""
     layers: tuple[Site, ...] = ()
     """Several such places, for `flow:` and `method: flow`: one SAE each."""
     dataset: Data = Data()

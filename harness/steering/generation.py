@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from adapters.protocols import LanguageModel
-from harness.activations.vocabulary import end_ids, longest_text, padding_of
+from harness.activations.capture import positions
+from harness.activations.vocabulary import end_ids, padding_of
 from harness.errors import InvalidInput
 from harness.section import Json
 
@@ -73,7 +74,7 @@ def left_out(lm: LanguageModel) -> dict[str, Json]:
 
 def check_room(model: Any, prompt: int, new: int) -> None:
     """Raises InvalidInput where `new` tokens after `prompt` do not fit into a loaded model's context."""
-    room = longest_text(model)
+    room = positions(model)
     if room is not None and prompt + new > room:
         raise InvalidInput(
             f"{new} new tokens after a prompt of {prompt} do not fit into the context of {room} that "

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from adapters.protocols import LanguageModel, Problem, ProblemSet, Roots
 from harness.activations.blocks import decoder_blocks
-from harness.activations.capture import hidden_states
+from harness.activations.capture import hidden_states, last_position
 from harness.activations.site import Site
 from harness.activations.vocabulary import padding_of
+from harness.errors import InvalidInput
 from harness.lab import Content, Lab
 from harness.section import Json
 from harness.steering.rollouts import left_padded, prompt_ids
@@ -77,11 +78,21 @@ class Residuals:
     """[B, T] bool: not padding and no opening token, whose state is unlike all others."""
 
 
-def residuals(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str]) -> Iterator[Residuals]:
-    """Hidden states after the blocks `layers` of texts read whole, batch by batch, in order."""
+def residuals(
+    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], whole: bool = True
+) -> Iterator[Residuals]:
+    """Hidden states after the blocks `layers` of texts read whole, batch by batch, in order.
+
+    Raises InvalidInput for a text without tokens, or with more than the model has positions for; the latter are cut there
+    unless they must be read `whole`.
+    """
+    room = last_position(lm.model)
     sites = {layer: Site(index=layer) for layer in layers}
     for first in range(0, len(texts), _ROWS):
         rows = prompt_ids(lm, texts[first : first + _ROWS])
+        if whole and room is not None and (longest := max(map(len, rows))) > room:
+            raise InvalidInput(f"a text of {longest} tokens is longer than the model's {room} positions; shorten it")
+        rows = [row[:room] for row in rows]
         ids, mask = left_padded(rows, padding_of(lm), lm.device)
         with torch.no_grad():
             states = hidden_states(lm.model, list(sites.values()), ids, mask)
@@ -94,10 +105,11 @@ def residual_norms(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str
 
     Empty without texts.
     """
-    if not texts:
+    readable = [text for text in texts[:_NORM_TEXTS] if text.strip()]
+    if not readable:
         return {}
     sums, tokens = dict.fromkeys(layers, 0.0), 0
-    for batch in residuals(lm, layers, texts[:_NORM_TEXTS]):
+    for batch in residuals(lm, layers, readable, whole=False):
         tokens += int(batch.real.sum())
         for layer, states in batch.states.items():
             sums[layer] += float(states.double().norm(dim=-1)[batch.real].sum())

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from adapters.protocols import LanguageModel
-from harness.activations.capture import positions_in, takes_positions
-from harness.activations.vocabulary import check_ids, embedding_rows, longest_text, padding_of
+from harness.activations.capture import positions, positions_in, takes_positions
+from harness.activations.vocabulary import check_ids, embedding_rows, padding_of
 from harness.errors import InvalidInput
 from harness.steering.intervention import Layout
 from harness.steering.stops import Stops
@@ -51,7 +51,8 @@ class Answer:
 def prompt_ids(lm: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of prompts; the opening special token is added unless the text brings it.
 
-    Raises InvalidInput where a prompt holds a token that the model's embedding does not know.
+    Raises InvalidInput where a prompt holds a token that the model's embedding does not know, and for one without any
+    token: nothing could be written after it.
     """
     tokenizer: Any = lm.tokenizer
     bos, rows = tokenizer.bos_token, embedding_rows(lm.model)
@@ -59,6 +60,10 @@ def prompt_ids(lm: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=not brings)["input_ids"]
     for prompt, row in zip(prompts, ids, strict=True):
         check_ids(row, tokenizer, rows, f"the prompt {prompt[:40]!r}: ")
+    if not all(ids):
+        raise InvalidInput(
+            "a prompt is empty, and the model's tokenizer has no opening token (bos_token) to stand for it"
+        )
     return ids
 
 
@@ -132,7 +137,7 @@ def _batch(
 
 def _room(lm: LanguageModel, prompts: Sequence[Sequence[int]], wanted: int) -> list[int]:
     """The most tokens that may follow each prompt. Raises InvalidInput where there is room for none."""
-    context = longest_text(lm.model)
+    context = positions(lm.model)
     room = [wanted if context is None else min(wanted, context - len(prompt)) for prompt in prompts]
     if min(room, default=1) < 1:
         raise InvalidInput(
@@ -161,7 +166,7 @@ def _steps(
     cache.batch_repeat_interleave(samples)
     mask, position = mask.repeat_interleave(samples, 0), position.repeat_interleave(samples, 0)
     layout.prompt_lengths = position
-    rows, last = list(range(len(over))), (longest_text(lm.model) or sys.maxsize) - 1
+    rows, last = list(range(len(over))), (positions(lm.model) or sys.maxsize) - 1
     for step in range(sampling.max_new_tokens):
         tokens = _draw(logits, sampling.temperature, generator)
         yield rows, tokens[:, 0].tolist()

@@ -97,6 +97,17 @@ def test_files_that_are_not_there_or_not_ours_are_refused(roots: Roots, path: st
             attempt(roots)
 
 
+def test_the_same_bytes_as_another_kind_of_file_are_other_texts(roots: Roots) -> None:
+    content = '{"text": "one"}\n{"text": "two"}\n'
+    sets = []
+    for name in ("k.jsonl", "k.txt"):
+        (roots.project / name).write_text(content)
+        sets.append(FilesDataset(path=name, split_on="line"))
+    assert list(sets[0].texts(roots)) != list(sets[1].texts(roots))
+    assert canonical(sets[0].identity(roots)) != canonical(sets[1].identity(roots))
+    assert sets[0].identity(roots).keys() == {"files", "field", "split_on"}  # as it always was
+
+
 def test_the_identity_of_texts_follows_their_bytes_and_not_their_place(roots: Roots) -> None:
     def identity(**fields: Any) -> str:
         return canonical(FilesDataset(**{"path": "a/*.jsonl", **fields}).identity(roots))

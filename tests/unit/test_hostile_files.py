@@ -38,6 +38,7 @@ from harness.store.files import read_arrays, read_json, write_arrays
 from harness.store.store import MANIFEST, Store
 from tests.support.damaged import BOMBS, gguf_lies, payloads, safetensors_lies, torn, torn_json
 from tests.support.foreign import LM_EVAL, SAE_LENS, SAEBENCH
+from tests.support.opened import opened_below
 from tests.support.saebench import LAYOUTS
 from tests.support.saes import D_IN, WIDTH, K, built
 from tests.support.saes import random as random_weights
@@ -169,6 +170,32 @@ READERS = {
     "sae-lens": _results(SAE_LENS),
     "lm-eval": _results(LM_EVAL),
 }
+
+
+SOURCES: dict[str, type[Any]] = {
+    "native SAE": NativeSource,
+    "sparsify": SparsifySource,
+    "dictionary_learning": DictionaryLearningSource,
+    "sae_lens": SaeLensSource,
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_file_that_an_sae_is_read_from_is_in_its_identity(name: str, tmp_path: Path) -> None:
+    READERS[name].write(tmp_path)
+    source, roots = SOURCES[name](path="sae"), Roots(tmp_path)
+    (tmp_path / "sae/README.md").write_text("words")
+    identity = source.identity(roots)
+    assert set(READERS[name].files) == {f"sae/{file}" for file in identity}
+    with opened_below(tmp_path / "sae") as names:
+        source.load(roots)
+    assert names
+    assert names <= identity.keys()
+    for file in READERS[name].files:
+        content = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(content + b" ")
+        assert source.identity(roots) != identity
+        (tmp_path / file).write_bytes(content)
 
 
 def attempt(read: Callable[[], object]) -> bool:

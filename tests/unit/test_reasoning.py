@@ -23,6 +23,7 @@ from harness.metrics.reasoning.passing import ks_of, pass_at
 from harness.metrics.reasoning.study import ReasoningAccuracy
 from harness.record import MetricValue, Record, SpecOrigin
 from harness.report.scales import frontiers
+from harness.spec.contexts import too_long
 
 ROOTS = Roots(Path())
 
@@ -84,11 +85,18 @@ def test_an_unknown_task_is_a_problem_of_the_spec() -> None:
 def test_answers_must_leave_room_in_the_context() -> None:
     context = PocketModel().facts(ROOTS).context
     assert context
-    (problem,) = study(max_new_tokens=context).problems(experiment(), ROOTS)
+
+    def said(**fields: Any) -> list[str]:
+        made: Any = SimpleNamespace(
+            dataset=SimpleNamespace(eval={}, trained_on={}), steering=None, metrics=(study(**fields),)
+        )
+        return [message for _, message in too_long(made, context, ROOTS)]
+
+    (problem,) = said(max_new_tokens=context)
     assert f"the model's context of {context}" in problem
-    (problem,) = study(task="aime24").problems(experiment(), ROOTS)  # asks for 32,768 by itself
+    (problem,) = said(task="aime24")  # asks for 32,768 by itself
     assert problem.startswith("answers of 32768 tokens")
-    assert study(task="aime24", max_new_tokens=64).problems(experiment(), ROOTS) == ()
+    assert said(task="aime24", max_new_tokens=64) == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ SWAPS = [
         "2:26: layer.point: must be 'resid_pre', 'resid_post', 'mlp_out' or 'attn_out'",
     ),
     ("layer: 1", "layer: true", "layer: must be a map"),
-    ("layer: 1", "layer: -1", "2:8: layer: input should be greater than or equal to 0"),
+    ("layer: 1", "layer: -1001", "2:8: layer: input should be greater than or equal to -1000"),
     (
         "adapter: transformers",
         "adapter: transformer",

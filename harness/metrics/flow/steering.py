@@ -50,6 +50,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from adapters.protocols import Judge
 from harness.flow.checks import Growth, Latent, Span, unknown_latents, unreached_span
 from harness.flow.places import block_of, residual_sites
+from harness.lab import Longest
 from harness.metrics.base import Array, Estimator
 from harness.metrics.flow.base import FlowStudy, share
 from harness.metrics.study import Findings
@@ -158,6 +159,9 @@ class FlowSteering(FlowStudy):
         if self.start is not None or self.action == "deactivate":
             return self.start or self.target
         return next((name for name in experiment.dataset.eval if name != self.target), self.target)
+
+    def longest_answer(self, roots: Roots) -> Longest:
+        return Longest(self.prompt_tokens + self.tokens - 1, "tokens")  # the prompt's first token is the room asked for
 
     def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
         domains = list(experiment.dataset.eval)

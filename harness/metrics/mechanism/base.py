@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import PositiveInt
 
 from adapters.protocols import ProblemSet
+from harness.lab import Longest
 from harness.metrics.study import Study
 from harness.registry import Choice
 from harness.section import Json
@@ -51,6 +52,9 @@ class MechanismStudy(Study):
 
     def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
         return without_vectors(self.metric, experiment)
+
+    def longest_answer(self, roots: Roots) -> Longest:
+        return Longest(self.new_tokens, "new_tokens")
 
     def passages(self, lab: Lab) -> Passages:
         """What the steered model writes after the prompts."""

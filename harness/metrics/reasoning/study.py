@@ -40,7 +40,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from adapters.lm_eval.task_file import is_path
 from adapters.protocols import ProblemSet
-from harness.errors import LatentbenchError
+from harness.lab import Longest
 from harness.metrics.base import Array, Estimator
 from harness.metrics.reasoning.passing import ks_of
 from harness.metrics.study import Findings, Study
@@ -154,7 +154,7 @@ class ReasoningAccuracy(Study):
         return tuple(self._complaints(experiment, roots))
 
     def _complaints(self, experiment: Experiment, roots: Roots) -> Iterator[str]:
-        from adapters.lm_eval.tested import longest_answer, tests_on
+        from adapters.lm_eval.tested import tests_on
 
         if self.domain in experiment.dataset.eval:
             yield f"an evaluation domain is called {self.domain!r} already; set another `name:` for this metric"
@@ -162,12 +162,12 @@ class ReasoningAccuracy(Study):
         trained_on = [problems for problems in made_from if isinstance(problems, ProblemSet)]
         if any(tests_on(self.task, problems.identity(roots), roots) for problems in trained_on):
             yield f"the steering is made from the very problems that {self.task} tests; take another split for it"
-        longest, context = self.max_new_tokens or longest_answer(self.task, roots), _context(experiment, roots)
-        if longest and context and longest >= context:
-            yield (
-                f"answers of {longest} tokens leave no room for a question in the model's context of {context}; "
-                "set a smaller `max_new_tokens`"
-            )
+
+    def longest_answer(self, roots: Roots) -> Longest | None:
+        from adapters.lm_eval.tested import longest_answer
+
+        longest = self.max_new_tokens or longest_answer(self.task, roots)
+        return Longest(longest, "max_new_tokens") if longest else None
 
     def numbers(self) -> tuple[Estimator, ...]:
         params = {"samples": self.samples, "temperature": self.temperature}
@@ -180,15 +180,6 @@ class ReasoningAccuracy(Study):
         from harness.metrics.reasoning.evaluate import evaluate
 
         return evaluate(self, lab)
-
-
-def _context(experiment: Experiment, roots: Roots) -> int | None:
-    """The model's longest text; None where that is not known before the model is there."""
-    try:
-        facts = experiment.model.facts(roots)
-    except LatentbenchError:
-        return None  # said at `model`
-    return facts.context if facts else None
 
 
 def _share(part: Array, whole: Array) -> Array:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from harness.activations.site import Layer, block_number
 from harness.lab import Content, Lab, Subject
 from harness.section import Json
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from adapters.protocols import Roots
     from harness.spec.experiment import Experiment
     from harness.steering.intervention import Intervention
-
-Layer = Annotated[int, Field(ge=-1000, lt=1000)]
 
 
 def parts_of(steering: Any) -> Iterator[Any]:
@@ -78,12 +77,12 @@ class SteeringMethod(Subject):
         if self.layers == "all":
             return tuple(range(blocks))
         asked = (self.layers,) if isinstance(self.layers, int) else self.layers
-        found = sorted(layer + blocks if layer < 0 else layer for layer in asked)
-        if found[0] < 0 or found[-1] >= blocks or len(set(found)) != len(found):
+        found = {number for layer in asked if (number := block_number(layer, blocks)) is not None}
+        if len(found) < len(asked):
             raise InvalidInput(
                 f"steering layers {self.layers}: the model has {blocks} blocks, numbered 0 to {blocks - 1}"
             )
-        return tuple(found)
+        return tuple(sorted(found))
 
     def read(self, content: Content, lab: Lab) -> Intervention:
         """The content as something that can be switched on."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from harness.lab import Content, Lab
+from harness.lab import Content, Lab, Longest
 from harness.registry import Choice
 from harness.section import Json
 from harness.steering.options.base import SteeringMethod
@@ -175,6 +175,10 @@ class StackMethod(SteeringMethod):
 
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         return {"method": self.method, "parts": [part.identity(experiment, roots) for part in self.parts]}
+
+    def longest_answer(self, roots: Roots) -> Longest | None:
+        asked = [longest for part in self.parts if (longest := part.longest_answer(roots))]
+        return max(asked, key=lambda longest: longest.tokens, default=None)
 
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
         return " + ".join(part.made_of(experiment, roots) for part in self.parts)

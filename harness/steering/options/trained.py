@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from adapters.protocols import ProblemSet
-from harness.lab import Content, Lab
+from harness.lab import Content, Lab, Longest
 from harness.registry import Choice
 from harness.section import Json, Section
 from harness.steering.options.base import SteeringMethod
@@ -90,6 +90,9 @@ class ReinforcedMethod(SteeringMethod):
 
     def identity(self, experiment: Experiment, roots: Roots) -> Json:
         return {**super().identity(experiment, roots), "problems": self.problems.identity(roots)}
+
+    def longest_answer(self, roots: Roots) -> Longest:
+        return Longest(self.max_new_tokens, "max_new_tokens")
 
     def made_of(self, experiment: Experiment, roots: Roots) -> str:
         reward = ", random reward" if self.reward == "random" else ""
