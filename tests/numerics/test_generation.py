@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_cut_and_counted_or_refused(short: LanguageModel) -
 
     assert scored(5, 4)[1] == 0
     assert scored(40, 4) == (pytest.approx(scored(9, 4)[0], rel=1e-6), 1)
-    with pytest.raises(InvalidInput, match=r"an answer to choose from has 13 tokens, more than .* context of 12"):
+    with pytest.raises(InvalidInput, match=r"a choice has 13 tokens; this model reads 1 to 12"):
         scored(3, 13)
     with pytest.raises(InvalidInput, match="9 new tokens after a prompt of 4 do not fit into the context of 12"):
         write(short, torch.ones(1, 4).long(), Untouched(), tokens=9, temperature=1.0, top_p=1.0, seed=0)

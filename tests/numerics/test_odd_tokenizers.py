@@ -157,15 +157,16 @@ def test_long_texts_are_cut_for_norms_and_refused_where_they_count_whole() -> No
     assert read.states[1].shape[1] == 30
 
 
-def test_the_end_of_learned_positions_is_told_before_anything_is_written() -> None:
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_an_answer_ends_where_the_positions_do_and_a_prompt_without_room_is_refused(architecture: str) -> None:
     prompt = " ".join(["w5"] * 10)
-    lm = short_model()
+    lm = short_model(architecture)
     assert len(answers(lm, [prompt], Sampling(6))[0].ids) == 6
-    with pytest.raises(
-        InvalidInput, match="a prompt of 10 tokens leaves no room for 7 new ones in the model's context of 16"
-    ):
-        answers(lm, ["w5", prompt], Sampling(7))
-    assert len(answers(short_model("llama"), [prompt], Sampling(7))[0].ids) == 7  # rotary positions go on
+    short, cut = answers(lm, ["w5", prompt], Sampling(7))
+    assert len(short.ids) == 7
+    assert (len(cut.ids), cut.truncated) == (6, True)
+    with pytest.raises(InvalidInput, match="a prompt of 16 tokens leaves no room for an answer in the model's context"):
+        answers(lm, ["w5", " ".join(["w5"] * 16)], Sampling(1))
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(n[:3] for n in names) or "none")

@@ -269,7 +269,7 @@ def record(scale: float, accuracy: float | None, kl: float = 0.0, **about: Any) 
         number("capability_cost.kl", "dev", 99.0, scale=9.0),  # of a sweep within the cell
     )
     origin = SpecOrigin(name="x", path="specs/x.yaml", digest="0")
-    fields = {"cell": "0", "label": "", "seed": 0, "status": "ok", "created": "", **about}
+    fields = {"cell": "0", "label": "", "seed": 0, "status": "ok", "created": "2026-01-01", **about}
     return Record(spec=origin, resolved={"steering": {"scale": scale}}, metrics=metrics, **fields)
 
 
