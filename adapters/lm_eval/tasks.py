@@ -163,6 +163,11 @@ class Problems:
         asked = [[list(map(repr, group[0].args)), str(self.gold(group))] for group in self.groups]
         return digest("documents", asked)
 
+    def asked(self, group: Sequence[Instance]) -> tuple[str, ...]:
+        """What is asked and what the right answer is, white space folded."""
+        texts = [arg for instance in group for arg in instance.args if isinstance(arg, str)]
+        return tuple(" ".join(text.split()) for text in (*texts, str(self.gold(group))))
+
     def gold(self, group: Sequence[Instance]) -> Any:
         """The right answer, as the task states it."""
         return self.task.doc_to_target(group[0].doc)
