@@ -48,8 +48,8 @@ class Documents:
     """[documents] whether it is tested on; by its content, so the same in every row, and the same for its repeats."""
     domain: NDArray[np.int64]
     """[documents] number of its domain."""
-    units: Units
-    """Which documents are one, over all domains."""
+    units: Units | None = None
+    """Which documents are one, over all domains; None: all differ."""
 
     @staticmethod
     def joined(parts: Sequence[Pooled], tokens: Sequence[EvalTokens]) -> Documents:
@@ -66,16 +66,16 @@ class Documents:
             units,
         )
 
-    def tested(self) -> Units:
-        """Which of the held-out documents are one."""
-        return self.units.of(self.held_out)
+    def distinct(self, chosen: Labels) -> int:
+        """How many of the chosen documents [documents] differ."""
+        return int(chosen.sum()) if self.units is None else len(self.units.of(chosen))
 
     def problem(self) -> str | None:
         """Why these documents cannot be used, if so."""
         for number in range(self.domain.max() + 1):
             ours = self.domain == number
-            if min(len(self.units.of(ours & half)) for half in (self.held_out, ~self.held_out)) < LEAST:
-                count = len(self.units.of(ours))
+            if min(self.distinct(ours & half) for half in (self.held_out, ~self.held_out)) < LEAST:
+                count = self.distinct(ours)
                 return f"domain {number + 1} has too few documents: {count}, which leaves less than {LEAST} in a half"
         return None
 

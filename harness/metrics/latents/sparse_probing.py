@@ -76,7 +76,8 @@ class SparseProbing(Study):
         correct["sparse_probing.correct_residual"] = data.correct(None)
         weight = data.weights()
         weighted = {name: hits * weight for name, hits in correct.items()}
-        return Findings({DOMAIN: {**weighted, _WEIGHT: weight}}, units={DOMAIN: data.tested()})
+        units = {} if data.units is None else {DOMAIN: data.units.of(data.held_out)}
+        return Findings({DOMAIN: {**weighted, _WEIGHT: weight}}, units=units)
 
 
 def _correct(k: int) -> str:
