@@ -17,6 +17,7 @@ from adapters.protocols import Roots
 from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
+from harness.words import folded
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -166,7 +167,7 @@ class Problems:
     def asked(self, group: Sequence[Instance]) -> tuple[str, ...]:
         """What is asked and what the right answer is, white space folded."""
         texts = [arg for instance in group for arg in instance.args if isinstance(arg, str)]
-        return tuple(" ".join(text.split()) for text in (*texts, str(self.gold(group))))
+        return tuple(map(folded, (*texts, str(self.gold(group)))))
 
     def gold(self, group: Sequence[Instance]) -> Any:
         """The right answer, as the task states it."""

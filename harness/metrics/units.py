@@ -17,11 +17,6 @@ from numpy.typing import NDArray
 from harness.metrics.base import Array, Statistics
 
 
-def folded(text: str) -> str:
-    """The text with every run of white space as one space, and none at its ends."""
-    return " ".join(text.split())
-
-
 @dataclass(frozen=True)
 class Units:
     """Which of some things are one unit."""

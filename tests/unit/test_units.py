@@ -24,11 +24,12 @@ from harness.leaderboard.table import board_of
 from harness.leaderboard.unpaired import unpaired_difference
 from harness.metrics.intervals import document_interval
 from harness.metrics.study import Findings
-from harness.metrics.units import Units, folded, units_of
+from harness.metrics.units import Units, units_of
 from harness.metrics.values import metric_values
 from harness.record import DocumentStatistics, MetricValue
 from harness.results import read_record
 from harness.store.files import write_arrays, write_json
+from harness.words import folded
 from tests.unit.leaderboard_factory import METRICS, Planted, record
 from tests.unit.test_tokens import tokenizer
 

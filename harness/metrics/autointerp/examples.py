@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.errors import LatentbenchError
-from harness.metrics.units import folded
+from harness.words import folded
 
 MARKED = 0.3
 """Tokens whose activation is at least this share of the window's strongest are marked."""

@@ -12,6 +12,7 @@ from harness.metrics.study import Study
 from harness.registry import Choice
 from harness.section import Json
 from harness.steering.options.base import parts_of
+from harness.words import folded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,7 @@ class MechanismStudy(Study):
 
     def units(self, lab: Lab) -> dict[str, Units]:
         """Which problems are one: those whose prompts are."""
-        from harness.metrics.units import folded, units_of
+        from harness.metrics.units import units_of
 
         return {DOMAIN: units_of(folded(problem.prompt) for problem in self.asked(lab))}
 
