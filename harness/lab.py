@@ -7,7 +7,7 @@ key was computed from and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adapters.protocols import LanguageModel, Roots
     from harness.activations.site import Site
     from harness.activations.tokens import EvalTokens
+    from harness.metrics.units import Units
     from harness.sae.base import SparseAutoencoder
     from harness.spec.experiment import Experiment
 
@@ -80,6 +81,10 @@ class Lab:
         if len(found) != 1:
             raise InvalidInput(f"this needs one SAE, the spec has {len(found)}")
         return next(iter(found.values()))
+
+    def units(self, domains: Iterable[str]) -> dict[str, Units]:
+        """Which documents of evaluation domains are one unit, for findings that have statistics per document."""
+        return {domain: self.tokens(domain).units for domain in domains}
 
     def seed(self, *purpose: str) -> int:
         """A seed for one purpose, the same wherever the stage is made."""

@@ -11,10 +11,18 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from harness.canonical import canonical
-from harness.section import Json, Section
+from harness.section import Json, Section, without_empty
 
 Status = Literal["ok", "failed", "timeout", "skipped", "damaged"]
 """How a cell ended. `damaged` is what readers make of a record that does not hold what was measured."""
@@ -46,7 +54,9 @@ class MetricValue(Section):
     higher_is_better: bool | None
     """Null where neither direction is better in itself (L0)."""
     n: int | None = None
-    """Number of documents (or other independent units) behind the number."""
+    """Number of distinct documents (or other independent units) behind the number."""
+    repeats: Annotated[int, Field(ge=0)] = 0
+    """How many more were measured that repeat one of those and count with it; left out where none does."""
     ci: Interval | None = None
     params: dict[str, Json] = Field(default_factory=dict)
     """What distinguishes this number from others of the same id, e.g. `{"budget": 8}`."""
@@ -61,6 +71,11 @@ class MetricValue(Section):
     def settings(self) -> str:
         """Its parameters other than the budget as text."""
         return settings_text(self.params)
+
+    @model_serializer(mode="wrap")
+    def _without_no_repeats(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Records of documents that all differ are what they were."""
+        return without_empty("repeats", made(self))
 
 
 def settings_text(params: Mapping[str, Json]) -> str:

@@ -25,5 +25,10 @@ def one_line(text: str) -> str:
     return _IN_LINE.sub(_escaped, text)
 
 
+def folded(text: str) -> str:
+    """The text with every run of white space as one space, and none at its ends."""
+    return " ".join(text.split())
+
+
 def _escaped(match: re.Match[str]) -> str:
     return f"\\u{ord(match[0]):04x}"

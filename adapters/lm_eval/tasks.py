@@ -17,6 +17,7 @@ from adapters.protocols import Roots
 from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
+from harness.words import folded
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -162,6 +163,11 @@ class Problems:
         """Of what is asked and what the right answer is."""
         asked = [[list(map(repr, group[0].args)), str(self.gold(group))] for group in self.groups]
         return digest("documents", asked)
+
+    def asked(self, group: Sequence[Instance]) -> tuple[str, ...]:
+        """What is asked and what the right answer is, white space folded."""
+        texts = [arg for instance in group for arg in instance.args if isinstance(arg, str)]
+        return tuple(map(folded, (*texts, str(self.gold(group)))))
 
     def gold(self, group: Sequence[Instance]) -> Any:
         """The right answer, as the task states it."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from harness.activations.vocabulary import check_ids, known, padding_id
 from harness.errors import InvalidInput
+from harness.metrics.units import Units, units_of
 from harness.section import Json
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 _DOCUMENTS_AT_ONCE = 256
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
+_LINE = re.compile(r"\S++(?: \S++)*+")
+"""Words with single spaces between them."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,25 @@ class EvalTokens:
     """First 16 hexadecimal digits of each document's sha256 (of the whole text, however much of it fits)."""
     skipped: int
     """Documents left out because they have fewer than 2 tokens, so nothing to predict."""
+    folded: tuple[str, ...] = ()
+    """The same of each text with its white space folded; empty where no document repeats another."""
+
+    @cached_property
+    def units(self) -> Units:
+        """Which documents are one: their texts differ in white space alone, or not before `context` cuts them off."""
+        return units_together([self])
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
         tensors = {"ids": self.ids, "lengths": self.lengths, "digests": _pack_digests(self.digests)}
+        tensors |= {"folded": _pack_digests(self.folded)} if self.folded else {}
         return tensors, {"skipped": self.skipped}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> EvalTokens:
         """The inverse of `to_tensors`."""
-        digests = _unpack_digests(tensors["digests"])
-        return EvalTokens(tensors["ids"], tensors["lengths"], digests, int(meta["skipped"]))
+        digests, folded = (_unpack_digests(tensors[name]) if name in tensors else () for name in ("digests", "folded"))
+        return EvalTokens(tensors["ids"], tensors["lengths"], digests, int(meta["skipped"]), folded)
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,7 @@ def evaluation_tokens(
     """
     rows: list[list[int]] = []
     digests: list[str] = []
+    folded: list[str] = []
     skipped = 0
     for text, ids in _tokenized(_selected(texts, skip, documents), tokenizer, special=True, limit=context):
         row = _with_bos(ids, tokenizer, known_ids)[:context]
@@ -98,9 +112,11 @@ def evaluation_tokens(
         check_ids(row, tokenizer, known_ids, f"{_named(text)}: ")
         rows.append(row)
         digests.append(_digest(text))
+        folded.append(_folded_digest(text, digests[-1]))
     if not rows:
         raise InvalidInput(f"nothing to evaluate on: of {skipped} documents none has 2 tokens or more")
-    return EvalTokens(*_padded(rows, context, padding_id(tokenizer, known_ids)), tuple(digests), skipped)
+    made = EvalTokens(*_padded(rows, context, padding_id(tokenizer, known_ids)), tuple(digests), skipped, tuple(folded))
+    return made if made.units.repeats else replace(made, folded=())
 
 
 def training_tokens(
@@ -144,6 +160,12 @@ def overlap(train: TrainTokens, evaluation: EvalTokens) -> int:
     """How many evaluation documents are, letter for letter, among the training documents."""
     seen = set(train.digests)
     return sum(digest in seen for digest in evaluation.digests)
+
+
+def units_together(domains: Sequence[EvalTokens]) -> Units:
+    """The units of the documents of several domains, one domain after the other: a document may be in two of them."""
+    texts = chain.from_iterable(tokens.folded or tokens.digests for tokens in domains)
+    return units_of(texts, chain.from_iterable(map(_rows, domains)))
 
 
 def special_mask(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -207,6 +229,24 @@ def _padded(rows: list[list[int]], context: int, padding: int) -> tuple[Tensor, 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _folded_digest(text: str, digest: str) -> str:
+    """The digest of the text as `folded` would leave it, in pieces, because a document may be large; `digest` is its own."""
+    line = _LINE.match(text)
+    if line and line.end() == len(text):
+        return digest
+    sha, space = hashlib.sha256(), b""
+    for line in _LINE.finditer(text):
+        sha.update(space + line[0].encode())
+        space = b" "
+    return sha.hexdigest()[:16]
+
+
+def _rows(tokens: EvalTokens) -> Iterator[bytes]:
+    """A digest of what is measured of each document."""
+    for row, length in zip(tokens.ids.numpy(), tokens.lengths.tolist(), strict=True):
+        yield hashlib.sha256(row[:length].tobytes()).digest()
 
 
 def _checked(text: str) -> str:

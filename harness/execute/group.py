@@ -212,6 +212,7 @@ class _Run:
     def _warnings(self, state: _State) -> Iterable[str]:
         for found in state.findings.values():
             yield from found.warnings
+        yield from dict.fromkeys(map(_repeated, (value for value in state.numbers if value.repeats)))
         train = None
         try:
             train = self._train_tokens(state) if state.measured else None
@@ -246,6 +247,11 @@ class _Run:
 def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:
     for made in stages.saes if stages else ():
         yield from made.levels()
+
+
+def _repeated(value: MetricValue) -> str:
+    measured = (value.n or 0) + value.repeats
+    return f"{value.domain}: {value.n} of {measured} are distinct; those that repeat them count once in intervals and tests"
 
 
 def _failure(stage: str, error: Exception) -> Failure:

@@ -67,10 +67,15 @@ def numbers_of(item: JobCell, measured: Mapping[str, Measured], findings: Mappin
     experiment = item.cell.experiment
     statistics = {name: dict(_statistics(domain)) for name, domain in measured.items()}
     firing = {name: {b: m.firing for b, m in domain.measurements.items()} for name, domain in measured.items()}
-    numbers = [*_of_sae(experiment, measured), *metric_values(experiment.shared_metrics, statistics, firing)]
+    units = {name: domain.tokens.units for name, domain in measured.items()}
+    numbers = [
+        *_of_sae(experiment, measured),
+        *metric_values(experiment.shared_metrics, statistics, firing, units=units),
+    ]
     for study in experiment.studies:
         found = findings[study.label]
-        numbers += [*found.values, *metric_values((study,), found.statistics, reasons=found.reasons)]
+        numbers += found.values
+        numbers += metric_values((study,), found.statistics, reasons=found.reasons, units=found.units)
     return numbers
 
 
@@ -86,8 +91,8 @@ def _of_sae(experiment: Experiment, measured: Mapping[str, Measured]) -> Iterato
 
 def sidecar_of(measured: Mapping[str, Measured], findings: Mapping[str, Findings]) -> Arrays:
     """Per-unit statistics as they are kept beside the record: `<domain>/<statistic>`, float64 [units]."""
-    statistics = [(name, _statistics(domain)) for name, domain in measured.items()]
-    statistics += [(name, named) for found in findings.values() for name, named in found.statistics.items()]
+    statistics = [(name, domain.tokens.units.summed(_statistics(domain))) for name, domain in measured.items()]
+    statistics += [(name, named) for found in findings.values() for name, named in found.summed().items()]
     return {
         f"{name}/{statistic}": np.asarray(values, dtype=np.float64)
         for name, named in statistics

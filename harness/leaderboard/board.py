@@ -109,6 +109,8 @@ class Value:
     """Independent units behind each seed's number, None where the seeds differ in it."""
     units: str = ""
     """What they are, in the plural; empty where that is not known."""
+    repeats: int = 0
+    """How many more were measured that repeat one of those."""
 
     def overlaps(self, other: Value) -> bool:
         """Whether both have several seeds and the ranges of the numbers over seeds overlap."""
@@ -213,12 +215,14 @@ class Group:
 
     @cached_property
     def counts(self) -> Mapping[str, str]:
-        """Domain to what its numbers stand on, e.g. `128 documents` or `128 documents, 40–64 latents`."""
-        found: dict[str, dict[str, set[int]]] = {}
+        """Domain to what its numbers stand on, e.g. `128 documents, 40–64 latents` or `500 documents (5 distinct)`."""
+        found: dict[str, dict[str, set[tuple[int, int]]]] = {}
         for column in (column for column in self.columns if column.domain is not None):
             for value in (row.values[column.key] for row in self.rows if column.key in row.values):
                 if value.n is not None and value.units:
-                    found.setdefault(column.domain or "", {}).setdefault(value.units, set()).add(value.n)
+                    found.setdefault(column.domain or "", {}).setdefault(value.units, set()).add(
+                        (value.n, value.repeats)
+                    )
         return {domain: ", ".join(_counted(ns, units) for units, ns in by.items()) for domain, by in found.items()}
 
     def heading(self, column: Column) -> str:
@@ -234,9 +238,17 @@ class Group:
         return self.verdicts.get((row.id, column.key), Verdict(None))
 
 
-def _counted(numbers: Collection[int], units: str) -> str:
+def _counted(numbers: Collection[tuple[int, int]], units: str) -> str:
+    """`numbers` are pairs: how many are distinct, and how many more repeat those."""
+    measured = [distinct + repeats for distinct, repeats in numbers]
+    text = counted(measured[0], units) if len(set(measured)) == 1 else f"{_span(measured)} {units}"
+    repeated = any(repeats for _, repeats in numbers)
+    return f"{text} ({_span([distinct for distinct, _ in numbers])} distinct)" if repeated else text
+
+
+def _span(numbers: Collection[int]) -> str:
     low, high = min(numbers), max(numbers)
-    return counted(low, units) if low == high else f"{low:,}–{high:,} {units}"
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 @dataclass(frozen=True)

@@ -304,13 +304,15 @@ def _value(cells: Sequence[Loaded], found: list[MetricValue | None], column: Col
     numbers = [metric.value for metric in metrics if metric.value is not None]
     if not numbers:
         return Value(None, "not measured")
-    n = metrics[0].n if len({metric.n for metric in metrics}) == 1 else None
+    n, repeats = counts.pop() if len(counts := {(metric.n, metric.repeats) for metric in metrics}) == 1 else (None, 0)
     ci = metrics[0].ci
     units = units_of(cells[0], column, ci.method if ci else None)
     if len(numbers) == 1:
-        return Value(numbers[0], None, ci.low if ci else None, ci.high if ci else None, None, tuple(numbers), n, units)
+        low, high = (ci.low, ci.high) if ci else (None, None)
+        return Value(numbers[0], None, low, high, None, tuple(numbers), n, units, repeats)
     low, high, why = _seed_mean_interval(cells, column, source) if source else (None, None, None)
-    return Value(math.fsum(numbers) / len(numbers), why, low, high, stats.stdev(numbers), tuple(numbers), n, units)
+    mean, deviation = math.fsum(numbers) / len(numbers), stats.stdev(numbers)
+    return Value(mean, why, low, high, deviation, tuple(numbers), n, units, repeats)
 
 
 def _seed_mean_interval(

@@ -66,7 +66,8 @@ class CapabilityCost(Study):
         domains = {domain: _domain(lab, domain, steered, receipt) for domain in self.domains(lab.experiment)}
         curves = {domain: _curve(statistics, self.scales) for domain, statistics in domains.items()}
         details: dict[str, Json] = {"curve": curves, "receipt": vars(receipt)}
-        return Findings(statistics=domains, details=details, warnings=tuple(_warnings(steered[None], receipt)))
+        warnings = tuple(_warnings(steered[None], receipt))
+        return Findings(statistics=domains, details=details, warnings=warnings, units=lab.units(domains))
 
 
 def rescaled(intervention: Intervention, scale: float) -> Intervention:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from adapters.protocols import Roots
     from harness.lab import Lab, Longest
+    from harness.metrics.units import Units
     from harness.spec.experiment import Experiment
 
 
@@ -27,8 +28,8 @@ class Findings:
     """What a study found."""
 
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
-    """Domain to name to float64 [units]. Names start with the metric's own (`autointerp.hits`), because several studies
-    may fill one domain; statistics of one study on one domain have one length."""
+    """Domain to name to float64 [documents] (or problems, latents, …). Names start with the metric's own
+    (`autointerp.hits`), because several studies may fill one domain; statistics of one study on one domain have one length."""
     values: tuple[MetricValue, ...] = ()
     """Further numbers that are no formula over units."""
     details: Mapping[str, Json] = field(default_factory=dict)
@@ -39,6 +40,12 @@ class Findings:
     """What a reader must know before trusting the numbers; written into the record."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why a statistic is not there, by its name: the reason of the numbers that are null for want of it."""
+    units: Mapping[str, Units] = field(default_factory=dict)
+    """Domain to which of its documents (problems) are one unit; those of a domain that is not in it all differ."""
+
+    def summed(self) -> dict[str, Statistics]:
+        """The statistics per unit."""
+        return {d: self.units[d].summed(found) if d in self.units else found for d, found in self.statistics.items()}
 
 
 class Study(Metric):

@@ -9,6 +9,7 @@ import numpy as np
 
 from harness.metrics.base import Counts, Estimator, Metric, Statistics, Tally
 from harness.metrics.intervals import document_interval
+from harness.metrics.units import Units
 from harness.record import MetricValue
 from harness.section import Json
 
@@ -22,17 +23,22 @@ def metric_values(
     firing: Mapping[str, Firing] | None = None,
     seed: int = 0,
     reasons: Mapping[str, str] | None = None,
+    units: Mapping[str, Units] | None = None,
 ) -> list[MetricValue]:
     """All numbers of `metrics`, domain by domain.
 
-    `statistics` maps each domain to its statistics per document (or other unit), `firing` to its firing counts. A number
-    that cannot be computed is null with the reason; NaN and infinity never leave. `reasons` says why statistics are missing.
+    `statistics` maps each domain to its statistics per document (or whatever is counted), `firing` to its firing counts,
+    `units` to which of them are one; those of a domain that is not in it all differ. A number that cannot be computed is
+    null with the reason; NaN and infinity never leave. `reasons` says why statistics are missing.
     """
-    told = reasons or {}
+    told, known = reasons or {}, units or {}
+    counted = {name: known[name].summed(found) if name in known else found for name, found in statistics.items()}
     return [
-        value
-        for domain in statistics
-        for value in _domain_values(metrics, domain, statistics, firing or {}, seed, told)
+        value.model_copy(update={"repeats": known[domain].repeats})
+        if domain in known and value.n is not None
+        else value
+        for domain in counted
+        for value in _domain_values(metrics, domain, counted, firing or {}, seed, told)
     ]
 
 

@@ -42,7 +42,8 @@ def run(study: FlowAgreement, lab: Lab) -> Findings:
     tensors: dict[str, Tensor] = {f"{site}.top_tokens": found.ids for site, found in top.items()}
     seen = sorted({i for found in top.values() for i in found.ids.flatten().tolist()} - {-1})
     texts = {str(i): lab.tokenizer().decode([i]) for i in seen}
-    return Findings(statistics, tuple(values), {"tests": tests, "texts": texts}, tensors)
+    details: dict[str, Json] = {"tests": tests, "texts": texts}
+    return Findings(statistics, tuple(values), details, tensors, units=lab.units(statistics))
 
 
 @dataclass(frozen=True)

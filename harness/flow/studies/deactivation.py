@@ -55,7 +55,8 @@ def run(study: FlowDeactivation, lab: Lab) -> Findings:
             }
             for site, layer in layers.items()
         ]
-    return Findings(statistics, details={"layers": details})
+    units = {domain: found.of(slice(_read(study, len(found.numbers)))) for domain, found in lab.units(domains).items()}
+    return Findings(statistics, details={"layers": details}, units=units)
 
 
 @dataclass
@@ -92,12 +93,17 @@ class _Found:
 def deactivated(study: FlowDeactivation, lab: Lab, maps: FlowMaps, domain: str, target: Site) -> Layer:
     """Per-document sums for the latents of one site."""
     tokens = lab.tokens(domain)
-    count = len(tokens.ids) if study.documents == "all" else min(study.documents, len(tokens.ids))
+    count = _read(study, len(tokens.ids))
     generator = torch.Generator().manual_seed(lab.seed("deactivation", domain, str(target)))
     layer, saes = Layer(count), held(lab, (target, *(link.source for link in maps.into(target))))
     for batch in batches(lab, Texts(tokens.ids[:count], tokens.lengths[:count])):
         _Batch(study, lab, saes, maps, target, batch, layer, generator).run()
     return layer
+
+
+def _read(study: FlowDeactivation, documents: int) -> int:
+    """How many documents of a domain are looked at, from the first on."""
+    return documents if study.documents == "all" else min(study.documents, documents)
 
 
 class _Batch:

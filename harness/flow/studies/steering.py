@@ -25,6 +25,7 @@ from harness.lab import Lab
 from harness.metrics.base import Array
 from harness.metrics.flow.steering import FlowSteering, Schedule, cumulative, schedule_of, setting_name
 from harness.metrics.study import Findings
+from harness.metrics.units import Units
 from harness.record import MetricValue
 from harness.section import Json
 from harness.steering.intervention import Intervention, Receipt, Untouched
@@ -48,7 +49,12 @@ def run(study: FlowSteering, lab: Lab) -> Findings:
     named = {f"flow_steering.{name}": values for name, values in statistics.items()}
     details = {**plan.told(), "settings": shown}
     return Findings(
-        {domain: named}, (_accuracy(plan, domain),), details, warnings=plan.warnings(), reasons=plan.reasons()
+        {domain: named},
+        (_accuracy(plan, domain),),
+        details,
+        warnings=plan.warnings(),
+        reasons=plan.reasons(),
+        units={domain: plan.units},
     )
 
 
@@ -67,6 +73,8 @@ class _Plan:
     """[prompts, prompt tokens] int64."""
     documents: Texts
     """The whole documents of the prompts."""
+    units: Units
+    """Which of these documents are one."""
 
     def settings(self) -> list[tuple[Schedule, float]]:
         """What is measured: cumulative schedules only where they differ from a single layer."""
@@ -151,23 +159,25 @@ def _planned(study: FlowSteering, lab: Lab) -> _Plan:
     classifier = DomainClassifier.trained({name: half.train_texts for name, half in halves.items()}, vocabulary)
     cut = slice(study.prompt_tokens, study.prompt_tokens + study.tokens)
     held_out = {name: [text[cut] for text in half.test_texts if len(text) > cut.start] for name, half in halves.items()}
-    prompts, documents = _prompts(study, halves[study.beginning(lab.experiment)])
+    prompts, documents, units = _prompts(study, halves[study.beginning(lab.experiment)])
     found = chosen(study, lab, maps, {name: half.train for name, half in halves.items()})
     steered = (*found.nodes, *found.strangers.values())
     atoms = _atoms(study, lab, maps, steered) if study.action == "activate" else {}
     accuracy = classifier.accuracy(held_out)
-    return _Plan(study, lab, classifier, accuracy, found, atoms, prompts.to(lab.device), documents)
+    return _Plan(study, lab, classifier, accuracy, found, atoms, prompts.to(lab.device), documents, units)
 
 
 @dataclass(frozen=True)
 class _Halves:
-    """A domain's documents, every second one for training and for testing."""
+    """A domain's documents, every second one (its repeats with it) for training and for testing."""
 
     train: Texts
     test: Texts
     train_texts: list[Text]
     """Ordinary tokens of each document."""
     test_texts: list[Text]
+    units: Units
+    """Of the documents for testing."""
 
 
 def _halves(lab: Lab, tokens: EvalTokens) -> _Halves:
@@ -176,17 +186,19 @@ def _halves(lab: Lab, tokens: EvalTokens) -> _Halves:
         row[: int(n)][~mask[: int(n)]].long().numpy()
         for row, n, mask in zip(tokens.ids, tokens.lengths, special, strict=True)
     ]
-    train, test = (Texts(tokens.ids[start::2], tokens.lengths[start::2]) for start in (0, 1))
-    return _Halves(train, test, texts[0::2], texts[1::2])
+    first, second = (np.flatnonzero(tokens.units.numbers % 2 == side) for side in (0, 1))
+    train, test = (Texts(tokens.ids[chosen], tokens.lengths[chosen]) for chosen in (first, second))
+    train_texts, test_texts = ([texts[i] for i in chosen] for chosen in (first, second))
+    return _Halves(train, test, train_texts, test_texts, tokens.units.of(second))
 
 
-def _prompts(study: FlowSteering, half: _Halves) -> tuple[Tensor, Texts]:
-    """The first tokens of the test documents that are long enough, and those documents."""
+def _prompts(study: FlowSteering, half: _Halves) -> tuple[Tensor, Texts, Units]:
+    """The first tokens of the test documents that are long enough, those documents, and which of them are one."""
     fitting = (half.test.lengths > study.prompt_tokens).nonzero()[:, 0][: study.prompts]
     if not len(fitting):
         raise InvalidInput(f"flow_steering: no document is longer than prompt_tokens = {study.prompt_tokens}")
     ids, lengths = half.test.ids[fitting], half.test.lengths[fitting]
-    return ids[:, : study.prompt_tokens].long(), Texts(ids, lengths)
+    return ids[:, : study.prompt_tokens].long(), Texts(ids, lengths), half.units.of(fitting.numpy())
 
 
 def _atoms(study: FlowSteering, lab: Lab, maps: FlowMaps, nodes: Sequence[Node]) -> dict[Node, Tensor]:

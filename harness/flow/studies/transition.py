@@ -42,7 +42,7 @@ def run(study: FlowTransition, lab: Lab) -> Findings:
                 f"flow_transition.{name}.{steps}": sums for name, sums in _together(list(layers.values())).items()
             }
             details[domain] += [{"from": str(a), "to": str(b), **_explained(layer)} for (a, b), layer in layers.items()]
-    return Findings(statistics, details={"layers": details})
+    return Findings(statistics, details={"layers": details}, units=lab.units(statistics))
 
 
 def _carrying(maps: FlowMaps, steps: int) -> dict[Pair, LatentMap]:

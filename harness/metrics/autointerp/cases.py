@@ -58,14 +58,14 @@ def build_case(latent: int, train: Material, test: Material, protocol: Protocol,
 
 
 def _distinct(windows: Iterable[Window], used: set[str], count: int, others: Sequence[Window] = ()) -> list[Window]:
-    """The first `count` that overlap neither each other nor `others` and whose text is not `used`; adds theirs to it."""
+    """The first `count` that overlap neither each other nor `others` and whose words are not `used`; adds theirs to it."""
     chosen: list[Window] = []
     for window in windows:
         if len(chosen) == count:
             break
-        if window.text not in used and not any(window.overlaps(other) for other in (*others, *chosen)):
+        if window.words not in used and not any(window.overlaps(other) for other in (*others, *chosen)):
             chosen.append(window)
-            used.add(window.text)
+            used.add(window.words)
     return chosen
 
 

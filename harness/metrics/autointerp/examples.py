@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.errors import LatentbenchError
+from harness.words import folded
 
 MARKED = 0.3
 """Tokens whose activation is at least this share of the window's strongest are marked."""
@@ -26,6 +27,11 @@ class Window:
     def text(self) -> str:
         """What a reader sees."""
         return "".join(self.tokens)
+
+    @property
+    def words(self) -> str:
+        """The text with its white space folded: windows that agree in it are the same example."""
+        return folded(self.text)
 
     @property
     def peak(self) -> float:
@@ -86,9 +92,9 @@ class Case:
 def check_disjoint(explained: Iterable[Window], asked: Iterable[Item]) -> None:
     """Raises LatentbenchError when a text or a document is both explained from and asked about."""
     seen = list(explained)
-    texts, documents = {window.text for window in seen}, {window.document for window in seen}
+    texts, documents = {window.words for window in seen}, {window.document for window in seen}
     for item in asked:
-        if item.text in texts or item.window.document in documents:
+        if item.window.words in texts or item.window.document in documents:
             raise LatentbenchError(
                 f"autointerp: a text of document {item.window.document} is among both the explainer's examples and the "
                 "scorer's questions; the score would be void. Please report this."

@@ -55,7 +55,7 @@ class Ground:
         if len(saes) != 1:
             raise InvalidInput(f"autointerp needs one SAE, the spec has {len(saes)}")
         seed, tokens = lab.seed("autointerp"), lab.tokens(domain)
-        texts, halves = Texts.of(tokens, lab.tokenizer()), sides(tokens.digests, seed)
+        texts, halves = Texts.of(tokens, lab.tokenizer()), sides(tokens.units.shared(tokens.digests), seed)
         pool = _drawn(texts.lengths, halves, protocol.window, seed)
         return Ground(lab, *next(iter(saes.items())), protocol, seed, tokens, texts, halves, pool)
 

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens
+from harness.activations.tokens import EvalTokens, units_together
 from harness.metrics.base import Array
 from harness.metrics.latents.encoding import Encoded, encoded
 from harness.metrics.latents.probes import Labels, by_mean_difference, columns, fit
+from harness.metrics.units import Units
 from harness.sae.base import SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ class Pooled:
     """[documents, width] mean activation per ordinary token."""
     states: Array
     """[documents, d_in] mean hidden state of the ordinary tokens."""
-    held_out: Labels
-    """[documents] whether it is tested on; by its content, so the same in every row."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +45,38 @@ class Documents:
     latents: csr_array
     states: Array
     held_out: Labels
+    """[documents] whether it is tested on; by its content, so the same in every row, and the same for its repeats."""
     domain: NDArray[np.int64]
     """[documents] number of its domain."""
+    units: Units | None = None
+    """Which documents are one, over all domains; None: all differ."""
 
     @staticmethod
-    def joined(parts: Sequence[Pooled]) -> Documents:
-        """Documents of domain 0, 1, …"""
+    def joined(parts: Sequence[Pooled], tokens: Sequence[EvalTokens]) -> Documents:
+        """Documents of domain 0, 1, …, with the tokens they were pooled from."""
         from scipy.sparse import csr_array, vstack
 
+        units = units_together(tokens)
+        digests = units.shared([digest for part in tokens for digest in part.digests])
         return Documents(
             csr_array(vstack([part.latents for part in parts])),
             np.concatenate([part.states for part in parts]),
-            np.concatenate([part.held_out for part in parts]),
+            np.array([held_out(digest) for digest in digests]),
             np.repeat(np.arange(len(parts)), [len(part.states) for part in parts]),
+            units,
         )
+
+    def distinct(self, chosen: Labels) -> int:
+        """How many of the chosen documents [documents] differ."""
+        return int(chosen.sum()) if self.units is None else len(self.units.of(chosen))
 
     def problem(self) -> str | None:
         """Why these documents cannot be used, if so."""
         for number in range(self.domain.max() + 1):
-            ours = self.held_out[self.domain == number]
-            if min(ours.sum(), (~ours).sum()) < LEAST:
-                return (
-                    f"domain {number + 1} has too few documents: {len(ours)}, which leaves less than {LEAST} in a half"
-                )
+            ours = self.domain == number
+            if min(self.distinct(ours & half) for half in (self.held_out, ~self.held_out)) < LEAST:
+                count = self.distinct(ours)
+                return f"domain {number + 1} has too few documents: {count}, which leaves less than {LEAST} in a half"
         return None
 
     def correct(self, k: int | None) -> Array:
@@ -109,7 +117,7 @@ def documents_of(model: LanguageModel, sae: SparseAutoencoder, site: Site, token
         states[part.batch.documents.numpy()] = _mean_states(part)
     cells = np.concatenate(rows), np.concatenate(latents)
     pooled = csr_array((np.concatenate(values), cells), shape=(len(tokens.ids), sae.width))
-    return Pooled(pooled, states, np.array([held_out(digest) for digest in tokens.digests]))
+    return Pooled(pooled, states)
 
 
 def held_out(digest: str) -> bool:

@@ -68,15 +68,16 @@ class SparseProbing(Study):
         from harness.metrics.latents.domains import Documents, documents_of
 
         sae, site = lab.sae, next(iter(lab.saes()))
-        parts = [documents_of(lab.model(), sae, site, lab.tokens(name)) for name in self.domains(lab.experiment)]
-        data = Documents.joined(parts)
+        tokens = [lab.tokens(name) for name in self.domains(lab.experiment)]
+        data = Documents.joined([documents_of(lab.model(), sae, site, part) for part in tokens], tokens)
         if problem := data.problem():
             raise CellFailed(f"sparse_probing: {problem}")
         correct = {_correct(k): data.correct(k) for k in dict.fromkeys(self.k)}
         correct["sparse_probing.correct_residual"] = data.correct(None)
         weight = data.weights()
         weighted = {name: hits * weight for name, hits in correct.items()}
-        return Findings({DOMAIN: {**weighted, _WEIGHT: weight}})
+        units = {} if data.units is None else {DOMAIN: data.units.of(data.held_out)}
+        return Findings({DOMAIN: {**weighted, _WEIGHT: weight}}, units=units)
 
 
 def _correct(k: int) -> str:

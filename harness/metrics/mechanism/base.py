@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from adapters.protocols import ProblemSet
+from adapters.protocols import Problem, ProblemSet
 from harness.lab import Longest
 from harness.metrics.study import Study
 from harness.registry import Choice
 from harness.section import Json
 from harness.steering.options.base import parts_of
+from harness.words import folded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from adapters.protocols import Roots
     from harness.lab import Lab
     from harness.metrics.base import Array
+    from harness.metrics.units import Units
     from harness.spec.experiment import Experiment
     from harness.steering.inject import VectorInjection
     from harness.steering.mechanism.passages import Passages
@@ -56,13 +58,23 @@ class MechanismStudy(Study):
     def longest_answer(self, roots: Roots) -> Longest:
         return Longest(self.new_tokens, "new_tokens")
 
+    def asked(self, lab: Lab) -> list[Problem]:
+        """The problems."""
+        from harness.steering.mechanism.solving import problems_of
+
+        return problems_of(self.problems_from, self.prompts, lab.roots)
+
+    def units(self, lab: Lab) -> dict[str, Units]:
+        """Which problems are one: those whose prompts are."""
+        from harness.metrics.units import units_of
+
+        return {DOMAIN: units_of(folded(problem.prompt) for problem in self.asked(lab))}
+
     def passages(self, lab: Lab) -> Passages:
         """What the steered model writes after the prompts."""
         from harness.steering.mechanism.passages import written
-        from harness.steering.mechanism.solving import problems_of
 
-        problems = problems_of(self.problems_from, self.prompts, lab.roots)
-        return written(lab.model(), lab.subject(), [problem.prompt for problem in problems], self.new_tokens)
+        return written(lab.model(), lab.subject(), [problem.prompt for problem in self.asked(lab)], self.new_tokens)
 
 
 def without_vectors(metric: str, experiment: Experiment) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class FirstTokenTest(MechanismStudy):
         from harness.steering.intervention import Untouched
         from harness.steering.mechanism.lens import token_text
         from harness.steering.mechanism.shift import probability_shift
-        from harness.steering.mechanism.solving import problems_of, solved
+        from harness.steering.mechanism.solving import solved
         from harness.steering.rewards import grader
         from harness.steering.rollouts import Sampling
 
@@ -69,7 +69,7 @@ class FirstTokenTest(MechanismStudy):
         token = probability_shift(lm, steered, self.passages(lab)).top()
         if token is None:
             return Findings(warnings=("first_token_test: the steered model wrote nothing",))
-        problems = problems_of(self.problems_from, self.prompts, lab.roots)
+        problems = self.asked(lab)
         ways = {"base": (Untouched(), ()), "steered": (steered, ()), "substituted": (Untouched(), (token,))}
         sampling, right = Sampling(self.new_tokens), grader(self.graded_by)
         found = {name: solved(lm, way, problems, sampling, right, ending) for name, (way, ending) in ways.items()}
@@ -77,6 +77,7 @@ class FirstTokenTest(MechanismStudy):
         return Findings(
             {DOMAIN: {f"first_token_test.{name}": values for name, values in statistics.items()}},
             details={"token": token_text(lm, token), **{name: float(values.mean()) for name, values in found.items()}},
+            units=self.units(lab),
         )
 
 
@@ -134,12 +135,12 @@ class LayerPairs(MechanismStudy):
 
     def _accuracies(self, lab: Lab) -> tuple[dict[int, float], dict[tuple[int, int], float], float]:
         from harness.steering.inject import VectorInjection
-        from harness.steering.mechanism.solving import problems_of, solved
+        from harness.steering.mechanism.solving import solved
         from harness.steering.rewards import grader
         from harness.steering.rollouts import Sampling
 
         lm, made = lab.model(), injection_of(lab)
-        problems = problems_of(self.problems_from, self.prompts, lab.roots)
+        problems = self.asked(lab)
         sampling, right = Sampling(self.new_tokens), grader(self.graded_by)
 
         def accuracy(*layers: int) -> float:

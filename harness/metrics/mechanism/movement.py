@@ -62,7 +62,8 @@ class AttentionShift(MechanismStudy):
             "heads": _per_token(found.heads, found.tokens),
             "mlps": _per_token(found.mlps, found.tokens),
         }
-        return Findings({DOMAIN: {name: values.numpy() for name, values in statistics.items()}}, details=details)
+        arrays = {name: values.numpy() for name, values in statistics.items()}
+        return Findings({DOMAIN: arrays}, details=details, units=self.units(lab))
 
 
 class Persistence(MechanismStudy):
@@ -130,7 +131,8 @@ class Persistence(MechanismStudy):
         curves = {name: _per_token(values, found.tokens) for name, values in parts.items()}
         arrays = {name: values.numpy() for name, values in statistics.items()}
         reasons = self._reasons(found.layers, arrays)
-        return Findings({DOMAIN: arrays}, details=layers | curves | self._named, reasons=reasons)
+        details = layers | curves | self._named
+        return Findings({DOMAIN: arrays}, details=details, reasons=reasons, units=self.units(lab))
 
     @property
     def _named(self) -> dict[str, Json]:

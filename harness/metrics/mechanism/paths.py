@@ -69,7 +69,7 @@ class PathPatching(MechanismStudy):
             "modes": {mode: float(values.sum() / total) for mode, values in found.modes.items()},
             "positions": found.positions[:256].tolist(),
         }
-        return Findings({DOMAIN: statistics}, details=details)
+        return Findings({DOMAIN: statistics}, details=details, units=self.units(lab))
 
 
 class LogitAttribution(MechanismStudy):
@@ -113,7 +113,8 @@ class LogitAttribution(MechanismStudy):
         statistics = {f"logit_attribution.{name}": values.numpy() for name, values in sums.items()}
         statistics["logit_attribution.passages"] = torch.ones(len(found.change), dtype=torch.float64).numpy()
         layers = {name: values.mean(0).tolist() for name, values in parts.items()}
-        return Findings({DOMAIN: statistics}, details={"token": token_text(lm, token), "layers": layers})
+        details = {"token": token_text(lm, token), "layers": layers}
+        return Findings({DOMAIN: statistics}, details=details, units=self.units(lab))
 
 
 def _penultimate(lab: Lab) -> VectorInjection | None:

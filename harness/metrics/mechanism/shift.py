@@ -38,7 +38,8 @@ class TokenShift(MechanismStudy):
         shift = probability_shift(lm, lab.subject(), passages)
         statistics = {"first": shift.first, "rest": shift.rest, "others": shift.others, "passages": ones(shift.first)}
         named = {f"token_shift.{name}": values for name, values in statistics.items()}
-        return Findings({DOMAIN: named}, details={"tokens": shift.tokens(lm), "passages": len(passages)})
+        details = {"tokens": shift.tokens(lm), "passages": len(passages)}
+        return Findings({DOMAIN: named}, details=details, units=self.units(lab))
 
 
 def _number(name: str, inputs: tuple[str, ...], formula: Callable[..., Array]) -> Estimator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,10 @@ from adapters.lm_eval.responses import Responses
 from adapters.lm_eval.tasks import Options, Problems, load, task_identity
 from harness.errors import InvalidInput
 from harness.leaderboard.statistics import exchange_test
+from harness.metrics.base import Array
 from harness.metrics.reasoning.outcomes import Outcomes, outcomes
 from harness.metrics.study import Findings
+from harness.metrics.units import Units, units_of
 from harness.record import MetricValue
 from harness.section import Json
 from harness.steering.generation import left_out
@@ -38,13 +40,15 @@ def evaluate(study: ReasoningAccuracy, lab: Lab) -> Findings:
     if study.samples > 1 and not all(problems.generative for problems in tasks):
         raise InvalidInput(f"{study.task} has choices to compare and none to write: `samples` must be 1")
     base = Outcomes.from_content(lab.shared(SHARED, _payload(study, lab, tasks), lambda: _base(study, lab, tasks)))
-    steered = outcomes(lm, tasks, study.samples)
+    steered, units = outcomes(lm, tasks, study.samples), _units(tasks)
+    statistics = _statistics(study, steered, base)
     return Findings(
-        statistics={study.domain: _statistics(study, steered, base)},
-        values=(_gain_p(study, steered, base),),
+        statistics={study.domain: statistics},
+        values=(_gain_p(study, units, statistics),),
         details=_details(study, lm, tasks, steered, base),
         tensors={f"{name}_correct": torch.from_numpy(o.correct) for name, o in (("base", base), ("steered", steered))},
         warnings=tuple(_warnings(study, lm, steered)),
+        units={study.domain: units},
     )
 
 
@@ -88,10 +92,16 @@ def _statistics(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> 
     return {f"{study.metric}.{name}": values for name, values in named.items()}
 
 
-def _gain_p(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> MetricValue:
+def _units(tasks: list[Problems]) -> Units:
+    """Which problems are one: those that ask the same and have the same right answer, whatever task they stand in."""
+    return units_of(problems.asked(group) for problems in tasks for group in problems.groups)
+
+
+def _gain_p(study: ReasoningAccuracy, units: Units, statistics: Mapping[str, Array]) -> MetricValue:
     """The p-value of the gain: every problem's two results are exchanged."""
-    answers = np.full(len(steered.correct), float(study.samples))
-    ours, theirs = (np.stack([side.correct.sum(1), answers], axis=1) for side in (steered, base))
+    summed = units.summed(statistics)
+    named = ((f"{study.metric}.{side}correct", f"{study.metric}.answers") for side in ("", "base_"))
+    ours, theirs = (np.stack([summed[name] for name in names], axis=1) for names in named)
     test = exchange_test(lambda correct, asked: correct / asked, ours, theirs, "problems")
     return MetricValue(
         id=f"{study.metric}.gain_p",
@@ -101,7 +111,8 @@ def _gain_p(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> Metr
         null_reason=test.reason,
         unit="p-value",
         higher_is_better=None,
-        n=len(answers),
+        n=len(units),
+        repeats=units.repeats,
         params={"samples": study.samples, "temperature": study.temperature},
     )
 
