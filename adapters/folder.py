@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.model_files import refuse_adapter, refuse_kernels
 from adapters.protocols import LanguageModel, ModelFacts
 from harness.canonical import file_digest
 from harness.errors import NotAvailable, RefusedFile
@@ -81,7 +82,9 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    refuse_kernels()
     try:
+        refuse_adapter(source, revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision,
@@ -109,6 +112,9 @@ def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase
     """The tokenizer of a folder or hub id. Raises NotAvailable."""
     from transformers import AutoTokenizer
 
+    from adapters.templates import bound_chat_templates
+
+    bound_chat_templates()
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import NotAvailable
+from harness.errors import NotAvailable, RefusedFile
 
 Kind = Literal["model", "dataset"]
 
@@ -17,6 +18,27 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def is_commit(revision: str | None) -> bool:
     """Whether a revision is a full commit, which cannot change."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def refuse_local(repository: str, *folders: Path) -> None:
+    """Raises RefusedFile where a hub id is also a path from here or from one of `folders`: libraries would open that."""
+    for folder in (Path.cwd(), *folders):
+        if os.path.lexists(folder / repository):
+            raise RefusedFile(
+                f"{repository!r} is the id of a repository on the hub, but also stands in {folder.name}/, where it would "
+                "be read in its place: rename one, or say a path (./…) where a local folder is meant"
+            )
+
+
+def refuse_reader(dataset: str) -> None:
+    """Raises RefusedFile for what `datasets` calls its readers (`json`, `pandas`, …).
+
+    Without files of their own they read whatever lies in the current folder.
+    """
+    library = find_spec("datasets")  # of a top-level package, so nothing of it is run
+    places = library.submodule_search_locations if library else None
+    if places and "/" not in dataset and (Path(places[0]) / "packaged_modules" / dataset).is_dir():
+        raise RefusedFile(f"{dataset!r} is a kind of file to `datasets` and no repository on the hub")
 
 
 def cached_commit(kind: Kind, repository: str, revision: str | None) -> str | None:

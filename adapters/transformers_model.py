@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from adapters.folder import facts_of, folder_facts, folder_identity, hook_module, load_model, load_tokenizer, read_json
-from adapters.hub import cached_commit, cached_file, is_commit, resolved_commit
+from adapters.hub import cached_commit, cached_file, is_commit, refuse_local, resolved_commit
+from adapters.model_files import check_model_folder
 from adapters.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
 from harness.errors import NotAvailable
 from harness.section import Json
@@ -41,12 +42,18 @@ class TransformersModel(ModelAdapter):
         return self
 
     def folder(self, roots: Roots) -> Path | None:
-        """The local folder meant, or None for a hub id. Raises NotAvailable when a stated path is not a folder."""
+        """The local folder meant, or None for a hub id.
+
+        Raises NotAvailable when a stated path is not a folder, RefusedFile and ValueError for one that leads elsewhere
+        or to code.
+        """
         if not _is_path(self.id) and not (roots.project / self.id / "config.json").is_file():
+            refuse_local(self.id, roots.project)
             return None
         folder = roots.resolve(self.id)
         if not (folder / "config.json").is_file():
             raise NotAvailable(f"{self.id} is not a model folder: it holds no config.json")
+        check_model_folder(folder, roots)
         return folder
 
     def identity(self, roots: Roots) -> Json:
