@@ -30,15 +30,16 @@ def refuse_local(repository: str, *folders: Path) -> None:
             )
 
 
-def refuse_reader(dataset: str) -> None:
-    """Raises RefusedFile for what `datasets` calls its readers (`json`, `pandas`, …).
+def check_dataset(repository: str, *folders: Path) -> None:
+    """`refuse_local`, and RefusedFile for what `datasets` calls its readers (`json`, `pandas`, …).
 
     Without files of their own they read whatever lies in the current folder.
     """
+    refuse_local(repository, *folders)
     library = find_spec("datasets")  # of a top-level package, so nothing of it is run
     places = library.submodule_search_locations if library else None
-    if places and "/" not in dataset and (Path(places[0]) / "packaged_modules" / dataset).is_dir():
-        raise RefusedFile(f"{dataset!r} is a kind of file to `datasets` and no repository on the hub")
+    if places and "/" not in repository and (Path(places[0]) / "packaged_modules" / repository).is_dir():
+        raise RefusedFile(f"{repository!r} is a kind of file to `datasets` and no repository on the hub")
 
 
 def cached_commit(kind: Kind, repository: str, revision: str | None) -> str | None:

@@ -241,7 +241,9 @@ class _Builder:
 def _unfit(node: yaml.Node, what: str) -> str | None:
     """Why a value is not plain data, or None."""
     if node.tag.removeprefix(_TAG) not in _KINDS[type(node)]:
-        return f"the tag {node.tag.replace(_TAG, '!!')!r} is not supported; {what}s are plain data"
+        return f"the tag {node.tag.replace(_TAG, '!!')!r} is not supported; {what}s are plain data" + (
+            "" if what == "spec" else ", not code"
+        )
     if isinstance(node, yaml.ScalarNode) and _SURROGATE.search(node.value):
         return "holds half of a surrogate pair, which is no character"
     return None
