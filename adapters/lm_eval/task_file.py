@@ -98,7 +98,7 @@ def _dataset_options(tree: Node, config: dict[str, Any], roots: Roots) -> dict[s
     local = name in _LOCAL
     if local != (files is not None):
         said = f"`data_files` goes with `dataset_path: {' | '.join(_LOCAL)}`, and they need it"
-        raise RefusedTask([at(tree, ("dataset_kwargs",) if "dataset_kwargs" in config else ("dataset_path",), said)])
+        raise RefusedTask([at(tree, ("dataset_path",), said)])
     if not local:
         _check_hub_id(tree, name, roots)
         return options

@@ -179,7 +179,11 @@ REFUSED = {
         None,
         "trust_remote_code",
     ),
-    "address": ({"dataset_kwargs": {"data_files": {"test": "https://example.org/x.json"}}}, None, "files of the project"),
+    "address": (
+        {"dataset_kwargs": {"data_files": {"test": "https://example.org/x.json"}}},
+        None,
+        "files of the project",
+    ),
     "script": ({"dataset_path": "./data/loader.py", "dataset_kwargs": {}}, None, "neither a hub id"),
     "folder": ({"dataset_path": "/etc", "dataset_kwargs": {}}, None, "neither a hub id"),
     "no data": ({"dataset_kwargs": {}}, None, "data_files"),
