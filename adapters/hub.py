@@ -51,8 +51,13 @@ def cached_commit(kind: Kind, repository: str, revision: str | None) -> str | No
 
 def cached_file(kind: Kind, repository: str, commit: str, name: str) -> Path | None:
     """A file of a repository in the hub's cache on this machine, or None."""
-    path = _folder(kind, repository) / "snapshots" / commit / name
+    path = cached_folder(kind, repository, commit) / name
     return path if path.is_file() else None
+
+
+def cached_folder(kind: Kind, repository: str, commit: str) -> Path:
+    """Where the hub's cache on this machine has a repository's files, as links to its blobs, if it has any."""
+    return _folder(kind, repository) / "snapshots" / commit
 
 
 def resolved_commit(kind: Kind, repository: str, revision: str | None) -> str:

@@ -316,6 +316,20 @@ def test_the_hubs_cache_is_made_of_links(folder: Path, tmp_path: Path) -> None:
         check_model_folder(snapshot, roots)
 
 
+def test_what_the_hubs_cache_holds_is_checked_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "a" * 40
+    snapshot = tmp_path / "hub/models--owner--name/snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = TransformersModel(id="owner/name", revision=commit)
+    assert model._source(Roots(folder.parent)) == "owner/name"
+    edit(snapshot / "config.json", _attn_implementation="evil/kernel")
+    with pytest.raises(RefusedFile, match="kernel of the hub"):
+        model.load(Roots(folder.parent), torch.device("cpu"))
+
+
 @pytest.mark.parametrize("source", [NativeSource, SparsifySource])
 def test_links_in_saes_lead_nowhere_else(tmp_path: Path, source: type[Any]) -> None:
     sae, secret = tmp_path / "project/sae", tmp_path / "secret"
@@ -369,6 +383,30 @@ def test_a_models_hub_id_is_no_folder_here(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(RefusedFile, match="rename"):
         TransformersModel(id="owner/name").folder(Roots(tmp_path / "project"))
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{}",
+        "${}$",
+        r"\boxed{{{}}}",
+        "answer: (1)*{}",
+        r"$\text{{{}}}$",
+        r"$\operatorname{{{}}}$",
+        r"$x_{{{}}}$",
+        "1+{}",
+    ],
+)
+def test_what_a_model_answers_is_parsed_and_not_run(canary: Path, written: str) -> None:
+    """math-verify hands what looks like an expression to a parser that evaluates Python."""
+    from math_verify import parse
+
+    parse(written.format(f"__import__('os').system('touch {canary}')"))
+    assert not canary.exists()
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
