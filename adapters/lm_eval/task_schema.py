@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -75,6 +76,12 @@ def _registered(known: Iterable[str], what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError("is empty; leave the key out where lm-eval's default is meant")
+    return value
+
+
 def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "other")
 
@@ -84,6 +91,9 @@ def _by_kind(words: str) -> Discriminator:
     return Discriminator(_kind, custom_error_type="kind", custom_error_message=f"must be {words}")
 
 
+T = TypeVar("T")
+Set = Annotated[T | None, BeforeValidator(_given)]
+"""Optional, and not to be left empty: lm-eval takes an empty value for one that was meant."""
 _KINDS: Mapping[type, str] = {str: "text", int: "whole", float: "real", bool: "bool", list: "list", dict: "map"}
 
 Word = Annotated[str, Field(min_length=1, max_length=200)]
@@ -186,13 +196,14 @@ class Step(_Part):
     """A function of a filter with its options."""
 
     function: Annotated[str, _registered(FILTERS, "filter")]
+    _set = field_validator("*", mode="before")(_given)
     regex_pattern: Pattern | None = None
     group_select: Annotated[int, Field(ge=-1000, le=1000)] | None = None
     fallback: Text | None = None
     ignore_case: bool | None = None
     ignore_punctuation: bool | None = None
     regexes_to_ignore: Patterns | None = None
-    mapping_dict: dict[str, Scalar | None] | None = None
+    mapping_dict: dict[str, Scalar] | None = None
     default_value: Scalar | None = None
     k: Annotated[int, Field(ge=1, le=1000)] | None = None
 
@@ -205,6 +216,14 @@ class Step(_Part):
             raise ValueError(f"is no option of the filter {function!r} (its options: {takes})")
         return value
 
+    @model_validator(mode="after")
+    def _whole(self) -> Step:
+        if self.function == "map" and self.default_value is None:
+            raise ValueError("`map` needs `default_value:`, what an answer becomes that is not in mapping_dict")
+        if self.function == "take_first_k" and self.k is None:
+            raise ValueError("`take_first_k` needs `k:`")
+        return self
+
 
 class Filter(_Part):
     """An entry of `filter_list`."""
@@ -216,6 +235,7 @@ class Filter(_Part):
 class Generation(_Part):
     """`generation_kwargs`; what would change answers but is not supported here is refused."""
 
+    _set = field_validator("*", mode="before")(_given)
     until: Annotated[Annotated[Text, AsText] | Annotated[Texts, AsList], _by_kind("text or a list of texts")] | None = (
         None
     )
@@ -238,14 +258,14 @@ class _Prompt(_Part):
     doc_to_target: Target | None = None
     doc_to_choice: Choices | None = None
     gen_prefix: Template | None = None
-    target_delimiter: Text | None = None
-    fewshot_delimiter: Text | None = None
+    target_delimiter: Set[Text] = None
+    fewshot_delimiter: Set[Text] = None
 
 
 class Fewshot(_Prompt):
     """`fewshot_config`."""
 
-    sampler: Sampler | None = None
+    sampler: Set[Sampler] = None
     split: Word | None = None
     samples: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
     fewshot_indices: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1000)] | None = None
@@ -266,7 +286,7 @@ class TaskFile(_Prompt):
     description: Template | None = None
     fewshot_config: Fewshot | None = None
     num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
-    output_type: OutputType | None = None
+    output_type: Set[OutputType] = None
     metric_list: Annotated[list[Metric], Field(min_length=1, max_length=100)] | None = None
     generation_kwargs: Generation | None = None
     filter_list: Annotated[list[Filter], Field(min_length=1, max_length=100)] | None = None

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 
+from adapters.lm_eval import tested
 from adapters.lm_eval.task_file import RefusedTask, read_task
-from adapters.lm_eval.tasks import Options, Problems, _refused, load
+from adapters.lm_eval.tasks import Options, Problems, _refused, load, task_identity
 from adapters.protocols import Roots
 from harness.errors import LatentbenchError, NotAvailable
 from tests.support.hostile_tasks import SOUND, hostile_tasks, lay_traps, sound_text
@@ -35,6 +36,9 @@ class Trap:
         (self.roots.project / "task.yaml").write_text(text, "utf-8", errors="surrogatepass")
         try:
             read_task("task.yaml", self.roots)
+            task_identity("task.yaml", self.roots)
+            assert tested.longest_answer("task.yaml", self.roots) != 0
+            assert not tested.tests_on("task.yaml", {"hub": "x/y", "split": "test"}, self.roots)
         except LatentbenchError as error:
             problems = error.problems if isinstance(error, RefusedTask) else ()
             return "refused" if all(problem.line >= 1 for problem in problems) else "refused nowhere"
@@ -98,7 +102,7 @@ def fuzz(trap: Trap, examples: int, count: Count) -> None:
 
 
 def test_hostile_task_files_run_nothing(trap: Trap, record_property: Count) -> None:
-    fuzz(trap, 100, record_property)
+    fuzz(trap, 300, record_property)
 
 
 @pytest.mark.slow

@@ -131,6 +131,14 @@ WRONG: dict[str, tuple[int, str, str]] = {
     "no string to stop at": (0, "generation_kwargs: {until: [1]}", r"generation_kwargs\.until\[0\]: must be text"),
     "endless answers": (0, "generation_kwargs: {max_gen_toks: 1000000000}", "max_gen_toks: .*less than or equal"),
     "an unknown setting": (0, "generation_kwargs: {penalty: 1}", "generation_kwargs.penalty: unknown key 'penalty'"),
+    "an empty pattern": (0, "filter_list: [{name: a, filter: [{function: regex, regex_pattern: null}]}]", "is empty"),
+    "an empty setting": (0, "generation_kwargs: {temperature: null}", r"generation_kwargs\.temperature: is empty"),
+    "an empty delimiter": (0, "target_delimiter:", "target_delimiter: is empty"),
+    "no value for the others": (
+        0,
+        "filter_list: [{name: a, filter: [{function: map, mapping_dict: {a: b}}]}]",
+        r"filter_list\[0\]\.filter\[0\]: `map` needs `default_value:`",
+    ),
     "beams": (0, "generation_kwargs: {num_beams: 4}", "num_beams: must be 1, not 4"),
     "a hot temperature": (0, "generation_kwargs: {temperature: hot}", "temperature: must be a number, not 'hot'"),
     "a template that is none": (
