@@ -102,7 +102,7 @@ def fuzz(trap: Trap, examples: int, count: Count) -> None:
 
 
 def test_hostile_task_files_run_nothing(trap: Trap, record_property: Count) -> None:
-    fuzz(trap, 300, record_property)
+    fuzz(trap, 200, record_property)
 
 
 @pytest.mark.slow
