@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.model_files import refuse_adapter, refuse_kernels
 from adapters.protocols import LanguageModel, ModelFacts
 from harness.errors import NotAvailable, RefusedFile
 from harness.section import Json
@@ -66,7 +67,9 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    refuse_kernels()
     try:
+        refuse_adapter(source, revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=_config(source, revision),
@@ -81,11 +84,6 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     except SafetensorError as error:
         raise RefusedFile(f"the weights of the model {source!r} are damaged: {error}") from error
     model, report = loaded
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise RefusedFile(
-            f"{source!r} is an adapter on another model, which no revision here pins; merge it into that model "
-            "(peft: merge_and_unload) and save the result"
-        )
     if report["missing_keys"]:  # transformers would make them up
         raise RefusedFile(
             f"the model {source!r} lacks weights of its architecture: {', '.join(sorted(report['missing_keys'])[:5])}"
@@ -100,6 +98,9 @@ def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase
     """The tokenizer of a folder or hub id. Raises NotAvailable."""
     from transformers import AutoTokenizer
 
+    from adapters.templates import bound_chat_templates
+
+    bound_chat_templates()
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from adapters.hub import is_commit, resolved_commit
+from adapters.hub import check_dataset, is_commit, resolved_commit
 from adapters.protocols import DatasetAdapter, Roots
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
@@ -29,6 +29,7 @@ class HuggingFaceDataset(DatasetAdapter):
     """Column that holds the text."""
 
     def identity(self, roots: Roots) -> Json:
+        check_dataset(self.id, roots.project)
         return {
             "hub": self.id,
             "config": self.config,
@@ -53,6 +54,7 @@ def streamed_rows(name: str, config: str | None, split: str, revision: str) -> I
     """Rows of a hub dataset in their stored order. Raises NotAvailable with what to do when they cannot be had."""
     from datasets import load_dataset
 
+    check_dataset(name)
     try:
         yield from load_dataset(name, config, split=split, revision=revision, streaming=True)
     except (OSError, ValueError) as error:

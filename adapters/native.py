@@ -40,8 +40,12 @@ class NativeSource(SaeSource):
         return digests(folder, (str(file.relative_to(folder)) for file in _files(folder)))
 
     def folder(self, roots: Roots) -> Path:
-        """The folder meant by `path`. Raises NotAvailable."""
-        return sae_folder(roots, self.path, "an SAE written by latentbench", (WEIGHTS, HEADER))
+        """The folder meant by `path`. Raises NotAvailable, RefusedFile for bases that are not there, ValueError for
+        links that lead out of the project."""
+        folder = sae_folder(roots, self.path, "an SAE written by latentbench", (WEIGHTS, HEADER))
+        for holds in {file.parent for file in _files(folder)}:
+            roots.check_links(holds)
+        return folder
 
     def facts(self, roots: Roots) -> SaeFacts:
         folder = self.folder(roots)

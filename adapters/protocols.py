@@ -71,11 +71,32 @@ class Roots:
     def resolve(self, path: str) -> Path:
         """The absolute path meant by `path`. Raises ValueError when it leaves the project and the allowed folders."""
         resolved = (self.project / path).resolve()
-        if any(resolved.is_relative_to(root.resolve()) for root in (self.project, *self.allowed)):
+        if self._holds(resolved):
             return resolved
         raise ValueError(
             f"{path!r} lies outside the project; allow its folder with --allow DIR or LATENTBENCH_ALLOW=DIR"
         )
+
+    def check_links(self, folder: Path) -> None:
+        """Raises ValueError when something in `folder` or directly below its folders is a link that leads out.
+
+        In the hub's cache every file of a snapshot is a link to the blobs of the same repository: those lead nowhere.
+        """
+        for path in (*folder.glob("*"), *folder.glob("*/*")):
+            if path.is_symlink() and not self._holds(found := path.resolve()) and not _is_blob(folder, found):
+                raise ValueError(
+                    f"{folder.name}/{path.relative_to(folder)} is a link that leads outside the project; allow the "
+                    "folder it leads to with --allow DIR or LATENTBENCH_ALLOW=DIR"
+                )
+
+    def _holds(self, path: Path) -> bool:
+        return any(path.is_relative_to(root.resolve()) for root in (self.project, *self.allowed))
+
+
+def _is_blob(folder: Path, path: Path) -> bool:
+    """Whether `folder` is a snapshot in the hub's cache and `path` one of its repository's blobs."""
+    repository = folder.parent.parent
+    return folder.parent.name == "snapshots" and "--" in repository.name and path.parent == repository / "blobs"
 
 
 class ModelAdapter(Section):

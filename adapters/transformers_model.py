@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from adapters.folder import facts_of, folder_facts, hook_module, load_model, load_tokenizer, read_json
-from adapters.hub import cached_commit, cached_file, is_commit, resolved_commit
-from adapters.model_files import folder_identity
+from adapters.hub import cached_commit, cached_file, cached_folder, is_commit, refuse_local, resolved_commit
+from adapters.model_files import check_model_folder, folder_identity
 from adapters.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
 from harness.errors import NotAvailable
 from harness.section import Json
@@ -42,12 +42,18 @@ class TransformersModel(ModelAdapter):
         return self
 
     def folder(self, roots: Roots) -> Path | None:
-        """The local folder meant, or None for a hub id. Raises NotAvailable when a stated path is not a folder."""
+        """The local folder meant, or None for a hub id.
+
+        Raises NotAvailable when a stated path is not a folder, RefusedFile and ValueError for one that leads elsewhere
+        or to code.
+        """
         if not _is_path(self.id) and not (roots.project / self.id / "config.json").is_file():
+            refuse_local(self.id, roots.project)
             return None
         folder = roots.resolve(self.id)
         if not (folder / "config.json").is_file():
             raise NotAvailable(f"{self.id} is not a model folder: it holds no config.json")
+        check_model_folder(folder, roots)
         return folder
 
     def identity(self, roots: Roots) -> Json:
@@ -74,13 +80,21 @@ class TransformersModel(ModelAdapter):
         return None if self.folder(roots) else self.id
 
     def hook_module(self, roots: Roots, site: Site) -> str | None:
-        return hook_module(str(self.folder(roots) or self.id), self.revision, site)
+        return hook_module(self._source(roots), self.revision, site)
 
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
-        return load_model(str(self.folder(roots) or self.id), self.revision, self.dtype, device)
+        return load_model(self._source(roots), self.revision, self.dtype, device)
 
     def load_tokenizer(self, roots: Roots) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(self.folder(roots) or self.id), self.revision)
+        return load_tokenizer(self._source(roots), self.revision)
+
+    def _source(self, roots: Roots) -> str:
+        """What transformers opens: the folder, or the hub id, whose files are checked as far as they are here."""
+        if folder := self.folder(roots):
+            return str(folder)
+        if (commit := self._commit()) and (cached := cached_folder("model", self.id, commit)).is_dir():
+            check_model_folder(cached, Roots(cached))
+        return self.id
 
     def _commit(self) -> str | None:
         """The commit known on this machine: stated in full, or remembered by the hub's cache."""

@@ -57,6 +57,7 @@ def find_project(
 def spec_paths(project: Project, given: Iterable[str]) -> list[Path]:
     """The spec files meant by files, folders, globs or spec names; all specs of the project when none is given.
 
+    A name that is both a spec and a folder means both: the spec and everything in the folder, each once.
     Files below a folder whose name starts with `_` are parents, not experiments: only naming them runs them.
     Raises InvalidInput for what matches nothing.
     """
@@ -101,22 +102,25 @@ def _load(project: Project, path: Path) -> SpecFile:
 
 
 def _matches(project: Project, text: str) -> list[Path]:
+    """Everything that a name means: a file, a spec, and all specs of a folder, be it here or below specs/; else a glob.
+
+    Where `x` is a spec and a folder, it means both and hides neither: `x.yaml` is the spec alone, `x/` the folder.
+    """
     path = Path(text)
     if len(text) > _MAX_PATH or "\0" in text:
         return []
-    if path.is_file():
-        return [path.resolve()]
+    files = (path, *(project.specs / f"{text}{suffix}" for suffix in SUFFIXES))
+    found = [file.resolve() for file in files if file.is_file()]
     for folder in (path, project.specs / text):
-        if folder.is_dir():
-            return _below(folder)
-    for suffix in SUFFIXES:
-        named = project.specs / f"{text}{suffix}"
-        if named.is_file():
-            return [named.resolve()]
+        found += _below(folder) if folder.is_dir() else []
+    return found or _globbed(path)
+
+
+def _globbed(pattern: Path) -> list[Path]:
     try:
-        matches = sorted(p for p in Path().glob(text) if p.suffix in SUFFIXES) if not path.is_absolute() else []
-    except (ValueError, NotImplementedError):
-        matches = []
+        matches = sorted(p for p in Path().glob(str(pattern)) if p.suffix in SUFFIXES)
+    except (ValueError, NotImplementedError):  # of an absolute path, or of one that is no pattern
+        return []
     return [p.resolve() for p in matches if not _is_parent(p)]
 
 

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tarfile
+import zipfile
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
-from adapters.hub import cached_commit
+from adapters.hub import cached_commit, refuse_local
 from adapters.protocols import Roots
 from harness.canonical import known_digest
-from harness.errors import NotAvailable, RefusedFile
+from harness.errors import NotAvailable, Problem, RefusedFile, SpecError
 from harness.section import Json
+from harness.spec.explain import at
+from harness.spec.nodes import Node, Path_, parse, read_text
 
 _LOCAL = ("json", "csv", "parquet", "text")
-_KEYS = frozenset(
-    [
-        "task",
-        "task_alias",
-        "dataset_path",
-        "dataset_name",
-        "dataset_kwargs",
-        "training_split",
-        "validation_split",
-        "test_split",
-        "fewshot_split",
-        "doc_to_text",
-        "doc_to_target",
-        "doc_to_choice",
-        "description",
-        "target_delimiter",
-        "fewshot_delimiter",
-        "fewshot_config",
-        "num_fewshot",
-        "metric_list",
-        "output_type",
-        "generation_kwargs",
-        "filter_list",
-        "gen_prefix",
-        "metadata",
-    ]
+_SPLITS: tuple[Path_, ...] = (
+    ("training_split",),
+    ("validation_split",),
+    ("test_split",),
+    ("fewshot_split",),
+    ("fewshot_config", "split"),
 )
-_DATASET_KEYS = frozenset({"data_files", "revision", "field"})
 _MAX_BYTES = 1 << 20
+_HEAD = 1 << 16
+_PARQUET = b"PAR1"
+_PATTERN = frozenset("*?[]{}")
 NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class RefusedTask(SpecError, RefusedFile):
+    """A task file that cannot be used, with everything that is wrong in it and where."""
 
 
 def is_path(task: str) -> bool:
@@ -56,20 +45,20 @@ def is_path(task: str) -> bool:
 def read_task(path: str, roots: Roots) -> dict[str, Json]:
     """The checked configuration of a task file, data files as absolute paths.
 
-    Raises NotAvailable, RefusedFile or InvalidInput for a file that is missing, of another kind, or that asks for
-    code, for files outside of the project or for anything not in the list of known keys.
+    Raises NotAvailable for a file that is missing, RefusedTask for one that asks for code, for files outside of the
+    project, for anything not among the known keys, or with values that lm-eval could not use.
     """
+    from adapters.lm_eval.task_schema import problems_in  # it and Jinja are needed for task files alone
+
     file = _existing(path, roots)
-    config = _parsed(file)
-    if unknown := sorted(set(config) - _KEYS):
-        raise RefusedFile(f"{path}: {', '.join(unknown)} cannot be used here; known keys: {', '.join(sorted(_KEYS))}")
-    if not isinstance(config.get("task"), str) or not isinstance(config.get("dataset_path"), str):
-        raise RefusedFile(
-            f"{path}: a task file needs `task:` (its name) and `dataset_path:` (json, csv, … or a hub id)"
-        )
-    if any(isinstance(metric, dict) and metric.get("hf_evaluate") for metric in config.get("metric_list") or ()):
-        raise RefusedFile(f"{path}: `hf_evaluate` metrics are code from the hub and are not run")
-    return config | {"dataset_kwargs": _dataset_options(path, config, roots)}
+    try:
+        tree = parse(read_text(file, path), path, "task file")
+    except SpecError as error:
+        raise RefusedTask(error.problems) from None
+    if problems := problems_in(tree):
+        raise RefusedTask(problems)
+    config: dict[str, Any] = tree.plain()
+    return config | {"dataset_kwargs": _dataset_options(tree, config, roots)}
 
 
 def task_file_identity(path: str, roots: Roots, commits: Mapping[str, str] = NONE) -> Json:
@@ -101,54 +90,80 @@ def _existing(path: str, roots: Roots) -> Path:
     return file
 
 
-def _parsed(file: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.constructor.ConstructorError as error:
-        raise RefusedFile(
-            f"{file.name}: {str(error.problem)[:120]}: functions (`!function`) and objects are code, which only tasks that "
-            "ship with lm-eval may name"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RefusedFile(f"{file.name} is not readable YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(loaded, dict):
-        raise RefusedFile(f"{file.name} is not a task file: a map of keys is expected")
-    return loaded
-
-
-def _dataset_options(path: str, config: dict[str, Any], roots: Roots) -> dict[str, Json]:
-    options = config.get("dataset_kwargs") or {}
-    if not isinstance(options, dict) or (unknown := sorted(set(options) - _DATASET_KEYS)):
-        wrong = "must be a map" if not isinstance(options, dict) else f"{', '.join(unknown)} cannot be used here"
-        raise RefusedFile(f"{path}: dataset_kwargs: {wrong}; known keys: {', '.join(sorted(_DATASET_KEYS))}")
-    local = config["dataset_path"] in _LOCAL
-    if local != ("data_files" in options):
-        raise RefusedFile(f"{path}: `data_files` goes with `dataset_path: {' | '.join(_LOCAL)}`, and they need it")
-    if not local and not _hub_id(config["dataset_path"]):
-        raise RefusedFile(
-            f"{path}: dataset_path {config['dataset_path']!r} is neither a hub id nor {', '.join(_LOCAL)}"
-        )
+def _dataset_options(tree: Node, config: dict[str, Any], roots: Roots) -> dict[str, Json]:
+    """`dataset_kwargs` with absolute paths. Raises RefusedTask or NotAvailable at what is wrong with the documents."""
+    options: dict[str, Json] = dict(config.get("dataset_kwargs") or {})
+    name, files = config["dataset_path"], options.get("data_files")
+    local = name in _LOCAL
+    if local != (files is not None):
+        said = f"`data_files` goes with `dataset_path: {' | '.join(_LOCAL)}`, and they need it"
+        raise RefusedTask([at(tree, ("dataset_path",), said)])
     if not local:
-        return dict(options)
-    return {**options, "data_files": _each(options["data_files"], lambda file: _resolved(path, file, roots))}
+        _check_hub_id(tree, name, roots)
+        return options
+    if problems := list(_missing_splits(tree, config, files)):
+        raise RefusedTask(problems)
+    return {**options, "data_files": _each(files, lambda file: str(_data_file(tree, name, file, roots)))}
 
 
-def _hub_id(name: str) -> bool:
+def _check_hub_id(tree: Node, name: str, roots: Roots) -> None:
     owner, _, rest = name.partition("/")
-    return all(part and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in (owner, rest))
+    try:
+        if not all(
+            part and part.replace("-", "").replace("_", "").replace(".", "").isalnum() for part in (owner, rest)
+        ):
+            raise RefusedFile(f"{name[:80]!r} is neither a hub id nor {', '.join(_LOCAL)}")
+        refuse_local(name, roots.project)
+    except RefusedFile as error:
+        raise RefusedTask([at(tree, ("dataset_path",), str(error))]) from None
 
 
-def _resolved(path: str, file: Json, roots: Roots) -> str:
-    """A data file's absolute path within the project."""
-    if not isinstance(file, str) or "://" in file:
-        raise RefusedFile(f"{path}: data_files must name files of the project, not {str(file)[:80]!r}")
-    found = roots.resolve(file)
+def _missing_splits(tree: Node, config: dict[str, Any], files: Json) -> Iterator[Problem]:
+    """Splits that no data file is given for."""
+    given = list(files) if isinstance(files, dict) else ["train"]
+    for where in _SPLITS:
+        node: Node | None = tree
+        for step in where:
+            node = node.child(step) if node else None
+        if node is not None and node.value is not None and node.value not in given:
+            said = f"there is no split {str(node.value)[:80]!r} in data_files (known: {', '.join(given)[:200]})"
+            yield at(tree, where, said)
+
+
+def _data_file(tree: Node, kind: str, file: str, roots: Roots) -> Path:
+    """A data file within the project. Raises RefusedTask or NotAvailable at `data_files`."""
+
+    def refused(said: str) -> RefusedTask:
+        return RefusedTask([at(tree, ("dataset_kwargs", "data_files"), said)])
+
+    if "::" in file or "://" in file or not _PATTERN.isdisjoint(file):
+        raise refused(f"data_files must name files of the project one by one, not {file[:80]!r}")
+    try:
+        found = roots.resolve(file)
+    except (ValueError, OSError) as error:
+        raise refused(str(error)) from None
     if not found.is_file():
-        raise NotAvailable(f"{path}: there is no data file {file!r} (paths are relative to the project)")
-    return str(found)
+        said = f"there is no data file {file!r} (paths are relative to the project)"
+        raise NotAvailable(str(at(tree, ("dataset_kwargs", "data_files"), said)))
+    if not _is_of(kind, found):
+        raise refused(f"{file!r} is no {'Parquet' if kind == 'parquet' else 'text'} file; archives are not unpacked")
+    return found
 
 
-def _each(files: Json, change: Callable[[Json], str]) -> Json:
+def _is_of(kind: str, file: Path) -> bool:
+    """Whether a file is of the kind that is read, since `datasets` unpacks whatever looks like an archive."""
+    with file.open("rb") as opened:
+        head = opened.read(_HEAD)
+    if kind == "parquet":
+        return head.startswith(_PARQUET)
+    try:
+        getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head and not zipfile.is_zipfile(file) and not tarfile.is_tarfile(file)
+
+
+def _each(files: Json, change: Callable[[str], str]) -> Json:
     """`data_files` [one, a list, or either by split] with every file changed."""
     if isinstance(files, dict):
         return {split: _each(part, change) for split, part in files.items()}

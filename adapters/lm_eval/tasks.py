@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.hub import refuse_local
 from adapters.lm_eval.catalogue import lm_eval_version, members
-from adapters.lm_eval.quiet import quiet
+from adapters.lm_eval.sealed import asked_for_code, sealed
 from adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
 from adapters.lm_eval.tested import LENGTH, LENGTH_ALIASES, open_datasets
 from adapters.protocols import Roots
@@ -80,17 +82,40 @@ def load(task: str, options: Options, roots: Roots, folder: Path, chat: Callable
     `folder` takes what `datasets` makes of local files, `chat` writes a conversation in the model's template. Raises
     NotAvailable when lm-eval or a dataset refuses, with what it said.
     """
+    with _refused(task, "cannot load"):
+        return [Problems(made, options, chat) for made in _made(task, roots, folder)]
+
+
+@contextmanager
+def _refused(task: str, cannot: str) -> Iterator[None]:
+    """Sealed; what lm-eval, `datasets`, a template or a pattern raises inside becomes NotAvailable."""
     import jinja2
     from datasets.exceptions import DatasetsError
 
-    refusals = (ImportError, AssertionError, OSError, ValueError, LookupError, TypeError, AttributeError, DatasetsError)
-    with quiet():
-        _seal_templates()
+    with sealed():
         try:
-            return [Problems(made, options, chat) for made in _made(task, roots, folder)]
-        except (*refusals, jinja2.TemplateError) as error:
+            yield
+        except (*_REFUSALS, jinja2.TemplateError, DatasetsError) as error:
             said = " ".join(str(error).split())[:400] or type(error).__name__
-            raise NotAvailable(f"lm-eval cannot load the task {task!r}: {said}") from error
+            said = "it wants a metric of `evaluate`, which is code from elsewhere" if asked_for_code(error) else said
+            raise NotAvailable(f"lm-eval {cannot} the task {task!r}: {said}") from error
+
+
+_REFUSALS = (
+    ImportError,
+    AssertionError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    re.error,
+)
+"""What bad templates, patterns, columns and answers make lm-eval raise."""
 
 
 def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
@@ -100,21 +125,10 @@ def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
         config = read_task(task, roots)
         config["dataset_kwargs"]["cache_dir"] = str(folder)
         return list(TaskManager(include_defaults=False).load(config)["tasks"].values())
+    for hub in open_datasets(task, roots):
+        refuse_local(hub)
     folders = sorted({path.parent for path in members(task)})
     return list(TaskManager(include_defaults=False, include_path=folders).load(task)["tasks"].values())
-
-
-def _seal_templates() -> None:
-    """Task files are templates; without this one could reach any Python object from a template."""
-    from jinja2.sandbox import SandboxedEnvironment
-    from lm_eval import utils
-
-    if not isinstance(utils.env, SandboxedEnvironment):
-        sealed = SandboxedEnvironment(
-            loader=utils.env.loader, undefined=utils.env.undefined, keep_trailing_newline=True
-        )
-        sealed.filters.update(utils.env.filters)
-        utils.env = sealed
 
 
 class Problems:
@@ -130,6 +144,8 @@ class Problems:
         """The metric that says whether an answer is right."""
         self.filter = self._chosen("filter", options.filter, [f.name for f in task._filters], _PREFERRED_FILTERS)
         """The filter that extracts the answer."""
+        if task._metric_fn_list[self.metric] is None and task.config.process_results is None:
+            raise NotAvailable(f"{self.name}: lm-eval knows no metric {self.metric!r} of its own")
         self._configure(options)
         task.build_all_requests(
             limit=options.limit,
@@ -171,14 +187,15 @@ class Problems:
 
     def gold(self, group: Sequence[Instance]) -> Any:
         """The right answer, as the task states it."""
-        return self.task.doc_to_target(group[0].doc)
+        with _refused(self.name, "cannot state the answers of"):
+            return self.task.doc_to_target(group[0].doc)
 
     def verdicts(self, responses: Sequence[Sequence[Any]]) -> list[Verdict]:
         """One verdict per problem. `responses` holds one response for each request of each problem."""
         for group, given in zip(self.groups, responses, strict=True):
             for instance, response in zip(group, given, strict=True):
                 instance.resps, instance.filtered_resps = [response], {}
-        with quiet():
+        with _refused(self.name, "cannot score answers to"):
             self.task.apply_filters()
             return [self._verdict(group) for group in self.groups]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from adapters.hub import is_commit, resolved_commit
+from adapters.hub import check_dataset, is_commit, resolved_commit
 from adapters.huggingface import streamed_rows
 from adapters.problems.template import TemplatedProblems
 from adapters.protocols import Roots
@@ -28,6 +28,7 @@ class HuggingFaceProblems(TemplatedProblems):
     """Commit, tag or branch; state a commit so that the problems cannot change."""
 
     def identity(self, roots: Roots) -> Json:
+        check_dataset(self.id, roots.project)
         return {"hub": self.id, **self.model_dump(mode="json", exclude={"adapter", "id"})}
 
     def pinned(self, roots: Roots) -> Self:

@@ -57,8 +57,10 @@ def _git(project: Path) -> Checkout | None:
 
 
 def _run(project: Path, *arguments: str) -> str | None:
+    # The configuration of a checkout may name a program that watches its files, which git would start.
+    command = ["git", "-C", str(project), "-c", "core.fsmonitor=false", *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

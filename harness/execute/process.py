@@ -127,6 +127,8 @@ def _environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "NUMBA_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
+        # Without it a torch.py in the current folder would be imported in the library's place.
+        "PYTHONSAFEPATH": "1",
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapters.protocols import DatasetAdapter, ModelFacts, Roots
-from harness.errors import InvalidInput, Problem
+from harness.errors import InvalidInput, Problem, SpecError
 from harness.metrics.study import Study
 from harness.sae.options import BoostedOptions, EnsembleOptions, Variant
 from harness.sae.options.loaded import LoadedSae
@@ -99,7 +99,12 @@ def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
             try:
                 yield from ((("metrics", number), message) for message in metric.problems(experiment, roots))
             except _WRONG as error:
-                yield ("metrics", number), str(error)
+                yield from ((("metrics", number), said) for said in _said(error))
+
+
+def _said(error: Exception) -> list[str]:
+    """What an error says, one by one where it holds the problems of a file that the experiment names."""
+    return list(map(str, error.problems)) if isinstance(error, SpecError) else [str(error)]
 
 
 def _data(experiment: Experiment) -> Iterator[Finding]:

@@ -64,11 +64,14 @@ class Node:
             return self.value[step]
         return None
 
+    def children(self) -> Iterator[tuple[str, Node]]:
+        """Keys and values of a map; nothing where it is none."""
+        yield from self.value.items() if isinstance(self.value, dict) else ()
+
     def walk(self, path: Path_ = ()) -> Iterator[tuple[Path_, Node]]:
         """This node and all below it with their paths, parents first."""
         yield path, self
-        children = self.value.items() if isinstance(self.value, dict) else ()
-        for key, child in children:
+        for key, child in self.children():
             yield from child.walk((*path, key))
         for number, child in enumerate(self.value if isinstance(self.value, list) else ()):
             yield from child.walk((*path, number))
@@ -96,8 +99,8 @@ def read_text(path: Path, shown: str) -> str:
         raise SpecError([start.problem(f"cannot be read: {reason}")]) from None
 
 
-def parse(text: str, file: str) -> Node:
-    """The tree of one YAML document, all its problems raised at once as SpecError."""
+def parse(text: str, file: str, what: str = "spec") -> Node:
+    """The tree of one YAML document, all its problems raised at once as SpecError; `what` the document is."""
     start = Mark(file, 1, 1)
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -114,11 +117,13 @@ def parse(text: str, file: str) -> Node:
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError([start.problem(f"not YAML: {_one_line(str(error))}")]) from None
     if root is None:
-        raise SpecError([start.problem("the file is empty; `latentbench new` writes a spec to start from")])
-    builder = _Builder(file)
+        hint = "; `latentbench new` writes a spec to start from" if what == "spec" else ""
+        raise SpecError([start.problem(f"the file is empty{hint}")])
+    builder = _Builder(file, what)
     tree = builder.build(root, (), frozenset())
     if not isinstance(tree.value, dict):
-        builder.problems.append(tree.mark.problem("a spec is a map of keys to values, such as `model: …`"))
+        example = "model" if what == "spec" else "task"
+        builder.problems.append(tree.mark.problem(f"a {what} is a map of keys to values, such as `{example}: …`"))
     if builder.problems:
         raise SpecError(builder.problems)
     return tree
@@ -155,8 +160,8 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 class _Builder:
     """Turns PyYAML's nodes into ours and collects every problem on the way."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, file: str, what: str) -> None:
+        self.file, self.what = file, what
         self.problems: list[Problem] = []
         self.values = 0
 
@@ -182,14 +187,14 @@ class _Builder:
             return f"more than {MAX_VALUES:,} values (aliases counted as often as they are used)"
         if len(path) > MAX_DEPTH:
             return f"nested deeper than {MAX_DEPTH} levels"
-        return _unfit(node)
+        return _unfit(node, self.what)
 
     def mapping(self, node: yaml.MappingNode, path: Path_, above: frozenset[int]) -> dict[str, Node]:
         made: dict[str, Node] = {}
         for key_node, value_node in node.value:
             key_mark = self.mark(key_node)
             key = str(key_node.value)
-            if not isinstance(key_node, yaml.ScalarNode) or _unfit(key_node):
+            if not isinstance(key_node, yaml.ScalarNode) or _unfit(key_node, self.what):
                 self.problems.append(key_mark.problem("a key must be a word", dotted(path)))
                 continue
             if key in made:
@@ -233,10 +238,12 @@ class _Builder:
         return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
-def _unfit(node: yaml.Node) -> str | None:
+def _unfit(node: yaml.Node, what: str) -> str | None:
     """Why a value is not plain data, or None."""
     if node.tag.removeprefix(_TAG) not in _KINDS[type(node)]:
-        return f"the tag {node.tag.replace(_TAG, '!!')!r} is not supported; specs are plain data"
+        return f"the tag {node.tag.replace(_TAG, '!!')!r} is not supported; {what}s are plain data" + (
+            "" if what == "spec" else ", not code"
+        )
     if isinstance(node, yaml.ScalarNode) and _SURROGATE.search(node.value):
         return "holds half of a surrogate pair, which is no character"
     return None

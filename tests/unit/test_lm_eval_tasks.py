@@ -179,13 +179,17 @@ REFUSED = {
         None,
         "trust_remote_code",
     ),
-    "address": ({"dataset_kwargs": {"data_files": "https://example.org/x.json"}}, None, "files of the project"),
+    "address": (
+        {"dataset_kwargs": {"data_files": {"test": "https://example.org/x.json"}}},
+        None,
+        "files of the project",
+    ),
     "script": ({"dataset_path": "./data/loader.py", "dataset_kwargs": {}}, None, "neither a hub id"),
     "folder": ({"dataset_path": "/etc", "dataset_kwargs": {}}, None, "neither a hub id"),
     "no data": ({"dataset_kwargs": {}}, None, "data_files"),
     "no map": (None, "- 1\n- 2\n", "map"),
-    "no yaml": (None, "a: [1\n", "not readable YAML"),
-    "no name": (None, "dataset_path: json\n", "needs `task:`"),
+    "no yaml": (None, "a: [1\n", r"^sums\.yaml:2:1: not YAML"),
+    "no name": (None, "dataset_path: json\n", r"^sums\.yaml:1:1: task: is required"),
 }
 
 
@@ -198,21 +202,21 @@ def test_a_task_file_that_runs_code_or_is_malformed_is_refused(roots: Roots, cas
 
 @pytest.mark.parametrize("file", ["../outside.jsonl", "/etc/hostname"])
 def test_data_outside_of_the_project_is_refused(roots: Roots, file: str) -> None:
-    with pytest.raises(ValueError, match="outside the project"):
-        read_task(written(roots, dataset_kwargs={"data_files": file}), roots)
+    with pytest.raises(RefusedFile, match=r"dataset_kwargs\.data_files: .*outside the project"):
+        read_task(written(roots, dataset_kwargs={"data_files": {"test": file}}), roots)
 
 
 def test_a_symbolic_link_does_not_lead_out(roots: Roots, tmp_path: Path) -> None:
     (roots.project / "data/link.jsonl").symlink_to(tmp_path / "outside.jsonl")
-    with pytest.raises(ValueError, match="outside the project"):
-        read_task(written(roots, dataset_kwargs={"data_files": "data/link.jsonl"}), roots)
+    with pytest.raises(RefusedFile, match="outside the project"):
+        read_task(written(roots, dataset_kwargs={"data_files": {"test": "data/link.jsonl"}}), roots)
 
 
 def test_missing_files_are_named(roots: Roots) -> None:
     with pytest.raises(NotAvailable, match="no task file"):
         read_task("nowhere.yaml", roots)
     with pytest.raises(NotAvailable, match="no data file"):
-        read_task(written(roots, dataset_kwargs={"data_files": "data/none.jsonl"}), roots)
+        read_task(written(roots, dataset_kwargs={"data_files": {"test": "data/none.jsonl"}}), roots)
 
 
 def test_a_template_cannot_reach_python(roots: Roots) -> None:

@@ -247,7 +247,7 @@ def test_an_adapter_beside_the_model_is_refused_before_and_when_loaded(folder: P
     adapted.save_pretrained(folder)
     with pytest.raises(RefusedFile, match="holds an adapter"):
         folder_identity(folder)
-    with pytest.raises(RefusedFile, match="is an adapter on another model"):
+    with pytest.raises(RefusedFile, match="merge it into its model"):
         load_model(str(folder), None, "float32", CPU)
 
 
