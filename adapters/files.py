@@ -90,7 +90,7 @@ class FilesDataset(DatasetAdapter):
         if not isinstance(text, str):
             has = f"it has {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else "the line is not an object"
             raise InvalidInput(f"{where}: no text under {self.field!r}; {has}")
-        return _HALF_CHARACTER.sub("?", text)  # JSON can hold halves of characters
+        return text if text.isascii() else _HALF_CHARACTER.sub("?", text)  # JSON can hold halves of characters
 
 
 def parsed_lines(path: Path) -> Iterator[tuple[int, Json]]:

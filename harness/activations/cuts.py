@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from unicodedata import ucd_3_2_0
 
 from harness.section import Json
 
@@ -43,18 +44,13 @@ _WORDS = (
     {rf"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?", rf"{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"},
 )
 """Alternatives of published tokenizers (GPT-2, Llama 3, Qwen, Mistral, gpt-oss) that together take every letter."""
-_SIGNS = {
-    r" ?[^\s\p{L}\p{N}]+",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
-    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
-}
-"""Those that take whatever else is visible, so also a letter that is too new for the expression's engine."""
 _REST = {
+    *(r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"),
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     *(_CONTRACTIONS, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"),
     *(r"\p{N}", r"\p{N}+", r" ?\p{N}+", r"\p{N}{1,3}", r"[\r\n]", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
 }
-_KNOWN = _SIGNS.union(_REST, *_WORDS)
+_KNOWN = _REST.union(*_WORDS)
 """No alternative here matches anything visible and then a space, or looks beyond a space that follows its match."""
 _ALTERNATIVE = re.compile(r"(?:\\.|\[(?:\\.|[^\]\\])*\]|\((?:\\.|[^()\\])*\)|[^|\\\[(])+")
 
@@ -100,9 +96,14 @@ class Cuts:
         return 0
 
     def _certain_after(self, letter: str) -> bool:
-        if letter.isalpha() and self.normalizer is not None:
+        if _is_letter(letter) and self.normalizer is not None:
             letter = self.normalizer.normalize_str(letter)[-1:]
-        return letter.isalpha() and (self.letters is None or letter in self.letters)
+        return _is_letter(letter) and (self.letters is None or letter in self.letters)
+
+
+def _is_letter(character: str) -> bool:
+    """Whether it is one in every version of Unicode since 3.2: a tokenizer's may be older than Python's."""
+    return character != "" and ucd_3_2_0.category(character).startswith("L")
 
 
 def _state(part: Any) -> Json:
@@ -182,8 +183,7 @@ def _parts_by(rule: str, behaviour: str) -> bool:
     alternatives = _ALTERNATIVE.findall(rule)
     if "|".join(alternatives) != rule or not (found := set(alternatives)) <= _KNOWN:
         raise _Unknown
-    takes_all = any(words <= found for words in _WORDS) and not _SIGNS.isdisjoint(found)
-    return takes_all and behaviour in ("Isolated", "Removed")
+    return any(words <= found for words in _WORDS) and behaviour in ("Isolated", "Removed")
 
 
 def _added_tokens(backend: Any) -> Iterator[str]:
@@ -194,7 +194,7 @@ def _added_tokens(backend: Any) -> Iterator[str]:
 
 
 def _crosses(piece: str) -> bool:
-    return any(before.isalpha() and after in _SPACES for before, after in pairwise(piece))
+    return any(_is_letter(before) and after in _SPACES for before, after in pairwise(piece))
 
 
 def _separable(backend: Any, space: str) -> frozenset[str]:
@@ -215,4 +215,4 @@ def _separable(backend: Any, space: str) -> frozenset[str]:
     if not local or space not in pieces or not _COMPOSING.isdisjoint(_kinds(_state(backend.normalizer))):
         return frozenset()
     crossing = {before for piece in pieces for before, after in pairwise(piece) if after == space}
-    return frozenset(piece for piece in pieces if len(piece) == 1 and piece.isalpha()) - crossing
+    return frozenset(piece for piece in pieces if len(piece) == 1 and _is_letter(piece)) - crossing

@@ -197,9 +197,9 @@ class _Beginnings:
         self._truncates = special and tokenizer.truncation_side == "right"
 
     def of(self, documents: Sequence[_Document], limit: int) -> list[list[int]]:
-        """Token ids of each document: all, or of a longer one the first `limit` at least.
+        """Token ids of each document: all of them, or the first `limit` and perhaps more of a document that has more.
 
-        Ids a tokenizer puts behind a text stand behind whole texts, and then behind the first `limit`.
+        What the tokenizer itself puts behind a text stands behind the first `limit` where it does not end the document.
         """
         growing = [self._growing(document.text, limit) for document in documents]
         heads = [next(texts) for texts in growing]
