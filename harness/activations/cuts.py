@@ -1,9 +1,10 @@
 """Where a text can be cut so that the tokens before the cut are those of the whole text, whatever follows.
 
 In general far-away text can change a token: a rule may look ahead, and the merges of one long word depend on each other.
-So a cut is offered only between a letter and a space, and only where each step of the tokenizer is known to end there:
+So a cut is offered only between a letter or digit and a space, and only where each step of the tokenizer is known to
+end there:
 
-* no added token holds a letter followed by a space,
+* no added token holds a letter or digit followed by a space,
 * the normaliser changes single characters, or composes them with their marks, or makes runs of spaces one,
 * the pre-tokenizer parts words there; or its rules look no further, and no piece of the vocabulary holds that letter
   followed by a space, so that no merge and no best path leads across.
@@ -44,13 +45,14 @@ _WORDS = (
     {rf"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?", rf"{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"},
 )
 """Alternatives of published tokenizers (GPT-2, Llama 3, Qwen, Mistral, gpt-oss) that together take every letter."""
+_NUMBERS = {r"\p{N}", r"\p{N}+", r" ?\p{N}+", r"\p{N}{1,3}"}
 _REST = {
     *(r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"),
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     *(_CONTRACTIONS, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d"),
-    *(r"\p{N}", r"\p{N}+", r" ?\p{N}+", r"\p{N}{1,3}", r"[\r\n]", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+    *(r"[\r\n]", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
 }
-_KNOWN = _REST.union(*_WORDS)
+_KNOWN = _REST.union(_NUMBERS, *_WORDS)
 """No alternative here matches anything visible and then a space, or looks beyond a space that follows its match."""
 _ALTERNATIVE = re.compile(r"(?:\\.|\[(?:\\.|[^\]\\])*\]|\((?:\\.|[^()\\])*\)|[^|\\\[(])+")
 
@@ -66,7 +68,7 @@ class Cuts:
     normalizer: Any
     """The tokenizer's normaliser or None."""
     letters: frozenset[str] | None
-    """Letters, as the normaliser has them, between which and a space no token leads; None: all."""
+    """Letters and digits, as the normaliser has them, from which no token leads on to a space; None: all."""
 
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerBase) -> Cuts | None:
@@ -96,19 +98,22 @@ class Cuts:
         return 0
 
     def _certain_after(self, letter: str) -> bool:
-        if _is_letter(letter) and self.normalizer is not None:
+        if _in_word(letter) and self.normalizer is not None:
             letter = self.normalizer.normalize_str(letter)[-1:]
-        return _is_letter(letter) and (self.letters is None or letter in self.letters)
+        return _in_word(letter) and (self.letters is None or letter in self.letters)
 
 
-def _is_letter(character: str) -> bool:
-    """Whether it is one in every version of Unicode since 3.2: a tokenizer's may be older than Python's."""
-    return character != "" and ucd_3_2_0.category(character).startswith("L")
+def _in_word(character: str) -> bool:
+    """Whether it is a letter or digit, and was one in Unicode 3.2: a tokenizer's tables may be older than Python's."""
+    return character != "" and ucd_3_2_0.category(character).startswith(("L", "Nd"))
 
 
 def _state(part: Any) -> Json:
-    """Settings of a normaliser or pre-tokenizer as tokenizer.json has them; None where there is none."""
-    return None if part is None else json.loads(part.__getstate__())
+    """Settings of a normaliser or pre-tokenizer as tokenizer.json has them, None without one. Raises _Unknown."""
+    try:
+        return None if part is None else json.loads(part.__getstate__())
+    except Exception as error:  # the library has no type of its own for what is written in Python
+        raise _Unknown from error
 
 
 def _normalized(part: Json, space: str = " ") -> str:
@@ -183,7 +188,8 @@ def _parts_by(rule: str, behaviour: str) -> bool:
     alternatives = _ALTERNATIVE.findall(rule)
     if "|".join(alternatives) != rule or not (found := set(alternatives)) <= _KNOWN:
         raise _Unknown
-    return any(words <= found for words in _WORDS) and behaviour in ("Isolated", "Removed")
+    takes_all = any(words <= found for words in _WORDS) and not _NUMBERS.isdisjoint(found)
+    return takes_all and behaviour in ("Isolated", "Removed")
 
 
 def _added_tokens(backend: Any) -> Iterator[str]:
@@ -194,11 +200,11 @@ def _added_tokens(backend: Any) -> Iterator[str]:
 
 
 def _crosses(piece: str) -> bool:
-    return any(_is_letter(before) and after in _SPACES for before, after in pairwise(piece))
+    return any(_in_word(before) and after in _SPACES for before, after in pairwise(piece))
 
 
 def _separable(backend: Any, space: str) -> frozenset[str]:
-    """Letters between which and a space no piece of the vocabulary leads; none for a model that may look further.
+    """Letters and digits from which no piece of the vocabulary leads on to a space; none where the model may look further.
 
     The letter and the space must be pieces themselves, for unknown neighbours can be fused into one token. A normaliser
     that composes could make another letter of it, depending on what stands before.
@@ -215,4 +221,4 @@ def _separable(backend: Any, space: str) -> frozenset[str]:
     if not local or space not in pieces or not _COMPOSING.isdisjoint(_kinds(_state(backend.normalizer))):
         return frozenset()
     crossing = {before for piece in pieces for before, after in pairwise(piece) if after == space}
-    return frozenset(piece for piece in pieces if len(piece) == 1 and _is_letter(piece)) - crossing
+    return frozenset(piece for piece in pieces if len(piece) == 1 and _in_word(piece)) - crossing

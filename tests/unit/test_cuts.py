@@ -127,6 +127,15 @@ def test_what_may_look_further_is_refused(name: str) -> None:
     assert Cuts.of(REFUSED[name]()) is None
 
 
+def test_a_pre_tokenizer_in_python_is_refused() -> None:
+    class Lines:
+        def pre_tokenize(self, text: object) -> None: ...
+
+    found = made.byte_level()
+    found.backend_tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Lines())
+    assert Cuts.of(found) is None
+
+
 def test_a_tokenizer_with_a_way_of_its_own_is_refused() -> None:
     class Own(PreTrainedTokenizerFast):
         def _encode_plus(self, *args: object, **options: object) -> object:
