@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +16,8 @@ from harness.errors import InvalidInput, NotAvailable, RefusedFile
 from harness.section import Json, without_empty
 
 KINDS = (".txt", ".jsonl", ".parquet")
+_CHARACTERS_AT_ONCE, _ROWS_AT_ONCE, _BYTES_AT_ONCE = 1 << 20, 64, 1 << 20
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class FilesDataset(DatasetAdapter):
@@ -55,12 +58,12 @@ class FilesDataset(DatasetAdapter):
         return found
 
     def _plain(self, path: Path) -> Iterator[str]:
-        text = _decoded(path)
-        if self.split_on == "file":
-            yield text
-        else:
-            parts = text.splitlines() if self.split_on == "line" else text.split("\n\n")
-            yield from (part.strip() for part in parts if part.strip())
+        with _opened(path) as file:
+            if self.split_on == "file":
+                yield file.read()
+            else:
+                parts = _parts(file, _lines if self.split_on == "line" else _blocks)
+                yield from filter(None, map(str.strip, parts))
 
     def _json_lines(self, path: Path) -> Iterator[str]:
         for number, row in parsed_lines(path):
@@ -71,13 +74,13 @@ class FilesDataset(DatasetAdapter):
         import pyarrow.parquet as parquet
 
         try:
-            table = parquet.ParquetFile(path)
+            table = parquet.ParquetFile(path, buffer_size=_BYTES_AT_ONCE)
             if self.field not in table.schema_arrow.names:
                 raise InvalidInput(
                     f"{path.name} has no column {self.field!r}; it has {', '.join(table.schema_arrow.names)}"
                 )
-            batches = table.iter_batches(columns=[self.field])
-            rows = (text for batch in batches for text in batch.column(0).to_pylist())
+            batches = table.iter_batches(_ROWS_AT_ONCE, columns=[self.field])
+            rows = (text.as_py() for batch in batches for text in batch.column(0))
             for number, text in enumerate(rows, 1):
                 yield self._text({self.field: text}, f"{path.name}: row {number}")
         except (arrow.ArrowException, OSError) as error:
@@ -88,14 +91,14 @@ class FilesDataset(DatasetAdapter):
         if not isinstance(text, str):
             has = f"it has {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else "the line is not an object"
             raise InvalidInput(f"{where}: no text under {self.field!r}; {has}")
-        return text if text.isascii() else text.encode(errors="replace").decode()  # JSON can hold halves of characters
+        return text if text.isascii() else _HALF_CHARACTER.sub("?", text)  # JSON can hold halves of characters
 
 
 def parsed_lines(path: Path) -> Iterator[tuple[int, Json]]:
     """Number and content of every line of a JSON Lines file that is not blank. Raises RefusedFile."""
-    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+    with _opened(path) as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
+            if not line.isspace():
                 yield number, _parsed(line, path, number)
 
 
@@ -110,8 +113,29 @@ def _split_glob(path: str) -> tuple[str, str]:
     return "/".join(parts[:first]) or (path[:1] if path.startswith("/") else "."), "/".join(parts[first:])
 
 
-def _decoded(path: Path) -> str:
-    return path.read_text("utf-8-sig", errors="replace")
+def _opened(path: Path) -> IO[str]:
+    return path.open(encoding="utf-8-sig", errors="replace")
+
+
+def _parts(file: IO[str], divided: Callable[[str], list[str]]) -> Iterator[str]:
+    """What `divided` makes of the whole file, reading no more at once than the longest part and some.
+
+    The last part of what was read may go on in the file. The longer it has become, the more is read before it is
+    divided again, so that a part as long as the file costs twice its length and not its square.
+    """
+    rest = ""
+    while read := file.read(max(_CHARACTERS_AT_ONCE, len(rest))):
+        *parts, rest = divided(rest + read)
+        yield from parts
+    yield rest
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)  # an end that is kept says that the last line is a whole one
+
+
+def _blocks(text: str) -> list[str]:
+    return text.split("\n\n")
 
 
 def _parsed(line: str, path: Path, number: int) -> Json:

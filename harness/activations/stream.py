@@ -128,8 +128,7 @@ class ActivationStream:
         start, stop = (self._positions * edge // self.blocks for edge in (block, block + 1))
         rows = len(self._ids)
         epochs = range(start // rows, (stop - 1) // rows + 1)
-        order = torch.cat([self._order(epoch) for epoch in epochs])
-        return order[start - epochs.start * rows : stop - epochs.start * rows]
+        return torch.cat([self._order(n)[max(0, start - n * rows) : stop - n * rows] for n in epochs])
 
     def _order(self, epoch: int) -> Tensor:
         """The permutation of all rows in one epoch; the latest is kept, since neighbouring blocks share it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.activations.cuts import Cuts
+from harness.activations.digests import Digests, collected, digest_of, folded_digest_of
 from harness.activations.vocabulary import check_ids, known, padding_id
 from harness.errors import InvalidInput
 from harness.metrics.units import Units, units_of
@@ -28,10 +30,10 @@ from harness.section import Json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_DOCUMENTS_AT_ONCE = 256
+_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
+_CHARACTERS_PER_TOKEN = 16
+"""More than nearly all texts have, so that the first piece of a long one nearly always holds the tokens wanted."""
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
-_LINE = re.compile(r"\S++(?: \S++)*+")
-"""Words with single spaces between them."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class EvalTokens:
     """[documents, context] int32, right padded."""
     lengths: Tensor
     """[documents] int32: real tokens of each document, BOS included; at least 2."""
-    digests: tuple[str, ...]
+    digests: Sequence[str]
     """First 16 hexadecimal digits of each document's sha256 (of the whole text, however much of it fits)."""
     skipped: int
     """Documents left out because they have fewer than 2 tokens, so nothing to predict."""
-    folded: tuple[str, ...] = ()
+    folded: Sequence[str] = ()
     """The same of each text with its white space folded; empty where no document repeats another."""
 
     @cached_property
@@ -56,14 +58,15 @@ class EvalTokens:
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
-        tensors = {"ids": self.ids, "lengths": self.lengths, "digests": _pack_digests(self.digests)}
-        tensors |= {"folded": _pack_digests(self.folded)} if self.folded else {}
+        tensors = {"ids": self.ids, "lengths": self.lengths, "digests": Digests.of(self.digests).to_tensor()}
+        tensors |= {"folded": Digests.of(self.folded).to_tensor()} if self.folded else {}
         return tensors, {"skipped": self.skipped}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> EvalTokens:
         """The inverse of `to_tensors`."""
-        digests, folded = (_unpack_digests(tensors[name]) if name in tensors else () for name in ("digests", "folded"))
+        digests = Digests.from_tensor(tensors["digests"])
+        folded = Digests.from_tensor(tensors["folded"]) if "folded" in tensors else ()
         return EvalTokens(tensors["ids"], tensors["lengths"], digests, int(meta["skipped"]), folded)
 
 
@@ -73,17 +76,17 @@ class TrainTokens:
 
     ids: Tensor
     """[rows, context] int32."""
-    digests: tuple[str, ...]
+    digests: Sequence[str]
     """As in EvalTokens, of every document that reached a row at least in part."""
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
-        return {"ids": self.ids, "digests": _pack_digests(self.digests)}, {}
+        return {"ids": self.ids, "digests": Digests.of(self.digests).to_tensor()}, {}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> TrainTokens:
         """The inverse of `to_tensors`."""
-        return TrainTokens(tensors["ids"], _unpack_digests(tensors["digests"]))
+        return TrainTokens(tensors["ids"], Digests.from_tensor(tensors["digests"]))
 
 
 def evaluation_tokens(
@@ -100,22 +103,23 @@ def evaluation_tokens(
     Reads `documents` documents after the first `skip`. `known_ids` are the rows of the model's embedding: padding and BOS
     are ids below it. Raises InvalidInput when a document holds another, and when none of them has 2 tokens.
     """
-    rows: list[list[int]] = []
-    digests: list[str] = []
-    folded: list[str] = []
-    skipped = 0
-    for text, ids in _tokenized(_selected(texts, skip, documents), tokenizer, special=True, limit=context):
-        row = _with_bos(ids, tokenizer, known_ids)[:context]
-        if len(row) < 2:
-            skipped += 1
-            continue
-        check_ids(row, tokenizer, known_ids, f"{_named(text)}: ")
-        rows.append(row)
-        digests.append(_digest(text))
-        folded.append(_folded_digest(text, digests[-1]))
-    if not rows:
+    beginnings, padding = _Beginnings(tokenizer, special=True), padding_id(tokenizer, known_ids)
+    rows, lengths, digests, folded, skipped = array("i"), array("i"), array("Q"), array("Q"), 0
+    for batch in _batches(texts, skip, documents):
+        for document, ids in zip(batch, beginnings.of(batch, context), strict=True):
+            row = _with_bos(ids, tokenizer, known_ids)[:context]
+            if len(row) < 2:
+                skipped += 1
+                continue
+            check_ids(row, tokenizer, known_ids, f"{document}: ")
+            rows.extend(row + [padding] * (context - len(row)))
+            lengths.append(len(row))
+            digests.append(document.digest)
+            folded.append(folded_digest_of(document.text, document.digest))
+    if not lengths:
         raise InvalidInput(f"nothing to evaluate on: of {skipped} documents none has 2 tokens or more")
-    made = EvalTokens(*_padded(rows, context, padding_id(tokenizer, known_ids)), tuple(digests), skipped, tuple(folded))
+    ids_of_all, lengths_of_all = _tensor(rows).view(-1, context), _tensor(lengths)
+    made = EvalTokens(ids_of_all, lengths_of_all, collected(digests), skipped, collected(folded))
     return made if made.units.repeats else replace(made, folded=())
 
 
@@ -137,29 +141,26 @@ def training_tokens(
     rows of the model's embedding, and when the documents end before `tokens`, unless `repeat`: then every full row there is.
     """
     wanted = math.ceil(tokens / context) * context
-    parts: list[np.ndarray] = []
-    digests: list[str] = []
-    held = 0
-    for text, ids in _tokenized(_selected(texts, skip, documents), tokenizer, special=False, limit=None):
-        if not ids:
-            continue
-        parts.append(np.asarray(_delimited(ids, tokenizer, known_ids), dtype=np.int32))
-        check_ids(ids, tokenizer, known_ids, f"{_named(text)}: ")
-        digests.append(_digest(text))
-        held += len(parts[-1])
-        if held >= wanted:
+    beginnings = _Beginnings(tokenizer, special=False)
+    flat, digests = array("i"), array("Q")
+    for batch in _batches(texts, skip, documents):
+        for document, ids in zip(batch, beginnings.of(batch, wanted - len(flat)), strict=True):
+            if ids and len(flat) < wanted:
+                check_ids(ids, tokenizer, known_ids, f"{document}: ")
+                flat.extend(_delimited(ids, tokenizer, known_ids))
+                digests.append(document.digest)
+        if len(flat) >= wanted:
             break
-    available = min(held, wanted) // context * context
+    available = min(len(flat), wanted) // context * context
     if available == 0 or (available < wanted and not repeat):
         raise InvalidInput(_too_few(available, tokens, context))
-    flat = np.concatenate(parts)[:available]
-    return TrainTokens(torch.from_numpy(flat.reshape(-1, context)), tuple(digests))
+    del flat[available:]
+    return TrainTokens(_tensor(flat).view(-1, context), collected(digests))
 
 
 def overlap(train: TrainTokens, evaluation: EvalTokens) -> int:
     """How many evaluation documents are, letter for letter, among the training documents."""
-    seen = set(train.digests)
-    return sum(digest in seen for digest in evaluation.digests)
+    return Digests.of(evaluation.digests).among(Digests.of(train.digests))
 
 
 def units_together(domains: Sequence[EvalTokens]) -> Units:
@@ -174,8 +175,10 @@ def special_mask(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     Their hidden states are excluded from SAE training and from reconstruction metrics: the norm at BOS is often a
     hundred times that of a word. Tokens that are special in other ways (chat turns) are ordinary here, as in sae-lens.
     """
-    special = {getattr(tokenizer, name, None) for name in _SPECIAL} - {None}
-    return torch.isin(ids, torch.tensor(sorted(special), dtype=ids.dtype, device=ids.device))
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for special in {getattr(tokenizer, name, None) for name in _SPECIAL} - {None}:
+        mask |= ids == special  # one byte a token, where `isin` makes one for each id
+    return mask
 
 
 def real_mask(lengths: Tensor, context: int) -> Tensor:
@@ -192,20 +195,76 @@ def _too_few(available: int, tokens: int, context: int) -> str:
     )
 
 
-def _selected(texts: Iterable[str], skip: int, documents: int | None) -> Iterator[str]:
-    return map(_checked, islice(texts, skip, None if documents is None else skip + documents))
+@dataclass(frozen=True)
+class _Document:
+    text: str
+    digest: int
+
+    def __str__(self) -> str:
+        return f"the document that starts with {self.text[:40]!r}"
 
 
-def _tokenized(
-    texts: Iterator[str], tokenizer: PreTrainedTokenizerBase, *, special: bool, limit: int | None
-) -> Iterator[tuple[str, list[int]]]:
-    """Each text with its token ids, tokenised many at a time; `limit` saves work on long documents."""
-    options: dict[str, Json] = {"add_special_tokens": special, "return_attention_mask": False, "verbose": False}
-    if limit is not None and tokenizer.truncation_side == "right":
-        # One token more than wanted: an EOS the tokenizer puts behind what it has cut off must not stay in mid-text.
-        options |= {"truncation": True, "max_length": limit + 1}
-    while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
-        yield from zip(batch, tokenizer(batch, **options)["input_ids"], strict=True)
+def _batches(texts: Iterable[str], skip: int, documents: int | None) -> Iterator[list[_Document]]:
+    """The chosen documents, many short ones or few long ones at a time, so that none waits for long."""
+    batch: list[_Document] = []
+    characters = 0
+    for text in islice(texts, skip, None if documents is None else skip + documents):
+        batch.append(_Document(text, digest_of(text)))
+        characters += len(text)
+        if len(batch) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Beginnings:
+    """The first tokens of documents, exactly those of the whole texts, without tokenising much more than them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._truncates = special and tokenizer.truncation_side == "right"
+
+    def of(self, documents: Sequence[_Document], limit: int) -> list[list[int]]:
+        """Token ids of each document: all of them, or the first `limit` and perhaps more of a document that has more.
+
+        What the tokenizer itself puts behind a text stands behind the first `limit` where it does not end the document.
+        """
+        growing = [self._growing(document.text, limit) for document in documents]
+        heads = [next(texts) for texts in growing]
+        rows = self._ids(heads, limit)
+        for number, document in enumerate(documents):
+            while len(heads[number]) < len(document.text) and len(rows[number]) < self._enough(limit):
+                heads[number] = next(growing[number])
+                rows[number] = self._ids([heads[number]], limit)[0]
+        return rows
+
+    def _growing(self, text: str, limit: int) -> Iterator[str]:
+        """Longer and longer beginnings of a text whose tokens are the text's first ones, and then the text itself."""
+        size, done = limit * _CHARACTERS_PER_TOKEN, 0
+        while size < len(text) and self._cuts is not None:
+            if (cut := self._cuts.last(text, size)) > done:
+                yield text[:cut]
+                done = cut
+            size *= 4
+        yield text
+
+    def _enough(self, limit: int) -> int:
+        """How many ids a beginning must have so that `limit` of them are no ids that stand behind it."""
+        added = self._tokenizer.num_special_tokens_to_add() if self._special else 0
+        return limit + 1 if self._truncates else limit + added
+
+    def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
+        options: dict[str, Json] = {"add_special_tokens": self._special, "return_attention_mask": False}
+        if self._truncates:
+            # One token more than wanted: an EOS the tokenizer puts behind what it has cut off must not stay in mid-text.
+            options |= {"truncation": True, "max_length": limit + 1}
+        ids: list[list[int]] = self._tokenizer(texts, verbose=False, **options)["input_ids"]
+        return ids
+
+    @cached_property
+    def _cuts(self) -> Cuts | None:
+        return Cuts.of(self._tokenizer)
 
 
 def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:
@@ -220,51 +279,12 @@ def _delimited(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: in
     return ids if eos is None else [*ids, eos]
 
 
-def _padded(rows: list[list[int]], context: int, padding: int) -> tuple[Tensor, Tensor]:
-    ids = np.full((len(rows), context), padding, dtype=np.int32)
-    for row, tokens in zip(ids, rows, strict=True):
-        row[: len(tokens)] = tokens
-    return torch.from_numpy(ids), torch.tensor([len(row) for row in rows], dtype=torch.int32)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _folded_digest(text: str, digest: str) -> str:
-    """The digest of the text as `folded` would leave it, in pieces, because a document may be large; `digest` is its own."""
-    line = _LINE.match(text)
-    if line and line.end() == len(text):
-        return digest
-    sha, space = hashlib.sha256(), b""
-    for line in _LINE.finditer(text):
-        sha.update(space + line[0].encode())
-        space = b" "
-    return sha.hexdigest()[:16]
-
-
 def _rows(tokens: EvalTokens) -> Iterator[bytes]:
     """A digest of what is measured of each document."""
     for row, length in zip(tokens.ids.numpy(), tokens.lengths.tolist(), strict=True):
         yield hashlib.sha256(row[:length].tobytes()).digest()
 
 
-def _checked(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"a document is not valid Unicode ({error.reason}): {text[:40]!r}…") from error
-    return text
-
-
-def _named(text: str) -> str:
-    return f"the document that starts with {text[:40]!r}"
-
-
-def _pack_digests(digests: tuple[str, ...]) -> Tensor:
-    words = np.array([int(digest, 16) for digest in digests], dtype=np.uint64)
-    return torch.from_numpy(words.view(np.int64))
-
-
-def _unpack_digests(packed: Tensor) -> tuple[str, ...]:
-    return tuple(f"{word:016x}" for word in packed.numpy().view(np.uint64).tolist())
+def _tensor(values: array[int]) -> Tensor:
+    """[n] int32, the array's own memory."""
+    return torch.from_numpy(np.frombuffer(values, dtype=np.int32))

@@ -101,3 +101,28 @@ def flow(
     typer.echo(f"products   {found.product_seconds:9.3f} s a pair")
     typer.echo(f"ratio      {found.ratio:9.2f}")
     typer.echo(f"peak       {found.peak_bytes / 2**20:9,.0f} MiB beyond the weights")
+
+
+@app.command()
+def memory(
+    lines: Annotated[int, typer.Option(min=1000, help="Short lines to train on.")] = 1_000_000,
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the one document to evaluate.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the memory of reading and tokenising texts, against the bytes of text that are needed.
+
+    Example: `latentbench bench memory --lines 20000 --megabytes 2`
+    """
+    from dataclasses import asdict
+
+    from harness.bench.memory import run
+
+    found = run(lines, megabytes * 1_000_000)
+    if as_json:
+        print_json([{**asdict(item), "ratio": item.ratio} for item in found])
+        return
+    typer.echo("task                      text MiB  peak MiB  × the text   seconds")
+    for item in found:
+        sizes = f"{item.text_bytes / 2**20:8,.1f}  {item.peak_bytes / 2**20:8,.1f}"
+        typer.echo(f"{item.task:<24}  {sizes}  {item.ratio:10.2f}  {item.seconds:8.2f}")
+    typer.echo("\npeak: beyond the imports and the tokenizer; training also holds 4 bytes a token and 8 a document")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+import adapters.files as module
 from adapters.files import FilesDataset
 from adapters.protocols import Roots
 from harness.canonical import canonical
@@ -119,3 +127,67 @@ def test_the_identity_of_texts_follows_their_bytes_and_not_their_place(roots: Ro
     assert identity(field="body") != first
     write_jsonl(roots.project / "a/x.jsonl", ["one", "twо"])
     assert identity() != first
+
+
+PARTS = st.sampled_from(
+    ["a", "ü", "木", "🙂", " ", "\t", "\n", "\n\n", "\n\n\n", "\r", "\r\n", "\f", "\x1c", "\x85", "\u2028"]
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.lists(PARTS.map(str.encode) | st.binary(max_size=3), max_size=30).map(b"".join),
+    size=st.integers(1, 9),
+)
+def test_text_read_by_and_by_is_divided_as_text_read_at_once(roots: Roots, content: bytes, size: int) -> None:
+    (path := roots.project / "a.txt").write_bytes(content)
+    whole = path.read_text("utf-8-sig", errors="replace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_CHARACTERS_AT_ONCE", size)
+        assert texts(roots, path="a.txt") == [whole]
+        for split_on, parts in (("line", whole.splitlines()), ("blank_line", whole.split("\n\n"))):
+            assert texts(roots, path="a.txt", split_on=split_on) == [p.strip() for p in parts if p.strip()]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(categories=["L", "Cs", "So"]), max_size=6), min_size=1, max_size=9))
+def test_halves_of_characters_become_question_marks(roots: Roots, rows: list[str]) -> None:
+    write_jsonl(path := roots.project / "a.jsonl", rows)
+    parsed = [json.loads(line)["text"] for line in path.read_text("ascii").splitlines()]
+    assert texts(roots, path="a.jsonl") == [text.encode(errors="replace").decode() for text in parsed]
+
+
+@pytest.mark.parametrize("split_on", ["line", "blank_line"])
+def test_no_more_of_a_text_is_read_than_its_first_documents_need(
+    roots: Roots, split_on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the first documents is given before the file is read on, and a document as long as a file is linear."""
+    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 100)
+    (roots.project / "a.txt").write_text("one two\n\n" * 1000)
+    read: list[int] = []
+    opened = module._opened
+
+    def counted(path: Path) -> Any:
+        file = opened(path)
+        return SimpleNamespace(read=lambda n: read.append(n) or file.read(n))
+
+    monkeypatch.setattr(module, "_opened", lambda path: nullcontext(counted(path)))
+    data = FilesDataset(path="a.txt", split_on=split_on)
+    assert list(islice(data.texts(roots), 30)) == ["one two"] * 30
+    assert sum(read) <= 400
+    read.clear()
+    (roots.project / "a.txt").write_text("x" * 100_000)
+    assert texts(roots, path="a.txt", split_on=split_on) == ["x" * 100_000]
+    assert len(read) < 20
+
+
+def test_parquet_is_read_a_few_rows_at_a_time(roots: Roots) -> None:
+    """The first row of many in one row group, with less memory than they have together."""
+    rows = [str(n) + "x" * 4_000 for n in range(8_000)]
+    parquet.write_table(arrow.table({"text": rows}), roots.project / "a.parquet", use_dictionary=False)
+    pool = arrow.default_memory_pool()
+    before = pool.bytes_allocated()
+    reading = FilesDataset(path="a.parquet").texts(roots)
+    assert next(reading) == rows[0]
+    assert pool.bytes_allocated() - before < sum(map(len, rows)) / 3
+    assert list(reading) == rows[1:]
