@@ -30,7 +30,8 @@ class ModelFacts:
 
     d_model: int
     layers: int
-    vocabulary: int
+    vocabulary: int | None
+    """Tokens of its vocabulary; None where its configuration leaves that to its architecture."""
     context: int | None = None
     """Longest text in tokens; None where nothing limits it."""
 

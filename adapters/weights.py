@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness.border import foreign
 from harness.errors import RefusedFile
 from harness.sae.base import SparseAutoencoder
 from harness.sae.linear import ConcatenatedSAE, Group, LinearWeights, frozen
 from harness.sae.rules import ThresholdRule, TopRule
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-)
-"""What torch's reader raises for a file that is not what it says."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises RefusedFile."""
-    try:
+    with foreign(f"{path.name} cannot be read as safetensors"):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RefusedFile(f"{path.name} cannot be read as safetensors: {error}") from error
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -48,13 +32,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     """
     advice = "convert it on a machine you can afford to lose: safetensors.torch.save_file(state_dict, 'ae.safetensors')"
     _check_container(path, advice)
-    try:
+    with foreign(f"{path.name} holds more than tensors, or is damaged, and was not unpickled", advice):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise RefusedFile(
-            f"{path.name} holds more than tensors, or is damaged, and was not unpickled ({reason}); {advice}"
-        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise RefusedFile(f"{path.name} holds no state dict of tensors; {advice}")
     found = {str(name): tensor for name, tensor in state.items()}

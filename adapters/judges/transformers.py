@@ -13,9 +13,9 @@ from adapters.judges.grades import ones_of
 from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Judge, Reply, Roots
 from adapters.transformers_model import TransformersModel
-from harness.errors import NotAvailable
+from harness.border import foreign
+from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
-from harness.words import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,15 +93,15 @@ def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
 
 def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int, graded: bool) -> Reply:
     import torch
-    from jinja2 import TemplateError
 
     tokenizer = judge.tokenizer
     try:
-        encoded: Any = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    except (TemplateError, ValueError) as error:
-        return Reply(None, one_line(f"the chat template refuses the messages: {error}")[:300])
+        with foreign("the chat template refuses the messages"):
+            encoded: Any = tokenizer.apply_chat_template(
+                [dict(m) for m in messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+    except InvalidInput as error:
+        return Reply(None, str(error)[:300])
     encoded = encoded.to(judge.device)
     read = encoded["input_ids"].shape[1]
     room = getattr(judge.model.config.get_text_config(), "max_position_embeddings", None)

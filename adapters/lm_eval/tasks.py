@@ -14,6 +14,7 @@ from adapters.lm_eval.quiet import quiet
 from adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
 from adapters.lm_eval.tested import LENGTH, LENGTH_ALIASES, open_datasets
 from adapters.protocols import Roots
+from harness.border import foreign
 from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
@@ -79,17 +80,9 @@ def load(task: str, options: Options, roots: Roots, folder: Path, chat: Callable
     `folder` takes what `datasets` makes of local files, `chat` writes a conversation in the model's template. Raises
     NotAvailable when lm-eval or a dataset refuses, with what it said.
     """
-    import jinja2
-    from datasets.exceptions import DatasetsError
-
-    refusals = (ImportError, AssertionError, OSError, ValueError, LookupError, TypeError, AttributeError, DatasetsError)
-    with quiet():
+    with quiet(), foreign(f"lm-eval cannot load the task {task!r}", kind=NotAvailable):
         _seal_templates()
-        try:
-            return [Problems(made, options, chat) for made in _made(task, roots, folder)]
-        except (*refusals, jinja2.TemplateError) as error:
-            said = " ".join(str(error).split())[:400] or type(error).__name__
-            raise NotAvailable(f"lm-eval cannot load the task {task!r}: {said}") from error
+        return [Problems(made, options, chat) for made in _made(task, roots, folder)]
 
 
 def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
@@ -172,7 +165,7 @@ class Problems:
         for group, given in zip(self.groups, responses, strict=True):
             for instance, response in zip(group, given, strict=True):
                 instance.resps, instance.filtered_resps = [response], {}
-        with quiet():
+        with quiet(), foreign(f"lm-eval cannot score answers to the task {self.name!r}"):
             self.task.apply_filters()
             return [self._verdict(group) for group in self.groups]
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.border import foreign
 from harness.errors import InvalidInput
 from harness.section import Json
 
@@ -176,8 +177,13 @@ def _tokenized(
     if limit is not None and tokenizer.truncation_side == "right":
         # One token more than wanted: an EOS the tokenizer puts behind what it has cut off must not stay in mid-text.
         options |= {"truncation": True, "max_length": limit + 1}
+    first = 1
     while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
-        yield from zip(batch, tokenizer(batch, **options)["input_ids"], strict=True)
+        where = f"documents {first} to {first + len(batch) - 1}"
+        with foreign(f"the tokenizer cannot encode {where}", "look at the patterns of its tokenizer.json"):
+            ids = tokenizer(batch, **options)["input_ids"]
+        yield from zip(batch, ids, strict=True)
+        first += len(batch)
 
 
 def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import re
-import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.border import foreign
 from harness.errors import InvalidInput, RefusedFile
 from harness.steering.gguf_header import check_header
 from harness.steering.vectors import SteeringVectors
@@ -28,8 +27,6 @@ _ARCHITECTURE = "controlvector"
 _DIRECTION = re.compile(r"direction\.(\d+)")
 _HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")
 _LARGEST = 1 << 30
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error)
-_NOT_TENSORS = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, AssertionError, *_UNREADABLE)
 
 
 def read_vectors(path: Path) -> SteeringVectors:
@@ -58,8 +55,8 @@ def read_gguf(path: Path) -> SteeringVectors:
     """A control vector as repeng and llama.cpp write it: F32 tensors `direction.<layer>`. Raises RefusedFile."""
     from gguf import GGMLQuantizationType, GGUFReader
 
-    check_header(path)
-    try:
+    with foreign(f"{path.name} is no readable GGUF control vector"):
+        check_header(path)
         reader = GGUFReader(path)
         kind = reader.get_field("general.architecture")
         if kind is None or kind.contents() != _ARCHITECTURE:
@@ -70,11 +67,7 @@ def read_gguf(path: Path) -> SteeringVectors:
             if name is None or tensor.tensor_type != GGMLQuantizationType.F32:
                 raise RefusedFile(f"{path.name}: {tensor.name} is no direction in 32-bit floating point")
             vectors[int(name[1])] = torch.tensor(tensor.data.reshape(-1))
-        return SteeringVectors(vectors)
-    except (*_UNREADABLE, InvalidInput) as error:
-        if isinstance(error, RefusedFile):
-            raise
-        raise RefusedFile(f"{path.name} is no readable GGUF control vector: {error}") from error
+    return _vectors(vectors, path)
 
 
 def write_gguf(vectors: SteeringVectors, path: Path, model_hint: str = "unknown") -> None:
@@ -109,13 +102,8 @@ def read_lm_eval(path: Path) -> SteeringVectors:
     """
     if not _is_archive(path):
         raise RefusedFile(f"{path.name} is no file in the format of torch ≥ 1.6, and was not unpickled")
-    try:
+    with foreign(f"{path.name} holds more than tensors and numbers, or is damaged, and was not unpickled"):
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except _NOT_TENSORS as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise RefusedFile(
-            f"{path.name} holds more than tensors and numbers, and was not unpickled ({reason})"
-        ) from error
     if not isinstance(stored, Mapping) or not stored:
         raise RefusedFile(f"{path.name} holds no map from hook points to steering vectors")
     vectors: dict[int, Tensor] = {}
@@ -124,10 +112,7 @@ def read_lm_eval(path: Path) -> SteeringVectors:
         if layer in vectors:
             raise RefusedFile(f"{path.name}: two steering vectors for layer {layer}")
         vectors[layer] = vector
-    try:
-        return SteeringVectors(vectors)
-    except InvalidInput as error:
-        raise RefusedFile(f"{path.name}: {error}") from error
+    return _vectors(vectors, path)
 
 
 def write_lm_eval(vectors: SteeringVectors, path: Path, hookpoint: str = "layers") -> None:
@@ -145,6 +130,14 @@ def write_lm_eval(vectors: SteeringVectors, path: Path, hookpoint: str = "layers
     file = io.BytesIO()
     torch.save(entries, file)
     write_bytes(path, file.getvalue())
+
+
+def _vectors(vectors: Mapping[int, Tensor], path: Path) -> SteeringVectors:
+    """Raises RefusedFile that names the file where these are no vectors of one model."""
+    try:
+        return SteeringVectors(vectors)
+    except InvalidInput as error:
+        raise RefusedFile(f"{path.name}: {error}") from error
 
 
 def _is_archive(path: Path) -> bool:
