@@ -20,13 +20,13 @@ _NAMES = {
     "d_model": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "vocabulary": ("vocab_size",),
-    "context": ("max_position_embeddings", "n_positions", "max_seq_len", "context_length"),
+    "context": ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "model_max_length"),
 }
 """What architectures call it: transformers' own `attribute_map`s, in the order in which they are looked for."""
 _LARGEST = {"d_model": 1 << 20, "layers": 1 << 12, "vocabulary": 1 << 26, "context": 1 << 40}
 _MODULES = re.compile(r"(layers?|blocks?|depth|stages|experts|groups|codebooks|quantizers)$")
 """Keys that count modules, of whatever part of the model: each is built before weights are read."""
-_LARGEST_COUNT, _LARGEST_NUMBER = 1 << 12, 1 << 53
+_LARGEST_COUNT, _LARGEST_NUMBER = 1 << 16, 1 << 53
 PACKED = 8
 """Most numbers that quantisers pack into one element of a tensor."""
 

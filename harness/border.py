@@ -56,8 +56,15 @@ def contained(error: BaseException) -> Exception:
 
 def reason(error: BaseException) -> str:
     """What an error says and its type, on one line of bounded length and without secrets."""
-    name, said = type(error).__name__, _struck(" ".join(str(error).split()))
+    name, said = type(error).__name__, _struck(" ".join(_text(error).split()))
     return one_line(f"{said[:_LONGEST]} ({name})" if said else name)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # some classes compose their text of what may not be there; the type is told all the same
+        return ""
 
 
 def _struck(text: str) -> str:
