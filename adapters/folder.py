@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.model_config import PACKED, check_against_weights, facts_of, weight_shapes
+from adapters.model_config import PACKED, check_against_weights, check_files, facts_of, weight_shapes
 from adapters.protocols import LanguageModel, ModelFacts
 from harness.border import foreign
 from harness.canonical import file_digest
@@ -47,6 +47,7 @@ def folder_identity(folder: Path) -> Json:
 
 def folder_facts(folder: Path) -> ModelFacts:
     """Shape of the model from its config.json, as far as its weights bear it out. Raises NotAvailable or RefusedFile."""
+    check_files(folder)
     facts = facts_of(read_json(folder / "config.json"), str(folder))
     check_against_weights(facts, folder)
     return facts
@@ -132,8 +133,9 @@ def hook_module(source: str, revision: str | None, site: Site) -> str | None:
 
 
 def _reading(what: str, source: str) -> AbstractContextManager[None]:
-    """The border to transformers and what it stands on."""
+    """The border to transformers and what it stands on, which only gets folders of plain files."""
     if Path(source).is_dir():
+        check_files(Path(source))
         return foreign(f"{what} cannot be loaded", "mend or replace the files of that folder")
     advice = "for a hub model: go online once, or point HF_HOME at a cache that holds it; for a folder: check its path"
     return foreign(f"{what} cannot be loaded", advice, NotAvailable)
@@ -166,9 +168,9 @@ def _check_skeleton(source: str, revision: str | None) -> None:
 
 def _check_weights(report: dict[str, Any], source: str) -> None:
     """Raises RefusedFile for weights that transformers made up because the files lack them or have them in other shapes."""
-    if other := sorted(map(str, report["mismatched_keys"])):
+    if other := [f"{name} is {list(is_)}, not {list(asked)}" for name, is_, asked in sorted(report["mismatched_keys"])]:
         raise RefusedFile(
-            f"the weights of the model {source!r} have other shapes than its config.json asks for: {'; '.join(other[:3])}"
+            f"the weights of the model {source!r} do not have the shapes that its config.json asks for: {'; '.join(other[:3])}"
         )
     if missing := sorted(report["missing_keys"]):
         raise RefusedFile(f"the model {source!r} lacks weights of its architecture: {', '.join(missing[:5])}")

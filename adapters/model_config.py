@@ -6,6 +6,7 @@ at the weights. So numbers that no model has are refused here, where specs are v
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from math import prod
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from adapters.protocols import ModelFacts
 from adapters.tensor_table import tensor_shapes
+from harness.border import reason
 from harness.errors import RefusedFile
 from harness.section import Json
 
@@ -26,7 +28,7 @@ _NAMES = {
 _LARGEST = {"d_model": 1 << 20, "layers": 1 << 12, "vocabulary": 1 << 26, "context": 1 << 40}
 _MODULES = re.compile(r"(layers?|blocks?|depth|stages|experts|groups|codebooks|quantizers)$")
 """Keys that count modules, of whatever part of the model: each is built before weights are read."""
-_LARGEST_COUNT, _LARGEST_NUMBER = 1 << 16, 1 << 53
+_LARGEST_COUNT, _LARGEST_NUMBER, _LARGEST_INDEX = 1 << 16, 1 << 53, 1 << 26
 PACKED = 8
 """Most numbers that quantisers pack into one element of a tensor."""
 
@@ -51,6 +53,17 @@ def facts_of(config: Json, where: str) -> ModelFacts:
     return ModelFacts(d_model, layers, vocabulary, found["context"])
 
 
+def check_files(folder: Path) -> None:
+    """Raises RefusedFile for what transformers would wait for or read for ever, and for weights that lie elsewhere."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise RefusedFile(f"{path} is no file but a pipe or a device")
+    for index in sorted(folder.glob("*.index.json")):
+        for name in sorted(_indexed(index)):
+            if Path(name).name != name:
+                raise RefusedFile(f"{index} names weights outside of its folder: {name[:80]!r}")
+
+
 def check_against_weights(facts: ModelFacts, folder: Path) -> None:
     """Raises RefusedFile when config.json asks for more blocks or embeddings than the folder's weights can hold."""
     shapes = weight_shapes(folder)
@@ -68,6 +81,16 @@ def weight_shapes(folder: Path) -> list[list[int]]:
     """Shapes of all tensors in the folder's *.safetensors. Raises RefusedFile."""
     files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())  # a pipe would be waited for
     return [shape for path in files for shape in tensor_shapes(path).values()]
+
+
+def _indexed(index: Path) -> set[str]:
+    """The files that an index of weights names."""
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise RefusedFile(f"{index} is larger than an index of weights can be")
+        return {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise RefusedFile(f"{index} is no index of weights: {reason(error)}") from None
 
 
 def _stated(config: dict[str, Json], fact: str, where: str) -> int | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.activations.blocks import check_site
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
-from harness.activations.tokens import TrainTokens, special_mask
+from harness.activations.tokens import TrainTokens, check_vocabulary, special_mask
 from harness.errors import CellFailed, InvalidInput
 from harness.sae.team import ALONE, Team
 from harness.sae.training import TrainingOptions
@@ -54,6 +54,7 @@ class ActivationStream:
     ) -> None:
         for site in sites:
             check_site(language_model.model, site)
+        check_vocabulary(tokens.ids, language_model.model)
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
         self._options, self._seed, self._team = options, order_seed, team
         context = tokens.ids.shape[1]

@@ -23,9 +23,11 @@ from harness.errors import InvalidInput
 from harness.section import Json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DOCUMENTS_AT_ONCE = 256
+_LARGEST_ID = 2**31 - 1
+"""Rows are kept as int32."""
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
 
 
@@ -151,6 +153,15 @@ def special_mask(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return torch.isin(ids, torch.tensor(sorted(special), dtype=ids.dtype, device=ids.device))
 
 
+def check_vocabulary(ids: Tensor, model: PreTrainedModel) -> None:
+    """Raises InvalidInput for a token that the model has no embedding for; on an accelerator it would end the process."""
+    largest, rows = int(ids.max()), model.config.get_text_config().vocab_size
+    if largest >= rows:
+        raise InvalidInput(
+            f"the tokenizer gives the token {largest}, but the model's vocabulary has {rows}: they do not belong together"
+        )
+
+
 def real_mask(lengths: Tensor, context: int) -> Tensor:
     """[documents, context] bool: True at tokens, False at padding."""
     return torch.arange(context, device=lengths.device) < lengths[:, None]
@@ -182,6 +193,8 @@ def _tokenized(
         where = f"documents {first} to {first + len(batch) - 1}"
         with foreign(f"the tokenizer cannot encode {where}", "look at the patterns of its tokenizer.json"):
             ids = tokenizer(batch, **options)["input_ids"]
+        if (largest := max((max(row) for row in ids if row), default=0)) > _LARGEST_ID:
+            raise InvalidInput(f"the tokenizer gives {where} the token {largest}, which no vocabulary has")
         yield from zip(batch, ids, strict=True)
         first += len(batch)
 

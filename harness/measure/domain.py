@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.activations.capture import hidden_states
 from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens, special_mask
+from harness.activations.tokens import EvalTokens, check_vocabulary, special_mask
 from harness.measure.batches import DocumentBatch, DocumentSums, document_batches, vector_sums
 from harness.metrics.base import Array
 
@@ -36,6 +36,7 @@ class Domain:
         self._tokens, self._forward_tokens, self._progress = tokens, forward_tokens, progress
         self._special = special_mask(tokens.ids, language_model.tokenizer)
         self._run = 0
+        check_vocabulary(tokens.ids, self.model)
 
     def batches(self) -> Iterator[DocumentBatch]:
         """All documents, in smaller batches where the vocabulary is large.

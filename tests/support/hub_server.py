@@ -97,7 +97,11 @@ def serving() -> Iterator[Hub]:
         def log_message(self, *_: object) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that has given up is no news."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     hub.port = server.server_address[1]
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

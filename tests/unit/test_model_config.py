@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adapters.model_config import facts_of
+from adapters.model_config import check_files, facts_of
 from harness.errors import RefusedFile
 
 
@@ -83,3 +85,23 @@ def test_a_nested_configuration_may_leave_its_vocabulary_to_its_architecture() -
     assert facts_of({"text_config": nested, "vocab_size": 7}, "x").vocabulary == 7
     mpt = facts_of({"d_model": 8, "n_layers": 3, "vocab_size": 5, "max_seq_len": 64}, "x")
     assert (mpt.d_model, mpt.layers, mpt.vocabulary, mpt.context) == (8, 3, 5, 64)
+
+
+def test_what_would_be_waited_for_or_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    check_files(tmp_path)
+    (tmp_path / "nowhere").symlink_to("absent")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    check_files(tmp_path)
+    for content in ('{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {"a": "/x"}}', "{}", "[", "7"):
+        index.write_text(content)
+        with pytest.raises(RefusedFile, match="index"):
+            check_files(tmp_path)
+    index.unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(RefusedFile, match=r"tokenizer\.json is no file but a pipe"):
+        check_files(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").symlink_to("/dev/zero")
+    with pytest.raises(RefusedFile, match=r"vocab\.json is no file but"):
+        check_files(tmp_path)

@@ -173,3 +173,29 @@ def test_special_tokens_are_those_with_a_role_and_not_the_unknown_word() -> None
     assert special_mask(row, tokenizer()).tolist() == [[True, False, True, True, False]]
     assert special_mask(row, tokenizer(bos=False, pad=False)).tolist() == [[False, False, True, False, False]]
     assert not special_mask(row, tokenizer(bos=False, eos=False, pad=False)).any()
+
+
+def test_tokens_that_no_vocabulary_has_are_refused() -> None:
+    class Wild:
+        truncation_side, bos_token_id = "left", None
+
+        def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[1, 2**32 - 1] for _ in texts]}
+
+    for tokenise in (
+        lambda: evaluation_tokens(["a"], Wild(), context=4),  # type: ignore[arg-type]
+        lambda: training_tokens(["a"], Wild(), context=2, tokens=2),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidInput, match="documents 1 to 1 the token 4294967295, which no vocabulary has"):
+            tokenise()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused() -> None:
+    from types import SimpleNamespace
+
+    from harness.activations.tokens import check_vocabulary
+
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=5)))
+    check_vocabulary(torch.tensor([[0, 4]]), model)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="gives the token 5, but the model's vocabulary has 5"):
+        check_vocabulary(torch.tensor([[0, 5]]), model)  # type: ignore[arg-type]
