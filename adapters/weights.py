@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from harness.errors import RefusedFile
 from harness.sae.base import SparseAutoencoder
 from harness.sae.linear import ConcatenatedSAE, Group, LinearWeights, frozen
 from harness.sae.rules import ThresholdRule, TopRule
+from harness.torch_files import is_held, read_archive
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -31,15 +31,12 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     Raises RefusedFile for whatever torch's restricted reader does not take: classes, functions, other containers.
     """
     advice = "convert it on a machine you can afford to lose: safetensors.torch.save_file(state_dict, 'ae.safetensors')"
-    _check_container(path, advice)
-    with foreign(f"{path.name} holds more than tensors, or is damaged, and was not unpickled", advice):
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_archive(path, advice)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise RefusedFile(f"{path.name} holds no state dict of tensors; {advice}")
     found = {str(name): tensor for name, tensor in state.items()}
     for name, tensor in found.items():
-        # A stride of zero turns a few bytes into any number of elements.
-        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        if not is_held(tensor):
             raise RefusedFile(f"{path.name}: {name} stands for more numbers than the file holds")
     return found
 
@@ -68,17 +65,6 @@ def dictionary(
         # In float64: the folded bias is the difference of two numbers that may be large.
         bias = (bias.double() - encoder.double() @ b_dec.double()).to(bias.dtype)
     return frozen(ConcatenatedSAE(LinearWeights((Group(encoder, bias, decoder, rule),), b_dec)))
-
-
-def _check_container(path: Path, advice: str) -> None:
-    """Only the archive that torch ≥ 1.6 writes: anything compressed or older is none of its state dicts."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        stored = False
-    if not stored:
-        raise RefusedFile(f"{path.name} is not a state dict in the format of torch ≥ 1.6, and was not read; {advice}")
 
 
 def _checked(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> Tensor:

@@ -9,7 +9,6 @@ import io
 import os
 import re
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from harness.errors import InvalidInput, RefusedFile
 from harness.steering.gguf_header import check_header
 from harness.steering.vectors import SteeringVectors
 from harness.store.files import write_bytes
+from harness.torch_files import is_held, read_archive
 
 _ARCHITECTURE = "controlvector"
 _DIRECTION = re.compile(r"direction\.(\d+)")
@@ -100,10 +100,7 @@ def read_lm_eval(path: Path) -> SteeringVectors:
     Raises RefusedFile for whatever torch's restricted reader does not take, and for what is not a vector added to the
     residual stream (clamping, single heads, a bias).
     """
-    if not _is_archive(path):
-        raise RefusedFile(f"{path.name} is no file in the format of torch ≥ 1.6, and was not unpickled")
-    with foreign(f"{path.name} holds more than tensors and numbers, or is damaged, and was not unpickled"):
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+    stored = read_archive(path)
     if not isinstance(stored, Mapping) or not stored:
         raise RefusedFile(f"{path.name} holds no map from hook points to steering vectors")
     vectors: dict[int, Tensor] = {}
@@ -140,15 +137,6 @@ def _vectors(vectors: Mapping[int, Tensor], path: Path) -> SteeringVectors:
         raise RefusedFile(f"{path.name}: {error}") from error
 
 
-def _is_archive(path: Path) -> bool:
-    """Whether it is the uncompressed archive that torch writes; anything older is a bare pickle."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
-
-
 def _lm_eval_entry(hookpoint: str, entry: Any, where: str) -> tuple[int, Tensor]:
     name = _HOOKPOINT.fullmatch(hookpoint)
     if name is None:
@@ -158,8 +146,8 @@ def _lm_eval_entry(hookpoint: str, entry: Any, where: str) -> tuple[int, Tensor]
     if entry.get("action", "add") != "add" or entry.get("bias") is not None or entry.get("head_index") is not None:
         raise RefusedFile(f"{where}: {hookpoint}: only vectors that are added to the residual stream are read")
     coefficient = entry.get("steering_coefficient", 1.0)
-    if not isinstance(coefficient, int | float) or vector.layout != torch.strided or not vector.is_floating_point():
+    if not isinstance(coefficient, int | float) or not vector.is_floating_point():
         raise RefusedFile(f"{where}: {hookpoint} holds no floating-point vector with a number as coefficient")
-    if vector.untyped_storage().nbytes() < vector.numel() * vector.element_size():
+    if not is_held(vector):
         raise RefusedFile(f"{where}: {hookpoint} stands for more numbers than the file holds")
     return int(name[1]), vector.detach().float().reshape(-1) * float(coefficient)

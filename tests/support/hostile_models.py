@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.damaged import BOMBS, torn, torn_json
-from tests.support.hostile import changed, places
+from tests.support.damaged import BOMBS, torn, torn_json, torn_table
+from tests.support.hostile import at, changed, places
 from tests.support.upstream import ENDLESS
 
 JSON_FILES = (
@@ -80,26 +79,17 @@ def spoil(folder: Path, generator: random.Random) -> str:
 def _numbers(path: Path, generator: random.Random) -> None:
     """One number, or any other leaf, becomes one of the numbers that sizes should not be."""
     if path.suffix == ".safetensors":
-        return _header(path, generator)
+        _values(path, generator)
+        return
     tree = json.loads(path.read_bytes())
-    leaves = [place for place in places(tree) if place and isinstance(_at(tree, place), int | float | type(None))]
+    leaves = [place for place in places(tree) if place and isinstance(at(tree, place), int | float | type(None))]
     place = generator.choice(leaves or places(tree))
-    return _write(path, changed(tree, place, "replace", generator.choice(NUMBERS)))
+    _write(path, changed(tree, place, "replace", generator.choice(NUMBERS)))
 
 
 def _values(path: Path, generator: random.Random) -> None:
-    if path.suffix == ".safetensors":
-        return _header(path, generator)
-    path.write_bytes(torn_json(path.read_bytes(), generator))
-    return None
-
-
-def _header(path: Path, generator: random.Random) -> None:
-    """The table of a safetensors file is changed, and has its right length."""
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little") if path.suffix == ".safetensors" else 0
-    table = torn_json(content[8 : 8 + length], generator) if length else torn(content, generator)
-    path.write_bytes(struct.pack("<Q", len(table)) + table + content[8 + length :] if length else table)
+    change = torn_table if path.suffix == ".safetensors" else torn_json
+    path.write_bytes(change(path.read_bytes(), generator))
 
 
 def _bytes(path: Path, generator: random.Random) -> None:
@@ -187,7 +177,6 @@ def _template(path: Path, generator: random.Random) -> None:
 _WAYS: dict[str, Callable[[Path, random.Random], None]] = {
     "numbers": _numbers,
     "values": _values,
-    "header": _header,
     "bytes": _bytes,
     "a bomb": _bomb,
     "encoding": _encoding,
@@ -196,12 +185,6 @@ _WAYS: dict[str, Callable[[Path, random.Random], None]] = {
     "tokenizer": _tokenizer,
     "template": _template,
 }
-
-
-def _at(tree: Any, place: tuple[Any, ...]) -> Any:
-    for step in place:
-        tree = tree[step]
-    return tree
 
 
 def _write(path: Path, tree: Any) -> None:
