@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.model_config import PACKED, check_against_weights, check_files, facts_of, weight_shapes
+from adapters.model_config import PACKED, check_against_weights, check_files, check_numbers, facts_of, weight_shapes
 from adapters.protocols import LanguageModel, ModelFacts
 from harness.border import foreign
 from harness.canonical import file_digest
@@ -146,7 +146,7 @@ def _skeleton(config: Any, source: str) -> torch.nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
-    facts_of(config.to_dict(), source)
+    check_numbers(config.to_dict(), source)
     with torch.device("meta"):
         model: torch.nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model

@@ -26,9 +26,12 @@ _NAMES = {
 }
 """What architectures call it: transformers' own `attribute_map`s, in the order in which they are looked for."""
 _LARGEST = {"d_model": 1 << 20, "layers": 1 << 12, "vocabulary": 1 << 26, "context": 1 << 40}
-_MODULES = re.compile(r"(layers?|blocks?|depth|stages|experts|groups|codebooks|quantizers)$")
-"""Keys that count modules, of whatever part of the model: each is built before weights are read."""
-_LARGEST_COUNT, _LARGEST_NUMBER, _LARGEST_INDEX = 1 << 16, 1 << 53, 1 << 26
+_COUNTS = (
+    (re.compile(r"(layers?|blocks?|depth|stages)$"), 1 << 12),
+    (re.compile(r"(experts|groups|codebooks|quantizers)$"), 1 << 16),
+)
+"""Keys that count modules, of whatever part of the model, and the most there may be: each is built before weights are read."""
+_LARGEST_NUMBER, _LARGEST_INDEX = 1 << 53, 1 << 26
 PACKED = 8
 """Most numbers that quantisers pack into one element of a tensor."""
 
@@ -41,16 +44,20 @@ def facts_of(config: Json, where: str) -> ModelFacts:
     text = config.get("text_config", config) if isinstance(config, dict) else None
     if not isinstance(text, dict):
         raise RefusedFile(f"{where}: config.json does not describe a causal language model")
-    for key, number in _numbers(config):
-        most = _LARGEST_COUNT if _MODULES.search(key) else _LARGEST_NUMBER
-        if abs(number) > most:
-            raise RefusedFile(f"{where}: config.json says {key} = {_short(number)}, which no model has")
+    check_numbers(config, where)
     found = {fact: _stated(text, fact, where) for fact in _NAMES}
     d_model, layers = found["d_model"], found["layers"]
     if d_model is None or layers is None or (text is config and found["vocabulary"] is None):
         raise RefusedFile(f"{where}: config.json does not describe a causal language model")
     vocabulary = found["vocabulary"] or _stated(config, "vocabulary", where)
     return ModelFacts(d_model, layers, vocabulary, found["context"])
+
+
+def check_numbers(config: Json, where: str) -> None:
+    """Raises RefusedFile for a whole number, of whatever part of the model, that no model has."""
+    for key, number in _numbers(config):
+        if abs(number) > next((most for pattern, most in _COUNTS if pattern.search(key)), _LARGEST_NUMBER):
+            raise RefusedFile(f"{where}: config.json says {key} = {_short(number)}, which no model has")
 
 
 def check_files(folder: Path) -> None:
