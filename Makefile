@@ -20,10 +20,13 @@ test-slow: $(VENV)/installed-dev
 SEEDS ?= 100
 SPECS ?= 10000
 TASKS ?= 2000
+FOLDERS ?= 1000
+RECORDS ?= 600
 faults: $(VENV)/installed-dev  ## the whole fault suite and hostile input; writes down what was tried
 	$(BIN)/python -m pytest tests/faults tests/unit/test_leases.py tests/unit/test_hostile_specs.py \
-	  tests/unit/test_hostile_tasks.py tests/unit/test_hostile_files.py -m 'slow or not slow' \
-	  --seeds $(SEEDS) --specs $(SPECS) --tasks $(TASKS) --report tests/faults/REPORT.md
+	  tests/unit/test_hostile_tasks.py tests/unit/test_hostile_files.py tests/unit/test_hostile_models.py \
+	  tests/unit/test_hostile_records.py tests/contract/test_hub.py tests/e2e/test_one_bad_file.py -m 'slow or not slow' \
+	  --seeds $(SEEDS) --specs $(SPECS) --tasks $(TASKS) --folders $(FOLDERS) --records $(RECORDS) --report tests/faults/REPORT.md
 
 check: $(VENV)/installed-dev   ## lint, types, and pages that are generated from the code
 	$(BIN)/ruff check .

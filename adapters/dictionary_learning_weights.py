@@ -17,6 +17,8 @@ from harness.errors import RefusedFile
 from harness.sae.base import SparseAutoencoder
 from harness.sae.rules import ThresholdRule, TopRule
 
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 class Saved(NamedTuple):
     """The content of a file of weights and what its configuration promises of it."""
@@ -126,8 +128,8 @@ def _norms(decoder: Tensor) -> Tensor:
 def _same_k(saved: Saved) -> int:
     """The k that configuration and weights agree on. Raises RefusedFile."""
     stored = saved.weights.get("k")
-    if stored is not None and stored.numel() != 1:
-        raise RefusedFile(f"{saved.where}: k is {list(stored.shape)}, not a single number")
+    if stored is not None and (stored.numel() != 1 or stored.dtype not in _WHOLE):
+        raise RefusedFile(f"{saved.where}: k is {stored.dtype} {list(stored.shape)}, not a single whole number")
     found = saved.k if stored is None else int(stored)
     if found is None or (saved.k is not None and saved.k != found):
         raise RefusedFile(f"{saved.where}: k is {found}, the configuration says {saved.k}")

@@ -11,6 +11,7 @@ from typing import IO, Annotated, Literal
 from pydantic import Field
 
 from adapters.protocols import DatasetAdapter, Roots
+from harness.border import foreign
 from harness.canonical import known_digest
 from harness.errors import InvalidInput, NotAvailable, RefusedFile
 from harness.section import Json, without_empty
@@ -70,10 +71,9 @@ class FilesDataset(DatasetAdapter):
             yield self._text(row, f"{path.name}:{number}")
 
     def _parquet(self, path: Path) -> Iterator[str]:
-        import pyarrow as arrow
         import pyarrow.parquet as parquet
 
-        try:
+        with foreign(f"{path.name} is not a readable Parquet file"):
             table = parquet.ParquetFile(path, buffer_size=_BYTES_AT_ONCE)
             if self.field not in table.schema_arrow.names:
                 raise InvalidInput(
@@ -83,8 +83,6 @@ class FilesDataset(DatasetAdapter):
             rows = (text.as_py() for batch in batches for text in batch.column(0))
             for number, text in enumerate(rows, 1):
                 yield self._text({self.field: text}, f"{path.name}: row {number}")
-        except (arrow.ArrowException, OSError) as error:
-            raise RefusedFile(f"{path.name} is not a readable Parquet file: {error}") from error
 
     def _text(self, row: Json, where: str) -> str:
         text = row.get(self.field) if isinstance(row, dict) else None

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import NotAvailable, RefusedFile
+from harness.border import foreign, reason
+from harness.errors import NotAvailable, RefusedFile, Unpinnable
 
 Kind = Literal["model", "dataset"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PATIENCE = 10.0
+"""Seconds to wait for the hub; its own client waits for ever."""
+_REMEMBERED = 60.0
+"""Seconds for which an answer is not asked for again."""
+_HIDDEN = (401, 403, 404)
+_ADVICE = "go online once, state a full commit as `revision`, or point HF_HOME at a cache that holds it"
+_ADVICE_HIDDEN = "check its name and revision; for a private or gated repository, log in with `hf auth login`"
 
 
 def is_commit(revision: str | None) -> bool:
@@ -61,25 +71,53 @@ def cached_folder(kind: Kind, repository: str, commit: str) -> Path:
 
 
 def resolved_commit(kind: Kind, repository: str, revision: str | None) -> str:
-    """The commit of a branch or tag now. Raises NotAvailable with what to do when nobody knows."""
+    """The commit of a branch or tag now. Raises Unpinnable with what to do when nobody knows."""
     known = cached_commit(kind, repository, revision)
     if known:
         return known
-    import httpx
-    from huggingface_hub import HfApi
+    answer = _asked(kind, repository, revision, int(time.monotonic() // _REMEMBERED))
+    if isinstance(answer, Unpinnable):
+        raise Unpinnable(str(answer))
+    return answer
 
+
+def silence(timeout: float) -> str | None:
+    """Why the hub gives no answer now, or None where it does. `timeout`: seconds to wait for a connection and for a reply."""
     try:
-        sha = HfApi().repo_info(repository, revision=revision, repo_type=kind).sha
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise NotAvailable(
-            f"the hub does not answer for the {kind} {repository!r}, so its revision cannot be pinned "
-            f"({type(error).__name__}); go online once, state a full commit as `revision`, or point HF_HOME at a cache "
-            "that holds it"
-        ) from error
-    return str(sha)
+        with foreign("the hub", kind=NotAvailable):
+            from huggingface_hub import constants, get_session
+
+            status = get_session().head(constants.ENDPOINT, timeout=timeout).status_code
+            return f"{constants.ENDPOINT} answers with HTTP {status}" if status >= 500 else None
+    except NotAvailable as error:
+        return str(error)
+
+
+def cache_folder() -> Path:
+    """Where the hub's cache is on this machine."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+
+
+@lru_cache(maxsize=256)
+def _asked(kind: Kind, repository: str, revision: str | None, moment: int) -> str | Unpinnable:
+    """The hub's answer, also when it is none: the cells of a run ask the same, and a hub that is out of reach takes long."""
+    what = f"the revision {revision or 'main'!r} of the {kind} {repository!r} cannot be pinned"
+    try:
+        with foreign(what, _ADVICE, Unpinnable):
+            from huggingface_hub import HfApi
+            from huggingface_hub.errors import HfHubHTTPError
+
+            try:
+                sha = HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=_PATIENCE).sha
+            except HfHubHTTPError as error:
+                if error.response.status_code not in _HIDDEN:
+                    raise
+                raise Unpinnable(f"{what}: {reason(error)}; {_ADVICE_HIDDEN}") from None
+    except NotAvailable as error:
+        return error if isinstance(error, Unpinnable) else Unpinnable(str(error))
+    return str(sha) if is_commit(sha) else Unpinnable(f"{what}: the hub names no commit; {_ADVICE}")
 
 
 def _folder(kind: Kind, repository: str) -> Path:
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
-    return hub / f"{kind}s--{repository.replace('/', '--')}"
+    return cache_folder() / f"{kind}s--{repository.replace('/', '--')}"

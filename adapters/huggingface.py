@@ -9,6 +9,7 @@ from pydantic import Field
 
 from adapters.hub import check_dataset, is_commit, resolved_commit
 from adapters.protocols import DatasetAdapter, Roots
+from harness.border import foreign
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
 
@@ -55,10 +56,6 @@ def streamed_rows(name: str, config: str | None, split: str, revision: str) -> I
     from datasets import load_dataset
 
     check_dataset(name)
-    try:
+    advice = "go online, or use `adapter: files` with a local copy"
+    with foreign(f"the dataset {name!r} cannot be read", advice, NotAvailable):
         yield from load_dataset(name, config, split=split, revision=revision, streaming=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise NotAvailable(
-            f"the dataset {name!r} cannot be read: {reason} (go online, or use `adapter: files` with a local copy)"
-        ) from error

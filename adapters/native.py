@@ -6,7 +6,6 @@ trained, and export.json, which says of which model, layer and cell it is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +15,7 @@ from pydantic import Field
 from adapters.folder import read_json
 from adapters.protocols import Roots, SaeFacts, SaeSource
 from adapters.sae_files import config_object, digests, model_of, optional_positive, positive, sae_folder, site_of
+from adapters.tensor_table import tensor_shapes
 from harness.errors import RefusedFile
 from harness.section import Json
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 WEIGHTS, HEADER, ORIGIN = "sae.safetensors", "sae.json", "export.json"
 SAE_LENS = ("sae_weights.safetensors", "cfg.json")
 _MAX_DEPTH = 8
-_MAX_TENSOR_TABLE = 1 << 24
 
 
 class NativeSource(SaeSource):
@@ -116,20 +115,7 @@ def _check_sizes(folder: Path) -> None:
     sizes = {"d_in": header.get("d_in"), **(options if isinstance(options, dict) else {})}
     if isinstance(options, dict) and options.get("variant") == "identity":
         return  # it has no weights
-    largest = max((size for shape in _shapes(folder / WEIGHTS) for size in shape), default=0)
+    largest = max((size for shape in tensor_shapes(folder / WEIGHTS).values() for size in shape), default=0)
     for name, value in sizes.items():
         if (name == "d_in" or name.endswith("width")) and isinstance(value, int) and value > largest:
             raise RefusedFile(f"{folder / HEADER}: {name} = {value}, but no tensor of {WEIGHTS} is that large")
-
-
-def _shapes(path: Path) -> list[list[int]]:
-    """Shapes of all tensors of a safetensors file, from its table alone. Raises RefusedFile."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MAX_TENSOR_TABLE:
-                raise RefusedFile(f"{path.name} is not a safetensors file")
-            table = json.loads(file.read(length))
-        return [[int(n) for n in tensor["shape"]] for name, tensor in table.items() if name != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RefusedFile(f"{path.name} is not a safetensors file: {error}") from None

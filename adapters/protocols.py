@@ -30,8 +30,9 @@ class ModelFacts:
 
     d_model: int
     layers: int
-    vocabulary: int
-    """Token ids it knows: rows of its embedding. Its tokenizer may hold fewer or more."""
+    vocabulary: int | None
+    """Token ids it knows: rows of its embedding. Its tokenizer may hold fewer or more. None where its configuration leaves
+    that to its architecture."""
     context: int | None = None
     """Longest text in tokens by its configuration; None where that states none."""
 

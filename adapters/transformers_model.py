@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from adapters.folder import facts_of, folder_facts, hook_module, load_model, load_tokenizer, read_json
+from adapters.folder import folder_facts, hook_module, load_model, load_tokenizer, read_json
 from adapters.hub import cached_commit, cached_file, cached_folder, is_commit, refuse_local, resolved_commit
+from adapters.model_config import facts_of
 from adapters.model_files import check_model_folder, folder_identity
 from adapters.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
 from harness.errors import NotAvailable

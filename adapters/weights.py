@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness.border import foreign
 from harness.errors import RefusedFile
 from harness.sae.base import SparseAutoencoder
 from harness.sae.linear import ConcatenatedSAE, Group, LinearWeights, frozen
 from harness.sae.rules import ThresholdRule, TopRule
+from harness.torch_files import is_held, read_archive
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-)
-"""What torch's reader raises for a file that is not what it says."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises RefusedFile."""
-    try:
+    with foreign(f"{path.name} cannot be read as safetensors"):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RefusedFile(f"{path.name} cannot be read as safetensors: {error}") from error
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -47,20 +31,12 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     Raises RefusedFile for whatever torch's restricted reader does not take: classes, functions, other containers.
     """
     advice = "convert it on a machine you can afford to lose: safetensors.torch.save_file(state_dict, 'ae.safetensors')"
-    _check_container(path, advice)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise RefusedFile(
-            f"{path.name} holds more than tensors, or is damaged, and was not unpickled ({reason}); {advice}"
-        ) from error
+    state = read_archive(path, advice)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise RefusedFile(f"{path.name} holds no state dict of tensors; {advice}")
     found = {str(name): tensor for name, tensor in state.items()}
     for name, tensor in found.items():
-        # A stride of zero turns a few bytes into any number of elements.
-        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        if not is_held(tensor):
             raise RefusedFile(f"{path.name}: {name} stands for more numbers than the file holds")
     return found
 
@@ -89,17 +65,6 @@ def dictionary(
         # In float64: the folded bias is the difference of two numbers that may be large.
         bias = (bias.double() - encoder.double() @ b_dec.double()).to(bias.dtype)
     return frozen(ConcatenatedSAE(LinearWeights((Group(encoder, bias, decoder, rule),), b_dec)))
-
-
-def _check_container(path: Path, advice: str) -> None:
-    """Only the archive that torch ≥ 1.6 writes: anything compressed or older is none of its state dicts."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        stored = False
-    if not stored:
-        raise RefusedFile(f"{path.name} is not a state dict in the format of torch ≥ 1.6, and was not read; {advice}")
 
 
 def _checked(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> Tensor:

@@ -5,11 +5,13 @@
     │   ├── SpecError           one or many Problems, each with file, line and column
     │   ├── RefusedFile         a weight, vector or result file that is malformed, unsafe or of another kind
     │   └── NotAvailable        a model, dataset or package that is not here (with what to do about it)
+    │       └── Unpinnable      a branch or tag of the hub whose commit nobody here knows
     ├── StoreError              the artifact store cannot be read or written
     │   └── DamagedArtifact     checksum or layout of a stored artifact is wrong
     └── CellFailed              one cell could not be computed; the others go on
+        └── Panicked            native code of a library gave up in the midst of it
 
-Errors of third-party libraries are mapped to these where they enter (adapters, store, loader).
+Errors of third-party libraries are mapped to these where they enter (`harness/border.py`).
 """
 
 from __future__ import annotations
@@ -62,6 +64,10 @@ class NotAvailable(InvalidInput):
     """A model, dataset, package or device that is not available here."""
 
 
+class Unpinnable(NotAvailable):
+    """A branch or tag of the hub of which nobody here knows the commit: what needs it cannot be planned."""
+
+
 class StoreError(LatentbenchError):
     """The store cannot be read or written."""
 
@@ -72,3 +78,7 @@ class DamagedArtifact(StoreError):
 
 class CellFailed(LatentbenchError):
     """One cell could not be computed."""
+
+
+class Panicked(CellFailed):
+    """Native code of a library gave up, with an exception that is no `Exception`."""

@@ -42,7 +42,7 @@ class Section(BaseModel):
     def pinned(self, roots: Roots) -> Self:
         """Itself with whatever may change (a branch of a hub repository) replaced by what it stands for now (a commit).
 
-        Sections that name such a thing say how; all others ask the sections in their fields. Raises NotAvailable when
+        Sections that name such a thing say how; all others ask the sections in their fields. Raises Unpinnable when
         the hub must be asked and does not answer.
         """
         held = {name: getattr(self, name) for name in type(self).model_fields}

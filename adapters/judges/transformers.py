@@ -13,9 +13,9 @@ from adapters.judges.grades import ones_of
 from adapters.judges.transcripts import Transcripts
 from adapters.protocols import Judge, Reply, Roots
 from adapters.transformers_model import TransformersModel
+from harness.border import foreign
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
-from harness.words import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,6 @@ def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
 
 
 def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int, graded: bool) -> Reply:
-    from jinja2 import TemplateError
 
     from harness.activations.capture import positions
     from harness.activations.vocabulary import check_ids, embedding_rows
@@ -100,17 +99,15 @@ def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tok
 
     tokenizer = judge.tokenizer
     try:
-        encoded: Any = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    except (TemplateError, ValueError) as error:
-        return Reply(None, one_line(f"the chat template refuses the messages: {error}")[:300])
-    rows, read = embedding_rows(judge.model), encoded["input_ids"].shape[1]
-    try:
-        check_ids(encoded["input_ids"][0].tolist(), tokenizer, rows, "the chat template and the messages: ")
+        with foreign("the chat template refuses the messages"):
+            encoded: Any = tokenizer.apply_chat_template(
+                [dict(m) for m in messages], add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        ids = encoded["input_ids"][0].tolist()
+        check_ids(ids, tokenizer, embedding_rows(judge.model), "the chat template and the messages: ")
     except InvalidInput as error:
-        return Reply(None, str(error))
-    encoded, room = encoded.to(judge.device), positions(judge.model)
+        return Reply(None, str(error)[:300])
+    encoded, read, room = encoded.to(judge.device), len(ids), positions(judge.model)
     if room is not None and read + max_tokens > room:
         return Reply(None, f"the question has {read} tokens and leaves no room for {max_tokens} more in {room}")
     made = generate(

@@ -16,6 +16,7 @@ from adapters.lm_eval.sealed import asked_for_code, sealed
 from adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
 from adapters.lm_eval.tested import LENGTH, LENGTH_ALIASES, open_datasets
 from adapters.protocols import Roots
+from harness.border import foreign
 from harness.canonical import digest, file_digest
 from harness.errors import InvalidInput, NotAvailable
 from harness.section import Json
@@ -88,34 +89,17 @@ def load(task: str, options: Options, roots: Roots, folder: Path, chat: Callable
 
 @contextmanager
 def _refused(task: str, cannot: str) -> Iterator[None]:
-    """Sealed; what lm-eval, `datasets`, a template or a pattern raises inside becomes NotAvailable."""
-    import jinja2
-    from datasets.exceptions import DatasetsError
-
-    with sealed():
+    """Sealed; whatever lm-eval, `datasets`, a template or a pattern raises inside becomes NotAvailable."""
+    failure = f"lm-eval {cannot} the task {task!r}"
+    with sealed(), foreign(failure, kind=NotAvailable):
         try:
             yield
-        except (*_REFUSALS, jinja2.TemplateError, DatasetsError) as error:
-            said = " ".join(str(error).split())[:400] or type(error).__name__
-            said = "it wants a metric of `evaluate`, which is code from elsewhere" if asked_for_code(error) else said
-            raise NotAvailable(f"lm-eval {cannot} the task {task!r}: {said}") from error
-
-
-_REFUSALS = (
-    ImportError,
-    AssertionError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    SyntaxError,
-    RecursionError,
-    MemoryError,
-    re.error,
-)
-"""What bad templates, patterns, columns and answers make lm-eval raise."""
+        except Exception as error:
+            if asked_for_code(error):
+                raise NotAvailable(
+                    f"{failure}: it wants a metric of `evaluate`, which is code from elsewhere"
+                ) from error
+            raise
 
 
 def _made(task: str, roots: Roots, folder: Path) -> list[Task]:

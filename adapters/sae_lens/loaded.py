@@ -6,19 +6,16 @@ from pathlib import Path
 
 import torch
 from sae_lens import SAE
-from safetensors import SafetensorError
 from torch import Tensor
 
 from adapters.sae_lens import classes  # noqa: F401  (so that sae-lens knows the classes that exports may need)
 from adapters.sae_lens.source import other_output
 from adapters.sae_lens.weights import weights_of
+from harness.border import foreign
 from harness.errors import NotAvailable, RefusedFile
 from harness.sae.base import SparseAutoencoder
 from harness.sae.codes import Codes
 from harness.sae.linear import LinearWeights
-
-_UNREADABLE = (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-"""What sae-lens raises for files that do not fit together."""
 
 
 class LoadedFromSaeLens(SparseAutoencoder):
@@ -54,21 +51,14 @@ class LoadedFromSaeLens(SparseAutoencoder):
 
 def from_registry(release: str, sae_id: str) -> LoadedFromSaeLens:
     """A registered SAE. Raises NotAvailable with the nearest names, or with what to do when the hub is out of reach."""
-    try:
+    with foreign(f"sae-lens cannot load {release!r} / {sae_id!r}", kind=NotAvailable):
         return LoadedFromSaeLens(SAE.from_pretrained(release, sae_id, device="cpu"))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise NotAvailable(f"sae-lens cannot load {release!r} / {sae_id!r}: {reason}") from error
 
 
 def from_disk(folder: Path) -> LoadedFromSaeLens:
     """An SAE that sae-lens saved. Raises RefusedFile when the files do not fit together."""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            loaded = LoadedFromSaeLens(SAE.load_from_disk(folder, device="cpu"))
-            with torch.no_grad():
-                loaded(torch.zeros(1, loaded.d_in))  # sae-lens checks neither k nor groups when it loads
-            return loaded
-    except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise RefusedFile(f"{folder.name} is not an SAE that sae-lens can read: {reason}") from error
+    with foreign(f"{folder.name} is not an SAE that sae-lens can read"), torch.random.fork_rng(devices=[]):
+        loaded = LoadedFromSaeLens(SAE.load_from_disk(folder, device="cpu"))
+        with torch.no_grad():
+            loaded(torch.zeros(1, loaded.d_in))  # sae-lens checks neither k nor groups when it loads
+        return loaded

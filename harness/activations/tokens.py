@@ -23,6 +23,7 @@ from torch import Tensor
 from harness.activations.cuts import Cuts
 from harness.activations.digests import Digests, collected, digest_of, folded_digest_of
 from harness.activations.vocabulary import check_ids, known, padding_id
+from harness.border import foreign
 from harness.errors import InvalidInput
 from harness.metrics.units import Units, units_of
 from harness.section import Json
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
 _CHARACTERS_PER_TOKEN = 16
 """More than nearly all texts have, so that the first piece of a long one nearly always holds the tokens wanted."""
+_LARGEST_ID = 2**31 - 1
+"""Rows are kept as int32."""
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
 
 
@@ -259,7 +262,11 @@ class _Beginnings:
         if self._truncates:
             # One token more than wanted: an EOS the tokenizer puts behind what it has cut off must not stay in mid-text.
             options |= {"truncation": True, "max_length": limit + 1}
-        ids: list[list[int]] = self._tokenizer(texts, verbose=False, **options)["input_ids"]
+        first = f"texts, the first of which starts with {texts[0][:40]!r}"
+        with foreign(f"the tokenizer cannot encode {first}", "look at the patterns of its tokenizer.json"):
+            ids: list[list[int]] = self._tokenizer(texts, verbose=False, **options)["input_ids"]
+        if (largest := max((max(row) for row in ids if row), default=0)) > _LARGEST_ID:
+            raise InvalidInput(f"the tokenizer gives {first} the token {largest}, which no vocabulary has")
         return ids
 
     @cached_property

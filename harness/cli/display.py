@@ -81,9 +81,9 @@ def print_summary(plan: Plan, unfinished: dict[str, str], project: Project, seco
         sys.stdout.write(table + "\n")
     for title, reason in unfinished.items():
         console.print(f"[red]no numbers[/] {escape(title)}: {escape(reason)}", highlight=False, soft_wrap=True)
-    done = len(plan.cells) - len(unfinished)
+    meant = len(plan.cells) + len(plan.unpinned)
     console.print(
-        f"{done} of {plural(len(plan.cells), 'cell')} complete in {seconds:.1f} s; table: {project.results.name}/LEADERBOARD.md"
+        f"{meant - len(unfinished)} of {plural(meant, 'cell')} complete in {seconds:.1f} s; table: {project.results.name}/LEADERBOARD.md"
     )
     if unfinished:
         console.print("next: latentbench status, or latentbench retry for what failed", highlight=False)

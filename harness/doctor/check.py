@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.border import contained
+
 Verdict = Literal["pass", "fail", "note"]
 
 
@@ -46,9 +48,10 @@ def run_checks(checks: Iterable[Check]) -> Iterator[Result]:
         started = time.monotonic()
         try:
             found = check.look()
-        except Exception as error:  # whatever is broken here is what the doctor is asked about
+        except BaseException as error:  # whatever is broken here is what the doctor is asked about
             place = traceback.extract_tb(error.__traceback__)[-1]
-            found = Finding(False, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})")
+            told = contained(error)
+            found = Finding(False, f"{type(told).__name__}: {told} ({place.name}, line {place.lineno})")
         verdict: Verdict = "note" if found.passed is None else "pass" if found.passed else "fail"
         yield Result(check.name, check.group, verdict, found.detail, time.monotonic() - started)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from harness.project import Project
 
 ENOUGH = 2 << 30
 """Free bytes below which a run may well fail."""
+_PATIENCE = 3.0
+"""Seconds to wait for the hub."""
 
 
 def surroundings_checks(project: Project) -> list[Check]:
-    """All of them; none opens a connection."""
+    """All of them; only the last opens a connection, to the hub, unless this machine is told to stay offline."""
     return [
         Check("packages fit", "surroundings", _packages),
         Check("plug-ins load", "surroundings", _plug_ins),
@@ -78,17 +81,18 @@ def _disk(store: Path) -> Finding:
 
 
 def _hub() -> Finding:
-    """Whether a run will ask the hub; reaching it is not tried."""
-    offline = any(
-        os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
-    cached = len(list((home / "hub").glob("models--*"))) if (home / "hub").is_dir() else 0
-    known = distribution("huggingface_hub").version
-    mode = (
-        "offline: only what is cached can be read"
-        if offline
-        else "online: what is not cached is fetched by pinned revision"
-    )
-    return Finding(None, f"{mode}; {cached} cached models, huggingface_hub {known}")
+    """Whether a run that needs the hub will get an answer, which is asked for."""
+    from adapters.hub import cache_folder, silence
+
+    cached, known = len(list(cache_folder().glob("models--*"))), distribution("huggingface_hub").version
+    return Finding(None, f"{_hub_now(silence)}; {cached} cached models, huggingface_hub {known}")
+
+
+def _hub_now(silence: Callable[[float], str | None]) -> str:
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    told = next((name for name in names if os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON")), None)
+    if told:
+        return f"offline, because {told} is set: only what is cached can be read"
+    if why := silence(_PATIENCE):
+        return f"unreachable ({why}): only what is cached can be read"
+    return "online, it answered: what is not cached is fetched by pinned revision"

@@ -47,22 +47,23 @@ class Choice:
 
     def of(self, plan: Plan, results: Path) -> Plan:
         """The plan with the cells that are meant. Raises InvalidInput when the pattern matches none."""
-        named = [cell for cell in plan.cells if self._named(cell)]
-        if self.pattern is not None and plan.cells and not named:
+        named = [cell for cell in plan.cells if self._named(cell.cell.title)]
+        unpinned = {title: why for title, why in plan.unpinned.items() if self._named(title)}
+        if self.pattern is not None and plan.cells and not named and not unpinned:
             example = plan.cells[0].cell.title
             raise InvalidInput(f"no cell matches --filter {self.pattern!r}; cells have titles such as {example}")
         kept = [cell for cell in named if self.shard is None or self.shard.has(cell.key)]
         if self.last:
             kept = [cell for cell in kept if cell.run and _last(cell, results) in self.last]
-        return replace(plan, cells=tuple(kept))
+        return replace(plan, cells=tuple(kept), unpinned=unpinned)
 
     def first(self, plan: Plan) -> Plan:
         """The plan without the cells that would exceed `max_cells`."""
         later = {cell.key for cell in plan.to_run[self.max_cells :]} if self.max_cells is not None else set()
         return replace(plan, cells=tuple(cell for cell in plan.cells if not (cell.run and cell.key in later)))
 
-    def _named(self, cell: PlannedCell) -> bool:
-        return self.pattern is None or re.search(_expression(self.pattern), cell.cell.title) is not None
+    def _named(self, title: str) -> bool:
+        return self.pattern is None or re.search(_expression(self.pattern), title) is not None
 
 
 def _expression(pattern: str) -> str:

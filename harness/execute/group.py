@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from harness.activations.tokens import EvalTokens, TrainTokens, overlap
+from harness.border import contained
 from harness.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
 from harness.execute.environment import peak_memory_bytes
 from harness.execute.events import Event, Report
@@ -97,9 +98,10 @@ class _Run:
         start = time.perf_counter()
         try:
             work()
-        except Exception as error:  # the border at which one cell's failure stops
+        except BaseException as error:  # the border at which one cell's failure stops
+            kept = contained(error)
             for state in states:
-                state.error = _failure(stage, error)
+                state.error = _failure(stage, kept)
         for state in states:
             state.seconds[stage] = state.seconds.get(stage, 0.0) + time.perf_counter() - start
 

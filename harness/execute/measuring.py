@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.activations.site import Site
 from harness.activations.tokens import EvalTokens
+from harness.border import contained
 from harness.execute.stages import Models, keep, make_eval_tokens, stored_baseline, stored_measurement
 from harness.measure.documents import Request, measure
 from harness.measure.statistics import Baseline, Measurement
@@ -98,8 +99,8 @@ class Measuring:
         for subject in subjects:
             try:
                 requests |= self._requests(subject, stages[subject.cell], refs)
-            except Exception as error:  # one SAE that cannot be loaded must not cost the others
-                failures[subject.cell] = error
+            except BaseException as error:  # one SAE that cannot be loaded must not cost the others
+                failures[subject.cell] = contained(error)
         lacking = {stage.ref: stage for cell, stage in bases.items() if stage.ref in refs and cell not in failures}
         if not requests and not lacking:
             return failures

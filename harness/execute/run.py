@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+from harness.errors import InvalidInput, Unpinnable
 from harness.execute.events import Report
 from harness.execute.placing import Placement
 from harness.plan.plan import Plan, make_plan
 from harness.project import Project, load_specs
 from harness.results import find_record
-from harness.spec.cells import SpecFile
+from harness.spec.cells import Cell, SpecFile
+from harness.spec.experiment import Experiment
+from harness.spec.nodes import Node
 from harness.store.store import Store
 
 
 def prepare(project: Project, given: Iterable[str]) -> Plan:
-    """The plan for specs with everything from the hub pinned to what it is now. Raises SpecError or NotAvailable."""
-    specs = [_pinned(spec, project) for spec in load_specs(project, given)]
-    return make_plan(specs, Store(project.store), project.results, project.roots)
+    """The plan for specs with everything from the hub pinned to what it is now.
+
+    Cells of which that is not known are left out and named in the plan: they cost no others. Raises Unpinnable when none
+    is left, SpecError for specs that are wrong.
+    """
+    unpinned: dict[str, str] = {}
+    specs = [_pinned(spec, project, unpinned) for spec in load_specs(project, given)]
+    plan = make_plan(specs, Store(project.store), project.results, project.roots)
+    if unpinned and not plan.cells:
+        raise Unpinnable("\n".join(dict.fromkeys(unpinned.values())))
+    return replace(plan, unpinned=unpinned)
 
 
 def compute(plan: Plan, project: Project, placement: Placement, report: Report) -> None:
@@ -25,14 +37,36 @@ def compute(plan: Plan, project: Project, placement: Placement, report: Report) 
         placement.run(plan, project, report)
 
 
-def _pinned(spec: SpecFile, project: Project) -> SpecFile:
-    """The spec with branches of everything from the hub replaced by the commits they stand for now."""
-    return spec.changed(lambda experiment, _: experiment.pinned(project.roots))
+def _pinned(spec: SpecFile, project: Project, unpinned: dict[str, str]) -> SpecFile:
+    """The spec with branches of everything from the hub replaced by the commits they stand for now.
+
+    Without the cells whose commits nobody knows: their titles are added to `unpinned`, with the reason.
+    """
+    done: dict[int, Experiment | Unpinnable] = {}  # cells that differ only in their seed share an experiment
+    kept: list[tuple[Cell, Node]] = []
+    for cell, tree in zip(spec.cells, spec.trees, strict=True):
+        if id(cell.experiment) not in done:
+            done[id(cell.experiment)] = _of_now(cell.experiment, project)
+        now = done[id(cell.experiment)]
+        if isinstance(now, Unpinnable):
+            unpinned[cell.title] = str(now)
+        else:
+            kept.append((replace(cell, experiment=now), tree))
+    return replace(spec, cells=tuple(cell for cell, _ in kept), trees=tuple(tree for _, tree in kept))
+
+
+def _of_now(experiment: Experiment, project: Project) -> Experiment | Unpinnable:
+    try:
+        return experiment.pinned(project.roots)
+    except Unpinnable as error:
+        return error
+    except (InvalidInput, ValueError, OSError):
+        return experiment  # a name that leads nowhere: the plan says so, with its place in the spec
 
 
 def unfinished(plan: Plan, project: Project) -> dict[str, str]:
     """Title and reason of every cell that has no numbers now."""
-    found: dict[str, str] = {}
+    found = dict(plan.unpinned)
     for item in plan.cells:
         record = find_record(project.results, item.cell, item.key)
         if record is None:

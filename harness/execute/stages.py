@@ -142,4 +142,5 @@ class Models:
     def known_ids(self, adapter: ModelAdapter) -> int:
         """How many token ids the model knows; it is loaded only where its configuration does not say."""
         facts = adapter.facts(self.roots)
-        return facts.vocabulary if facts else embedding_rows(self.model(adapter).model)
+        stated = facts.vocabulary if facts else None
+        return embedding_rows(self.model(adapter).model) if stated is None else stated

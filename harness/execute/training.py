@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from adapters.folder import facts_of
+from adapters.model_config import facts_of
 from adapters.protocols import DatasetAdapter
 from harness.activations.stream import ActivationStream
 from harness.activations.tokens import TrainTokens
+from harness.border import contained
 from harness.canonical import digest, seed_of
 from harness.errors import NotAvailable, RefusedFile
 from harness.execute.ranks import Outcome
@@ -147,10 +148,11 @@ class Training:
     def _attempt(self, failures: dict[str, Exception], key: str, work: Callable[[], T]) -> T | None:
         try:
             return work()
-        except Exception as error:  # one SAE that cannot be made must not cost the others
-            if not self.team.shares(error):
+        except BaseException as error:  # one SAE that cannot be made must not cost the others
+            kept = contained(error)
+            if not self.team.shares(kept):
                 raise
-            failures[key] = error
+            failures[key] = kept
             return None
 
     def load(self, made: SaeStages) -> SparseAutoencoder:

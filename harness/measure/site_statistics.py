@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.activations.resume import needs_block_input, resumed_logits
 from harness.activations.site import Site
+from harness.border import contained
 from harness.measure.batches import DocumentBatch, DocumentSums, per_document, squared_norms
 from harness.measure.losses import Predictions
 from harness.measure.reconstruction import Reconstructions
@@ -115,10 +116,12 @@ class SiteStatistics:
     def _add_isolated(self, request: Request, batch: DocumentBatch, x: Tensor, losses: Losses | None) -> None:
         try:
             self._add_sae(request, batch, x, losses)
-        except Exception as error:  # an SAE may be anyone's and raise anything; the others go on
+        except BaseException as error:  # an SAE may be anyone's and raise anything; the others go on
+            kept = contained(error)
             # The traceback as text: its frames would keep this batch's tensors alive.
-            error.add_note(traceback.format_exc())
-            self.failures[request.name] = error.with_traceback(None)
+            kept.add_note(traceback.format_exc())
+            kept.__cause__ = None
+            self.failures[request.name] = kept.with_traceback(None)
 
     def _add_sae(self, request: Request, batch: DocumentBatch, x: Tensor, losses: Losses | None) -> None:
         request.sae.to(x.device).eval()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.protocols import Roots
@@ -44,6 +44,8 @@ class Plan:
     """Everything a run of some specs would do."""
 
     cells: tuple[PlannedCell, ...]
+    unpinned: Mapping[str, str] = field(default_factory=dict)
+    """Title and reason of the cells that are not among them, because nobody here knows what the hub has for them now."""
 
     @property
     def to_run(self) -> tuple[PlannedCell, ...]:

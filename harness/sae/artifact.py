@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from harness.border import foreign
 from harness.errors import RefusedFile
 from harness.registry import sections
 from harness.sae.base import SparseAutoencoder, digest
@@ -84,10 +84,8 @@ def _options(header: dict[str, Any], folder: Path) -> Variant:
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    try:
+    with foreign(f"{path}: cannot be read as safetensors"):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RefusedFile(f"{path}: cannot be read as safetensors: {error}") from error
 
 
 def _fill(sae: SparseAutoencoder, weights: dict[str, Tensor], folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from harness.activations.site import Site
+from harness.border import contained
 from harness.meters import now
 from harness.sae.base import SparseAutoencoder
 from harness.sae.memory import release
@@ -118,10 +119,11 @@ def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict
                 start = now(x.device)  # what the model or another SAE has queued is not this one's
                 try:
                     trainee.step(x)
-                except Exception as error:  # one trainee's failure must not end the others' training
-                    if not team.shares(error):
+                except BaseException as error:  # one trainee's failure must not end the others' training
+                    kept = contained(error)
+                    if not team.shares(kept):
                         raise
-                    failed[trainee] = error
+                    failed[trainee] = kept
                 trainee.pace.tokens += len(x)
                 trainee.pace.seconds += now(x.device) - start
 
@@ -129,5 +131,5 @@ def _feed(trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict
 def _finished(trainee: Trainee) -> Outcome:
     try:
         return trainee.finish()
-    except Exception as error:  # as above
-        return error
+    except BaseException as error:  # as above
+        return contained(error)

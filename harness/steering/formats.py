@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import re
-import struct
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.border import foreign
 from harness.errors import InvalidInput, RefusedFile
 from harness.steering.gguf_header import check_header
 from harness.steering.vectors import SteeringVectors
 from harness.store.files import write_bytes
+from harness.torch_files import is_held, read_archive
 
 _ARCHITECTURE = "controlvector"
 _DIRECTION = re.compile(r"direction\.(\d+)")
 _HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")
 _LARGEST = 1 << 30
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error)
-_NOT_TENSORS = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, AssertionError, *_UNREADABLE)
 
 
 def read_vectors(path: Path) -> SteeringVectors:
@@ -58,8 +55,8 @@ def read_gguf(path: Path) -> SteeringVectors:
     """A control vector as repeng and llama.cpp write it: F32 tensors `direction.<layer>`. Raises RefusedFile."""
     from gguf import GGMLQuantizationType, GGUFReader
 
-    check_header(path)
-    try:
+    with foreign(f"{path.name} is no readable GGUF control vector"):
+        check_header(path)
         reader = GGUFReader(path)
         kind = reader.get_field("general.architecture")
         if kind is None or kind.contents() != _ARCHITECTURE:
@@ -70,11 +67,7 @@ def read_gguf(path: Path) -> SteeringVectors:
             if name is None or tensor.tensor_type != GGMLQuantizationType.F32:
                 raise RefusedFile(f"{path.name}: {tensor.name} is no direction in 32-bit floating point")
             vectors[int(name[1])] = torch.tensor(tensor.data.reshape(-1))
-        return SteeringVectors(vectors)
-    except (*_UNREADABLE, InvalidInput) as error:
-        if isinstance(error, RefusedFile):
-            raise
-        raise RefusedFile(f"{path.name} is no readable GGUF control vector: {error}") from error
+    return _vectors(vectors, path)
 
 
 def write_gguf(vectors: SteeringVectors, path: Path, model_hint: str = "unknown") -> None:
@@ -107,15 +100,7 @@ def read_lm_eval(path: Path) -> SteeringVectors:
     Raises RefusedFile for whatever torch's restricted reader does not take, and for what is not a vector added to the
     residual stream (clamping, single heads, a bias).
     """
-    if not _is_archive(path):
-        raise RefusedFile(f"{path.name} is no file in the format of torch ≥ 1.6, and was not unpickled")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except _NOT_TENSORS as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise RefusedFile(
-            f"{path.name} holds more than tensors and numbers, and was not unpickled ({reason})"
-        ) from error
+    stored = read_archive(path)
     if not isinstance(stored, Mapping) or not stored:
         raise RefusedFile(f"{path.name} holds no map from hook points to steering vectors")
     vectors: dict[int, Tensor] = {}
@@ -124,10 +109,7 @@ def read_lm_eval(path: Path) -> SteeringVectors:
         if layer in vectors:
             raise RefusedFile(f"{path.name}: two steering vectors for layer {layer}")
         vectors[layer] = vector
-    try:
-        return SteeringVectors(vectors)
-    except InvalidInput as error:
-        raise RefusedFile(f"{path.name}: {error}") from error
+    return _vectors(vectors, path)
 
 
 def write_lm_eval(vectors: SteeringVectors, path: Path, hookpoint: str = "layers") -> None:
@@ -147,13 +129,12 @@ def write_lm_eval(vectors: SteeringVectors, path: Path, hookpoint: str = "layers
     write_bytes(path, file.getvalue())
 
 
-def _is_archive(path: Path) -> bool:
-    """Whether it is the uncompressed archive that torch writes; anything older is a bare pickle."""
+def _vectors(vectors: Mapping[int, Tensor], path: Path) -> SteeringVectors:
+    """Raises RefusedFile that names the file where these are no vectors of one model."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
+        return SteeringVectors(vectors)
+    except InvalidInput as error:
+        raise RefusedFile(f"{path.name}: {error}") from error
 
 
 def _lm_eval_entry(hookpoint: str, entry: Any, where: str) -> tuple[int, Tensor]:
@@ -165,8 +146,8 @@ def _lm_eval_entry(hookpoint: str, entry: Any, where: str) -> tuple[int, Tensor]
     if entry.get("action", "add") != "add" or entry.get("bias") is not None or entry.get("head_index") is not None:
         raise RefusedFile(f"{where}: {hookpoint}: only vectors that are added to the residual stream are read")
     coefficient = entry.get("steering_coefficient", 1.0)
-    if not isinstance(coefficient, int | float) or vector.layout != torch.strided or not vector.is_floating_point():
+    if not isinstance(coefficient, int | float) or not vector.is_floating_point():
         raise RefusedFile(f"{where}: {hookpoint} holds no floating-point vector with a number as coefficient")
-    if vector.untyped_storage().nbytes() < vector.numel() * vector.element_size():
+    if not is_held(vector):
         raise RefusedFile(f"{where}: {hookpoint} stands for more numbers than the file holds")
     return int(name[1]), vector.detach().float().reshape(-1) * float(coefficient)

@@ -7,6 +7,7 @@ then pairs of key, type and value; then name, shape, type and offset of every te
 from __future__ import annotations
 
 import struct
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,10 +17,12 @@ _VERSIONS, _LARGEST_COUNT, _LARGEST_HEADER, _DIMENSIONS = (2, 3), 4096, 1 << 24,
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the plain types by number."""
 _TEXT, _LIST = 8, 9
+_PER_BYTE = 8
+"""Most elements of a quantised tensor in a byte."""
 
 
 def check_header(path: Path) -> None:
-    """Raises RefusedFile when a count or length in the header cannot be true, or lists hold lists."""
+    """Raises RefusedFile when a count, length or offset in the header cannot be true, or lists hold lists."""
     with path.open("rb") as file:
         header = _Header(file, path)
         if header.take(4) != b"GGUF" or header.number(4) not in _VERSIONS:
@@ -80,9 +83,13 @@ class _Header:
     def tensor(self) -> None:
         self.text()
         dimensions = self.number(4)
-        if dimensions > _DIMENSIONS:
+        if not 1 <= dimensions <= _DIMENSIONS:
             raise self.wrong()
-        self.take(8 * dimensions + 4 + 8)
+        elements = prod(self.number(8) for _ in range(dimensions))
+        self.number(4)  # its type
+        # The gguf package adds in 64 bits: beyond, an offset comes round to the header and is read as numbers.
+        if not 1 <= elements <= _PER_BYTE * self.size or self.number(8) > self.size:
+            raise self.wrong()
 
     def wrong(self) -> RefusedFile:
         return RefusedFile(f"{self.name} is no sound GGUF file: its header promises what is not there")

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.activations.blocks import decoder_blocks
+from harness.border import foreign
 from harness.canonical import canonical
 from harness.errors import InvalidInput, RefusedFile
 from harness.section import Json
@@ -115,7 +116,7 @@ class SteeringVectors:
             layers = json.loads(header["layers"])
             norms = {int(layer): float(norm) for layer, norm in json.loads(header["residual_norms"]).items()}
             made = cls({layer: tensors[_name(layer)] for layer in layers}, json.loads(header["model"]), norms)
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError, InvalidInput) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, InvalidInput) as error:
             raise RefusedFile(f"{path.name}: its header and its tensors do not fit together: {error}") from error
         if made.digest != header.get("sha256") or len(tensors) != len(layers):
             raise RefusedFile(f"{path.name} is damaged: its vectors are not those its header was written for")
@@ -149,8 +150,5 @@ def _width(model: Any) -> int | None:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise RefusedFile(f"{path.name} cannot be read as safetensors: {error}") from error
+    with foreign(f"{path.name} cannot be read as safetensors"), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

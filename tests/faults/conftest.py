@@ -28,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seeds", type=int, default=100, help="Random faults per kind in the slow part.")
     group.addoption("--specs", type=int, default=10_000, help="Malformed specs in the slow part.")
     group.addoption("--tasks", type=int, default=2000, help="Hostile task files in the slow part.")
+    group.addoption("--folders", type=int, default=500, help="Spoilt model folders in the slow part.")
+    group.addoption("--records", type=int, default=600, help="Hostile records in the slow part.")
     group.addoption("--report", type=Path, default=None, help="Write what was run to this file.")
 
 

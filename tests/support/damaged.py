@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.hostile import STRANGE, changed, places
+from tests.support.hostile import STRANGE, at, changed, places
 
 BOMBS: dict[str, bytes] = {
     "empty": b"",
@@ -101,6 +102,15 @@ def gguf_lies() -> dict[str, bytes]:
     def head(tensors: int, pairs: int, version: int = 3) -> bytes:
         return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs)
 
+    def alignment(size: int) -> bytes:
+        return (
+            head(1, 2) + text + struct.pack("<Q", 17) + b"general.alignment" + struct.pack("<II", 4, size) + tensor(4)
+        )
+
+    def tensor(*sizes: int, called: bytes = b"direction.1", kind: int = 0, offset: int = 0) -> bytes:
+        shape = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
+        return struct.pack("<Q", len(called)) + called + shape + struct.pack("<IQ", kind, offset) + b"\0" * 64
+
     text = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 13) + b"controlvector"
     name = struct.pack("<Q", 11) + b"direction.1"
     return {
@@ -121,6 +131,19 @@ def gguf_lies() -> dict[str, bytes]:
         "an offset beyond the file": head(1, 1) + text + name + struct.pack("<IQIQ", 1, 4, 0, 2**40) + b"\0" * 64,
         "many dimensions": head(1, 1) + text + name + struct.pack("<I", 2**31) + b"\1" * 4096,
         "an unknown quantisation": head(1, 1) + text + name + struct.pack("<IQIQ", 1, 4, 999, 0) + b"\0" * 64,
+        "dimensions that overflow": head(1, 1) + text + tensor(2**33, 2**33),
+        "dimensions that overflow to few": head(1, 1) + text + tensor(2**62, 4, 4),
+        "the largest dimension": head(1, 1) + text + tensor(2**64 - 1),
+        "no dimension": head(1, 1) + text + tensor(),
+        "a dimension of zero": head(1, 1) + text + tensor(0),
+        "the largest offset": head(1, 1) + text + tensor(4, offset=2**64 - 1),
+        "an alignment of zero": alignment(0),
+        "an alignment of three": alignment(3),
+        "the largest alignment": alignment(2**31),
+        "a layer without end": head(1, 1) + text + tensor(4, called=b"direction." + b"9" * 5000),
+        "the same layer twice": head(2, 1) + text + tensor(4)[:-64] + tensor(4),
+        "a name that is no text": head(1, 1) + text + tensor(4, called=b"\xff\xfe.1"),
+        "an architecture that is a number": head(1, 1) + text[:28] + struct.pack("<II", 4, 7) + tensor(4),
     }
 
 
@@ -141,6 +164,47 @@ def torn(content: bytes, generator: random.Random) -> bytes:
     if how == "repeat":
         return content[:place] + content[place : place + 64] * generator.randrange(2, 40) + content[place:]
     return content[place:] + content[:place]
+
+
+def torn_table(content: bytes, generator: random.Random) -> bytes:
+    """A safetensors file in whose table something is changed; its length is right, so that what is changed is read."""
+    length = int.from_bytes(content[:8], "little")
+    table = torn_json(content[8 : 8 + length], generator)
+    return struct.pack("<Q", len(table)) + table + content[8 + length :]
+
+
+def torn_archive(content: bytes, generator: random.Random) -> bytes:
+    """A file of `torch.save` in which some tensor is another, or none."""
+    import torch
+
+    tree = torch.load(io.BytesIO(content), weights_only=True)
+    where = generator.choice([place for place in places(tree) if place])
+    shape = getattr(at(tree, where), "shape", (3,))
+    file = io.BytesIO()
+    torch.save(changed(tree, where, "replace", odd_tensor(tuple(shape), generator)), file)
+    return file.getvalue()
+
+
+def odd_tensor(shape: tuple[int, ...], generator: random.Random) -> Any:
+    """What a `.pt` file may hold in place of a tensor of this shape: others, and things that are none."""
+    import torch
+
+    kinds = [torch.float64, torch.bfloat16, torch.bool, torch.complex64, torch.int8, torch.float8_e4m3fn]
+    number = float(generator.choice(["nan", "inf", "-inf", "1e38", "-1", "0", "0.5"]))
+    made: list[Callable[[], Any]] = [
+        lambda: torch.full(shape, number),
+        lambda: torch.full((), generator.choice([0, -1, 2**31, 2**62])),
+        lambda: torch.zeros(generator.choices([0, 1, 2, 12, 48], k=generator.randrange(4))),
+        lambda: torch.ones(shape).to(generator.choice(kinds)),
+        lambda: torch.ones(1).expand(2**40),
+        lambda: torch.ones(1).expand(shape),
+        lambda: torch.ones(shape).to_sparse(),
+        lambda: torch.empty(shape, device="meta"),
+        lambda: torch.nn.Parameter(torch.ones(shape)),
+        lambda: torch.ones(shape[::-1]).permute(*reversed(range(len(shape)))),
+        lambda: generator.choice([None, True, 7, 2**70, "x", b"x", [], {}, (1,), [torch.ones(2)], {1: {2: {}}}]),
+    ]
+    return generator.choice(made)()
 
 
 def torn_json(content: bytes, generator: random.Random) -> bytes:

@@ -147,6 +147,13 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+def at(tree: Any, path: tuple[Any, ...]) -> Any:
+    """The value at `path`."""
+    for step in path:
+        tree = tree[step]
+    return tree
+
+
 def changed(tree: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
     """The tree with the value at `path` replaced, removed, wrapped, or with a neighbour."""
     if not path:

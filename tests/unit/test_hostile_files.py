@@ -36,7 +36,16 @@ from harness.steering.formats import read_vectors, write_vectors
 from harness.steering.vectors import SteeringVectors
 from harness.store.files import read_arrays, read_json, write_arrays
 from harness.store.store import MANIFEST, Store
-from tests.support.damaged import BOMBS, gguf_lies, payloads, safetensors_lies, torn, torn_json
+from tests.support.damaged import (
+    BOMBS,
+    gguf_lies,
+    payloads,
+    safetensors_lies,
+    torn,
+    torn_archive,
+    torn_json,
+    torn_table,
+)
 from tests.support.foreign import LM_EVAL, SAE_LENS, SAEBENCH
 from tests.support.opened import opened_below
 from tests.support.saebench import LAYOUTS
@@ -221,14 +230,18 @@ def sound(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+STRUCTURED = {".json": torn_json, ".safetensors": torn_table, ".pt": torn_archive}
+"""Damage after which the file is still of its format."""
+
+
 def fuzz(reader: Reader, sound: Path, times: int, count: Count) -> None:
     """Damages one file at a time and reads it."""
     generator, refused = random.Random(times), 0
     originals = {name: (sound / name).read_bytes() for name in reader.files}
     for number in range(times):
         name = reader.files[number % len(reader.files)]
-        structured = name.endswith(".json") and number % 3
-        (sound / name).write_bytes((torn_json if structured else torn)(originals[name], generator))
+        structured = STRUCTURED.get(Path(name).suffix) if number % 3 else None
+        (sound / name).write_bytes((structured or torn)(originals[name], generator))
         started = time.perf_counter()
         refused += not attempt(lambda: reader.read(sound))
         assert time.perf_counter() - started < 20

@@ -173,3 +173,18 @@ def test_special_tokens_are_those_with_a_role_and_not_the_unknown_word() -> None
     assert special_mask(row, tokenizer()).tolist() == [[True, False, True, True, False]]
     assert special_mask(row, tokenizer(bos=False, pad=False)).tolist() == [[False, False, True, False, False]]
     assert not special_mask(row, tokenizer(bos=False, eos=False, pad=False)).any()
+
+
+def test_tokens_that_no_vocabulary_has_are_refused() -> None:
+    class Wild:
+        truncation_side, bos_token_id = "left", None
+
+        def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[1, 2**32 - 1] for _ in texts]}
+
+    for tokenise in (
+        lambda: evaluation_tokens(["a"], Wild(), context=4),  # type: ignore[arg-type]
+        lambda: training_tokens(["a"], Wild(), context=2, tokens=2),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InvalidInput, match="starts with 'a' the token 4294967295, which no vocabulary has"):
+            tokenise()

@@ -1,0 +1,107 @@
+"""What config.json states is read right for every architecture, and numbers that no model has are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.model_config import check_files, facts_of
+from harness.errors import RefusedFile
+
+
+def test_the_shape_of_every_decoder_that_transformers_knows_is_read_right() -> None:
+    """Its own classes say what each configuration means; what is not understood is refused, never read wrong."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = ("hidden_size", "num_hidden_layers", "vocab_size")
+    read, refused = 0, set()
+    for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        try:
+            config = CONFIG_MAPPING[kind]()
+        except Exception:  # a few have no defaults that fit together
+            continue
+        text = config.get_text_config(decoder=True)
+        try:
+            facts = facts_of(json.loads(json.dumps(config.to_dict(), default=str)), kind)
+        except RefusedFile:
+            refused.add(kind)
+            continue
+        if kind != "longcat_flash":  # whose layers are pairs: its list of blocks is half as long as it says
+            assert [facts.d_model, facts.layers, facts.vocabulary] == [getattr(text, name) for name in names], kind
+        if facts.context is not None:
+            assert facts.context in (getattr(text, "max_position_embeddings", None), getattr(text, "max_seq_len", None))
+        read += 1
+    assert read > 150
+    assert not refused & {
+        "llama",
+        "gpt2",
+        "mpt",
+        "dbrx",
+        "gemma3",
+        "qwen3",
+        "bloom",
+        "falcon",
+        "opt",
+        "phi",
+        "rwkv",
+        "doge",
+    }
+    assert len(refused) < 20
+
+
+LLAMA = {"hidden_size": 4, "num_hidden_layers": 2, "vocab_size": 9}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: value} for name in LLAMA for value in (True, 0, -1, 2.0, "4", [], 10**12, 2**70, 10**30)),
+        {"num_hidden_layers": 10**9},
+        {"max_position_embeddings": True},
+        {"max_position_embeddings": 0},
+        {"intermediate_size": 10**30},
+        {"text_config": []},
+        {"text_config": {"hidden_size": 4}},
+        {"vision_config": {"num_hidden_layers": 10**9}},
+        {"vocab_size": None},
+    ],
+    ids=str,
+)
+def test_numbers_that_no_model_has_are_refused(change: dict[str, Any]) -> None:
+    facts_of(LLAMA, "x")
+    with pytest.raises(RefusedFile, match=r"^x: config\.json "):
+        facts_of(LLAMA | change, "x")
+
+
+def test_a_nested_configuration_may_leave_its_vocabulary_to_its_architecture() -> None:
+    """As Gemma 3's does; transformers fills it in."""
+    nested = {"hidden_size": 2560, "num_hidden_layers": 34}
+    assert facts_of({"text_config": nested}, "x").vocabulary is None
+    assert facts_of({"text_config": nested, "vocab_size": 7}, "x").vocabulary == 7
+    mpt = facts_of({"d_model": 8, "n_layers": 3, "vocab_size": 5, "max_seq_len": 64}, "x")
+    assert (mpt.d_model, mpt.layers, mpt.vocabulary, mpt.context) == (8, 3, 5, 64)
+
+
+def test_what_would_be_waited_for_or_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    check_files(tmp_path)
+    (tmp_path / "nowhere").symlink_to("absent")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    check_files(tmp_path)
+    for content in ('{"weight_map": {"a": "../x.safetensors"}}', '{"weight_map": {"a": "/x"}}', "{}", "[", "7"):
+        index.write_text(content)
+        with pytest.raises(RefusedFile, match="index"):
+            check_files(tmp_path)
+    index.unlink()
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(RefusedFile, match=r"tokenizer\.json is no file but a pipe"):
+        check_files(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").symlink_to("/dev/zero")
+    with pytest.raises(RefusedFile, match=r"vocab\.json is no file but"):
+        check_files(tmp_path)
