@@ -74,6 +74,7 @@ def test_a_hub_that_does_not_answer_is_given_up(server: Hub, monkeypatch: pytest
 
 
 def test_a_hub_out_of_reach_is_asked_once(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_REMEMBERED", 1e9)
     use(nowhere(), monkeypatch)
     first = refusal("sound")
     assert "ConnectError" in first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from tests.support.project import EXPERIMENT, Workbench, documents, write_jsonl
 from tests.support.ray import NEEDS_RAY, placed
 from tests.support.saes import random
 from tests.support.tiny import D_MODEL
-from tests.support.upstream import ENDLESS
+from tests.support.upstream import ENDLESS, panic
 
 WIDTH = 32
 TOPK = {"variant": "topk", "width": WIDTH, "k": 4}
@@ -111,6 +112,42 @@ def test_a_bad_file_costs_only_the_cells_that_name_it(bench: Workbench, command:
     assert all(record.error.type in ("RefusedFile", "NotAvailable") for record in found.values() if record.error)
     logs = (bench.root / "results/logs").glob("*.log")
     assert not any("Traceback" in log.read_text() for log in logs)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("harness.sae.trainee:NativeTrainee", "step"),
+        ("harness.sae.trainee:NativeTrainee", "finish"),
+        ("harness.execute.training:Training", "_trainee"),
+        ("harness.execute.group:_Run", "_load"),
+        ("harness.measure.site_statistics:SiteStatistics", "_add_sae"),
+        ("harness.execute.group:_Run", "_score"),
+    ],
+)
+def test_a_panic_costs_one_cell_wherever_it_happens(
+    bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch, place: str, name: str
+) -> None:
+    """Two SAEs of one group: all that is done for the first ends in a panic of some library's native code."""
+    module, cls = place.split(":")
+    owner = getattr(importlib.import_module(module), cls)
+    real, first = getattr(owner, name), list[object]()
+
+    def panicking(self: object, *given: Any) -> Any:
+        whose = self if name in ("step", "finish") else getattr(given[0], "name", given[0])
+        first.append(whose)
+        if whose is first[0] or whose == first[0]:
+            raise panic()
+        return real(self, *given)
+
+    bench.spec(matrix={"sae.k": [2, 4]})
+    monkeypatch.setattr(owner, name, panicking)
+    assert command("run", "--executor", "inline", "--device", "cpu").code == 3
+    found = bench.records()
+    assert sorted(record.status for record in found.values()) == ["failed", "ok"]
+    (error,) = (record.error for record in found.values() if record.error)
+    assert error.type == "Panicked"
+    assert error.message.startswith("native code of a library gave up: ")
 
 
 def test_an_absurd_configuration_is_refused_where_specs_are_validated(bench: Workbench, command: Command) -> None:

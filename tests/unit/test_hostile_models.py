@@ -78,7 +78,7 @@ def attack(root: Path, model: Path, times: int, count: Count) -> None:
 
 
 def test_spoilt_model_folders_are_refused(tmp_path: Path, tiny_model: Path, record_property: Count) -> None:
-    attack(tmp_path, tiny_model, 40, record_property)
+    attack(tmp_path, tiny_model, 25, record_property)
 
 
 @pytest.mark.slow
