@@ -54,7 +54,7 @@ def folder_identity(folder: Path) -> Json:
 
 
 def check_model_folder(folder: Path, roots: Roots) -> None:
-    """Raises RefusedFile for a folder whose files lead elsewhere or ask for code, ValueError for links that lead out."""
+    """Raises RefusedFile for a folder whose files lead elsewhere or ask for code, OutsideProject for links that lead out."""
     roots.check_links(folder)
     _check(folder, _stamp(_files(folder)))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
+from harness.errors import OutsideProject
 from harness.section import Json, Section
 
 if TYPE_CHECKING:
@@ -70,28 +71,35 @@ class Roots:
     allowed: tuple[Path, ...] = ()
 
     def resolve(self, path: str) -> Path:
-        """The absolute path meant by `path`. Raises ValueError when it leaves the project and the allowed folders."""
-        resolved = (self.project / path).resolve()
+        """The absolute path meant by `path`. Raises OutsideProject when it leaves the project and the allowed folders."""
+        resolved = _resolved(self.project / path)
         if self._holds(resolved):
             return resolved
-        raise ValueError(
+        raise OutsideProject(
             f"{path!r} lies outside the project; allow its folder with --allow DIR or LATENTBENCH_ALLOW=DIR"
         )
 
     def check_links(self, folder: Path) -> None:
-        """Raises ValueError when something in `folder` or directly below its folders is a link that leads out.
+        """Raises OutsideProject when something in `folder` or directly below its folders is a link that leads out.
 
         In the hub's cache every file of a snapshot is a link to the blobs of the same repository: those lead nowhere.
         """
         for path in (*folder.glob("*"), *folder.glob("*/*")):
-            if path.is_symlink() and not self._holds(found := path.resolve()) and not _is_blob(folder, found):
-                raise ValueError(
+            if path.is_symlink() and not self._holds(found := _resolved(path)) and not _is_blob(folder, found):
+                raise OutsideProject(
                     f"{folder.name}/{path.relative_to(folder)} is a link that leads outside the project; allow the "
                     "folder it leads to with --allow DIR or LATENTBENCH_ALLOW=DIR"
                 )
 
     def _holds(self, path: Path) -> bool:
         return any(path.is_relative_to(root.resolve()) for root in (self.project, *self.allowed))
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # older Pythons raise the latter for links that lead to each other
+        raise OutsideProject(f"{path.name!r} cannot be followed: {error}") from None
 
 
 def _is_blob(folder: Path, path: Path) -> bool:

@@ -45,7 +45,7 @@ class TransformersModel(ModelAdapter):
     def folder(self, roots: Roots) -> Path | None:
         """The local folder meant, or None for a hub id.
 
-        Raises NotAvailable when a stated path is not a folder, RefusedFile and ValueError for one that leads elsewhere
+        Raises NotAvailable when a stated path is not a folder, RefusedFile and OutsideProject for one that leads elsewhere
         or to code.
         """
         if not _is_path(self.id) and not (roots.project / self.id / "config.json").is_file():

@@ -3,6 +3,7 @@
     LatentbenchError            one clear message, no traceback, exit code 1
     ├── InvalidInput            what the user wrote cannot work, exit code 2
     │   ├── SpecError           one or many Problems, each with file, line and column
+    │   ├── OutsideProject      a path that leads out of the project and of the folders that were allowed; a ValueError too
     │   ├── RefusedFile         a weight, vector or result file that is malformed, unsafe or of another kind
     │   └── NotAvailable        a model, dataset or package that is not here (with what to do about it)
     │       └── Unpinnable      a branch or tag of the hub whose commit nobody here knows
@@ -54,6 +55,13 @@ class SpecError(InvalidInput):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = sorted(set(problems))
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class OutsideProject(InvalidInput, ValueError):
+    """A path that leads nowhere, or out of the project and of the folders that were allowed.
+
+    A ValueError too, so that pydantic tells it at the place in the spec that names the path.
+    """
 
 
 class RefusedFile(InvalidInput):

@@ -44,7 +44,7 @@ def _splitting(pattern: str) -> Callable[[Json], object]:
 
 
 MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "panics": (_edit("tokenizer.json", _splitting(ENDLESS)), "the tokenizer cannot encode documents 1 to"),
+    "panics": (_edit("tokenizer.json", _splitting(ENDLESS)), "the tokenizer cannot encode texts, the first of which starts with"),
     "no_pattern": (_edit("tokenizer.json", _splitting("[")), "no_pattern' cannot be loaded"),
     "no_tokenizer": (_cut("tokenizer.json", 40), "no_tokenizer' cannot be loaded"),
     "no_activation": (

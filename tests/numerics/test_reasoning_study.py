@@ -15,7 +15,7 @@ from adapters.pocket.adapter import PocketModel, PocketText
 from adapters.protocols import LanguageModel, Roots
 from harness.activations.tokens import EvalTokens, evaluation_tokens
 from harness.canonical import canonical
-from harness.errors import InvalidInput
+from harness.errors import InvalidInput, RefusedFile
 from harness.lab import Content, Lab
 from harness.metrics.capability import CapabilityCost
 from harness.metrics.reasoning.study import ReasoningAccuracy
@@ -183,7 +183,7 @@ def test_gsm8k_is_read_from_local_files(lab: Any, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     (tmp_path / "gsm8k.yaml").write_text(GSM8K % REAL)
     asked = study(task="gsm8k.yaml", limit=4)
-    with pytest.raises(ValueError, match="outside the project"):
+    with pytest.raises(RefusedFile, match="outside the project"):
         asked.identity(lab(Untouched()).experiment, Roots(tmp_path))
     allowed = Roots(tmp_path, (REAL.parent,))
     found = asked.run(_with_roots(lab(Untouched()), allowed))

@@ -20,6 +20,7 @@ from harness.project import load_specs
 from harness.store.store import Store
 from tests.conftest import Command
 from tests.support.project import Workbench, write_jsonl
+from tests.unit.leaderboard_factory import rewritten
 
 RUN = ("run", "--executor", "inline", "--device", "cpu")
 
@@ -111,9 +112,8 @@ def test_time_left_is_told_from_records_of_like_cells(bench: Workbench, command:
     assert "time left: unknown" in command("plan").out
     assert command(*RUN).code == 0
     for path, seconds in zip(sorted((bench.root / "results/records/mine").glob("*.json")), (100.0, 200.0), strict=True):
-        record = json.loads(path.read_text())
-        record["cost"]["wall_seconds"] = {"train": seconds, "measure": 20.0}
-        path.write_text(json.dumps(record))
+        cost = json.loads(path.read_text())["cost"]
+        rewritten(path, cost={**cost, "wall_seconds": {"train": seconds, "measure": 20.0}})
     bench.spec(matrix={"sae.k": [2, 4, 8]}, metrics=["explained_variance"], seeds=[0, 1])
     bench.spec("other", metrics=["explained_variance"])
     made = plan(bench)

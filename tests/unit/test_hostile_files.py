@@ -130,7 +130,8 @@ def _results(data: Any) -> Reader:
         except LatentbenchError:
             assert not list(results.rglob("*.json"))
             raise
-        assert all(read_record(item.path) == item.record for item in made)
+        kept = [read_record(item.path).model_copy(update={"digest": None}) for item in made]
+        assert kept == [item.record for item in made]
         return made
 
     return Reader(write, read, ("result.json",))
