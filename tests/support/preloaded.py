@@ -8,6 +8,7 @@ import torch
 import transformers.models.llama.modeling_llama
 
 import harness.cli.app
+import harness.cli.display
 import harness.execute.group
 import harness.execute.run
 import harness.leaderboard
