@@ -32,10 +32,10 @@ check: $(VENV)/installed-dev   ## lint, types, and pages that are generated from
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m harness.spec.reference --check
+	$(BIN)/python -m latentbench.spec.reference --check
 
 reference: $(VENV)/installed-dev
-	$(BIN)/python -m harness.spec.reference
+	$(BIN)/python -m latentbench.spec.reference
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -13,19 +13,19 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from adapters.dictionary_learning import DictionaryLearningSource
-from adapters.files import FilesDataset
-from adapters.huggingface import HuggingFaceDataset
-from adapters.native import NativeSource
-from adapters.protocols import DatasetAdapter, ModelAdapter, Roots
-from adapters.sae_lens.source import SaeLensSource
-from adapters.sparsify import SparsifySource
-from adapters.transformers_model import TransformersModel
-from harness.canonical import canonical
-from harness.errors import LatentbenchError, NotAvailable, RefusedFile
-from harness.metrics.autointerp.metric import Autointerp
-from harness.registry import sections
-from harness.steering.options import StackMethod
+from latentbench.canonical import canonical
+from latentbench.errors import LatentbenchError, NotAvailable, RefusedFile
+from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.registry import sections
+from latentbench.steering.options import StackMethod
+from latentbench_adapters.dictionary_learning import DictionaryLearningSource
+from latentbench_adapters.files import FilesDataset
+from latentbench_adapters.huggingface import HuggingFaceDataset
+from latentbench_adapters.native import NativeSource
+from latentbench_adapters.protocols import DatasetAdapter, ModelAdapter, Roots
+from latentbench_adapters.sae_lens.source import SaeLensSource
+from latentbench_adapters.sparsify import SparsifySource
+from latentbench_adapters.transformers_model import TransformersModel
 
 CPU = torch.device("cpu")
 

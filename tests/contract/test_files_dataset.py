@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import adapters.files as module
-from adapters.files import FilesDataset
-from adapters.protocols import Roots
-from harness.canonical import canonical
-from harness.errors import InvalidInput, NotAvailable, RefusedFile
+import latentbench_adapters.files as module
+from latentbench.canonical import canonical
+from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench_adapters.files import FilesDataset
+from latentbench_adapters.protocols import Roots
 from tests.support.project import write_jsonl
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters import hub
-from harness.doctor import surroundings
-from harness.errors import Unpinnable
+from latentbench.doctor import surroundings
+from latentbench.errors import Unpinnable
+from latentbench_adapters import hub
 from tests.conftest import Command
 from tests.support.hub_server import BODIES, COMMIT, Hub, serving, use
 from tests.support.project import Workbench

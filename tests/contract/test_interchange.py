@@ -10,17 +10,17 @@ import pytest
 import torch
 from sae_lens import SAE
 
-import adapters.sae_lens.classes  # noqa: F401  (what users are told to import)
-from adapters.protocols import Roots
-from adapters.sae_lens.export import Origin, export
-from adapters.sae_lens.loaded import LoadedFromSaeLens, from_disk
-from harness.activations.site import Site
-from harness.errors import InvalidInput, RefusedFile
-from harness.execute.stored import Stored, save_stored
-from harness.sae import options as o
-from harness.sae.base import SparseAutoencoder
-from harness.sae.linear import ConcatenatedSAE, linear_weights
-from harness.sae.options.loaded import LoadedSae
+import latentbench_adapters.sae_lens.classes  # noqa: F401  (what users are told to import)
+from latentbench.activations.site import Site
+from latentbench.errors import InvalidInput, RefusedFile
+from latentbench.execute.stored import Stored, save_stored
+from latentbench.sae import options as o
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.linear import ConcatenatedSAE, linear_weights
+from latentbench.sae.options.loaded import LoadedSae
+from latentbench_adapters.protocols import Roots
+from latentbench_adapters.sae_lens.export import Origin, export
+from latentbench_adapters.sae_lens.loaded import LoadedFromSaeLens, from_disk
 from tests.conftest import Command, furnish
 from tests.support.project import Workbench, run
 from tests.support.saes import BASE, D_IN, PLAIN, WIDTH, K, built, hidden_states, on_bases
@@ -120,7 +120,7 @@ def test_nothing_is_overwritten_and_no_random_number_is_drawn(tmp_path: Path) ->
 
 
 def test_our_own_folders_hold_their_bases_whatever_made_them(tmp_path: Path) -> None:
-    from adapters.native import NativeSource
+    from latentbench_adapters.native import NativeSource
 
     export(built(PLAIN["jumprelu"][0]), tmp_path / "lens")
     source = LoadedSae.model_validate({"load": {"adapter": "sae_lens", "path": "lens"}})
@@ -162,7 +162,7 @@ def test_the_command_line_exports_what_a_cell_measured(trained: Workbench, comma
     done = command("export", "boost[1]", "--output", "out/lens")
     assert done.code == 0, done.err
     assert "registered class latentbench_groups, exact" in done.out
-    assert "import adapters.sae_lens.classes" in done.out
+    assert "import latentbench_adapters.sae_lens.classes" in done.out
     assert command("export", "boost[1]", "--to", "latentbench", "--output", "out/own").code == 0
     metadata = SAE.load_from_disk(trained.root / "out/lens").cfg.metadata
     assert metadata.model_name == "./model"

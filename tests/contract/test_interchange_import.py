@@ -12,17 +12,17 @@ import torch
 from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
-from adapters.dictionary_learning import DictionaryLearningSource
-from adapters.native import NativeSource, load_base
-from adapters.protocols import Roots, SaeFacts
-from adapters.sae_lens.export import Origin, export
-from adapters.sae_lens.source import SaeLensSource
-from adapters.sparsify import SparsifySource
-from harness.activations.site import Site
-from harness.errors import NotAvailable, RefusedFile
-from harness.sae import artifact
-from harness.sae.options import TopKOptions
-from harness.spec.loaded import other_model
+from latentbench.activations.site import Site
+from latentbench.errors import NotAvailable, RefusedFile
+from latentbench.sae import artifact
+from latentbench.sae.options import TopKOptions
+from latentbench.spec.loaded import other_model
+from latentbench_adapters.dictionary_learning import DictionaryLearningSource
+from latentbench_adapters.native import NativeSource, load_base
+from latentbench_adapters.protocols import Roots, SaeFacts
+from latentbench_adapters.sae_lens.export import Origin, export
+from latentbench_adapters.sae_lens.source import SaeLensSource
+from latentbench_adapters.sparsify import SparsifySource
 from tests.conftest import Command
 from tests.support.project import Workbench
 from tests.support.saes import PLAIN, Weights, built, hidden_states, random, strongest

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.judges.lexical import LexicalJudge
-from adapters.judges.openai import OpenAIJudge
-from adapters.judges.rules import RuleJudge
-from adapters.judges.transformers import TransformersJudge, _ones
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import Judge, Reply, Roots
-from harness.canonical import canonical
-from harness.errors import NotAvailable
-from harness.registry import sections
+from latentbench.canonical import canonical
+from latentbench.errors import NotAvailable
+from latentbench.registry import sections
+from latentbench_adapters.judges.lexical import LexicalJudge
+from latentbench_adapters.judges.openai import OpenAIJudge
+from latentbench_adapters.judges.rules import RuleJudge
+from latentbench_adapters.judges.transformers import TransformersJudge, _ones
+from latentbench_adapters.pocket.adapter import PocketModel
+from latentbench_adapters.protocols import Judge, Reply, Roots
 from tests.support.chat_server import said, serving
 from tests.support.project import Workbench
 

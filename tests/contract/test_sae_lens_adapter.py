@@ -8,14 +8,14 @@ import pytest
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
-from adapters.protocols import Roots
-from adapters.sae_lens.source import SaeLensSource
-from harness.activations.site import Site
-from harness.errors import RefusedFile
-from harness.registry import sections
-from harness.sae import artifact
-from harness.sae.trainee import NativeTrainee
-from harness.sae.training import TrainingOptions
+from latentbench.activations.site import Site
+from latentbench.errors import RefusedFile
+from latentbench.registry import sections
+from latentbench.sae import artifact
+from latentbench.sae.trainee import NativeTrainee
+from latentbench.sae.training import TrainingOptions
+from latentbench_adapters.protocols import Roots
+from latentbench_adapters.sae_lens.source import SaeLensSource
 
 
 @pytest.fixture

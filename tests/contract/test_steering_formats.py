@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.errors import InvalidInput, RefusedFile
-from harness.steering.formats import read_vectors, write_vectors
-from harness.steering.vectors import SteeringVectors, model_tag
+from latentbench.errors import InvalidInput, RefusedFile
+from latentbench.steering.formats import read_vectors, write_vectors
+from latentbench.steering.vectors import SteeringVectors, model_tag
 
 TAG = {"hub": "owner/model", "revision": "a" * 40}
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.metrics.autointerp.details import AutointerpDetails
-from harness.record import MetricValue
+from latentbench.metrics.autointerp.details import AutointerpDetails
+from latentbench.record import MetricValue
 from tests.conftest import Command
 from tests.support.chat_server import Answer, said, serving
 from tests.support.project import Workbench, random_words, write_jsonl

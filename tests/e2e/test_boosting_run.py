@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.plan.stages import stages_of
-from harness.project import load_specs
+from latentbench.plan.stages import stages_of
+from latentbench.project import load_specs
 from tests.conftest import Command
 from tests.support.project import Workbench, documents, merged, random_words, write_jsonl
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import ActionChains, Keys
 
-from harness.activations.site import Site
-from harness.flow.graph import Node, traced
-from harness.flow.labels import layer_statistics
-from harness.flow.notes import Note
-from harness.flow.options import Flow
-from harness.metrics.study import Findings
-from harness.record import MetricValue, Record
-from harness.report.flow import rendered
-from harness.report.flow_steering import TEXTS, steering_of
+from latentbench.activations.site import Site
+from latentbench.flow.graph import Node, traced
+from latentbench.flow.labels import layer_statistics
+from latentbench.flow.notes import Note
+from latentbench.flow.options import Flow
+from latentbench.metrics.study import Findings
+from latentbench.record import MetricValue, Record
+from latentbench.report.flow import rendered
+from latentbench.report.flow_steering import TEXTS, steering_of
 from tests.support import browser
 from tests.support.browser import Browser, requested
 from tests.support.flow import maps_of, planted

@@ -61,7 +61,7 @@ def workers_of(bench: Workbench) -> list[int]:
             command = path.read_bytes()
         except OSError:
             continue
-        if b"harness.execute.worker" in command and jobs in command:
+        if b"latentbench.execute.worker" in command and jobs in command:
             found.append(int(path.parent.name))
     return found
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.leaderboard.load import Loaded, Results
-from harness.leaderboard.render import html
-from harness.leaderboard.table import board_of
+from latentbench.leaderboard.load import Loaded, Results
+from latentbench.leaderboard.render import html
+from latentbench.leaderboard.table import board_of
 from tests.e2e.test_report_html import column, names, position, visit
 from tests.support.browser import Browser, one, texts, wait
 from tests.unit.leaderboard_factory import Planted, record

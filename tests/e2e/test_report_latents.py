@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from selenium.webdriver import Keys
 
-from harness.report.latents import render
+from latentbench.report.latents import render
 from tests.support.browser import (
     HOSTILE,
     Browser,

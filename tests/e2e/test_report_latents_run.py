@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.metrics.autointerp.details import AutointerpDetails, BudgetDetails, LatentDetail, ShownExample, TestScore
-from harness.report.latents import page as page_of
-from harness.report.records import record_of
-from harness.report.sources import sources_of
+from latentbench.metrics.autointerp.details import (
+    AutointerpDetails,
+    BudgetDetails,
+    LatentDetail,
+    ShownExample,
+    TestScore,
+)
+from latentbench.report.latents import page as page_of
+from latentbench.report.records import record_of
+from latentbench.report.sources import sources_of
 from tests.support.project import Done, Workbench
 
 Command = Callable[..., Done]

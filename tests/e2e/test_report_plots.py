@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.integrity import sealed
-from harness.leaderboard import leaderboard
-from harness.leaderboard.load import load
-from harness.leaderboard.render import html
-from harness.leaderboard.table import board_of
-from harness.store.files import write_json
+from latentbench.integrity import sealed
+from latentbench.leaderboard import leaderboard
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.render import html
+from latentbench.leaderboard.table import board_of
+from latentbench.store.files import write_json
 from tests.e2e.test_report_html import visit
 from tests.support.browser import Browser, one, texts, wait
 from tests.unit.leaderboard_factory import Planted, record, write

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.report import figures
+from latentbench.report import figures
 from tests.conftest import Command
 from tests.support.browser import HOSTILE, Browser, one, opened, requested, texts
 from tests.support.project import Workbench

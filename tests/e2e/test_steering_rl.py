@@ -15,9 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from harness.steering.formats import read_vectors, write_vectors
-from harness.steering.state import FILE, Progress
-from harness.steering.vectors import SteeringVectors
+from latentbench.steering.formats import read_vectors, write_vectors
+from latentbench.steering.state import FILE, Progress
+from latentbench.steering.vectors import SteeringVectors
 from tests.conftest import Command, furnish
 from tests.support.project import WORDS, Workbench
 from tests.support.tiny import D_MODEL

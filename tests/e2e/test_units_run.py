@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from adapters.pocket import text
-from harness.record import MetricValue, Record
-from harness.store.files import read_arrays
+from latentbench.record import MetricValue, Record
+from latentbench.store.files import read_arrays
+from latentbench_adapters.pocket import text
 from tests.conftest import Command
 from tests.support.project import Workbench, random_words, write_jsonl
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import DamagedArtifact
+from latentbench.errors import DamagedArtifact
 from tests.conftest import furnish
 from tests.faults.conftest import RUN, project
 from tests.support.aftermath import check_whole, content, originals, phase

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.store.store import Store
+from latentbench.store.store import Store
 from tests.faults.conftest import RUN
 from tests.support import crowd
 from tests.support.aftermath import check_whole, content

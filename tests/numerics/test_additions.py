@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig
 
-from harness.activations.additions import PARTS, additions
-from harness.activations.capture import hidden_states, hidden_states_and_logits
-from harness.activations.place import locate
-from harness.activations.resume import resumed_logits
-from harness.activations.site import Point, Site
-from harness.errors import InvalidInput
-from harness.flow.editing import editing
-from harness.steering.inject import injecting
+from latentbench.activations.additions import PARTS, additions
+from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.place import locate
+from latentbench.activations.resume import resumed_logits
+from latentbench.activations.site import Point, Site
+from latentbench.errors import InvalidInput
+from latentbench.flow.editing import editing
+from latentbench.steering.inject import injecting
 from tests.support.architectures import ARCHITECTURES, FAST, LAYERS, WIDTH, WORDS, Architecture, model_of
 
 IDS = torch.randint(3, WORDS, (2, 9), generator=torch.Generator().manual_seed(1))

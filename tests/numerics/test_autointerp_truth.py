@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from adapters.protocols import Judge, Reply, Roots
-from harness.metrics.autointerp.details import AutointerpDetails
-from harness.metrics.autointerp.metric import Autointerp
-from harness.metrics.study import Findings
-from harness.metrics.values import metric_values
+from latentbench.metrics.autointerp.details import AutointerpDetails
+from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.metrics.study import Findings
+from latentbench.metrics.values import metric_values
+from latentbench_adapters.protocols import Judge, Reply, Roots
 from tests.support.labs import fires_at_random, fires_on, lab_of, token_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +64,7 @@ def test_shuffled_labels_are_at_chance(tmp_path: Path, monkeypatch: pytest.Monke
     """The latents of the first test, but the truth of the questions is permuted within each class of question."""
     import numpy as np
 
-    import harness.metrics.autointerp.run as run
+    import latentbench.metrics.autointerp.run as run
 
     generator, build = np.random.default_rng(0), run.build_case
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.errors import InvalidInput
-from harness.measure.batches import DocumentBatch
-from harness.metrics.latents import cosines, examples, usage
-from harness.metrics.latents.consistency import agreement, consistency, matched_cosines
-from harness.metrics.latents.encoding import Encoded, Entries
-from harness.metrics.latents.examples import PADDING, TopExamples
-from harness.metrics.latents.usage import PairCounts, Usage
-from harness.report.lens import final_norm, logit_lens
-from harness.sae.codes import Codes
+from latentbench.errors import InvalidInput
+from latentbench.measure.batches import DocumentBatch
+from latentbench.metrics.latents import cosines, examples, usage
+from latentbench.metrics.latents.consistency import agreement, consistency, matched_cosines
+from latentbench.metrics.latents.encoding import Encoded, Entries
+from latentbench.metrics.latents.examples import PADDING, TopExamples
+from latentbench.metrics.latents.usage import PairCounts, Usage
+from latentbench.report.lens import final_norm, logit_lens
+from latentbench.sae.codes import Codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +191,7 @@ def test_matching_is_the_best_of_all_permutations() -> None:
 def test_no_one_to_one_match_for_unequal_or_wide_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     assert agreement(rows, rows[:10]).matched is None
-    monkeypatch.setattr("harness.metrics.latents.consistency.HUNGARIAN_LIMIT", 19)
+    monkeypatch.setattr("latentbench.metrics.latents.consistency.HUNGARIAN_LIMIT", 19)
     assert agreement(rows, rows).matched is None
     with pytest.raises(InvalidInput, match="two seeds"):
         consistency([rows])
@@ -212,7 +212,7 @@ def language_model() -> LlamaForCausalLM:
 
 
 def test_logit_lens_is_unembedding_of_the_scaled_direction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.report.lens._LOGITS", 40)  # two directions at a time
+    monkeypatch.setattr("latentbench.report.lens._LOGITS", 40)  # two directions at a time
     model = language_model()
     directions = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     scaled = directions / directions.pow(2).mean(1, keepdim=True).add(model.model.norm.variance_epsilon).sqrt()

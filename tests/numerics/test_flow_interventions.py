@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import LanguageModel, Roots
-from harness.activations.blocks import decoder_blocks
-from harness.activations.capture import hidden_states, hidden_states_and_logits
-from harness.activations.site import Site
-from harness.errors import CellFailed, InvalidInput
-from harness.flow.editing import Rescaling, TokenEdit, editing
-from harness.flow.graph import Node
-from harness.flow.options import Flow
-from harness.flow.steering import along, graph_nodes, only, removal, route, scheduled
-from harness.flow.studies.rerun import Cases, Rows, entry_before, rerun
-from harness.sae.base import SparseAutoencoder
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.site import Site
+from latentbench.errors import CellFailed, InvalidInput
+from latentbench.flow.editing import Rescaling, TokenEdit, editing
+from latentbench.flow.graph import Node
+from latentbench.flow.options import Flow
+from latentbench.flow.steering import along, graph_nodes, only, removal, route, scheduled
+from latentbench.flow.studies.rerun import Cases, Rows, entry_before, rerun
+from latentbench.sae.base import SparseAutoencoder
+from latentbench_adapters.pocket.adapter import PocketModel
+from latentbench_adapters.protocols import LanguageModel, Roots
 from tests.support.flow import TiedSae, maps_of, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,7 +150,7 @@ def test_a_resumed_rerun_equals_one_from_the_tokens(
 
 
 def test_losses_count_predictions_from_the_token_on(lm: LanguageModel) -> None:
-    from harness.flow.studies.rerun import losses_from
+    from latentbench.flow.studies.rerun import losses_from
 
     logits = lm.model(input_ids=ids()).logits
     real = torch.ones(3, 9, dtype=torch.bool)

@@ -10,16 +10,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from harness.bench.flow import peak_memory
-from harness.errors import InvalidInput
-from harness.flow import correlation, matching
-from harness.flow.activity import Activity
-from harness.flow.assignment import assigned
-from harness.flow.correlation import correlated
-from harness.flow.maps import LatentMap
-from harness.flow.matching import NOBODY, nearest, pair_cosines
-from harness.flow.options import Flow
-from harness.sae.codes import Codes
+from latentbench.bench.flow import peak_memory
+from latentbench.errors import InvalidInput
+from latentbench.flow import correlation, matching
+from latentbench.flow.activity import Activity
+from latentbench.flow.assignment import assigned
+from latentbench.flow.correlation import correlated
+from latentbench.flow.maps import LatentMap
+from latentbench.flow.matching import NOBODY, nearest, pair_cosines
+from latentbench.flow.options import Flow
+from latentbench.sae.codes import Codes
 from tests.support.flow import RESIDUAL, LinearTied, TiedSae, maps_of, random_rows, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,7 +167,7 @@ def test_folding_weighs_latents_by_their_thresholds() -> None:
 
 
 def test_an_sae_without_positive_thresholds_cannot_be_folded_by_them() -> None:
-    from harness.sae.options import GatedOptions, StandardOptions, TopKOptions
+    from latentbench.sae.options import GatedOptions, StandardOptions, TopKOptions
 
     kinds = (
         TopKOptions(width=16, k=2),

@@ -11,20 +11,20 @@ from weakref import WeakSet
 import pytest
 import torch
 
-from harness.activations.site import Site
-from harness.execute.shelf import Shelf, bytes_of
-from harness.flow.activity import SITES_AT_ONCE
-from harness.flow.options import Flow
-from harness.lab import Content, Lab
-from harness.metrics.flow.agreement import FlowAgreement
-from harness.metrics.flow.deactivation import FlowDeactivation
-from harness.metrics.flow.matching import FlowMatching
-from harness.metrics.flow.steering import FlowSteering
-from harness.metrics.flow.transition import FlowTransition
-from harness.metrics.study import Study
-from harness.plan.stage import SaeStages, Stage
-from harness.sae.base import SparseAutoencoder
-from harness.sae.options import TopKOptions
+from latentbench.activations.site import Site
+from latentbench.execute.shelf import Shelf, bytes_of
+from latentbench.flow.activity import SITES_AT_ONCE
+from latentbench.flow.options import Flow
+from latentbench.lab import Content, Lab
+from latentbench.metrics.flow.agreement import FlowAgreement
+from latentbench.metrics.flow.deactivation import FlowDeactivation
+from latentbench.metrics.flow.matching import FlowMatching
+from latentbench.metrics.flow.steering import FlowSteering
+from latentbench.metrics.flow.transition import FlowTransition
+from latentbench.metrics.study import Study
+from latentbench.plan.stage import SaeStages, Stage
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.options import TopKOptions
 from tests.support.flow_studies import WIDTH, K, pocket, random_sae, studying
 
 pytestmark = pytest.mark.usefixtures("one_thread")

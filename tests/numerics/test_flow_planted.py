@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.activations.site import Site
-from harness.flow.labels import LABELS, origins
-from harness.flow.maps import FlowMaps, chance_cosine
-from harness.flow.options import Flow
+from latentbench.activations.site import Site
+from latentbench.flow.labels import LABELS, origins
+from latentbench.flow.maps import FlowMaps, chance_cosine
+from latentbench.flow.options import Flow
 from tests.support.flow import RESIDUAL, LinearTied, Planted, TiedSae, maps_of, planted, random_rows, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,16 +14,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from adapters.judges.lexical import LexicalJudge
-from adapters.protocols import Judge, Reply, Roots
-from harness.flow.options import Flow
-from harness.flow.studies.classifier import DomainClassifier
-from harness.flow.studies.rating import rated
-from harness.lab import Lab
-from harness.metrics.flow.deactivation import FlowDeactivation
-from harness.metrics.flow.steering import FlowSteering, rate_at
-from harness.metrics.flow.transition import FlowTransition
-from harness.metrics.values import metric_values
+from latentbench.flow.options import Flow
+from latentbench.flow.studies.classifier import DomainClassifier
+from latentbench.flow.studies.rating import rated
+from latentbench.lab import Lab
+from latentbench.metrics.flow.deactivation import FlowDeactivation
+from latentbench.metrics.flow.steering import FlowSteering, rate_at
+from latentbench.metrics.flow.transition import FlowTransition
+from latentbench.metrics.values import metric_values
+from latentbench_adapters.judges.lexical import LexicalJudge
+from latentbench_adapters.protocols import Judge, Reply, Roots
 from tests.support.flow import maps_of
 from tests.support.flow_studies import experiment, numbers, pocket, studying
 

@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.activations.capture import hidden_states
-from harness.activations.site import Site
-from harness.flow.activity import Activity
-from harness.flow.editing import TokenEdit
-from harness.flow.maps import FlowMaps
-from harness.flow.options import Flow
-from harness.flow.studies.deactivation import sampled
-from harness.flow.studies.tokens import top_tokens
-from harness.lab import Lab
-from harness.metrics.flow.agreement import FlowAgreement
-from harness.metrics.flow.deactivation import FlowDeactivation
-from harness.metrics.flow.matching import FlowMatching
-from harness.metrics.flow.transition import FlowTransition
-from harness.sae.codes import Codes
+from latentbench.activations.capture import hidden_states
+from latentbench.activations.site import Site
+from latentbench.flow.activity import Activity
+from latentbench.flow.editing import TokenEdit
+from latentbench.flow.maps import FlowMaps
+from latentbench.flow.options import Flow
+from latentbench.flow.studies.deactivation import sampled
+from latentbench.flow.studies.tokens import top_tokens
+from latentbench.lab import Lab
+from latentbench.metrics.flow.agreement import FlowAgreement
+from latentbench.metrics.flow.deactivation import FlowDeactivation
+from latentbench.metrics.flow.matching import FlowMatching
+from latentbench.metrics.flow.transition import FlowTransition
+from latentbench.sae.codes import Codes
 from tests.support.flow import maps_of
 from tests.support.flow_studies import M1, R0, R1, R2, SITES, WIDTH, numbers, pocket, studying
 

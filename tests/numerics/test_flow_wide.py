@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.bench.flow import peak_memory
-from harness.flow import correlation, matching
-from harness.flow.activity import Activity
-from harness.flow.assignment import assigned
-from harness.flow.correlation import correlated
-from harness.flow.options import Flow
-from harness.sae.codes import Codes
+from latentbench.bench.flow import peak_memory
+from latentbench.flow import correlation, matching
+from latentbench.flow.activity import Activity
+from latentbench.flow.assignment import assigned
+from latentbench.flow.correlation import correlated
+from latentbench.flow.options import Flow
+from latentbench.sae.codes import Codes
 from tests.support.flow import unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

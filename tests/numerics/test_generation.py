@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import CompileConfig, GenerationConfig, WatermarkingConfig
 
-from adapters.lm_eval.model import SteeredLM
-from adapters.protocols import LanguageModel, Roots
-from adapters.transformers_model import TransformersModel
-from harness.errors import InvalidInput
-from harness.steering.generation import generate, left_out
-from harness.steering.rollouts import Sampling, answers, prompt_ids
-from harness.steering.stops import Stops
+from latentbench.errors import InvalidInput
+from latentbench.steering.generation import generate, left_out
+from latentbench.steering.rollouts import Sampling, answers, prompt_ids
+from latentbench.steering.stops import Stops
+from latentbench_adapters.lm_eval.model import SteeredLM
+from latentbench_adapters.protocols import LanguageModel, Roots
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.steering import language_model
 from tests.support.writing import NEW, PROMPTS, WAYS, evaluated, greedy_ids, rolled_out
 
@@ -264,8 +264,8 @@ def test_rollouts_end_where_the_context_is_full(short: LanguageModel) -> None:
 def test_what_does_not_fit_is_cut_and_counted_or_refused(short: LanguageModel) -> None:
     from lm_eval.api.instance import Instance
 
-    from harness.flow.studies.generating import write
-    from harness.steering.intervention import Untouched
+    from latentbench.flow.studies.generating import write
+    from latentbench.steering.intervention import Untouched
 
     def scored(context: int, more: int) -> tuple[float, int]:
         asked = Instance("loglikelihood", {}, ("w9 " * context, " ".join(["w8"] * more)), 0)

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Gemma2Config, GPTNeoXConfig
 
-from adapters.protocols import LanguageModel
-from harness.activations.blocks import decoder_blocks, submodule
-from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens
-from harness.measure import domain, losses
-from harness.measure.documents import Request, measure
-from harness.metrics.base import SHARED
+from latentbench.activations.blocks import decoder_blocks, submodule
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import EvalTokens
+from latentbench.measure import domain, losses
+from latentbench.measure.documents import Request, measure
+from latentbench.metrics.base import SHARED
+from latentbench_adapters.protocols import LanguageModel
 from tests.support.passes import (
     ATTENTION,
     LAST,
@@ -34,7 +34,7 @@ from tests.support.passes import (
 
 
 def plain_statistics(lm: LanguageModel, tokens: EvalTokens, site: Site, sae: ToySAE, budget: int | None):
-    """The definitions in harness/measure/statistics.py, one document at a time, with ordinary forward hooks."""
+    """The definitions in harness/latentbench/measure/statistics.py, one document at a time, with ordinary forward hooks."""
     target = submodule(decoder_blocks(lm.model)[site.index], site)
 
     def run(ids: Tensor, change=None) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters.protocols import LanguageModel
-from harness.activations.site import Site
-from harness.errors import InvalidInput
-from harness.measure import domain
-from harness.measure.documents import Request, measure
-from harness.measure.statistics import Baseline, Measurement
-from harness.metrics.base import SHARED
-from harness.sae.codes import Codes
+from latentbench.activations.site import Site
+from latentbench.errors import InvalidInput
+from latentbench.measure import domain
+from latentbench.measure.documents import Request, measure
+from latentbench.measure.statistics import Baseline, Measurement
+from latentbench.metrics.base import SHARED
+from latentbench.sae.codes import Codes
+from latentbench_adapters.protocols import LanguageModel
 from tests.support.passes import (
     LAST,
     LM,

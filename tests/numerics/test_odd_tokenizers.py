@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.lm_eval.model import SteeredLM
-from adapters.protocols import LanguageModel
-from harness.activations.tokens import evaluation_tokens, special_mask, training_tokens
-from harness.errors import InvalidInput
-from harness.steering.making import residual_norms, residuals
-from harness.steering.rollouts import Sampling, answers
+from latentbench.activations.tokens import evaluation_tokens, special_mask, training_tokens
+from latentbench.errors import InvalidInput
+from latentbench.steering.making import residual_norms, residuals
+from latentbench.steering.rollouts import Sampling, answers
+from latentbench_adapters.lm_eval.model import SteeredLM
+from latentbench_adapters.protocols import LanguageModel
 from tests.support.labs import VOCABULARY
 from tests.support.steering import CONFIGS, WIDTH, language_model
 
@@ -190,7 +190,7 @@ def test_the_width_of_the_models_here_is_that_of_the_vocabulary() -> None:
     """A padding token that lm-eval makes up would be one row too many."""
     from lm_eval.models.huggingface import HFLM
 
-    from adapters.lm_eval.quiet import quiet
+    from latentbench_adapters.lm_eval.quiet import quiet
 
     lm = model(())
     with quiet():

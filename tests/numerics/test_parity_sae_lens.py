@@ -23,18 +23,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from adapters.protocols import LanguageModel
-from harness.activations.blocks import decoder_blocks
-from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens, evaluation_tokens
-from harness.measure.documents import Request, measure
-from harness.metrics.cross_entropy import CrossEntropy
-from harness.metrics.explained_variance import ExplainedVariance
-from harness.metrics.reconstruction import MSE, Cosine, NormRatio
-from harness.metrics.sparsity import L0
-from harness.metrics.values import metric_values
-from harness.sae.base import SparseAutoencoder
-from harness.sae.codes import Codes
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.measure.documents import Request, measure
+from latentbench.metrics.cross_entropy import CrossEntropy
+from latentbench.metrics.explained_variance import ExplainedVariance
+from latentbench.metrics.reconstruction import MSE, Cosine, NormRatio
+from latentbench.metrics.sparsity import L0
+from latentbench.metrics.values import metric_values
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.codes import Codes
+from latentbench_adapters.protocols import LanguageModel
 
 evals = pytest.importorskip("sae_lens.evals")
 sae_lens = pytest.importorskip("sae_lens")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from harness.metrics.latents.domains import Documents
-from harness.metrics.latents.first_letter import Words, absorption_of, main_latents, readable_letters
-from harness.metrics.latents.probes import Probe, by_mean_difference, f1, fit, sparse_matrix
-from harness.sae.codes import Codes
+from latentbench.metrics.latents.domains import Documents
+from latentbench.metrics.latents.first_letter import Words, absorption_of, main_latents, readable_letters
+from latentbench.metrics.latents.probes import Probe, by_mean_difference, f1, fit, sparse_matrix
+from latentbench.sae.codes import Codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.lm_eval.decoding import SeededSampling, StopStrings
-from adapters.lm_eval.model import SteeredLM
-from adapters.lm_eval.quiet import quiet
-from adapters.lm_eval.responses import Responses
-from adapters.lm_eval.tasks import Options, Problems, load
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import LanguageModel, Roots
-from harness.canonical import seed_of
-from harness.errors import InvalidInput
-from harness.steering.inject import VectorInjection
-from harness.steering.intervention import Untouched
-from harness.steering.stops import Stops
-from harness.steering.vectors import SteeringVectors
+from latentbench.canonical import seed_of
+from latentbench.errors import InvalidInput
+from latentbench.steering.inject import VectorInjection
+from latentbench.steering.intervention import Untouched
+from latentbench.steering.stops import Stops
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters.lm_eval.decoding import SeededSampling, StopStrings
+from latentbench_adapters.lm_eval.model import SteeredLM
+from latentbench_adapters.lm_eval.quiet import quiet
+from latentbench_adapters.lm_eval.responses import Responses
+from latentbench_adapters.lm_eval.tasks import Options, Problems, load
+from latentbench_adapters.pocket.adapter import PocketModel
+from latentbench_adapters.protocols import LanguageModel, Roots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.pocket.adapter import PocketModel, PocketText
-from adapters.protocols import LanguageModel, Roots
-from harness.activations.tokens import EvalTokens, evaluation_tokens
-from harness.canonical import canonical
-from harness.errors import InvalidInput, RefusedFile
-from harness.lab import Content, Lab
-from harness.metrics.capability import CapabilityCost
-from harness.metrics.reasoning.study import ReasoningAccuracy
-from harness.metrics.study import Findings
-from harness.steering.inject import VectorInjection
-from harness.steering.intervention import Intervention, Untouched
-from harness.steering.vectors import SteeringVectors
+from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.canonical import canonical
+from latentbench.errors import InvalidInput, RefusedFile
+from latentbench.lab import Content, Lab
+from latentbench.metrics.capability import CapabilityCost
+from latentbench.metrics.reasoning.study import ReasoningAccuracy
+from latentbench.metrics.study import Findings
+from latentbench.steering.inject import VectorInjection
+from latentbench.steering.intervention import Intervention, Untouched
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters.pocket.adapter import PocketModel, PocketText
+from latentbench_adapters.protocols import LanguageModel, Roots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,11 +25,11 @@ from transformers import (
     Qwen2Config,
 )
 
-from harness.activations.blocks import attention_output, decoder_blocks
-from harness.activations.capture import hidden_states, hidden_states_and_logits
-from harness.activations.resume import needs_block_input, resumed_logits, resuming
-from harness.activations.site import Point, Site
-from harness.errors import InvalidInput
+from latentbench.activations.blocks import attention_output, decoder_blocks
+from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.resume import needs_block_input, resumed_logits, resuming
+from latentbench.activations.site import Point, Site
+from latentbench.errors import InvalidInput
 
 LAYERS = 4
 POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "mlp_out", "attn_out")

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.errors import RefusedFile
-from harness.sae import artifact
-from harness.sae.base import SparseAutoencoder
-from harness.sae.moments import FittedTrainee
-from harness.sae.options import (
+from latentbench.errors import RefusedFile
+from latentbench.sae import artifact
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.moments import FittedTrainee
+from latentbench.sae.options import (
     NATIVE,
     BoostedOptions,
     PCAOptions,
     Variant,
 )
-from harness.sae.train import Trainee
+from latentbench.sae.train import Trainee
 from tests.support.trainees import (
     BASE,
     HERE,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapters.native import NativeSource
-from harness.errors import InvalidInput
-from harness.sae.linear import ConcatenatedSAE, linear_weights
-from harness.sae.options import (
+from latentbench.errors import InvalidInput
+from latentbench.sae.linear import ConcatenatedSAE, linear_weights
+from latentbench.sae.options import (
     BatchTopKOptions,
     BoostedOptions,
     EnsembleOptions,
@@ -21,7 +20,8 @@ from harness.sae.options import (
     TopKOptions,
     Variant,
 )
-from harness.sae.options.loaded import LoadedSae
+from latentbench.sae.options.loaded import LoadedSae
+from latentbench_adapters.native import NativeSource
 from tests.support.trained import WIDTH, D, K, rng, scaled, tokens, trained
 
 LOADED = LoadedSae(load=NativeSource(path="somewhere"))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.errors import InvalidInput
-from harness.sae.base import SparseAutoencoder
-from harness.sae.moments import FittedTrainee
-from harness.sae.options import (
+from latentbench.errors import InvalidInput
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.moments import FittedTrainee
+from latentbench.sae.options import (
     IdentityOptions,
     MeanOptions,
     PCAOptions,

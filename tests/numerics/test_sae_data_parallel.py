@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from harness.activations.site import Site
-from harness.sae.base import SparseAutoencoder, TrainableSAE
-from harness.sae.moments import FittedSAE, FittedTrainee
-from harness.sae.options import (
+from latentbench.activations.site import Site
+from latentbench.sae.base import SparseAutoencoder, TrainableSAE
+from latentbench.sae.moments import FittedSAE, FittedTrainee
+from latentbench.sae.options import (
     BatchTopKOptions,
     BoostedOptions,
     ExtendedOptions,
@@ -37,10 +37,10 @@ from harness.sae.options import (
     UntrainedOptions,
     Variant,
 )
-from harness.sae.team import ALONE, Team
-from harness.sae.train import train
-from harness.sae.trainee import NativeTrainee
-from harness.sae.training import TrainingOptions
+from latentbench.sae.team import ALONE, Team
+from latentbench.sae.train import train
+from latentbench.sae.trainee import NativeTrainee
+from latentbench.sae.training import TrainingOptions
 from tests.support.teams import Shares, together
 
 pytestmark = pytest.mark.usefixtures("one_thread")

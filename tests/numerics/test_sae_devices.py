@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.sae.options import (
+from latentbench.sae.options import (
     BoostedOptions,
     EnsembleOptions,
     ExtendedOptions,
@@ -21,8 +21,8 @@ from harness.sae.options import (
     TopKOptions,
     Variant,
 )
-from harness.sae.trainee import NativeTrainee, _moments
-from harness.sae.training import TrainingOptions
+from latentbench.sae.trainee import NativeTrainee, _moments
+from latentbench.sae.training import TrainingOptions
 from tests.support.trained import SITE, WIDTH, D, K, rng, tokens, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")

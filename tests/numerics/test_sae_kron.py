@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.sae.backends import TORCH
-from harness.sae.kron import KronEncoder, combine
-from harness.sae.options import KronOptions
+from latentbench.sae.backends import TORCH
+from latentbench.sae.kron import KronEncoder, combine
+from latentbench.sae.options import KronOptions
 from tests.support.trained import SEEDS, WIDTH, D, rng, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,7 +81,7 @@ def test_the_pairs_of_all_tokens_never_exist_at_once(signed: bool, monkeypatch: 
     pre = torch.randn(30, 12 * 7, generator=rng(1))
     width = 12 * 3 * 4
     whole = TORCH.top_pairs(pre, 3, 4, signed, 5)
-    monkeypatch.setattr("harness.sae.memory.CHUNK", 4 * width)
+    monkeypatch.setattr("latentbench.sae.memory.CHUNK", 4 * width)
     with Largest() as largest:
         parts = TORCH.top_pairs(pre, 3, 4, signed, 5)
     assert torch.equal(whole.values, parts.values)

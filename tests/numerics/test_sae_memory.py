@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.activations.site import Site
-from harness.bench.train import Shape, compare_memory
-from harness.sae.base import TrainableSAE
-from harness.sae.options import BoostedOptions, JumpReLUOptions, TopKOptions, Variant
-from harness.sae.trainee import NativeTrainee
-from harness.sae.training import TrainingOptions
+from latentbench.activations.site import Site
+from latentbench.bench.train import Shape, compare_memory
+from latentbench.sae.base import TrainableSAE
+from latentbench.sae.options import BoostedOptions, JumpReLUOptions, TopKOptions, Variant
+from latentbench.sae.trainee import NativeTrainee
+from latentbench.sae.training import TrainingOptions
 
 D, WIDTH, K, N = 32, 512, 8, 256
 FLOAT = 4

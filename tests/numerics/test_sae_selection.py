@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.errors import InvalidInput
-from harness.sae.base import TrainableSAE
-from harness.sae.codes import Codes
-from harness.sae.encoders import LinearEncoder
-from harness.sae.options import (
+from latentbench.errors import InvalidInput
+from latentbench.sae.base import TrainableSAE
+from latentbench.sae.codes import Codes
+from latentbench.sae.encoders import LinearEncoder
+from latentbench.sae.options import (
     BatchTopKOptions,
     GatedOptions,
     HierarchicalTopKOptions,
@@ -24,10 +24,10 @@ from harness.sae.options import (
     TopKOptions,
     Variant,
 )
-from harness.sae.prefixes import BudgetLoss
-from harness.sae.rules import top_of_batch
-from harness.sae.selection import BatchSelection
-from harness.sae.sparse import top_linear
+from latentbench.sae.prefixes import BudgetLoss
+from latentbench.sae.rules import top_of_batch
+from latentbench.sae.selection import BatchSelection
+from latentbench.sae.sparse import top_linear
 from tests.support.trained import SEEDS, WIDTH, D, K, rng, scaled, tokens, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.errors import InvalidInput, NotAvailable
-from harness.sae import backends
-from harness.sae.codes import Codes
-from harness.sae.prefixes import BudgetLoss
+from latentbench.errors import InvalidInput, NotAvailable
+from latentbench.sae import backends
+from latentbench.sae.codes import Codes
+from latentbench.sae.prefixes import BudgetLoss
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install triton")
 TOLERANCE = 1e-6

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from harness.errors import InvalidInput
-from harness.metrics.capability import CapabilityCost
-from harness.metrics.mechanism.base import injection_of, without_vectors
-from harness.metrics.mechanism.causes import FirstTokenTest, LayerPairs, shared_gain
-from harness.steering.inject import VectorInjection
-from harness.steering.intervention import Intervention, Stack, Untouched
-from harness.steering.mechanism import solving
-from harness.steering.rollouts import Sampling, answers, prompt_ids
-from harness.steering.vectors import SteeringVectors
+from latentbench.errors import InvalidInput
+from latentbench.metrics.capability import CapabilityCost
+from latentbench.metrics.mechanism.base import injection_of, without_vectors
+from latentbench.metrics.mechanism.causes import FirstTokenTest, LayerPairs, shared_gain
+from latentbench.steering.inject import VectorInjection
+from latentbench.steering.intervention import Intervention, Stack, Untouched
+from latentbench.steering.mechanism import solving
+from latentbench.steering.rollouts import Sampling, answers, prompt_ids
+from latentbench.steering.vectors import SteeringVectors
 from tests.support.steering import WIDTH, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapters.protocols import LanguageModel
-from harness.activations.blocks import decoder_blocks
-from harness.activations.capture import hidden_states
-from harness.activations.site import Site
-from harness.errors import CellFailed, InvalidInput
-from harness.steering.inject import VectorInjection, injecting
-from harness.steering.intervention import Layout, Receipt, Stack
-from harness.steering.lora import down_projections
-from harness.steering.rollouts import Sampling, answers, left_padded
-from harness.steering.vectors import SteeringVectors
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.activations.capture import hidden_states
+from latentbench.activations.site import Site
+from latentbench.errors import CellFailed, InvalidInput
+from latentbench.steering.inject import VectorInjection, injecting
+from latentbench.steering.intervention import Layout, Receipt, Stack
+from latentbench.steering.lora import down_projections
+from latentbench.steering.rollouts import Sampling, answers, left_padded
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters.protocols import LanguageModel
 from tests.support.steering import CONFIGS, LAYERS, WIDTH, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,18 +18,18 @@ from transformers import (
     PretrainedConfig,
 )
 
-from adapters.protocols import LanguageModel
-from harness.activations.site import Site
-from harness.steering.inject import VectorInjection
-from harness.steering.intervention import Untouched
-from harness.steering.mechanism.attention import movement
-from harness.steering.mechanism.attribution import attribution
-from harness.steering.mechanism.lens import read_vector
-from harness.steering.mechanism.passages import Passages, trace, written
-from harness.steering.mechanism.paths import divergence, patched
-from harness.steering.mechanism.persistence import persistence
-from harness.steering.mechanism.shift import probability_shift
-from harness.steering.vectors import SteeringVectors
+from latentbench.activations.site import Site
+from latentbench.steering.inject import VectorInjection
+from latentbench.steering.intervention import Untouched
+from latentbench.steering.mechanism.attention import movement
+from latentbench.steering.mechanism.attribution import attribution
+from latentbench.steering.mechanism.lens import read_vector
+from latentbench.steering.mechanism.passages import Passages, trace, written
+from latentbench.steering.mechanism.paths import divergence, patched
+from latentbench.steering.mechanism.persistence import persistence
+from latentbench.steering.mechanism.shift import probability_shift
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters.protocols import LanguageModel
 
 WIDTH, LAYERS, WORDS = 16, 3, 40
 
@@ -99,8 +99,8 @@ def test_what_is_measured_does_not_depend_on_the_size_of_a_pass(monkeypatch: pyt
 
     whole = measured()
     assert len(list(found.batches(lm))) == 1
-    monkeypatch.setattr("harness.steering.mechanism.passages.NUMBERS", 1)
-    monkeypatch.setattr("harness.steering.mechanism.paths._PLACES", 2)
+    monkeypatch.setattr("latentbench.steering.mechanism.passages.NUMBERS", 1)
+    monkeypatch.setattr("latentbench.steering.mechanism.paths._PLACES", 2)
     assert [len(batch) for batch in found.batches(lm)] == [1, 1, 1]
     for one, other in zip(measured(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -12,15 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.protocols import LanguageModel
-from harness.activations.site import Site
-from harness.errors import InvalidInput, NotAvailable, RefusedFile
-from harness.lab import Content, Lab
-from harness.steering.formats import write_vectors
-from harness.steering.inject import VectorInjection
-from harness.steering.intervention import Stack, Untouched
-from harness.steering.making import residual_norms, vectors_of
-from harness.steering.options import (
+from latentbench.activations.site import Site
+from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.lab import Content, Lab
+from latentbench.steering.formats import write_vectors
+from latentbench.steering.inject import VectorInjection
+from latentbench.steering.intervention import Stack, Untouched
+from latentbench.steering.making import residual_norms, vectors_of
+from latentbench.steering.options import (
     ContrastiveMethod,
     LoadMethod,
     NoSteering,
@@ -29,7 +28,8 @@ from harness.steering.options import (
     SaeLatentMethod,
     StackMethod,
 )
-from harness.steering.vectors import SteeringVectors
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters.protocols import LanguageModel
 from tests.support.labs import RuleSAE
 from tests.support.steering import LAYERS, WIDTH, WordProblems, lab, language_model
 

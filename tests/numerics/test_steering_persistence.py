@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.protocols import Roots
-from harness.errors import InvalidInput, NotAvailable, RefusedFile
-from harness.execute.writing import numbers_of
-from harness.lab import Lab
-from harness.metrics.mechanism.movement import Persistence
-from harness.metrics.study import Findings
-from harness.record import MetricValue
-from harness.steering.inject import VectorInjection
-from harness.steering.vectors import SteeringVectors
+from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.execute.writing import numbers_of
+from latentbench.lab import Lab
+from latentbench.metrics.mechanism.movement import Persistence
+from latentbench.metrics.study import Findings
+from latentbench.record import MetricValue
+from latentbench.steering.inject import VectorInjection
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters.protocols import Roots
 from tests.support.steering import LAYERS, WIDTH, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.pocket.adapter import PocketModel, PocketProblems
-from adapters.protocols import LanguageModel, Roots
-from harness.activations.blocks import decoder_blocks
-from harness.lab import Content
-from harness.steering import trl_steps
-from harness.steering.inject import VectorInjection, injecting
-from harness.steering.intervention import Layout, Scope
-from harness.steering.making import read_problems
-from harness.steering.options import LoraMethod, ReinforcedMethod, RlMethod
-from harness.steering.rollouts import left_padded, prompt_ids
-from harness.steering.state import FILE, Progress
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.lab import Content
+from latentbench.steering import trl_steps
+from latentbench.steering.inject import VectorInjection, injecting
+from latentbench.steering.intervention import Layout, Scope
+from latentbench.steering.making import read_problems
+from latentbench.steering.options import LoraMethod, ReinforcedMethod, RlMethod
+from latentbench.steering.rollouts import left_padded, prompt_ids
+from latentbench.steering.state import FILE, Progress
+from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems
+from latentbench_adapters.protocols import LanguageModel, Roots
 from tests.support.steering import Killed, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -199,8 +199,8 @@ def test_an_adapter_of_a_model_in_half_precision_is_trained_in_single(tmp_path: 
 @pytest.mark.slow
 def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
     """A short training already changes most answers; the problems it is measured on are not those it chose by."""
-    from harness.steering.rewards import same_last_number
-    from harness.steering.rollouts import Sampling, answers
+    from latentbench.steering.rewards import same_last_number
+    from latentbench.steering.rollouts import Sampling, answers
 
     lm = PocketModel().load(Roots(tmp_path), torch.device("cpu"))
     plain = {"problems": {"adapter": "pocket"}, "steps": 5, "prompts": 16, "selection": 32}

@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from adapters.protocols import LanguageModel, Problem, Roots
-from adapters.transformers_model import TransformersModel
-from harness.activations.site import Site
-from harness.activations.tokens import evaluation_tokens, training_tokens
-from harness.activations.vocabulary import check_ids, embedding_rows, end_ids, known, padding_id, padding_of
-from harness.errors import InvalidInput
-from harness.measure.documents import Request, measure
-from harness.metrics.latents.first_letter import vocabulary_words, word_states
-from harness.sae.codes import Codes
-from harness.steering.making import residual_norms
-from harness.steering.options import RlMethod
-from harness.steering.rollouts import Sampling, answers
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import evaluation_tokens, training_tokens
+from latentbench.activations.vocabulary import check_ids, embedding_rows, end_ids, known, padding_id, padding_of
+from latentbench.errors import InvalidInput
+from latentbench.measure.documents import Request, measure
+from latentbench.metrics.latents.first_letter import vocabulary_words, word_states
+from latentbench.sae.codes import Codes
+from latentbench.steering.making import residual_norms
+from latentbench.steering.options import RlMethod
+from latentbench.steering.rollouts import Sampling, answers
+from latentbench_adapters.protocols import LanguageModel, Problem, Roots
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.conftest import Command
 from tests.support.labs import VOCABULARY, words_tokenizer
 from tests.support.passes import ToySAE, flat

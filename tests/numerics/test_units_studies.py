@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.protocols import Problem, ProblemSet, Roots
-from harness.activations.tokens import EvalTokens, evaluation_tokens
-from harness.errors import CellFailed, LatentbenchError
-from harness.flow.studies.steering import _halves, _planned
-from harness.lab import Lab
-from harness.metrics.autointerp.cases import _distinct
-from harness.metrics.autointerp.examples import Item, Window, check_disjoint
-from harness.metrics.autointerp.ground import Ground
-from harness.metrics.flow.agreement import FlowAgreement
-from harness.metrics.flow.deactivation import FlowDeactivation
-from harness.metrics.flow.steering import FlowSteering
-from harness.metrics.flow.transition import FlowTransition
-from harness.metrics.latents.sparse_probing import DOMAIN, SparseProbing
-from harness.metrics.mechanism.causes import FirstTokenTest
-from harness.metrics.mechanism.shift import TokenShift
-from harness.metrics.study import Findings
-from harness.steering.inject import VectorInjection
-from harness.steering.vectors import SteeringVectors
+from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.errors import CellFailed, LatentbenchError
+from latentbench.flow.studies.steering import _halves, _planned
+from latentbench.lab import Lab
+from latentbench.metrics.autointerp.cases import _distinct
+from latentbench.metrics.autointerp.examples import Item, Window, check_disjoint
+from latentbench.metrics.autointerp.ground import Ground
+from latentbench.metrics.flow.agreement import FlowAgreement
+from latentbench.metrics.flow.deactivation import FlowDeactivation
+from latentbench.metrics.flow.steering import FlowSteering
+from latentbench.metrics.flow.transition import FlowTransition
+from latentbench.metrics.latents.sparse_probing import DOMAIN, SparseProbing
+from latentbench.metrics.mechanism.causes import FirstTokenTest
+from latentbench.metrics.mechanism.shift import TokenShift
+from latentbench.metrics.study import Findings
+from latentbench.steering.inject import VectorInjection
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters.protocols import Problem, ProblemSet, Roots
 from tests.support import steering
 from tests.support.flow_studies import pocket, studying
 from tests.support.labs import CONTEXT, VOCABULARY, fires_on, lab_of, random_texts, token_sets

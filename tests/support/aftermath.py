@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.canonical import file_digest
-from harness.results import read_record
-from harness.store.store import MANIFEST, Store
+from latentbench.canonical import file_digest
+from latentbench.results import read_record
+from latentbench.store.store import MANIFEST, Store
 from tests.support.project import Workbench, numbers
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness.sae import backends
+from latentbench.sae import backends
 
 backends.backend(torch.ones(1)).decode(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
 LIGHT = "triton" not in sys.modules
@@ -19,8 +19,8 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from harness.sae import triton_kernels, triton_prefix_kernels  # noqa: E402
-from harness.sae.backends.triton_ops import BLOCK_D, BLOCK_E, HELD, warps  # noqa: E402
+from latentbench.sae import triton_kernels, triton_prefix_kernels  # noqa: E402
+from latentbench.sae.backends.triton_ops import BLOCK_D, BLOCK_E, HELD, warps  # noqa: E402
 
 LONG = {"indices", "rows", "starts", "slots", "low", "high"}
 NUMBERS = {"active", "d", "count", "share_stride"}

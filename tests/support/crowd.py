@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from harness.store.store import Ref, Store
+from latentbench.store.store import Ref, Store
 
 KIND = "shared"
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.sae.options import TopKOptions
+from latentbench.sae.options import TopKOptions
 
 FAULT = Path(__file__).with_name("fault.json")
 
@@ -26,7 +26,7 @@ class FaultyOptions(TopKOptions):
 
 def build(options: FaultyOptions, d_in: int, generator: Any, *bases: Any) -> Any:
     """The torch side; imports torch only when asked for."""
-    from harness.sae.variants.topk import TopK
+    from latentbench.sae.variants.topk import TopK
 
     class Faulty(TopK):
         def loss(self, x: Any, dead: Any, step: int, steps: int) -> Any:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.protocols import Roots
-from harness.activations.site import Site
-from harness.flow.maps import FlowMaps
-from harness.flow.options import Flow
-from harness.lab import Content, Lab
-from harness.sae.base import SparseAutoencoder
-from harness.sae.codes import Codes
+from latentbench.activations.site import Site
+from latentbench.flow.maps import FlowMaps
+from latentbench.flow.options import Flow
+from latentbench.lab import Content, Lab
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.codes import Codes
+from latentbench_adapters.protocols import Roots
 
 D, WIDTH, LAYERS = 512, 400, 5
 RESIDUAL = [Site(index=layer) for layer in range(LAYERS)]
@@ -53,8 +53,8 @@ class LinearTied(TiedSae):
         self.register_buffer("encoder", rows if encoder is None else encoder)
 
     def linear_weights(self) -> object:
-        from harness.sae.linear import Group, LinearWeights
-        from harness.sae.rules import ThresholdRule
+        from latentbench.sae.linear import Group, LinearWeights
+        from latentbench.sae.rules import ThresholdRule
 
         rule = ThresholdRule(self.theta)
         bias = torch.zeros(self.width)

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import LanguageModel, Roots
-from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens, evaluation_tokens
-from harness.flow.options import Flow
-from harness.lab import Lab
-from harness.metrics.study import Findings, Study
-from harness.metrics.values import metric_values
-from harness.sae.base import SparseAutoencoder
-from harness.sae.options import TopKOptions
-from harness.spec.experiment import Experiment
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.flow.options import Flow
+from latentbench.lab import Lab
+from latentbench.metrics.study import Findings, Study
+from latentbench.metrics.values import metric_values
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.options import TopKOptions
+from latentbench.spec.experiment import Experiment
+from latentbench_adapters.pocket.adapter import PocketModel
+from latentbench_adapters.protocols import LanguageModel, Roots
 from tests.support.flow import lab_of, maps_of, unit
 
 R0, M1, R1, R2 = Site(index=0), Site(index=1, point="mlp_out"), Site(index=1), Site(index=2)

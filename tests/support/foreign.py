@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.exchange.importing import Imported, import_files
-from harness.record import MetricValue, Record
+from latentbench.exchange.importing import Imported, import_files
+from latentbench.record import MetricValue, Record
 
 SAEBENCH: dict[str, Any] = {
     "eval_type_id": "core",

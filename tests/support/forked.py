@@ -93,7 +93,7 @@ def _child(root: str, arguments: tuple[str, ...], fault: Fault) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(root)
     counted = _befall(fault, root)
-    from harness.cli.app import run
+    from latentbench.cli.app import run
 
     code = run(list(arguments))
     sys.stdout.flush()

@@ -16,14 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.activations.site import Site
-from harness.sae import backends
-from harness.sae.backends import triton_ops
-from harness.sae.backends.check import agree
-from harness.sae.base import TrainableSAE
-from harness.sae.codes import Codes
-from harness.sae.memory import gradients
-from harness.sae.options import (
+from latentbench.activations.site import Site
+from latentbench.sae import backends
+from latentbench.sae.backends import triton_ops
+from latentbench.sae.backends.check import agree
+from latentbench.sae.base import TrainableSAE
+from latentbench.sae.codes import Codes
+from latentbench.sae.memory import gradients
+from latentbench.sae.options import (
     BatchTopKOptions,
     HierarchicalTopKOptions,
     KronOptions,
@@ -32,10 +32,10 @@ from harness.sae.options import (
     TopKOptions,
     Variant,
 )
-from harness.sae.prefixes import BudgetLoss, prefix_loss
-from harness.sae.sparse import attach, sparse_decode
-from harness.sae.trainee import NativeTrainee
-from harness.sae.training import TrainingOptions
+from latentbench.sae.prefixes import BudgetLoss, prefix_loss
+from latentbench.sae.sparse import attach, sparse_decode
+from latentbench.sae.trainee import NativeTrainee
+from latentbench.sae.training import TrainingOptions
 
 Grads = dict[str, Tensor]
 

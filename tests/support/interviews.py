@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import harness.metrics.autointerp.run as run_module
-from adapters.protocols import Judge, Reply, Roots
-from harness.metrics.autointerp.details import AutointerpDetails
-from harness.metrics.autointerp.examples import Case, Window
-from harness.metrics.autointerp.metric import Autointerp
-from harness.metrics.autointerp.prompts import OPEN
+import latentbench.metrics.autointerp.run as run_module
+from latentbench.metrics.autointerp.details import AutointerpDetails
+from latentbench.metrics.autointerp.examples import Case, Window
+from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.metrics.autointerp.prompts import OPEN
+from latentbench_adapters.protocols import Judge, Reply, Roots
 from tests.support.labs import lab_of
 
 Requests = Sequence[Sequence[Mapping[str, str]]]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.protocols import LanguageModel, Roots
-from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens, evaluation_tokens
-from harness.lab import Lab
-from harness.sae.base import SparseAutoencoder
-from harness.sae.codes import Codes
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.lab import Lab
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.codes import Codes
+from latentbench_adapters.protocols import LanguageModel, Roots
 
 VOCABULARY, CONTEXT = 120, 64
 SITE = Site(index=0)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from adapters.protocols import LanguageModel
-from harness.activations.site import Site
-from harness.activations.tokens import EvalTokens
-from harness.measure.documents import Request, Results
-from harness.sae.base import SparseAutoencoder
-from harness.sae.codes import Codes
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import EvalTokens
+from latentbench.measure.documents import Request, Results
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.codes import Codes
+from latentbench_adapters.protocols import LanguageModel
 
 BOS, CONTEXT, D, VOCABULARY = 0, 14, 16, 60
 MIDDLE, LAST, MLP, ATTENTION = (

@@ -7,12 +7,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 import transformers.models.llama.modeling_llama
 
-import harness.cli.app
-import harness.cli.display
-import harness.execute.group
-import harness.execute.run
-import harness.leaderboard
-import harness.spec.reference
+import latentbench.cli.app
+import latentbench.cli.display
+import latentbench.execute.group
+import latentbench.execute.run
+import latentbench.leaderboard
+import latentbench.spec.reference
 
 torch.set_num_threads(1)
-__all__ = ["harness", "torch", "transformers"]
+__all__ = ["latentbench", "torch", "transformers"]

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from harness.cli.app import run
-from harness.project import Project, find_project
-from harness.record import Record
-from harness.results import read_record
+from latentbench.cli.app import run
+from latentbench.project import Project, find_project
+from latentbench.record import Record
+from latentbench.results import read_record
 
 WORDS = [
     "ore",
@@ -134,7 +134,7 @@ class Workbench:
         path = os.pathsep.join(map(str, self.python_path))
         environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
         return subprocess.Popen(
-            [sys.executable, "-c", "from harness.cli import main; main()", *arguments],
+            [sys.executable, "-c", "from latentbench.cli import main; main()", *arguments],
             cwd=self.root,
             env=environment,
             stdout=subprocess.PIPE,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adapters.sae_lens.options import GatedOptions as SaeLensGated
-from adapters.sae_lens.options import JumpReluOptions, SaeLensOptions
-from adapters.sae_lens.options import StandardOptions as SaeLensStandard
-from harness.sae import options as o
-from harness.sae.base import SparseAutoencoder
+from latentbench.sae import options as o
+from latentbench.sae.base import SparseAutoencoder
+from latentbench_adapters.sae_lens.options import GatedOptions as SaeLensGated
+from latentbench_adapters.sae_lens.options import JumpReluOptions, SaeLensOptions
+from latentbench_adapters.sae_lens.options import StandardOptions as SaeLensStandard
 
 D_IN, WIDTH, K = 12, 48, 5
 

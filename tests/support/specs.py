@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import SpecError
-from harness.spec.cells import SpecFile, load_spec
+from latentbench.errors import SpecError
+from latentbench.spec.cells import SpecFile, load_spec
 
 PLAIN = """\
 model: {adapter: transformers, id: ./model}

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from adapters.protocols import LanguageModel, Problem, ProblemSet, Roots
-from harness.lab import Lab
+from latentbench.lab import Lab
+from latentbench_adapters.protocols import LanguageModel, Problem, ProblemSet, Roots
 from tests.support.labs import VOCABULARY, words_tokenizer
 
 WIDTH, LAYERS = 16, 3

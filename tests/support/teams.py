@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.activations.site import Site
-from harness.sae.process_team import ProcessTeam
-from harness.sae.team import Team
+from latentbench.activations.site import Site
+from latentbench.sae.process_team import ProcessTeam
+from latentbench.sae.team import Team
 from tests.support.forked import _CONTEXT
 
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.activations.site import Site
-from harness.sae.base import SparseAutoencoder, TrainableSAE
-from harness.sae.options import Variant
-from harness.sae.trainee import NativeTrainee
-from harness.sae.training import TrainingOptions
+from latentbench.activations.site import Site
+from latentbench.sae.base import SparseAutoencoder, TrainableSAE
+from latentbench.sae.options import Variant
+from latentbench.sae.trainee import NativeTrainee
+from latentbench.sae.training import TrainingOptions
 
 D, WIDTH, K = 16, 48, 4
 SITE = Site(index=0)

@@ -8,9 +8,9 @@ from math import nan
 import torch
 from torch import Tensor
 
-from harness.activations.site import Site
-from harness.sae.base import SparseAutoencoder, TrainableSAE
-from harness.sae.options import (
+from latentbench.activations.site import Site
+from latentbench.sae.base import SparseAutoencoder, TrainableSAE
+from latentbench.sae.options import (
     BatchTopKOptions,
     BoostedOptions,
     ExtendedOptions,
@@ -24,9 +24,9 @@ from harness.sae.options import (
     TopKOptions,
     Variant,
 )
-from harness.sae.train import train
-from harness.sae.trainee import NativeTrainee
-from harness.sae.training import TrainingOptions
+from latentbench.sae.train import train
+from latentbench.sae.trainee import NativeTrainee
+from latentbench.sae.training import TrainingOptions
 
 D, WIDTH, K = 12, 32, 3
 HERE, THERE = Site(index=0), Site(index=1)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 
-from harness.border import ENDING
+from latentbench.border import ENDING
 
 LIBRARIES = {
     "builtins": ("builtins",),

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from adapters.judges.transformers import _answer
-from adapters.lm_eval.model import SteeredLM
-from adapters.protocols import LanguageModel
-from harness.flow.studies.generating import write
-from harness.steering.intervention import Untouched
-from harness.steering.mechanism.passages import written
-from harness.steering.rollouts import Sampling, answers, prompt_ids
+from latentbench.flow.studies.generating import write
+from latentbench.steering.intervention import Untouched
+from latentbench.steering.mechanism.passages import written
+from latentbench.steering.rollouts import Sampling, answers, prompt_ids
+from latentbench_adapters.judges.transformers import _answer
+from latentbench_adapters.lm_eval.model import SteeredLM
+from latentbench_adapters.protocols import LanguageModel
 
 PROMPTS = ("w9 w4 w4 w4", "w30", "w5 w6 w7 w8 w9 w10")
 """Of several lengths, so that a batch of them is padded."""

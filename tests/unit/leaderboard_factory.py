@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from harness.canonical import digest, file_digest
-from harness.integrity import sealed
-from harness.metrics.cross_entropy import CrossEntropy
-from harness.metrics.explained_variance import ExplainedVariance
-from harness.metrics.sparsity import L0
-from harness.metrics.values import metric_values
-from harness.record import Comparability, Cost, DocumentStatistics, Failure, MetricValue, Record, SpecOrigin, Status
-from harness.store.files import write_arrays, write_json
+from latentbench.canonical import digest, file_digest
+from latentbench.integrity import sealed
+from latentbench.metrics.cross_entropy import CrossEntropy
+from latentbench.metrics.explained_variance import ExplainedVariance
+from latentbench.metrics.sparsity import L0
+from latentbench.metrics.values import metric_values
+from latentbench.record import Comparability, Cost, DocumentStatistics, Failure, MetricValue, Record, SpecOrigin, Status
+from latentbench.store.files import write_arrays, write_json
 
 METRICS = (CrossEntropy(), ExplainedVariance(), L0())
 DOMAINS = ("general", "chemistry")

@@ -13,19 +13,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import harness.metrics.autointerp.ground as ground_module
-import harness.metrics.autointerp.run as run_module
-from harness.errors import LatentbenchError
-from harness.metrics.autointerp.best import Best, Found
-from harness.metrics.autointerp.cases import Material, build_case
-from harness.metrics.autointerp.details import SHOWN, AutointerpDetails
-from harness.metrics.autointerp.examples import Case, Item, Window, check_disjoint
-from harness.metrics.autointerp.interview import requests_per_latent
-from harness.metrics.autointerp.metric import Autointerp
-from harness.metrics.autointerp.pieces import Pieces
-from harness.metrics.autointerp.prompts import CLOSE, OPEN, ask, explain
-from harness.metrics.autointerp.sampling import priorities, random_places, sides, stratified, window_start
-from harness.metrics.autointerp.scoring import area_under_roc, score_of
+import latentbench.metrics.autointerp.ground as ground_module
+import latentbench.metrics.autointerp.run as run_module
+from latentbench.errors import LatentbenchError
+from latentbench.metrics.autointerp.best import Best, Found
+from latentbench.metrics.autointerp.cases import Material, build_case
+from latentbench.metrics.autointerp.details import SHOWN, AutointerpDetails
+from latentbench.metrics.autointerp.examples import Case, Item, Window, check_disjoint
+from latentbench.metrics.autointerp.interview import requests_per_latent
+from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.metrics.autointerp.pieces import Pieces
+from latentbench.metrics.autointerp.prompts import CLOSE, OPEN, ask, explain
+from latentbench.metrics.autointerp.sampling import priorities, random_places, sides, stratified, window_start
+from latentbench.metrics.autointerp.scoring import area_under_roc, score_of
 from tests.support.interviews import LOG, Scripted, asked, cases_of, details_of, window
 from tests.support.labs import fires_at_random, fires_on, lab_of, random_texts, token_sets, words_tokenizer
 
@@ -295,8 +295,8 @@ def test_a_dead_sae_has_no_score_and_says_so(tmp_path: Path) -> None:
 
 
 def test_activations_of_a_few_latents_match_dense_ones() -> None:
-    from harness.metrics.autointerp.activity import watched
-    from harness.sae.codes import Codes
+    from latentbench.metrics.autointerp.activity import watched
+    from latentbench.sae.codes import Codes
 
     dense = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)).relu()
     column_of = torch.full((50,), -1)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from adapters.judges.openai import OpenAIJudge
-from adapters.protocols import Roots
-from harness.errors import InvalidInput
-from harness.metrics.autointerp.metric import Autointerp
+from latentbench.errors import InvalidInput
+from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench_adapters.judges.openai import OpenAIJudge
+from latentbench_adapters.protocols import Roots
 from tests.support.interviews import LOG, Scripted, asked
 from tests.support.labs import fires_on, lab_of, token_sets
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.cli import watching
-from harness.errors import InvalidInput
-from harness.execute.choosing import Choice, Shard, _expression
-from harness.execute.estimate import Estimate, duration, estimate
-from harness.plan.plan import Plan, make_plan
-from harness.project import load_specs
-from harness.store.store import Store
+from latentbench.cli import watching
+from latentbench.errors import InvalidInput
+from latentbench.execute.choosing import Choice, Shard, _expression
+from latentbench.execute.estimate import Estimate, duration, estimate
+from latentbench.plan.plan import Plan, make_plan
+from latentbench.project import load_specs
+from latentbench.store.store import Store
 from tests.conftest import Command
 from tests.support.project import Workbench, write_jsonl
 from tests.unit.leaderboard_factory import rewritten
@@ -183,7 +183,7 @@ def test_watch_follows_a_run_until_every_cell_is_done(
 
 
 def test_watch_counts_what_failed(bench: Workbench, command: Command) -> None:
-    from harness.execute.watching import Watch, statuses
+    from latentbench.execute.watching import Watch, statuses
 
     bench.spec(dataset__eval__lab__path="data/none.jsonl", dataset__train__tokens=10**6, metrics=["explained_variance"])
     bench.write("data/none.jsonl", "not json\n")

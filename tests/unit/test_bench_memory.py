@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
-from harness.activations.tokens import training_tokens
-from harness.bench import memory
-from harness.bench.memory import Reading, evaluate, measure, train
-from harness.cli.app import app
+from latentbench.activations.tokens import training_tokens
+from latentbench.bench import memory
+from latentbench.bench.memory import Reading, evaluate, measure, train
+from latentbench.cli.app import app
 
 
 def growth(measured: Callable[[int], Reading], size: int) -> float:

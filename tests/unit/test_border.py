@@ -14,23 +14,23 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from adapters import hub
-from adapters.files import FilesDataset
-from adapters.folder import hook_module, load_model, load_tokenizer
-from adapters.huggingface import streamed_rows
-from adapters.judges.transformers import _answer
-from adapters.lm_eval import tasks
-from adapters.protocols import LanguageModel, Roots
-from adapters.sae_lens.loaded import from_disk, from_registry
-from adapters.weights import read_safetensors, read_torch
-from harness.activations.site import Site
-from harness.activations.tokens import evaluation_tokens
-from harness.border import ENDING, contained, foreign, reason
-from harness.doctor.check import Check, run_checks
-from harness.errors import CellFailed, InvalidInput, LatentbenchError, NotAvailable, RefusedFile
-from harness.sae import artifact
-from harness.steering.formats import read_vectors, write_vectors
-from harness.steering.vectors import SteeringVectors
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import evaluation_tokens
+from latentbench.border import ENDING, contained, foreign, reason
+from latentbench.doctor.check import Check, run_checks
+from latentbench.errors import CellFailed, InvalidInput, LatentbenchError, NotAvailable, RefusedFile
+from latentbench.sae import artifact
+from latentbench.steering.formats import read_vectors, write_vectors
+from latentbench.steering.vectors import SteeringVectors
+from latentbench_adapters import hub
+from latentbench_adapters.files import FilesDataset
+from latentbench_adapters.folder import hook_module, load_model, load_tokenizer
+from latentbench_adapters.huggingface import streamed_rows
+from latentbench_adapters.judges.transformers import _answer
+from latentbench_adapters.lm_eval import tasks
+from latentbench_adapters.protocols import LanguageModel, Roots
+from latentbench_adapters.sae_lens.loaded import from_disk, from_registry
+from latentbench_adapters.weights import read_safetensors, read_torch
 from tests.support.upstream import LIBRARIES, made, panic, upstream
 
 CPU = torch.device("cpu")
@@ -206,16 +206,16 @@ DOORS: dict[str, tuple[str, str, Folder]] = {
     "the hub": ("huggingface_hub:HfApi", "repo_info", _pinning),
     "datasets": ("datasets", "load_dataset", lambda m: lambda: list(streamed_rows("a/b", None, "train", "main"))),
     "Parquet": ("pyarrow.parquet", "ParquetFile", _parquet),
-    "safetensors": ("adapters.weights", "load_file", lambda m: lambda: read_safetensors(m / "model.safetensors")),
+    "safetensors": ("latentbench_adapters.weights", "load_file", lambda m: lambda: read_safetensors(m / "model.safetensors")),
     "state dict": ("torch", "load", _state_dict),
     "SAE of the registry": ("sae_lens:SAE", "from_pretrained", lambda m: lambda: from_registry("a", "b")),
     "SAE of sae-lens": ("sae_lens:SAE", "load_from_disk", lambda m: lambda: from_disk(m)),
-    "SAE of ours": ("harness.sae.artifact", "load_file", lambda m: lambda: artifact._weights(m / "sae.safetensors")),
-    "vectors": ("harness.steering.vectors", "safe_open", _vectors("v.safetensors")),
+    "SAE of ours": ("latentbench.sae.artifact", "load_file", lambda m: lambda: artifact._weights(m / "sae.safetensors")),
+    "vectors": ("latentbench.steering.vectors", "safe_open", _vectors("v.safetensors")),
     "GGUF": ("gguf", "GGUFReader", _vectors("v.gguf")),
     "lm-eval vectors": ("torch", "load", _vectors("v.pt")),
     "tasks": (
-        "adapters.lm_eval.tasks", "_made",
+        "latentbench_adapters.lm_eval.tasks", "_made",
         lambda m: lambda: tasks.load("x.yaml", tasks.Options(), Roots(m), m, lambda: ""),
     ),
     "scoring": ("numpy", "filters_of_the_test", _scoring),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from adapters.pocket.adapter import PocketModel
-from harness.errors import SpecError
-from harness.metrics.cost import Cost
-from harness.plan.stages import stages_of
-from harness.project import load_specs
-from harness.sae.cost import variant_cost
-from harness.sae.options import KronOptions, TopKOptions
+from latentbench.errors import SpecError
+from latentbench.metrics.cost import Cost
+from latentbench.plan.stages import stages_of
+from latentbench.project import load_specs
+from latentbench.sae.cost import variant_cost
+from latentbench.sae.options import KronOptions, TopKOptions
+from latentbench_adapters.pocket.adapter import PocketModel
 from tests.support.project import Workbench
 
 KRON = {"variant": "kron", "width": 32, "m": 4, "n": 4, "k": 4}

@@ -13,9 +13,9 @@ import pytest
 import typer.main
 import yaml
 
-from harness.cli.app import app
-from harness.errors import Problem
-from harness.words import one_line, printable
+from latentbench.cli.app import app
+from latentbench.errors import Problem
+from latentbench.words import one_line, printable
 from tests.conftest import Command
 from tests.support.project import Workbench
 from tests.unit.leaderboard_factory import Planted, write
@@ -54,7 +54,7 @@ def test_no_arguments_show_help_and_unknown_ones_exit_with_2(command: Command) -
 )
 def test_reading_verbs_import_no_torch(bench: Workbench, arguments: str) -> None:
     bench.spec()
-    code = "import sys; from harness.cli.app import run; run(sys.argv[1:])\n"
+    code = "import sys; from latentbench.cli.app import run; run(sys.argv[1:])\n"
     code += "print([m for m in ('torch', 'transformers', 'datasets', 'sae_lens') if m in sys.modules], file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments.split()], cwd=bench.root, capture_output=True, text=True
@@ -66,8 +66,8 @@ def test_reading_verbs_import_no_torch(bench: Workbench, arguments: str) -> None
 def test_what_reads_no_spec_starts_without_the_spec_language(bench: Workbench, arguments: str) -> None:
     """Its validators take half a second, which every look at the results would wait for."""
     (bench.root / "results").mkdir()
-    code = "import sys; from harness.cli.app import run; code = run(sys.argv[1:])\n"
-    code += "print(code, 'harness.spec.experiment' in sys.modules, file=sys.stderr)"
+    code = "import sys; from latentbench.cli.app import run; code = run(sys.argv[1:])\n"
+    code += "print(code, 'latentbench.spec.experiment' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code, arguments], cwd=bench.root, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "0 False", done.stderr
 
@@ -110,7 +110,7 @@ def test_a_new_spec_says_what_the_one_it_started_from_says(
     done = command("new", "specs/deep/er/mine", "--from", str(path))
     assert done.code == 0, done.err
     assert command("new", "specs/deep/er/mine.yaml", "--from", str(path)).code == 2
-    from harness.spec.merge import load_tree
+    from latentbench.spec.merge import load_tree
 
     old, new = (load_tree(tmp_path / p, tmp_path).plain() for p in (path, "specs/deep/er/mine.yaml"))
     assert {**new, "name": None} == {**old, "name": None}
@@ -168,7 +168,7 @@ def test_everything_that_can_be_named_is_listed_with_a_line_of_help(command: Com
 
 
 def test_the_schema_is_valid_and_accepts_what_ships() -> None:
-    from harness.spec.reference import json_schema
+    from latentbench.spec.reference import json_schema
 
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)

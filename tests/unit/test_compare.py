@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import InvalidInput
-from harness.leaderboard import compare_records
-from harness.leaderboard.board import Column
-from harness.leaderboard.compare import Comparison, MetricChange, compare
-from harness.leaderboard.load import load
-from harness.leaderboard.select import select
+from latentbench.errors import InvalidInput
+from latentbench.leaderboard import compare_records
+from latentbench.leaderboard.board import Column
+from latentbench.leaderboard.compare import Comparison, MetricChange, compare
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.select import select
 from tests.unit.leaderboard_factory import HOSTILE, Planted, record, rewritten, write
 
 EV = "general/explained_variance.centred@1"

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from harness.bench.correlation import ACTIVE, FEATURES, Correlation, block_covariance, features, matched, rv_coefficient
+from latentbench.bench.correlation import (
+    ACTIVE,
+    FEATURES,
+    Correlation,
+    block_covariance,
+    features,
+    matched,
+    rv_coefficient,
+)
 
 
 def test_rv_is_one_for_a_multiple_and_zero_for_what_shares_nothing() -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import Roots
-from harness.activations import tokens as module
-from harness.activations.cuts import Cuts
-from harness.activations.tokens import evaluation_tokens, training_tokens
+from latentbench.activations import tokens as module
+from latentbench.activations.cuts import Cuts
+from latentbench.activations.tokens import evaluation_tokens, training_tokens
+from latentbench_adapters.pocket.adapter import PocketModel
+from latentbench_adapters.protocols import Roots
 from tests.support import tokenizer_makes as made
 from tests.support.tokenizer_makes import LLAMA_3, MADE, SPACES, WORDS
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.app import app
-from harness.project import find_project, load_specs
-from harness.spec.checks import check
-from harness.spec.reference import reference_page
+from latentbench.cli.app import app
+from latentbench.project import find_project, load_specs
+from latentbench.spec.checks import check
+from latentbench.spec.reference import reference_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "specs/README.md")

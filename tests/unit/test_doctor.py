@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.cli.app import run
-from harness.doctor import dictionary, intervals, surroundings, truths
-from harness.doctor.check import Check, Finding, both, close, run_checks
-from harness.metrics import explained_variance
-from harness.project import Project
+from latentbench.cli.app import run
+from latentbench.doctor import dictionary, intervals, surroundings, truths
+from latentbench.doctor.check import Check, Finding, both, close, run_checks
+from latentbench.metrics import explained_variance
+from latentbench.project import Project
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +50,7 @@ def test_a_number_that_depends_on_the_scale_is_noticed(ward: truths.Ward, monkey
 
 
 def test_a_number_that_depends_on_the_batch_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.measure import reconstruction
+    from latentbench.measure import reconstruction
 
     real = reconstruction.squared_norms
     monkeypatch.setattr(reconstruction, "squared_norms", lambda vectors: real(vectors) / len(vectors))
@@ -107,7 +107,7 @@ def test_intervals_hold_and_too_short_ones_are_noticed(monkeypatch: pytest.Monke
 
 
 def test_tests_that_cry_wolf_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.leaderboard.statistics import Test
+    from latentbench.leaderboard.statistics import Test
 
     rng = np.random.default_rng(0)
     monkeypatch.setattr(intervals, "exchange_test", lambda *_: Test(float(rng.random() * 0.5)))

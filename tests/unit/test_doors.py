@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.hub import check_dataset
-from adapters.huggingface import HuggingFaceDataset, streamed_rows
-from adapters.model_files import check_model_folder, refuse_adapter, refuse_kernels
-from adapters.native import NativeSource
-from adapters.problems.huggingface import HuggingFaceProblems
-from adapters.protocols import Roots
-from adapters.sparsify import SparsifySource
-from adapters.transformers_model import TransformersModel
-from harness.errors import LatentbenchError, RefusedFile
-from harness.execute.environment import _run
-from harness.execute.events import Loss
-from harness.execute.process import Limits, WorkerProcess
+from latentbench.errors import LatentbenchError, RefusedFile
+from latentbench.execute.environment import _run
+from latentbench.execute.events import Loss
+from latentbench.execute.process import Limits, WorkerProcess
+from latentbench_adapters.hub import check_dataset
+from latentbench_adapters.huggingface import HuggingFaceDataset, streamed_rows
+from latentbench_adapters.model_files import check_model_folder, refuse_adapter, refuse_kernels
+from latentbench_adapters.native import NativeSource
+from latentbench_adapters.problems.huggingface import HuggingFaceProblems
+from latentbench_adapters.protocols import Roots
+from latentbench_adapters.sparsify import SparsifySource
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.conftest import Command
 from tests.support.project import Workbench
 
@@ -418,7 +418,7 @@ def test_workers_import_nothing_from_the_current_folder(
     monkeypatch.chdir(tmp_path)
     for name in ("torch", "numpy", "pydantic", "typer", "json"):
         (tmp_path / f"{name}.py").write_text(evil(canary))
-    unsafe = [sys.executable, "-m", "harness.execute.worker", "no.json"]
+    unsafe = [sys.executable, "-m", "latentbench.execute.worker", "no.json"]
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     subprocess.run(unsafe, capture_output=True, check=False, timeout=60)
     assert canary.exists()  # the attack is real

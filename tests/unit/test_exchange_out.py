@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from jsonschema import Draft7Validator
 
-from harness.errors import InvalidInput, LatentbenchError, NotAvailable
-from harness.exchange import every_eval
-from harness.exchange.sinks import publish
-from harness.exchange.writing import write_folder
-from harness.leaderboard import leaderboard, leaderboard_parquet
-from harness.leaderboard.load import load
+from latentbench.errors import InvalidInput, LatentbenchError, NotAvailable
+from latentbench.exchange import every_eval
+from latentbench.exchange.sinks import publish
+from latentbench.exchange.writing import write_folder
+from latentbench.leaderboard import leaderboard, leaderboard_parquet
+from latentbench.leaderboard.load import load
 from tests.support.every_eval import EVERY_EVAL
 from tests.unit.leaderboard_factory import Planted, write
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from harness.errors import InvalidInput, RefusedFile
-from harness.exchange import saebench
-from harness.exchange.writing import write_folder
-from harness.leaderboard import leaderboard
-from harness.leaderboard.load import load
-from harness.leaderboard.table import board_of
+from latentbench.errors import InvalidInput, RefusedFile
+from latentbench.exchange import saebench
+from latentbench.exchange.writing import write_folder
+from latentbench.leaderboard import leaderboard
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.table import board_of
 from tests.support.foreign import LM_EVAL, SAE_LENS, SAEBENCH, changed, numbers, one, put, taken
 from tests.unit.leaderboard_factory import HOSTILE, Planted, write
 
@@ -57,7 +57,7 @@ def test_absent_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_failing_write_takes_back_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.exchange import importing
+    from latentbench.exchange import importing
 
     real, calls = importing.write_json, []
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.errors import DamagedArtifact, StoreError
-from harness.store.files import read_arrays, read_json, write_arrays, write_bytes, write_json
+from latentbench.errors import DamagedArtifact, StoreError
+from latentbench.store.files import read_arrays, read_json, write_arrays, write_bytes, write_json
 
 
 def names(folder: Path) -> list[str]:

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.activations.site import Site
-from harness.errors import InvalidInput
-from harness.flow.export import FORMATS, to_dot, to_graphml, to_json
-from harness.flow.graph import FlowGraph, Node, parse_node, traced
-from harness.flow.labels import layer_statistics, origins, path_lengths
-from harness.flow.maps import FlowMaps
-from harness.flow.notes import Note
-from harness.flow.options import Flow
+from latentbench.activations.site import Site
+from latentbench.errors import InvalidInput
+from latentbench.flow.export import FORMATS, to_dot, to_graphml, to_json
+from latentbench.flow.graph import FlowGraph, Node, parse_node, traced
+from latentbench.flow.labels import layer_statistics, origins, path_lengths
+from latentbench.flow.maps import FlowMaps
+from latentbench.flow.notes import Note
+from latentbench.flow.options import Flow
 from tests.support.flow import TiedSae, maps_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

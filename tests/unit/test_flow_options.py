@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from adapters.protocols import Roots
-from harness.activations.site import Site
-from harness.flow.checks import unfoldable
-from harness.flow.method import FlowMethod
-from harness.flow.options import Flow, Thresholds
-from harness.flow.places import Link, depth, links, problems, residual_sites
-from harness.metrics.flow.steering import FlowSteering
-from harness.metrics.flow.transition import FlowTransition
-from harness.spec.experiment import Experiment
-from harness.steering.options import StackMethod
+from latentbench.activations.site import Site
+from latentbench.flow.checks import unfoldable
+from latentbench.flow.method import FlowMethod
+from latentbench.flow.options import Flow, Thresholds
+from latentbench.flow.places import Link, depth, links, problems, residual_sites
+from latentbench.metrics.flow.steering import FlowSteering
+from latentbench.metrics.flow.transition import FlowTransition
+from latentbench.spec.experiment import Experiment
+from latentbench.steering.options import StackMethod
+from latentbench_adapters.protocols import Roots
 
 R0, R1, R2 = (Site(index=i) for i in range(3))
 M1, A1 = Site(index=1, point="mlp_out"), Site(index=1, point="attn_out")
@@ -196,8 +196,8 @@ def test_carrying_further_than_there_are_layers_is_refused() -> None:
 
 def test_reading_the_sections_needs_no_torch() -> None:
     code = (
-        "import sys, harness.flow.options, harness.metrics.flow.matching, harness.metrics.flow.agreement, "
-        "harness.metrics.flow.transition, harness.metrics.flow.deactivation, harness.metrics.flow.steering\n"
+        "import sys, latentbench.flow.options, latentbench.metrics.flow.matching, latentbench.metrics.flow.agreement, "
+        "latentbench.metrics.flow.transition, latentbench.metrics.flow.deactivation, latentbench.metrics.flow.steering\n"
         "print([m for m in ('torch', 'numpy', 'scipy', 'networkx', 'sklearn', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,26 +16,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapters.dictionary_learning import DictionaryLearningSource
-from adapters.files import FilesDataset
-from adapters.folder import folder_facts
-from adapters.native import NativeSource
-from adapters.protocols import Roots
-from adapters.sae_lens.export import export
-from adapters.sae_lens.source import SaeLensSource
-from adapters.sparsify import SparsifySource
-from harness.errors import LatentbenchError, RefusedFile
-from harness.exchange.importing import import_files
-from harness.execute.stages import read_content, write_content
-from harness.leaderboard import leaderboard
-from harness.record import Record
-from harness.results import read_record
-from harness.sae import artifact
-from harness.sae.options import TopKOptions
-from harness.steering.formats import read_vectors, write_vectors
-from harness.steering.vectors import SteeringVectors
-from harness.store.files import read_arrays, read_json, write_arrays
-from harness.store.store import MANIFEST, Store
+from latentbench.errors import LatentbenchError, RefusedFile
+from latentbench.exchange.importing import import_files
+from latentbench.execute.stages import read_content, write_content
+from latentbench.leaderboard import leaderboard
+from latentbench.record import Record
+from latentbench.results import read_record
+from latentbench.sae import artifact
+from latentbench.sae.options import TopKOptions
+from latentbench.steering.formats import read_vectors, write_vectors
+from latentbench.steering.vectors import SteeringVectors
+from latentbench.store.files import read_arrays, read_json, write_arrays
+from latentbench.store.store import MANIFEST, Store
+from latentbench_adapters.dictionary_learning import DictionaryLearningSource
+from latentbench_adapters.files import FilesDataset
+from latentbench_adapters.folder import folder_facts
+from latentbench_adapters.native import NativeSource
+from latentbench_adapters.protocols import Roots
+from latentbench_adapters.sae_lens.export import export
+from latentbench_adapters.sae_lens.source import SaeLensSource
+from latentbench_adapters.sparsify import SparsifySource
 from tests.support.damaged import (
     BOMBS,
     gguf_lies,

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.protocols import Roots
-from adapters.transformers_model import TransformersModel
-from harness.activations.site import Site
-from harness.activations.tokens import evaluation_tokens
-from harness.errors import LatentbenchError
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import evaluation_tokens
+from latentbench.errors import LatentbenchError
+from latentbench_adapters.protocols import Roots
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.hostile_models import sharded, spoil
 from tests.support.project import documents
 

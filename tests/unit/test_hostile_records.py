@@ -17,15 +17,15 @@ from typing import Any, get_args
 
 import pytest
 
-from harness.errors import LatentbenchError
-from harness.exchange.writing import FolderFormat, write_folder
-from harness.leaderboard import compare_records, leaderboard
-from harness.leaderboard.api import BoardFormat, ComparisonFormat, leaderboard_parquet
-from harness.leaderboard.load import load
-from harness.report.scales import frontiers
-from harness.results import read_record, referred_keys
-from harness.store.lineage import lineage
-from harness.store.store import Store
+from latentbench.errors import LatentbenchError
+from latentbench.exchange.writing import FolderFormat, write_folder
+from latentbench.leaderboard import compare_records, leaderboard
+from latentbench.leaderboard.api import BoardFormat, ComparisonFormat, leaderboard_parquet
+from latentbench.leaderboard.load import load
+from latentbench.report.scales import frontiers
+from latentbench.results import read_record, referred_keys
+from latentbench.store.lineage import lineage
+from latentbench.store.store import Store
 from tests.support.damaged import torn_json
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 

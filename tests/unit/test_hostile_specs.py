@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from harness.errors import LatentbenchError, SpecError
-from harness.plan.plan import make_plan
-from harness.project import Project, read_specs
-from harness.spec.checks import check
-from harness.store.store import Store
+from latentbench.errors import LatentbenchError, SpecError
+from latentbench.plan.plan import make_plan
+from latentbench.project import Project, read_specs
+from latentbench.spec.checks import check
+from latentbench.store.store import Store
 from tests.conftest import Command
 from tests.support.hostile import ROOT, malformed
 from tests.support.project import Workbench

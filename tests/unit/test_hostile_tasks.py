@@ -13,11 +13,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 
-from adapters.lm_eval import tested
-from adapters.lm_eval.task_file import RefusedTask, read_task
-from adapters.lm_eval.tasks import Options, Problems, _refused, load, task_identity
-from adapters.protocols import Roots
-from harness.errors import LatentbenchError, NotAvailable
+from latentbench.errors import LatentbenchError, NotAvailable
+from latentbench_adapters.lm_eval import tested
+from latentbench_adapters.lm_eval.task_file import RefusedTask, read_task
+from latentbench_adapters.lm_eval.tasks import Options, Problems, _refused, load, task_identity
+from latentbench_adapters.protocols import Roots
 from tests.support.hostile_tasks import SOUND, hostile_tasks, lay_traps, sound_text
 
 Count = Callable[[str, object], None]
@@ -128,7 +128,7 @@ def test_what_lm_eval_falls_back_to_is_out_of_reach(trap: Trap, monkeypatch: pyt
             del sys.modules[module]  # so that it would be run again
         config = yaml.safe_load(sound_text(SOUND[0], metric_list=[{"metric": name}]))
         config["dataset_kwargs"] = {"data_files": {"test": str(trap.roots.project / "data/rows.jsonl")}}
-        monkeypatch.setattr("adapters.lm_eval.tasks.read_task", lambda *_, config=config: config)
+        monkeypatch.setattr("latentbench_adapters.lm_eval.tasks.read_task", lambda *_, config=config: config)
         with pytest.raises(NotAvailable):
             load("task.yaml", Options(), trap.roots, trap.roots.project / "cache", lambda *a, **k: "")
         assert not trap.sprung()

@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.files import FilesDataset
-from adapters.protocols import Roots
-from adapters.transformers_model import TransformersModel
-from harness.canonical import canonical, digest, file_digest, seed_of
-from harness.plan.stages import cell_key, stage_keys, stages_of
-from harness.spec.cells import load_spec
+from latentbench.canonical import canonical, digest, file_digest, seed_of
+from latentbench.plan.stages import cell_key, stage_keys, stages_of
+from latentbench.spec.cells import load_spec
+from latentbench_adapters.files import FilesDataset
+from latentbench_adapters.protocols import Roots
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.project import merged
 from tests.support.specs import PLAIN
 

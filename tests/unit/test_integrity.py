@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.canonical import file_digest
-from harness.errors import InvalidInput
-from harness.exchange.writing import write_folder
-from harness.leaderboard import leaderboard
-from harness.leaderboard.load import load
-from harness.leaderboard.select import select
-from harness.leaderboard.table import board_of
-from harness.results import read_record
-from harness.store.files import read_arrays, write_arrays
+from latentbench.canonical import file_digest
+from latentbench.errors import InvalidInput
+from latentbench.exchange.writing import write_folder
+from latentbench.leaderboard import leaderboard
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.select import select
+from latentbench.leaderboard.table import board_of
+from latentbench.results import read_record
+from latentbench.store.files import read_arrays, write_arrays
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 
 EV = "general/explained_variance.centred@1"

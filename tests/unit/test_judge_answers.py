@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.judges.answered import answered
-from adapters.judges.transcripts import Transcripts
-from adapters.protocols import Reply
-from harness.errors import NotAvailable
-from harness.metrics.autointerp.answers import explanation_in, labels_in, probabilities_in
+from latentbench.errors import NotAvailable
+from latentbench.metrics.autointerp.answers import explanation_in, labels_in, probabilities_in
+from latentbench_adapters.judges.answered import answered
+from latentbench_adapters.judges.transcripts import Transcripts
+from latentbench_adapters.protocols import Reply
 
 
 @pytest.mark.parametrize(

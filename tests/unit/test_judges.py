@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from adapters.judges.openai import OpenAIJudge
-from adapters.judges.pace import Pace
-from adapters.protocols import Roots
-from harness.errors import NotAvailable
-from harness.metrics.autointerp.answers import probabilities_in
-from harness.metrics.autointerp.metric import Autointerp
+from latentbench.errors import NotAvailable
+from latentbench.metrics.autointerp.answers import probabilities_in
+from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench_adapters.judges.openai import OpenAIJudge
+from latentbench_adapters.judges.pace import Pace
+from latentbench_adapters.protocols import Roots
 from tests.support.chat_server import Answer, completion, packed, refused, said, serving
 from tests.support.judges import KEY, ask, echo, files_under, judge, questions
 

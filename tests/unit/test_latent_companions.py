@@ -14,23 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.protocols import LanguageModel, Roots
-from harness.errors import CellFailed
-from harness.lab import Lab
-from harness.metrics.autointerp.details import LatentDetail
-from harness.metrics.latents.absorption import Absorption
-from harness.metrics.latents.decoder import Decoder
-from harness.metrics.latents.first_letter import vocabulary_words
-from harness.metrics.latents.latents import Latents
-from harness.metrics.latents.sparse_probing import SparseProbing
-from harness.metrics.latents.survey import Survey
-from harness.metrics.study import Findings, Study
-from harness.metrics.values import metric_values
-from harness.record import MetricValue
-from harness.report.choice import chosen
-from harness.report.numbers import short
-from harness.sae import options as o
-from harness.sae.base import SparseAutoencoder
+from latentbench.errors import CellFailed
+from latentbench.lab import Lab
+from latentbench.metrics.autointerp.details import LatentDetail
+from latentbench.metrics.latents.absorption import Absorption
+from latentbench.metrics.latents.decoder import Decoder
+from latentbench.metrics.latents.first_letter import vocabulary_words
+from latentbench.metrics.latents.latents import Latents
+from latentbench.metrics.latents.sparse_probing import SparseProbing
+from latentbench.metrics.latents.survey import Survey
+from latentbench.metrics.study import Findings, Study
+from latentbench.metrics.values import metric_values
+from latentbench.record import MetricValue
+from latentbench.report.choice import chosen
+from latentbench.report.numbers import short
+from latentbench.sae import options as o
+from latentbench.sae.base import SparseAutoencoder
+from latentbench_adapters.protocols import LanguageModel, Roots
 from tests.support.labs import (
     CONTEXT,
     SITE,
@@ -128,7 +128,7 @@ def test_no_encoder_cosine_without_a_linear_encoder(tmp_path: Path) -> None:
 
 def two_domains(tmp_path: Path, documents: int = 40) -> Lab:
     """Even words in one domain, odd words in the other; latents 0 to 3 fire on even ones, 4 to 7 on odd ones."""
-    from harness.activations.tokens import evaluation_tokens
+    from latentbench.activations.tokens import evaluation_tokens
 
     sets = torch.stack([torch.arange(4 + (i >= 4) + 2 * i, VOCABULARY, 16)[:5] for i in range(8)])
     lab = lab_of(tmp_path, 8, fires_on(sets))
@@ -266,9 +266,9 @@ def test_words_of_a_vocabulary() -> None:
 
 def test_options_are_read_without_torch() -> None:
     modules = ", ".join(
-        f"harness.metrics.latents.{name}" for name in ("latents", "decoder", "absorption", "sparse_probing")
+        f"latentbench.metrics.latents.{name}" for name in ("latents", "decoder", "absorption", "sparse_probing")
     )
-    code = f"import sys, {modules}, harness.cli.reporting; print([m for m in ('torch', 'numpy', 'sklearn', 'scipy') if m in sys.modules])"
+    code = f"import sys, {modules}, latentbench.cli.reporting; print([m for m in ('torch', 'numpy', 'sklearn', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

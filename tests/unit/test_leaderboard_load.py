@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InvalidInput
-from harness.leaderboard.load import load
+from latentbench.errors import InvalidInput
+from latentbench.leaderboard.load import load
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InvalidInput
-from harness.leaderboard import leaderboard, write_leaderboard_md
-from harness.leaderboard.load import load
-from harness.leaderboard.render.html import embedded
-from harness.leaderboard.render.provenance import provenances
-from harness.leaderboard.render.text import decimals, markdown, number, p_value, plain, seconds, spread
-from harness.leaderboard.table import board_of
+from latentbench.errors import InvalidInput
+from latentbench.leaderboard import leaderboard, write_leaderboard_md
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.render.html import embedded
+from latentbench.leaderboard.render.provenance import provenances
+from latentbench.leaderboard.render.text import decimals, markdown, number, p_value, plain, seconds, spread
+from latentbench.leaderboard.table import board_of
 from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
 FORMATS = ("md", "terminal", "json", "csv", "html")
@@ -228,8 +228,6 @@ def test_markdown_keeps_words_and_escapes_marks() -> None:
 
 
 def test_importing_the_leaderboard_is_light() -> None:
-    code = (
-        "import sys, harness.leaderboard; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
-    )
+    code = "import sys, latentbench.leaderboard; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.leaderboard.board import Board, Column, Group, Row
-from harness.leaderboard.grouping import differing_facts
-from harness.leaderboard.load import load
-from harness.leaderboard.table import board_of
+from latentbench.leaderboard.board import Board, Column, Group, Row
+from latentbench.leaderboard.grouping import differing_facts
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.table import board_of
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 
 EV = "general/explained_variance.centred@1"

@@ -11,20 +11,20 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from harness.canonical import digest, file_digest
-from harness.integrity import sealed
-from harness.leaderboard import leaderboard
-from harness.leaderboard.board import Board
-from harness.leaderboard.compare import NOTHING_TO_TEST, compare
-from harness.leaderboard.load import load
-from harness.leaderboard.select import select
-from harness.leaderboard.table import board_of
-from harness.metrics import recorded
-from harness.metrics.base import Estimator, Metric
-from harness.metrics.values import metric_values
-from harness.record import Comparability, DocumentStatistics, Interval, MetricValue
-from harness.registry import sections
-from harness.store.files import write_arrays, write_json
+from latentbench.canonical import digest, file_digest
+from latentbench.integrity import sealed
+from latentbench.leaderboard import leaderboard
+from latentbench.leaderboard.board import Board
+from latentbench.leaderboard.compare import NOTHING_TO_TEST, compare
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.select import select
+from latentbench.leaderboard.table import board_of
+from latentbench.metrics import recorded
+from latentbench.metrics.base import Estimator, Metric
+from latentbench.metrics.values import metric_values
+from latentbench.record import Comparability, DocumentStatistics, Interval, MetricValue
+from latentbench.registry import sections
+from latentbench.store.files import write_arrays, write_json
 from tests.unit.leaderboard_factory import Planted, record, rewritten
 
 FORMATS = ("md", "terminal", "json", "csv", "html", "latex")
@@ -186,7 +186,7 @@ def test_paired_units_must_be_equally_many(tmp_path: Path) -> None:
 
 
 def test_comparing_latents_is_unpaired_and_names_no_movers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.leaderboard.compare.MOVING", ("judged.score", "cross_entropy.increase"))
+    monkeypatch.setattr("latentbench.leaderboard.compare.MOVING", ("judged.score", "cross_entropy.increase"))
     write(tmp_path, "a/one", {"general": latents(0.6)})
     write(tmp_path, "a/two", {"general": latents(0.9, 40)})
     found = compare(select(load(tmp_path), "a/one"), select(load(tmp_path), "a/two"))
@@ -295,7 +295,7 @@ def test_headings_say_only_what_tells_columns_apart(tmp_path: Path) -> None:
 
 
 def test_accuracy_against_scale_is_plotted_where_rows_differ_in_scale(tmp_path: Path) -> None:
-    from harness.leaderboard.render import html
+    from latentbench.leaderboard.render import html
 
     made, _ = record(Planted(domains=("general",)))
     values = [("word_problems", "reasoning_accuracy.accuracy", True), ("general", "capability_cost.kl", False)]

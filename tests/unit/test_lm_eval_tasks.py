@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from adapters.lm_eval.catalogue import find, members, plain
-from adapters.lm_eval.responses import Answer, Responses
-from adapters.lm_eval.task_file import is_path, read_task
-from adapters.lm_eval.tasks import Options, Problems, load, task_identity
-from adapters.pocket import text
-from adapters.pocket.tasks import documents
-from adapters.protocols import Roots
-from harness.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
+from latentbench.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
+from latentbench_adapters.lm_eval.catalogue import find, members, plain
+from latentbench_adapters.lm_eval.responses import Answer, Responses
+from latentbench_adapters.lm_eval.task_file import is_path, read_task
+from latentbench_adapters.lm_eval.tasks import Options, Problems, load, task_identity
+from latentbench_adapters.pocket import text
+from latentbench_adapters.pocket.tasks import documents
+from latentbench_adapters.protocols import Roots
 
 TASK: dict[str, Any] = {
     "task": "sums",
@@ -113,8 +113,8 @@ def test_a_name_is_no_pattern(name: str) -> None:
 
 def test_knowing_tasks_imports_neither_lm_eval_nor_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from adapters.protocols import Roots\n"
-        "from harness.metrics.reasoning.study import ReasoningAccuracy as R; from adapters.lm_eval.tasks import task_identity\n"
+        "import sys; from pathlib import Path; from latentbench_adapters.protocols import Roots\n"
+        "from latentbench.metrics.reasoning.study import ReasoningAccuracy as R; from latentbench_adapters.lm_eval.tasks import task_identity\n"
         "R(task='gsm8k'); task_identity('gsm8k', Roots(Path('.')))\n"
         "print(sorted({'torch', 'lm_eval', 'numpy', 'datasets', 'transformers'} & set(sys.modules)))"
     )

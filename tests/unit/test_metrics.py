@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from harness.metrics.base import SHARED, Metric
-from harness.metrics.cross_entropy import CrossEntropy
-from harness.metrics.explained_variance import ExplainedVariance
-from harness.metrics.reconstruction import MSE, Cosine, NormRatio
-from harness.metrics.sparsity import L0, DeadFraction
-from harness.metrics.values import metric_values
-from harness.record import MetricValue
+from latentbench.metrics.base import SHARED, Metric
+from latentbench.metrics.cross_entropy import CrossEntropy
+from latentbench.metrics.explained_variance import ExplainedVariance
+from latentbench.metrics.reconstruction import MSE, Cosine, NormRatio
+from latentbench.metrics.sparsity import L0, DeadFraction
+from latentbench.metrics.values import metric_values
+from latentbench.record import MetricValue
 
 ALL = [CrossEntropy, ExplainedVariance, L0, DeadFraction, MSE, Cosine, NormRatio]
 
@@ -153,6 +153,6 @@ def test_bad_parameters_are_refused() -> None:
 
 
 def test_metrics_import_without_torch() -> None:
-    modules = ", ".join(sorted({m.__module__ for m in ALL} | {"harness.metrics.values"}))
+    modules = ", ".join(sorted({m.__module__ for m in ALL} | {"latentbench.metrics.values"}))
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from adapters.model_config import check_files, facts_of
-from harness.errors import RefusedFile
+from latentbench.errors import RefusedFile
+from latentbench_adapters.model_config import check_files, facts_of
 
 
 def test_the_shape_of_every_decoder_that_transformers_knows_is_read_right() -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.folder import load_model, load_tokenizer
-from adapters.model_files import folder_identity
-from adapters.pocket.adapter import PocketModel
-from adapters.protocols import Roots
-from adapters.transformers_model import TransformersModel
-from harness.canonical import digest
-from harness.errors import NotAvailable, RefusedFile
+from latentbench.canonical import digest
+from latentbench.errors import NotAvailable, RefusedFile
+from latentbench_adapters.folder import load_model, load_tokenizer
+from latentbench_adapters.model_files import folder_identity
+from latentbench_adapters.pocket.adapter import PocketModel
+from latentbench_adapters.protocols import Roots
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.opened import opened_below
 from tests.support.tokenizers import KINDS
 

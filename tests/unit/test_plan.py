@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from harness.execute.events import Loss
-from harness.plan.plan import Plan, changed_fields, make_plan
-from harness.project import load_specs
-from harness.record import Failure, Record
-from harness.results import write_record
-from harness.store.store import Store
+from latentbench.execute.events import Loss
+from latentbench.plan.plan import Plan, changed_fields, make_plan
+from latentbench.project import load_specs
+from latentbench.record import Failure, Record
+from latentbench.results import write_record
+from latentbench.store.store import Store
 from tests.conftest import Command
 from tests.support.project import Workbench, documents, write_jsonl
 

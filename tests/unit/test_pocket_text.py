@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.pocket.text import DOMAINS, Problem, documents, drills, problem, problems, word_problems
-from adapters.pocket.text.arithmetic import HIGHEST, LARGEST, LEAD, LOWEST, SMALLEST
+from latentbench_adapters.pocket.text import DOMAINS, Problem, documents, drills, problem, problems, word_problems
+from latentbench_adapters.pocket.text.arithmetic import HIGHEST, LARGEST, LEAD, LOWEST, SMALLEST
 
 seeds = st.integers(min_value=0, max_value=2**64 - 1)
 OPERATION = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)\.")
@@ -172,5 +172,5 @@ def test_problem_is_immutable() -> None:
 
 
 def test_text_needs_no_torch() -> None:
-    code = "import sys, adapters.pocket.text; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, latentbench_adapters.pocket.text; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters.protocols import Roots
-from harness.errors import InvalidInput
-from harness.project import Project, spec_paths
+from latentbench.errors import InvalidInput
+from latentbench.project import Project, spec_paths
+from latentbench_adapters.protocols import Roots
 
 
 @pytest.fixture

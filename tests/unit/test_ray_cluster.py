@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from harness.errors import InvalidInput, NotAvailable
-from harness.execute import ray_cluster
-from harness.execute.job import Job
-from harness.execute.placing import local_jobs
-from harness.execute.ray_cluster import Node, Request, fitted, joined, slots
-from harness.plan.plan import make_plan
-from harness.project import load_specs
-from harness.store.store import Store
+from latentbench.errors import InvalidInput, NotAvailable
+from latentbench.execute import ray_cluster
+from latentbench.execute.job import Job
+from latentbench.execute.placing import local_jobs
+from latentbench.execute.ray_cluster import Node, Request, fitted, joined, slots
+from latentbench.plan.plan import make_plan
+from latentbench.project import load_specs
+from latentbench.store.store import Store
 from tests.support.project import Workbench
 
 GIB = 1 << 30

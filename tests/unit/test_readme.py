@@ -77,7 +77,7 @@ def test_the_picture_is_small_and_there() -> None:
 
 
 def test_the_counts_on_the_page_are_those_of_the_code() -> None:
-    from harness.registry import sections
+    from latentbench.registry import sections
 
     (stated,) = set(re.findall(r"(\d+) variants and controls", PAGE))
     assert int(stated) == len(sections("variants"))

@@ -11,19 +11,19 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from adapters.pocket.adapter import PocketModel, PocketProblems
-from adapters.problems.files import FileProblems
-from adapters.problems.huggingface import HuggingFaceProblems
-from adapters.protocols import ProblemSet, Roots
-from harness.errors import InvalidInput
-from harness.metrics.base import Estimator
-from harness.metrics.capability import CapabilityCost
-from harness.metrics.reasoning.choosing import choose_scale
-from harness.metrics.reasoning.passing import ks_of, pass_at
-from harness.metrics.reasoning.study import ReasoningAccuracy
-from harness.record import MetricValue, Record, SpecOrigin
-from harness.report.scales import frontiers
-from harness.spec.contexts import too_long
+from latentbench.errors import InvalidInput
+from latentbench.metrics.base import Estimator
+from latentbench.metrics.capability import CapabilityCost
+from latentbench.metrics.reasoning.choosing import choose_scale
+from latentbench.metrics.reasoning.passing import ks_of, pass_at
+from latentbench.metrics.reasoning.study import ReasoningAccuracy
+from latentbench.record import MetricValue, Record, SpecOrigin
+from latentbench.report.scales import frontiers
+from latentbench.spec.contexts import too_long
+from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems
+from latentbench_adapters.problems.files import FileProblems
+from latentbench_adapters.problems.huggingface import HuggingFaceProblems
+from latentbench_adapters.protocols import ProblemSet, Roots
 
 ROOTS = Roots(Path())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.bench.train import OURS, TORCH_PATH, Shape, compare
+from latentbench.bench.train import OURS, TORCH_PATH, Shape, compare
 
 SHAPE = Shape(d_in=8, width=128, k=4, batch=16)
 

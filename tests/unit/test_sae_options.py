@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from adapters.sae_lens.options import GatedOptions as SaeLensGated
-from adapters.sae_lens.options import JumpReluOptions as SaeLensJumpReLU
-from harness.metrics.cost import Cost as CostMetric
-from harness.sae.cost import Cost, cost, linear_cost, tokens_at_equal_cost, variant_cost
-from harness.sae.dictionary import default_aux_k
-from harness.sae.options import (
+from latentbench.metrics.cost import Cost as CostMetric
+from latentbench.sae.cost import Cost, cost, linear_cost, tokens_at_equal_cost, variant_cost
+from latentbench.sae.dictionary import default_aux_k
+from latentbench.sae.options import (
     NATIVE,
     BoostedOptions,
     EnsembleOptions,
@@ -28,6 +26,8 @@ from harness.sae.options import (
     TopKOptions,
     UntrainedOptions,
 )
+from latentbench_adapters.sae_lens.options import GatedOptions as SaeLensGated
+from latentbench_adapters.sae_lens.options import JumpReluOptions as SaeLensJumpReLU
 
 TOPK = {"width": 64, "k": 4}
 

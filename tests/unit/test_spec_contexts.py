@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from adapters.folder import facts_of
-from adapters.transformers_model import TransformersModel
-from harness.errors import InvalidInput
-from harness.execute.stages import Models
-from harness.project import load_specs
-from harness.spec.checks import check
+from latentbench.errors import InvalidInput
+from latentbench.execute.stages import Models
+from latentbench.project import load_specs
+from latentbench.spec.checks import check
+from latentbench_adapters.folder import facts_of
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.project import Workbench
 
 ROOM = 64  # of the tiny model

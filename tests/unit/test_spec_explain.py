@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.spec.explain import suggestion
+from latentbench.spec.explain import suggestion
 from tests.support.specs import PLAIN, said, write
 
 SWAPS = [

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.activations.site import block_number
-from harness.errors import SpecError
-from harness.plan.stages import cell_key, stage_keys, stages_of
-from harness.project import load_specs
-from harness.spec.cells import Cell
+from latentbench.activations.site import block_number
+from latentbench.errors import SpecError
+from latentbench.plan.stages import cell_key, stage_keys, stages_of
+from latentbench.project import load_specs
+from latentbench.spec.cells import Cell
 from tests.support.project import Workbench
 
 

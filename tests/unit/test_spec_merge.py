@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import SpecError
-from harness.section import Json
-from harness.spec.merge import MAX_ANCESTORS, load_tree, merge, without_cleared
-from harness.spec.nodes import Mark, Node
+from latentbench.errors import SpecError
+from latentbench.section import Json
+from latentbench.spec.merge import MAX_ANCESTORS, load_tree, merge, without_cleared
+from latentbench.spec.nodes import Mark, Node
 from tests.support.specs import write
 
 

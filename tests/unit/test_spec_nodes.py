@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import SpecError
-from harness.spec.nodes import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted, parse, read_text
+from latentbench.errors import SpecError
+from latentbench.spec.nodes import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted, parse, read_text
 
 
 def value(text: str) -> Any:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.leaderboard.statistics import (
+from latentbench.leaderboard.statistics import (
     Test,
     difference,
     estimate,

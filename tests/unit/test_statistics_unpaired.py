@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.leaderboard.statistics import Test
-from harness.leaderboard.unpaired import unpaired_difference, unpaired_interval, unpaired_test
+from latentbench.leaderboard.statistics import Test
+from latentbench.leaderboard.unpaired import unpaired_difference, unpaired_interval, unpaired_test
 
 Array = np.ndarray
 

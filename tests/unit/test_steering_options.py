@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from adapters.pocket.adapter import PocketProblems
-from adapters.problems.files import FileProblems
-from adapters.protocols import Problem, Roots
-from harness.errors import InvalidInput, NotAvailable, RefusedFile
-from harness.registry import Choice, sections
-from harness.steering.options import SteeringMethod
+from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.registry import Choice, sections
+from latentbench.steering.options import SteeringMethod
+from latentbench_adapters.pocket.adapter import PocketProblems
+from latentbench_adapters.problems.files import FileProblems
+from latentbench_adapters.protocols import Problem, Roots
 
 REAL = Path(__file__).parents[3] / "shared/real"
 EXPERIMENT: Any = SimpleNamespace(dataset=SimpleNamespace(eval={}, train=None), sites=())
@@ -55,7 +55,7 @@ def roots(tmp_path: Path) -> Roots:
 
 def test_every_registered_method_is_tried_here() -> None:
     assert METHODS.keys() >= {
-        name for name, cls in sections("methods").items() if cls.__module__.startswith("harness.")
+        name for name, cls in sections("methods").items() if cls.__module__.startswith("latentbench.")
     }
 
 
@@ -132,7 +132,7 @@ def test_layers_count_from_either_end() -> None:
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys, harness.steering.options as o, adapters.problems.files, adapters.problems.huggingface; "
+    code = "import sys, latentbench.steering.options as o, latentbench_adapters.problems.files, latentbench_adapters.problems.huggingface; "
     heavy = "{'torch', 'numpy', 'trl', 'peft', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", f"{code}print({heavy})"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -204,7 +204,7 @@ def test_pocket_problems_of_the_two_splits_differ() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real problems are not here")
 def test_gsm8k_itself_is_read_and_its_answers_grade_as_right() -> None:
-    from harness.steering.rewards import same_last_number
+    from latentbench.steering.rewards import same_last_number
 
     prompt, pattern = "Question: {question}\nAnswer:", r"####\s*(.+)"
     section = FileProblems(path="gsm8k/test.jsonl", prompt=prompt, answer_pattern=pattern)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import StoreError
-from harness.store.store import MANIFEST, Store
+from latentbench.errors import StoreError
+from latentbench.store.store import MANIFEST, Store
 from tests.conftest import Command
 from tests.support.project import Workbench
 

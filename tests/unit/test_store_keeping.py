@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import ArtifactRef, Record, SpecOrigin
-from harness.store.cleaning import evict, loose, parse_size
-from harness.store.store import MANIFEST, Store
+from latentbench.record import ArtifactRef, Record, SpecOrigin
+from latentbench.store.cleaning import evict, loose, parse_size
+from latentbench.store.store import MANIFEST, Store
 from tests.conftest import Command
 from tests.support.project import Workbench
 

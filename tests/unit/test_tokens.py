@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from harness.activations.tokens import (
+from latentbench.activations.tokens import (
     EvalTokens,
     TrainTokens,
     evaluation_tokens,
@@ -23,7 +23,7 @@ from harness.activations.tokens import (
     special_mask,
     training_tokens,
 )
-from harness.errors import InvalidInput
+from latentbench.errors import InvalidInput
 
 WORDS = [f"w{i}" for i in range(50)]
 BOS, EOS, PAD = 0, 1, 2

@@ -12,25 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.activations.digests import digest_of, folded_digest_of
-from harness.activations.tokens import EvalTokens, evaluation_tokens, units_together
-from harness.canonical import file_digest
-from harness.execute.findings import from_content, to_content
-from harness.integrity import sealed
-from harness.leaderboard import leaderboard
-from harness.leaderboard.board import Board
-from harness.leaderboard.load import load
-from harness.leaderboard.statistics import exchange_test
-from harness.leaderboard.table import board_of
-from harness.leaderboard.unpaired import unpaired_difference
-from harness.metrics.intervals import document_interval
-from harness.metrics.study import Findings
-from harness.metrics.units import Units, units_of
-from harness.metrics.values import metric_values
-from harness.record import DocumentStatistics, MetricValue
-from harness.results import read_record
-from harness.store.files import write_arrays, write_json
-from harness.words import folded
+from latentbench.activations.digests import digest_of, folded_digest_of
+from latentbench.activations.tokens import EvalTokens, evaluation_tokens, units_together
+from latentbench.canonical import file_digest
+from latentbench.execute.findings import from_content, to_content
+from latentbench.integrity import sealed
+from latentbench.leaderboard import leaderboard
+from latentbench.leaderboard.board import Board
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.statistics import exchange_test
+from latentbench.leaderboard.table import board_of
+from latentbench.leaderboard.unpaired import unpaired_difference
+from latentbench.metrics.intervals import document_interval
+from latentbench.metrics.study import Findings
+from latentbench.metrics.units import Units, units_of
+from latentbench.metrics.values import metric_values
+from latentbench.record import DocumentStatistics, MetricValue
+from latentbench.results import read_record
+from latentbench.store.files import write_arrays, write_json
+from latentbench.words import folded
 from tests.unit.leaderboard_factory import METRICS, Planted, record
 from tests.unit.test_tokens import tokenizer
 

@@ -1,0 +1,234 @@
+"""Loading lm-eval's tasks: shipped ones by name, the user's from a checked file; and scoring answers to them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentbench.border import foreign
+from latentbench.canonical import digest
+from latentbench.errors import InvalidInput, NotAvailable
+from latentbench.section import Json
+from latentbench.words import folded
+from latentbench_adapters.hub import refuse_local
+from latentbench_adapters.lm_eval.catalogue import lm_eval_version, members
+from latentbench_adapters.lm_eval.sealed import asked_for_code, sealed
+from latentbench_adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
+from latentbench_adapters.lm_eval.tested import LENGTH, LENGTH_ALIASES, open_datasets
+from latentbench_adapters.protocols import Roots
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own default."""
+_PREFERRED_METRICS = ("math_verify", "exact_match", "acc")
+_PREFERRED_FILTERS = ("flexible-extract",)
+_ANSWER = re.compile(r"\\boxed|\$[^$]+\$")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a spec may change about a task."""
+
+    limit: int | None = None
+    """Problems, of each task of a group."""
+    num_fewshot: int | None = None
+    chat_template: bool = False
+    system: str | None = None
+    temperature: float = 0.0
+    max_new_tokens: int | None = None
+    metric: str | None = None
+    filter: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one answer was worth."""
+
+    correct: float
+    formatted: bool
+    """Whether an answer could be found in it."""
+    every: dict[str, float]
+    """Every metric of the task, by `metric,filter`, as lm-eval calls them."""
+
+
+def task_identity(task: str, roots: Roots, commits: Mapping[str, str] = NONE) -> Json:
+    """What determines a task's documents, prompts and scores, known without importing lm-eval.
+
+    `commits` states those of its hub datasets, as far as they are known (`open_datasets`).
+    """
+    if is_path(task):
+        return {"lm_eval": lm_eval_version(), "file": task_file_identity(task, roots, commits)}
+    own = {path.name: _digest(path) for path in members(task) if path.parent.name == "tasks"}
+    documents = [documents_commit(hub, commits.get(hub)) for hub in open_datasets(task, roots)]
+    return {"lm_eval": lm_eval_version(), "task": task, "documents": documents or _generated(), "files": own}
+
+
+def _digest(path: Path) -> str:
+    """Of a task file of ours. Where its functions are imported from is no part of what is asked: keys have the name that this
+    package had when the first of them were made."""
+    return hashlib.sha256(path.read_bytes().replace(b"latentbench_adapters.", b"adapters.")).hexdigest()
+
+
+def _generated() -> Json:
+    from latentbench_adapters.pocket.text import VERSION
+
+    return {"pocket": VERSION}
+
+
+def load(task: str, options: Options, roots: Roots, folder: Path, chat: Callable[..., str]) -> list[Problems]:
+    """The task, or every task of a group, with its requests made.
+
+    `folder` takes what `datasets` makes of local files, `chat` writes a conversation in the model's template. Raises
+    NotAvailable when lm-eval or a dataset refuses, with what it said.
+    """
+    with _refused(task, "cannot load"):
+        return [Problems(made, options, chat) for made in _made(task, roots, folder)]
+
+
+@contextmanager
+def _refused(task: str, cannot: str) -> Iterator[None]:
+    """Sealed; whatever lm-eval, `datasets`, a template or a pattern raises inside becomes NotAvailable."""
+    failure = f"lm-eval {cannot} the task {task!r}"
+    with sealed(), foreign(failure, kind=NotAvailable):
+        try:
+            yield
+        except Exception as error:
+            if asked_for_code(error):
+                raise NotAvailable(
+                    f"{failure}: it wants a metric of `evaluate`, which is code from elsewhere"
+                ) from error
+            raise
+
+
+def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
+    from lm_eval.tasks import TaskManager
+
+    if is_path(task):
+        config = read_task(task, roots)
+        config["dataset_kwargs"]["cache_dir"] = str(folder)
+        return list(TaskManager(include_defaults=False).load(config)["tasks"].values())
+    for hub in open_datasets(task, roots):
+        refuse_local(hub)
+    folders = sorted({path.parent for path in members(task)})
+    return list(TaskManager(include_defaults=False, include_path=folders).load(task)["tasks"].values())
+
+
+class Problems:
+    """The problems of one task: documents with their requests, and how answers are scored."""
+
+    def __init__(self, task: Any, options: Options, chat: Callable[..., str]) -> None:
+        self.task = task
+        self.name: str = task.task_name
+        self.generative = task.OUTPUT_TYPE == "generate_until"
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            raise InvalidInput(f"{self.name} measures perplexity: it has no problems with right answers")
+        self.metric = self._chosen("metric", options.metric, list(task._metric_fn_list), _PREFERRED_METRICS)
+        """The metric that says whether an answer is right."""
+        self.filter = self._chosen("filter", options.filter, [f.name for f in task._filters], _PREFERRED_FILTERS)
+        """The filter that extracts the answer."""
+        if task._metric_fn_list[self.metric] is None and task.config.process_results is None:
+            raise NotAvailable(f"{self.name}: lm-eval knows no metric {self.metric!r} of its own")
+        self._configure(options)
+        task.build_all_requests(
+            limit=options.limit,
+            system_instruction=options.system,
+            apply_chat_template=options.chat_template,
+            chat_template=chat if options.chat_template else None,
+        )
+
+    def _configure(self, options: Options) -> None:
+        if options.num_fewshot is not None:
+            self.task.set_config("num_fewshot", options.num_fewshot)
+        self.task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        if self.generative:
+            generation: dict[str, Any] = {"do_sample": options.temperature > 0, "temperature": options.temperature}
+            if options.max_new_tokens is not None:
+                for alias in LENGTH_ALIASES:
+                    (self.task.config.generation_kwargs or {}).pop(alias, None)
+                generation[LENGTH] = options.max_new_tokens
+            self.task.set_config("generation_kwargs", generation, update=True)
+
+    @cached_property
+    def groups(self) -> list[list[Instance]]:
+        """The requests of each problem, in the order of the documents."""
+        made: dict[int, list[Instance]] = {}
+        for instance in self.task.instances:
+            made.setdefault(instance.doc_id, []).append(instance)
+        return [sorted(group, key=lambda instance: instance.idx) for group in made.values()]
+
+    @cached_property
+    def documents_digest(self) -> str:
+        """Of what is asked and what the right answer is."""
+        asked = [[list(map(repr, group[0].args)), str(self.gold(group))] for group in self.groups]
+        return digest("documents", asked)
+
+    def asked(self, group: Sequence[Instance]) -> tuple[str, ...]:
+        """What is asked and what the right answer is, white space folded."""
+        texts = [arg for instance in group for arg in instance.args if isinstance(arg, str)]
+        return tuple(map(folded, (*texts, str(self.gold(group)))))
+
+    def gold(self, group: Sequence[Instance]) -> Any:
+        """The right answer, as the task states it."""
+        with _refused(self.name, "cannot state the answers of"):
+            return self.task.doc_to_target(group[0].doc)
+
+    def verdicts(self, responses: Sequence[Sequence[Any]]) -> list[Verdict]:
+        """One verdict per problem. `responses` holds one response for each request of each problem."""
+        for group, given in zip(self.groups, responses, strict=True):
+            for instance, response in zip(group, given, strict=True):
+                instance.resps, instance.filtered_resps = [response], {}
+        with _refused(self.name, "cannot score answers to"):
+            self.task.apply_filters()
+            return [self._verdict(group) for group in self.groups]
+
+    def _verdict(self, group: Sequence[Instance]) -> Verdict:
+        results = {
+            name: self.task.process_results(group[0].doc, [instance.filtered_resps[name] for instance in group])
+            for name in group[0].filtered_resps
+        }
+        every = {
+            f"{metric},{name}": float(value)
+            for name, found in results.items()
+            for metric, value in found.items()
+            if isinstance(value, int | float) or hasattr(value, "__float__")
+        }
+        if f"{self.metric},{self.filter}" not in every:
+            raise InvalidInput(
+                f"{self.name} gives no number for {self.metric!r}; it gives {', '.join(every) or 'none'}"
+            )
+        return Verdict(every[f"{self.metric},{self.filter}"], self._formatted(group), every)
+
+    def _chosen(self, kind: str, wanted: str | None, known: list[str], preferred: Sequence[str]) -> str:
+        """What is asked for, else what is preferred, else the first."""
+        if not known or (wanted is not None and wanted not in known):
+            raise InvalidInput(f"{self.name} has no {kind} {wanted!r}; it has {', '.join(known) or 'none'}")
+        return wanted or next((name for name in preferred if name in known), known[0])
+
+    def _formatted(self, group: Sequence[Instance]) -> bool:
+        """Whether the filter found an answer; where it looks for none, whether there is a formula or nothing else."""
+        if not self.generative:
+            return True
+        if self.filter in self._fallbacks:
+            return bool(group[0].filtered_resps[self.filter] != self._fallbacks[self.filter])
+        answer = str(group[0].resps[0])
+        alone = 0 < len(answer.split()) <= max(1, len(str(self.gold(group)).split()))
+        return alone or _ANSWER.search(answer) is not None
+
+    @cached_property
+    def _fallbacks(self) -> dict[str, Any]:
+        """Filter to what it gives where it finds no answer, of filters that look for one."""
+        return {
+            ensemble.name: step.fallback
+            for ensemble in self.task._filters
+            for step in (make() for make in ensemble.filters)
+            if hasattr(step, "fallback")
+        }

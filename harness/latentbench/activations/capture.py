@@ -1,0 +1,116 @@
+"""Reading hidden states in one forward pass that runs no further than it must."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.activations.place import Place, locate
+from latentbench.activations.site import Site
+from latentbench.activations.values import block_input
+
+
+class _StopForwardError(Exception):
+    """Leaves the forward pass once everything asked for has been read."""
+
+
+def hidden_states(
+    model: nn.Module, sites: Collection[Site], ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[Site, Tensor]:
+    """Hidden states [B, T, d] at each of `sites` for token ids [B, T], in the model's data type.
+
+    The pass ends with the deepest block needed: later blocks, the final norm and the logits are not computed.
+    Raises InvalidInput for a site the model does not have.
+    """
+    if not sites:
+        return {}
+    with capturing(model, sites) as states, _stopping(model, sites), suppress(_StopForwardError):
+        model(input_ids=ids, use_cache=False, **_padded(model, attention_mask))
+    return states
+
+
+def hidden_states_and_logits(
+    model: nn.Module, sites: Collection[Site], ids: Tensor, attention_mask: Tensor | None = None
+) -> tuple[dict[Site, Tensor], Tensor]:
+    """Hidden states [B, T, d] at each of `sites`, and the logits [B, T, vocabulary] of the same full forward pass."""
+    with capturing(model, sites) as states:
+        output = model(input_ids=ids, use_cache=False, **_padded(model, attention_mask))
+    return states, output.logits
+
+
+@contextmanager
+def capturing(model: nn.Module, sites: Collection[Site]) -> Iterator[dict[Site, Tensor]]:
+    """While open, every forward pass leaves the hidden states at `sites` in the dictionary this yields."""
+    states: dict[Site, Tensor] = {}
+    places = {site: locate(model, site) for site in sites}
+    with ExitStack() as stack:
+        for site, place in places.items():
+            stack.callback(_watch(place, site, states).remove)
+        yield states
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether its passes can be told positions; models that know none, or find them in the mask, cannot."""
+    return "position_ids" in signature(model.forward).parameters
+
+
+def positions(model: nn.Module) -> int | None:
+    """Tokens of the longest text by the model's configuration; None where that states none."""
+    config: Any = model.config
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
+
+
+def last_position(model: nn.Module) -> int | None:
+    """Tokens of the longest text that can be read at all; None where rotary positions go on, or nothing is stated."""
+    config: Any = model.config
+    return None if getattr(config.get_text_config(), "rope_parameters", None) else positions(model)
+
+
+def positions_in(attention_mask: Tensor) -> Tensor:
+    """[B, T] positions of tokens that do not count padding, from a mask [B, T] int; padding in front is at 0."""
+    return (attention_mask.cumsum(1) - 1).clamp_min(0)
+
+
+def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor]:
+    """What a model is told about padding. Left of a text it would shift learned positions, unless they are given."""
+    if attention_mask is None:
+        return {}
+    told = {"attention_mask": attention_mask}
+    if bool(attention_mask[:, 0].all()) or not takes_positions(model):
+        return told
+    return told | {"position_ids": positions_in(attention_mask)}
+
+
+def _watch(place: Place, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
+    def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states[site] = block_input(args, kwargs).clone()
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        states[site] = place.read(output)
+
+    if site.point == "resid_pre":
+        return place.module.register_forward_pre_hook(entering, with_kwargs=True)
+    return place.module.register_forward_hook(leaving)
+
+
+@contextmanager
+def _stopping(model: nn.Module, sites: Collection[Site]) -> Iterator[None]:
+    # Entered after the capturing hooks, so that of all hooks on the deepest block this one runs last.
+    def stop(module: nn.Module, *values: Any) -> None:
+        raise _StopForwardError
+
+    deepest = max(site.index for site in sites)
+    block = decoder_blocks(model)[deepest]
+    at_entrance = all(site.point == "resid_pre" for site in sites if site.index == deepest)
+    handle = block.register_forward_pre_hook(stop) if at_entrance else block.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,175 @@
+"""The resumed forward: what the model says when one hidden state is replaced, without running the blocks before it.
+
+The model's own forward is run, so masks, positions, rotary embeddings, final norm and soft-capping are exactly its
+own; only the blocks up to the site are replaced by pass-throughs. Given the hidden state that was captured, the logits
+are bit-identical to those of the full forward, and equal to rounding at the parts of a block that scales what they add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from latentbench.activations.additions import PARTS, additions, undisturbed
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.activations.place import Place, locate
+from latentbench.activations.site import Site
+from latentbench.activations.values import block_input, with_block_input
+from latentbench.errors import InvalidInput
+
+_MISSING = object()
+_HANDOVERS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
+_ROUNDINGS = 16
+"""How far logits may be off, in units of the data type's precision: on one device they are off by nothing."""
+
+
+def needs_block_input(site: Site) -> bool:
+    """Whether resuming at `site` also takes the residual stream entering its block."""
+    return site.point in PARTS
+
+
+def resumed_logits(
+    model: nn.Module,
+    site: Site,
+    hidden: Tensor,
+    ids: Tensor,
+    attention_mask: Tensor | None = None,
+    resid_pre: Tensor | None = None,
+) -> Tensor:
+    """Logits [B, T, vocabulary] with the hidden state at `site` replaced by `hidden` [B, T, d].
+
+    `ids` and `attention_mask` [B, T] are those of the full forward. For `mlp_out` and `attn_out` block `site.index`
+    itself runs, on the captured `resid_pre` [B, T, d]. The model is left as it was, whatever is raised.
+    """
+    with resuming(model, site, hidden, resid_pre):
+        logits: Tensor = model(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
+    return logits
+
+
+@contextmanager
+def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | None = None) -> Iterator[None]:
+    """While open, every forward pass starts at `site` with `hidden`; see `resumed_logits`.
+
+    Raises InvalidInput for a site the model does not have (see `locate`) and for a model whose blocks hand on more than
+    their hidden state, which a pass that starts in the middle would lack.
+    """
+    place, blocks = locate(model, site), decoder_blocks(model)
+    inner = needs_block_input(site)
+    if inner and resid_pre is None:
+        raise ValueError(f"resuming at {site} needs the residual stream entering block {site.index}")
+    _check_handover(model, blocks, site.index + (site.point == "resid_post"))
+    with ExitStack() as stack:
+        if site.point == "resid_post":
+            stack.enter_context(_passed(model, blocks, site.index))
+            length = additions(model)[site.index].tuple_length
+            stack.enter_context(_forward_replaced(blocks[site.index], _returning(hidden, length)))
+        else:
+            stack.enter_context(_entered(model, blocks, site.index, hidden if resid_pre is None else resid_pre))
+        if inner:
+            stack.enter_context(_output_replaced(place, hidden))
+        yield
+
+
+@contextmanager
+def _passed(model: nn.Module, blocks: nn.ModuleList, index: int) -> Iterator[None]:
+    """While open, the blocks before `index` hand on what they get."""
+    with ExitStack() as stack:
+        for block, known in zip(blocks[:index], additions(model), strict=False):
+            stack.enter_context(_forward_replaced(block, _passing_on(known.tuple_length)))
+        yield
+
+
+@contextmanager
+def _entered(model: nn.Module, blocks: nn.ModuleList, index: int, hidden: Tensor) -> Iterator[None]:
+    """While open, passes start at block `index` with `hidden` [B, T, d]."""
+    with _passed(model, blocks, index), _input_replaced(blocks[index], hidden):
+        yield
+
+
+def _check_handover(model: nn.Module, blocks: nn.ModuleList, index: int) -> None:
+    """Raises InvalidInput when block `index` gets more from the blocks before it than one hidden state."""
+    known = _HANDOVERS.setdefault(model, {})
+    if index not in known:
+        known[index] = not 0 < index < len(blocks) or _hidden_state_is_all(model, blocks, index)
+    if not known[index]:
+        raise InvalidInput(
+            f"{type(model).__name__}: block {index} and those behind it get more from the blocks before them than the "
+            "residual stream, so the forward pass cannot be resumed there: cross-entropies with reconstructions in its "
+            "place, ablations and attributions are not possible at this site"
+        )
+
+
+@torch.no_grad()
+def _hidden_state_is_all(model: nn.Module, blocks: nn.ModuleList, index: int) -> bool:
+    """Whether a pass over a few tokens that is resumed at a block gives the logits of the whole one."""
+    ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
+    entering: list[Tensor] = []
+
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering.append(block_input(args, kwargs).clone())
+
+    with undisturbed(model):
+        handle = blocks[index].register_forward_pre_hook(note, with_kwargs=True)
+        whole: Tensor = model(input_ids=ids, use_cache=False).logits
+        handle.remove()
+        # Gemma 4 misses keys and values that blocks share, others go on without what they lack.
+        try:
+            with _entered(model, blocks, index, entering[-1]):
+                resumed: Tensor = model(input_ids=ids, use_cache=False).logits
+        except (LookupError, AttributeError, TypeError):
+            return False
+    tolerance = _ROUNDINGS * torch.finfo(whole.dtype).eps
+    size = float(whole.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return torch.allclose(resumed, whole, rtol=tolerance, atol=tolerance * size, equal_nan=True)
+
+
+def _returning(hidden: Tensor, length: int) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _as_returned(hidden.clone(), length)
+
+
+def _passing_on(length: int) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _as_returned(block_input(args, kwargs), length)
+
+
+def _as_returned(hidden: Tensor, length: int) -> Any:
+    return hidden if length == 0 else (hidden, *[None] * (length - 1))
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    # An instance may already have a forward of its own (accelerate's hooks work that way).
+    before = module.__dict__.get("forward", _MISSING)
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is _MISSING:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+@contextmanager
+def _input_replaced(block: nn.Module, hidden: Tensor) -> Iterator[None]:
+    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return with_block_input(args, kwargs, hidden.clone())
+
+    handle = block.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _output_replaced(place: Place, hidden: Tensor) -> Iterator[None]:
+    handle = place.module.register_forward_hook(lambda module, args, output: place.written(output, hidden))
+    try:
+        yield
+    finally:
+        handle.remove()

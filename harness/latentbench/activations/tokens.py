@@ -1,0 +1,297 @@
+"""Documents to tokens, for evaluation (one row per document) and for training (packed rows).
+
+The beginning-of-sequence rule is the same for both and for every model: a document starts with the tokenizer's BOS
+whenever the tokenizer has one, also where it does not add it by itself (GPT-2, Pythia), because models show their
+usual behaviour, and SAEs are usually trained, behind one. A tokenizer without BOS (Qwen2) gets none, and so does one whose BOS the model does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentbench.activations.cuts import Cuts
+from latentbench.activations.digests import Digests, collected, digest_of, folded_digest_of
+from latentbench.activations.vocabulary import check_ids, known, padding_id
+from latentbench.border import foreign
+from latentbench.errors import InvalidInput
+from latentbench.metrics.units import Units, units_of
+from latentbench.section import Json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
+_CHARACTERS_PER_TOKEN = 16
+"""More than nearly all texts have, so that the first piece of a long one nearly always holds the tokens wanted."""
+_LARGEST_ID = 2**31 - 1
+"""Rows are kept as int32."""
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
+
+
+@dataclass(frozen=True)
+class EvalTokens:
+    """Evaluation documents, one per row."""
+
+    ids: Tensor
+    """[documents, context] int32, right padded."""
+    lengths: Tensor
+    """[documents] int32: real tokens of each document, BOS included; at least 2."""
+    digests: Sequence[str]
+    """First 16 hexadecimal digits of each document's sha256 (of the whole text, however much of it fits)."""
+    skipped: int
+    """Documents left out because they have fewer than 2 tokens, so nothing to predict."""
+    folded: Sequence[str] = ()
+    """The same of each text with its white space folded; empty where no document repeats another."""
+
+    @cached_property
+    def units(self) -> Units:
+        """Which documents are one: their texts differ in white space alone, or not before `context` cuts them off."""
+        return units_together([self])
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
+        """Tensors for safetensors and the metadata beside them."""
+        tensors = {"ids": self.ids, "lengths": self.lengths, "digests": Digests.of(self.digests).to_tensor()}
+        tensors |= {"folded": Digests.of(self.folded).to_tensor()} if self.folded else {}
+        return tensors, {"skipped": self.skipped}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> EvalTokens:
+        """The inverse of `to_tensors`."""
+        digests = Digests.from_tensor(tensors["digests"])
+        folded = Digests.from_tensor(tensors["folded"]) if "folded" in tensors else ()
+        return EvalTokens(tensors["ids"], tensors["lengths"], digests, int(meta["skipped"]), folded)
+
+
+@dataclass(frozen=True)
+class TrainTokens:
+    """Training documents, concatenated and cut into rows without padding."""
+
+    ids: Tensor
+    """[rows, context] int32."""
+    digests: Sequence[str]
+    """As in EvalTokens, of every document that reached a row at least in part."""
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
+        """Tensors for safetensors and the metadata beside them."""
+        return {"ids": self.ids, "digests": Digests.of(self.digests).to_tensor()}, {}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> TrainTokens:
+        """The inverse of `to_tensors`."""
+        return TrainTokens(tensors["ids"], Digests.from_tensor(tensors["digests"]))
+
+
+def evaluation_tokens(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int,
+    documents: int | None = None,
+    skip: int = 0,
+    known_ids: int | None = None,
+) -> EvalTokens:
+    """One row per document: its first `context` tokens, BOS included.
+
+    Reads `documents` documents after the first `skip`. `known_ids` are the rows of the model's embedding: padding and BOS
+    are ids below it. Raises InvalidInput when a document holds another, and when none of them has 2 tokens.
+    """
+    beginnings, padding = _Beginnings(tokenizer, special=True), padding_id(tokenizer, known_ids)
+    rows, lengths, digests, folded, skipped = array("i"), array("i"), array("Q"), array("Q"), 0
+    for batch in _batches(texts, skip, documents):
+        for document, ids in zip(batch, beginnings.of(batch, context), strict=True):
+            row = _with_bos(ids, tokenizer, known_ids)[:context]
+            if len(row) < 2:
+                skipped += 1
+                continue
+            check_ids(row, tokenizer, known_ids, f"{document}: ")
+            rows.extend(row + [padding] * (context - len(row)))
+            lengths.append(len(row))
+            digests.append(document.digest)
+            folded.append(folded_digest_of(document.text, document.digest))
+    if not lengths:
+        raise InvalidInput(f"nothing to evaluate on: of {skipped} documents none has 2 tokens or more")
+    ids_of_all, lengths_of_all = _tensor(rows).view(-1, context), _tensor(lengths)
+    made = EvalTokens(ids_of_all, lengths_of_all, collected(digests), skipped, collected(folded))
+    return made if made.units.repeats else replace(made, folded=())
+
+
+def training_tokens(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int,
+    tokens: int,
+    repeat: bool = False,
+    documents: int | None = None,
+    skip: int = 0,
+    known_ids: int | None = None,
+) -> TrainTokens:
+    """Packed rows of `context` tokens holding at least `tokens` tokens, special ones included.
+
+    Each document is led by BOS, or followed by EOS where the tokenizer has no BOS. Attention is not cut at document
+    borders, as is usual for SAE training. Raises InvalidInput when a document holds an id that is not below `known_ids`, the
+    rows of the model's embedding, and when the documents end before `tokens`, unless `repeat`: then every full row there is.
+    """
+    wanted = math.ceil(tokens / context) * context
+    beginnings = _Beginnings(tokenizer, special=False)
+    flat, digests = array("i"), array("Q")
+    for batch in _batches(texts, skip, documents):
+        for document, ids in zip(batch, beginnings.of(batch, wanted - len(flat)), strict=True):
+            if ids and len(flat) < wanted:
+                check_ids(ids, tokenizer, known_ids, f"{document}: ")
+                flat.extend(_delimited(ids, tokenizer, known_ids))
+                digests.append(document.digest)
+        if len(flat) >= wanted:
+            break
+    available = min(len(flat), wanted) // context * context
+    if available == 0 or (available < wanted and not repeat):
+        raise InvalidInput(_too_few(available, tokens, context))
+    del flat[available:]
+    return TrainTokens(_tensor(flat).view(-1, context), collected(digests))
+
+
+def overlap(train: TrainTokens, evaluation: EvalTokens) -> int:
+    """How many evaluation documents are, letter for letter, among the training documents."""
+    return Digests.of(evaluation.digests).among(Digests.of(train.digests))
+
+
+def units_together(domains: Sequence[EvalTokens]) -> Units:
+    """The units of the documents of several domains, one domain after the other: a document may be in two of them."""
+    texts = chain.from_iterable(tokens.folded or tokens.digests for tokens in domains)
+    return units_of(texts, chain.from_iterable(map(_rows, domains)))
+
+
+def special_mask(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Bool, shaped like `ids`: where a token is BOS, EOS, PAD, SEP or CLS.
+
+    Their hidden states are excluded from SAE training and from reconstruction metrics: the norm at BOS is often a
+    hundred times that of a word. Tokens that are special in other ways (chat turns) are ordinary here, as in sae-lens.
+    """
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for special in {getattr(tokenizer, name, None) for name in _SPECIAL} - {None}:
+        mask |= ids == special  # one byte a token, where `isin` makes one for each id
+    return mask
+
+
+def real_mask(lengths: Tensor, context: int) -> Tensor:
+    """[documents, context] bool: True at tokens, False at padding."""
+    return torch.arange(context, device=lengths.device) < lengths[:, None]
+
+
+def _too_few(available: int, tokens: int, context: int) -> str:
+    if available == 0:
+        return f"the training documents hold less than one row of {context} tokens"
+    return (
+        f"the training documents hold {available:,} tokens (in full rows of {context}), fewer than the {tokens:,} "
+        f"asked for: set `tokens: {available}` or less, or `repeat: true` to go through them more than once"
+    )
+
+
+@dataclass(frozen=True)
+class _Document:
+    text: str
+    digest: int
+
+    def __str__(self) -> str:
+        return f"the document that starts with {self.text[:40]!r}"
+
+
+def _batches(texts: Iterable[str], skip: int, documents: int | None) -> Iterator[list[_Document]]:
+    """The chosen documents, many short ones or few long ones at a time, so that none waits for long."""
+    batch: list[_Document] = []
+    characters = 0
+    for text in islice(texts, skip, None if documents is None else skip + documents):
+        batch.append(_Document(text, digest_of(text)))
+        characters += len(text)
+        if len(batch) == _DOCUMENTS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Beginnings:
+    """The first tokens of documents, exactly those of the whole texts, without tokenising much more than them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, special: bool) -> None:
+        self._tokenizer, self._special = tokenizer, special
+        self._truncates = special and tokenizer.truncation_side == "right"
+
+    def of(self, documents: Sequence[_Document], limit: int) -> list[list[int]]:
+        """Token ids of each document: all of them, or the first `limit` and perhaps more of a document that has more.
+
+        What the tokenizer itself puts behind a text stands behind the first `limit` where it does not end the document.
+        """
+        growing = [self._growing(document.text, limit) for document in documents]
+        heads = [next(texts) for texts in growing]
+        rows = self._ids(heads, limit)
+        for number, document in enumerate(documents):
+            while len(heads[number]) < len(document.text) and len(rows[number]) < self._enough(limit):
+                heads[number] = next(growing[number])
+                rows[number] = self._ids([heads[number]], limit)[0]
+        return rows
+
+    def _growing(self, text: str, limit: int) -> Iterator[str]:
+        """Longer and longer beginnings of a text whose tokens are the text's first ones, and then the text itself."""
+        size, done = limit * _CHARACTERS_PER_TOKEN, 0
+        while size < len(text) and self._cuts is not None:
+            if (cut := self._cuts.last(text, size)) > done:
+                yield text[:cut]
+                done = cut
+            size *= 4
+        yield text
+
+    def _enough(self, limit: int) -> int:
+        """How many ids a beginning must have so that `limit` of them are no ids that stand behind it."""
+        added = self._tokenizer.num_special_tokens_to_add() if self._special else 0
+        return limit + 1 if self._truncates else limit + added
+
+    def _ids(self, texts: list[str], limit: int) -> list[list[int]]:
+        options: dict[str, Json] = {"add_special_tokens": self._special, "return_attention_mask": False}
+        if self._truncates:
+            # One token more than wanted: an EOS the tokenizer puts behind what it has cut off must not stay in mid-text.
+            options |= {"truncation": True, "max_length": limit + 1}
+        first = f"texts, the first of which starts with {texts[0][:40]!r}"
+        with foreign(f"the tokenizer cannot encode {first}", "look at the patterns of its tokenizer.json"):
+            ids: list[list[int]] = self._tokenizer(texts, verbose=False, **options)["input_ids"]
+        if (largest := max((max(row) for row in ids if row), default=0)) > _LARGEST_ID:
+            raise InvalidInput(f"the tokenizer gives {first} the token {largest}, which no vocabulary has")
+        return ids
+
+    @cached_property
+    def _cuts(self) -> Cuts | None:
+        return Cuts.of(self._tokenizer)
+
+
+def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:
+    bos = known(tokenizer.bos_token_id, known_ids)
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def _delimited(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:
+    if known(tokenizer.bos_token_id, known_ids) is not None:
+        return _with_bos(ids, tokenizer, known_ids)
+    eos = known(tokenizer.eos_token_id, known_ids)
+    return ids if eos is None else [*ids, eos]
+
+
+def _rows(tokens: EvalTokens) -> Iterator[bytes]:
+    """A digest of what is measured of each document."""
+    for row, length in zip(tokens.ids.numpy(), tokens.lengths.tolist(), strict=True):
+        yield hashlib.sha256(row[:length].tobytes()).digest()
+
+
+def _tensor(values: array[int]) -> Tensor:
+    """[n] int32, the array's own memory."""
+    return torch.from_numpy(np.frombuffer(values, dtype=np.int32))

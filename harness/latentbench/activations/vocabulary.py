@@ -1,0 +1,66 @@
+"""Which token ids a model knows: those its embedding has a row for.
+
+A tokenizer can hold more than its model (padding, chat turns or words were added to it, and no rows for them). An id
+beyond the embedding ends in an IndexError somewhere inside the model, on a GPU in a lost device. So what we put beside a
+text ourselves (padding, the opening token, end tokens) is always an id the model knows, and a text that holds another is
+refused where it becomes ids. More rows than tokens are usual and harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from latentbench.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from latentbench_adapters.protocols import LanguageModel
+
+
+def embedding_rows(model: Any) -> int:
+    """How many token ids a loaded model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def known(token: int | None, rows: int | None) -> int | None:
+    """`token` where an embedding of `rows` rows has one for it, else None; `rows` None knows every id."""
+    return token if token is not None and token >= 0 and (rows is None or token < rows) else None
+
+
+def padding_id(tokenizer: Any, rows: int | None) -> int:
+    """What fills up shorter rows. Masked everywhere, so any id that the model knows will do; every model knows 0."""
+    ids = (getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
+    return next((found for token in ids if (found := known(token, rows)) is not None), 0)
+
+
+def padding_of(lm: LanguageModel) -> int:
+    """`padding_id` of a loaded model."""
+    return padding_id(lm.tokenizer, embedding_rows(lm.model))
+
+
+def end_ids(lm: LanguageModel) -> set[int]:
+    """Tokens that end an answer: all that the model's generation config lists, and the tokenizer's.
+
+    Raises InvalidInput where the config lists what is no id.
+    """
+    configured = getattr(lm.model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list | tuple) else [configured]
+    ends, rows = [end for end in (*listed, lm.tokenizer.eos_token_id) if end is not None], embedding_rows(lm.model)
+    if strange := [end for end in ends if not isinstance(end, int)]:
+        raise InvalidInput(f"the model's generation config has the eos_token_id {strange[0]!r}; ids are whole numbers")
+    return {end for end in ends if known(end, rows) is not None}
+
+
+def check_ids(ids: Sequence[int], tokenizer: Any, rows: int | None, where: str = "") -> None:
+    """Raises InvalidInput that names the first of `ids` that an embedding of `rows` rows does not know.
+
+    `where` says whose ids they are and stands first in the message.
+    """
+    if rows is None or max(ids, default=0) < rows:
+        return
+    strange = next(token for token in ids if token >= rows)
+    raise InvalidInput(
+        f"{where}the token {tokenizer.convert_ids_to_tokens(strange)!r} has the id {strange}, but the model's embedding "
+        f"ends at {rows - 1}: the tokenizer has {len(tokenizer)} tokens and is not, or no longer, this model's; "
+        "take the tokenizer it was trained with, or resize the model's embedding and train it"
+    )

@@ -1,0 +1,66 @@
+"""A check: a question whose answer is known, and what this installation answers."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from latentbench.border import contained
+
+Verdict = Literal["pass", "fail", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check saw."""
+
+    passed: bool | None
+    """None where nothing can be wrong: something to know."""
+    detail: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A question with a known answer."""
+
+    name: str
+    group: Literal["metrics", "intervals", "surroundings"]
+    look: Callable[[], Finding]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A check that was run."""
+
+    name: str
+    group: str
+    verdict: Verdict
+    detail: str
+    seconds: float
+
+
+def run_checks(checks: Iterable[Check]) -> Iterator[Result]:
+    """Runs every check; one that raises has failed, and the others go on."""
+    for check in checks:
+        started = time.monotonic()
+        try:
+            found = check.look()
+        except BaseException as error:  # whatever is broken here is what the doctor is asked about
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            told = contained(error)
+            found = Finding(False, f"{type(told).__name__}: {told} ({place.name}, line {place.lineno})")
+        verdict: Verdict = "note" if found.passed is None else "pass" if found.passed else "fail"
+        yield Result(check.name, check.group, verdict, found.detail, time.monotonic() - started)
+
+
+def close(name: str, value: float, truth: float, tolerance: float) -> Finding:
+    """A number against the truth."""
+    return Finding(abs(value - truth) <= tolerance, f"{name} = {value:.10g}, truth {truth:g} ± {tolerance:g}")
+
+
+def both(*findings: Finding) -> Finding:
+    """All of several findings."""
+    return Finding(all(found.passed for found in findings), "; ".join(found.detail for found in findings))

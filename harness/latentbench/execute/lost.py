@@ -1,0 +1,111 @@
+"""A job as the parent sees it: where it was put, and what becomes of cells whose worker is gone. Without torch.
+
+Every executor shares these rules: when a group is lost, its unfinished cells are run again one by one, and a cell that
+is lost alone gets a record that says so.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from latentbench.errors import RefusedFile
+from latentbench.execute.events import Event, Loss, Report
+from latentbench.execute.job import Job, JobCell
+from latentbench.execute.writing import record_of
+from latentbench.record import Cost, Failure, Record
+from latentbench.results import find_record, read_record, record_path, write_record
+from latentbench.store.files import write_json
+
+_numbers = count(1)
+
+
+Stamp = tuple[int, int] | None
+"""Inode and time of a record's file. Compared for being different only, so that clocks need not agree."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A job that was handed to a worker."""
+
+    job: Job
+    file: Path
+    """The job as JSON, for the worker."""
+    before: tuple[Stamp, ...]
+    """The records there were of its cells."""
+
+    @property
+    def log(self) -> Path:
+        """Where the worker's output goes."""
+        return self.file.with_suffix(".log")
+
+    def left(self) -> list[JobCell]:
+        """The cells that have neither numbers nor a failed record newer than the job."""
+        pairs = zip(self.job.cells, self.before, strict=True)
+        return [item for item, before in pairs if not _finished(self.job, item, before)]
+
+    def settle(self, loss: Loss, report: Report) -> list[Job]:
+        """After the worker has ended: writes what is owed and returns the jobs to run in its place.
+
+        `loss` is how the cells were lost that have no new record.
+        """
+        left = self.left()
+        _name_log(self.job, [item for item in self.job.cells if item not in left], self.log)
+        if not left:
+            return []
+        if len(self.job.cells) > 1:
+            report(Event("note", f"a worker was lost ({loss.message}); its {len(left)} cells are run one by one"))
+            return [replace(self.job, cells=(item,)) for item in left]
+        write_lost(self.job, left[0], loss, self.log)
+        report(Event("done", left[0].cell.title, status=loss.status))
+        return []
+
+
+def place(job: Job, logs: Path) -> Placed:
+    """Writes the job's file below `logs` under a name of its own."""
+    file = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.uname().nodename[:40]}-{os.getpid()}-{next(_numbers):03}.json"
+    write_json(file, job.to_json())
+    return Placed(job, file, tuple(_stamp(job, item) for item in job.cells))
+
+
+def write_lost(job: Job, item: JobCell, loss: Loss, log: Path) -> None:
+    """Writes the record of a cell that could not write its own."""
+    error = Failure(stage="worker", type=loss.type, message=loss.message, log=_shown(job, log))
+    write_record(job.results, item.cell, record_of(job, item, None, status=loss.status, error=error, cost=Cost()), {})
+
+
+def _finished(job: Job, item: JobCell, before: Stamp) -> bool:
+    """Whether the cell has numbers, or a failed record that is not the one it had before."""
+    record = find_record(job.results, item.cell, item.key)
+    return record is not None and (record.status == "ok" or _stamp(job, item) != before)
+
+
+def _name_log(job: Job, items: list[JobCell], log: Path) -> None:
+    """Adds the log to the records of cells that failed: the worker that wrote them does not know where it is kept."""
+    for item in items:
+        record = _read(record_path(job.results, item.cell, item.key))
+        if record and record.error and record.error.log is None:
+            error = record.error.model_copy(update={"log": _shown(job, log)})
+            write_record(job.results, item.cell, record.model_copy(update={"error": error}), {})
+
+
+def _stamp(job: Job, item: JobCell) -> Stamp:
+    try:
+        found = record_path(job.results, item.cell, item.key).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        return read_record(path)
+    except RefusedFile:
+        return None
+
+
+def _shown(job: Job, log: Path) -> str:
+    return str(log.relative_to(job.results)) if log.is_relative_to(job.results) else log.name

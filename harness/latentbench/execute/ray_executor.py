@@ -1,0 +1,173 @@
+"""The `ray` executor: every group of cells is a task of a Ray cluster, which finds the node and leases its GPUs.
+
+Ray only places. The task runs the same worker process as `local` (`harness/latentbench/execute/ray_task.py`), and what a lost worker
+means is decided here and in `harness/latentbench/execute/lost.py`: Ray itself never runs anything twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentbench.execute.events import Event, Loss, Report
+from latentbench.execute.job import Job
+from latentbench.execute.lost import Placed, place
+from latentbench.execute.process import GRACE_SECONDS, POLL_SECONDS
+from latentbench.execute.ray_cluster import Request, nodes
+from latentbench.execute.ray_task import PASSED_ON, work
+
+_LOOK_SECONDS = 3.0
+"""How often the nodes are looked at while jobs wait for one."""
+
+
+@dataclass(eq=False)
+class _Task:
+    """A job that Ray has."""
+
+    placed: Placed
+    stream: Any
+    """Ray's generator of references to the lines that `work` yields."""
+    node: str | None = None
+    """Where it runs; None while it waits for a node."""
+    loss: Loss | None = None
+    of_node: bool = False
+    """Whether the machine went, which says nothing against the cells."""
+
+
+class RayExecutor:
+    """Runs jobs on the cluster this process has joined, at most `workers` at a time."""
+
+    def __init__(self, workers: int | None, logs: Path) -> None:
+        self.workers, self.logs = workers, logs
+        self._moved: set[str] = set()
+        self._looked = time.monotonic()
+
+    def run(self, jobs: list[Job], report: Report) -> None:
+        """Runs all jobs; every cell has a record afterwards, whatever happened. Ctrl-C stops the workers."""
+        waiting, running = deque(jobs), list[_Task]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < (self.workers or len(running) + 1):
+                    running.append(self._submit(waiting.popleft()))
+                for task in [task for task in self._ready(running) if _advance(task, report)]:
+                    running.remove(task)
+                    waiting.extend(self._settle(task, report))
+                self._drop_stranded(running)
+        finally:
+            _cancel(running)
+
+    def _submit(self, job: Job) -> _Task:
+        import ray
+
+        placed = place(job, self.logs)
+        variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        remote = ray.remote(max_retries=0, num_returns="streaming")(work)
+        stream = remote.options(**Request.of(job).options()).remote(str(placed.file), job.limits, variables)
+        return _Task(placed, stream)
+
+    def _ready(self, running: list[_Task]) -> list[_Task]:
+        """Tasks with something to tell, after a while of waiting for one."""
+        import ray
+
+        streams = [task.stream for task in running]
+        ray.wait(streams, num_returns=1, timeout=POLL_SECONDS)
+        ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0)
+        return [task for task in running if task.stream in ready]
+
+    def _settle(self, task: _Task, report: Report) -> list[Job]:
+        """The jobs to run in place of one that ended. A cell that a node took down with it is tried once more."""
+        job, loss = task.placed.job, task.loss or Loss("failed", "WorkerDied", "its task ended without a word")
+        moved = {item.key for item in job.cells}
+        if task.of_node and not moved & self._moved and task.placed.left() == list(job.cells):
+            self._moved |= moved
+            report(Event("note", f"{job.cells[0].cell.title} is run again elsewhere: {loss.message}"))
+            return [job]
+        return task.placed.settle(loss, report)
+
+    def _drop_stranded(self, running: list[_Task]) -> None:
+        """Gives up tasks that wait for nodes that are gone: Ray would let them wait for ever."""
+        if all(task.node for task in running) or time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        import ray
+
+        self._looked, alive = time.monotonic(), nodes()
+        for task in running:
+            request = Request.of(task.placed.job)
+            if task.node is None and task.loss is None and not any(map(request.fits, alive)):
+                task.loss = Loss("failed", "NoNode", f"no node is left that has {request}")
+                ray.cancel(task.stream)
+
+
+def _advance(task: _Task, report: Report) -> bool:
+    """Takes in everything a task has to tell now; whether it has ended."""
+    import ray
+    from ray.exceptions import RayError
+
+    while ray.wait([task.stream], timeout=0)[0]:
+        try:
+            _take(task, json.loads(ray.get(next(task.stream))), report)
+        except StopIteration:
+            return True
+        except RayError as error:
+            task.of_node = _node_is_gone(task.node, error)
+            task.loss = task.loss or _loss_of(task, error)
+    return False
+
+
+def _take(task: _Task, told: Any, report: Report) -> None:
+    if "node" in told:
+        task.node = told["node"]
+    elif "kind" in told:
+        report(Event(**told))
+    else:
+        task.loss = Loss(**told)
+
+
+def _node_is_gone(node: str | None, error: Exception) -> bool:
+    from ray.exceptions import NodeDiedError, WorkerCrashedError
+
+    if not isinstance(error, NodeDiedError | WorkerCrashedError):
+        return False
+    return isinstance(error, NodeDiedError) or node not in [found.id for found in nodes()]
+
+
+def _loss_of(task: _Task, error: Exception) -> Loss:
+    from ray.exceptions import RayTaskError
+
+    if task.of_node:
+        return Loss("failed", "NodeDied", "the node it ran on is gone")
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    lines = str(error).strip().splitlines() or [""]
+    return Loss("failed", type(error).__name__, f"Ray could not run it: {lines[0]}")
+
+
+def _cancel(tasks: Iterable[_Task]) -> None:
+    """Ends tasks: asked first, killed after a grace period, or at once when a second Ctrl-C comes."""
+    import ray
+
+    left = list(tasks)
+    try:
+        _ask(left, force=False)
+        deadline = time.monotonic() + GRACE_SECONDS + 1
+        while left and time.monotonic() < deadline:
+            ray.wait([task.stream for task in left], timeout=POLL_SECONDS)
+            left = [task for task in left if not _advance(task, lambda event: None)]
+    finally:
+        _ask(left, force=True)
+
+
+def _ask(tasks: Iterable[_Task], force: bool) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    for task in tasks:
+        with suppress(RayError, ValueError):  # it has just ended
+            ray.cancel(task.stream, force=force)

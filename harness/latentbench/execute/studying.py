@@ -1,0 +1,104 @@
+"""The part of a job in which subjects are made and studies are run, each in a lab of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import EvalTokens
+from latentbench.errors import NotAvailable
+from latentbench.execute.findings import from_content, to_content
+from latentbench.execute.stages import Models, keep, make_eval_tokens, stored
+from latentbench.lab import Content, Lab
+from latentbench.metrics.study import Findings, Study
+from latentbench.plan.stage import CellStages, Stage
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.section import Json
+from latentbench.spec.cells import Cell
+from latentbench.spec.contexts import texts_of
+from latentbench.store.store import Store
+
+Progress = Callable[[int, int], None]
+Saes = Callable[[], Mapping[Site, SparseAutoencoder]]
+
+CACHE = "cache"
+"""Folder of the store for what is keyed by its own content."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A cell at work: its stages and a way to get its SAEs."""
+
+    cell: Cell
+    stages: CellStages
+    saes: Saes
+
+
+class Studying:
+    """Makes subjects, runs studies, and stores both."""
+
+    def __init__(self, store: Store, models: Models) -> None:
+        self.store, self.models = store, models
+
+    def make_subject(self, bench: Bench, progress: Progress) -> None:
+        """Steering vectors or flow maps, unless they are in the store."""
+        section, stage = bench.cell.experiment.subject, bench.stages.subject
+        if section is None or stage is None:
+            return
+        lab = self._lab(bench, stage, progress)
+        self.store.share([stage.ref], lambda _: self._finish(stage, section.make(lab)))
+
+    def study(self, bench: Bench, study: Study, progress: Progress) -> Findings:
+        """What a study finds, from the store or measured now."""
+        stage = bench.stages.studies[study.label]
+        lab = self._lab(bench, stage, progress)
+        return from_content(self._once(stage, lambda: to_content(study.run(lab))))
+
+    def _once(self, stage: Stage, make: Callable[[], Content]) -> Content:
+        """The stage's content from the store, or made and stored by one worker alone."""
+        return self.store.once(
+            *stage.ref, lambda: stored(self.store, stage, Content), lambda: self._finish(stage, make())
+        )
+
+    def _finish(self, stage: Stage, content: Content) -> Content:
+        keep(self.store, stage, content.tensors, content.meta)
+        self.store.drop_checkpoint(stage.key)
+        return content
+
+    def _lab(self, bench: Bench, stage: Stage, progress: Progress) -> Lab:
+        experiment = bench.cell.experiment
+        longest = max((data.context for data in texts_of(experiment).values()), default=0)
+        lab = Lab(
+            experiment=experiment,
+            key=stage.key,
+            roots=self.models.roots,
+            device=self.models.device,
+            scratch=self.store.checkpoint(stage.key),
+            cache=self.store.root / CACHE,
+            model=lambda: self.models.model(experiment.model, longest),
+            tokenizer=lambda: self.models.tokenizer(experiment.model),
+            saes=bench.saes,
+            subject=lambda: self._subject(bench, lab),
+            tokens=lambda domain: self._tokens(bench, domain),
+            shared=lambda kind, payload, make: self._shared(bench.stages.model, kind, payload, make),
+            progress=progress,
+        )
+        return lab
+
+    def _subject(self, bench: Bench, lab: Lab) -> Any:
+        section, stage = bench.cell.experiment.subject, bench.stages.subject
+        if section is None or stage is None:
+            raise NotAvailable("the spec has no `steering:` or `flow:` section")
+        content = stored(self.store, stage, Content)
+        if content is None:
+            raise NotAvailable(f"{stage.title} is not in the store")
+        return section.read(content, lab)
+
+    def _tokens(self, bench: Bench, domain: str) -> EvalTokens:
+        experiment, stage = bench.cell.experiment, bench.stages.domains[domain].tokens
+        return make_eval_tokens(self.store, stage, experiment.dataset.eval[domain], self.models, experiment.model)
+
+    def _shared(self, model: Json, kind: str, payload: Json, make: Callable[[], Content]) -> Content:
+        return self._once(Stage("shared", kind, {"kind": kind, "model": model, "content": payload}), make)

@@ -1,0 +1,158 @@
+"""Which latents fire on which tokens: sparse codes of several sites from one pass over texts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, vstack
+from torch import Tensor
+
+from latentbench.activations.capture import hidden_states
+from latentbench.activations.site import Site
+from latentbench.activations.tokens import EvalTokens, real_mask, special_mask, training_tokens
+from latentbench.activations.vocabulary import embedding_rows
+from latentbench.flow.options import Flow
+from latentbench.lab import Lab
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.codes import Codes
+
+TOKENS_PER_FORWARD = 4096
+SITES_AT_ONCE = 4
+"""Sites whose SAEs a pass over texts holds: as many as lead to a residual site, and itself. More sites, more passes."""
+
+
+class Activity:
+    """The codes of one site over many tokens, taken in batch by batch and kept sparse: 8 bytes per active one."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._parts: list[csr_array] = []
+
+    def add(self, codes: Codes) -> None:
+        """Takes in the codes of further tokens."""
+        values, indices = codes.values.detach().float().cpu(), codes.indices.cpu()
+        on = values != 0
+        ends = torch.cat([on.new_zeros(1, dtype=torch.int64), on.sum(1).cumsum(0)])
+        data = values[on].numpy(), indices[on].int().numpy(), ends.int().numpy()
+        self._parts.append(csr_array(data, shape=(len(values), self.width)))
+
+    def matrix(self) -> csr_array:
+        """[tokens, width] float32. The parts become this one matrix, so that nothing is held twice."""
+        if len(self._parts) != 1:
+            self._parts = [csr_array(vstack(self._parts))]
+        return self._parts[0]
+
+    def mean_active(self) -> Tensor:
+        """[width] float32: each latent's mean activation where it is active; 1 for one that never is."""
+        codes = self.matrix()
+        counts = np.bincount(codes.indices, minlength=self.width)
+        sums = np.bincount(codes.indices, weights=codes.data, minlength=self.width)
+        return torch.from_numpy(np.where(counts > 0, sums / np.maximum(counts, 1), 1.0)).float()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of tokens."""
+
+    ids: Tensor
+    """[rows, context] integer."""
+    lengths: Tensor
+    """[rows] real tokens of each row."""
+    limit: int | None = None
+    """Ordinary tokens after which reading stops; None: never."""
+
+    @staticmethod
+    def of(tokens: EvalTokens) -> Texts:
+        """All documents of an evaluation domain."""
+        return Texts(tokens.ids, tokens.lengths)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that are run together."""
+
+    rows: slice
+    ids: Tensor
+    """[B, T] int64."""
+    real: Tensor
+    """[B, T] bool: no padding."""
+    ordinary: Tensor
+    """[B, T] bool: neither padding nor special."""
+
+
+def texts_of(options: Flow, lab: Lab) -> Texts:
+    """What the section's maps are fitted on. Raises InvalidInput where there is nothing."""
+    data, domain = options.source(lab.experiment)
+    if domain is not None:
+        tokens = lab.tokens(domain)
+        return Texts(tokens.ids, tokens.lengths, options.tokens)
+    wanted = max(options.tokens, data.context)
+    ids = training_tokens(
+        data.texts(lab.roots),
+        lab.tokenizer(),
+        context=data.context,
+        tokens=wanted,
+        repeat=True,
+        documents=data.documents,
+        skip=data.skip,
+        known_ids=embedding_rows(lab.model().model),
+    ).ids
+    return Texts(ids, torch.full((len(ids),), ids.shape[1]), options.tokens)
+
+
+def batches(lab: Lab, texts: Texts) -> Iterator[Batch]:
+    """The rows in order, until `limit` ordinary tokens have been given."""
+    context, left = texts.ids.shape[1], texts.limit
+    step = max(1, TOKENS_PER_FORWARD // context)
+    for start in range(0, len(texts.ids), step):
+        rows = slice(start, start + step)
+        longest = int(texts.lengths[rows].max())
+        ids = texts.ids[rows, :longest].to(lab.device).long()
+        real = real_mask(texts.lengths[rows], longest).to(lab.device)
+        ordinary = real & ~special_mask(ids, lab.tokenizer())
+        if left is not None:
+            ordinary &= (ordinary.flatten().cumsum(0) <= left).view_as(ordinary)
+            left -= int(ordinary.sum())
+        yield Batch(rows, ids, real, ordinary)
+        if left is not None and left <= 0:
+            return
+
+
+def held(lab: Lab, sites: Iterable[Site]) -> dict[Site, SparseAutoencoder]:
+    """The SAEs of some sites, in memory as long as this dictionary."""
+    saes = lab.saes()
+    return {site: saes[site] for site in sites}
+
+
+def groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
+    """Sites in order, as many at a time as one pass over texts reads."""
+    given = list(sites)
+    for start in range(0, len(given), SITES_AT_ONCE):
+        yield given[start : start + SITES_AT_ONCE]
+
+
+def codes_at(lab: Lab, saes: Mapping[Site, SparseAutoencoder], batch: Batch) -> dict[Site, Codes]:
+    """Codes of the batch's ordinary tokens at each site, in order."""
+    states = hidden_states(lab.model().model, saes, batch.ids, batch.real.long())
+    return {site: sae.encode(states[site][batch.ordinary].float()) for site, sae in saes.items()}
+
+
+def activity(lab: Lab, texts: Texts, sites: Collection[Site]) -> dict[Site, Activity]:
+    """The codes of all ordinary tokens at each site, as sparse matrices."""
+    saes = held(lab, sites)
+    found = {site: Activity(sae.width) for site, sae in saes.items()}
+    for batch in batches(lab, texts):
+        for site, codes in codes_at(lab, saes, batch).items():
+            found[site].add(codes)
+    return found
+
+
+def mean_active(lab: Lab, texts: Texts, sites: Iterable[Site]) -> dict[Site, Tensor]:
+    """[width] float32 of each site, see `Activity.mean_active`; any number of sites, some at a time."""
+    found: dict[Site, Tensor] = {}
+    for group in groups(sites):
+        found |= {site: active.mean_active() for site, active in activity(lab, texts, group).items()}
+    return found

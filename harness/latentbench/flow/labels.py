@@ -1,0 +1,120 @@
+"""Where each latent of the residual stream comes from, and how layers differ in that (Feature Flow, §3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from latentbench.activations.site import Site
+from latentbench.flow.maps import FlowMaps, chance_cosine
+from latentbench.flow.matching import NOBODY
+from latentbench.flow.places import Part
+from latentbench.flow.rules import high_cut
+
+Label = Literal["translated", "processed", "newborn", "unexplained"]
+LABELS: tuple[Label, ...] = ("translated", "processed", "newborn", "unexplained")
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The latents of one residual site and their predecessors."""
+
+    site: Site
+    scores: Mapping[Part, Tensor]
+    """[width] float32 s(R), s(M), s(A): cosine of the best predecessor, of the parts that the cell has SAEs for."""
+    labels: Tensor
+    """[width] int64: position in LABELS."""
+
+    def label(self, latent: int) -> Label:
+        """The label of one latent."""
+        return LABELS[int(self.labels[latent])]
+
+
+def origins(maps: FlowMaps, site: Site) -> Origins | None:
+    """Scores and labels of the latents at `site`; None at the first site, which nothing leads to.
+
+    High s(R) and low s(M), s(A): translated. High s(R) and high s(M) or s(A): processed. Low s(R) and high s(M) or
+    s(A): newborn. All low: unexplained. A part without SAEs counts as low, so without any all latents are translated
+    or unexplained.
+    """
+    into = {link.part: link for link in maps.into(site)}
+    if "residual" not in into:
+        return None
+    scores = {part: maps.backward(link).best for part, link in into.items()}
+    high = {part: scores[part] >= high_cut(maps, link) for part, link in into.items()}
+    kept = high.pop("residual")
+    written = torch.stack(list(high.values())).any(0) if high else torch.zeros_like(kept)
+    labels = torch.where(kept, torch.where(written, 1, 0), torch.where(written, 2, 3))
+    return Origins(site, scores, labels)
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One residual site in numbers."""
+
+    site: Site
+    width: int
+    shares: Mapping[Label, float]
+    """Share of latents with each label; empty at the first site."""
+    births: float | None
+    """Share of latents without a predecessor in the residual stream at or above the cut; None at the first site."""
+    deaths: float | None
+    """Share of latents without a successor at or above the cut; None at the last site."""
+    persistence: float
+    """Mean number of further layers a latent's path of best successors goes on at or above the cut."""
+    chance: float | None
+    """Median best cosine of a random direction with this site's predecessor dictionary; None at the first site."""
+    cut: float | None
+    """From which cosine on a predecessor counted for births: `thresholds.cut` or what chance gives; None at the first
+    site."""
+
+
+def layer_statistics(maps: FlowMaps) -> list[LayerStatistics]:
+    """Birth, death and persistence per residual site, first to last, over all latents of the dictionaries."""
+    lengths = path_lengths(maps)
+    return [_statistics(maps, site, lengths[site]) for site in maps.residual]
+
+
+def path_lengths(maps: FlowMaps) -> dict[Site, Tensor]:
+    """[width] float32 per residual site: steps of the path of best successors before it falls below the cut."""
+    lengths: dict[Site, Tensor] = {}
+    for site in reversed(maps.residual):
+        link = maps.out_of(site)
+        if link is None:
+            lengths[site] = torch.zeros(maps.width(site))
+            continue
+        onward, following = strongest(maps, site, link.target)
+        lengths[site] = torch.where(following, 1 + lengths[link.target][onward], 0.0)
+    return lengths
+
+
+def strongest(maps: FlowMaps, site: Site, to: Site) -> tuple[Tensor, Tensor]:
+    """[width] the match of highest cosine of each latent (0 where none), and whether it is at or above the cut."""
+    found = maps.maps[site, to]
+    cosines, best = found.cosines.max(1, keepdim=True)
+    chosen = found.indices.gather(1, best)[:, 0]
+    return chosen.clamp_min(0), (cosines[:, 0] >= maps.counts(maps.options.thresholds.cut, to)) & (chosen != NOBODY)
+
+
+def _statistics(maps: FlowMaps, site: Site, lengths: Tensor) -> LayerStatistics:
+    found, outward, cut = origins(maps, site), maps.out_of(site), maps.options.thresholds.cut
+    counts = torch.bincount(found.labels, minlength=len(LABELS)).tolist() if found else []
+    before = next((link.source for link in maps.into(site) if link.part == "residual"), None)
+
+    def lost(to: Site) -> float:
+        return float((maps.maps[site, to].best < maps.counts(cut, to)).float().mean())
+
+    return LayerStatistics(
+        site,
+        maps.width(site),
+        {label: count / len(lengths) for label, count in zip(LABELS, counts, strict=False)},
+        None if before is None else lost(before),
+        None if outward is None else lost(outward.target),
+        float(lengths.mean()),
+        None if before is None else chance_cosine(maps.width(before), maps.d_in),
+        None if before is None else maps.counts(cut, before),
+    )

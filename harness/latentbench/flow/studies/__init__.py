@@ -1,0 +1,1 @@
+"""The torch side of the studies in harness/latentbench/metrics/flow."""

@@ -1,0 +1,262 @@
+"""What a leaderboard is: groups of rows that may be ranked together, columns, values, verdicts about differences."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+from latentbench.canonical import digest
+from latentbench.leaderboard.load import Loaded
+from latentbench.leaderboard.statistics import counted
+from latentbench.record import MetricValue, Status
+from latentbench.section import Json
+
+Standing = Literal["best", "tied", "behind"]
+BadgeKind = Literal["imported", "partial", "failed", "dirty", "old", "superseded", "warning"]
+
+LABELS = {
+    "explained_variance.centred": "EV centred",
+    "explained_variance.residual_variance": "EV residual var.",
+    "explained_variance.token_ratio": "EV token ratio",
+    "explained_variance.uncentred": "EV uncentred",
+    "cross_entropy.clean": "CE clean",
+    "cross_entropy.sae": "CE with SAE",
+    "cross_entropy.zero": "CE zero-ablated",
+    "cross_entropy.mean": "CE mean-ablated",
+    "cross_entropy.increase": "CE increase",
+    "cross_entropy.loss_recovered_zero": "Loss rec. (zero)",
+    "cross_entropy.loss_recovered_mean": "Loss rec. (mean)",
+    "cross_entropy.kl": "KL",
+    "cross_entropy.kl_recovered": "KL recovered",
+    "l0": "L0",
+    "dead_fraction": "Dead",
+    "mse": "MSE",
+    "cosine": "Cosine",
+    "norm_ratio": "Norm ratio",
+    "autointerp.score": "Autointerp",
+    "reasoning_accuracy.accuracy": "Accuracy",
+    "reasoning_accuracy.gain": "Accuracy gain",
+    "capability_cost.kl": "KL to the unsteered",
+    "sparse_probing.accuracy": "Probing",
+    "absorption.fraction": "Absorption",
+    "flow_matching.rate": "Matched",
+    "flow_matching.score": "Matching",
+    "flow_agreement.residual": "Agreement",
+    "flow_deactivation.success": "Deactivation",
+    "flow_transition.carried": "Carried over",
+    "flow_steering.shift": "Steered",
+    "flow_steering.rate_at_cost": "Steered at cost",
+    "flow_steering.gain_at_cost": "Gain at cost",
+    "training.tokens_per_second": "Training speed",
+    "training.memory": "Training memory",
+}
+"""Short column headings; other metrics are headed by their id."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of one metric on one domain."""
+
+    metric: str
+    version: int
+    domain: str | None
+    budget: int | None
+    params: str
+    """Further parameters as text, e.g. `tokens=30000`."""
+    unit: str
+    higher_is_better: bool | None
+
+    @staticmethod
+    def of(value: MetricValue) -> Column:
+        """The column a record's number stands in."""
+        where = (value.id, value.version, value.domain, value.budget, value.settings)
+        return _column(*where, value.unit, value.higher_is_better)
+
+    @cached_property
+    def key(self) -> str:
+        """Unique text, e.g. `chemistry/explained_variance.centred@1[budget=8]`."""
+        params = ",".join(p for p in (f"budget={self.budget}" if self.budget is not None else "", self.params) if p)
+        return f"{self.domain or ''}/{self.metric}@{self.version}" + (f"[{params}]" if params else "")
+
+    @property
+    def label(self) -> str:
+        """Short heading without the domain."""
+        return LABELS.get(self.metric, self.metric) + (f" @{self.budget}" if self.budget is not None else "")
+
+
+@lru_cache(maxsize=4096)
+def _column(*fields: Any) -> Column:
+    """One object per column, so that thousands of rows compose its key once."""
+    return Column(*fields)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of a row: the mean over its seeds."""
+
+    value: float | None
+    reason: str | None = None
+    """Why the value or its interval is missing."""
+    low: float | None = None
+    high: float | None = None
+    """95 % interval over the units, for the seeds that were trained."""
+    sd: float | None = None
+    """Standard deviation over seeds, None for one seed."""
+    seeds: tuple[float, ...] = ()
+    n: int | None = None
+    """Independent units behind each seed's number, None where the seeds differ in it."""
+    units: str = ""
+    """What they are, in the plural; empty where that is not known."""
+    repeats: int = 0
+    """How many more were measured that repeat one of those."""
+
+    def overlaps(self, other: Value) -> bool:
+        """Whether both have several seeds and the ranges of the numbers over seeds overlap."""
+        ours, theirs = self.seeds, other.seeds
+        return min(len(ours), len(theirs)) > 1 and max(min(ours), min(theirs)) <= min(max(ours), max(theirs))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a row stands against the best of its group in one column."""
+
+    standing: Standing | None
+    p: float | None = None
+    """Holm-adjusted p-value of the difference to the best."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Badge:
+    """Something the reader must know before trusting a row."""
+
+    kind: BadgeKind
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One spec and label over its seeds."""
+
+    spec: str
+    label: str
+    cells: tuple[Loaded, ...]
+    """The newest record of every seed, by seed."""
+    expected: tuple[int, ...]
+    """Seeds that other cells of the spec have."""
+    values: Mapping[str, Value] = field(default_factory=dict)
+    badges: tuple[Badge, ...] = ()
+
+    @cached_property
+    def id(self) -> str:
+        """Identifier within a board."""
+        return digest("row", [self.spec, self.label, self.newest.record.cell])[:12]
+
+    @property
+    def title(self) -> str:
+        """Spec name and label."""
+        return f"{self.spec}[{self.label}]" if self.label else self.spec
+
+    @cached_property
+    def measured(self) -> tuple[Loaded, ...]:
+        """The cells that have numbers."""
+        return tuple(cell for cell in self.cells if cell.record.status == "ok")
+
+    @cached_property
+    def newest(self) -> Loaded:
+        """The newest cell with numbers, or the newest of all."""
+        return max(self.measured or self.cells, key=lambda cell: (cell.created, cell.path))
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every expected seed was measured; other rows are shown and not ranked."""
+        return {cell.record.seed for cell in self.measured} >= set(self.expected)
+
+    @property
+    def status(self) -> Status:
+        """`ok` when anything was measured, else what happened to the newest cell."""
+        return "ok" if self.measured else self.newest.record.status
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Mean over seeds of the time taken, all stages together."""
+        times = [sum(cell.record.cost.wall_seconds.values()) for cell in self.measured if cell.record.cost.wall_seconds]
+        return sum(times) / len(times) if times else None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A fact in which this group differs from the board's largest."""
+
+    path: str
+    here: Json
+    there: Json
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that were measured alike on all domains they share, and may be ranked there."""
+
+    key: str
+    title: str
+    domains: tuple[str, ...]
+    facts: Mapping[str, Json]
+    """Domain to the facts that agree."""
+    differs: tuple[Fact, ...]
+    columns: tuple[Column, ...]
+    shown: tuple[Column, ...]
+    """The columns of the short table."""
+    rows: tuple[Row, ...]
+    verdicts: Mapping[tuple[str, str], Verdict] = field(default_factory=dict)
+    """By row id and column key."""
+
+    @cached_property
+    def counts(self) -> Mapping[str, str]:
+        """Domain to what its numbers stand on, e.g. `128 documents, 40–64 latents` or `500 documents (5 distinct)`."""
+        found: dict[str, dict[str, set[tuple[int, int]]]] = {}
+        for column in (column for column in self.columns if column.domain is not None):
+            for value in (row.values[column.key] for row in self.rows if column.key in row.values):
+                if value.n is not None and value.units:
+                    found.setdefault(column.domain or "", {}).setdefault(value.units, set()).add(
+                        (value.n, value.repeats)
+                    )
+        return {domain: ", ".join(_counted(ns, units) for units, ns in by.items()) for domain, by in found.items()}
+
+    def heading(self, column: Column) -> str:
+        """The column's label, with what tells it from others of that label on its domain (a judge, a version)."""
+        same = [c for c in self.columns if (c.domain, c.label) == (column.domain, column.label)]
+        told = [f"v{column.version}"] if len({c.version for c in same}) > 1 else []
+        common = set.intersection(*(set(c.params.split(",")) for c in same))
+        told += [param for param in column.params.split(",") if param and param not in common]
+        return f"{column.label} ({', '.join(told)})" if told else column.label
+
+    def verdict(self, row: Row, column: Column) -> Verdict:
+        """How a row stands in a column."""
+        return self.verdicts.get((row.id, column.key), Verdict(None))
+
+
+def _counted(numbers: Collection[tuple[int, int]], units: str) -> str:
+    """`numbers` are pairs: how many are distinct, and how many more repeat those."""
+    measured = [distinct + repeats for distinct, repeats in numbers]
+    text = counted(measured[0], units) if len(set(measured)) == 1 else f"{_span(measured)} {units}"
+    repeated = any(repeats for _, repeats in numbers)
+    return f"{text} ({_span([distinct for distinct, _ in numbers])} distinct)" if repeated else text
+
+
+def _span(numbers: Collection[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+@dataclass(frozen=True)
+class Board:
+    """A leaderboard: a pure function of the records."""
+
+    groups: tuple[Group, ...]
+    superseded: tuple[str, ...]
+    """Paths of older records that newer ones replace."""
+    problems: tuple[str, ...]
+    """Files that could not be used, each with the reason."""

@@ -1,0 +1,97 @@
+"""Records and their statistics as they lie on disk: all that can be read, and every file that cannot, with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from latentbench.errors import InvalidInput, RefusedFile
+from latentbench.integrity import read_statistics
+from latentbench.leaderboard.machine import on_machine
+from latentbench.metrics.base import Statistics
+from latentbench.record import MetricValue, Record
+from latentbench.results import RECORDS, read_record
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A record, where it lies, and on demand its per-document statistics."""
+
+    record: Record
+    path: str
+    """Relative to the results folder, with forward slashes."""
+    results: Path
+
+    @cached_property
+    def metrics_section(self) -> str:
+        """The `metrics` of its resolved experiment as canonical JSON."""
+        return self.record.metrics_section
+
+    @cached_property
+    def numbers(self) -> tuple[MetricValue, ...]:
+        """The record's numbers, then what its training cost on the machine that did it."""
+        return (*self.record.metrics, *on_machine(self.record))
+
+    @cached_property
+    def created(self) -> datetime:
+        """When the record was written; UTC where it does not say."""
+        moment = datetime.fromisoformat(self.record.created)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    def statistics(self) -> Statistics:
+        """All statistics beside the record. Raises RefusedFile when they are absent, damaged or not ours."""
+        documents = self.record.documents
+        if documents is None:
+            raise RefusedFile(f"{self.path} has no per-document statistics")
+        try:
+            return read_statistics((self.results / self.path).parent, documents)
+        except RefusedFile as error:
+            raise RefusedFile(f"{self.path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All records of a results folder."""
+
+    root: Path
+    loaded: tuple[Loaded, ...]
+    refused: tuple[RefusedFile, ...]
+    """One per file that lies among the records and is none."""
+
+
+def load(results: Path) -> Results:
+    """Every record below `results/records`, in the order of their paths. Raises InvalidInput without such a folder."""
+    if not results.is_dir():
+        raise InvalidInput(f"there is no results folder {results}")
+    loaded: list[Loaded] = []
+    refused: list[RefusedFile] = []
+    for path in _json_files(results / RECORDS):
+        try:
+            loaded.append(load_one(path, results))
+        except RefusedFile as error:
+            refused.append(error)
+    return Results(results, tuple(loaded), tuple(refused))
+
+
+def load_one(path: Path, results: Path) -> Loaded:
+    """The record at `path`. Raises RefusedFile with the path and the reason."""
+    shown = path.relative_to(results).as_posix() if path.is_relative_to(results) else path.name
+    if path.is_symlink():
+        raise RefusedFile(f"{shown}: symbolic links are not followed")
+    try:
+        record = read_record(path)
+    except RefusedFile as error:
+        raise RefusedFile(f"{shown}: {error}") from None
+    return Loaded(record, shown, results if path.is_relative_to(results) else path.parent)
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    """All JSON files, sorted, and folders that are links: they are not followed, and reported like any refused file."""
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        folders.sort()
+        yield from (link for name in folders if (link := Path(parent, name)).is_symlink())
+        yield from (Path(parent, name) for name in sorted(files) if name.endswith(".json") and not name.startswith("."))

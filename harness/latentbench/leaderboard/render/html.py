@@ -1,0 +1,161 @@
+"""The board as one HTML file that works offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from latentbench.leaderboard.board import Board, Column, Group, Row
+from latentbench.leaderboard.evidence import Source
+from latentbench.leaderboard.render.markdown import decimals_of
+from latentbench.leaderboard.render.offline import embedded, offline_page
+from latentbench.leaderboard.render.provenance import provenances
+from latentbench.leaderboard.render.text import DECIMALS
+from latentbench.leaderboard.table import suite_of
+from latentbench.leaderboard.ties import pairwise
+from latentbench.section import Json
+
+SCRIPTS = ("dom.js", "state.js", "table.js", "axes.js", "plots.js", "curves.js", "drawer.js", "app.js")
+ACCURACY = "reasoning_accuracy.accuracy"
+PLOTS = (("l0", "explained_variance.centred"), ("l0", "cross_entropy.increase"))
+"""Horizontal and vertical metric of each trade-off on one domain."""
+ACROSS = (("capability_cost.kl", ACCURACY),)
+"""Trade-offs of a number on one domain against a number on another."""
+PAIRWISE_ROWS = 100
+"""Largest group whose ties the page judges anew for what a filter leaves; beyond, ties refer to all rows."""
+
+
+def page(board: Board, source: Source | None = None, *, curves: Json | None = None, pages: Json | None = None) -> str:
+    """The report. `curves` (curves.py) and `pages` (pages.py) are by row id."""
+    return offline_page(
+        "template.html",
+        SCRIPTS,
+        board=embedded(_board(board, source or Source())),
+        provenance=embedded(provenances(board)),
+        curves=embedded(curves or {}),
+        pages=embedded(pages or {}),
+        rows=sum(len(group.rows) for group in board.groups),
+        groups=len(board.groups),
+        superseded=board.superseded,
+        problems=board.problems,
+    )
+
+
+def variant_of(row: Row) -> str:
+    """What made the thing that is measured: a steering method, `flow`, an SAE variant or where an SAE was loaded from."""
+    resolved = row.newest.record.resolved
+    if isinstance(steering := resolved.get("steering"), dict):
+        return str(steering.get("method", "steering"))
+    if isinstance(resolved.get("flow"), dict):
+        return "flow"
+    sae = resolved.get("sae")
+    if not isinstance(sae, dict):
+        return ""
+    found = sae.get("load" if "load" in sae else "variant")
+    return str(found.get("adapter", "loaded") if isinstance(found, dict) else found or "")
+
+
+def _board(board: Board, source: Source) -> Json:
+    return {"decimals": DECIMALS, "groups": [_group(group, source) for group in board.groups]}
+
+
+def _group(group: Group, source: Source) -> Json:
+    position = {column.key: index for index, column in enumerate(group.columns)}
+    small = len(group.rows) <= PAIRWISE_ROWS
+    pairs = pairwise(group.rows, group.shown, source) if small else {}
+    units = _units(group)
+    return {
+        "title": group.title,
+        "domains": group.domains,
+        "counts": group.counts,
+        "facts": group.facts,
+        "differs": [{"path": f.path, "here": f.here, "there": f.there} for f in group.differs],
+        "columns": [_column(group, column, units.get(column.key)) for column in group.columns],
+        "rows": [_row(group, row) for row in group.rows],
+        "pairs": {position[key]: [[_short(p) for p in line] for line in table] for key, table in pairs.items()},
+        "plots": [*_plots(group), *_scale_plots(group)],
+    }
+
+
+def _units(group: Group) -> dict[str, str]:
+    """Column key to what its numbers are counted in."""
+    measured = [row for row in group.rows if row.measured]
+    return {key: value.units for row in reversed(measured) for key, value in row.values.items() if value.n is not None}
+
+
+def _plots(group: Group) -> Iterator[Json]:
+    """Trade-offs, each with the domain it stands under, its axes as column positions."""
+    trained = {domain: _trained(group, domain) for domain in group.domains}
+    for domain, here in trained.items():
+        within = [(here[x], here[y]) for x, y in PLOTS if {x, y} <= here.keys()]
+        yield from ({"domain": domain, "x": x, "y": y, "log": True} for x, y in within)
+        for x, y in ACROSS:
+            costs = [there[x] for other, there in trained.items() if other != domain and x in there and y in here]
+            yield from ({"domain": domain, "x": cost, "y": here[y], "log": False} for cost in costs)
+
+
+def _scale_plots(group: Group) -> Iterator[Json]:
+    """Accuracy against the scale at which a vector is added, where rows differ in it."""
+    if len({scale for row in group.rows if (scale := _scale(row)) is not None}) > 1:
+        for domain in group.domains:
+            if ACCURACY in (here := _trained(group, domain)):
+                yield {"domain": domain, "x": "scale", "y": here[ACCURACY], "log": False}
+
+
+def _trained(group: Group, domain: str) -> dict[str, int]:
+    """Metric to the position of its first column on a domain, as trained."""
+    own = [(i, c) for i, c in enumerate(group.columns) if c.domain == domain and c.budget is None]
+    return {column.metric: i for i, column in reversed(own)}
+
+
+def _scale(row: Row) -> float | None:
+    steering: Any = row.newest.record.resolved.get("steering")
+    scale = steering.get("scale") if isinstance(steering, dict) else None
+    return float(scale) if isinstance(scale, int | float) and not isinstance(scale, bool) else None
+
+
+def _column(group: Group, column: Column, units: str | None) -> Json:
+    return {
+        "key": column.key,
+        "label": group.heading(column),
+        "id": f"{column.metric}@{column.version}",
+        "domain": column.domain,
+        "params": column.params,
+        "unit": column.unit,
+        "decimals": decimals_of(group, column),
+        "units": units,
+        "better": column.higher_is_better,
+        "shown": column in group.shown,
+    }
+
+
+def _row(group: Group, row: Row) -> Json:
+    scale = _scale(row)
+    return {
+        "id": row.id,
+        "suite": suite_of(row.spec),
+        "spec": row.spec,
+        "label": row.label,
+        "variant": variant_of(row),
+        "status": row.status,
+        "complete": row.complete and bool(row.measured),
+        "seeds": f"{len(row.measured)}/{len(row.expected)}",
+        "badges": [[badge.kind, badge.text, badge.detail] for badge in row.badges],
+        "cost": row.wall_seconds,
+        **({} if scale is None else {"scale": scale}),
+        "values": [_value(group, row, column) for column in group.columns] if row.measured else [],
+    }
+
+
+def _value(group: Group, row: Row, column: Column) -> list[Json]:
+    """[value, low, high, sd, n, standing, p, reason] without the trailing nulls, for thousands of rows make megabytes."""
+    value, verdict = row.values[column.key], group.verdict(row, column)
+    whole: list[Json] = [value.value, value.low, value.high, value.sd, value.n, verdict.standing, _short(verdict.p)]
+    whole.append(value.reason or verdict.reason)
+    while whole and whole[-1] is None:
+        whole.pop()
+    return whole
+
+
+def _short(p: float | None) -> float | None:
+    return None if p is None else float(f"{p:.3g}")

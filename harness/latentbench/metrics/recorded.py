@@ -1,0 +1,52 @@
+"""The metrics behind a record's numbers, as this installation knows them.
+
+Every function takes the `metrics` of a resolved experiment as canonical JSON (`Record.metrics_section`): hundreds of
+records share a few of them. A metric of another version or of a plug-in that is not installed is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+
+from pydantic import ValidationError
+
+from latentbench.errors import NotAvailable
+from latentbench.metrics.base import Estimator, Metric
+from latentbench.record import settings_text
+from latentbench.registry import sections
+
+Number = tuple[str, int, str]
+"""Id, version and settings of a number, by which a record names its estimator."""
+
+
+@lru_cache(maxsize=64)
+def estimators(metrics: str) -> dict[Number, Estimator]:
+    """The estimators of the metrics by what a record says of their numbers."""
+    numbers = [number for metric in _installed(metrics) for number in metric.numbers()]
+    return {(number.id, number.version, settings_text(number.params)): number for number in numbers}
+
+
+@lru_cache(maxsize=64)
+def tallies(metrics: str) -> frozenset[str]:
+    """Ids of the numbers that count firing latents over documents."""
+    return frozenset(tally.id for metric in _installed(metrics) for tally in metric.tallies())
+
+
+@lru_cache(maxsize=64)
+def current_versions(metrics: str) -> dict[str, int]:
+    """The version of each number that this installation would measure."""
+    known = list(_installed(metrics))
+    numbers = {number.id: number.version for metric in known for number in metric.numbers()}
+    return numbers | {tally.id: tally.version for metric in known for tally in metric.tallies()}
+
+
+def _installed(metrics: str) -> Iterator[Metric]:
+    for section in json.loads(metrics):
+        try:
+            metric = sections("metrics")[section["metric"]].model_validate(section)
+        except (KeyError, TypeError, ValidationError, NotAvailable):
+            continue
+        if isinstance(metric, Metric):
+            yield metric

@@ -1,0 +1,118 @@
+"""From per-document statistics to the numbers of a record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from latentbench.metrics.base import Counts, Estimator, Metric, Statistics, Tally
+from latentbench.metrics.intervals import document_interval
+from latentbench.metrics.units import Units
+from latentbench.record import MetricValue
+from latentbench.section import Json
+
+Firing = Mapping[int | None, Counts]
+"""Firing counts [width] by budget (None: as trained)."""
+
+
+def metric_values(
+    metrics: Sequence[Metric],
+    statistics: Mapping[str, Statistics],
+    firing: Mapping[str, Firing] | None = None,
+    seed: int = 0,
+    reasons: Mapping[str, str] | None = None,
+    units: Mapping[str, Units] | None = None,
+) -> list[MetricValue]:
+    """All numbers of `metrics`, domain by domain.
+
+    `statistics` maps each domain to its statistics per document (or whatever is counted), `firing` to its firing counts,
+    `units` to which of them are one; those of a domain that is not in it all differ. A number that cannot be computed is
+    null with the reason; NaN and infinity never leave. `reasons` says why statistics are missing.
+    """
+    told, known = reasons or {}, units or {}
+    counted = {name: known[name].summed(found) if name in known else found for name, found in statistics.items()}
+    return [
+        value.model_copy(update={"repeats": known[domain].repeats})
+        if domain in known and value.n is not None
+        else value
+        for domain in counted
+        for value in _domain_values(metrics, domain, counted, firing or {}, seed, told)
+    ]
+
+
+def _domain_values(
+    metrics: Iterable[Metric],
+    domain: str,
+    statistics: Mapping[str, Statistics],
+    firing: Mapping[str, Firing],
+    seed: int,
+    reasons: Mapping[str, str],
+) -> Iterator[MetricValue]:
+    for metric in metrics:
+        for estimator in metric.numbers():
+            for budget in (None,) if estimator.shared else metric.measured_at():
+                yield _estimated(estimator, budget, domain, statistics[domain], seed, reasons)
+        for tally in metric.tallies():
+            for budget in metric.measured_at():
+                yield _tallied(tally, budget, domain, statistics[domain], firing.get(domain, {}))
+
+
+def _estimated(
+    estimator: Estimator,
+    budget: int | None,
+    domain: str,
+    statistics: Statistics,
+    seed: int,
+    reasons: Mapping[str, str],
+) -> MetricValue:
+    names = estimator.names(budget)
+    params: dict[str, Json] = {**estimator.params, **({} if budget is None else {"budget": budget})}
+    missing = [name for name in names if name not in statistics]
+    if missing:
+        said = (reasons[name] for name in missing if name in reasons)
+        return _null(estimator, domain, params, next(said, f"not measured: {', '.join(missing)}"))
+    inputs = np.stack([statistics[name] for name in names], axis=1)
+    with np.errstate(all="ignore"):
+        value = float(estimator.formula(*inputs.sum(0)))
+    if not math.isfinite(value):
+        reason = estimator.undefined or _why_not_finite(names, inputs.sum(0).tolist())
+        return _null(estimator, domain, params, reason, len(inputs))
+    interval = document_interval(estimator.formula, inputs, seed=seed, units=estimator.units)
+    return _value(estimator, domain, params, value=value, n=len(inputs), ci=interval)
+
+
+def _tallied(tally: Tally, budget: int | None, domain: str, statistics: Statistics, firing: Firing) -> MetricValue:
+    params: dict[str, Json] = {} if budget is None else {"budget": budget}
+    if budget not in firing or "tokens" not in statistics:
+        return _null(tally, domain, params, "not measured: firing counts")
+    tokens = int(statistics["tokens"].sum())
+    value = tally.formula(firing[budget], tokens)
+    params |= {"tokens": tokens}
+    if not math.isfinite(value):
+        return _null(tally, domain, params, f"not finite over {tokens} tokens")
+    return _value(tally, domain, params, value=value, n=len(statistics["tokens"]))
+
+
+def _why_not_finite(names: Iterable[str], sums: Iterable[float]) -> str:
+    # As text, because the sums themselves may be NaN or infinite.
+    return "not finite, from " + ", ".join(f"{name} = {total:g}" for name, total in zip(names, sums, strict=True))
+
+
+def _null(
+    number: Estimator | Tally, domain: str, params: dict[str, Json], reason: str, n: int | None = None
+) -> MetricValue:
+    return _value(number, domain, params, value=None, null_reason=reason, n=n)
+
+
+def _value(number: Estimator | Tally, domain: str, params: dict[str, Json], **fields: Json) -> MetricValue:
+    return MetricValue(
+        id=number.id,
+        version=number.version,
+        domain=domain,
+        unit=number.unit,
+        higher_is_better=number.higher_is_better,
+        params=params,
+        **fields,
+    )

@@ -1,0 +1,119 @@
+"""What a run would do, before anything runs: which cells and stages are re-used, which are made, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from latentbench.errors import InvalidInput, SpecError
+from latentbench.plan.stage import CellStages, Stage
+from latentbench.plan.stages import cell_key, stages_of
+from latentbench.record import Record
+from latentbench.results import find_record, records_of
+from latentbench.section import Json
+from latentbench.spec.cells import Cell, SpecFile
+from latentbench.spec.checks import check, same_names
+from latentbench.store.store import Store
+from latentbench_adapters.protocols import Roots
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage and what will happen to it."""
+
+    stage: Stage
+    run: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and what will happen to it."""
+
+    cell: Cell
+    key: str
+    stages: CellStages
+    steps: tuple[PlannedStage, ...]
+    run: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run of some specs would do."""
+
+    cells: tuple[PlannedCell, ...]
+    unpinned: Mapping[str, str] = field(default_factory=dict)
+    """Title and reason of the cells that are not among them, because nobody here knows what the hub has for them now."""
+
+    @property
+    def to_run(self) -> tuple[PlannedCell, ...]:
+        """The cells that have no good record yet."""
+        return tuple(cell for cell in self.cells if cell.run)
+
+    def stages(self) -> list[PlannedStage]:
+        """All stages of all cells, each once."""
+        return list({step.stage.key: step for cell in self.cells for step in cell.steps}.values())
+
+
+def make_plan(specs: Iterable[SpecFile], store: Store, results: Path, roots: Roots) -> Plan:
+    """The plan for some specs. Raises SpecError with every problem of all of them."""
+    specs = list(specs)
+    problems = [problem for spec in specs for problem in check(spec, roots)] + same_names(specs)
+    if problems:
+        raise SpecError(problems)
+    return Plan(tuple(_planned(cell, store, results, roots) for spec in specs for cell in spec.cells))
+
+
+def _planned(cell: Cell, store: Store, results: Path, roots: Roots) -> PlannedCell:
+    try:
+        stages = stages_of(cell, roots)
+    except InvalidInput as error:
+        raise type(error)(f"{cell.title}: {error}") from error
+    key = cell_key(cell, stages)
+    record = find_record(results, cell, key)
+    if record and record.status == "ok":
+        return PlannedCell(cell, key, stages, _steps(stages, store, needed=False), False, "its record is there")
+    return PlannedCell(cell, key, stages, _steps(stages, store, needed=True), True, _why(cell, record, results))
+
+
+def _steps(stages: CellStages, store: Store, needed: bool) -> tuple[PlannedStage, ...]:
+    return tuple(_step(stage, store, needed) for stage in stages.all())
+
+
+def _step(stage: Stage, store: Store, needed: bool) -> PlannedStage:
+    if not stage.stored:
+        return PlannedStage(stage, needed, "loaded from its source" if needed else "not needed")
+    if store.has(stage.kind, stage.key):
+        return PlannedStage(stage, False, "in the store")
+    if not needed:
+        return PlannedStage(stage, False, "not needed, the record is there")
+    if store.checkpoint(stage.key).is_dir():
+        return PlannedStage(stage, True, "unfinished, continues from its checkpoint")
+    return PlannedStage(stage, True, "not in the store")
+
+
+def _why(cell: Cell, record: Record | None, results: Path) -> str:
+    if record and record.status == "damaged":
+        return f"its record is damaged: {record.error.message if record.error else ''}"
+    if record:
+        return f"its last run {record.status}" + (f" ({record.error.type})" if record.error else "")
+    earlier = [r for r in records_of(results, cell) if (r.label, r.seed) == (cell.label, cell.seed)]
+    if not earlier:
+        return "no record yet"
+    changes = changed_fields(max(earlier, key=lambda r: r.created).resolved, cell.experiment.plain())
+    return (
+        "changed since its record: " + "; ".join(changes[:4])
+        if changes
+        else "definitions or data changed since its record"
+    )
+
+
+def changed_fields(old: Json, new: Json, path: str = "") -> list[str]:
+    """Dotted paths whose value differs, as `sae.k 32 → 64`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        nested = (changed_fields(old.get(k), new.get(k), f"{path}.{k}" if path else str(k)) for k in keys)
+        return [change for changes in nested for change in changes]
+    return [] if old == new else [f"{path} {old!r} → {new!r}"]

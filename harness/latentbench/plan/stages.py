@@ -1,0 +1,206 @@
+"""How a cell's stages follow from its spec: what has to exist before its row can be written, each named by what determines its content.
+
+    train tokens ──▶ sae ──┬──────────┐      (an SAE built on a base SAE has that as a parent too)
+    eval tokens ───▶ baseline ────────┴──▶ measurement      (one per evaluation domain and budget)
+                           └▶ subject ───▶ study            (steering vectors or flow maps; studies read SAEs as well)
+
+A stage's key is the sha256 of its payload and of its parents' keys (a Merkle tree), so the same key means the same
+content on any machine. Device, workers, paths, labels, resources and batch sizes of evaluation are in no key.
+"""
+
+from __future__ import annotations
+
+from latentbench.activations.site import Site
+from latentbench.canonical import digest
+from latentbench.errors import InvalidInput
+from latentbench.lab import Subject
+from latentbench.metrics.study import Study
+from latentbench.plan.stage import CellStages, DomainStages, SaeStages, Stage
+from latentbench.sae.options import Variant
+from latentbench.sae.options.loaded import LoadedSae
+from latentbench.section import Json
+from latentbench.spec.cells import Cell
+from latentbench.spec.experiment import Experiment
+from latentbench_adapters.protocols import DatasetAdapter, Roots
+
+TOKENS_VERSION = 1
+MEASUREMENT_VERSION = 1  # kept here as a number: latentbench.measure imports torch, and plans must not
+"""Raised when the same documents and weights give other stored statistics."""
+
+
+def stages_of(cell: Cell, roots: Roots) -> CellStages:
+    """The stages of a cell. Raises InvalidInput when what it names cannot be identified."""
+    experiment = cell.experiment
+    model = experiment.model.identity(roots)
+    saes = tuple(_sae_at(site, experiment, cell.seed, model, roots) for site in experiment.sites)
+    subject = _subject(experiment.subject, cell, model, saes, roots) if experiment.subject else None
+    shared = saes[0] if saes and experiment.shared_metrics else None
+    domains = {
+        name: _domain(name, data, experiment, model, shared, roots) for name, data in experiment.dataset.eval.items()
+    }
+    parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
+    studies = {study.label: _study(study, experiment, model, parents, domains, roots) for study in experiment.studies}
+    return CellStages(model, saes, subject, domains, studies)
+
+
+def cell_key(cell: Cell, stages: CellStages) -> str:
+    """What determines a cell's numbers: its stages and the definitions of its metrics."""
+    metrics = [{**metric.determining(), "version": metric.version} for metric in cell.experiment.metrics]
+    return digest("cell", {"stages": stage_keys(stages), "metrics": metrics})
+
+
+def stage_keys(stages: CellStages) -> dict[str, str]:
+    """Stage name to key, as written into the record."""
+    named: dict[str, str] = {}
+    for sae in stages.saes:
+        named |= _sae_keys(sae, "" if len(stages.saes) == 1 else f"@{sae.site}")
+    if stages.subject:
+        named["subject"] = stages.subject.key
+    for name, domain in stages.domains.items():
+        named[f"{name}/tokens"] = domain.tokens.key
+        if domain.baseline:
+            named[f"{name}/baseline"] = domain.baseline.key
+        for budget, stage in domain.measurements.items():
+            named[f"{name}/measurement" + ("" if budget is None else f"@{budget}")] = stage.key
+    return named | {f"study/{name}": stage.key for name, stage in stages.studies.items()}
+
+
+def _sae_keys(sae: SaeStages, where: str) -> dict[str, str]:
+    named = {f"sae{where}": sae.stage.key}
+    if sae.tokens:
+        named["train_tokens"] = sae.tokens.key
+    return named | {f"base{number or ''}{where}": base.stage.key for number, base in enumerate(sae.bases)}
+
+
+def comparability(cell: Cell, stages: CellStages, roots: Roots) -> dict[str, dict[str, Json]]:
+    """By domain, the facts that must agree for two rows to be ranked together on it."""
+    place = {"layer": ", ".join(map(str, cell.experiment.sites))} if cell.experiment.sites else {}
+    texts = {
+        name: {
+            "model": stages.model,
+            **place,
+            "documents": domain.tokens.payload["dataset"],
+            "context": domain.tokens.payload["context"],
+            "tokens": domain.tokens.key[:16],
+            "measurement_version": MEASUREMENT_VERSION,
+        }
+        for name, domain in stages.domains.items()
+    }
+    brought = [study.comparability(cell.experiment, roots) for study in cell.experiment.studies]
+    tasks = {name: {"model": stages.model, **facts} for found in brought for name, facts in found.items()}
+    return texts | tasks
+
+
+def budgets_of(experiment: Experiment) -> tuple[int | None, ...]:
+    """Every budget at which some metric wants the SAE measured, as trained first."""
+    asked = {budget for metric in experiment.shared_metrics for budget in metric.measured_at()}
+    return (None, *sorted(budget for budget in asked if budget is not None))
+
+
+def splices(experiment: Experiment, budget: int | None) -> bool:
+    """Whether some metric needs the reconstruction spliced into the model at this budget."""
+    return any(metric.splices and budget in metric.measured_at() for metric in experiment.shared_metrics)
+
+
+def _texts(data: DatasetAdapter, model: Json, roots: Roots) -> dict[str, Json]:
+    return {
+        "version": TOKENS_VERSION,
+        "dataset": {**_identity(data, roots), "skip": data.skip, "documents": data.documents},
+        "context": data.context,
+        "tokenizer": model,
+    }
+
+
+def _identity(data: DatasetAdapter, roots: Roots) -> dict[str, Json]:
+    identity = data.identity(roots)
+    return {"adapter": data.adapter, **(identity if isinstance(identity, dict) else {"identity": identity})}
+
+
+def _sae_at(site: Site, experiment: Experiment, seed: int, model: Json, roots: Roots) -> SaeStages:
+    return _sae(experiment.section_at(site), site, experiment.dataset.train, experiment, seed, model, roots)
+
+
+def _sae(
+    section: Variant | LoadedSae,
+    site: Site,
+    data: DatasetAdapter | None,
+    experiment: Experiment,
+    seed: int,
+    model: Json,
+    roots: Roots,
+) -> SaeStages:
+    if isinstance(section, LoadedSae):
+        return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)), site)
+    below = zip(section.base_sections, experiment.dataset.below(section, data), strict=True)
+    bases = tuple(_sae(base, site, texts, experiment, seed, model, roots) for base, texts in below)
+    tokens = _train_tokens(data, model, roots) if section.reads_texts else None
+    payload = {
+        "model": model,
+        "site": site.plain(),
+        "sae": {**section.determining(), "version": type(section).version},
+        "training": {**experiment.training.determining(), "version": experiment.training.version},
+        "seed": seed,
+    }
+    parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
+    where = f" at {site}" if len(experiment.sites) > 1 else ""
+    stage = Stage("sae", f"{section.variant} SAE{where}, seed {seed}", payload, parents)
+    return SaeStages(section, stage, site, data, tokens, bases)
+
+
+def _subject(section: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, ...], roots: Roots) -> Stage:
+    payload = {
+        "model": model,
+        "sites": [sae.site.plain() for sae in saes],
+        "section": section.identity(cell.experiment, roots),
+        "version": section.version,
+        "seed": cell.seed,
+    }
+    title = f"{section.made_of(cell.experiment, roots)}, seed {cell.seed}"
+    return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
+
+
+def _study(
+    study: Study,
+    experiment: Experiment,
+    model: Json,
+    parents: tuple[Stage, ...],
+    domains: dict[str, DomainStages],
+    roots: Roots,
+) -> Stage:
+    payload = {
+        "model": model,
+        "sites": [site.plain() for site in experiment.sites],
+        "study": study.determining(),
+        "subject": experiment.subject and experiment.subject.plain(),
+        "identity": study.identity(experiment, roots),
+        "version": study.version,
+    }
+    texts = tuple(domains[name].tokens for name in study.domains(experiment))
+    return Stage("study", f"{study.label} study", payload, (*parents, *texts))
+
+
+def _train_tokens(data: DatasetAdapter | None, model: Json, roots: Roots) -> Stage:
+    if data is None:
+        raise InvalidInput("training an SAE needs dataset.train")
+    packing = {"layout": "packed", "tokens": data.tokens, "repeat": data.repeat}
+    return Stage("tokens", f"{data.tokens:,} training tokens", {**_texts(data, model, roots), **packing})
+
+
+def _domain(
+    name: str, data: DatasetAdapter, experiment: Experiment, model: Json, sae: SaeStages | None, roots: Roots
+) -> DomainStages:
+    tokens = Stage(
+        "tokens", f"{name}: {data.documents} documents", {**_texts(data, model, roots), "layout": "documents"}
+    )
+    if sae is None:
+        return DomainStages(tokens)
+    budgets = budgets_of(experiment)
+    spliced = any(splices(experiment, budget) for budget in budgets)
+    place = {"model": model, "site": sae.site.plain(), "splice": spliced, "version": MEASUREMENT_VERSION}
+    baseline = Stage("baseline", f"{name}: the model without an SAE", place, (tokens,))
+    measurements = {}
+    for budget in budgets:
+        payload = {"budget": budget, "splice": splices(experiment, budget), "version": MEASUREMENT_VERSION}
+        title = f"{name}: SAE" + ("" if budget is None else f" at budget {budget}")
+        measurements[budget] = Stage("measurement", title, payload, (sae.stage, baseline))
+    return DomainStages(tokens, baseline, measurements)

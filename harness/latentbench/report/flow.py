@@ -1,0 +1,143 @@
+"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering did. Its data comes from the store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from latentbench.errors import InvalidInput, NotAvailable
+from latentbench.execute.findings import from_content
+from latentbench.execute.stages import stored_content
+from latentbench.flow.export import plain
+from latentbench.flow.graph import FlowGraph, Node, parse_node, traced
+from latentbench.flow.labels import layer_statistics, path_lengths
+from latentbench.flow.maps import FlowMaps
+from latentbench.flow.notes import Note
+from latentbench.flow.rules import rules, said
+from latentbench.leaderboard.render.offline import embedded, offline_page
+from latentbench.metrics.study import Findings
+from latentbench.project import Project
+from latentbench.record import Record
+from latentbench.report.flow_steering import steering_of
+from latentbench.report.records import cell_of, experiment_of
+from latentbench.section import Json
+from latentbench.store.store import Store
+
+SCRIPTS = ("dom.js", "axes.js", "flow-state.js", "flow-graph.js", "flow-about.js", "flow-steering.js", "flow-app.js")
+DEFAULT_SEEDS = 3
+Notes = Mapping[Node, Note]
+
+
+@dataclass(frozen=True)
+class FlowCell:
+    """What the store holds of a flow cell."""
+
+    record: Record
+    maps: FlowMaps
+    studies: Mapping[str, Findings]
+    """By metric name, those that are still in the store."""
+
+
+def flow_record(results: Path, wanted: str) -> Record:
+    """The one cell meant. Raises InvalidInput for something unknown, several seeds, or a cell without flow maps."""
+    record = cell_of(results, wanted)
+    if not record.resolved.get("flow") or "subject" not in record.keys:
+        raise InvalidInput(f"{wanted} has no flow maps: its spec has no `flow:` section")
+    return record
+
+
+def flow_cell(record: Record, project: Project) -> FlowCell:
+    """The maps and studies of a record. Raises NotAvailable when the maps are not in the store."""
+    store, experiment = Store(project.store), experiment_of(record)
+    assert experiment.flow is not None
+    maps = stored_content(store, "subject", record.keys["subject"])
+    if maps is None:
+        raise NotAvailable("the flow maps of this record are not in the store; run its spec again")
+    found = {
+        name.removeprefix("study/"): stored_content(store, "study", key)
+        for name, key in record.keys.items()
+        if name.startswith("study/")
+    }
+    studies = {name: from_content(content) for name, content in found.items() if content is not None}
+    return FlowCell(record, FlowMaps.from_content(maps, experiment.flow), studies)
+
+
+def seeds_of(cell: FlowCell, wanted: Sequence[str]) -> list[Node]:
+    """The latents asked for; else those the cell was steered with; else those of the longest paths."""
+    if wanted:
+        return [parse_node(text) for text in wanted]
+    steering = cell.studies.get("flow_steering")
+    if steering and steering.details.get("seeds"):
+        return [parse_node(text) for text in steering.details["seeds"]]
+    first = cell.maps.residual[0]
+    longest = path_lengths(cell.maps)[first].topk(min(DEFAULT_SEEDS, cell.maps.width(first))).indices
+    return [Node(first, latent) for latent in sorted(longest.tolist())]
+
+
+def notes_of(cell: FlowCell, graphs: Sequence[FlowGraph], explanations: Mapping[str, str] | None = None) -> Notes:
+    """Top tokens from the agreement study, and explanations by `SITE:INDEX`."""
+    found = cell.studies.get("flow_agreement")
+    texts: Mapping[str, str] = found.details.get("texts", {}) if found else {}
+    given = {parse_node(name): text for name, text in (explanations or {}).items()}
+    nodes = dict.fromkeys(node for graph in graphs for node in graph.nodes)
+    return {node: Note(given.get(node), _tokens(found, node, texts)) for node in nodes}
+
+
+def page(cell: FlowCell, seeds: Sequence[Node], explanations: Mapping[str, str] | None = None) -> str:
+    """The HTML file."""
+    graphs = [traced(cell.maps, seed) for seed in seeds]
+    notes = notes_of(cell, graphs, explanations)
+    layers = [{**vars(layer), "site": str(layer.site)} for layer in layer_statistics(cell.maps)]
+    steering = steering_of(cell.record, cell.studies.get("flow_steering"))
+    return rendered(_title(cell.record), _facts(cell), graphs, notes, layers, _warnings(cell), steering)
+
+
+def rendered(
+    title: str,
+    facts: Sequence[str],
+    graphs: Sequence[FlowGraph],
+    notes: Notes,
+    layers: Sequence[Json] = (),
+    warnings: Sequence[str] = (),
+    steering: Json = None,
+) -> str:
+    """The HTML file of some graphs, whatever they were made of; `steering` as `steering_of` gives it."""
+    drawn = [plain(graph, notes) for graph in graphs]
+    data = {"facts": list(facts), "graphs": drawn, "layers": list(layers), "steering": steering}
+    return offline_page(
+        "flow.html",
+        SCRIPTS,
+        ("style.css", "flow.css"),
+        folder=Path(__file__).parent,
+        title=title,
+        notes=list(warnings),
+        data=embedded(data),
+    )
+
+
+def _tokens(found: Findings | None, node: Node, texts: Mapping[str, str]) -> tuple[str, ...]:
+    ids = found.tensors.get(f"{node.site}.top_tokens") if found else None
+    if not isinstance(ids, torch.Tensor):
+        return ()
+    return tuple(texts[str(i)] for i in ids[node.index].tolist() if str(i) in texts)
+
+
+def _title(record: Record) -> str:
+    label = f" [{record.label}]" if record.label else ""
+    return f"{record.spec.name}{label}, seed {record.seed}"
+
+
+def _facts(cell: FlowCell) -> list[str]:
+    model = cell.record.resolved.get("model", {})
+    name = re.split(r"[\\/]", str(model.get("id") or model.get("adapter")))[-1]
+    return [name, f"{len(cell.maps.sites)} sites", *said(rules(cell.maps))]
+
+
+def _warnings(cell: FlowCell) -> list[str]:
+    if "flow_agreement" in cell.studies:
+        return []
+    return ["Top tokens are missing: they come from the metric flow_agreement, which this cell does not have."]

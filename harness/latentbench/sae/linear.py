@@ -1,0 +1,140 @@
+"""SAEs with a linear encoder, taken apart and put together: what boosting baselines and exports need.
+
+Groups of latents keep their own activation rule, so that an SAE and the residual SAEs on top of it are exactly one
+dictionary with concatenated weights.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from latentbench.errors import InvalidInput
+from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.codes import Codes
+from latentbench.sae.memory import rows_per_chunk
+from latentbench.sae.rules import ThresholdRule, TopRule, entries_above
+from latentbench.sae.sparse import preactivations, sparse_decode, top_linear
+
+
+class Group(NamedTuple):
+    """Latents z = rule(W_enc x + b_enc) that read x itself and add z · W_dec."""
+
+    W_enc: Tensor
+    """[width, d_in]"""
+    b_enc: Tensor
+    """[width]; a subtracted decoder bias is contained in it."""
+    W_dec: Tensor
+    """[width, d_in]"""
+    rule: TopRule | ThresholdRule
+
+    @property
+    def width(self) -> int:
+        """Number of latents."""
+        return len(self.b_enc)
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of `x` [N, d_in], without gradients."""
+        if isinstance(self.rule, TopRule):
+            codes = top_linear(x, self.W_enc, self.b_enc, self.rule.k)
+            return Codes(codes.values.relu(), codes.indices)
+        step = rows_per_chunk(self.width)
+        chunks = [x[start : start + step] for start in range(0, max(1, len(x)), step)]
+        pre = (preactivations(chunk, self.W_enc, self.b_enc) for chunk in chunks)
+        return Codes.joined([entries_above(part, self.rule.threshold) for part in pre])
+
+
+class LinearWeights(NamedTuple):
+    """x̂ = b_dec + Σ over groups: the weights of an SAE with a linear encoder."""
+
+    groups: tuple[Group, ...]
+    b_dec: Tensor
+    """[d_in]"""
+
+
+@runtime_checkable
+class Linear(Protocol):
+    """An SAE that can be taken apart."""
+
+    def linear_weights(self) -> LinearWeights:
+        """Its weights. Raises InvalidInput where no equivalent linear encoder exists."""
+
+
+def linear_weights(sae: SparseAutoencoder) -> LinearWeights:
+    """The weights of an SAE with a linear encoder. Raises InvalidInput for others."""
+    if not isinstance(sae, Linear):
+        raise InvalidInput(f"{type(sae).__name__} has no linear encoder with top-k or threshold activation")
+    return sae.linear_weights()
+
+
+class ConcatenatedSAE(SparseAutoencoder):
+    """One dictionary made of groups of latents. Buffers `W_enc`, `b_enc`, `W_dec`, `b_dec`, concatenated.
+
+    Group i's thresholds, where it has them, are the buffer `threshold<i>`.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    def __init__(self, weights: LinearWeights) -> None:
+        super().__init__()
+        groups = weights.groups
+        for name in ("W_enc", "b_enc", "W_dec"):
+            self.register_buffer(name, torch.cat([getattr(group, name) for group in groups]).detach().clone())
+        self.register_buffer("b_dec", weights.b_dec.detach().clone())
+        self.width, self.d_in = self.W_dec.shape
+        self.ends = tuple(accumulate(group.width for group in groups))
+        self.budgets = tuple(group.rule.k if isinstance(group.rule, TopRule) else None for group in groups)
+        for number, group in enumerate(groups):
+            if isinstance(group.rule, ThresholdRule):
+                self.register_buffer(f"threshold{number}", group.rule.threshold.detach().clone())
+
+    @property
+    def rules(self) -> tuple[TopRule | ThresholdRule, ...]:
+        """The activation rule of every group."""
+        pairs = enumerate(self.budgets)
+        return tuple(ThresholdRule(getattr(self, f"threshold{i}")) if k is None else TopRule(k) for i, k in pairs)
+
+    def linear_weights(self) -> LinearWeights:
+        """The groups, as views of the concatenated weights."""
+        spans = [slice(start, end) for start, end in zip((0, *self.ends), self.ends, strict=False)]
+        pairs = zip(spans, self.rules, strict=True)
+        groups = tuple(Group(self.W_enc[s], self.b_enc[s], self.W_dec[s], rule) for s, rule in pairs)
+        return LinearWeights(groups, self.b_dec)
+
+    def thresholds(self) -> Tensor | None:
+        """Thresholds [width] if every group has them (then this is a JumpReLU SAE), otherwise None."""
+        found = [rule.threshold for rule in self.rules if isinstance(rule, ThresholdRule)]
+        return torch.cat(found) if len(found) == len(self.rules) else None
+
+    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        codes = concatenated([group.encode(x) for group in self.linear_weights().groups], self.ends)
+        return codes if budget is None else codes.truncated(budget)
+
+    def decode(self, codes: Codes) -> Tensor:
+        return sparse_decode(codes, self.W_dec, self.b_dec)
+
+    def decoder_rows(self) -> Tensor:
+        return self.W_dec
+
+
+def concatenated(parts: list[Codes], ends: tuple[int, ...]) -> Codes:
+    """Codes of the same tokens in one dictionary; part i's latents end at `ends[i]`."""
+    shifted = [part.indices + start for part, start in zip(parts, (0, *ends), strict=False)]
+    return Codes(torch.cat([part.values for part in parts], dim=1), torch.cat(shifted, dim=1))
+
+
+def folded_bias(weight: Tensor, bias: Tensor, shift: Tensor | None) -> Tensor:
+    """b − W shift: the encoder bias [width] that reads x where the SAE read x − shift."""
+    return bias if shift is None else bias - weight @ shift
+
+
+def frozen(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """`sae` in evaluation mode without gradients."""
+    nn.Module.requires_grad_(sae, False)
+    return sae.eval()

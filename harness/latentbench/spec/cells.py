@@ -1,0 +1,212 @@
+"""A spec file becomes cells: one per case, matrix combination and seed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from latentbench.canonical import canonical, digest
+from latentbench.errors import Problem, SpecError
+from latentbench.record import SpecOrigin
+from latentbench.section import Section
+from latentbench.spec.experiment import Experiment, Header, desugared, valid_name
+from latentbench.spec.explain import at, problems_of
+from latentbench.spec.merge import load_tree, merge
+from latentbench.spec.nodes import Node
+from latentbench.words import one_line
+
+HEADER = frozenset({"schema", "name", "description", "extends", "seeds", "matrix", "cases"})
+MAX_CELLS = 10_000
+
+S = TypeVar("S", bound=Section)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One row-to-be: an experiment with one seed. Cells are compared by identity."""
+
+    origin: SpecOrigin
+    label: str
+    """What distinguishes the cell within its spec, e.g. `topk,sae.k=8`; empty when the spec is one cell."""
+    experiment: Experiment
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """Unique readable name, e.g. `quickstart/topk[sae.k=8][seed=0]`."""
+        return (
+            f"{self.origin.name}[{self.label}][seed={self.seed}]"
+            if self.label
+            else f"{self.origin.name}[seed={self.seed}]"
+        )
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """A loaded spec: its merged tree and the cells it describes."""
+
+    origin: SpecOrigin
+    description: str | None
+    tree: Node
+    cells: tuple[Cell, ...]
+    trees: tuple[Node, ...]
+    """For every cell the tree it was read from, to locate what later turns out to be wrong."""
+
+    def changed(self, change: Callable[[Experiment, Node], Experiment]) -> SpecFile:
+        """The spec with what `change` makes of every experiment, asked once for all seeds of one.
+
+        Raises SpecError with the problems of all of them.
+        """
+        made: dict[int, Experiment] = {}
+        problems: list[Problem] = []
+        for cell, tree in zip(self.cells, self.trees, strict=True):
+            old = cell.experiment
+            if id(old) not in made:
+                made[id(old)] = _collect(problems, lambda old=old, tree=tree: change(old, tree)) or old  # type: ignore[misc]
+        if problems:
+            raise SpecError(problems)
+        return replace(self, cells=tuple(replace(cell, experiment=made[id(cell.experiment)]) for cell in self.cells))
+
+
+def load_spec(path: Path, root: Path) -> SpecFile:
+    """The spec at `path` in the project `root`, expanded. Raises SpecError with every problem of the file."""
+    tree = load_tree(path, root)
+    problems: list[Problem] = []
+    header = _collect(problems, lambda: _header(tree))
+    if header is None:  # what the header would vary is unknown, but the rest can be read as it stands
+        assert isinstance(tree.value, dict)  # load_tree() saw to it
+        tree, header = Node({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark), Header()
+    origin = _collect(problems, lambda: _origin(tree, header, path.resolve(), root.resolve()))
+    found: list[tuple[str, Experiment, Node]] = []
+    for label, variant in _combinations(tree, header):
+        experiment = _collect(problems, lambda variant=variant: _validated(Experiment, variant))  # type: ignore[misc]
+        if experiment:
+            found.append((label, experiment, variant))
+    if problems or origin is None:
+        raise SpecError(problems)
+    cells = tuple(Cell(origin, label, exp, seed) for label, exp, _ in found for seed in header.seeds)
+    trees = tuple(variant for *_, variant in found for _ in header.seeds)
+    return SpecFile(origin, header.description, tree, cells, trees)
+
+
+def _collect(problems: list[Problem], make: Callable[[], T]) -> T | None:
+    """What `make` returns; its problems are added to the list and None is returned when it has some."""
+    try:
+        return make()
+    except SpecError as error:
+        problems += error.problems
+        return None
+
+
+def _validated(model: type[S], tree: Node) -> S:
+    try:
+        # JSON mode is strict about types and still takes lists for tuples.
+        return model.model_validate_json(json.dumps(desugared(tree.plain())), strict=True)
+    except ValidationError as error:
+        raise SpecError(problems_of(error, tree, model)) from None
+    except (UnicodeEncodeError, ValueError) as error:
+        raise SpecError([tree.mark.problem(f"cannot be read as data: {error}")]) from None
+
+
+def _header(tree: Node) -> Header:
+    assert isinstance(tree.value, dict)
+    header = _validated(Header, Node({k: v for k, v in tree.value.items() if k in HEADER}, tree.mark))
+    problems = [*_seed_problems(tree, header), *_case_problems(tree), *_matrix_problems(tree, header)]
+    if problems:
+        raise SpecError(problems)
+    return header
+
+
+def _origin(tree: Node, header: Header, path: Path, root: Path) -> SpecOrigin:
+    shown = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+    name = header.name or shown.removeprefix("specs/").removesuffix(".yaml").removesuffix(".yml")
+    if not valid_name(name):
+        message = f"the file name gives the spec the name {name[:60]!r}; use letters, digits, '.', '_' and '-', or set `name:`"
+        raise SpecError([tree.mark.problem(message, "name")])
+    return SpecOrigin(name=name, path=shown, digest=digest("spec", tree.plain()))
+
+
+def _seed_problems(tree: Node, header: Header) -> Iterator[Problem]:
+    for position, seed in enumerate(header.seeds):
+        if seed in header.seeds[:position]:
+            yield at(tree, ("seeds", position), f"the seed {seed} stands here twice")
+
+
+def _case_problems(tree: Node) -> Iterator[Problem]:
+    labels: set[str] = set()
+    for position, case in enumerate(_items(tree.child("cases"))):
+        label = case.child("label")
+        where = ("cases", position, "label")
+        if label is None or not isinstance(label.value, str) or not valid_name(label.value):
+            yield at(tree, where, "every case needs a `label` of letters, digits, '.', '_' and '-'")
+        elif label.value in labels:
+            yield at(tree, where, f"the label {label.value!r} stands here twice")
+        else:
+            labels.add(label.value)
+        for key in sorted((case.value if isinstance(case.value, dict) else {}).keys() & HEADER):
+            yield at(tree, ("cases", position, key), f"a case cannot change {key!r}")
+
+
+def _matrix_problems(tree: Node, header: Header) -> Iterator[Problem]:
+    count = max(1, len(header.cases)) * len(header.seeds)
+    for path, values in header.matrix.items():
+        count *= len(values)
+        seen: set[str] = set()
+        if path.split(".")[0] in HEADER or not all(path.split(".")):
+            yield at(tree, ("matrix", path), f"{path!r} is not a dotted path into the experiment, such as sae.k")
+        for position, value in enumerate(values):
+            if canonical(value) in seen:
+                yield at(tree, ("matrix", path, position), "this value stands here twice")
+            seen.add(canonical(value))
+    if count > MAX_CELLS:
+        yield at(tree, ("matrix",), f"{count:,} cells in one spec, more than {MAX_CELLS:,}; split it")
+
+
+def _combinations(tree: Node, header: Header) -> Iterator[tuple[str, Node]]:
+    """Label and tree of every case and matrix combination, header keys removed."""
+    assert isinstance(tree.value, dict)
+    body = Node({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark)
+    axes = [[(path, node) for node in _items(tree.child("matrix"), path)] for path in header.matrix]
+    for case in _items(tree.child("cases")) or [None]:
+        named = _with_case(body, case)
+        for values in itertools.product(*axes):
+            changed = named
+            for path, node in values:
+                changed = _set(changed, path.split("."), node)
+            yield _label(case, values), changed
+
+
+def _with_case(body: Node, case: Node | None) -> Node:
+    if case is None:
+        return body
+    assert isinstance(case.value, dict)  # the header's validation saw to it
+    return merge(body, Node({k: v for k, v in case.value.items() if k != "label"}, body.mark))
+
+
+def _label(case: Node | None, values: tuple[tuple[str, Node], ...]) -> str:
+    parts = [str(case.plain()["label"])] if case else []
+    for path, node in values:
+        value = node.plain()
+        parts.append(f"{path}={one_line(value if isinstance(value, str) else canonical(value))}")
+    return ",".join(parts)
+
+
+def _set(tree: Node, path: list[str], value: Node) -> Node:
+    """The tree with `value` at a path; maps on the way are made as needed."""
+    if not path:
+        return Node(value.value, value.mark, tree.key_mark)
+    inner = dict(tree.value) if isinstance(tree.value, dict) else {}
+    inner[path[0]] = _set(inner.get(path[0], Node({}, value.mark)), path[1:], value)
+    return Node(inner, tree.mark, tree.key_mark)
+
+
+def _items(node: Node | None, key: str | None = None) -> list[Any]:
+    found = node.child(key) if node is not None and key is not None else node
+    return found.value if found is not None and isinstance(found.value, list) else []

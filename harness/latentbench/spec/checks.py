@@ -1,0 +1,251 @@
+"""What no single section can see: rules between the parts of an experiment, each located in the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from latentbench.errors import InvalidInput, Problem, SpecError
+from latentbench.metrics.study import Study
+from latentbench.sae.options import BoostedOptions, EnsembleOptions, Variant
+from latentbench.sae.options.loaded import LoadedSae
+from latentbench.spec.cells import SpecFile
+from latentbench.spec.contexts import texts_of, too_long
+from latentbench.spec.experiment import Data, Experiment
+from latentbench.spec.explain import at
+from latentbench.spec.layers import missing, places
+from latentbench.spec.loaded import check_loaded, sae_sections
+from latentbench.spec.nodes import Path_
+from latentbench_adapters.protocols import DatasetAdapter, ModelFacts, Roots
+
+Finding = tuple[Path_, str]
+_WRONG = (InvalidInput, ValueError, OSError)
+"""What a section raises for a name that leads nowhere; OSError when the system itself refuses it."""
+
+
+def check(spec: SpecFile, roots: Roots) -> list[Problem]:
+    """Every problem of a loaded spec's cells, files and folders it names included; empty when it can be run."""
+    problems: dict[Problem, None] = {}
+    seen: set[int] = set()
+    for cell, tree in zip(spec.cells, spec.trees, strict=True):
+        if id(cell.experiment) in seen:  # the same experiment with another seed
+            continue
+        seen.add(id(cell.experiment))
+        for path, message in _findings(cell.experiment, roots):
+            problems[at(tree, path, message)] = None
+    return list(problems)
+
+
+def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    yield from _sections(experiment)
+    yield from list(_domains(experiment)) or _data(experiment)
+    yield from _devices(experiment)
+    yield from _budgets(experiment)
+    yield from _names(experiment, roots)
+    yield from _subject(experiment, roots)
+    yield from _studies(experiment, roots)
+
+
+def _sections(experiment: Experiment) -> Iterator[Finding]:
+    """Which sections go together."""
+    if experiment.sae is None and experiment.subject is None:
+        yield ("sae",), "is required: an SAE, or a `steering:` or `flow:` section"
+    if experiment.steering and experiment.flow:
+        yield ("flow",), "`steering:` and `flow:` are experiments of their own; use two specs"
+    if experiment.many_sites:
+        yield from _flow_places(experiment)
+    elif experiment.layers or experiment.sae_at:
+        yield (
+            ("layers" if experiment.layers else "sae_at",),
+            "several places are for `flow:` and `method: flow`; use `layer:` or add one of them",
+        )
+    elif experiment.sae and experiment.layer is None:
+        yield ("layer",), "is required: the decoder block at which the SAE reads"
+    present = {name for name in ("sae", "steering", "flow") if getattr(experiment, name) is not None}
+    for number, metric in enumerate(experiment.metrics):
+        for name in sorted(metric.needs - present):
+            yield ("metrics", number), f"the metric {metric.metric!r} needs a `{name}:` section"
+        if experiment.many_sites and not isinstance(metric, Study):
+            yield ("metrics", number), f"the metric {metric.metric!r} measures one SAE; a flow spec has one per place"
+
+
+def _flow_places(experiment: Experiment) -> Iterator[Finding]:
+    if experiment.sae is None:
+        yield ("sae",), "is required: `flow:` maps latents of SAEs to each other"
+    if experiment.layer is not None:
+        yield ("layer",), "a flow spec names its places under `layers:`"
+    if len(set(experiment.layers)) < 2:
+        yield ("layers",), "`flow:` needs at least two places, e.g. `layers: [0, 1, 2]`"
+    for number, site in enumerate(experiment.layers):
+        if site in experiment.layers[:number]:
+            yield ("layers", number), f"{site} stands here twice"
+
+
+def _subject(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    for name in ("flow", "steering"):
+        section = getattr(experiment, name)
+        try:
+            yield from (((name,), message) for message in (section.complaints(experiment, roots) if section else ()))
+        except _WRONG as error:
+            yield (name,), str(error)
+
+
+def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    for number, metric in enumerate(experiment.metrics):
+        if isinstance(metric, Study):
+            for domain in metric.domains(experiment):
+                if domain not in experiment.dataset.eval:
+                    known = ", ".join(experiment.dataset.eval) or "none"
+                    yield ("metrics", number), f"there is no evaluation domain {domain!r} (known: {known})"
+            try:
+                yield from ((("metrics", number), message) for message in metric.problems(experiment, roots))
+            except _WRONG as error:
+                yield from ((("metrics", number), said) for said in _said(error))
+
+
+def _said(error: Exception) -> list[str]:
+    """What an error says, one by one where it holds the problems of a file that the experiment names."""
+    return list(map(str, error.problems)) if isinstance(error, SpecError) else [str(error)]
+
+
+def _data(experiment: Experiment) -> Iterator[Finding]:
+    for site in experiment.sites:
+        for section, texts in _trained(experiment.section_at(site), experiment.dataset.train, experiment.dataset):
+            yield from _texts(section, texts, experiment)
+    if experiment.shared_metrics and experiment.sae and not experiment.dataset.eval:
+        yield ("dataset",), "dataset.eval is required: name at least one domain to measure on"
+    for name, data in experiment.dataset.eval.items():
+        if data.documents is None:
+            yield ("dataset", "eval", name), "state how many `documents` to measure on"
+        if data.tokens is not None:
+            yield ("dataset", "eval", name, "tokens"), "evaluation counts `documents`, not tokens"
+
+
+def _trained(
+    section: Variant | LoadedSae, texts: DatasetAdapter | None, dataset: Data
+) -> Iterator[tuple[Variant, DatasetAdapter | None]]:
+    """Every SAE that is trained, those that others start from included, with its texts."""
+    if isinstance(section, Variant):
+        if section.reads_texts:
+            yield section, texts
+        for base, below in zip(section.base_sections, dataset.below(section, texts), strict=True):
+            yield from _trained(base, below, dataset)
+
+
+def _texts(section: Variant, texts: DatasetAdapter | None, experiment: Experiment) -> Iterator[Finding]:
+    if texts is None:
+        yield ("dataset",), f"the variant {section.variant!r} is trained, so dataset.train is required"
+        return
+    place = next(place for place, data in experiment.dataset.trained_on.items() if data is texts)
+    if texts.tokens is None and (experiment.training.budget is None or place != ("train",)):
+        yield ("dataset", *place), "state how many `tokens` to train on"
+    elif texts.tokens is not None and texts.tokens < texts.context:
+        yield ("dataset", *place, "tokens"), f"{texts.tokens} tokens are fewer than one context of {texts.context}"
+
+
+def _domains(experiment: Experiment) -> Iterator[Finding]:
+    """Whether the boosts of an ensemble can be trained on texts of their own."""
+    dataset = experiment.dataset
+    for _, path, section, _ in sae_sections(experiment):
+        if not isinstance(section, EnsembleOptions) or not section.domains:
+            continue
+        for number, name in enumerate(section.domains):
+            if name not in dataset.domains:
+                known = ", ".join(dataset.domains) or "none"
+                yield (*path, "domains", number), f"there are no texts {name!r} in dataset.domains (known: {known})"
+        native = [boost for boost in section.boosts if isinstance(boost, BoostedOptions)]
+        if dataset.base is None and any(isinstance(boost.base, Variant) for boost in native):
+            yield (
+                ("dataset",),
+                "boosts of several domains stand on one base: say in dataset.base what that is trained on",
+            )
+
+
+def _devices(experiment: Experiment) -> Iterator[Finding]:
+    """Whether its SAEs can be trained on several devices."""
+    devices = experiment.devices
+    if devices == 1:
+        return
+    sections = [experiment.section_at(site) for site in experiment.sites]
+    trained = {name for section in sections for name in _one_device_only(section)}
+    for name in sorted(trained):
+        yield ("training", "devices"), f"the variant {name!r} can be trained on one device only; use devices: 1"
+    for data in experiment.dataset.trained_on.values():
+        if experiment.training.buffer // data.context < devices:
+            rows = f"a buffer of {experiment.training.buffer} tokens holds fewer than {devices} rows of {data.context}"
+            yield ("training", "devices"), f"{rows}: raise training.buffer"
+    if 0 < experiment.resources.gpus < devices:
+        yield ("resources", "gpus"), f"training on {devices} devices takes a whole accelerator for each"
+
+
+def _one_device_only(section: Variant | LoadedSae) -> Iterator[str]:
+    if isinstance(section, Variant):
+        if section.reads_texts and not section.data_parallel:
+            yield section.variant
+        for base in section.base_sections:
+            yield from _one_device_only(base)
+
+
+def _budgets(experiment: Experiment) -> Iterator[Finding]:
+    sae = experiment.sae
+    for number, metric in enumerate(experiment.metrics):
+        asked = [budget for budget in metric.measured_at() if budget is not None]
+        where = ("metrics", number, metric.metric, "budgets")
+        if not asked:
+            continue
+        if sae is None or isinstance(sae, LoadedSae):
+            continue
+        if not sae.budgeted:
+            yield where, f"the variant {sae.variant!r} has no budget that could be changed after training"
+        elif sae.max_budget is not None and max(asked) > sae.max_budget:
+            yield where, f"the budget {max(asked)} exceeds the {sae.max_budget} latents the SAE was trained with"
+    for first, metric in enumerate(experiment.metrics):
+        if metric.label in [other.label for other in experiment.metrics[:first]]:
+            yield ("metrics", first), f"the metric {metric.label!r} stands here twice"
+
+
+def _names(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+    """Files, folders and models that the experiment names."""
+    facts: ModelFacts | None = None
+    try:
+        facts = experiment.model.facts(roots)
+        experiment.model.identity(roots)
+        yield from _layer(experiment, facts)
+    except _WRONG as error:
+        yield ("model",), str(error)
+    for path, data in texts_of(experiment).items():
+        try:
+            data.identity(roots)
+        except _WRONG as error:
+            yield path, str(error)
+    if facts:
+        yield from _dimensions(experiment, facts.d_model)
+        yield from too_long(experiment, facts.context, roots) if facts.context else ()
+    yield from check_loaded(experiment, facts, roots)
+
+
+def _dimensions(experiment: Experiment, d_model: int) -> Iterator[Finding]:
+    for _, path, section, _ in sae_sections(experiment):
+        if isinstance(section, Variant):
+            try:
+                section.check_d_in(d_model)
+            except ValueError as error:
+                yield path, str(error)
+
+
+def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding]:
+    for path, site in places(experiment):
+        if facts and site.index >= facts.layers:
+            yield path, missing(facts.layers)
+
+
+def same_names(specs: list[SpecFile]) -> list[Problem]:
+    """Problems of specs that share a name: their records would stand in one folder."""
+    first: dict[str, SpecFile] = {}
+    problems = []
+    for spec in specs:
+        other = first.setdefault(spec.origin.name, spec)
+        if other is not spec:
+            where = spec.tree.child("name") or spec.tree
+            message = f"{other.origin.path} already has the name {spec.origin.name!r}; set another `name:`"
+            problems.append(where.mark.problem(message, "name"))
+    return problems

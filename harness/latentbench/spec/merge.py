@@ -1,0 +1,123 @@
+"""`extends`: a spec on top of one or many others.
+
+Maps merge deep, lists and scalars replace, `null` clears an inherited value. A map that names another `adapter`,
+`variant`, `method` or `load` than the inherited one replaces it as a whole: options of one variant mean nothing to another.
+Parents are merged in the order given, later ones over earlier ones; a parent reached by two ways (a diamond) is fine,
+a parent that extends its own child is an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentbench.errors import Problem, SpecError
+from latentbench.spec.nodes import Mark, Node, parse, read_text
+
+CHOICES = ("adapter", "variant", "method", "load")
+
+
+MAX_ANCESTORS = 32
+
+
+def load_tree(path: Path, root: Path) -> Node:
+    """The tree of the spec at `path` with all its parents merged in; no file outside `root` is read."""
+    return without_cleared(_Inheritance(root.resolve()).load(path.resolve(), (), None))
+
+
+def merge(base: Node, over: Node) -> Node:
+    """`over` on top of `base`."""
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)) or _chooses_another(base.value, over.value):
+        return over
+    merged = dict(base.value)
+    for key, child in over.value.items():
+        merged[key] = merge(merged[key], child) if key in merged else child
+    return Node(merged, over.mark, over.key_mark)
+
+
+def without_cleared(node: Node) -> Node:
+    """The tree without the keys that a `null` cleared."""
+    if isinstance(node.value, dict):
+        kept = {key: without_cleared(child) for key, child in node.value.items() if child.value is not None}
+        return Node(dict(kept), node.mark, node.key_mark)
+    return node
+
+
+def _chooses_another(base: dict[str, Node], over: dict[str, Node]) -> bool:
+    chosen = {key: over[key].plain() for key in CHOICES if key in over}
+    inherited = {key: base[key].plain() for key in CHOICES if key in base}
+    if not (chosen and inherited):
+        return False
+    return any(inherited.get(key) != value for key, value in chosen.items() if key != "load" or key not in inherited)
+
+
+class _Inheritance:
+    """Reads each file of a spec's ancestry once, however many ways lead to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.loaded: dict[Path, Node] = {}
+
+    def load(self, path: Path, children: tuple[Path, ...], asked: Mark | None) -> Node:
+        self.refuse(path, children, asked or Mark(self.shown(path), 1, 1))
+        if path not in self.loaded:
+            self.loaded[path] = self.read(path, children)
+        return self.loaded[path]
+
+    def read(self, path: Path, children: tuple[Path, ...]) -> Node:
+        tree = parse(read_text(path, self.shown(path)), self.shown(path))
+        merged: Node | None = None
+        for parent, mark in self.parents(tree, path):
+            inherited = self.load(parent, (*children, path), mark)
+            merged = merge(merged, inherited) if merged else inherited
+        own = _without(tree, "extends")
+        # A child that inherited its parent's name would collide with it.
+        return merge(_without(merged, "name"), own) if merged else own
+
+    def refuse(self, path: Path, children: tuple[Path, ...], mark: Mark) -> None:
+        if path in children:
+            names = " → ".join(self.shown(p) for p in (*children[children.index(path) :], path))
+            raise SpecError([mark.problem(f"extends itself: {names}", "extends")])
+        if len(children) > MAX_ANCESTORS:
+            raise SpecError([mark.problem(f"more than {MAX_ANCESTORS} generations of parents", "extends")])
+        if children and not _is_file(path):
+            raise SpecError([mark.problem(f"no such file: {self.shown(path)}", "extends")])
+
+    def parents(self, tree: Node, path: Path) -> list[tuple[Path, Mark]]:
+        node = tree.child("extends")
+        if node is None or node.value is None:
+            return []
+        found: list[tuple[Path, Mark]] = []
+        problems: list[Problem] = []
+        for item in node.value if isinstance(node.value, list) else [node]:
+            parent = _resolve(path.parent, item.value) if isinstance(item.value, str) else None
+            if not isinstance(item.value, str):
+                problems.append(item.mark.problem("must be the path of a spec file, or a list of them", "extends"))
+            elif parent is None or not parent.is_relative_to(self.root):
+                problems.append(item.mark.problem(f"{item.value[:200]!r} leaves the project", "extends"))
+            else:
+                found.append((parent, item.mark))
+        if problems:
+            raise SpecError(problems)
+        return found
+
+    def shown(self, path: Path) -> str:
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def _without(tree: Node, key: str) -> Node:
+    assert isinstance(tree.value, dict)  # parse() refuses anything else at the top
+    return Node({name: child for name, child in tree.value.items() if name != key}, tree.mark)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
+
+
+def _resolve(folder: Path, name: str) -> Path | None:
+    try:
+        return (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError):  # NUL bytes, names too long, loops of symbolic links
+        return None

@@ -1,0 +1,89 @@
+"""How next-token probabilities move: p_steered − p_unsteered over the same text, by position.
+
+The total variation TV = ½ Σ_t |p_steered(t) − p_unsteered(t)| says how much, the largest increase which token (Small
+Vectors, arXiv 2509.06608, section 6: for last-layer vectors nearly all of it is one token at the first position).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentbench.metrics.base import Array
+from latentbench.section import Json
+from latentbench.steering.intervention import Intervention
+from latentbench.steering.mechanism.lens import token_text
+from latentbench.steering.mechanism.passages import Passages, trace
+from latentbench_adapters.protocols import LanguageModel
+
+
+@dataclass
+class Shift:
+    """Probability shifts over passages."""
+
+    first: Array
+    """[B] TV at the first generated token."""
+    rest: Array
+    """[B] TV summed over the other generated tokens."""
+    others: Array
+    """[B] number of those."""
+    boosted: dict[int, list[float]] = field(default_factory=dict)
+    """Token to its increase at the first position of each passage in which it is the most boosted one there."""
+    boosted_later: dict[int, list[float]] = field(default_factory=dict)
+    """The same at all other positions."""
+
+    def top(self) -> int | None:
+        """The token most often boosted most at the first position."""
+        return max(self.boosted, key=lambda token: (len(self.boosted[token]), -token), default=None)
+
+    def tokens(self, lm: LanguageModel, count: int = 20) -> list[dict[str, Json]]:
+        """The most boosted tokens: how often, and their increases at the first and at other positions."""
+        known = self.boosted.keys() | self.boosted_later.keys()
+        order = sorted(known, key=lambda t: (-sum(self.boosted.get(t, ())), -sum(self.boosted_later.get(t, ())), t))
+        return [
+            {
+                "token": token_text(lm, token),
+                "id": token,
+                "first": [round(value, 5) for value in self.boosted.get(token, [])[:500]],
+                "later": [round(value, 5) for value in self.boosted_later.get(token, [])[:500]],
+            }
+            for token in order[:count]
+        ]
+
+
+@torch.no_grad()
+def probability_shift(lm: LanguageModel, intervention: Intervention, passages: Passages) -> Shift:
+    """Both models over `passages`, position by position; probabilities in float32."""
+    first, rest, others = [], [], []
+    boosted: dict[int, list[float]] = defaultdict(list)
+    later: dict[int, list[float]] = defaultdict(list)
+    for batch in passages.batches(lm):
+        steered, plain = trace(lm, batch, intervention).logits, trace(lm, batch).logits
+        moved, increase, token = _moved(steered, plain)
+        leading, following = batch.first, batch.predicting & ~batch.first
+        first.append((moved * leading).sum(1))
+        rest.append((moved * following).sum(1))
+        others.append(following.sum(1))
+        _note(boosted, token[leading], increase[leading])
+        _note(later, token[following], increase[following])
+    return Shift(_array(first), _array(rest), _array(others), dict(boosted), dict(later))
+
+
+def _moved(steered: Tensor, plain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T] total variation, largest increase, and the token that has it."""
+    difference = steered.float().softmax(-1) - plain.float().softmax(-1)
+    increase, token = difference.max(-1)
+    return difference.abs().sum(-1).double() / 2, increase, token
+
+
+def _note(where: dict[int, list[float]], tokens: Tensor, increases: Tensor) -> None:
+    for token, increase in zip(tokens.tolist(), increases.tolist(), strict=True):
+        where[token].append(increase)
+
+
+def _array(parts: list[Tensor]) -> Array:
+    return np.asarray(torch.cat(parts).cpu().double().numpy())

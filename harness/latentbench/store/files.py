@@ -1,0 +1,109 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from safetensors import SafetensorError
+
+from latentbench.errors import DamagedArtifact, InvalidInput, StoreError
+from latentbench.section import Json
+
+if TYPE_CHECKING:  # reading JSON must not wait for numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+Arrays: TypeAlias = "dict[str, NDArray[np.generic]]"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` atomically. Raises StoreError when the disk refuses."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into; it becomes `path` when the block ends without error, otherwise nothing is left.
+
+    Raises InvalidInput when `path` exists, StoreError when the disk refuses.
+    """
+    if path.exists() or path.is_symlink():
+        raise InvalidInput(f"{path} exists already; choose another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:40]}."))
+        try:
+            yield draft
+            draft.chmod(0o755)
+            os.rename(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Replaces a JSON file atomically; refuses NaN and infinity (ValueError)."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Json:
+    """A JSON file of ours. Raises DamagedArtifact when it is not JSON, StoreError when it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedArtifact(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Replaces a safetensors file atomically."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def read_arrays(path: Path) -> Arrays:
+    """The arrays of a safetensors file. Raises DamagedArtifact or StoreError."""
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise DamagedArtifact(f"{path} is not a valid safetensors file: {error}") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
