@@ -64,9 +64,11 @@ def referred_keys(results: Path) -> set[str]:
 def read_record(path: Path) -> Record:
     """A record that was checked: `Record.damaged` where it does not hold what was measured (`harness/latentbench/integrity.py`).
 
-    Raises RefusedFile when it is not one.
+    Raises RefusedFile when it is not one, and for a link, which could lead to anything.
     """
     try:
+        if path.is_symlink():
+            raise RefusedFile("symbolic links are not followed")
         if path.stat().st_size > _MAX_RECORD:
             raise RefusedFile(f"{path.name} is larger than a record can be")
         content = path.read_bytes()

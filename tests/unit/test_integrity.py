@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentbench.canonical import file_digest
-from latentbench.errors import InvalidInput
+from latentbench.errors import InvalidInput, RefusedFile
 from latentbench.exchange.writing import write_folder
 from latentbench.leaderboard import leaderboard
 from latentbench.leaderboard.load import load
@@ -221,3 +221,10 @@ def test_a_record_is_checked_whole_and_costs_its_own_row(tmp_path: Path, field: 
     assert says in str(found.refused[0])
     for format in ("terminal", "md", "json", "csv", "latex", "html"):
         assert "a/two" in leaderboard(tmp_path, format)  # type: ignore[arg-type]
+
+
+def test_a_record_that_is_a_link_is_none(tmp_path: Path) -> None:
+    (path,) = write(tmp_path, Planted())
+    path.symlink_to(path.rename(tmp_path / "elsewhere.json"))
+    with pytest.raises(RefusedFile, match="symbolic links are not followed"):
+        read_record(path)
