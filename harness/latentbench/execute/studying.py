@@ -8,7 +8,7 @@ from typing import Any
 
 from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens
-from latentbench.errors import NotAvailable
+from latentbench.errors import CellFailed, NotAvailable
 from latentbench.execute.findings import from_content, to_content
 from latentbench.execute.stages import Models, keep, make_eval_tokens, stored
 from latentbench.lab import Content, Lab
@@ -48,7 +48,15 @@ class Studying:
         if section is None or stage is None:
             return
         lab = self._lab(bench, stage, progress)
-        self.store.share([stage.ref], lambda _: self._finish(stage, section.make(lab)))
+
+        def make(_: object) -> None:
+            content = section.make(lab)
+            if not isinstance(content, Content):
+                raise CellFailed(f"{stage.title} came as {type(content).__name__}; `make` must return a Content")
+            section.read(content, lab)  # what cannot be read must not be stored: every later run would find it there
+            self._finish(stage, content)
+
+        self.store.share([stage.ref], make)
 
     def study(self, bench: Bench, study: Study, progress: Progress) -> Findings:
         """What a study finds, from the store or measured now."""

@@ -14,7 +14,7 @@ from latentbench.activations.blocks import decoder_blocks
 from latentbench.activations.capture import hidden_states, last_position
 from latentbench.activations.site import Site
 from latentbench.activations.vocabulary import padding_of
-from latentbench.errors import InvalidInput
+from latentbench.errors import CellFailed, InvalidInput
 from latentbench.lab import Content, Lab
 from latentbench.section import Json
 from latentbench.steering.rollouts import left_padded, prompt_ids
@@ -24,7 +24,7 @@ from latentbench_adapters.protocols import LanguageModel, Problem, ProblemSet, R
 if TYPE_CHECKING:
     from latentbench.steering.options.base import SteeringMethod
 
-_ROWS = 32
+_ROWS, _LAYER = 32, "layer."
 _NORM_TEXTS, _NORM_CHARACTERS = 64, 2000
 
 
@@ -35,10 +35,14 @@ def read_problems(problems: ProblemSet, roots: Roots, count: int | None = None) 
     return list(islice(problems.problems(roots), problems.skip, stop))
 
 
-def content_of(vectors: Mapping[int, Tensor], norms: Mapping[int, float], **meta: Json) -> Content:
-    """Vectors and what is to be remembered of their making."""
-    tensors = {f"layer.{layer}": vector.detach().float().cpu().contiguous() for layer, vector in vectors.items()}
-    return Content(tensors, {"residual_norms": {str(layer): norm for layer, norm in norms.items()}, **meta})
+def content_of(vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None = None, **meta: Json) -> Content:
+    """Vectors [d_model] by layer and what is to be remembered of their making.
+
+    `norms` are the residual stream's mean norms by layer, which relative scales are fractions of; without them such scales
+    are refused.
+    """
+    tensors = {f"{_LAYER}{layer}": vector.detach().float().cpu().contiguous() for layer, vector in vectors.items()}
+    return Content(tensors, {"residual_norms": {str(layer): norm for layer, norm in (norms or {}).items()}, **meta})
 
 
 def vectors_of(content: Content, lab: Lab) -> SteeringVectors:
@@ -47,9 +51,16 @@ def vectors_of(content: Content, lab: Lab) -> SteeringVectors:
 
 
 def vectors_in(content: Content, tag: Json) -> SteeringVectors:
-    """The same, for the model that `tag` stands for unless they came from a file, which says what they were made for."""
-    norms = {int(layer): float(norm) for layer, norm in content.meta["residual_norms"].items()}
-    vectors = {int(name.removeprefix("layer.")): tensor for name, tensor in content.tensors.items()}
+    """The same, for the model that `tag` stands for unless they came from a file, which says what they were made for.
+
+    Raises CellFailed for content that `content_of` did not make.
+    """
+    if strange := [name for name in content.tensors if not name.removeprefix(_LAYER).isdecimal()]:
+        raise CellFailed(
+            f"a steering method left a tensor {strange[0]!r}; what `content_of(vectors)` makes is expected"
+        )
+    norms = {int(layer): float(norm) for layer, norm in content.meta.get("residual_norms", {}).items()}
+    vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
     return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
 
 
