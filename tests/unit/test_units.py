@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from latentbench.activations.digests import digest_of, folded_digest_of
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens, units_together
 from latentbench.canonical import file_digest
+from latentbench.errors import CellFailed
 from latentbench.execute.findings import from_content, to_content
 from latentbench.integrity import sealed
 from latentbench.leaderboard import leaderboard
@@ -172,6 +174,12 @@ def test_findings_keep_their_units_where_something_repeats() -> None:
     assert back.summed()["d"]["s.a"].tolist() == [3, 1, 2]
     assert back.summed()["e"]["s.a"].tolist() == [0, 1]
     assert to_content(Findings(statistics)).tensors.keys() == content.tensors.keys() - {"units/d"}
+
+
+@pytest.mark.parametrize("values", [np.ones((2, 3)), np.float64(1), ["many"], [[1.0], [1.0, 2.0]]], ids=repr)
+def test_statistics_that_are_not_one_number_per_unit_are_not_stored(values: Any) -> None:
+    with pytest.raises(CellFailed, match="a study's statistics d/s.a "):
+        to_content(Findings({"d": {"s.a": values}}))
 
 
 # -- documents -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from latentbench.errors import CellFailed
 from latentbench.lab import Content
+from latentbench.metrics.base import Array
 from latentbench.metrics.study import Findings
 from latentbench.metrics.units import Units
 from latentbench.record import MetricValue
@@ -14,9 +16,12 @@ _STATISTICS, _TENSORS, _UNITS = "statistics/", "tensors/", "units/"
 
 
 def to_content(found: Findings) -> Content:
-    """Statistics are kept as float64 tensors named `statistics/<domain>/<name>`, units only where something repeats."""
+    """Statistics are kept as float64 tensors named `statistics/<domain>/<name>`, units only where something repeats.
+
+    Raises CellFailed for statistics that are not one number per unit: no record could vouch for them.
+    """
     statistics = {
-        f"{_STATISTICS}{domain}/{name}": torch.from_numpy(np.array(values, dtype=np.float64))
+        f"{_STATISTICS}{domain}/{name}": torch.from_numpy(_per_unit(f"{domain}/{name}", values))
         for domain, named in found.statistics.items()
         for name, values in named.items()
     }
@@ -31,6 +36,16 @@ def to_content(found: Findings) -> Content:
         "reasons": dict(found.reasons),
     }
     return Content(statistics | tensors | units, meta)
+
+
+def _per_unit(name: str, values: object) -> Array:
+    try:
+        made = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise CellFailed(f"a study's statistics {name} are no numbers: {error}") from None
+    if made.ndim != 1:
+        raise CellFailed(f"a study's statistics {name} have the shape {made.shape}; one number per unit is expected")
+    return made
 
 
 def from_content(content: Content) -> Findings:
