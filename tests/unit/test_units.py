@@ -178,7 +178,7 @@ def test_findings_keep_their_units_where_something_repeats() -> None:
 
 @pytest.mark.parametrize("values", [np.ones((2, 3)), np.float64(1), ["many"], [[1.0], [1.0, 2.0]]], ids=repr)
 def test_statistics_that_are_not_one_number_per_unit_are_not_stored(values: Any) -> None:
-    with pytest.raises(CellFailed, match="a study's statistics d/s.a "):
+    with pytest.raises(CellFailed, match=r"a study's statistics d/s\.a "):
         to_content(Findings({"d": {"s.a": values}}))
 
 
