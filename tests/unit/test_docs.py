@@ -14,7 +14,8 @@ from latentbench.spec.checks import check
 from latentbench.spec.reference import reference_page
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "specs/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "specs/README.md", "docs/tools.md")
+LINKING = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md")))
 
 
 @pytest.mark.parametrize(("page", "cells"), [("README.md", 9), ("specs/README.md", 9)])
@@ -39,9 +40,14 @@ def test_every_verb_that_a_page_names_exists(page: str) -> None:
     assert named
 
 
-def test_every_file_that_the_front_page_links_to_exists() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text("utf-8")):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 130
 
 
 def test_the_reference_page_is_what_the_code_says() -> None:

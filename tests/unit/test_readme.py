@@ -1,4 +1,4 @@
-"""What the front page shows is executed: its plug-ins are installed as written and a spec runs with all of them."""
+"""What the pages show is executed: their plug-ins are installed as written and a spec runs with all of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from tests.support.project import Workbench, documents
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "README.md").read_text("utf-8")
+EXTENDING = (ROOT / "docs/extending.md").read_text("utf-8")
 
 
 def installed(folder: Path) -> Path:
     """The page's package with its entry points, as pip would leave it."""
-    blocks = dict(re.findall(r"```python\n# (mine/\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+    blocks = dict(re.findall(r"```python\n# (mine/\w+\.py)\n(.*?)```", EXTENDING, re.DOTALL))
     assert len(blocks) == 4
     for name, code in blocks.items():
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(code, "utf-8")
     (folder / "mine/__init__.py").touch()
-    (points,) = re.findall(r"```toml\n# pyproject\.toml\n(.*?)```", PAGE, re.DOTALL)
+    (points,) = re.findall(r"```toml\n# pyproject\.toml\n(.*?)```", EXTENDING, re.DOTALL)
     information = folder / "mine-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
@@ -64,7 +65,7 @@ def test_every_dependency_has_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     optional = [name for names in project["optional-dependencies"].values() for name in names]
     wanted = {re.match(r"[A-Za-z0-9-]+", text)[0].lower() for text in [*project["dependencies"], *optional]}  # type: ignore[index]
-    section = PAGE.split("## Why each dependency is there")[1].split("## ")[0].lower()
+    section = (ROOT / "docs/dependencies.md").read_text("utf-8").lower()
     missing = {
         n for n in wanted if not re.search(rf"\b{re.escape(n)}\b", section) and "stubs" not in n and "types-" not in n
     }
@@ -79,5 +80,5 @@ def test_the_picture_is_small_and_there() -> None:
 def test_the_counts_on_the_page_are_those_of_the_code() -> None:
     from latentbench.registry import sections
 
-    (stated,) = set(re.findall(r"(\d+) variants and controls", PAGE))
+    (stated,) = set(re.findall(r"(\d+) variants and controls", PAGE + (ROOT / "docs/tools.md").read_text("utf-8")))
     assert int(stated) == len(sections("variants"))

@@ -77,7 +77,7 @@ def read_foreign(content: bytes, name: str) -> list[Foreign]:
     if lm_eval.recognises(data):
         return [lm_eval.read(data, name)]
     raise RefusedFile(
-        f"{name} is no result file of SAEBench, sae-lens or lm-eval (schemas: README, “Doors”): it holds {_outline(data)}"
+        f"{name} is no result file of SAEBench, sae-lens or lm-eval (schemas: docs/tools.md): it holds {_outline(data)}"
     )
 
 
