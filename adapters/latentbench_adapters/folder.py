@@ -41,10 +41,10 @@ def folder_facts(folder: Path) -> ModelFacts:
     return facts
 
 
-def read_json(path: Path, most: int = _MAX_CONFIG) -> Json:
-    """A JSON file of at most `most` bytes. Raises NotAvailable or RefusedFile."""
+def read_json(path: Path) -> Json:
+    """A small JSON file. Raises NotAvailable or RefusedFile."""
     try:
-        if path.stat().st_size > most:
+        if path.stat().st_size > _MAX_CONFIG:
             raise RefusedFile(f"{path} is larger than a configuration can be")
         return json.loads(path.read_text("utf-8"))
     except OSError as error:

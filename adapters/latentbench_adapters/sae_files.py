@@ -34,8 +34,8 @@ _POINTS: dict[str | None, Point] = {
 
 
 def sae_folder(roots: Roots, path: str, kind: str, needed: Iterable[str]) -> Path:
-    """The folder meant by `path`. Raises NotAvailable when it does not hold the files of a `kind`, ValueError for links
-    that lead out of the project."""
+    """The folder meant by `path`. Raises NotAvailable when it does not hold the files of a `kind`, OutsideProject for
+    links that lead out of the project."""
     folder = roots.resolve(path)
     if not folder.is_dir():
         raise NotAvailable(f"{path} is not a folder; give the folder that holds the files of {kind}")

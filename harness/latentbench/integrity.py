@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from latentbench.canonical import digest, file_digest
 from latentbench.errors import RefusedFile, StoreError
-from latentbench.metrics.recorded import estimators
+from latentbench.metrics.recorded import Number, estimators
 from latentbench.record import DocumentStatistics, MetricValue, Record
 from latentbench.section import Json
 from latentbench.store.files import read_arrays
 
 if TYPE_CHECKING:
-    from latentbench.metrics.base import Array, Statistics
+    from latentbench.metrics.base import Array, Estimator, Statistics
 
 _MAX_STATISTICS = 4 << 30
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9
@@ -46,7 +46,8 @@ def damage(record: Record, written: Mapping[str, Json], path: Path) -> str | Non
         return str(error)
     if record.imported:
         return None  # other tools keep no statistics
-    found = (_contradiction(record, metric, statistics) for metric in record.metrics)
+    known = estimators(record.metrics_section)
+    found = (_contradiction(known, metric, statistics) for metric in record.metrics)
     return next((said for said in found if said), None)
 
 
@@ -70,9 +71,9 @@ def read_statistics(folder: Path, documents: DocumentStatistics) -> Statistics:
     return {name: array.astype("float64", copy=False) for name, array in arrays.items()}
 
 
-def _contradiction(record: Record, metric: MetricValue, statistics: Statistics) -> str | None:
+def _contradiction(known: Mapping[Number, Estimator], metric: MetricValue, statistics: Statistics) -> str | None:
     """How a number contradicts its statistics; None for one that this installation knows no statistics of."""
-    estimator = estimators(record.metrics_section).get((metric.id, metric.version, metric.settings))
+    estimator = known.get((metric.id, metric.version, metric.settings))
     if estimator is None or metric.value is None:
         return None
     where = f"{metric.domain or ''}/{metric.id}@{metric.version}"

@@ -8,7 +8,6 @@ import torch
 import transformers.models.llama.modeling_llama
 
 import latentbench.cli.app
-import latentbench.cli.display
 import latentbench.execute.group
 import latentbench.execute.run
 import latentbench.leaderboard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 from latentbench.errors import InvalidInput, RefusedFile
 from latentbench.integrity import read_statistics
 from latentbench.leaderboard.machine import on_machine
+from latentbench.leaderboard.render.text import plain
 from latentbench.metrics.base import Statistics
 from latentbench.record import MetricValue, Record
 from latentbench.results import RECORDS, read_record
@@ -41,6 +43,15 @@ class Loaded:
         """When the record was written; UTC where it does not say."""
         moment = datetime.fromisoformat(self.record.created)
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    @property
+    def command(self) -> str:
+        """What makes the record again, and no others of its spec."""
+        record = self.record
+        if record.imported:
+            return f"latentbench import {shlex.quote(plain(record.imported.file))}"
+        chosen = f" --filter {shlex.quote(plain(f'[{record.label}]'))}" if record.label else ""
+        return f"latentbench run {shlex.quote(plain(record.spec.path))}{chosen}"
 
     def statistics(self) -> Statistics:
         """All statistics beside the record. Raises RefusedFile when they are absent, damaged or not ours."""

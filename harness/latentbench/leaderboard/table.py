@@ -67,17 +67,14 @@ def board_of(results: Results, suite: str | None = None, source: Source | None =
 
 
 def _damaged(cells: Iterable[Loaded]) -> list[str]:
+    damaged = [cell for cell in cells if cell.record.status == "damaged"]
     return [
-        f"{cell.path} is damaged: {cell.record.error.message}; {_remedy(cell.record)}"
-        for cell in cells
-        if cell.record.status == "damaged" and cell.record.error
+        f"{cell.path} is damaged: {cell.record.error.message}; {_remedy(cell)}" for cell in damaged if cell.record.error
     ]
 
 
-def _remedy(record: Record) -> str:
-    if record.imported:
-        return f"`latentbench import {record.imported.file}` makes it again"
-    return f"`latentbench run {record.spec.path}` computes it again"
+def _remedy(cell: Loaded) -> str:
+    return f"`{cell.command}` {'makes' if cell.record.imported else 'computes'} it again"
 
 
 def within(spec: str, suite: str | None) -> bool:

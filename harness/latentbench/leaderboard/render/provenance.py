@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
 
 from latentbench.leaderboard.board import Board, Row
 from latentbench.leaderboard.load import Loaded
-from latentbench.leaderboard.render.text import plain
-from latentbench.record import Record
 from latentbench.section import Json
 
 SHARED = ("resolved", "comparability", "environment", "cost", "artifacts")
@@ -29,7 +26,7 @@ def provenances(board: Board) -> Json:
 def _provenance(row: Row) -> dict[str, Json]:
     record = row.newest.record
     return {
-        "command": _command(record),
+        "command": row.newest.command,
         "imported": record.imported.plain() if record.imported else None,
         "spec": record.spec.plain(),
         "resolved": {name: value for name, value in record.resolved.items() if value is not None},
@@ -40,14 +37,6 @@ def _provenance(row: Row) -> dict[str, Json]:
         "artifacts": [artifact.plain() for artifact in record.artifacts],
         "cells": [_cell(cell) for cell in row.cells],
     }
-
-
-def _command(record: Record) -> str:
-    """What makes the row's cells again, and no others of its spec."""
-    if record.imported:
-        return f"latentbench import {shlex.quote(plain(record.imported.file))}"
-    chosen = f" --filter {shlex.quote(plain(f'[{record.label}]'))}" if record.label else ""
-    return f"latentbench run {shlex.quote(plain(record.spec.path))}{chosen}"
 
 
 def _cell(cell: Loaded) -> dict[str, Json]:
