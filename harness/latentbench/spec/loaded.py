@@ -14,10 +14,7 @@ from latentbench.spec.experiment import Experiment
 from latentbench.spec.nodes import Path_
 from latentbench_adapters.protocols import ModelFacts, Roots, SaeFacts
 
-Finding = tuple[Path_, str]
-
-
-def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots) -> Iterator[Finding]:
+def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots) -> Iterator[tuple[Path_, str]]:
     """What is wrong with every SAE under `load:`, also one that another SAE stands on."""
     for path, section, site, above in _places(experiment):
         try:
