@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from latentbench.errors import NotAvailable, RefusedFile
-from latentbench.section import Json
-from latentbench_adapters.folder import read_json
-from latentbench_adapters.protocols import Roots, SaeFacts, SaeSource
-from latentbench_adapters.sae_files import config_object, digests, model_of, optional_positive, positive, sae_folder
+from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.protocols import Roots, SaeFacts, SaeSource
+from latentbench.core.spec_model import Json
+from latentbench.sae.sources.base import config_object, digests, model_of, optional_positive, positive, sae_folder
+from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
-    from latentbench.activations.site import Point
-    from latentbench.sae.base import SparseAutoencoder
+    from latentbench.core.sites import Point
+    from latentbench.sae.autoencoder import SparseAutoencoder
 
 CONFIG, WEIGHTS = "config.json", ("ae.safetensors", "ae.pt")
 CLASSES = (
@@ -78,8 +78,8 @@ class DictionaryLearningSource(SaeSource):
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         """The SAE in float32. Raises RefusedFile when the weights are not those config.json promises."""
+        from latentbench.sae.sources.tensors import read_safetensors, read_torch
         from latentbench_adapters.dictionary_learning_weights import build
-        from latentbench_adapters.weights import read_safetensors, read_torch
 
         folder, trainer, facts = self.folder(roots), self.trainer(roots), self.facts(roots)
         name, where = self.weights_file(folder), f"{self.path}/{CONFIG}"

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latentbench.errors import RefusedFile
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.rules import ThresholdRule, TopRule
-from latentbench_adapters.weights import checked, dictionary
+from latentbench.core.errors import RefusedFile
+from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.sae.encoders import ThresholdRule, TopKRule
+from latentbench.sae.sources.tensors import checked, dictionary
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -68,7 +68,7 @@ def _auto_encoder_new(saved: Saved) -> SparseAutoencoder:
 def _top_k(saved: Saved) -> SparseAutoencoder:
     k = _same_k(saved)
     encoder, bias, decoder, b_dec = saved.read({**saved.rows, "b_dec": (saved.d_in,)}, "k", "threshold")
-    return dictionary(encoder, bias, decoder.t(), b_dec, TopRule(k), centred=True)
+    return dictionary(encoder, bias, decoder.t(), b_dec, TopKRule(k), centred=True)
 
 
 def _batch_top_k(saved: Saved) -> SparseAutoencoder:

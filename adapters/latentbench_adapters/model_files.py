@@ -17,10 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from latentbench.canonical import known_digest
-from latentbench.errors import NotAvailable, RefusedFile
-from latentbench.section import Json
-from latentbench_adapters.protocols import Roots
+from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.hashing import known_digest
+from latentbench.core.protocols import Roots
+from latentbench.core.spec_model import Json
 
 _NEVER_READ = (
     # of people and of version control

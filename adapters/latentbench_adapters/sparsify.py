@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from latentbench.errors import RefusedFile
-from latentbench.section import Json
-from latentbench_adapters.folder import read_json
-from latentbench_adapters.protocols import Roots, SaeFacts, SaeSource
-from latentbench_adapters.sae_files import config_object, digests, optional_positive, positive, sae_folder, site_of
+from latentbench.core.errors import RefusedFile
+from latentbench.core.protocols import Roots, SaeFacts, SaeSource
+from latentbench.core.spec_model import Json
+from latentbench.sae.sources.base import config_object, digests, optional_positive, positive, sae_folder, site_of
+from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
-    from latentbench.sae.base import SparseAutoencoder
+    from latentbench.sae.autoencoder import SparseAutoencoder
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 _OTHER_MODELS = {
@@ -61,8 +61,8 @@ class SparsifySource(SaeSource):
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         """The SAE in float32. Raises RefusedFile when the weights are not those cfg.json promises."""
-        from latentbench.sae.rules import TopRule
-        from latentbench_adapters.weights import checked, dictionary, read_safetensors
+        from latentbench.sae.encoders import TopKRule
+        from latentbench.sae.sources.tensors import checked, dictionary, read_safetensors
 
         d_in, width, k = self.sizes(roots)
         rows = (width, d_in)
@@ -70,7 +70,7 @@ class SparsifySource(SaeSource):
         weights = read_safetensors(self.folder(roots) / WEIGHTS)
         found = checked(weights, shapes, (), f"{self.path}/{WEIGHTS}")
         encoder, bias, decoder, b_dec = (found[name] for name in shapes)
-        return dictionary(encoder, bias, decoder, b_dec, TopRule(k), centred=True)
+        return dictionary(encoder, bias, decoder, b_dec, TopKRule(k), centred=True)
 
 
 def _check_kind(config: dict[str, Json], where: str) -> None:

@@ -1,26 +1,188 @@
-"""`adapter: transformers`: any causal language model of the Hugging Face hub, or a local folder in that layout."""
+"""`adapter: transformers`: any causal language model of the Hugging Face hub, or a local folder in that layout.
+
+A folder's facts are read without torch, its weights are loaded without pickles and without code of others.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import AbstractContextManager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentbench.errors import NotAvailable
-from latentbench.section import Json
-from latentbench_adapters.folder import folder_facts, hook_module, load_model, load_tokenizer, read_json
-from latentbench_adapters.hub import cached_commit, cached_file, cached_folder, is_commit, refuse_local, resolved_commit
-from latentbench_adapters.model_config import facts_of
-from latentbench_adapters.model_files import check_model_folder, folder_identity
-from latentbench_adapters.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
+from latentbench.activations.model_config import (
+    PACKED,
+    check_against_weights,
+    check_files,
+    check_numbers,
+    facts_of,
+    weight_shapes,
+)
+from latentbench.core.border import foreign
+from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.hub import cached_commit, cached_file, cached_folder, is_commit, refuse_local, resolved_commit
+from latentbench.core.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
+from latentbench.core.spec_model import Json
+from latentbench_adapters.model_files import check_model_folder, folder_identity, refuse_adapter, refuse_kernels
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from latentbench.activations.site import Site
+    from latentbench.core.sites import Site
+
+_MAX_CONFIG = 1 << 20
+_SPARE = 1 << 26
+"""Numbers that a model may have besides its weights: masks and tables that it computes."""
+
+
+def folder_facts(folder: Path) -> ModelFacts:
+    """Shape of the model from its config.json, as far as its weights bear it out. Raises NotAvailable or RefusedFile."""
+    check_files(folder)
+    facts = facts_of(read_json(folder / "config.json"), str(folder))
+    check_against_weights(facts, folder)
+    return facts
+
+
+def read_json(path: Path) -> Json:
+    """A small JSON file. Raises NotAvailable or RefusedFile."""
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise RefusedFile(f"{path} is larger than a configuration can be")
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise NotAvailable(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RefusedFile(f"{path} is not JSON: {error}") from None
+
+
+def load_model(source: str, revision: str | None, dtype: str, device: torch.device) -> LanguageModel:
+    """A model from a folder or a hub id through transformers' auto classes, in evaluation mode.
+
+    Raises NotAvailable with what to do when it cannot be had, RefusedFile when its files are damaged, incomplete or do not
+    fit together.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    refuse_kernels()
+    if Path(source).is_dir():
+        folder_facts(Path(source))
+    with _reading(f"the model {source!r}", source):
+        refuse_adapter(source, revision)
+        _check_skeleton(source, revision)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=_config(source, revision),
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # transformers' own error names none of them
+            output_loading_info=True,
+        )
+        model, report = loaded
+        _check_weights(report, source)
+        torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
+    torch.nn.Module.requires_grad_(model, False)
+    torch.nn.Module.eval(model)
+    return LanguageModel(model, load_tokenizer(source, revision), device)
+
+
+def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises NotAvailable, or RefusedFile when its files are damaged."""
+    from transformers import AutoTokenizer
+
+    from latentbench_adapters.jinja_sandbox import bound_chat_templates
+
+    bound_chat_templates()
+    with _reading(f"the tokenizer of {source!r}", source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    return tokenizer
+
+
+def hook_module(source: str, revision: str | None, site: Site) -> str | None:
+    """Path of the module at which `site` is read in a folder's or cached hub id's model, e.g. `model.layers.3`.
+
+    The model is built without weights from its configuration. None when that is not on this machine. Raises RefusedFile
+    when it is no configuration of a model, InvalidInput when the model has no such site.
+    """
+    from latentbench.activations.blocks import check_site, decoder_blocks, submodule
+
+    with _reading(f"the configuration of {source!r}", source):
+        try:
+            config = _config(source, revision, local_files_only=True)
+        except (OSError, ValueError):
+            return None
+        model = _skeleton(config, source)
+    check_site(model, site)
+    wanted = submodule(decoder_blocks(model)[site.index], site)
+    path: str = next(name for name, module in model.named_modules() if module is wanted)
+    return path
+
+
+def _config(source: str, revision: str | None, **options: bool) -> Any:
+    """The model's configuration. A padding id that its embedding has no row for is left out: torch refuses to build one
+    with it, and nothing else asks for it, since padding is masked and its id chosen in `latentbench.activations.vocabulary`."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+    text = config.get_text_config()
+    padding = getattr(text, "pad_token_id", None)
+    if padding is not None and padding >= getattr(text, "vocab_size", padding + 1):
+        text.pad_token_id = None
+    return config
+
+
+def _reading(what: str, source: str) -> AbstractContextManager[None]:
+    """The border to transformers and what it stands on, which only gets folders of plain files."""
+    if Path(source).is_dir():
+        check_files(Path(source))
+        return foreign(f"{what} cannot be loaded", "mend or replace the files of that folder")
+    advice = "for a hub model: go online once, or point HF_HOME at a cache that holds it; for a folder: check its path"
+    return foreign(f"{what} cannot be loaded", advice, NotAvailable)
+
+
+def _skeleton(config: Any, source: str) -> torch.nn.Module:
+    """The model without weights: nothing is allocated. Raises RefusedFile for numbers that no model has."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_numbers(config.to_dict(), source)
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _check_skeleton(source: str, revision: str | None) -> None:
+    """Raises RefusedFile when a configuration asks for more memory than the folder's weights can fill.
+
+    transformers allocates whatever the configuration asks for before it sees that the weights are smaller.
+    """
+    model = _skeleton(_config(source, revision), source)
+    held = sum(map(prod, weight_shapes(Path(source))))
+    asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if held and asked > _SPARE + PACKED * held:
+        raise RefusedFile(f"{source}: config.json asks for a model of {asked:,} numbers, but its weights hold {held:,}")
+
+
+def _check_weights(report: dict[str, Any], source: str) -> None:
+    """Raises RefusedFile for weights that transformers made up because the files lack them or have them in other shapes."""
+    if other := [f"{name} is {list(is_)}, not {list(asked)}" for name, is_, asked in sorted(report["mismatched_keys"])]:
+        raise RefusedFile(
+            f"the weights of the model {source!r} do not have the shapes that its config.json asks for: {'; '.join(other[:3])}"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise RefusedFile(f"the model {source!r} lacks weights of its architecture: {', '.join(missing[:5])}")
+
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 

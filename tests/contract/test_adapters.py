@@ -13,16 +13,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from latentbench.canonical import canonical
-from latentbench.errors import LatentbenchError, NotAvailable, RefusedFile
-from latentbench.metrics.autointerp.metric import Autointerp
-from latentbench.registry import sections
-from latentbench.steering.options import StackMethod
+from latentbench.autointerp.metric import Autointerp
+from latentbench.core.errors import LatentbenchError, NotAvailable, RefusedFile
+from latentbench.core.hashing import canonical
+from latentbench.core.plugins import plugins
+from latentbench.core.protocols import DatasetAdapter, ModelAdapter, Roots
+from latentbench.sae.sources.native import NativeSource
+from latentbench.steering.baselines import StackMethod
+from latentbench_adapters.datasets import FilesDataset, HuggingFaceDataset
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
-from latentbench_adapters.files import FilesDataset
-from latentbench_adapters.huggingface import HuggingFaceDataset
-from latentbench_adapters.native import NativeSource
-from latentbench_adapters.protocols import DatasetAdapter, ModelAdapter, Roots
 from latentbench_adapters.sae_lens.source import SaeLensSource
 from latentbench_adapters.sparsify import SparsifySource
 from latentbench_adapters.transformers_model import TransformersModel
@@ -32,10 +31,10 @@ CPU = torch.device("cpu")
 
 EXAMPLES: dict[str, Callable[[], Any]] = {
     "models/transformers": lambda: TransformersModel(id="./model"),
-    "models/pocket": lambda: sections("models")["pocket"](),
+    "models/pocket": lambda: plugins("models")["pocket"](),
     "datasets/files": lambda: FilesDataset(path="data/*.jsonl"),
     "datasets/huggingface": lambda: HuggingFaceDataset(id="a/b", revision="c" * 40),
-    "datasets/pocket": lambda: sections("datasets")["pocket"](domain="law"),
+    "datasets/pocket": lambda: plugins("datasets")["pocket"](domain="law"),
     "sources/dictionary_learning": lambda: DictionaryLearningSource(path="saes/learning"),
     "sources/latentbench": lambda: NativeSource(path="saes/ours"),
     "sources/sae_lens": lambda: SaeLensSource(release="r", id="i"),
@@ -44,7 +43,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
 
 
 def test_every_registered_adapter_has_an_example_here() -> None:
-    assert EXAMPLES.keys() == {f"{group}/{n}" for group in ("models", "datasets", "sources") for n in sections(group)}
+    assert EXAMPLES.keys() == {f"{group}/{n}" for group in ("models", "datasets", "sources") for n in plugins(group)}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -213,14 +212,14 @@ def test_whatever_names_a_branch_is_pinned_however_deep(
 
 @pytest.mark.parametrize("fields", [{"context": 1}, {"documents": 0}, {"tokens": -1}, {"skip": -1}, {"trust": True}])
 def test_every_dataset_refuses_senseless_options(fields: dict[str, Any]) -> None:
-    for name, section in sections("datasets").items():
+    for name, section in plugins("datasets").items():
         assert issubclass(section, DatasetAdapter)
         with pytest.raises(ValidationError, match=next(iter(fields))):
             section.model_validate(EXAMPLES[f"datasets/{name}"]().plain() | fields)
 
 
 def test_no_adapter_has_an_option_to_trust_remote_code() -> None:
-    for section in sections("models").values():
+    for section in plugins("models").values():
         assert issubclass(section, ModelAdapter)
         assert not [field for field in section.model_fields if "trust" in field or "remote" in field]
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import latentbench_adapters.files as module
-from latentbench.canonical import canonical
-from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
-from latentbench_adapters.files import FilesDataset
-from latentbench_adapters.protocols import Roots
+import latentbench_adapters.datasets as module
+from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.hashing import canonical
+from latentbench.core.protocols import Roots
+from latentbench_adapters.datasets import FilesDataset
 from tests.support.project import write_jsonl
 
 

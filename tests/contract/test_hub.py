@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.doctor import surroundings
-from latentbench.errors import Unpinnable
-from latentbench_adapters import hub
+from latentbench.core import hub
+from latentbench.core.errors import Unpinnable
+from latentbench.doctor import environment
 from tests.conftest import Command
 from tests.support.hub_server import BODIES, COMMIT, Hub, serving, use
 from tests.support.project import Workbench
@@ -95,21 +95,21 @@ def test_a_machine_that_is_told_to_stay_offline_says_so(server: Hub, monkeypatch
 
 
 def test_doctor_says_online_only_of_a_hub_that_answered(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert surroundings._hub().detail.startswith("online, it answered")
+    assert environment._hub().detail.startswith("online, it answered")
     use(nowhere(), monkeypatch)
-    assert surroundings._hub().detail.startswith("unreachable (the hub: ")
+    assert environment._hub().detail.startswith("unreachable (the hub: ")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert surroundings._hub().detail.startswith("offline, because HF_HUB_OFFLINE is set")
+    assert environment._hub().detail.startswith("offline, because HF_HUB_OFFLINE is set")
 
 
 def test_doctor_waits_for_a_hub_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "_PATIENCE", 0.3)
+    monkeypatch.setattr(environment, "_PATIENCE", 0.3)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         use(f"http://127.0.0.1:{mute.getsockname()[1]}", monkeypatch)
         started = time.monotonic()
-        found = surroundings._hub()
+        found = environment._hub()
     assert found.passed is None
     assert found.detail.startswith("unreachable")
     assert time.monotonic() - started < 2.5

@@ -11,16 +11,16 @@ import torch
 from sae_lens import SAE
 
 import latentbench_adapters.sae_lens.classes  # noqa: F401  (what users are told to import)
-from latentbench.activations.site import Site
-from latentbench.errors import InvalidInput, RefusedFile
-from latentbench.execute.stored import Stored, save_stored
+from latentbench.core.errors import InvalidInput, RefusedFile
+from latentbench.core.protocols import Roots
+from latentbench.core.sites import Site
+from latentbench.execute.sae_loading import StoredSae, save_stored
 from latentbench.sae import options as o
-from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.linear import ConcatenatedSAE, linear_weights
-from latentbench.sae.options.loaded import LoadedSae
-from latentbench_adapters.protocols import Roots
+from latentbench.sae.options.base import LoadedSae
 from latentbench_adapters.sae_lens.export import Origin, export
-from latentbench_adapters.sae_lens.loaded import LoadedFromSaeLens, from_disk
+from latentbench_adapters.sae_lens.saes import LoadedFromSaeLens, from_disk
 from tests.conftest import Command, furnish
 from tests.support.project import Workbench, run
 from tests.support.saes import BASE, D_IN, PLAIN, WIDTH, K, built, hidden_states, on_bases
@@ -120,16 +120,16 @@ def test_nothing_is_overwritten_and_no_random_number_is_drawn(tmp_path: Path) ->
 
 
 def test_our_own_folders_hold_their_bases_whatever_made_them(tmp_path: Path) -> None:
-    from latentbench_adapters.native import NativeSource
+    from latentbench.sae.sources.native import NativeSource
 
     export(built(PLAIN["jumprelu"][0]), tmp_path / "lens")
     source = LoadedSae.model_validate({"load": {"adapter": "sae_lens", "path": "lens"}})
     roots = Roots(tmp_path)
-    base = Stored(source, source.load.load(roots))
+    base = StoredSae(source, source.load.load(roots))
     first = o.BoostedOptions(base=source.plain(), width=16, k=3)
-    below = Stored(first, built(first, base.sae), (base,))
+    below = StoredSae(first, built(first, base.sae), (base,))
     second = o.BoostedOptions(base=first.plain(), width=8, k=2, selection="topk")
-    stored = Stored(second, built(second, below.sae, seed=4), (below,))
+    stored = StoredSae(second, built(second, below.sae, seed=4), (below,))
     save_stored(stored, tmp_path / "mine")
     read = NativeSource(path="mine")
     same_reconstruction(stored.sae, read.load(roots))

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentbench.errors import InvalidInput, RefusedFile
+from latentbench.core.errors import InvalidInput, RefusedFile
+from latentbench.core.protocols import Roots, SaeFacts
 from latentbench.sae.linear import ConcatenatedSAE
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
-from latentbench_adapters.protocols import Roots, SaeFacts
 from tests.support.saes import Weights, hidden_states, random, strongest
 
 D, F, K = 12, 40, 4

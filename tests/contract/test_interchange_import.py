@@ -12,14 +12,14 @@ import torch
 from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
-from latentbench.activations.site import Site
-from latentbench.errors import NotAvailable, RefusedFile
+from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.protocols import Roots, SaeFacts
+from latentbench.core.sites import Site
 from latentbench.sae import artifact
 from latentbench.sae.options import TopKOptions
-from latentbench.spec.loaded import other_model
+from latentbench.sae.sources.native import NativeSource, load_base
+from latentbench.spec.checks import other_model
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
-from latentbench_adapters.native import NativeSource, load_base
-from latentbench_adapters.protocols import Roots, SaeFacts
 from latentbench_adapters.sae_lens.export import Origin, export
 from latentbench_adapters.sae_lens.source import SaeLensSource
 from latentbench_adapters.sparsify import SparsifySource

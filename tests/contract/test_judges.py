@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentbench.canonical import canonical
-from latentbench.errors import NotAvailable
-from latentbench.registry import sections
-from latentbench_adapters.judges.lexical import LexicalJudge
+from latentbench.autointerp.lexical_judge import LexicalJudge
+from latentbench.core.errors import NotAvailable
+from latentbench.core.hashing import canonical
+from latentbench.core.judges import RuleJudge
+from latentbench.core.plugins import plugins
+from latentbench.core.protocols import Judge, Reply, Roots
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench_adapters.judges.rules import RuleJudge
 from latentbench_adapters.judges.transformers import TransformersJudge, _ones
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.protocols import Judge, Reply, Roots
 from tests.support.chat_server import said, serving
 from tests.support.project import Workbench
 
@@ -47,7 +47,7 @@ def chat_roots(bench: Workbench) -> Roots:
 
 
 def test_every_registered_judge_has_an_example_here() -> None:
-    assert EXAMPLES.keys() == sections("judges").keys()
+    assert EXAMPLES.keys() == plugins("judges").keys()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
-from latentbench.activations.site import Site
-from latentbench.errors import RefusedFile
-from latentbench.registry import sections
+from latentbench.core.errors import RefusedFile
+from latentbench.core.plugins import plugins
+from latentbench.core.protocols import Roots
+from latentbench.core.sites import Site
 from latentbench.sae import artifact
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
-from latentbench_adapters.protocols import Roots
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer
 from latentbench_adapters.sae_lens.source import SaeLensSource
 
 
@@ -59,18 +59,18 @@ VARIANTS = {"sae_lens_standard": {"l1": 1e-3}, "sae_lens_gated": {"l1": 1e-3}, "
 
 
 def test_every_sae_lens_variant_is_tested_here() -> None:
-    assert {name for name in sections("variants") if name.startswith("sae_lens")} == VARIANTS.keys()
+    assert {name for name in plugins("variants") if name.startswith("sae_lens")} == VARIANTS.keys()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_sae_lens_variant_trains_the_same_every_time_and_reloads_identically(variant: str, tmp_path: Path) -> None:
-    options = sections("variants")[variant].model_validate({"width": 24, **VARIANTS[variant]})
+    options = plugins("variants")[variant].model_validate({"width": 24, **VARIANTS[variant]})
     training = TrainingOptions(batch=32, buffer=64, lr=3e-3)
     data = torch.randn(30, 32, 8, generator=torch.Generator().manual_seed(0)) * 3
 
-    def trainee() -> NativeTrainee:
+    def trainee() -> NativeTrainer:
         sae = options.build(8, torch.Generator().manual_seed(7))  # type: ignore[attr-defined]
-        return NativeTrainee(sae, Site(index=0), training, steps=30, first_norm=8.0, mean=data[0].mean(0))
+        return NativeTrainer(sae, Site(index=0), training, steps=30, first_norm=8.0, mean=data[0].mean(0))
 
     whole, torn = trainee(), trainee()
     torch.manual_seed(123)  # what the global generator does must not matter

@@ -11,9 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentbench.errors import InvalidInput, RefusedFile
-from latentbench.steering.formats import read_vectors, write_vectors
-from latentbench.steering.vectors import SteeringVectors, model_tag
+from latentbench.core.errors import InvalidInput, RefusedFile
+from latentbench.interventions.vectors import SteeringVectors, model_tag, read_vectors, write_vectors
 
 TAG = {"hub": "owner/model", "revision": "a" * 40}
 

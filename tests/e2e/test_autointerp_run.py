@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentbench.metrics.autointerp.details import AutointerpDetails
-from latentbench.record import MetricValue
+from latentbench.autointerp.scores import AutointerpDetails
+from latentbench.records.record import MetricValue
 from tests.conftest import Command
 from tests.support.chat_server import Answer, said, serving
 from tests.support.project import Workbench, random_words, write_jsonl

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from latentbench.plan.stages import stages_of
-from latentbench.project import load_specs
+from latentbench.spec.project import load_specs
 from tests.conftest import Command
 from tests.support.project import Workbench, documents, merged, random_words, write_jsonl
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Keys
 
-from latentbench.leaderboard import compare_records
+from latentbench.leaderboard.api import compare_records
 from tests.support.browser import Browser, one, opened, press, requested, screen, texts
 from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 

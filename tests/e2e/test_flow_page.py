@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import ActionChains, Keys
 
-from latentbench.activations.site import Site
-from latentbench.flow.graph import Node, traced
+from latentbench.core.sites import Site
+from latentbench.flow.graph import LatentNode, traced
 from latentbench.flow.labels import layer_statistics
 from latentbench.flow.notes import Note
 from latentbench.flow.options import Flow
-from latentbench.metrics.study import Findings
-from latentbench.record import MetricValue, Record
+from latentbench.records.record import MetricValue, Record
 from latentbench.report.flow import rendered
 from latentbench.report.flow_steering import TEXTS, steering_of
+from latentbench.study.study import Findings
 from tests.support import browser
 from tests.support.browser import Browser, requested
 from tests.support.flow import maps_of, planted
@@ -32,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = planted()
     maps = maps_of(truth.saes(), Flow.model_validate({"k": 2, "thresholds": {"chance": 1, "drop": 0.1}}))
     written = (truth.written[SITE] >= 0).nonzero()[:, 0].tolist()
-    graphs = [traced(maps, Node(SITE, latent)) for latent in (written[0], 3)]
+    graphs = [traced(maps, LatentNode(SITE, latent)) for latent in (written[0], 3)]
     notes = {node: Note(HOSTILE, (HOSTILE, " acid", "\n")) for graph in graphs for node in graph.nodes}
     layers = [{**vars(layer), "site": str(layer.site)} for layer in layer_statistics(maps)]
     target = tmp_path_factory.mktemp("page") / "flow.html"

@@ -117,12 +117,12 @@ def test_a_bad_file_costs_only_the_cells_that_name_it(bench: Workbench, command:
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        ("latentbench.sae.trainee:NativeTrainee", "step"),
-        ("latentbench.sae.trainee:NativeTrainee", "finish"),
-        ("latentbench.execute.training:Training", "_trainee"),
-        ("latentbench.execute.group:_Run", "_load"),
-        ("latentbench.measure.site_statistics:SiteStatistics", "_add_sae"),
-        ("latentbench.execute.group:_Run", "_score"),
+        ("latentbench.sae.trainer:NativeTrainer", "step"),
+        ("latentbench.sae.trainer:NativeTrainer", "finish"),
+        ("latentbench.execute.training_stage:TrainingRunner", "_trainee"),
+        ("latentbench.execute.job_runner:_Run", "_load"),
+        ("latentbench.reconstruction.shared_pass:SiteStatistics", "_add_sae"),
+        ("latentbench.execute.job_runner:_Run", "_score"),
     ],
 )
 def test_a_panic_costs_one_cell_wherever_it_happens(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Keys
 
-from latentbench.leaderboard import leaderboard
+from latentbench.leaderboard.api import leaderboard
 from tests.support.browser import Browser, contrast, fetched, one, opened, press, requested, screen, texts, wait
 from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentbench.leaderboard.load import Loaded, Results
+from latentbench.leaderboard.build import board_of
+from latentbench.leaderboard.load import LoadedRecord, LoadedResults
 from latentbench.leaderboard.render import html
-from latentbench.leaderboard.table import board_of
 from tests.e2e.test_report_html import column, names, position, visit
 from tests.support.browser import Browser, one, texts, wait
 from tests.unit.leaderboard_factory import Planted, record
@@ -49,7 +49,7 @@ def task_seconds(driver: Browser) -> float:
     return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
 
 
-def many(rows: int) -> Results:
+def many(rows: int) -> LoadedResults:
     """Rows that differ in their numbers, without statistics of their own."""
     base, _ = record(Planted())
     rng = np.random.default_rng(0)
@@ -57,5 +57,5 @@ def many(rows: int) -> Results:
     for i, factor in enumerate(rng.uniform(0.5, 1.0, rows)):
         metrics = tuple(m.model_copy(update={"value": m.value * factor if m.value else m.value}) for m in base.metrics)
         made = base.model_copy(update={"label": f"case-{i}", "cell": f"{i:064x}", "metrics": metrics})
-        loaded.append(Loaded(made, f"records/quickstart/topk/{i}.json", Path()))
-    return replace(Results(Path(), (), ()), loaded=tuple(loaded))
+        loaded.append(LoadedRecord(made, f"records/quickstart/topk/{i}.json", Path()))
+    return replace(LoadedResults(Path(), (), ()), loaded=tuple(loaded))

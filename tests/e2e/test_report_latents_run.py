@@ -11,16 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentbench.metrics.autointerp.details import (
-    AutointerpDetails,
-    BudgetDetails,
-    LatentDetail,
-    ShownExample,
-    TestScore,
-)
+from latentbench.autointerp.scores import AutointerpDetails, BudgetDetails, LatentDetail, ShownExample, TestScore
+from latentbench.report.cells import record_of, sources_of
 from latentbench.report.latents import page as page_of
-from latentbench.report.records import record_of
-from latentbench.report.sources import sources_of
 from tests.support.project import Done, Workbench
 
 Command = Callable[..., Done]

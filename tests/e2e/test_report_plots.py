@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.integrity import sealed
-from latentbench.leaderboard import leaderboard
+from latentbench.leaderboard.api import leaderboard
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render import html
-from latentbench.leaderboard.table import board_of
+from latentbench.records.integrity import sealed
 from latentbench.store.files import write_json
 from tests.e2e.test_report_html import visit
 from tests.support.browser import Browser, one, texts, wait

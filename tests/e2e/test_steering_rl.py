@@ -15,9 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from latentbench.steering.formats import read_vectors, write_vectors
-from latentbench.steering.state import FILE, Progress
-from latentbench.steering.vectors import SteeringVectors
+from latentbench.interventions.vectors import SteeringVectors, read_vectors, write_vectors
+from latentbench.steering.rl_training import CHECKPOINT_FILE, RlCheckpoint
 from tests.conftest import Command, furnish
 from tests.support.project import WORDS, Workbench
 from tests.support.tiny import D_MODEL
@@ -68,16 +67,16 @@ def test_a_training_that_broke_goes_on_and_a_sweep_of_scales_trains_once(
     bench: Workbench, command: Command, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(bench, RL, matrix={"steering.scale": [1.0, 0.5]})
-    save = Progress.save
+    save = RlCheckpoint.save
     saved: list[int] = []
 
-    def break_once(self: Progress, folder: Path) -> None:
+    def break_once(self: RlCheckpoint, folder: Path) -> None:
         save(self, folder)
         saved.append(self.step)
         if saved == [1, 2]:
             raise RuntimeError("a fault on purpose")
 
-    monkeypatch.setattr(Progress, "save", break_once)
+    monkeypatch.setattr(RlCheckpoint, "save", break_once)
     assert command(*RUN, "--executor", "inline").code == 3  # one cell failed; the other went on with its training
     again = command(*RUN, "--executor", "inline")
     assert again.code == 0, again.err
@@ -89,7 +88,7 @@ def test_a_training_that_broke_goes_on_and_a_sweep_of_scales_trains_once(
     assert command(*RUN, "--executor", "inline").code == 0
     assert saved[4:] == [1, 2, 3, 4]
     assert same(subjects(bench), subjects(other))
-    assert not list((bench.root / "results/store").rglob(FILE))
+    assert not list((bench.root / "results/store").rglob(CHECKPOINT_FILE))
 
 
 @pytest.mark.slow
@@ -99,7 +98,7 @@ def test_kill_9_in_mid_training_changes_no_bit(tmp_path: Path, tiny_model: Path)
         write(bench, {**RL, "steps": 40})
     killed, undisturbed = benches
     process = killed.start(*RUN, "--executor", "inline")
-    while not list((killed.root / "results/store").rglob(FILE)):
+    while not list((killed.root / "results/store").rglob(CHECKPOINT_FILE)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)

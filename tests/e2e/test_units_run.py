@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from latentbench.record import MetricValue, Record
+from latentbench.records.record import MetricValue, Record
 from latentbench.store.files import read_arrays
 from latentbench_adapters.pocket import text
 from tests.conftest import Command

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
-import latentbench.execute.ranks
-from latentbench.record import Record
+import latentbench.execute.training_launcher
+from latentbench.records.record import Record
 from latentbench.sae.artifact import load_training
 from tests.conftest import Command, furnish
 from tests.faults.test_processes import children, wait_for
@@ -66,7 +66,9 @@ def devices(bench: Workbench) -> list[dict[str, int]]:
 def ranks(process: subprocess.Popen[str]) -> list[int]:
     """The processes that train, which the inline executor's own process has started."""
     return [
-        pid for pid in children(process.pid) if b"latentbench.execute.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid
+        for pid in children(process.pid)
+        if b"latentbench.execute.training_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
 
@@ -184,8 +186,10 @@ def test_processes_end_when_the_worker_is_killed(
 def test_a_process_that_hangs_is_named(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process answers nobody; the other one gives it up after its patience."""
     bench = project(tmp_path / "project", tiny_model, **LONG)
-    monkeypatch.setattr(latentbench.execute.ranks, "PATIENCE_SECONDS", 8.0)
-    monkeypatch.setattr(latentbench.execute.ranks, "_watch", stopping(latentbench.execute.ranks._watch))
+    monkeypatch.setattr(latentbench.execute.training_launcher, "PATIENCE_SECONDS", 8.0)
+    monkeypatch.setattr(
+        latentbench.execute.training_launcher, "_watch", stopping(latentbench.execute.training_launcher._watch)
+    )
     monkeypatch.chdir(bench.root)
     assert run(list(RUN)) == 3
     messages = [record.error.message for record in bench.records().values() if record.error]

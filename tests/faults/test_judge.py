@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("openai")
 
-from latentbench.words import one_line
+from latentbench.core.protocols import Reply, Roots
+from latentbench.core.text import one_line
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench_adapters.protocols import Reply, Roots
 from tests.support.chat_server import Answer, said, serving
 from tests.support.hostile_replies import hostile_reply
 from tests.support.judges import KEY, files_under

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.errors import DamagedArtifact
+from latentbench.core.errors import DamagedArtifact
 from tests.conftest import furnish
 from tests.faults.conftest import RUN, project
 from tests.support.aftermath import check_whole, content, originals, phase

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig
 
-from latentbench.activations.additions import PARTS, additions
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
-from latentbench.activations.place import locate
+from latentbench.activations.residual import PARTS, additions, hook_point
 from latentbench.activations.resume import resumed_logits
-from latentbench.activations.site import Point, Site
-from latentbench.errors import InvalidInput
-from latentbench.flow.editing import editing
-from latentbench.steering.inject import injecting
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Point, Site
+from latentbench.flow.interventions import editing
+from latentbench.interventions.injection import injecting
 from tests.support.architectures import ARCHITECTURES, FAST, LAYERS, WIDTH, WORDS, Architecture, model_of
 
 IDS = torch.randint(3, WORDS, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -52,7 +51,7 @@ def test_every_site_adds_what_is_read_there_or_is_refused_with_a_sentence(name: 
         if architecture.residual or isinstance(wanted, str):
             refused(model, site, architecture.residual or str(wanted))
         else:
-            assert locate(model, site).multiplier == pytest.approx(wanted, rel=1e-12), site
+            assert hook_point(model, site).multiplier == pytest.approx(wanted, rel=1e-12), site
             adds(model, site)
     for site in (Site(index=1), Site(index=2, point="resid_pre")):
         if architecture.residual:
@@ -205,7 +204,7 @@ def test_what_is_wrong_with_a_block_is_said_and_the_other_blocks_work(
     model = Model(Block(0.5, 0.25, wrong), Block(0.5, 0.25), dtype=dtype)
     for point in PARTS:
         with pytest.raises(InvalidInput, match=rf"Block \(layer 0\): {sentence}.* The residual stream works\."):
-            locate(model, Site(index=0, point=point))
+            hook_point(model, Site(index=0, point=point))
     assert dict(additions(model)[1].multipliers) == {"attn_out": 0.5, "mlp_out": 0.25}
 
 

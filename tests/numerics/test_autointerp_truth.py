@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from latentbench.metrics.autointerp.details import AutointerpDetails
-from latentbench.metrics.autointerp.metric import Autointerp
-from latentbench.metrics.study import Findings
+from latentbench.autointerp.metric import Autointerp
+from latentbench.autointerp.scores import AutointerpDetails
+from latentbench.core.protocols import Judge, Reply, Roots
 from latentbench.metrics.values import metric_values
-from latentbench_adapters.protocols import Judge, Reply, Roots
+from latentbench.study.study import Findings
 from tests.support.labs import fires_at_random, fires_on, lab_of, token_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +64,7 @@ def test_shuffled_labels_are_at_chance(tmp_path: Path, monkeypatch: pytest.Monke
     """The latents of the first test, but the truth of the questions is permuted within each class of question."""
     import numpy as np
 
-    import latentbench.metrics.autointerp.run as run
+    import latentbench.autointerp.study as run
 
     generator, build = np.random.default_rng(0), run.build_case
 

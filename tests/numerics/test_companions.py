@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from latentbench.errors import InvalidInput
-from latentbench.measure.batches import DocumentBatch
-from latentbench.metrics.latents import cosines, examples, usage
-from latentbench.metrics.latents.consistency import agreement, consistency, matched_cosines
-from latentbench.metrics.latents.encoding import Encoded, Entries
-from latentbench.metrics.latents.examples import PADDING, TopExamples
-from latentbench.metrics.latents.usage import PairCounts, Usage
-from latentbench.report.lens import final_norm, logit_lens
-from latentbench.sae.codes import Codes
+from latentbench.core.errors import InvalidInput
+from latentbench.latents import decoder_similarity, survey
+from latentbench.latents.decoder_similarity import agreement, consistency, matched_cosines
+from latentbench.latents.logit_lens import final_norm, logit_lens
+from latentbench.latents.survey import PADDING, Encoded, LatentUsage, NonzeroActivations, PairCounts, TopExamples
+from latentbench.reconstruction.documents import DocumentBatch
+from latentbench.sae.autoencoder import Codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,8 +52,8 @@ def planted(seed: int, lengths: tuple[int, ...] = (7, 5, 9, 4)) -> tuple[list[En
     return batches, dense
 
 
-def used(batches: list[Encoded]) -> Usage:
-    found = Usage(WIDTH, VOCABULARY, CPU)
+def used(batches: list[Encoded]) -> LatentUsage:
+    found = LatentUsage(WIDTH, VOCABULARY, CPU)
     for part in batches:
         found.add(part)
     return found
@@ -67,7 +65,7 @@ def tokens_of(batches: list[Encoded]) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_usage_against_dense_latents(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage, "_PENDING", 5)  # pairs are merged again and again
+    monkeypatch.setattr(survey, "_PENDING", 5)  # pairs are merged again and again
     batches, dense = planted(seed)
     found, active = used(batches), dense != 0
     assert found.tokens == sum(int(part.batch.ordinary.sum()) for part in batches)
@@ -147,10 +145,12 @@ def test_top_examples_against_dense_latents(seed: int) -> None:
 
 
 def test_one_peak_per_document() -> None:
-    entries = Entries(torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 3.0, 2.0, 5.0]), torch.tensor([0, 1, 2, 2]))
+    entries = NonzeroActivations(
+        torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 3.0, 2.0, 5.0]), torch.tensor([0, 1, 2, 2])
+    )
     rows = torch.tensor([0, 0, 1])
-    assert examples.document_peaks(entries, rows, entries.values > 0).tolist() == [1, 2, 3]
-    assert examples.document_peaks(entries, rows, entries.values > 2.5).tolist() == [1, 3]
+    assert survey.document_peaks(entries, rows, entries.values > 0).tolist() == [1, 2, 3]
+    assert survey.document_peaks(entries, rows, entries.values > 2.5).tolist() == [1, 3]
 
 
 def test_nearest_rows_in_chunks_are_those_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,13 +158,13 @@ def test_nearest_rows_in_chunks_are_those_of_the_whole_matrix(monkeypatch: pytes
     rows[5] = 0
     whole = torch.nn.functional.normalize(rows, dim=1) @ torch.nn.functional.normalize(rows, dim=1).t()
     whole.fill_diagonal_(-torch.inf)
-    monkeypatch.setattr(cosines, "_ENTRIES", 100)
-    found = cosines.nearest(rows, 4)
+    monkeypatch.setattr(decoder_similarity, "_ENTRIES", 100)
+    found = decoder_similarity.nearest(rows, 4)
     torch.testing.assert_close(found.cosines, whole.topk(4).values)
     assert not (found.indices == torch.arange(37)[:, None]).any()
     some = torch.tensor([3, 36])
-    torch.testing.assert_close(cosines.nearest(rows, 4, some).cosines, found.cosines[some])
-    torch.testing.assert_close(cosines.best_matches(rows[:9], rows[9:]), whole[:9, 9:].amax(1))
+    torch.testing.assert_close(decoder_similarity.nearest(rows, 4, some).cosines, found.cosines[some])
+    torch.testing.assert_close(decoder_similarity.best_matches(rows[:9], rows[9:]), whole[:9, 9:].amax(1))
 
 
 def test_matching_finds_a_planted_permutation() -> None:
@@ -191,7 +191,7 @@ def test_matching_is_the_best_of_all_permutations() -> None:
 def test_no_one_to_one_match_for_unequal_or_wide_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     assert agreement(rows, rows[:10]).matched is None
-    monkeypatch.setattr("latentbench.metrics.latents.consistency.HUNGARIAN_LIMIT", 19)
+    monkeypatch.setattr("latentbench.latents.decoder_similarity.HUNGARIAN_LIMIT", 19)
     assert agreement(rows, rows).matched is None
     with pytest.raises(InvalidInput, match="two seeds"):
         consistency([rows])
@@ -212,7 +212,7 @@ def language_model() -> LlamaForCausalLM:
 
 
 def test_logit_lens_is_unembedding_of_the_scaled_direction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentbench.report.lens._LOGITS", 40)  # two directions at a time
+    monkeypatch.setattr("latentbench.latents.logit_lens._LOGITS", 40)  # two directions at a time
     model = language_model()
     directions = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     scaled = directions / directions.pow(2).mean(1, keepdim=True).add(model.model.norm.variance_epsilon).sqrt()

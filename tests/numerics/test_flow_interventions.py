@@ -12,16 +12,25 @@ from torch import Tensor
 
 from latentbench.activations.blocks import decoder_blocks
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
-from latentbench.activations.site import Site
-from latentbench.errors import CellFailed, InvalidInput
-from latentbench.flow.editing import Rescaling, TokenEdit, editing
-from latentbench.flow.graph import Node
+from latentbench.core.errors import CellFailed, InvalidInput
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.sites import Site
+from latentbench.flow.effects import RerunCases, RerunRows, entry_before, rerun
+from latentbench.flow.graph import LatentNode
+from latentbench.flow.interventions import (
+    Rescaling,
+    TokenEdit,
+    along,
+    editing,
+    graph_nodes,
+    only,
+    removal,
+    route,
+    scheduled,
+)
 from latentbench.flow.options import Flow
-from latentbench.flow.steering import along, graph_nodes, only, removal, route, scheduled
-from latentbench.flow.studies.rerun import Cases, Rows, entry_before, rerun
-from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.protocols import LanguageModel, Roots
 from tests.support.flow import TiedSae, maps_of, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,10 +138,10 @@ def test_a_resumed_rerun_equals_one_from_the_tokens(
     assert entry is not None
     real = torch.ones(3, 9, dtype=torch.bool)
     state = hidden_states(lm.model, [entry], ids())[entry]
-    cases = Cases(torch.tensor([0, 2, 1, 0]), torch.tensor([8, 2, 0, 5]), torch.tensor([1, 5, 9, 63]))
+    cases = RerunCases(torch.tensor([0, 2, 1, 0]), torch.tensor([8, 2, 0, 5]), torch.tensor([1, 5, 9, 63]))
     deltas = {source: 30 * torch.randn(4, D_MODEL, generator=torch.Generator().manual_seed(2))}
     runs = [
-        rerun(lm, saes[target], target, Rows(ids(), real, place, states), cases, deltas, loss=loss)
+        rerun(lm, saes[target], target, RerunRows(ids(), real, place, states), cases, deltas, loss=loss)
         for place, states in ((entry, state), (None, None))
         for loss in (False, True)
     ]
@@ -150,7 +159,7 @@ def test_a_resumed_rerun_equals_one_from_the_tokens(
 
 
 def test_losses_count_predictions_from_the_token_on(lm: LanguageModel) -> None:
-    from latentbench.flow.studies.rerun import losses_from
+    from latentbench.flow.effects import losses_from
 
     logits = lm.model(input_ids=ids()).logits
     real = torch.ones(3, 9, dtype=torch.bool)
@@ -175,8 +184,8 @@ def test_cumulative_steering_adds_every_latent_of_the_path_at_its_layer(lm: Lang
     rows = unit(torch.randn(LATENTS, D_MODEL, generator=generator))
     layers = {Site(index=i): TiedSae(rows[torch.randperm(LATENTS, generator=generator)]) for i in range(3)}
     maps = maps_of(layers, Flow())
-    seed = Node(Site(index=1), 7)
-    atoms = {Node(site, i): row for site, sae in layers.items() for i, row in enumerate(sae.decoder_rows())}
+    seed = LatentNode(Site(index=1), 7)
+    atoms = {LatentNode(site, i): row for site, sae in layers.items() for i, row in enumerate(sae.decoder_rows())}
     direction = atoms[seed]
     steering = along(atoms, [route(maps, seed)], "linear", 5.0)
     assert steering.vectors.layers == (0, 1, 2)
@@ -197,9 +206,11 @@ def test_cumulative_steering_adds_every_latent_of_the_path_at_its_layer(lm: Lang
 def test_removal_takes_the_whole_graph(lm: LanguageModel, saes: dict[Site, SparseAutoencoder]) -> None:
     options = Flow.model_validate({"thresholds": {"chance": 1, "cut": -1, "drop": -1}})
     maps = maps_of(saes, options)
-    nodes = graph_nodes(maps, [Node(Site(index=1), 7)])
+    nodes = graph_nodes(maps, [LatentNode(Site(index=1), 7)])
     assert {node.site for node in nodes} == set(SITES)
-    assert graph_nodes(maps, [Node(Site(index=1), 7)], span=(2, 2)) == [n for n in nodes if n.site == Site(index=2)]
+    assert graph_nodes(maps, [LatentNode(Site(index=1), 7)], span=(2, 2)) == [
+        n for n in nodes if n.site == Site(index=2)
+    ]
     with removal(saes, nodes, 0.0).applied(lm) as receipt:
         lm.model(input_ids=ids())
     assert receipt.calls == len(SITES)

@@ -11,15 +11,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from latentbench.bench.flow import peak_memory
-from latentbench.errors import InvalidInput
-from latentbench.flow import correlation, matching
+from latentbench.core.errors import InvalidInput
+from latentbench.flow import matching
 from latentbench.flow.activity import Activity
-from latentbench.flow.assignment import assigned
-from latentbench.flow.correlation import correlated
 from latentbench.flow.maps import LatentMap
-from latentbench.flow.matching import NOBODY, nearest, pair_cosines
+from latentbench.flow.matching import NOBODY, assigned, correlated, nearest, pair_cosines
 from latentbench.flow.options import Flow
-from latentbench.sae.codes import Codes
+from latentbench.sae.autoencoder import Codes
 from tests.support.flow import RESIDUAL, LinearTied, TiedSae, maps_of, random_rows, unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,7 +122,7 @@ def sparse_codes(tokens: int, width: int, seed: int) -> Tensor:
 
 
 def test_pearson_equals_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correlation, "TILE", 7 * 30)
+    monkeypatch.setattr(matching, "TILE", 7 * 30)
     a, b = sparse_codes(300, 25, 0), sparse_codes(300, 18, 1)
     b[:, 0] = 2 * a[:, 9]
     sides = Activity(25), Activity(18)

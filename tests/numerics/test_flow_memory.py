@@ -11,20 +11,17 @@ from weakref import WeakSet
 import pytest
 import torch
 
-from latentbench.activations.site import Site
-from latentbench.execute.shelf import Shelf, bytes_of
+from latentbench.core.sites import Site
+from latentbench.execute.sae_loading import SaeCache, bytes_of
 from latentbench.flow.activity import SITES_AT_ONCE
+from latentbench.flow.metrics import FlowAgreement, FlowDeactivation, FlowMatching, FlowTransition
 from latentbench.flow.options import Flow
-from latentbench.lab import Content, Lab
-from latentbench.metrics.flow.agreement import FlowAgreement
-from latentbench.metrics.flow.deactivation import FlowDeactivation
-from latentbench.metrics.flow.matching import FlowMatching
-from latentbench.metrics.flow.steering import FlowSteering
-from latentbench.metrics.flow.transition import FlowTransition
-from latentbench.metrics.study import Study
-from latentbench.plan.stage import SaeStages, Stage
-from latentbench.sae.base import SparseAutoencoder
+from latentbench.flow.steering_metric import FlowSteering
+from latentbench.plan.stages import SaeStages, Stage
+from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import TopKOptions
+from latentbench.study.context import Content, StageContext
+from latentbench.study.study import Study
 from tests.support.flow_studies import WIDTH, K, pocket, random_sae, studying
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +36,7 @@ class Library:
         self.reads: Counter[str] = Counter()
         self.most = 0
         self._alive: WeakSet[SparseAutoencoder] = WeakSet()
-        self.shelf = Shelf(self._read, kept)
+        self.shelf = SaeCache(self._read, kept)
         options = TopKOptions(width=WIDTH, k=K)
         made = {site: SaeStages(options, Stage("sae", str(site), str(site)), site) for site in SITES}
         self.saes = self.shelf.at(made)
@@ -53,7 +50,7 @@ class Library:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageContext]:
     with torch.no_grad():
         yield studying(pocket(), tmp_path_factory.mktemp("lab"))
 
@@ -62,7 +59,7 @@ def flow(**options: object) -> Flow:
     return Flow.model_validate({"thresholds": {"chance": 1, "cut": -1}, **options})
 
 
-def with_maps(lab: Lab, library: Library, options: Flow | None = None) -> Lab:
+def with_maps(lab: StageContext, library: Library, options: Flow | None = None) -> StageContext:
     options = options or flow()
     content = options.make(replace(lab, saes=lambda: {site: library.saes[site] for site in SITES}))
     maps = options.read(Content({n: t.clone() for n, t in content.tensors.items()}, content.meta), lab)
@@ -80,7 +77,7 @@ def with_maps(lab: Lab, library: Library, options: Flow | None = None) -> Lab:
         (flow(matching="folded", fold="activation"), SITES_AT_ONCE),
     ],
 )
-def test_matching_holds_two_saes_or_those_of_one_layer(lab: Lab, options: Flow, most: int) -> None:
+def test_matching_holds_two_saes_or_those_of_one_layer(lab: StageContext, options: Flow, most: int) -> None:
     library, whole = Library(kept=0), Library(kept=1 << 30)
     made = options.make(replace(lab, saes=lambda: library.saes))
     wanted = options.make(replace(lab, saes=lambda: {site: whole.saes[site] for site in SITES}))
@@ -103,14 +100,14 @@ def test_matching_holds_two_saes_or_those_of_one_layer(lab: Lab, options: Flow, 
     ],
     ids=lambda value: getattr(value, "metric", None),
 )
-def test_a_study_holds_the_saes_of_one_layer(lab: Lab, study: Study, most: int) -> None:
+def test_a_study_holds_the_saes_of_one_layer(lab: StageContext, study: Study, most: int) -> None:
     library = Library(kept=0)
     prepared = with_maps(lab, library)
     study.run(prepared)
     assert library.most == most
 
 
-def test_what_fits_is_read_once(lab: Lab) -> None:
+def test_what_fits_is_read_once(lab: StageContext) -> None:
     library = Library(kept=1 << 30)
     prepared = with_maps(lab, library)
     FlowAgreement().run(prepared)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
+from latentbench.core.sites import Site
 from latentbench.flow.labels import LABELS, origins
 from latentbench.flow.maps import FlowMaps, chance_cosine
 from latentbench.flow.options import Flow

@@ -14,16 +14,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from latentbench.autointerp.lexical_judge import LexicalJudge
+from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.flow.metrics import FlowDeactivation, FlowTransition
 from latentbench.flow.options import Flow
-from latentbench.flow.studies.classifier import DomainClassifier
-from latentbench.flow.studies.rating import rated
-from latentbench.lab import Lab
-from latentbench.metrics.flow.deactivation import FlowDeactivation
-from latentbench.metrics.flow.steering import FlowSteering, rate_at
-from latentbench.metrics.flow.transition import FlowTransition
+from latentbench.flow.steering_metric import FlowSteering, rate_at
+from latentbench.flow.text_scores import DomainClassifier, rated
 from latentbench.metrics.values import metric_values
-from latentbench_adapters.judges.lexical import LexicalJudge
-from latentbench_adapters.protocols import Judge, Reply, Roots
+from latentbench.study.context import StageContext
 from tests.support.flow import maps_of
 from tests.support.flow_studies import experiment, numbers, pocket, studying
 
@@ -31,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageContext]:
     with torch.no_grad():
         yield studying(pocket(), tmp_path_factory.mktemp("lab"))
 
@@ -95,7 +93,7 @@ def test_the_number_of_an_answer_is_found(said: str, score: int | None, tmp_path
     assert found["behaviour"].tolist() == [(score or 0) / 5]
 
 
-def test_steering_is_measured_per_prompt(lab: Lab) -> None:
+def test_steering_is_measured_per_prompt(lab: StageContext) -> None:
     study = FlowSteering(
         target="chemistry", start="general", strengths=(0.0, 3.0), schedules=("single", "constant", "random"),
         prompts=4, prompt_tokens=4, tokens=6, select=2,
@@ -139,7 +137,7 @@ def test_the_rate_at_a_cost_lies_on_the_line_between_strengths(points: list[tupl
     np.testing.assert_allclose(found, [expected] * 2, rtol=1e-6, atol=1e-6)
 
 
-def test_schedules_are_compared_at_a_cost(lab: Lab) -> None:
+def test_schedules_are_compared_at_a_cost(lab: StageContext) -> None:
     study = FlowSteering(
         target="chemistry", start="general", strengths=(0.5, 2.0, 6.0), schedules=("single", "constant"),
         prompts=4, prompt_tokens=4, tokens=6, select=2, costs=(1e-9, 1e9),
@@ -178,7 +176,7 @@ def test_a_spec_without_costs_reads_as_before_there_were_any() -> None:
         FlowSteering(target="chemistry", costs=(0.5,))
 
 
-def test_removing_rescales_seeds_or_whole_graphs(lab: Lab) -> None:
+def test_removing_rescales_seeds_or_whole_graphs(lab: StageContext) -> None:
     study = FlowSteering(
         target="chemistry", action="deactivate", strengths=(1.0, -4.0), schedules=("single", "constant"),
         prompts=3, prompt_tokens=4, tokens=5, select=2,
@@ -209,7 +207,7 @@ def test_what_cannot_be_steered_is_said_before_it_is_tried() -> None:
         FlowDeactivation.model_validate({"layers": []})
 
 
-def test_controls_stand_in_for_every_latent_at_its_own_site(lab: Lab) -> None:
+def test_controls_stand_in_for_every_latent_at_its_own_site(lab: StageContext) -> None:
     study = FlowSteering(
         target="chemistry", start="general", seeds=("1:3", "2:5"), prompts=2, prompt_tokens=4, tokens=4,
         schedules=("constant", "random", "random_constant"), strengths=(2.0,), fold="none",
@@ -231,7 +229,7 @@ def test_controls_stand_in_for_every_latent_at_its_own_site(lab: Lab) -> None:
     assert settings["random=2"]["texts"] != settings["random_constant=2"]["texts"]
 
 
-def test_seeds_chosen_for_it_have_a_path(lab: Lab) -> None:
+def test_seeds_chosen_for_it_have_a_path(lab: StageContext) -> None:
     study = FlowSteering(target="chemistry", prompts=1, prompt_tokens=4, tokens=2, select=3)
     found = study.run(lab)
     assert len(found.details["seeds"]) == 3
@@ -240,7 +238,7 @@ def test_seeds_chosen_for_it_have_a_path(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("action", ["activate", "deactivate"])
-def test_where_nothing_matches_cumulative_numbers_are_null(lab: Lab, action: str) -> None:
+def test_where_nothing_matches_cumulative_numbers_are_null(lab: StageContext, action: str) -> None:
     options = Flow.model_validate({"thresholds": {"cut": 1.0, "drop": 1.0, "chance": 1}})
     maps = maps_of(lab.saes(), options)
     study = FlowSteering.model_validate(

@@ -12,19 +12,16 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
-from latentbench.activations.site import Site
+from latentbench.core.sites import Site
 from latentbench.flow.activity import Activity
-from latentbench.flow.editing import TokenEdit
+from latentbench.flow.agreement_study import top_tokens
+from latentbench.flow.deactivation_study import sampled
+from latentbench.flow.interventions import TokenEdit
 from latentbench.flow.maps import FlowMaps
+from latentbench.flow.metrics import FlowAgreement, FlowDeactivation, FlowMatching, FlowTransition
 from latentbench.flow.options import Flow
-from latentbench.flow.studies.deactivation import sampled
-from latentbench.flow.studies.tokens import top_tokens
-from latentbench.lab import Lab
-from latentbench.metrics.flow.agreement import FlowAgreement
-from latentbench.metrics.flow.deactivation import FlowDeactivation
-from latentbench.metrics.flow.matching import FlowMatching
-from latentbench.metrics.flow.transition import FlowTransition
-from latentbench.sae.codes import Codes
+from latentbench.sae.autoencoder import Codes
+from latentbench.study.context import StageContext
 from tests.support.flow import maps_of
 from tests.support.flow_studies import M1, R0, R1, R2, SITES, WIDTH, numbers, pocket, studying
 
@@ -32,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StageContext]:
     with torch.no_grad():
         yield studying(pocket(), tmp_path_factory.mktemp("lab"))
 
 
-def dense(lab: Lab, domain: str) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Tensor]:
+def dense(lab: StageContext, domain: str) -> tuple[dict[Site, Tensor], dict[Site, Tensor], Tensor]:
     """Hidden states and dense codes of ordinary tokens, document after document, and whose they are."""
     tokens, lm = lab.tokens(domain), lab.model()
     states: dict[Site, list[Tensor]] = {site: [] for site in SITES}
@@ -57,7 +54,7 @@ def summed(owners: Tensor, values: Tensor, documents: int = 12) -> np.ndarray:
     return torch.zeros(documents, dtype=torch.float64).index_add_(0, owners, values.double()).numpy()
 
 
-def test_agreement_equals_loops(lab: Lab) -> None:
+def test_agreement_equals_loops(lab: StageContext) -> None:
     study = FlowAgreement(minimum=3)
     found = study.run(lab)
     maps: FlowMaps = lab.subject()
@@ -101,7 +98,7 @@ def test_top_tokens_are_the_strongest_different_ones() -> None:
     assert joined.ids[2, :2].tolist() == [8, -1]
 
 
-def test_transition_equals_the_operator_in_float64(lab: Lab) -> None:
+def test_transition_equals_the_operator_in_float64(lab: StageContext) -> None:
     study = FlowTransition(scales=("norm", "activation"))
     found = study.run(lab)
     maps: FlowMaps = lab.subject()
@@ -139,7 +136,7 @@ def test_transition_equals_the_operator_in_float64(lab: Lab) -> None:
     assert own == pytest.approx(np.mean([layer["own"] for layer in layers]), abs=1e-6)
 
 
-def test_transition_over_two_steps_carries_through_both_maps(lab: Lab) -> None:
+def test_transition_over_two_steps_carries_through_both_maps(lab: StageContext) -> None:
     found = FlowTransition(steps=(1, 2)).run(lab)
     maps: FlowMaps = lab.subject()
     states, codes, owners = dense(lab, "general")
@@ -160,7 +157,7 @@ def test_transition_over_two_steps_carries_through_both_maps(lab: Lab) -> None:
     }
 
 
-def test_matching_counts_the_latents_that_fire(lab: Lab) -> None:
+def test_matching_counts_the_latents_that_fire(lab: StageContext) -> None:
     found = FlowMatching().run(lab)
     maps: FlowMaps = lab.subject()
     _, codes, _ = dense(lab, "chemistry")
@@ -176,7 +173,7 @@ def test_matching_counts_the_latents_that_fire(lab: Lab) -> None:
     assert len(few["flow_matching.cosine"]) == 10
 
 
-def test_deactivation_equals_one_case_at_a_time(lab: Lab) -> None:
+def test_deactivation_equals_one_case_at_a_time(lab: StageContext) -> None:
     study = FlowDeactivation(
         documents=4, tokens=2, latents=5, parts=("all", "residual", "modules"), layers=(1,), loss=True, exhaustive=1
     )
@@ -236,7 +233,7 @@ def tail_loss(logits: Tensor, ids: Tensor, column: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits[0, column:-1], ids[0, column + 1 :], reduction="sum"))
 
 
-def test_exhaustive_search_does_at_least_as_well_as_the_match_in_the_same_cases(lab: Lab) -> None:
+def test_exhaustive_search_does_at_least_as_well_as_the_match_in_the_same_cases(lab: StageContext) -> None:
     study = FlowDeactivation(documents=6, tokens=2, latents=4, layers=(1, 2), parts=("residual", "all"), exhaustive=2)
     found = study.run(lab_of_k1(lab))
     sums = {name.removeprefix("flow_deactivation."): v for name, v in found.statistics["general"].items()}
@@ -254,7 +251,7 @@ def test_exhaustive_search_does_at_least_as_well_as_the_match_in_the_same_cases(
     assert best >= matched - 1e-6
 
 
-def test_cases_that_are_all_searched_are_those_that_are_tried(lab: Lab) -> None:
+def test_cases_that_are_all_searched_are_those_that_are_tried(lab: StageContext) -> None:
     study = FlowDeactivation(documents=4, tokens=1, latents=3, layers=(2,), exhaustive=1000)
     sums = study.run(lab).statistics["general"]
     for name in ("tried", "deactivated", "change"):
@@ -263,6 +260,6 @@ def test_cases_that_are_all_searched_are_those_that_are_tried(lab: Lab) -> None:
         )
 
 
-def lab_of_k1(lab: Lab) -> Lab:
+def lab_of_k1(lab: StageContext) -> StageContext:
     maps = maps_of(lab.saes(), Flow.model_validate({"thresholds": {"chance": 1}}))
     return replace(lab, subject=lambda: maps)

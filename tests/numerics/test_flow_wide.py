@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from latentbench.bench.flow import peak_memory
-from latentbench.flow import correlation, matching
+from latentbench.flow import matching
 from latentbench.flow.activity import Activity
-from latentbench.flow.assignment import assigned
-from latentbench.flow.correlation import correlated
+from latentbench.flow.matching import assigned, correlated
 from latentbench.flow.options import Flow
-from latentbench.sae.codes import Codes
+from latentbench.sae.autoencoder import Codes
 from tests.support.flow import unit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +42,7 @@ def fired_together(width: int, tokens: int, active: int) -> tuple[Activity, Acti
 
 
 def test_planted_partners_are_found_by_their_correlation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correlation, "TILE", 3 * 600)  # a tile of three latents, and a last one of what remains
+    monkeypatch.setattr(matching, "TILE", 3 * 600)  # a tile of three latents, and a last one of what remains
     first, second, order = fired_together(601, 4000, 8)
     forward, backward = correlated(first, second, 1)
     assert torch.equal(forward.indices[:, 0], order)
@@ -79,7 +78,7 @@ def test_matching_65536_latents_stays_within_its_bound() -> None:
 def test_correlating_65536_latents_stays_within_its_bound() -> None:
     tokens, active = 20_000, 8
     latents = tokens * (2 * active + 1)
-    assert _peak(_correlate, tokens, active) < 20 * latents // 2 + 28 * correlation.TILE + 2 * 16 * WIDEST + SLACK
+    assert _peak(_correlate, tokens, active) < 20 * latents // 2 + 28 * matching.TILE + 2 * 16 * WIDEST + SLACK
 
 
 @pytest.mark.slow

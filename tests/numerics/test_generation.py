@@ -14,12 +14,11 @@ import pytest
 import torch
 from transformers import CompileConfig, GenerationConfig, WatermarkingConfig
 
-from latentbench.errors import InvalidInput
-from latentbench.steering.generation import generate, left_out
-from latentbench.steering.rollouts import Sampling, answers, prompt_ids
-from latentbench.steering.stops import Stops
-from latentbench_adapters.lm_eval.model import SteeredLM
-from latentbench_adapters.protocols import LanguageModel, Roots
+from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.interventions.generation import Sampling, answers, generate, ignored_generation_settings, prompt_ids
+from latentbench.interventions.stops import Stops
+from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.steering import language_model
 from tests.support.writing import NEW, PROMPTS, WAYS, evaluated, greedy_ids, rolled_out
@@ -162,12 +161,12 @@ def test_left_to_transformers_they_would(field: str, lm: LanguageModel, own: Any
 
 
 def test_settings_that_are_not_applied_are_named(lm: LanguageModel, own: Any) -> None:
-    assert left_out(lm) == {}
+    assert ignored_generation_settings(lm) == {}
     own.do_sample, own.temperature, own.top_p, own.top_k = True, 0.7, 0.8, 20  # usual, and stated by every caller
     own.num_beams, own.length_penalty = 1, 1.0  # neutral
-    assert left_out(lm) == {}
+    assert ignored_generation_settings(lm) == {}
     own.repetition_penalty, own.no_repeat_ngram_size = 1.05, 3
-    assert left_out(lm) == {"no_repeat_ngram_size": 3, "repetition_penalty": 1.05}
+    assert ignored_generation_settings(lm) == {"no_repeat_ngram_size": 3, "repetition_penalty": 1.05}
 
 
 def test_settings_in_the_files_of_a_model_are_read_and_not_applied(tiny_model: Path, tmp_path: Path) -> None:
@@ -264,8 +263,8 @@ def test_rollouts_end_where_the_context_is_full(short: LanguageModel) -> None:
 def test_what_does_not_fit_is_cut_and_counted_or_refused(short: LanguageModel) -> None:
     from lm_eval.api.instance import Instance
 
-    from latentbench.flow.studies.generating import write
-    from latentbench.steering.intervention import Untouched
+    from latentbench.flow.effects import write
+    from latentbench.interventions.intervention import Untouched
 
     def scored(context: int, more: int) -> tuple[float, int]:
         asked = Instance("loglikelihood", {}, ("w9 " * context, " ".join(["w8"] * more)), 0)

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import Gemma2Config, GPTNeoXConfig
 
 from latentbench.activations.blocks import decoder_blocks, submodule
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens
-from latentbench.measure import domain, losses
-from latentbench.measure.documents import Request, measure
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
 from latentbench.metrics.base import SHARED
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.reconstruction import documents
+from latentbench.reconstruction.shared_pass import Request, measure
 from tests.support.passes import (
     ATTENTION,
     LAST,
@@ -34,7 +34,7 @@ from tests.support.passes import (
 
 
 def plain_statistics(lm: LanguageModel, tokens: EvalTokens, site: Site, sae: ToySAE, budget: int | None):
-    """The definitions in harness/latentbench/measure/statistics.py, one document at a time, with ordinary forward hooks."""
+    """The definitions in harness/latentbench/reconstruction/statistics.py, one document at a time, with ordinary forward hooks."""
     target = submodule(decoder_blocks(lm.model)[site.index], site)
 
     def run(ids: Tensor, change=None) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ def test_an_identity_loses_nothing() -> None:
 
 @pytest.mark.parametrize("logits_at_once", [2**28, 40 * VOCABULARY], ids=["small", "large-vocabulary"])
 def test_numbers_do_not_depend_on_what_else_is_measured(logits_at_once: int, monkeypatch) -> None:
-    monkeypatch.setattr(domain, "_LOGITS_PER_FORWARD", logits_at_once)
+    monkeypatch.setattr(documents, "_LOGITS_PER_FORWARD", logits_at_once)
     together = flat(measure(LM, TOKENS, requests()))
     for request in requests():
         alone = flat(measure(LM, TOKENS, [request]))
@@ -164,6 +164,6 @@ def test_results_are_in_document_order() -> None:
 
 def test_chunks_of_the_vocabulary_change_nothing(monkeypatch) -> None:
     whole = flat(measure(LM, TOKENS, requests()))
-    monkeypatch.setattr(losses, "_ELEMENTS_AT_ONCE", VOCABULARY * 3)
+    monkeypatch.setattr(documents, "_ELEMENTS_AT_ONCE", VOCABULARY * 3)
     for name, values in flat(measure(LM, TOKENS, requests())).items():
         np.testing.assert_allclose(values, whole[name], rtol=1e-9, atol=1e-9)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from latentbench.activations.tokens import evaluation_tokens, special_mask, training_tokens
-from latentbench.errors import InvalidInput
-from latentbench.steering.making import residual_norms, residuals
-from latentbench.steering.rollouts import Sampling, answers
-from latentbench_adapters.lm_eval.model import SteeredLM
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import LanguageModel
+from latentbench.interventions.generation import Sampling, answers
+from latentbench.steering.build import residual_norms, residuals
+from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from tests.support.labs import VOCABULARY
 from tests.support.steering import CONFIGS, WIDTH, language_model
 
@@ -190,7 +190,7 @@ def test_the_width_of_the_models_here_is_that_of_the_vocabulary() -> None:
     """A padding token that lm-eval makes up would be one row too many."""
     from lm_eval.models.huggingface import HFLM
 
-    from latentbench_adapters.lm_eval.quiet import quiet
+    from latentbench_adapters.lm_eval.tasks import quiet
 
     lm = model(())
     with quiet():

@@ -24,17 +24,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from latentbench.activations.blocks import decoder_blocks
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
-from latentbench.measure.documents import Request, measure
-from latentbench.metrics.cross_entropy import CrossEntropy
-from latentbench.metrics.explained_variance import ExplainedVariance
-from latentbench.metrics.reconstruction import MSE, Cosine, NormRatio
-from latentbench.metrics.sparsity import L0
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
 from latentbench.metrics.values import metric_values
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.codes import Codes
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.reconstruction.cross_entropy import CrossEntropy
+from latentbench.reconstruction.error_metrics import MSE, Cosine, ExplainedVariance, NormRatio
+from latentbench.reconstruction.shared_pass import Request, measure
+from latentbench.reconstruction.sparsity_and_cost import L0
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
 evals = pytest.importorskip("sae_lens.evals")
 sae_lens = pytest.importorskip("sae_lens")

@@ -7,10 +7,9 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from latentbench.metrics.latents.domains import Documents
-from latentbench.metrics.latents.first_letter import Words, absorption_of, main_latents, readable_letters
-from latentbench.metrics.latents.probes import Probe, by_mean_difference, f1, fit, sparse_matrix
-from latentbench.sae.codes import Codes
+from latentbench.latents.first_letter import Words, absorption_of, main_latents, readable_letters
+from latentbench.latents.probing import Probe, ProbedDocuments, by_mean_difference, f1, fit, sparse_matrix
+from latentbench.sae.autoencoder import Codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,16 +41,16 @@ def test_mean_difference_against_dense() -> None:
     assert by_mean_difference(matrix, labels, 4).tolist() == np.argsort(-gap)[:4].tolist()
 
 
-def documents(signal: float, seed: int = 0) -> Documents:
+def documents(signal: float, seed: int = 0) -> ProbedDocuments:
     """90 documents of three domains; latent c is larger by `signal` on domain c, the others are noise."""
     rng = np.random.default_rng(seed)
     domain = np.repeat(np.arange(3), 30)
     latents = rng.uniform(0, 1, (90, 20))
     latents[np.arange(90), domain] += signal
-    return Documents(csr_array(latents), rng.normal(size=(90, 4)), np.arange(90) % 2 == 1, domain)
+    return ProbedDocuments(csr_array(latents), rng.normal(size=(90, 4)), np.arange(90) % 2 == 1, domain)
 
 
-def accuracy(data: Documents, k: int | None) -> float:
+def accuracy(data: ProbedDocuments, k: int | None) -> float:
     weights = data.weights()
     return float((data.correct(k) * weights).sum() / weights.sum())
 
@@ -66,13 +65,13 @@ def test_sparse_probing_finds_planted_latents_and_nothing_in_noise() -> None:
 def test_sparse_probing_counts_every_domain_the_same() -> None:
     data = documents(3.0)
     kept = np.r_[0:30, 30:40, 60:90]
-    small = Documents(csr_array(data.latents[kept]), data.states[kept], data.held_out[kept], data.domain[kept])
+    small = ProbedDocuments(csr_array(data.latents[kept]), data.states[kept], data.held_out[kept], data.domain[kept])
     weights = small.weights()
     held = small.domain[small.held_out]
     assert [weights[held == c].sum() for c in range(3)] == pytest.approx([1 / 3] * 3)
     assert small.problem() is None
     assert "too few" in str(
-        Documents(small.latents[:6], small.states[:6], small.held_out[:6], small.domain[:6]).problem()
+        ProbedDocuments(small.latents[:6], small.states[:6], small.held_out[:6], small.domain[:6]).problem()
     )
 
 

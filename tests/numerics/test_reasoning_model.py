@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from latentbench.canonical import seed_of
-from latentbench.errors import InvalidInput
-from latentbench.steering.inject import VectorInjection
-from latentbench.steering.intervention import Untouched
-from latentbench.steering.stops import Stops
-from latentbench.steering.vectors import SteeringVectors
-from latentbench_adapters.lm_eval.decoding import SeededSampling, StopStrings
-from latentbench_adapters.lm_eval.model import SteeredLM
-from latentbench_adapters.lm_eval.quiet import quiet
-from latentbench_adapters.lm_eval.responses import Responses
-from latentbench_adapters.lm_eval.tasks import Options, Problems, load
+from latentbench.core.errors import InvalidInput
+from latentbench.core.hashing import seed_of
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.intervention import Untouched
+from latentbench.interventions.stops import Stops
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.reasoning.task_suite import AnswerCache
+from latentbench_adapters.lm_eval.steered_model import SeededSampling, SteeredLM, StopStrings
+from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, load, quiet
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.protocols import LanguageModel, Roots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,12 +44,12 @@ def untouched(lm: LanguageModel) -> Iterator[None]:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
 
 
-def task(lm: SteeredLM, name: str = "pocket_problems", **options: Any) -> Problems:
-    (problems,) = load(name, Options(**{"limit": 24, **options}), ROOTS, Path("unused"), lm.apply_chat_template)
+def task(lm: SteeredLM, name: str = "pocket_problems", **options: Any) -> TaskProblems:
+    (problems,) = load(name, TaskOptions(**{"limit": 24, **options}), ROOTS, Path("unused"), lm.apply_chat_template)
     return problems
 
 
-def texts(lm: SteeredLM, problems: Problems, samples: int = 1) -> list[str]:
+def texts(lm: SteeredLM, problems: TaskProblems, samples: int = 1) -> list[str]:
     return lm.generate_until([i for group in problems.groups for i in group for _ in range(samples)])
 
 
@@ -61,7 +59,7 @@ def instances(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
     return [Instance(kind, {}, given, number) for number, given in enumerate(arguments)]
 
 
-def evaluated(model: Any, problems: Problems) -> Any:
+def evaluated(model: Any, problems: TaskProblems) -> Any:
     """lm-eval's own evaluation of a task."""
     from lm_eval import evaluate
 
@@ -184,7 +182,7 @@ def test_another_scale_scope_or_model_never_gets_a_kept_answer(
     lm: LanguageModel, vectors: SteeringVectors, tmp_path: Path
 ) -> None:
     def steered(scale: float = 0.5, scope: Any = "all", identity: str = "pocket", **more: Any) -> SteeredLM:
-        kept = Responses(tmp_path / "answers")
+        kept = AnswerCache(tmp_path / "answers")
         return SteeredLM(lm, VectorInjection(vectors, scale, scope), identity=identity, responses=kept, **more)
 
     problems = task(SteeredLM(lm), limit=6)
@@ -201,7 +199,7 @@ def test_another_scale_scope_or_model_never_gets_a_kept_answer(
 
 
 def test_settings_and_samples_are_part_of_the_key(lm: LanguageModel, tmp_path: Path) -> None:
-    model = SteeredLM(lm, identity="pocket", responses=Responses(tmp_path / "answers"))
+    model = SteeredLM(lm, identity="pocket", responses=AnswerCache(tmp_path / "answers"))
     prompts = [
         ("Question: Tom has 3 pens.", {"do_sample": True, "temperature": t, "max_gen_toks": 12}) for t in (1.0, 2.0)
     ]
@@ -216,7 +214,7 @@ def test_settings_and_samples_are_part_of_the_key(lm: LanguageModel, tmp_path: P
 def test_a_run_that_was_cut_short_gives_the_same_answers(lm: LanguageModel, tmp_path: Path) -> None:
     problems = task(SteeredLM(lm), temperature=1.0, limit=10, max_new_tokens=24)
     whole = texts(SteeredLM(lm, batch=4), problems)
-    kept = Responses(tmp_path / "answers")
+    kept = AnswerCache(tmp_path / "answers")
     some = SteeredLM(lm, batch=4, identity=1, responses=kept)
     questions = some._questions([i for group in problems.groups for i in group])
     first = next(some._batches(questions))

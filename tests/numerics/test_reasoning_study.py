@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
-from latentbench.canonical import canonical
-from latentbench.errors import InvalidInput, RefusedFile
-from latentbench.lab import Content, Lab
-from latentbench.metrics.capability import CapabilityCost
-from latentbench.metrics.reasoning.study import ReasoningAccuracy
-from latentbench.metrics.study import Findings
-from latentbench.steering.inject import VectorInjection
-from latentbench.steering.intervention import Intervention, Untouched
-from latentbench.steering.vectors import SteeringVectors
+from latentbench.core.errors import InvalidInput, RefusedFile
+from latentbench.core.hashing import canonical
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.intervention import Intervention, Untouched
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.reasoning.accuracy import ReasoningAccuracy
+from latentbench.steering.capability_cost import CapabilityCost
+from latentbench.study.context import Content, StageContext
+from latentbench.study.study import Findings
 from latentbench_adapters.pocket.adapter import PocketModel, PocketText
-from latentbench_adapters.protocols import LanguageModel, Roots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +47,7 @@ def vectors() -> SteeringVectors:
 
 
 @pytest.fixture
-def lab(lm: LanguageModel, tokens: EvalTokens, tmp_path: Path) -> Callable[[Any], Lab]:
+def lab(lm: LanguageModel, tokens: EvalTokens, tmp_path: Path) -> Callable[[Any], StageContext]:
     """A lab whose subject is the given one; what labs share is counted."""
     shared: dict[str, Content] = {}
     experiment: Any = SimpleNamespace(model=PocketModel(), dataset=SimpleNamespace(eval={"general": None}))
@@ -58,8 +58,8 @@ def lab(lm: LanguageModel, tokens: EvalTokens, tmp_path: Path) -> Callable[[Any]
             shared[key] = make()
         return shared[key]
 
-    def make(subject: Any) -> Lab:
-        return Lab(
+    def make(subject: Any) -> StageContext:
+        return StageContext(
             experiment=experiment,
             key="0",
             roots=ROOTS,
@@ -96,7 +96,7 @@ def numbers(asked: Any, found: Findings) -> dict[str, float]:
 # -- reasoning_accuracy ---------------------------------------------------------------------------------------------
 
 
-def test_a_prefix_that_leads_shows_its_gain(lab: Callable[[Intervention], Lab]) -> None:
+def test_a_prefix_that_leads_shows_its_gain(lab: Callable[[Intervention], StageContext]) -> None:
     asked = study()
     found = asked.run(lab(Untouched(LEAD)))
     seen = numbers(asked, found)
@@ -196,7 +196,7 @@ def test_gsm8k_is_read_from_local_files(lab: Any, tmp_path: Path, monkeypatch: p
     assert list((tmp_path / "cache/datasets").iterdir())  # and nothing in the user's home
 
 
-def _with_roots(made: Lab, roots: Roots) -> Lab:
+def _with_roots(made: StageContext, roots: Roots) -> StageContext:
     from dataclasses import replace
 
     return replace(made, roots=roots)

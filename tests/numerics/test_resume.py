@@ -28,8 +28,8 @@ from transformers import (
 from latentbench.activations.blocks import attention_output, decoder_blocks
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
 from latentbench.activations.resume import needs_block_input, resumed_logits, resuming
-from latentbench.activations.site import Point, Site
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Point, Site
 
 LAYERS = 4
 POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "mlp_out", "attn_out")

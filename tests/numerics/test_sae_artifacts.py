@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentbench.errors import RefusedFile
+from latentbench.core.errors import RefusedFile
 from latentbench.sae import artifact
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.moments import FittedTrainee
+from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import (
     NATIVE,
     BoostedOptions,
     PCAOptions,
     Variant,
 )
-from latentbench.sae.train import Trainee
+from latentbench.sae.trainer import Trainer
+from latentbench.sae.variants.controls import FittedTrainer
 from tests.support.trainees import (
     BASE,
     HERE,
@@ -96,5 +96,5 @@ def test_every_native_variant_builds_what_it_names() -> None:
 
 
 def test_protocol_is_met() -> None:
-    checked: list[Trainee] = [trainee(BASE), FittedTrainee(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
+    checked: list[Trainer] = [trainee(BASE), FittedTrainer(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
     assert [one.next_block for one in checked] == [0, 0]

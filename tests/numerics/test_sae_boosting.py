@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
 from latentbench.sae.linear import ConcatenatedSAE, linear_weights
 from latentbench.sae.options import (
     BatchTopKOptions,
@@ -20,8 +20,8 @@ from latentbench.sae.options import (
     TopKOptions,
     Variant,
 )
-from latentbench.sae.options.loaded import LoadedSae
-from latentbench_adapters.native import NativeSource
+from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.sources.native import NativeSource
 from tests.support.trained import WIDTH, D, K, rng, scaled, tokens, trained
 
 LOADED = LoadedSae(load=NativeSource(path="somewhere"))

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.errors import InvalidInput
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.moments import FittedTrainee
+from latentbench.core.errors import InvalidInput
+from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import (
     IdentityOptions,
     MeanOptions,
@@ -18,6 +17,7 @@ from latentbench.sae.options import (
     UntrainedOptions,
     Variant,
 )
+from latentbench.sae.variants.controls import FittedTrainer
 from tests.support.trained import SITE, WIDTH, D, K, rng, tokens, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +29,7 @@ def test_identity_returns_its_input() -> None:
 
 
 def fitted(options: Variant, x: Tensor) -> SparseAutoencoder:
-    trainee = FittedTrainee(options.build(D, rng()), SITE)  # type: ignore[arg-type]
+    trainee = FittedTrainer(options.build(D, rng()), SITE)  # type: ignore[arg-type]
     for part in x.split(7):
         trainee.step(part)
     return trainee.finish()

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.sae.base import SparseAutoencoder, TrainableSAE
-from latentbench.sae.moments import FittedSAE, FittedTrainee
+from latentbench.core.sites import Site
+from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE
 from latentbench.sae.options import (
     BatchTopKOptions,
     BoostedOptions,
@@ -37,10 +37,9 @@ from latentbench.sae.options import (
     UntrainedOptions,
     Variant,
 )
-from latentbench.sae.team import ALONE, Team
-from latentbench.sae.train import train
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer, train
+from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
 from tests.support.teams import Shares, together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,18 +93,18 @@ class Blocks:
             yield {HERE: x.to(self.dtype)}
 
 
-Made = NativeTrainee | FittedTrainee
+Made = NativeTrainer | FittedTrainer
 
 
-def trainee(name: str, dtype: torch.dtype, team: Team = ALONE) -> Made:
+def trainee(name: str, dtype: torch.dtype, team: ProcessGroup = SINGLE_PROCESS) -> Made:
     options, stream = OPTIONS[name], Blocks(dtype)
     bases = tuple(BASE.build(D, torch.Generator().manual_seed(5)).to(dtype) for _ in options.base_sections)
     sae = options.build(D, torch.Generator().manual_seed(0), bases).to(dtype)
     if isinstance(sae, FittedSAE):
-        return FittedTrainee(sae, HERE, team=team)
+        return FittedTrainer(sae, HERE, team=team)
     assert isinstance(sae, TrainableSAE)
     norm, mean = stream.first_norms[HERE], stream.means[HERE]
-    made = NativeTrainee(sae, HERE, RECIPE, steps=stream.steps, first_norm=norm, mean=mean, team=team)
+    made = NativeTrainer(sae, HERE, RECIPE, steps=stream.steps, first_norm=norm, mean=mean, team=team)
     if options.variant != "boosted":  # some latents that are dead from the start and have to be revived
         with torch.no_grad():
             for key, bias in sae.named_parameters():
@@ -114,7 +113,7 @@ def trainee(name: str, dtype: torch.dtype, team: Team = ALONE) -> Made:
     return made
 
 
-def trained(name: str, dtype: torch.dtype, team: Team = ALONE) -> dict[str, Tensor]:
+def trained(name: str, dtype: torch.dtype, team: ProcessGroup = SINGLE_PROCESS) -> dict[str, Tensor]:
     """The last state, which all members hold, and the weights at the end."""
     one, last = trainee(name, dtype, team), dict[str, Tensor]()
 
@@ -122,7 +121,7 @@ def trained(name: str, dtype: torch.dtype, team: Team = ALONE) -> dict[str, Tens
         last.update(active[0].state())
         team.check(last)
 
-    stream = Blocks(dtype) if team is ALONE else Shares(Blocks(dtype), team)
+    stream = Blocks(dtype) if team is SINGLE_PROCESS else Shares(Blocks(dtype), team)
     done = train([one], stream, checkpoint, team=team)[one]
     assert isinstance(done, SparseAutoencoder), done
     return last | {f"weights.{key}": tensor for key, tensor in done.state_dict().items()}
@@ -133,7 +132,7 @@ def alone(name: str, kind: str) -> dict[str, Tensor]:
     return trained(name, getattr(torch, kind))
 
 
-def all_of_them(team: Team, folder: Path) -> None:
+def all_of_them(team: ProcessGroup, folder: Path) -> None:
     """What each of two processes does."""
     for name, kind in CASES:
         save_file(trained(name, getattr(torch, kind), team), folder / f"{name}.{kind}.{team.rank}")

@@ -21,8 +21,8 @@ from latentbench.sae.options import (
     TopKOptions,
     Variant,
 )
-from latentbench.sae.trainee import NativeTrainee, _moments
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer, _moments
 from tests.support.trained import SITE, WIDTH, D, K, rng, tokens, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,7 +75,7 @@ def test_an_ensemble_takes_its_boosts_along() -> None:
 
 def test_the_moments_of_a_checkpoint_go_where_the_parameter_is() -> None:
     x = tokens(64)
-    trainee = NativeTrainee(
+    trainee = NativeTrainer(
         TOP.build(D, rng()), SITE, TrainingOptions(batch=64), steps=4, first_norm=1.0, mean=x.mean(0)
     )
     trainee.step(x)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from latentbench.sae.base import TrainableSAE
+from latentbench.sae.autoencoder import TrainableSAE
 from latentbench.sae.options import (
     BatchTopKOptions,
     BoostedOptions,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(params=["kernels", "torch"])
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr("latentbench.sae.backends.FORCED", "torch")
+        monkeypatch.setattr("latentbench.sae.sparse_kernels.dispatch.FORCED", "torch")
 
 
 def made(options: Variant, *bases: TrainableSAE) -> TrainableSAE:
@@ -170,7 +170,7 @@ def test_gradients_of_selected_variants(case: str) -> None:
 @pytest.mark.parametrize("kind", ["topk", "mand", "product"])
 def test_gradients_with_dead_latents(dead_count: int, kind: str, dense: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """AuxK: fewer dead latents than aux_k (all of them reconstruct) and more (the strongest do), each in both ways."""
-    monkeypatch.setattr("latentbench.sae.dictionary.DENSE", dense)
+    monkeypatch.setattr("latentbench.sae.dictionary.DENSE_AUXK_FACTOR", dense)
     kron = kind != "topk"
     common = {"width": WIDTH, "k": K, "aux_k": 8, "aux_coefficient": 0.7}
     options = TopKOptions(**common) if kind == "topk" else KronOptions(m=2, n=4, **{**common, "kernel": kind})
@@ -190,7 +190,7 @@ def test_many_dead_latents_have_no_dense_graph(monkeypatch: pytest.MonkeyPatch) 
     """What autograd keeps of AuxK grows with aux_k and not with the number of dead latents."""
     sizes: dict[int, int] = {}
     for dense in (0, 16):
-        monkeypatch.setattr("latentbench.sae.dictionary.DENSE", dense)
+        monkeypatch.setattr("latentbench.sae.dictionary.DENSE_AUXK_FACTOR", dense)
         sae, x = made(TopKOptions(width=WIDTH, k=K, aux_k=2)), tokens()
         kept: dict[int, int] = {}
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentbench.sae.backends import TORCH
-from latentbench.sae.kron import KronEncoder, combine
 from latentbench.sae.options import KronOptions
+from latentbench.sae.sparse_kernels.dispatch import TORCH
+from latentbench.sae.variants.kron import KronEncoder, combine
 from tests.support.trained import SEEDS, WIDTH, D, rng, tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentbench.activations.site import Site
 from latentbench.bench.train import Shape, compare_memory
-from latentbench.sae.base import TrainableSAE
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import TrainableSAE
 from latentbench.sae.options import BoostedOptions, JumpReLUOptions, TopKOptions, Variant
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer
 
 D, WIDTH, K, N = 32, 512, 8, 256
 FLOAT = 4
@@ -21,7 +21,7 @@ def memory_of(options: Variant, base: TrainableSAE | None = None, steps: int = 2
     assert isinstance(sae, TrainableSAE)
     x = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
     recipe = TrainingOptions(batch=N)
-    trainee = NativeTrainee(sae, Site(index=0), recipe, steps=steps, first_norm=6.0, mean=x.mean(0))
+    trainee = NativeTrainer(sae, Site(index=0), recipe, steps=steps, first_norm=6.0, mean=x.mean(0))
     for _ in range(steps):
         trainee.step(x)
     assert trainee.training_record()["memory_bytes"] == trainee.usage.peak

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentbench.errors import InvalidInput
-from latentbench.sae.base import TrainableSAE
-from latentbench.sae.codes import Codes
-from latentbench.sae.encoders import LinearEncoder
+from latentbench.core.errors import InvalidInput
+from latentbench.sae.autoencoder import Codes, TrainableSAE
+from latentbench.sae.encoders import BatchSelection, LinearEncoder, top_of_batch
 from latentbench.sae.options import (
     BatchTopKOptions,
     GatedOptions,
@@ -24,10 +23,8 @@ from latentbench.sae.options import (
     TopKOptions,
     Variant,
 )
-from latentbench.sae.prefixes import BudgetLoss
-from latentbench.sae.rules import top_of_batch
-from latentbench.sae.selection import BatchSelection
-from latentbench.sae.sparse import top_linear
+from latentbench.sae.sparse_kernels.autograd import top_linear
+from latentbench.sae.variants.topk import BudgetLoss
 from tests.support.trained import SEEDS, WIDTH, D, K, rng, scaled, tokens, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")

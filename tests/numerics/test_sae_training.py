@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.errors import CellFailed, RefusedFile
-from latentbench.meters import now
-from latentbench.sae.backends import forced
-from latentbench.sae.base import TrainableSAE
+from latentbench.core.errors import CellFailed, RefusedFile
+from latentbench.core.resources import now
+from latentbench.sae.autoencoder import TrainableSAE
 from latentbench.sae.memory import gradients, release
-from latentbench.sae.moments import FittedTrainee
 from latentbench.sae.options import (
     BatchTopKOptions,
     PCAOptions,
@@ -22,9 +20,10 @@ from latentbench.sae.options import (
     TopKOptions,
     Variant,
 )
-from latentbench.sae.train import train
-from latentbench.sae.trainee import learning_rate
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.sparse_kernels.dispatch import forced
+from latentbench.sae.trainer import learning_rate, train
+from latentbench.sae.variants.controls import FittedTrainer
 from tests.support.trainees import (
     BASE,
     HERE,
@@ -66,7 +65,7 @@ def test_training_is_deterministic_and_depends_on_the_seed() -> None:
 @pytest.mark.parametrize("options", OPTIONS[:5], ids=IDS[:5])
 def test_the_number_of_threads_changes_no_bit_of_a_kernel(options: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients with one, two and three threads; pre-activations are exact here (small integers), whoever sums them."""
-    monkeypatch.setattr("latentbench.sae.kernels.SMALL", 0)
+    monkeypatch.setattr("latentbench.sae.sparse_kernels.numba_backend.SMALL", 0)
     d_in = 300  # more than two slices of the prefix kernel
     x = torch.randint(-2, 3, (50, d_in), generator=torch.Generator().manual_seed(1)).float()
 
@@ -133,7 +132,7 @@ def test_every_sae_is_charged_the_time_of_its_own_steps(monkeypatch: pytest.Monk
         asked.append((device.type, sum(t.next_step for t in trainees)))
         return float(asked[-1][1])
 
-    monkeypatch.setattr("latentbench.sae.train.now", clock)
+    monkeypatch.setattr("latentbench.sae.trainer.now", clock)
     train(trainees, Blocks())
     assert asked == [("cpu", done) for step in range(40) for done in (step, step + 1)]
     assert [t.pace.seconds for t in trainees] == [20.0, 20.0]
@@ -181,8 +180,8 @@ def test_a_checkpoint_of_another_sae_is_refused() -> None:
 
 
 def test_moments_resume_exactly() -> None:
-    def fresh() -> FittedTrainee:
-        return FittedTrainee(PCAOptions(k=4).build(D, torch.Generator()), HERE)  # type: ignore[arg-type]
+    def fresh() -> FittedTrainer:
+        return FittedTrainer(PCAOptions(k=4).build(D, torch.Generator()), HERE)  # type: ignore[arg-type]
 
     straight = fresh()
     wanted = train([straight], Blocks())[straight]

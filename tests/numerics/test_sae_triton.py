@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.errors import InvalidInput, NotAvailable
-from latentbench.sae import backends
-from latentbench.sae.codes import Codes
-from latentbench.sae.prefixes import BudgetLoss
+from latentbench.core.errors import InvalidInput, NotAvailable
+from latentbench.sae.autoencoder import Codes
+from latentbench.sae.sparse_kernels import dispatch
+from latentbench.sae.variants.topk import BudgetLoss
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install triton")
 TOLERANCE = 1e-6
@@ -63,39 +63,39 @@ def test_kernels_compile_for_gpus_and_add_nothing_atomically(tmp_path: Path) -> 
 
 
 def test_a_forced_choice_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "FORCED", "fastest")
+    monkeypatch.setattr(dispatch, "FORCED", "fastest")
     with pytest.raises(InvalidInput, match="torch or triton"):
-        backends.backend(torch.ones(1))
-    monkeypatch.setattr(backends, "FORCED", "triton")
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+        dispatch.backend(torch.ones(1))
+    monkeypatch.setattr(dispatch, "FORCED", "triton")
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     with pytest.raises(NotAvailable, match="pip install triton"):
-        backends.backend(torch.ones(1))
+        dispatch.backend(torch.ones(1))
 
 
 def test_without_triton_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    assert backends._on.__wrapped__(torch.device("cpu")) is backends.TORCH
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    assert dispatch._on.__wrapped__(torch.device("cpu")) is dispatch.TORCH
 
 
 @pytest.mark.parametrize("reason", ["no compiler", "differ from torch's"])
 def test_where_triton_does_not_work_torch_runs_and_says_why(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     """A first kernel that fails, as on an old card, and one that is wrong."""
 
-    class Broken(backends.TorchBackend):
+    class Broken(dispatch.TorchBackend):
         def decode(self, values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
             if reason == "no compiler":
                 raise RuntimeError(reason)
             return super().decode(values, indices, weight) + 1
 
-    monkeypatch.setattr(backends, "find_spec", lambda name: object())
-    monkeypatch.setattr(backends, "_triton", Broken)
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "_triton", Broken)
     with pytest.warns(UserWarning, match=reason):
-        assert backends._on.__wrapped__(torch.device("cpu")) is backends.TORCH
+        assert dispatch._on.__wrapped__(torch.device("cpu")) is dispatch.TORCH
 
 
 def test_types_without_kernels_go_to_torch() -> None:
-    assert backends.backend(torch.ones(1, dtype=torch.bfloat16)) is backends.TORCH
-    assert backends.backend(torch.ones(1, device="meta")) is backends.TORCH
+    assert dispatch.backend(torch.ones(1, dtype=torch.bfloat16)) is dispatch.TORCH
+    assert dispatch.backend(torch.ones(1, device="meta")) is dispatch.TORCH
 
 
 def test_the_loss_of_one_token_leaves_its_bias_alone() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from latentbench.errors import InvalidInput
-from latentbench.metrics.capability import CapabilityCost
-from latentbench.metrics.mechanism.base import injection_of, without_vectors
-from latentbench.metrics.mechanism.causes import FirstTokenTest, LayerPairs, shared_gain
-from latentbench.steering.inject import VectorInjection
-from latentbench.steering.intervention import Intervention, Stack, Untouched
-from latentbench.steering.mechanism import solving
-from latentbench.steering.rollouts import Sampling, answers, prompt_ids
-from latentbench.steering.vectors import SteeringVectors
+from latentbench.core.errors import InvalidInput
+from latentbench.interventions.generation import Sampling, answers, prompt_ids
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.intervention import Intervention, Stack, Untouched
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs, shared_gain
+from latentbench.mechanism.metrics.study import injection_of, vector_problems
+from latentbench.steering import grading
+from latentbench.steering.capability_cost import CapabilityCost
 from tests.support.steering import WIDTH, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ def test_the_first_token_test_appends_the_token_itself(tmp_path: Path, monkeypat
         endings.append(tuple(ending))
         return answers(*args, ending=ending, **more)
 
-    monkeypatch.setattr(solving, "answers", watched)
+    monkeypatch.setattr(grading, "answers", watched)
     found = study(FirstTokenTest).run(around(tmp_path, VectorInjection(vectors(1))))
     assert [len(ending) for ending in endings] == [0, 0, 1]
     assert found.details["token"] == language_model("llama").tokenizer.decode(list(endings[2]))
@@ -112,7 +112,7 @@ def test_vectors_of_a_stack_are_summed_by_layer(tmp_path: Path) -> None:
 )
 def test_stacks_without_one_mechanism_are_refused_before_training(parts: Any, said: tuple[str, ...]) -> None:
     stack = SimpleNamespace(method="stack", parts=[SimpleNamespace(method=m, scope=s) for m, s in parts])
-    found = without_vectors("logit_lens", SimpleNamespace(steering=stack))  # type: ignore[arg-type]
+    found = vector_problems("logit_lens", SimpleNamespace(steering=stack))  # type: ignore[arg-type]
     assert len(found) == len(said)
     assert all(part in text for part, text in zip(said, found, strict=True))
 

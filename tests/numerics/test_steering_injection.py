@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from latentbench.activations.blocks import decoder_blocks
 from latentbench.activations.capture import hidden_states
-from latentbench.activations.site import Site
-from latentbench.errors import CellFailed, InvalidInput
-from latentbench.steering.inject import VectorInjection, injecting
-from latentbench.steering.intervention import Layout, Receipt, Stack
-from latentbench.steering.lora import down_projections
-from latentbench.steering.rollouts import Sampling, answers, left_padded
-from latentbench.steering.vectors import SteeringVectors
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.core.errors import CellFailed, InvalidInput
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.interventions.generation import Sampling, answers, left_padded
+from latentbench.interventions.injection import VectorInjection, injecting
+from latentbench.interventions.intervention import Layout, Receipt, Stack
+from latentbench.interventions.lora import down_projections
+from latentbench.interventions.vectors import SteeringVectors
 from tests.support.steering import CONFIGS, LAYERS, WIDTH, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

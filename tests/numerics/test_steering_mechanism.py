@@ -18,18 +18,15 @@ from transformers import (
     PretrainedConfig,
 )
 
-from latentbench.activations.site import Site
-from latentbench.steering.inject import VectorInjection
-from latentbench.steering.intervention import Untouched
-from latentbench.steering.mechanism.attention import movement
-from latentbench.steering.mechanism.attribution import attribution
-from latentbench.steering.mechanism.lens import read_vector
-from latentbench.steering.mechanism.passages import Passages, trace, written
-from latentbench.steering.mechanism.paths import divergence, patched
-from latentbench.steering.mechanism.persistence import persistence
-from latentbench.steering.mechanism.shift import probability_shift
-from latentbench.steering.vectors import SteeringVectors
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.intervention import Untouched
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.mechanism.output_tokens import probability_shift, vector_logit_lens
+from latentbench.mechanism.passages import Passages, continuations, trace
+from latentbench.mechanism.paths import attribution, divergence, path_patching
+from latentbench.mechanism.propagation import attention_shift, persistence
 
 WIDTH, LAYERS, WORDS = 16, 3, 40
 
@@ -83,7 +80,7 @@ def injection(*layers: int, size: float = 1.0) -> VectorInjection:
 
 
 def passages(lm: LanguageModel, steered: VectorInjection) -> Passages:
-    return written(lm, steered, ["abc", "hello there", "kind"], 6)
+    return continuations(lm, steered, ["abc", "hello there", "kind"], 6)
 
 
 def test_what_is_measured_does_not_depend_on_the_size_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +88,7 @@ def test_what_is_measured_does_not_depend_on_the_size_of_a_pass(monkeypatch: pyt
     found = passages(lm, steered)
 
     def measured() -> list[Tensor]:
-        paths, moved = patched(lm, steered, found), movement(lm, steered, found)
+        paths, moved = path_patching(lm, steered, found), attention_shift(lm, steered, found)
         shift = torch.from_numpy(probability_shift(lm, steered, found).first)
         travelled = persistence(lm, steered, found, 1, {})
         shares = attribution(lm, steered, found, token=3)
@@ -99,8 +96,8 @@ def test_what_is_measured_does_not_depend_on_the_size_of_a_pass(monkeypatch: pyt
 
     whole = measured()
     assert len(list(found.batches(lm))) == 1
-    monkeypatch.setattr("latentbench.steering.mechanism.passages.NUMBERS", 1)
-    monkeypatch.setattr("latentbench.steering.mechanism.paths._PLACES", 2)
+    monkeypatch.setattr("latentbench.mechanism.passages.NUMBERS", 1)
+    monkeypatch.setattr("latentbench.mechanism.paths._PLACES", 2)
     assert [len(batch) for batch in found.batches(lm)] == [1, 1, 1]
     for one, other in zip(measured(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -121,7 +118,7 @@ def test_passages_hold_the_prompt_and_what_the_steered_model_says_next() -> None
 def test_skipping_the_layer_is_the_vector_read_by_the_unembedding_alone(kind: str) -> None:
     lm, steered = language_model(kind), injection(LAYERS - 2)
     text = passages(lm, steered)
-    found = patched(lm, steered, text)
+    found = path_patching(lm, steered, text)
     after = VectorInjection(SteeringVectors({LAYERS - 1: steered.vectors.vectors[LAYERS - 2]}))
     expected = divergence(trace(lm, text).logits, trace(lm, text, after).logits)
     torch.testing.assert_close(found.modes["skip_layer"], (expected * text.predicting).sum(1))
@@ -141,7 +138,7 @@ def test_skipping_attention_equals_a_block_whose_attention_reads_the_plain_input
         hidden = middle + block.mlp(block.post_attention_layernorm(middle))
         logits = lm.model.lm_head(lm.model.model.norm(hidden))
     expected = (divergence(trace(lm, text).logits, logits) * text.predicting).sum(1)
-    torch.testing.assert_close(patched(lm, steered, text).modes["skip_attention"], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(path_patching(lm, steered, text).modes["skip_attention"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_all_heads_together_are_skipped_attention_and_all_projections_no_steering_of_it() -> None:
@@ -152,7 +149,7 @@ def test_all_heads_together_are_skipped_attention_and_all_projections_no_steerin
     )
     lm = LanguageModel(AutoModelForCausalLM.from_config(config).eval(), Letters(), torch.device("cpu"))  # type: ignore[arg-type]
     steered = injection(LAYERS - 2)
-    found = patched(lm, steered, passages(lm, steered))
+    found = path_patching(lm, steered, passages(lm, steered))
     torch.testing.assert_close(found.heads[:, 0], found.modes["skip_attention"])
     torch.testing.assert_close(found.only_heads[:, 0], found.modes["no_patch"])
 
@@ -223,7 +220,7 @@ def test_attention_moves_only_after_the_steered_block() -> None:
     lm, steered = language_model(), injection(1)
     text = passages(lm, steered)
     before = lm.model.config._attn_implementation
-    found = movement(lm, steered, text)
+    found = attention_shift(lm, steered, text)
     assert lm.model.config._attn_implementation == before
     assert (found.heads[:, :2] == 0).all()
     assert (found.mlps[:, :2] == 0).all()
@@ -247,7 +244,7 @@ def test_nothing_moves_without_steering_and_the_shift_is_total_variation() -> No
 def test_the_lens_of_a_row_of_the_unembedding_is_its_token() -> None:
     lm = language_model()
     row: Tensor = lm.model.get_output_embeddings().weight[7].detach()
-    reading = read_vector(lm, 3 * row, count=WORDS)
+    reading = vector_logit_lens(lm, 3 * row, count=WORDS)
     assert reading.top[0]["id"] == 7
     assert reading.top[0]["cosine"] == pytest.approx(1.0, abs=1e-5)
     assert reading.top[0]["dot"] == pytest.approx(3 * float(row @ row), rel=1e-4)

@@ -12,24 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
-from latentbench.lab import Content, Lab
-from latentbench.steering.formats import write_vectors
-from latentbench.steering.inject import VectorInjection
-from latentbench.steering.intervention import Stack, Untouched
-from latentbench.steering.making import residual_norms, vectors_of
-from latentbench.steering.options import (
-    ContrastiveMethod,
-    LoadMethod,
-    NoSteering,
-    PrefixMethod,
-    RandomMethod,
-    SaeLatentMethod,
-    StackMethod,
-)
-from latentbench.steering.vectors import SteeringVectors
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.intervention import Stack, Untouched
+from latentbench.interventions.vectors import SteeringVectors, write_vectors
+from latentbench.steering.baselines import LoadMethod, NoSteering, PrefixMethod, RandomMethod, StackMethod
+from latentbench.steering.build import residual_norms, vectors_of
+from latentbench.steering.contrastive import ContrastiveMethod, SaeLatentMethod
+from latentbench.study.context import Content, StageContext
 from tests.support.labs import RuleSAE
 from tests.support.steering import LAYERS, WIDTH, WordProblems, lab, language_model
 
@@ -66,7 +58,7 @@ def lm() -> LanguageModel:
     return language_model("gpt_neox")
 
 
-def surroundings(lm: LanguageModel, folder: Path, revision: str = "a", texts: bool = True) -> Lab:
+def surroundings(lm: LanguageModel, folder: Path, revision: str = "a", texts: bool = True) -> StageContext:
     made = lab(lm, folder)
     experiment: Any = SimpleNamespace(
         model=Named(revision), dataset=SimpleNamespace(eval={"lab": Texts()} if texts else {})
@@ -86,7 +78,7 @@ def state(lm: LanguageModel, text: str, layer: int) -> Tensor:
     return found[0].reshape(-1, WIDTH)
 
 
-def injection(method: Any, content: Content, surroundings: Lab) -> VectorInjection:
+def injection(method: Any, content: Content, surroundings: StageContext) -> VectorInjection:
     made = method.read(content, surroundings)
     assert isinstance(made, VectorInjection)
     return made

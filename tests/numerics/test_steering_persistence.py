@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
-from latentbench.execute.writing import numbers_of
-from latentbench.lab import Lab
-from latentbench.metrics.mechanism.movement import Persistence
-from latentbench.metrics.study import Findings
-from latentbench.record import MetricValue
-from latentbench.steering.inject import VectorInjection
-from latentbench.steering.vectors import SteeringVectors
-from latentbench_adapters.protocols import Roots
+from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.protocols import Roots
+from latentbench.execute.cell_record import numbers_of
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.mechanism.metrics.propagation import Persistence
+from latentbench.records.record import MetricValue
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings
 from tests.support.steering import LAYERS, WIDTH, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +31,7 @@ def drawn(*layers: int, seed: int = 1) -> SteeringVectors:
     return SteeringVectors({layer: torch.randn(WIDTH, generator=generator) for layer in layers}, TAG)
 
 
-def steered(folder: Path, *layers: int) -> Lab:
+def steered(folder: Path, *layers: int) -> StageContext:
     model: Any = SimpleNamespace(identity=lambda roots: {**TAG, "dtype": "float64"})
     made = lab(language_model("llama"), folder, model=model)
     return replace(made, subject=lambda: VectorInjection(drawn(*layers)))

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.blocks import decoder_blocks
-from latentbench.lab import Content
-from latentbench.steering import trl_steps
-from latentbench.steering.inject import VectorInjection, injecting
-from latentbench.steering.intervention import Layout, Scope
-from latentbench.steering.making import read_problems
-from latentbench.steering.options import LoraMethod, ReinforcedMethod, RlMethod
-from latentbench.steering.rollouts import left_padded, prompt_ids
-from latentbench.steering.state import FILE, Progress
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.interventions.generation import left_padded, prompt_ids
+from latentbench.interventions.injection import VectorInjection, injecting
+from latentbench.interventions.intervention import Layout, Scope
+from latentbench.steering import rl_steps
+from latentbench.steering.build import read_problems
+from latentbench.steering.optimised import LoraMethod, ReinforcedMethod, RlMethod
+from latentbench.steering.rl_training import CHECKPOINT_FILE, RlCheckpoint
+from latentbench.study.context import Content
 from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems
-from latentbench_adapters.protocols import LanguageModel, Roots
 from tests.support.steering import Killed, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +36,7 @@ def section(kind: type[ReinforcedMethod] = RlMethod, **changes: Any) -> Any:
 def rolled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[list[int]], list[list[int]], list[float]]]:
     """Every step's prompts, completions and ±1 rewards, as TRL got them."""
     seen: list[Any] = []
-    rollouts, rewards = trl_steps._Recorder.rollouts, trl_steps._Recorder.rewards
+    rollouts, rewards = rl_steps._Recorder.rollouts, rl_steps._Recorder.rewards
 
     def watched_rollouts(self: Any, prompts: list[str], trainer: Any) -> dict[str, Any]:
         given = rollouts(self, prompts, trainer)
@@ -48,8 +48,8 @@ def rolled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[list[int]], list[
         seen[-1].append(list(self.statistics.rewards))
         return given
 
-    monkeypatch.setattr(trl_steps._Recorder, "rollouts", watched_rollouts)
-    monkeypatch.setattr(trl_steps._Recorder, "rewards", watched_rewards)
+    monkeypatch.setattr(rl_steps._Recorder, "rollouts", watched_rollouts)
+    monkeypatch.setattr(rl_steps._Recorder, "rewards", watched_rewards)
     return seen
 
 
@@ -199,8 +199,8 @@ def test_an_adapter_of_a_model_in_half_precision_is_trained_in_single(tmp_path: 
 @pytest.mark.slow
 def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
     """A short training already changes most answers; the problems it is measured on are not those it chose by."""
+    from latentbench.interventions.generation import Sampling, answers
     from latentbench.steering.rewards import same_last_number
-    from latentbench.steering.rollouts import Sampling, answers
 
     lm = PocketModel().load(Roots(tmp_path), torch.device("cpu"))
     plain = {"problems": {"adapter": "pocket"}, "steps": 5, "prompts": 16, "selection": 32}
@@ -237,15 +237,15 @@ def test_a_checkpoint_comes_back_whole_or_not_at_all(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.1)
     sum(parameter.square().sum() for parameter in parameters.values()).backward()
     optimizer.step()
-    state = Progress(step=1, best_step=1, best_accuracy=0.5, curve=[{"step": 1}])
+    state = RlCheckpoint(step=1, best_step=1, best_accuracy=0.5, curve=[{"step": 1}])
     state.take(parameters, optimizer)
     state.best = dict(state.weights)
     state.save(tmp_path)
-    back = Progress.load(tmp_path)
+    back = RlCheckpoint.load(tmp_path)
     assert (back.step, back.best_step, back.best_accuracy, back.curve) == (1, 1, 0.5, [{"step": 1}])
     assert all(torch.equal(back.weights[name], parameter) for name, parameter in parameters.items())
     assert all(torch.equal(back.moments[n][m], state.moments[n][m]) for n in parameters for m in state.moments[n])
-    content = (tmp_path / FILE).read_bytes()
+    content = (tmp_path / CHECKPOINT_FILE).read_bytes()
     for damaged in (content[:-4], b"", b"\0" * 100):
-        (tmp_path / FILE).write_bytes(damaged)
-        assert Progress.load(tmp_path) == Progress()
+        (tmp_path / CHECKPOINT_FILE).write_bytes(damaged)
+        assert RlCheckpoint.load(tmp_path) == RlCheckpoint()

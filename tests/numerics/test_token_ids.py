@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import evaluation_tokens, training_tokens
 from latentbench.activations.vocabulary import check_ids, embedding_rows, end_ids, known, padding_id, padding_of
-from latentbench.errors import InvalidInput
-from latentbench.measure.documents import Request, measure
-from latentbench.metrics.latents.first_letter import vocabulary_words, word_states
-from latentbench.sae.codes import Codes
-from latentbench.steering.making import residual_norms
-from latentbench.steering.options import RlMethod
-from latentbench.steering.rollouts import Sampling, answers
-from latentbench_adapters.protocols import LanguageModel, Problem, Roots
+from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import LanguageModel, Problem, Roots
+from latentbench.core.sites import Site
+from latentbench.interventions.generation import Sampling, answers
+from latentbench.latents.first_letter import vocabulary_words, word_states
+from latentbench.reconstruction.shared_pass import Request, measure
+from latentbench.sae.autoencoder import Codes
+from latentbench.steering.build import residual_norms
+from latentbench.steering.optimised import RlMethod
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.conftest import Command
 from tests.support.labs import VOCABULARY, words_tokenizer

@@ -13,23 +13,21 @@ import pytest
 import torch
 
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
-from latentbench.errors import CellFailed, LatentbenchError
-from latentbench.flow.studies.steering import _halves, _planned
-from latentbench.lab import Lab
-from latentbench.metrics.autointerp.cases import _distinct
-from latentbench.metrics.autointerp.examples import Item, Window, check_disjoint
-from latentbench.metrics.autointerp.ground import Ground
-from latentbench.metrics.flow.agreement import FlowAgreement
-from latentbench.metrics.flow.deactivation import FlowDeactivation
-from latentbench.metrics.flow.steering import FlowSteering
-from latentbench.metrics.flow.transition import FlowTransition
-from latentbench.metrics.latents.sparse_probing import DOMAIN, SparseProbing
-from latentbench.metrics.mechanism.causes import FirstTokenTest
-from latentbench.metrics.mechanism.shift import TokenShift
-from latentbench.metrics.study import Findings
-from latentbench.steering.inject import VectorInjection
-from latentbench.steering.vectors import SteeringVectors
-from latentbench_adapters.protocols import Problem, ProblemSet, Roots
+from latentbench.autointerp.passes import EvaluationSetup
+from latentbench.autointerp.questions import _distinct
+from latentbench.autointerp.windows import Question, Window, check_disjoint
+from latentbench.core.errors import CellFailed, LatentbenchError
+from latentbench.core.protocols import Problem, ProblemSet, Roots
+from latentbench.flow.metrics import FlowAgreement, FlowDeactivation, FlowTransition
+from latentbench.flow.steering_metric import FlowSteering
+from latentbench.flow.steering_study import _halves, _planned
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.latents.sparse_probing import DOMAIN, SparseProbing
+from latentbench.mechanism.metrics.ablations import FirstTokenTest
+from latentbench.mechanism.metrics.output_tokens import TokenShift
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings
 from tests.support import steering
 from tests.support.flow_studies import pocket, studying
 from tests.support.labs import CONTEXT, VOCABULARY, fires_on, lab_of, random_texts, token_sets
@@ -48,7 +46,7 @@ def twice(tokens: EvalTokens) -> EvalTokens:
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Lab]]:
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StageContext, StageContext]]:
     """A lab, and the same with every document twice."""
     with torch.no_grad():
         lab = studying(pocket(), tmp_path_factory.mktemp("lab"))
@@ -57,7 +55,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Lab]]:
 
 
 @pytest.mark.parametrize("study", [FlowAgreement(minimum=3), FlowTransition()], ids=lambda study: study.metric)
-def test_flow_over_documents_that_are_there_twice(flow: tuple[Lab, Lab], study: Any) -> None:
+def test_flow_over_documents_that_are_there_twice(flow: tuple[StageContext, StageContext], study: Any) -> None:
     once, again = (study.run(lab).summed() for lab in flow)
     for domain, named in once.items():
         for name, values in named.items():
@@ -66,13 +64,15 @@ def test_flow_over_documents_that_are_there_twice(flow: tuple[Lab, Lab], study: 
             np.testing.assert_allclose(again[domain][name], times * values, rtol=1e-4, atol=1e-9, err_msg=name)
 
 
-def test_documents_that_were_not_looked_at_are_no_units(flow: tuple[Lab, Lab]) -> None:
+def test_documents_that_were_not_looked_at_are_no_units(flow: tuple[StageContext, StageContext]) -> None:
     found = FlowDeactivation(documents=7, tokens=1, latents=2).run(flow[1])
     assert found.units["general"].numbers.tolist() == [0, 0, 1, 1, 2, 2, 3]
     assert {len(values) for values in found.summed()["general"].values()} == {4}
 
 
-def test_steered_texts_of_one_document_are_one_and_none_is_on_both_sides(flow: tuple[Lab, Lab]) -> None:
+def test_steered_texts_of_one_document_are_one_and_none_is_on_both_sides(
+    flow: tuple[StageContext, StageContext],
+) -> None:
     lab = flow[1]
     halves = _halves(lab, lab.tokens("general"))
     train, test = ({row.tobytes() for row in half.ids.numpy()} for half in (halves.train, halves.test))
@@ -140,11 +140,11 @@ def test_examples_and_questions_are_of_different_documents_up_to_white_space(tmp
     spaced = [text.replace(" ", "\n\n") for text in texts]
     lab = lab_of(tmp_path, 4, fires_on(token_sets(4)), [*texts, *spaced])
     protocol: Any = SimpleNamespace(window=9)
-    sides = Ground.of(lab, protocol, "lab").sides
+    sides = EvaluationSetup.of(lab, protocol, "lab").sides
     assert sides[:20].tolist() == sides[20:].tolist()
     assert sides[:20].sum() == 10
     plain = lab_of(tmp_path, 4, fires_on(token_sets(4)), texts)
-    assert set(Ground.of(plain, protocol, "lab").sides.tolist()) == {0, 1}
+    assert set(EvaluationSetup.of(plain, protocol, "lab").sides.tolist()) == {0, 1}
 
 
 def window(text: str, document: int) -> Window:
@@ -157,7 +157,7 @@ def test_windows_that_differ_in_white_space_are_one_example() -> None:
     assert (seen.text != spaced.text, seen.words) == (True, spaced.words)
     assert _distinct([seen, spaced, window("d", 3)], set(), 3) == [seen, window("d", 3)]
     with pytest.raises(LatentbenchError, match="both the explainer's examples and the"):
-        check_disjoint([seen], [Item(spaced, True)])
+        check_disjoint([seen], [Question(spaced, True)])
 
 
 # -- problems --------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentbench.canonical import file_digest
-from latentbench.results import read_record
+from latentbench.core.hashing import file_digest
+from latentbench.records.results import read_record
 from latentbench.store.store import MANIFEST, Store
 from tests.support.project import Workbench, numbers
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latentbench.sae import backends
+from latentbench.sae.sparse_kernels import dispatch
 
-backends.backend(torch.ones(1)).decode(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+dispatch.backend(torch.ones(1)).decode(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
 LIGHT = "triton" not in sys.modules
 """Whether training on a CPU gets by without importing Triton."""
 
@@ -19,18 +19,18 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from latentbench.sae import triton_kernels, triton_prefix_kernels  # noqa: E402
-from latentbench.sae.backends.triton_ops import BLOCK_D, BLOCK_E, HELD, warps  # noqa: E402
+from latentbench.sae.sparse_kernels import triton_backend  # noqa: E402
+from latentbench.sae.sparse_kernels.triton_backend import BLOCK_D, BLOCK_E, HELD, warps  # noqa: E402
 
 LONG = {"indices", "rows", "starts", "slots", "low", "high"}
 NUMBERS = {"active", "d", "count", "share_stride"}
 KERNELS = (
-    triton_kernels.decode,
-    triton_kernels.decode_backward,
-    triton_kernels.encode_backward,
-    triton_prefix_kernels.prefix_losses,
-    triton_prefix_kernels.prefix_sums,
-    triton_prefix_kernels.add_sums,
+    triton_backend.decode,
+    triton_backend.decode_backward,
+    triton_backend.encode_backward,
+    triton_backend.prefix_losses,
+    triton_backend.prefix_sums,
+    triton_backend.add_sums,
 )
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
+from latentbench.core.protocols import Roots
+from latentbench.core.sites import Site
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.options import Flow
-from latentbench.lab import Content, Lab
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.codes import Codes
-from latentbench_adapters.protocols import Roots
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.study.context import Content, StageContext
 
 D, WIDTH, LAYERS = 512, 400, 5
 RESIDUAL = [Site(index=layer) for layer in range(LAYERS)]
@@ -53,12 +52,12 @@ class LinearTied(TiedSae):
         self.register_buffer("encoder", rows if encoder is None else encoder)
 
     def linear_weights(self) -> object:
-        from latentbench.sae.linear import Group, LinearWeights
-        from latentbench.sae.rules import ThresholdRule
+        from latentbench.sae.encoders import ThresholdRule
+        from latentbench.sae.linear import LatentGroup, LinearWeights
 
         rule = ThresholdRule(self.theta)
         bias = torch.zeros(self.width)
-        return LinearWeights((Group(self.encoder, bias, self.rows, rule),), torch.zeros(D))
+        return LinearWeights((LatentGroup(self.encoder, bias, self.rows, rule),), torch.zeros(D))
 
 
 def random_rows(rows: int, d: int = 24, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -127,14 +126,14 @@ def lab_of(
     experiment: Any = None,
     folder: Path = Path(),
     key: str = "0" * 64,
-) -> Lab:
+) -> StageContext:
     """A lab by hand; what is not given raises when it is asked for."""
 
     def missing() -> Any:
         raise AssertionError("this lab has none")
 
     found = model or missing
-    return Lab(
+    return StageContext(
         experiment=experiment,
         key=key,
         roots=Roots(folder),

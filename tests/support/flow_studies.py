@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.sites import Site
 from latentbench.flow.options import Flow
-from latentbench.lab import Lab
-from latentbench.metrics.study import Findings, Study
 from latentbench.metrics.values import metric_values
-from latentbench.sae.base import SparseAutoencoder
+from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import TopKOptions
 from latentbench.spec.experiment import Experiment
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings, Study
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.protocols import LanguageModel, Roots
 from tests.support.flow import lab_of, maps_of, unit
 
 R0, M1, R1, R2 = Site(index=0), Site(index=1, point="mlp_out"), Site(index=1), Site(index=2)
@@ -44,7 +44,7 @@ def pocket() -> LanguageModel:
     return PocketModel().load(Roots(Path()), torch.device("cpu"))
 
 
-def studying(lm: LanguageModel, folder: Path) -> Lab:
+def studying(lm: LanguageModel, folder: Path) -> StageContext:
     """Maps with k = 2 and without the chance level, which few dimensions would make high."""
     saes = {site: random_sae(seed) for seed, site in enumerate(SITES)}
     maps = maps_of(saes, Flow.model_validate({"k": 2, "thresholds": {"chance": 1}}))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latentbench.exchange.importing import Imported, import_files
-from latentbench.record import MetricValue, Record
+from latentbench.records.record import MetricValue, Record
 
 SAEBENCH: dict[str, Any] = {
     "eval_type_id": "core",

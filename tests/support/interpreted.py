@@ -16,12 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.sae import backends
-from latentbench.sae.backends import triton_ops
-from latentbench.sae.backends.check import agree
-from latentbench.sae.base import TrainableSAE
-from latentbench.sae.codes import Codes
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import Codes, TrainableSAE
 from latentbench.sae.memory import gradients
 from latentbench.sae.options import (
     BatchTopKOptions,
@@ -32,10 +28,12 @@ from latentbench.sae.options import (
     TopKOptions,
     Variant,
 )
-from latentbench.sae.prefixes import BudgetLoss, prefix_loss
-from latentbench.sae.sparse import attach, sparse_decode
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.sparse_kernels import dispatch, triton_backend
+from latentbench.sae.sparse_kernels.autograd import attach, sparse_decode
+from latentbench.sae.sparse_kernels.dispatch import agree
+from latentbench.sae.trainer import NativeTrainer
+from latentbench.sae.variants.topk import BudgetLoss, prefix_loss
 
 Grads = dict[str, Tensor]
 
@@ -67,7 +65,7 @@ SHAPES = {
     "odd": (6, 3, 12, 13),
     "one": (2, 1, 1, 1),
     "few latents": (19, 4, 6, 33),
-    "two blocks of dimensions": (3, 3, 5, triton_ops.BLOCK_D + 3),
+    "two blocks of dimensions": (3, 3, 5, triton_backend.BLOCK_D + 3),
     "many entries per token": (3, 11, 30, 16),
 }
 
@@ -212,7 +210,7 @@ def _variant(options: Variant, name: str) -> Grads:
     assert isinstance(sae, TrainableSAE)
     x = torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) * 2 + 0.3
     dead = torch.arange(sae.width) % 5 == 0
-    with backends.forced(name):
+    with dispatch.forced(name):
         loss = sae.loss(x, dead, 0, 10)
         trainable = {key: p for key, p in sae.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(loss.total, list(trainable.values()))
@@ -224,8 +222,8 @@ def trained(name: str) -> Grads:
     sae = HierarchicalTopKOptions(width=WIDTH, k=K).build(D, torch.Generator().manual_seed(3))
     assert isinstance(sae, TrainableSAE)
     x = torch.randn(N, D, generator=torch.Generator().manual_seed(5))
-    trainee = NativeTrainee(sae, Site(index=0), TrainingOptions(batch=N), steps=9, first_norm=3.0, mean=x.mean(0))
-    with backends.forced(name):
+    trainee = NativeTrainer(sae, Site(index=0), TrainingOptions(batch=N), steps=9, first_norm=3.0, mean=x.mean(0))
+    with dispatch.forced(name):
         for _ in range(2):
             trainee.step(x)
     return {key: p.detach() for key, p in sae.named_parameters()}
@@ -243,13 +241,13 @@ def padding_is_not_read() -> float:
 def agreement() -> float:
     """0 where the check that is made on every GPU passes and would catch a wrong gradient."""
 
-    class Wrong(triton_ops.TritonBackend):
+    class Wrong(triton_backend.TritonBackend):
         def encode_backward(self, dvalues: Tensor, indices: Tensor, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
             dweight, dbias = super().encode_backward(dvalues, indices, x, width)
             return dweight * 1.1, dbias
 
-    cpu, own = torch.device("cpu"), triton_ops.TritonBackend()
-    return float(not agree(own, backends.TORCH, cpu) or agree(Wrong(), backends.TORCH, cpu))
+    cpu, own = torch.device("cpu"), triton_backend.TritonBackend()
+    return float(not agree(own, dispatch.TORCH, cpu) or agree(Wrong(), dispatch.TORCH, cpu))
 
 
 def differing() -> float:
@@ -283,6 +281,6 @@ def errors() -> Iterator[tuple[str, float]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    assert isinstance(backends.backend(torch.ones(1)), triton_ops.TritonBackend)
+    assert isinstance(dispatch.backend(torch.ones(1)), triton_backend.TritonBackend)
     with dirty():
         json.dump(dict(errors()), sys.stdout)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-import latentbench.metrics.autointerp.run as run_module
-from latentbench.metrics.autointerp.details import AutointerpDetails
-from latentbench.metrics.autointerp.examples import Case, Window
-from latentbench.metrics.autointerp.metric import Autointerp
-from latentbench.metrics.autointerp.prompts import OPEN
-from latentbench_adapters.protocols import Judge, Reply, Roots
+import latentbench.autointerp.study as run_module
+from latentbench.autointerp.metric import Autointerp
+from latentbench.autointerp.prompts import OPEN
+from latentbench.autointerp.scores import AutointerpDetails
+from latentbench.autointerp.windows import LatentQuestions, Window
+from latentbench.core.protocols import Judge, Reply, Roots
 from tests.support.labs import lab_of
 
 Requests = Sequence[Sequence[Mapping[str, str]]]
@@ -52,13 +52,13 @@ def details_of(metric: Autointerp, *arguments: Any, **more: Any) -> AutointerpDe
     return AutointerpDetails.model_validate(metric.run(lab_of(*arguments, **more)).details)
 
 
-def cases_of(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> list[Case]:
+def cases_of(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> list[LatentQuestions]:
     """The cases a real run builds."""
-    built: list[Case | str] = []
+    built: list[LatentQuestions | str] = []
     build = run_module.build_case
     monkeypatch.setattr(run_module, "build_case", lambda *a: built.append(build(*a)) or built[-1])
     Autointerp(**options).run(lab_of(*arguments))
-    return [case for case in built if isinstance(case, Case)]
+    return [case for case in built if isinstance(case, LatentQuestions)]
 
 
 def window(text: str, active: Sequence[int] = (), document: int = 0, start: int = 0, strength: float = 1.0) -> Window:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from latentbench.core.protocols import Reply, Roots
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench_adapters.protocols import Reply, Roots
 from tests.support.chat_server import Answer, said
 
 KEY = "sk-a-secret-that-must-not-be-seen-7391"

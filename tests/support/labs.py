@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
-from latentbench.lab import Lab
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.codes import Codes
-from latentbench_adapters.protocols import LanguageModel, Roots
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.study.context import StageContext
 
 VOCABULARY, CONTEXT = 120, 64
 SITE = Site(index=0)
@@ -85,11 +84,11 @@ def lab_of(
     texts: Sequence[str] | None = None,
     key: str = "k" * 64,
     domain: str = "lab",
-) -> Lab:
+) -> StageContext:
     """A lab around a rule SAE."""
     language_model, keys = tiny_language_model()
     tokens: EvalTokens = evaluation_tokens(texts or random_texts(160), language_model.tokenizer, context=CONTEXT)
-    return Lab(
+    return StageContext(
         experiment=SimpleNamespace(dataset=SimpleNamespace(eval={domain: None})),  # type: ignore[arg-type]
         key=key,
         roots=Roots(tmp_path),

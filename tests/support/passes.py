@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens
-from latentbench.measure.documents import Request, Results
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.codes import Codes
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.reconstruction.shared_pass import PassResults, Request
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
 BOS, CONTEXT, D, VOCABULARY = 0, 14, 16, 60
 MIDDLE, LAST, MLP, ATTENTION = (
@@ -93,7 +92,7 @@ class BrokenSAE(ToySAE):
 LM, TOKENS = language_model(), documents()
 
 
-def flat(results: Results) -> dict[str, np.ndarray]:
+def flat(results: PassResults) -> dict[str, np.ndarray]:
     """All statistics of a pass under one roof."""
     found = {f"{site}/{name}": v for site, b in results.baselines.items() for name, v in b.statistics.items()}
     found |= {f"{site}/mean": b.mean for site, b in results.baselines.items()}

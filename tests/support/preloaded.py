@@ -8,7 +8,7 @@ import torch
 import transformers.models.llama.modeling_llama
 
 import latentbench.cli.app
-import latentbench.execute.group
+import latentbench.execute.job_runner
 import latentbench.execute.run
 import latentbench.leaderboard
 import latentbench.spec.reference

@@ -15,9 +15,9 @@ import numpy as np
 import yaml
 
 from latentbench.cli.app import run
-from latentbench.project import Project, find_project
-from latentbench.record import Record
-from latentbench.results import read_record
+from latentbench.records.record import Record
+from latentbench.records.results import read_record
+from latentbench.spec.project import Project, find_project
 
 WORDS = [
     "ore",

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from latentbench.sae import options as o
-from latentbench.sae.base import SparseAutoencoder
-from latentbench_adapters.sae_lens.options import GatedOptions as SaeLensGated
-from latentbench_adapters.sae_lens.options import JumpReluOptions, SaeLensOptions
-from latentbench_adapters.sae_lens.options import StandardOptions as SaeLensStandard
+from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench_adapters.sae_lens.options import SaeLensGatedOptions as SaeLensGated
+from latentbench_adapters.sae_lens.options import SaeLensJumpReluOptions, SaeLensOptions
+from latentbench_adapters.sae_lens.options import SaeLensStandardOptions as SaeLensStandard
 
 D_IN, WIDTH, K = 12, 48, 5
 
@@ -66,7 +66,7 @@ PLAIN: dict[str, tuple[o.Variant | SaeLensOptions, str, str]] = {
     "untrained": (o.UntrainedOptions(width=WIDTH, k=K), "topk", "exact"),
     "sae_lens_standard": (SaeLensStandard(width=WIDTH, l1=0.1), "standard", "exact"),
     "sae_lens_gated": (SaeLensGated(width=WIDTH, l1=0.1), "gated", "exact"),
-    "sae_lens_jumprelu": (JumpReluOptions(width=WIDTH, l0=0.1), "jumprelu", "exact"),
+    "sae_lens_jumprelu": (SaeLensJumpReluOptions(width=WIDTH, l0=0.1), "jumprelu", "exact"),
     **{
         f"kron_{kernel}_{selection}": (
             o.KronOptions.model_validate(

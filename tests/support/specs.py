@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.errors import SpecError
+from latentbench.core.errors import SpecError
 from latentbench.spec.cells import SpecFile, load_spec
 
 PLAIN = """\

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from latentbench.lab import Lab
-from latentbench_adapters.protocols import LanguageModel, Problem, ProblemSet, Roots
+from latentbench.core.protocols import LanguageModel, Problem, ProblemSet, Roots
+from latentbench.study.context import StageContext
 from tests.support.labs import VOCABULARY, words_tokenizer
 
 WIDTH, LAYERS = 16, 3
@@ -51,12 +51,12 @@ class WordProblems(ProblemSet):
             yield Problem(" ".join(f"w{3 + (7 * i + j) % 110}" for j in range(1 + i % 3)), str(i))
 
 
-def lab(lm: LanguageModel, folder: Path, kill_at: int | None = None, model: Any = None) -> Lab:
+def lab(lm: LanguageModel, folder: Path, kill_at: int | None = None, model: Any = None) -> StageContext:
     def progress(done: int, steps: int) -> None:
         if done == kill_at:
             raise Killed
 
-    return Lab(
+    return StageContext(
         experiment=SimpleNamespace(model=model, dataset=SimpleNamespace(eval={})),  # type: ignore[arg-type]
         key="key",
         roots=Roots(folder),

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.sae.process_team import ProcessTeam
-from latentbench.sae.team import Team
+from latentbench.core.sites import Site
+from latentbench.distributed.process_group import ProcessGroup, TorchProcessGroup
 from tests.support.forked import _CONTEXT
 
 CPU = torch.device("cpu")
-Work = Callable[[Team, Path], None]
+Work = Callable[[ProcessGroup, Path], None]
 
 
 def together(work: Work, folder: Path, size: int = 2, seconds: float = 120) -> list[int]:
@@ -31,13 +30,13 @@ def together(work: Work, folder: Path, size: int = 2, seconds: float = 120) -> l
 
 def _member(work: Work, rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    work(ProcessTeam(rank, size, CPU, folder / "meeting", 60), folder)
+    work(TorchProcessGroup(rank, size, CPU, folder / "meeting", 60), folder)
 
 
 class Shares:
     """Another stream's batches, of which the members have unequal parts, dealt anew for every batch."""
 
-    def __init__(self, whole: object, team: Team, first: float = 0.3) -> None:
+    def __init__(self, whole: object, team: ProcessGroup, first: float = 0.3) -> None:
         """`first`: part of the tokens that the first member has."""
         self.whole, self.team, self.first = whole, team, first
         self.blocks, self.steps = whole.blocks, whole.steps  # type: ignore[attr-defined]

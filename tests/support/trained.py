@@ -6,11 +6,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.sae.base import SparseAutoencoder, TrainableSAE
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE
 from latentbench.sae.options import Variant
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer
 
 D, WIDTH, K = 16, 48, 4
 SITE = Site(index=0)
@@ -35,7 +35,7 @@ def trained(options: Variant, *bases: SparseAutoencoder, steps: int = 40, double
     sae = sae.double() if double else sae
     recipe = TrainingOptions(batch=64, lr=3e-3, dead_after=640)
     norm = float(x.norm(dim=1).mean())
-    trainee = NativeTrainee(sae, SITE, recipe, steps=steps, first_norm=norm, mean=x.mean(0))
+    trainee = NativeTrainer(sae, SITE, recipe, steps=steps, first_norm=norm, mean=x.mean(0))
     for _ in range(steps):
         trainee.step(x)
     return trainee.finish()

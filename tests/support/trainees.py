@@ -8,8 +8,8 @@ from math import nan
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.sae.base import SparseAutoencoder, TrainableSAE
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE
 from latentbench.sae.options import (
     BatchTopKOptions,
     BoostedOptions,
@@ -24,9 +24,8 @@ from latentbench.sae.options import (
     TopKOptions,
     Variant,
 )
-from latentbench.sae.train import train
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer, train
 
 D, WIDTH, K = 12, 32, 3
 HERE, THERE = Site(index=0), Site(index=1)
@@ -74,11 +73,11 @@ def bases(options: Variant) -> tuple[SparseAutoencoder, ...]:
     return tuple(base() for _ in options.base_sections)
 
 
-def trainee(options: Variant, site: Site = HERE, recipe: TrainingOptions = RECIPE, seed: int = 0) -> NativeTrainee:
+def trainee(options: Variant, site: Site = HERE, recipe: TrainingOptions = RECIPE, seed: int = 0) -> NativeTrainer:
     sae, stream = options.build(D, torch.Generator().manual_seed(seed), bases(options)), Blocks()
     assert isinstance(sae, TrainableSAE)
     norm, mean = stream.first_norms[site], stream.means[site]
-    return NativeTrainee(sae, site, recipe, steps=stream.steps, first_norm=norm, mean=mean)
+    return NativeTrainer(sae, site, recipe, steps=stream.steps, first_norm=norm, mean=mean)
 
 
 def assert_equal_weights(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
@@ -87,7 +86,7 @@ def assert_equal_weights(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
         assert torch.equal(tensor, b.state_dict()[name]), name
 
 
-def trained(options: Variant, seed: int = 0) -> tuple[SparseAutoencoder, NativeTrainee]:
+def trained(options: Variant, seed: int = 0) -> tuple[SparseAutoencoder, NativeTrainer]:
     """Trained in one go, alone."""
     one = trainee(options, seed=seed)
     outcome = train([one], Blocks())[one]
@@ -95,7 +94,7 @@ def trained(options: Variant, seed: int = 0) -> tuple[SparseAutoencoder, NativeT
     return outcome, one
 
 
-def interrupted(options: Variant, site: Site = HERE) -> tuple[SparseAutoencoder, NativeTrainee]:
+def interrupted(options: Variant, site: Site = HERE) -> tuple[SparseAutoencoder, NativeTrainer]:
     """Trained with a new process's worth of objects after every block."""
     state: dict[str, Tensor] | None = None
     for block in range(Blocks.blocks):

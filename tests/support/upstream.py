@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 
-from latentbench.border import ENDING
+from latentbench.core.border import ENDING
 
 LIBRARIES = {
     "builtins": ("builtins",),

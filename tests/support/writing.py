@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from latentbench.flow.studies.generating import write
-from latentbench.steering.intervention import Untouched
-from latentbench.steering.mechanism.passages import written
-from latentbench.steering.rollouts import Sampling, answers, prompt_ids
+from latentbench.core.protocols import LanguageModel
+from latentbench.flow.effects import write
+from latentbench.interventions.generation import Sampling, answers, prompt_ids
+from latentbench.interventions.intervention import Untouched
+from latentbench.mechanism.passages import continuations
 from latentbench_adapters.judges.transformers import _answer
-from latentbench_adapters.lm_eval.model import SteeredLM
-from latentbench_adapters.protocols import LanguageModel
+from latentbench_adapters.lm_eval.steered_model import SteeredLM
 
 PROMPTS = ("w9 w4 w4 w4", "w30", "w5 w6 w7 w8 w9 w10")
 """Of several lengths, so that a batch of them is padded."""
@@ -58,7 +58,7 @@ def _judged(lm: LanguageModel) -> Any:
 
 
 def _passages(lm: LanguageModel) -> Any:
-    made = written(lm, Untouched(), PROMPTS, NEW)
+    made = continuations(lm, Untouched(), PROMPTS, NEW)
     return [row[real].tolist() for row, real in zip(made.ids, made.real, strict=True)]
 
 

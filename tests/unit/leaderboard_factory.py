@@ -10,13 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from latentbench.canonical import digest, file_digest
-from latentbench.integrity import sealed
-from latentbench.metrics.cross_entropy import CrossEntropy
-from latentbench.metrics.explained_variance import ExplainedVariance
-from latentbench.metrics.sparsity import L0
+from latentbench.core.hashing import digest, file_digest
 from latentbench.metrics.values import metric_values
-from latentbench.record import Comparability, Cost, DocumentStatistics, Failure, MetricValue, Record, SpecOrigin, Status
+from latentbench.reconstruction.cross_entropy import CrossEntropy
+from latentbench.reconstruction.error_metrics import ExplainedVariance
+from latentbench.reconstruction.sparsity_and_cost import L0
+from latentbench.records.integrity import sealed
+from latentbench.records.record import (
+    Comparability,
+    DocumentStatistics,
+    Failure,
+    MetricValue,
+    Record,
+    RunCost,
+    SpecOrigin,
+    Status,
+)
 from latentbench.store.files import write_arrays, write_json
 
 METRICS = (CrossEntropy(), ExplainedVariance(), L0())
@@ -119,7 +128,7 @@ def record(planted: Planted) -> tuple[Record, dict[str, np.ndarray]]:
             "packages": {"torch": "2.13.0"},
             "git": {"commit": "0123456789abcdef", "dirty": planted.dirty},
         },
-        cost=Cost(
+        cost=RunCost(
             wall_seconds={"train": 41.5, "evaluate": 8.25},
             peak_memory_bytes=1_200_000_000,
             training_memory_bytes=planted.memory,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from latentbench.errors import InvalidInput
-from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.autointerp.metric import Autointerp
+from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import Roots
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench_adapters.protocols import Roots
 from tests.support.interviews import LOG, Scripted, asked
 from tests.support.labs import fires_on, lab_of, token_sets
 

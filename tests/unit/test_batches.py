@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench.cli import watching
-from latentbench.errors import InvalidInput
-from latentbench.execute.choosing import Choice, Shard, _expression
-from latentbench.execute.estimate import Estimate, duration, estimate
+from latentbench.cli import progress
+from latentbench.core.errors import InvalidInput
+from latentbench.execute.batch_status import Estimate, duration, estimate
+from latentbench.execute.run import CellSelection, Shard, _expression
 from latentbench.plan.plan import Plan, make_plan
-from latentbench.project import load_specs
+from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
 from tests.conftest import Command
 from tests.support.project import Workbench, write_jsonl
@@ -117,7 +117,7 @@ def test_time_left_is_told_from_records_of_like_cells(bench: Workbench, command:
     bench.spec(matrix={"sae.k": [2, 4, 8]}, metrics=["explained_variance"], seeds=[0, 1])
     bench.spec("other", metrics=["explained_variance"])
     made = plan(bench)
-    (ours,) = [estimate(Choice("mine").of(made, bench.project.results), bench.project.results, 1)]
+    (ours,) = [estimate(CellSelection("mine").of(made, bench.project.results), bench.project.results, 1)]
     # Seed 0: k=8 alone is as slow as the slowest of its spec, 220 s. Seed 1: three together, as slow as their slowest.
     assert ours == Estimate(440.0, 1, 4, 0)
     both = estimate(made, bench.project.results, 2)
@@ -171,22 +171,22 @@ def test_watch_follows_a_run_until_every_cell_is_done(
                 assert command(*RUN, name, "1").code == (3 if name == "--max-cells" else 0)
 
     told: list[str] = []
-    monkeypatch.setattr(watching, "sleep", sleep)
-    monkeypatch.setattr(watching, "say", told.append)
+    monkeypatch.setattr(progress, "sleep", sleep)
+    monkeypatch.setattr(progress, "say", told.append)
     (sae,) = (step.stage for step in made.cells[0].steps if step.stage.kind == "sae")
     with ExitStack() as lease:
         lease.enter_context(Store(project.store).leases.some([f"sae-{sae.key}"]))
-        watching.follow(made, project, 7.0)
+        progress.follow(made, project, 7.0)
     assert slept == [7.0]
     assert "0 of 2 cells done, 1 at work, 1 waiting; time left: unknown" in told[0]
     assert told[-1].endswith("2 of 2 cells done, 0 at work, 0 waiting; nothing is left")
 
 
 def test_watch_counts_what_failed(bench: Workbench, command: Command) -> None:
-    from latentbench.execute.watching import Watch, statuses
+    from latentbench.execute.batch_status import BatchWatch, statuses
 
     bench.spec(dataset__eval__lab__path="data/none.jsonl", dataset__train__tokens=10**6, metrics=["explained_variance"])
     bench.write("data/none.jsonl", "not json\n")
     assert command(*RUN).code == 3
-    state = Watch(plan(bench), Store(bench.project.store), Path(bench.project.results)).look()
+    state = BatchWatch(plan(bench), Store(bench.project.store), Path(bench.project.results)).look()
     assert (state.done, statuses(state), state.waiting) == (0, {"failed": 1}, 0)

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from latentbench.activations.tokens import training_tokens
 from latentbench.bench import memory
-from latentbench.bench.memory import Reading, evaluate, measure, train
+from latentbench.bench.memory import TextMemory, evaluate, measure, train
 from latentbench.cli.app import app
 
 
-def growth(measured: Callable[[int], Reading], size: int) -> float:
+def growth(measured: Callable[[int], TextMemory], size: int) -> float:
     """Further bytes of memory for each further byte of text, from one size to four times of it."""
     small, large = measured(size), measured(4 * size)
     return (large.peak_bytes - small.peak_bytes) / (large.text_bytes - small.text_bytes)

@@ -14,23 +14,21 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import evaluation_tokens
-from latentbench.border import ENDING, contained, foreign, reason
+from latentbench.core import hub
+from latentbench.core.border import ENDING, contained, foreign, reason
+from latentbench.core.errors import CellFailed, InvalidInput, LatentbenchError, NotAvailable, RefusedFile
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.sites import Site
 from latentbench.doctor.check import Check, run_checks
-from latentbench.errors import CellFailed, InvalidInput, LatentbenchError, NotAvailable, RefusedFile
+from latentbench.interventions.vectors import SteeringVectors, read_vectors, write_vectors
 from latentbench.sae import artifact
-from latentbench.steering.formats import read_vectors, write_vectors
-from latentbench.steering.vectors import SteeringVectors
-from latentbench_adapters import hub
-from latentbench_adapters.files import FilesDataset
-from latentbench_adapters.folder import hook_module, load_model, load_tokenizer
-from latentbench_adapters.huggingface import streamed_rows
+from latentbench.sae.sources.tensors import read_safetensors, read_torch
+from latentbench_adapters.datasets import FilesDataset, streamed_rows
 from latentbench_adapters.judges.transformers import _answer
 from latentbench_adapters.lm_eval import tasks
-from latentbench_adapters.protocols import LanguageModel, Roots
-from latentbench_adapters.sae_lens.loaded import from_disk, from_registry
-from latentbench_adapters.weights import read_safetensors, read_torch
+from latentbench_adapters.sae_lens.saes import from_disk, from_registry
+from latentbench_adapters.transformers_model import hook_module, load_model, load_tokenizer
 from tests.support.upstream import LIBRARIES, made, panic, upstream
 
 CPU = torch.device("cpu")
@@ -166,7 +164,7 @@ def _scoring(folder: Path) -> Call:
     task = SimpleNamespace(
         task_name="sums", OUTPUT_TYPE="generate_until", _metric_fn_list={"acc": None}, _filters=[], instances=[]
     )
-    problems = tasks.Problems.__new__(tasks.Problems)
+    problems = tasks.TaskProblems.__new__(tasks.TaskProblems)
     problems.task, problems.name = task, "sums"
     task.apply_filters = lambda: np.filters_of_the_test()  # type: ignore[attr-defined]
     return lambda: problems.verdicts([])
@@ -206,17 +204,17 @@ DOORS: dict[str, tuple[str, str, Folder]] = {
     "the hub": ("huggingface_hub:HfApi", "repo_info", _pinning),
     "datasets": ("datasets", "load_dataset", lambda m: lambda: list(streamed_rows("a/b", None, "train", "main"))),
     "Parquet": ("pyarrow.parquet", "ParquetFile", _parquet),
-    "safetensors": ("latentbench_adapters.weights", "load_file", lambda m: lambda: read_safetensors(m / "model.safetensors")),
+    "safetensors": ("latentbench.sae.sources.tensors", "load_file", lambda m: lambda: read_safetensors(m / "model.safetensors")),
     "state dict": ("torch", "load", _state_dict),
     "SAE of the registry": ("sae_lens:SAE", "from_pretrained", lambda m: lambda: from_registry("a", "b")),
     "SAE of sae-lens": ("sae_lens:SAE", "load_from_disk", lambda m: lambda: from_disk(m)),
     "SAE of ours": ("latentbench.sae.artifact", "load_file", lambda m: lambda: artifact._weights(m / "sae.safetensors")),
-    "vectors": ("latentbench.steering.vectors", "safe_open", _vectors("v.safetensors")),
+    "vectors": ("latentbench.interventions.vectors", "safe_open", _vectors("v.safetensors")),
     "GGUF": ("gguf", "GGUFReader", _vectors("v.gguf")),
     "lm-eval vectors": ("torch", "load", _vectors("v.pt")),
     "tasks": (
         "latentbench_adapters.lm_eval.tasks", "_made",
-        lambda m: lambda: tasks.load("x.yaml", tasks.Options(), Roots(m), m, lambda: ""),
+        lambda m: lambda: tasks.load("x.yaml", tasks.TaskOptions(), Roots(m), m, lambda: ""),
     ),
     "scoring": ("numpy", "filters_of_the_test", _scoring),
     "chat template": ("numpy", "template_of_the_test", _asking),

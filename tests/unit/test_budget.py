@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from latentbench.errors import SpecError
-from latentbench.metrics.cost import Cost
+from latentbench.core.errors import SpecError
 from latentbench.plan.stages import stages_of
-from latentbench.project import load_specs
+from latentbench.reconstruction.sparsity_and_cost import ComputeCost
 from latentbench.sae.cost import variant_cost
 from latentbench.sae.options import KronOptions, TopKOptions
+from latentbench.spec.project import load_specs
 from latentbench_adapters.pocket.adapter import PocketModel
 from tests.support.project import Workbench
 
@@ -81,5 +81,5 @@ def test_costs_follow_the_formulas_of_the_paper() -> None:
 
 
 def test_the_cost_metric_reports_parameters_and_operations() -> None:
-    values = {v.id: v.value for v in Cost().of_sae(TopKOptions(width=64, k=4), 16, 64, 3.5)}
+    values = {v.id: v.value for v in ComputeCost().of_sae(TopKOptions(width=64, k=4), 16, 64, 3.5)}
     assert values == {"cost.parameters": 64 * 17 + 64 * 16 + 16, "cost.encoder": 1024, "cost.decoder": 64}

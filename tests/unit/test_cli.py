@@ -14,8 +14,8 @@ import typer.main
 import yaml
 
 from latentbench.cli.app import app
-from latentbench.errors import Problem
-from latentbench.words import one_line, printable
+from latentbench.core.errors import SpecProblem
+from latentbench.core.text import one_line, printable
 from tests.conftest import Command
 from tests.support.project import Workbench
 from tests.unit.leaderboard_factory import Planted, write
@@ -211,7 +211,7 @@ def test_ordinary_text_of_any_language_is_left_alone() -> None:
 
 
 def test_a_problem_is_one_line() -> None:
-    assert str(Problem("a\nb", 1, 2, "p\r", "\x1b[1m")) == "a\\u000ab:1:2: p\\u000d: \\u001b[1m"
+    assert str(SpecProblem("a\nb", 1, 2, "p\r", "\x1b[1m")) == "a\\u000ab:1:2: p\\u000d: \\u001b[1m"
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "**/[", "specs/*.yaml", "~", "["])

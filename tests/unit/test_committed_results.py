@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from latentbench.canonical import file_digest
-from latentbench.leaderboard import leaderboard
-from latentbench.results import read_record
+from latentbench.core.hashing import file_digest
+from latentbench.leaderboard.api import leaderboard
+from latentbench.records.results import read_record
 
 RESULTS = Path(__file__).parents[2] / "results"
 RECORDS = sorted((RESULTS / "records").rglob("*.json"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentbench.errors import InvalidInput
-from latentbench.leaderboard import compare_records
+from latentbench.core.errors import InvalidInput
+from latentbench.leaderboard.api import compare_records
 from latentbench.leaderboard.board import Column
 from latentbench.leaderboard.compare import Comparison, MetricChange, compare
 from latentbench.leaderboard.load import load

@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from latentbench.activations import tokens as module
-from latentbench.activations.cuts import Cuts
+from latentbench.activations.token_boundaries import TokenBoundaries
 from latentbench.activations.tokens import evaluation_tokens, training_tokens
+from latentbench.core.protocols import Roots
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.protocols import Roots
 from tests.support import tokenizer_makes as made
 from tests.support.tokenizer_makes import LLAMA_3, MADE, SPACES, WORDS
 
@@ -34,8 +34,8 @@ def tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 @lru_cache
-def cuts(name: str) -> Cuts:
-    found = Cuts.of(tokenizer(name))
+def cuts(name: str) -> TokenBoundaries:
+    found = TokenBoundaries.of(tokenizer(name))
     assert found is not None
     return found
 
@@ -124,7 +124,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_may_look_further_is_refused(name: str) -> None:
-    assert Cuts.of(REFUSED[name]()) is None
+    assert TokenBoundaries.of(REFUSED[name]()) is None
 
 
 def test_a_pre_tokenizer_in_python_is_refused() -> None:
@@ -133,7 +133,7 @@ def test_a_pre_tokenizer_in_python_is_refused() -> None:
 
     found = made.byte_level()
     found.backend_tokenizer.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Lines())
-    assert Cuts.of(found) is None
+    assert TokenBoundaries.of(found) is None
 
 
 def test_a_tokenizer_with_a_way_of_its_own_is_refused() -> None:
@@ -142,8 +142,8 @@ def test_a_tokenizer_with_a_way_of_its_own_is_refused() -> None:
             return super()._encode_plus(*args, **options)
 
     backend = made.byte_level().backend_tokenizer
-    assert Cuts.of(PreTrainedTokenizerFast(tokenizer_object=backend)) is not None
-    assert Cuts.of(Own(tokenizer_object=backend)) is None
+    assert TokenBoundaries.of(PreTrainedTokenizerFast(tokenizer_object=backend)) is not None
+    assert TokenBoundaries.of(Own(tokenizer_object=backend)) is None
 
 
 def test_where_a_merge_leads_across_is_no_cut() -> None:
@@ -151,7 +151,7 @@ def test_where_a_merge_leads_across_is_no_cut() -> None:
     vocabulary = {piece: n for n, piece in enumerate(["<unk>", "a", "b", "c", "▁", "▁b", "a▁b"])}
     backend = Tokenizer(models.BPE(vocabulary, [("▁", "b"), ("a", "▁b")], unk_token="<unk>"))
     backend.normalizer = normalizers.Replace(" ", "▁")
-    found = Cuts.of(made.fast(backend))
+    found = TokenBoundaries.of(made.fast(backend))
     assert found is not None
     assert [found.last(text, 2) for text in ("ca b", "cc b", "cb b", "cx b")] == [0, 2, 2, 0]
     assert backend.encode("ca b").ids[:2] != backend.encode("ca").ids

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from latentbench.cli.app import app
-from latentbench.project import find_project, load_specs
 from latentbench.spec.checks import check
+from latentbench.spec.project import find_project, load_specs
 from latentbench.spec.reference import reference_page
 
 ROOT = Path(__file__).parents[2]

@@ -12,52 +12,56 @@ import pytest
 import torch
 
 from latentbench.cli.app import run
-from latentbench.doctor import dictionary, intervals, surroundings, truths
+from latentbench.doctor import environment, intervals, truths
 from latentbench.doctor.check import Check, Finding, both, close, run_checks
-from latentbench.metrics import explained_variance
-from latentbench.project import Project
+from latentbench.reconstruction import error_metrics
+from latentbench.spec.project import Project
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def ward() -> truths.Ward:
+def ward() -> truths.PocketFixture:
     """One pass over a few documents serves all tests here."""
-    made = truths.Ward()
+    made = truths.PocketFixture()
     assert made.results.failures == {}
     return made
 
 
-def test_metrics_hold_on_known_truths(ward: truths.Ward) -> None:
+def test_metrics_hold_on_known_truths(ward: truths.PocketFixture) -> None:
     for look in (truths._identity, truths._mean, truths._zero, truths._rescaled, truths._company):
         found = look(ward)
         assert found.passed, found.detail
 
 
-def test_a_wrong_formula_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_formula_is_noticed(ward: truths.PocketFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of squares in place of the square of the mean, as in older evaluators."""
-    right = explained_variance._ESTIMATORS["centred"]
+    right = error_metrics._ESTIMATORS["centred"]
     wrong = replace(right, inputs=("squared_error", "squared_norm"))
-    monkeypatch.setitem(explained_variance._ESTIMATORS, "centred", wrong)
+    monkeypatch.setitem(error_metrics._ESTIMATORS, "centred", wrong)
     assert not truths._mean(ward).passed
     assert truths._identity(ward).passed, "which identity cannot show"
 
 
-def test_a_number_that_depends_on_the_scale_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_depends_on_the_scale_is_noticed(
+    ward: truths.PocketFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = truths._statistics
     monkeypatch.setattr(truths, "_statistics", lambda w, factor: {**real(w, factor), "cosine": 0.5 * factor})
     assert not truths._rescaled(ward).passed
 
 
-def test_a_number_that_depends_on_the_batch_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    from latentbench.measure import reconstruction
+def test_a_number_that_depends_on_the_batch_is_noticed(
+    ward: truths.PocketFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentbench.reconstruction import shared_pass
 
-    real = reconstruction.squared_norms
-    monkeypatch.setattr(reconstruction, "squared_norms", lambda vectors: real(vectors) / len(vectors))
+    real = shared_pass.squared_norms
+    monkeypatch.setattr(shared_pass, "squared_norms", lambda vectors: real(vectors) / len(vectors))
     assert not truths._batches(ward).passed
 
 
-def test_company_that_matters_is_noticed(ward: truths.Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_company_that_matters_is_noticed(ward: truths.PocketFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     real = truths._own
 
     def own(results, name):  # type: ignore[no-untyped-def]
@@ -69,13 +73,13 @@ def test_company_that_matters_is_noticed(ward: truths.Ward, monkeypatch: pytest.
 
 
 def test_a_planted_dictionary_is_recognised() -> None:
-    found = dictionary._oracle()
+    found = truths._oracle()
     assert found.passed, found.detail
 
 
 def test_training_that_learns_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dictionary, "STEPS", 2)
-    assert not dictionary._trained().passed
+    monkeypatch.setattr(truths, "STEPS", 2)
+    assert not truths._trained().passed
 
 
 def test_recovery_of_the_dictionary_itself_is_one() -> None:
@@ -86,11 +90,11 @@ def test_recovery_of_the_dictionary_itself_is_one() -> None:
         def decoder_rows(self) -> torch.Tensor:
             return self.rows
 
-    directions, generator = dictionary.planted()
+    directions, generator = truths.planted()
     shuffled = directions[torch.randperm(len(directions), generator=generator)] * -3.0
-    assert dictionary.recovery(directions, Holder(shuffled)) == pytest.approx(1.0, abs=1e-6)  # type: ignore[arg-type]
-    noise = torch.randn(len(directions), dictionary.D, generator=generator)
-    assert dictionary.recovery(directions, Holder(noise)) < dictionary.CHANCE  # type: ignore[arg-type]
+    assert truths.recovery(directions, Holder(shuffled)) == pytest.approx(1.0, abs=1e-6)  # type: ignore[arg-type]
+    noise = torch.randn(len(directions), truths.D, generator=generator)
+    assert truths.recovery(directions, Holder(noise)) < truths.CHANCE  # type: ignore[arg-type]
 
 
 def test_intervals_hold_and_too_short_ones_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,22 +111,22 @@ def test_intervals_hold_and_too_short_ones_are_noticed(monkeypatch: pytest.Monke
 
 
 def test_tests_that_cry_wolf_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from latentbench.leaderboard.statistics import Test
+    from latentbench.statistics.paired import TestResult
 
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(intervals, "exchange_test", lambda *_: Test(float(rng.random() * 0.5)))
+    monkeypatch.setattr(intervals, "exchange_test", lambda *_: TestResult(float(rng.random() * 0.5)))
     assert not intervals._size().passed
 
 
 def test_a_full_disk_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert surroundings._disk(tmp_path / "not/yet").passed
-    monkeypatch.setattr(surroundings, "ENOUGH", 1 << 70)
-    assert not surroundings._disk(tmp_path).passed
+    assert environment._disk(tmp_path / "not/yet").passed
+    monkeypatch.setattr(environment, "ENOUGH", 1 << 70)
+    assert not environment._disk(tmp_path).passed
 
 
 def test_a_package_that_does_not_fit_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "requires", lambda _: ["numpy<1", "absent-package", "pytest; extra == 'dev'"])
-    found = surroundings._packages()
+    monkeypatch.setattr(environment, "requires", lambda _: ["numpy<1", "absent-package", "pytest; extra == 'dev'"])
+    found = environment._packages()
     assert not found.passed
     assert "numpy" in found.detail
     assert "absent-package is not installed" in found.detail
@@ -138,7 +142,7 @@ def test_a_check_that_raises_has_failed_and_the_others_go_on(tmp_path: Path) -> 
     found = list(run_checks(checks))
     assert [result.verdict for result in found] == ["fail", "pass", "note"]
     assert "ZeroDivisionError" in found[0].detail
-    assert len(surroundings.surroundings_checks(Project(tmp_path, tmp_path, tmp_path))) == 5
+    assert len(environment.surroundings_checks(Project(tmp_path, tmp_path, tmp_path))) == 5
 
 
 def test_the_command_reports_and_its_code_follows(
@@ -149,7 +153,7 @@ def test_the_command_reports_and_its_code_follows(
     data = json.loads(capsys.readouterr().out)
     assert data["passed"]
     assert {"packages fit", "device", "hub"} <= {check["name"] for check in data["checks"]}
-    monkeypatch.setattr(surroundings, "ENOUGH", 1 << 70)
+    monkeypatch.setattr(environment, "ENOUGH", 1 << 70)
     assert run(["doctor", "--quick"]) == 1
     assert "FAIL  the store can be written" in capsys.readouterr().out
 

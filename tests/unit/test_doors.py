@@ -14,16 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from latentbench.errors import LatentbenchError, RefusedFile
-from latentbench.execute.environment import _run
-from latentbench.execute.events import Loss
-from latentbench.execute.process import Limits, WorkerProcess
-from latentbench_adapters.hub import check_dataset
-from latentbench_adapters.huggingface import HuggingFaceDataset, streamed_rows
+from latentbench.core.errors import LatentbenchError, RefusedFile
+from latentbench.core.hub import check_dataset
+from latentbench.core.protocols import Roots
+from latentbench.distributed.worker_process import Limits, WorkerFailure, WorkerProcess
+from latentbench.execute.cell_record import _run
+from latentbench.sae.sources.native import NativeSource
+from latentbench_adapters.datasets import HuggingFaceDataset, streamed_rows
 from latentbench_adapters.model_files import check_model_folder, refuse_adapter, refuse_kernels
-from latentbench_adapters.native import NativeSource
-from latentbench_adapters.problems.huggingface import HuggingFaceProblems
-from latentbench_adapters.protocols import Roots
+from latentbench_adapters.problems import HuggingFaceProblems
 from latentbench_adapters.sparsify import SparsifySource
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.conftest import Command
@@ -425,7 +424,7 @@ def test_workers_import_nothing_from_the_current_folder(
     canary.unlink()
     worker = WorkerProcess(tmp_path / "no.json", tmp_path / "log", Limits(threads=1))
     worker.process.wait(60)
-    assert isinstance(worker.loss, Loss)
+    assert isinstance(worker.loss, WorkerFailure)
     assert not canary.exists()
 
 

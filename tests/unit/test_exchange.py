@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
-from latentbench.leaderboard.table import board_of
 from tests.support.foreign import LM_EVAL, SAE_LENS, SAEBENCH, changed, numbers, one, put, taken
 
 

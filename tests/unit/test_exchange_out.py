@@ -15,11 +15,10 @@ import pandas as pd
 import pytest
 from jsonschema import Draft7Validator
 
-from latentbench.errors import InvalidInput, LatentbenchError, NotAvailable
-from latentbench.exchange import every_eval
-from latentbench.exchange.sinks import publish
-from latentbench.exchange.writing import write_folder
-from latentbench.leaderboard import leaderboard, leaderboard_parquet
+from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable
+from latentbench.exchange import every_eval_ever
+from latentbench.exchange.exporting import publish, write_folder
+from latentbench.leaderboard.api import leaderboard, leaderboard_parquet
 from latentbench.leaderboard.load import load
 from tests.support.every_eval import EVERY_EVAL
 from tests.unit.leaderboard_factory import Planted, write
@@ -28,7 +27,7 @@ from tests.unit.leaderboard_factory import Planted, write
 def test_every_eval_ever_holds_every_number_with_its_interval(tmp_path: Path) -> None:
     write(tmp_path, Planted())
     (cell,) = load(tmp_path).loaded
-    log = json.loads(json.dumps(every_eval.log(cell), allow_nan=False))
+    log = json.loads(json.dumps(every_eval_ever.log(cell), allow_nan=False))
     measured = [m for m in cell.record.metrics if m.value is not None]
     for result, metric in zip(log["evaluation_results"], measured, strict=True):
         assert result["score_details"]["score"] == metric.value
@@ -44,7 +43,7 @@ def test_every_eval_ever_holds_every_number_with_its_interval(tmp_path: Path) ->
 def test_committed_records_become_valid_every_eval_ever_logs() -> None:
     validator = Draft7Validator(EVERY_EVAL)
     for cell in load(Path(__file__).parents[2] / "results").loaded:
-        problems = list(validator.iter_errors(every_eval.log(cell)))
+        problems = list(validator.iter_errors(every_eval_ever.log(cell)))
         assert not problems, f"{cell.record.spec.name}: {problems[0].message}"
 
 
@@ -52,7 +51,7 @@ def test_committed_records_become_valid_every_eval_ever_logs() -> None:
 def test_the_every_eval_ever_schema_refuses_what_lacks_a_part(tmp_path: Path, without: str) -> None:
     write(tmp_path, Planted())
     (cell,) = load(tmp_path).loaded
-    log = {k: v for k, v in every_eval.log(cell).items() if k != without}
+    log = {k: v for k, v in every_eval_ever.log(cell).items() if k != without}
     assert not Draft7Validator(EVERY_EVAL).is_valid(log)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from latentbench.errors import RefusedFile
+from latentbench.core.errors import RefusedFile
 from latentbench.exchange.foreign import word
-from latentbench.leaderboard import leaderboard
-from latentbench.record import Record
+from latentbench.leaderboard.api import leaderboard
+from latentbench.records.record import Record
 from tests.support.foreign import SAEBENCH, changed, one, put, taken
 from tests.support.saebench import (
     ABSORPTION,

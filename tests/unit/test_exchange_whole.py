@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from latentbench.errors import InvalidInput, RefusedFile
+from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.exchange import saebench
-from latentbench.exchange.writing import write_folder
-from latentbench.leaderboard import leaderboard
+from latentbench.exchange.exporting import write_folder
+from latentbench.leaderboard.api import leaderboard
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
-from latentbench.leaderboard.table import board_of
 from tests.support.foreign import LM_EVAL, SAE_LENS, SAEBENCH, changed, numbers, one, put, taken
 from tests.unit.leaderboard_factory import HOSTILE, Planted, write
 

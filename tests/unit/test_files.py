@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentbench.errors import DamagedArtifact, StoreError
+from latentbench.core.errors import DamagedArtifact, StoreError
 from latentbench.store.files import read_arrays, read_json, write_arrays, write_bytes, write_json
 
 

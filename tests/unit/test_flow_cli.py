@@ -9,7 +9,7 @@ import networkx as nx
 import pytest
 from safetensors.torch import load_file
 
-from latentbench.report.explanations import explained
+from latentbench.report.flow import explained
 from tests.conftest import Command
 from tests.support.project import Workbench, random_words, write_jsonl
 

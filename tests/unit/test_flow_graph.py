@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.errors import InvalidInput
-from latentbench.flow.export import FORMATS, to_dot, to_graphml, to_json
-from latentbench.flow.graph import FlowGraph, Node, parse_node, traced
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Site
+from latentbench.flow.graph import FlowGraph, LatentNode, parse_node, traced
+from latentbench.flow.graph_export import FORMATS, to_dot, to_graphml, to_json
 from latentbench.flow.labels import layer_statistics, origins, path_lengths
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.notes import Note
@@ -72,7 +72,7 @@ def test_what_chance_would_give_counts_for_nothing() -> None:
 
 def test_what_was_applied_is_exported_not_what_was_asked_for() -> None:
     strict = small(k=2, thresholds={"chance": 0.01})
-    graph = traced(strict, Node(R1, 0))
+    graph = traced(strict, LatentNode(R1, 0))
     found = json.loads(to_json(graph))["rules"]
     assert (found["matching"], found["k"], found["fold"]) == ("cosine", 2, "none")
     wide, narrow = strict.counts(0.5, R1), strict.counts(0.5, R0)  # four latents and three
@@ -83,41 +83,41 @@ def test_what_was_applied_is_exported_not_what_was_asked_for() -> None:
     assert told in to_dot(graph)
     assert told in nx.read_graphml(io.BytesIO(to_graphml(graph).encode())).graph["rules"]
     assert layer_statistics(strict)[1].cut == strict.counts(0.5, R0)
-    plain = traced(small(), Node(R1, 0)).rules
+    plain = traced(small(), LatentNode(R1, 0)).rules
     assert plain["residual"] == {"graph": [0.5, 0.5], "high": [0.5, 0.5]}
     assert plain["attention"] == {"graph": [0.15, 0.15], "high": [0.25, 0.25]}
 
 
 def test_a_graph_goes_back_and_on_and_takes_the_modules_along() -> None:
-    graph = traced(small(), Node(R1, 2))
+    graph = traced(small(), LatentNode(R1, 2))
     assert [str(node) for node in graph.nodes] == ["1.attn_out:0", "1.resid_post:2", "2.resid_post:2"]
     assert [(str(e.source), str(e.target), e.part) for e in graph.edges] == [
         ("1.attn_out:0", "1.resid_post:2", "attention"),
         ("1.resid_post:2", "2.resid_post:2", "residual"),
     ]
     assert all(edge.cosine == pytest.approx(1) for edge in graph.edges)
-    assert graph.nodes[Node(R1, 2)].label == "newborn"
+    assert graph.nodes[LatentNode(R1, 2)].label == "newborn"
 
 
 def test_paths_end_below_the_cut() -> None:
-    assert len(traced(small(), Node(R2, 1)).path()) == 3
+    assert len(traced(small(), LatentNode(R2, 1)).path()) == 3
     cut = small(thresholds={"chance": 1, "cut": 0.9})
-    assert traced(cut, Node(R2, 1)).path() == [Node(R2, 1)]
-    assert [node.index for node in traced(cut, Node(R2, 0)).path()] == [0, 0, 0]
+    assert traced(cut, LatentNode(R2, 1)).path() == [LatentNode(R2, 1)]
+    assert [node.index for node in traced(cut, LatentNode(R2, 0)).path()] == [0, 0, 0]
 
 
 def test_modules_below_the_drop_are_left_out() -> None:
-    kept = traced(small(), Node(R1, 1))
-    assert Node(M1, 0) in kept.nodes
-    assert Node(A1, 0) not in kept.nodes
-    dropped = traced(small(thresholds={"chance": 1, "drop": 0.8}), Node(R1, 1))
-    assert Node(M1, 0) not in dropped.nodes
+    kept = traced(small(), LatentNode(R1, 1))
+    assert LatentNode(M1, 0) in kept.nodes
+    assert LatentNode(A1, 0) not in kept.nodes
+    dropped = traced(small(thresholds={"chance": 1, "drop": 0.8}), LatentNode(R1, 1))
+    assert LatentNode(M1, 0) not in dropped.nodes
 
 
 def test_a_graph_stops_at_its_largest_size() -> None:
-    whole = traced(small(k=3, thresholds={"chance": 1, "cut": -1, "drop": -1}), Node(R1, 0))
+    whole = traced(small(k=3, thresholds={"chance": 1, "cut": -1, "drop": -1}), LatentNode(R1, 0))
     assert not whole.truncated
-    cut = traced(small(k=3, thresholds={"chance": 1, "cut": -1, "drop": -1}), Node(R1, 0), limit=4)
+    cut = traced(small(k=3, thresholds={"chance": 1, "cut": -1, "drop": -1}), LatentNode(R1, 0), limit=4)
     assert cut.truncated
     assert len(cut.nodes) == 4
     assert all(e.source in cut.nodes and e.target in cut.nodes for e in cut.edges)
@@ -147,8 +147,8 @@ def test_seeds_that_do_not_exist_are_refused(text: str) -> None:
         traced(small(), parse_node(text))
 
 
-def hostile() -> tuple[FlowGraph, dict[Node, Note]]:
-    graph = traced(small(), Node(R1, 1))
+def hostile() -> tuple[FlowGraph, dict[LatentNode, Note]]:
+    graph = traced(small(), LatentNode(R1, 1))
     return graph, dict.fromkeys(graph.nodes, Note(HOSTILE, (HOSTILE, " x")))
 
 

@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from latentbench.activations.site import Site
-from latentbench.flow.checks import unfoldable
-from latentbench.flow.method import FlowMethod
-from latentbench.flow.options import Flow, Thresholds
-from latentbench.flow.places import Link, depth, links, problems, residual_sites
-from latentbench.metrics.flow.steering import FlowSteering
-from latentbench.metrics.flow.transition import FlowTransition
+from latentbench.core.protocols import Roots
+from latentbench.core.sites import Site
+from latentbench.flow.metrics import FlowTransition
+from latentbench.flow.options import Flow, Thresholds, unfoldable
+from latentbench.flow.steering_method import FlowMethod
+from latentbench.flow.steering_metric import FlowSteering
+from latentbench.flow.topology import Link, depth, links, problems, residual_sites
 from latentbench.spec.experiment import Experiment
-from latentbench.steering.options import StackMethod
-from latentbench_adapters.protocols import Roots
+from latentbench.steering.baselines import StackMethod
 
 R0, R1, R2 = (Site(index=i) for i in range(3))
 M1, A1 = Site(index=1, point="mlp_out"), Site(index=1, point="attn_out")
@@ -196,8 +195,8 @@ def test_carrying_further_than_there_are_layers_is_refused() -> None:
 
 def test_reading_the_sections_needs_no_torch() -> None:
     code = (
-        "import sys, latentbench.flow.options, latentbench.metrics.flow.matching, latentbench.metrics.flow.agreement, "
-        "latentbench.metrics.flow.transition, latentbench.metrics.flow.deactivation, latentbench.metrics.flow.steering\n"
+        "import sys, latentbench.flow.options, latentbench.flow.metrics, latentbench.flow.metrics, "
+        "latentbench.flow.metrics, latentbench.flow.metrics, latentbench.flow.steering_metric\n"
         "print([m for m in ('torch', 'numpy', 'scipy', 'networkx', 'sklearn', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

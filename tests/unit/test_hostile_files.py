@@ -16,26 +16,25 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentbench.errors import LatentbenchError, RefusedFile
+from latentbench.core.errors import LatentbenchError, RefusedFile
+from latentbench.core.protocols import Roots
 from latentbench.exchange.importing import import_files
-from latentbench.execute.stages import read_content, write_content
-from latentbench.leaderboard import leaderboard
-from latentbench.record import Record
-from latentbench.results import read_record
+from latentbench.execute.job_inputs import read_content, write_content
+from latentbench.interventions.vectors import SteeringVectors, read_vectors, write_vectors
+from latentbench.leaderboard.api import leaderboard
+from latentbench.records.record import Record
+from latentbench.records.results import read_record
 from latentbench.sae import artifact
 from latentbench.sae.options import TopKOptions
-from latentbench.steering.formats import read_vectors, write_vectors
-from latentbench.steering.vectors import SteeringVectors
+from latentbench.sae.sources.native import NativeSource
 from latentbench.store.files import read_arrays, read_json, write_arrays
 from latentbench.store.store import MANIFEST, Store
+from latentbench_adapters.datasets import FilesDataset
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
-from latentbench_adapters.files import FilesDataset
-from latentbench_adapters.folder import folder_facts
-from latentbench_adapters.native import NativeSource
-from latentbench_adapters.protocols import Roots
 from latentbench_adapters.sae_lens.export import export
 from latentbench_adapters.sae_lens.source import SaeLensSource
 from latentbench_adapters.sparsify import SparsifySource
+from latentbench_adapters.transformers_model import folder_facts
 from tests.support.damaged import (
     BOMBS,
     gguf_lies,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import evaluation_tokens
-from latentbench.errors import LatentbenchError
-from latentbench_adapters.protocols import Roots
+from latentbench.core.errors import LatentbenchError
+from latentbench.core.protocols import Roots
+from latentbench.core.sites import Site
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.hostile_models import sharded, spoil
 from tests.support.project import documents

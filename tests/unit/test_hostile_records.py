@@ -17,14 +17,13 @@ from typing import Any, get_args
 
 import pytest
 
-from latentbench.errors import LatentbenchError
-from latentbench.exchange.writing import FolderFormat, write_folder
-from latentbench.leaderboard import compare_records, leaderboard
-from latentbench.leaderboard.api import BoardFormat, ComparisonFormat, leaderboard_parquet
+from latentbench.core.errors import LatentbenchError
+from latentbench.exchange.exporting import FolderFormat, write_folder
+from latentbench.leaderboard.api import BoardFormat, ComparisonFormat, compare_records, leaderboard, leaderboard_parquet
 from latentbench.leaderboard.load import load
-from latentbench.report.scales import frontiers
-from latentbench.results import read_record, referred_keys
-from latentbench.store.lineage import lineage
+from latentbench.records.lineage import lineage
+from latentbench.records.results import read_record, referred_keys
+from latentbench.report.frontier import frontiers
 from latentbench.store.store import Store
 from tests.support.damaged import torn_json
 from tests.unit.leaderboard_factory import Planted, rewritten, write

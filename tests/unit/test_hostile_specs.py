@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from latentbench.errors import LatentbenchError, SpecError
+from latentbench.core.errors import LatentbenchError, SpecError
 from latentbench.plan.plan import make_plan
-from latentbench.project import Project, read_specs
 from latentbench.spec.checks import check
+from latentbench.spec.project import Project, read_specs
 from latentbench.store.store import Store
 from tests.conftest import Command
 from tests.support.hostile import ROOT, malformed

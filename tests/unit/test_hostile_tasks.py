@@ -13,11 +13,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 
-from latentbench.errors import LatentbenchError, NotAvailable
-from latentbench_adapters.lm_eval import tested
+from latentbench.core.errors import LatentbenchError, NotAvailable
+from latentbench.core.protocols import Roots
+from latentbench_adapters.lm_eval import catalogue
 from latentbench_adapters.lm_eval.task_file import RefusedTask, read_task
-from latentbench_adapters.lm_eval.tasks import Options, Problems, _refused, load, task_identity
-from latentbench_adapters.protocols import Roots
+from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, _refused, load, task_identity
 from tests.support.hostile_tasks import SOUND, hostile_tasks, lay_traps, sound_text
 
 Count = Callable[[str, object], None]
@@ -37,13 +37,15 @@ class Trap:
         try:
             read_task("task.yaml", self.roots)
             task_identity("task.yaml", self.roots)
-            assert tested.longest_answer("task.yaml", self.roots) != 0
-            assert not tested.tests_on("task.yaml", {"hub": "x/y", "split": "test"}, self.roots)
+            assert catalogue.longest_answer("task.yaml", self.roots) != 0
+            assert not catalogue.tests_on("task.yaml", {"hub": "x/y", "split": "test"}, self.roots)
         except LatentbenchError as error:
             problems = error.problems if isinstance(error, RefusedTask) else ()
             return "refused" if all(problem.line >= 1 for problem in problems) else "refused nowhere"
         try:
-            tasks = load("task.yaml", Options(limit=2), self.roots, self.roots.project / "cache", lambda *a, **k: "")
+            tasks = load(
+                "task.yaml", TaskOptions(limit=2), self.roots, self.roots.project / "cache", lambda *a, **k: ""
+            )
         except LatentbenchError:
             return "not loaded"
         return "scored" if all(map(scored, tasks)) else "not scored"
@@ -53,7 +55,7 @@ class Trap:
         return self.canary.read_text() if self.canary.exists() else ""
 
 
-def scored(problems: Problems) -> bool:
+def scored(problems: TaskProblems) -> bool:
     """Whether answers to a task can be scored."""
     answer = "so 2" if problems.generative else (-1.0, True)
     try:
@@ -130,7 +132,7 @@ def test_what_lm_eval_falls_back_to_is_out_of_reach(trap: Trap, monkeypatch: pyt
         config["dataset_kwargs"] = {"data_files": {"test": str(trap.roots.project / "data/rows.jsonl")}}
         monkeypatch.setattr("latentbench_adapters.lm_eval.tasks.read_task", lambda *_, config=config: config)
         with pytest.raises(NotAvailable):
-            load("task.yaml", Options(), trap.roots, trap.roots.project / "cache", lambda *a, **k: "")
+            load("task.yaml", TaskOptions(), trap.roots, trap.roots.project / "cache", lambda *a, **k: "")
         assert not trap.sprung()
     assert sys.modules["evaluate"] is not None  # others may use it
 

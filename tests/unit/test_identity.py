@@ -11,11 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench.canonical import canonical, digest, file_digest, seed_of
+from latentbench.core.hashing import canonical, digest, file_digest, seed_of
+from latentbench.core.protocols import Roots
 from latentbench.plan.stages import cell_key, stage_keys, stages_of
 from latentbench.spec.cells import load_spec
-from latentbench_adapters.files import FilesDataset
-from latentbench_adapters.protocols import Roots
+from latentbench_adapters.datasets import FilesDataset
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.project import merged
 from tests.support.specs import PLAIN

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentbench.canonical import file_digest
-from latentbench.errors import InvalidInput, RefusedFile
-from latentbench.exchange.writing import write_folder
-from latentbench.leaderboard import leaderboard
+from latentbench.core.errors import InvalidInput, RefusedFile
+from latentbench.core.hashing import file_digest
+from latentbench.exchange.exporting import write_folder
+from latentbench.leaderboard.api import leaderboard
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.select import select
-from latentbench.leaderboard.table import board_of
-from latentbench.results import read_record
+from latentbench.records.results import read_record
 from latentbench.store.files import read_arrays, write_arrays
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench.errors import NotAvailable
-from latentbench.metrics.autointerp.answers import explanation_in, labels_in, probabilities_in
-from latentbench_adapters.judges.answered import answered
-from latentbench_adapters.judges.transcripts import Transcripts
-from latentbench_adapters.protocols import Reply
+from latentbench.autointerp.prompts import explanation_in, labels_in, probabilities_in
+from latentbench.core.errors import NotAvailable
+from latentbench.core.judges import answered
+from latentbench.core.protocols import Reply
+from latentbench_adapters.judges.requests import Transcripts
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from latentbench.metrics.autointerp.examples import Window
-from latentbench_adapters.judges.lexical import LexicalJudge
+from latentbench.autointerp.lexical_judge import LexicalJudge
+from latentbench.autointerp.windows import Window
 
 
 def learned(active: list[str], inactive: list[str]) -> Any:
@@ -58,7 +58,7 @@ def test_it_says_so_when_nothing_stands_out() -> None:
 
 def test_it_is_deterministic_in_another_process() -> None:
     code = (
-        "from latentbench_adapters.judges.lexical import LexicalJudge; from types import SimpleNamespace as W;"
+        "from latentbench.autointerp.lexical_judge import LexicalJudge; from types import SimpleNamespace as W;"
         "on = [W(tokens=('a', f'b{i % 3}', 'c', f'd{i}'), activations=(0., 1., i % 2, 0.)) for i in range(12)];"
         "rule = LexicalJudge().learn(on, [('x', f'b{i}', 'c', 'a') for i in range(12)]);"
         "print(rule.explanation, rule.detect([('a', 'b1', 'c'), ('x', 'b1', 'd4')]))"

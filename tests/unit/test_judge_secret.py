@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentbench.core.protocols import Reply
 from latentbench_adapters.judges.secret import Secret
-from latentbench_adapters.protocols import Reply
 
 KEY = "sk-proj-Zq8'w+R/1&<tK=\"9vLm\\2xYb7Hc4Nd6Pf"
 PRINTABLE = st.text(alphabet=[c for c in string.printable if c.isprintable()], min_size=12, max_size=80)

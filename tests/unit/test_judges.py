@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from latentbench.errors import NotAvailable
-from latentbench.metrics.autointerp.answers import probabilities_in
-from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.autointerp.metric import Autointerp
+from latentbench.autointerp.prompts import probabilities_in
+from latentbench.core.errors import NotAvailable
+from latentbench.core.protocols import Roots
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench_adapters.judges.pace import Pace
-from latentbench_adapters.protocols import Roots
+from latentbench_adapters.judges.requests import RateLimit
 from tests.support.chat_server import Answer, completion, packed, refused, said, serving
 from tests.support.judges import KEY, ask, echo, files_under, judge, questions
 
@@ -343,12 +343,12 @@ def test_the_rate_limit_holds_and_counts_retries(tmp_path: Path) -> None:
 
 
 def test_pace_without_a_limit_never_waits() -> None:
-    async def many(pace: Pace) -> None:
+    async def many(pace: RateLimit) -> None:
         for _ in range(1000):
             await pace.wait()
 
     start = time.monotonic()
-    asyncio.run(many(Pace(None)))
+    asyncio.run(many(RateLimit(None)))
     assert time.monotonic() - start < 0.5
 
 

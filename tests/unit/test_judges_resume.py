@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.autointerp.metric import Autointerp
 from tests.support.chat_server import Answer, Script, said, serving
 from tests.support.judges import KEY, echo, files_under, judge
 from tests.support.labs import fires_on, lab_of, token_sets
@@ -24,7 +24,7 @@ _CHAT = """
 import sys
 from pathlib import Path
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench_adapters.protocols import Roots
+from latentbench.core.protocols import Roots
 judge = OpenAIJudge(base_url=sys.argv[1], model="m", key_env="JUDGE_KEY", retries=3, timeout=5, concurrency=2)
 folder = Path(sys.argv[2])
 requests = [[{"role": "user", "content": f"question {i}"}] for i in range(40)]
@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 import torch
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench.metrics.autointerp.metric import Autointerp
+from latentbench.autointerp.metric import Autointerp
 from tests.support.labs import fires_on, lab_of, token_sets
 torch.set_num_threads(1)
 judge = OpenAIJudge(base_url=sys.argv[1], model="m", key_env="JUDGE_KEY", concurrency=2)

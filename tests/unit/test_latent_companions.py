@@ -14,23 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.errors import CellFailed
-from latentbench.lab import Lab
-from latentbench.metrics.autointerp.details import LatentDetail
-from latentbench.metrics.latents.absorption import Absorption
-from latentbench.metrics.latents.decoder import Decoder
-from latentbench.metrics.latents.first_letter import vocabulary_words
-from latentbench.metrics.latents.latents import Latents
-from latentbench.metrics.latents.sparse_probing import SparseProbing
-from latentbench.metrics.latents.survey import Survey
-from latentbench.metrics.study import Findings, Study
+from latentbench.autointerp.scores import LatentDetail
+from latentbench.core.errors import CellFailed
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.latents.absorption import Absorption
+from latentbench.latents.decoder import Decoder
+from latentbench.latents.firing import Latents
+from latentbench.latents.first_letter import vocabulary_words
+from latentbench.latents.sparse_probing import SparseProbing
+from latentbench.latents.survey import Survey
 from latentbench.metrics.values import metric_values
-from latentbench.record import MetricValue
-from latentbench.report.choice import chosen
-from latentbench.report.numbers import short
+from latentbench.records.record import MetricValue
+from latentbench.report.latents import chosen
+from latentbench.report.page_values import short
 from latentbench.sae import options as o
-from latentbench.sae.base import SparseAutoencoder
-from latentbench_adapters.protocols import LanguageModel, Roots
+from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings, Study
 from tests.support.labs import (
     CONTEXT,
     SITE,
@@ -93,7 +93,7 @@ def test_nothing_fires(tmp_path: Path) -> None:
     assert all(v.value is None and v.null_reason for v in values(Latents(), found).values())
 
 
-def with_sae(lab: Lab, sae: SparseAutoencoder) -> Lab:
+def with_sae(lab: StageContext, sae: SparseAutoencoder) -> StageContext:
     return replace(lab, saes=lambda: {SITE: sae})
 
 
@@ -126,7 +126,7 @@ def test_no_encoder_cosine_without_a_linear_encoder(tmp_path: Path) -> None:
     assert {v.null_reason for v in found.values} == {f"{type(identity).__name__} has no dictionary"}
 
 
-def two_domains(tmp_path: Path, documents: int = 40) -> Lab:
+def two_domains(tmp_path: Path, documents: int = 40) -> StageContext:
     """Even words in one domain, odd words in the other; latents 0 to 3 fire on even ones, 4 to 7 on odd ones."""
     from latentbench.activations.tokens import evaluation_tokens
 
@@ -213,7 +213,7 @@ class SpellingSAE(RuleSAE):
         return self._rows
 
 
-def spelling_lab(tmp_path: Path, share: float) -> Lab:
+def spelling_lab(tmp_path: Path, share: float) -> StageContext:
     model, keys, words = spelling_model()
     absorbed = torch.rand(len(words), generator=torch.Generator().manual_seed(0)) < share
     lab = lab_of(tmp_path, 1, fires_on(token_sets(1)))
@@ -268,7 +268,7 @@ def test_options_are_read_without_torch() -> None:
     modules = ", ".join(
         f"latentbench.metrics.latents.{name}" for name in ("latents", "decoder", "absorption", "sparse_probing")
     )
-    code = f"import sys, {modules}, latentbench.cli.reporting; print([m for m in ('torch', 'numpy', 'sklearn', 'scipy') if m in sys.modules])"
+    code = f"import sys, {modules}, latentbench.cli.reports; print([m for m in ('torch', 'numpy', 'sklearn', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.load import load
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.errors import InvalidInput
-from latentbench.leaderboard import leaderboard, write_leaderboard_md
+from latentbench.core.errors import InvalidInput
+from latentbench.leaderboard.api import leaderboard, write_leaderboard_md
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render.html import embedded
-from latentbench.leaderboard.render.provenance import provenances
 from latentbench.leaderboard.render.text import decimals, markdown, number, p_value, plain, seconds, spread
-from latentbench.leaderboard.table import board_of
+from latentbench.leaderboard.row_details import provenances
 from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
 FORMATS = ("md", "terminal", "json", "csv", "html")

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentbench.leaderboard.board import Board, Column, Group, Row
-from latentbench.leaderboard.grouping import differing_facts
+from latentbench.leaderboard.board import Board, Column, Row, RowGroup
+from latentbench.leaderboard.build import board_of, differing_facts
 from latentbench.leaderboard.load import load
-from latentbench.leaderboard.table import board_of
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 
 EV = "general/explained_variance.centred@1"
@@ -23,11 +22,11 @@ def board(results: Path, *cells: Planted, suite: str | None = None) -> Board:
     return board_of(load(results), suite)
 
 
-def column(group: Group, key: str) -> Column:
+def column(group: RowGroup, key: str) -> Column:
     return next(c for c in group.columns if c.key == key)
 
 
-def row(group: Group, spec: str) -> Row:
+def row(group: RowGroup, spec: str) -> Row:
     return next(r for r in group.rows if r.spec == spec)
 
 

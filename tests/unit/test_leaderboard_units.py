@@ -11,19 +11,19 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from latentbench.canonical import digest, file_digest
-from latentbench.integrity import sealed
-from latentbench.leaderboard import leaderboard
+from latentbench.core.hashing import digest, file_digest
+from latentbench.core.plugins import plugins
+from latentbench.leaderboard.api import leaderboard
 from latentbench.leaderboard.board import Board
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import NOTHING_TO_TEST, compare
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.select import select
-from latentbench.leaderboard.table import board_of
 from latentbench.metrics import recorded
 from latentbench.metrics.base import Estimator, Metric
 from latentbench.metrics.values import metric_values
-from latentbench.record import Comparability, DocumentStatistics, Interval, MetricValue
-from latentbench.registry import sections
+from latentbench.records.integrity import sealed
+from latentbench.records.record import Comparability, DocumentStatistics, Interval, MetricValue
 from latentbench.store.files import write_arrays, write_json
 from tests.unit.leaderboard_factory import Planted, record, rewritten
 
@@ -58,7 +58,7 @@ class Solved(Metric):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = {**sections("metrics"), "judged": Judged, "solved": Solved}
+    both = {**plugins("metrics"), "judged": Judged, "solved": Solved}
     monkeypatch.setattr(recorded, "sections", lambda group: both)
     recorded.estimators.cache_clear()
     recorded.tallies.cache_clear()

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.errors import StoreError
-from latentbench.store.leases import Leases
-from latentbench.store.owner import Owner
+from latentbench.core.errors import StoreError
+from latentbench.store.leases import Leases, Owner
 from latentbench.store.store import Store
 
 NAME = "sae-" + "ab" * 32
@@ -38,7 +37,7 @@ def elsewhere(root: Path, name: str = NAME, number: int = 1) -> Path:
 
 def ended() -> Owner:
     """A process of this machine that has ended."""
-    code = "from latentbench.store.owner import Owner; print(Owner.here().line().decode())"
+    code = "from latentbench.store.leases import Owner; print(Owner.here().line().decode())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     owner = Owner.parse(done.stdout)
     assert owner is not None

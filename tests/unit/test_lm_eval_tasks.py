@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from latentbench.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
-from latentbench_adapters.lm_eval.catalogue import find, members, plain
-from latentbench_adapters.lm_eval.responses import Answer, Responses
+from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
+from latentbench.core.protocols import Roots
+from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
+from latentbench_adapters.lm_eval.catalogue import find_task, members, read_shipped_task
 from latentbench_adapters.lm_eval.task_file import is_path, read_task
-from latentbench_adapters.lm_eval.tasks import Options, Problems, load, task_identity
+from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, load, task_identity
 from latentbench_adapters.pocket import text
 from latentbench_adapters.pocket.tasks import documents
-from latentbench_adapters.protocols import Roots
 
 TASK: dict[str, Any] = {
     "task": "sums",
@@ -52,7 +52,7 @@ def written(roots: Roots, text: str | None = None, **changes: Any) -> str:
 
 
 def loaded(roots: Roots, task: str, **options: Any) -> Any:
-    return load(task, Options(**options), roots, roots.project / "cache", lambda *a, **k: "")
+    return load(task, TaskOptions(**options), roots, roots.project / "cache", lambda *a, **k: "")
 
 
 # -- shipped tasks ------------------------------------------------------------------------------------------------
@@ -60,11 +60,11 @@ def loaded(roots: Roots, task: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["gsm8k", "hendrycks_math500", "aime24", "pocket_problems"])
 def test_a_shipped_task_is_found(name: str) -> None:
-    assert plain(find(name))["task"] == name
+    assert read_shipped_task(find_task(name))["task"] == name
 
 
 def test_a_group_has_members() -> None:
-    names = [plain(path).get("task") for path in members("minerva_math")][1:]
+    names = [read_shipped_task(path).get("task") for path in members("minerva_math")][1:]
     assert len(names) == 7
     assert "minerva_math_algebra" in names
 
@@ -94,27 +94,27 @@ def test_answers_in_latex_can_be_scored_here() -> None:
 def test_where_no_filter_extracts_an_answer_is_a_formula_or_stands_alone(
     monkeypatch: pytest.MonkeyPatch, gold: str, answer: str, formatted: bool
 ) -> None:
-    problems = Problems.__new__(Problems)
+    problems = TaskProblems.__new__(TaskProblems)
     vars(problems).update(generative=True, filter="none", _fallbacks={})
-    monkeypatch.setattr(Problems, "gold", lambda self, group: gold)
+    monkeypatch.setattr(TaskProblems, "gold", lambda self, group: gold)
     assert problems._formatted([SimpleNamespace(resps=[answer])]) == formatted
 
 
 def test_an_unknown_task_is_refused_with_similar_names() -> None:
     with pytest.raises(InvalidInput, match=r"no task or group 'gsm9k'; did you mean .*gsm8k"):
-        find("gsm9k")
+        find_task("gsm9k")
 
 
 @pytest.mark.parametrize("name", ["../gsm8k", "*", "gsm8k*", ""])
 def test_a_name_is_no_pattern(name: str) -> None:
     with pytest.raises(InvalidInput):
-        find(name)
+        find_task(name)
 
 
 def test_knowing_tasks_imports_neither_lm_eval_nor_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from latentbench_adapters.protocols import Roots\n"
-        "from latentbench.metrics.reasoning.study import ReasoningAccuracy as R; from latentbench_adapters.lm_eval.tasks import task_identity\n"
+        "import sys; from pathlib import Path; from latentbench.core.protocols import Roots\n"
+        "from latentbench.reasoning.accuracy import ReasoningAccuracy as R; from latentbench_adapters.lm_eval.tasks import task_identity\n"
         "R(task='gsm8k'); task_identity('gsm8k', Roots(Path('.')))\n"
         "print(sorted({'torch', 'lm_eval', 'numpy', 'datasets', 'transformers'} & set(sys.modules)))"
     )
@@ -245,13 +245,13 @@ def test_paths_and_names_are_told_apart() -> None:
 
 
 def test_answers_are_found_again(tmp_path: Path) -> None:
-    answers = {f"k{i}": Answer(f"text {i} é\n\0", i, bool(i % 2)) for i in range(1200)}
-    Responses(tmp_path / "cache/answers.sqlite3").add(answers)
-    again = Responses(tmp_path / "cache/answers.sqlite3")
+    answers = {f"k{i}": TaskAnswer(f"text {i} é\n\0", i, bool(i % 2)) for i in range(1200)}
+    AnswerCache(tmp_path / "cache/answers.sqlite3").add(answers)
+    again = AnswerCache(tmp_path / "cache/answers.sqlite3")
     assert again.known([*answers, "unknown"]) == answers
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "answers").write_bytes(b"\x80\x04not a database at all" * 100)
     with pytest.raises(StoreError, match="delete the file"):
-        Responses(tmp_path / "answers")
+        AnswerCache(tmp_path / "answers")

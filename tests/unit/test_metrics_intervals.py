@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from latentbench.metrics.intervals import MINIMUM_DOCUMENTS, document_interval, expanded_levels, weights
+from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, document_interval, expanded_levels, weights
 
 REPETITIONS = 2000
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from latentbench.errors import RefusedFile
-from latentbench_adapters.model_config import check_files, facts_of
+from latentbench.activations.model_config import check_files, facts_of
+from latentbench.core.errors import RefusedFile
 
 
 def test_the_shape_of_every_decoder_that_transformers_knows_is_read_right() -> None:

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from latentbench.canonical import digest
-from latentbench.errors import NotAvailable, RefusedFile
-from latentbench_adapters.folder import load_model, load_tokenizer
+from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.hashing import digest
+from latentbench.core.protocols import Roots
 from latentbench_adapters.model_files import folder_identity
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.protocols import Roots
-from latentbench_adapters.transformers_model import TransformersModel
+from latentbench_adapters.transformers_model import TransformersModel, load_model, load_tokenizer
 from tests.support.opened import opened_below
 from tests.support.tokenizers import KINDS
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from latentbench.execute.events import Loss
+from latentbench.distributed.worker_process import WorkerFailure
 from latentbench.plan.plan import Plan, changed_fields, make_plan
-from latentbench.project import load_specs
-from latentbench.record import Failure, Record
-from latentbench.results import write_record
+from latentbench.records.record import Failure, Record
+from latentbench.records.results import write_record
+from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
 from tests.conftest import Command
 from tests.support.project import Workbench, documents, write_jsonl
@@ -71,7 +71,7 @@ def test_a_good_record_is_reused(bench: Workbench) -> None:
 
 def test_a_failed_cell_runs_again_and_says_how_it_failed(bench: Workbench) -> None:
     bench.spec()
-    loss = Loss("timeout", "Timeout", "stopped")
+    loss = WorkerFailure("timeout", "Timeout", "stopped")
     record(bench, plan(bench, "mine"), status=loss.status, error=Failure(stage="worker", type=loss.type, message=""))
     assert reasons(plan(bench, "mine")) == ["its last run timeout (Timeout)"]
 

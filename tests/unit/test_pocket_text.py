@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench_adapters.pocket.text import DOMAINS, Problem, documents, drills, problem, problems, word_problems
+from latentbench_adapters.pocket.text import DOMAINS, WordProblem, documents, drills, problem, problems, word_problems
 from latentbench_adapters.pocket.text.arithmetic import HIGHEST, LARGEST, LEAD, LOWEST, SMALLEST
 
 seeds = st.integers(min_value=0, max_value=2**64 - 1)
@@ -166,7 +166,7 @@ def test_unknown_names_are_refused_before_anything_is_drawn() -> None:
 
 def test_problem_is_immutable() -> None:
     drawn = problem(random.Random(0))
-    assert isinstance(drawn, Problem)
+    assert isinstance(drawn, WordProblem)
     with pytest.raises(AttributeError):
         drawn.answer = 0  # type: ignore[misc]
 

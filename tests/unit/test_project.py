@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.errors import InvalidInput
-from latentbench.project import Project, spec_paths
-from latentbench_adapters.protocols import Roots
+from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import Roots
+from latentbench.spec.project import Project, spec_paths
 
 
 @pytest.fixture

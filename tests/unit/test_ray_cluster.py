@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from latentbench.errors import InvalidInput, NotAvailable
-from latentbench.execute import ray_cluster
+from latentbench.core.errors import InvalidInput, NotAvailable
+from latentbench.distributed import ray_cluster
+from latentbench.distributed.ray_cluster import ClusterNode, ResourceRequest, fitted, joined, slots
 from latentbench.execute.job import Job
-from latentbench.execute.placing import local_jobs
-from latentbench.execute.ray_cluster import Node, Request, fitted, joined, slots
+from latentbench.execute.placement import local_jobs
 from latentbench.plan.plan import make_plan
-from latentbench.project import load_specs
+from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
 from tests.support.project import Workbench
 
 GIB = 1 << 30
-SMALL = Node("a", "small", cpus=2, gpus=0, memory=4 * GIB)
-LARGE = Node("b", "large", cpus=8, gpus=2, memory=64 * GIB)
+SMALL = ClusterNode("a", "small", cpus=2, gpus=0, memory=4 * GIB)
+LARGE = ClusterNode("b", "large", cpus=8, gpus=2, memory=64 * GIB)
 
 
 def job(bench: Workbench, device: str = "cuda", **changes: Any) -> Job:
@@ -34,23 +34,25 @@ def job(bench: Workbench, device: str = "cuda", **changes: Any) -> Job:
 @pytest.mark.parametrize(
     ("resources", "device", "expected"),
     [
-        ({"cpus": 3}, "cpu", Request(3)),
-        ({"cpus": 1, "gpus": 0.5}, "cuda", Request(1, 0.5)),
-        ({"cpus": 1, "gpus": 2, "memory": "3GiB"}, "cuda", Request(1, 2, 3 * GIB)),
-        ({"cpus": 1, "gpus": 2}, "cpu", Request(1)),
-        ({"cpus": 1}, "cuda", Request(1, 1)),
+        ({"cpus": 3}, "cpu", ResourceRequest(3)),
+        ({"cpus": 1, "gpus": 0.5}, "cuda", ResourceRequest(1, 0.5)),
+        ({"cpus": 1, "gpus": 2, "memory": "3GiB"}, "cuda", ResourceRequest(1, 2, 3 * GIB)),
+        ({"cpus": 1, "gpus": 2}, "cpu", ResourceRequest(1)),
+        ({"cpus": 1}, "cuda", ResourceRequest(1, 1)),
     ],
 )
-def test_resources_become_a_request(bench: Workbench, resources: Any, device: str, expected: Request) -> None:
-    assert Request.of(job(bench, device, resources=resources)) == expected
+def test_resources_become_a_request(bench: Workbench, resources: Any, device: str, expected: ResourceRequest) -> None:
+    assert ResourceRequest.of(job(bench, device, resources=resources)) == expected
 
 
 def test_each_device_that_trains_reserves_its_own(bench: Workbench) -> None:
     asked = {"cpus": 2, "memory": "1GiB"}
-    assert Request.of(job(bench, "cuda", resources=asked, training__devices=2)) == Request(4, 2, 2 * GIB)
-    assert Request.of(job(bench, "cpu", resources=asked, training__devices=2)) == Request(4, 0, 2 * GIB)
-    (thin,) = fitted([job(bench, "cpu", training__devices=2)], [Node("a", "a", 2, 0, GIB)])
-    assert (thin.threads, Request.of(thin).cpus) == (1, 2)
+    assert ResourceRequest.of(job(bench, "cuda", resources=asked, training__devices=2)) == ResourceRequest(
+        4, 2, 2 * GIB
+    )
+    assert ResourceRequest.of(job(bench, "cpu", resources=asked, training__devices=2)) == ResourceRequest(4, 0, 2 * GIB)
+    (thin,) = fitted([job(bench, "cpu", training__devices=2)], [ClusterNode("a", "a", 2, 0, GIB)])
+    assert (thin.threads, ResourceRequest.of(thin).cpus) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +86,9 @@ def test_a_group_that_is_too_much_together_is_taken_apart(bench: Workbench) -> N
     made = job(bench, "cpu", cases=cases)
     nodes = [replace(LARGE, memory=1 * GIB), replace(SMALL, memory=32 * GIB)]
     parts = fitted([made], nodes)
-    assert [(part.cells[0].cell.label, Request.of(part)) for part in parts] == [
-        ("wide", Request(8)),
-        ("fat", Request(1, 0, 30 * GIB)),
+    assert [(part.cells[0].cell.label, ResourceRequest.of(part)) for part in parts] == [
+        ("wide", ResourceRequest(8)),
+        ("fat", ResourceRequest(1, 0, 30 * GIB)),
     ]
     assert fitted([made], [LARGE]) == [made]
 

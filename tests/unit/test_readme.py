@@ -78,7 +78,7 @@ def test_the_picture_is_small_and_there() -> None:
 
 
 def test_the_counts_on_the_page_are_those_of_the_code() -> None:
-    from latentbench.registry import sections
+    from latentbench.core.plugins import plugins
 
     (stated,) = set(re.findall(r"(\d+) variants and controls", PAGE + (ROOT / "docs/tools.md").read_text("utf-8")))
-    assert int(stated) == len(sections("variants"))
+    assert int(stated) == len(plugins("variants"))

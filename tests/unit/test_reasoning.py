@@ -11,19 +11,17 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import ProblemSet, Roots
 from latentbench.metrics.base import Estimator
-from latentbench.metrics.capability import CapabilityCost
-from latentbench.metrics.reasoning.choosing import choose_scale
-from latentbench.metrics.reasoning.passing import ks_of, pass_at
-from latentbench.metrics.reasoning.study import ReasoningAccuracy
-from latentbench.record import MetricValue, Record, SpecOrigin
-from latentbench.report.scales import frontiers
-from latentbench.spec.contexts import too_long
+from latentbench.reasoning.accuracy import ReasoningAccuracy, ks_of, pass_at
+from latentbench.reasoning.scale_selection import choose_scale
+from latentbench.records.record import MetricValue, Record, SpecOrigin
+from latentbench.report.frontier import frontiers
+from latentbench.spec.checks import too_long
+from latentbench.steering.capability_cost import CapabilityCost
 from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems
-from latentbench_adapters.problems.files import FileProblems
-from latentbench_adapters.problems.huggingface import HuggingFaceProblems
-from latentbench_adapters.protocols import ProblemSet, Roots
+from latentbench_adapters.problems import FileProblems, HuggingFaceProblems
 
 ROOTS = Roots(Path())
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from latentbench.metrics.cost import Cost as CostMetric
-from latentbench.sae.cost import Cost, cost, linear_cost, tokens_at_equal_cost, variant_cost
+from latentbench.reconstruction.sparsity_and_cost import ComputeCost as CostMetric
+from latentbench.sae.cost import SaeCost, cost, linear_cost, tokens_at_equal_cost, variant_cost
 from latentbench.sae.dictionary import default_aux_k
 from latentbench.sae.options import (
     NATIVE,
@@ -26,8 +26,8 @@ from latentbench.sae.options import (
     TopKOptions,
     UntrainedOptions,
 )
-from latentbench_adapters.sae_lens.options import GatedOptions as SaeLensGated
-from latentbench_adapters.sae_lens.options import JumpReluOptions as SaeLensJumpReLU
+from latentbench_adapters.sae_lens.options import SaeLensGatedOptions as SaeLensGated
+from latentbench_adapters.sae_lens.options import SaeLensJumpReluOptions as SaeLensJumpReLU
 
 TOPK = {"width": 64, "k": 4}
 
@@ -143,7 +143,7 @@ def test_aux_k_is_the_power_of_two_nearest_to_half_of_d_in(d_in: int, aux_k: int
 
 def test_cost_of_top_k() -> None:
     d, width, k = 768, 16384, 32
-    wanted = Cost(parameters=2 * d * width + width + d, encoder=d * width, decoder=d * k)
+    wanted = SaeCost(parameters=2 * d * width + width + d, encoder=d * width, decoder=d * k)
     assert cost(TopKOptions(width=width, k=k), d) == wanted == linear_cost(d, width, k)
     assert cost(TopKOptions(width=width, k=k), d, active=30.5).decoder == d * 30.5
 
@@ -221,11 +221,11 @@ def test_the_cost_metric_counts_the_real_parameters_of_all_that_stands_on_a_base
 
 def test_cost_of_controls_and_of_variants_on_a_base() -> None:
     d, base = 24, cost(TopKOptions(**TOPK), 24)
-    assert cost(IdentityOptions(), d) == Cost(0, 0, 0)
-    assert cost(MeanOptions(), d) == Cost(d, 0, 0)
-    assert cost(PCAOptions(k=3), d) == Cost(4 * d, 3 * d, 3 * d)
+    assert cost(IdentityOptions(), d) == SaeCost(0, 0, 0)
+    assert cost(MeanOptions(), d) == SaeCost(d, 0, 0)
+    assert cost(PCAOptions(k=3), d) == SaeCost(4 * d, 3 * d, 3 * d)
     boosted = cost(BoostedOptions(base=TopKOptions(**TOPK), width=10, k=2), d, bases=(base,))
-    assert boosted == Cost(base.parameters + 2 * d * 10 + 10, base.encoder + 10 * d, base.decoder + 2 * d)
+    assert boosted == SaeCost(base.parameters + 2 * d * 10 + 10, base.encoder + 10 * d, base.decoder + 2 * d)
     extended = ExtendedOptions(base=TopKOptions(**TOPK), extra_width=10, extra_k=2)
     assert cost(extended, d, bases=(base,)) == boosted
     assert cost(FineTunedOptions(base=TopKOptions(**TOPK)), d, bases=(base,)) == base

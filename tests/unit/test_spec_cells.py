@@ -11,9 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latentbench.errors import SpecError
+from latentbench.core.errors import SpecError
+from latentbench.core.text import one_line
 from latentbench.spec.cells import load_spec
-from latentbench.words import one_line
 from tests.support.specs import PLAIN, load, said, write
 
 

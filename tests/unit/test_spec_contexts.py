@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from latentbench.errors import InvalidInput
-from latentbench.execute.stages import Models
-from latentbench.project import load_specs
+from latentbench.core.errors import InvalidInput
+from latentbench.execute.job_inputs import ModelCache
 from latentbench.spec.checks import check
-from latentbench_adapters.folder import facts_of
-from latentbench_adapters.transformers_model import TransformersModel
+from latentbench.spec.project import load_specs
+from latentbench_adapters.transformers_model import TransformersModel, facts_of
 from tests.support.project import Workbench
 
 ROOM = 64  # of the tiny model
@@ -127,7 +126,7 @@ def test_positions_that_only_the_loaded_model_tells_are_refused_in_one_sentence(
     assert (config.pop("n_positions"), config.pop("n_ctx", None)) == (1024, None)
     (tmp_path / "config.json").write_text(json.dumps(config))
     adapter = TransformersModel(id=str(tmp_path))
-    models = Models(roots := Workbench(tmp_path).project.roots, "cpu")
+    models = ModelCache(roots := Workbench(tmp_path).project.roots, "cpu")
     facts = adapter.facts(roots)
     assert facts is not None
     assert facts.context is None

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench.activations.site import block_number
-from latentbench.errors import SpecError
+from latentbench.core.errors import SpecError
+from latentbench.core.sites import block_number
 from latentbench.plan.stages import cell_key, stage_keys, stages_of
-from latentbench.project import load_specs
 from latentbench.spec.cells import Cell
+from latentbench.spec.project import load_specs
 from tests.support.project import Workbench
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench.errors import SpecError
-from latentbench.section import Json
+from latentbench.core.errors import SpecError
+from latentbench.core.spec_model import Json
+from latentbench.core.yaml_tree import Mark, YamlNode
 from latentbench.spec.merge import MAX_ANCESTORS, load_tree, merge, without_cleared
-from latentbench.spec.nodes import Mark, Node
 from tests.support.specs import write
 
 
@@ -160,10 +160,10 @@ def test_naming_another_choice_replaces_the_inherited_one(tmp_path: Path, base: 
 MARK = Mark("f", 1, 1)
 
 
-def node(value: Json) -> Node:
+def node(value: Json) -> YamlNode:
     if isinstance(value, dict):
-        return Node({key: node(child) for key, child in value.items()}, MARK)
-    return Node([node(child) for child in value] if isinstance(value, list) else value, MARK)
+        return YamlNode({key: node(child) for key, child in value.items()}, MARK)
+    return YamlNode([node(child) for child in value] if isinstance(value, list) else value, MARK)
 
 
 keys = st.sampled_from("abc")

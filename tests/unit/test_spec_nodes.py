@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentbench.errors import SpecError
-from latentbench.spec.nodes import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted, parse, read_text
+from latentbench.core.errors import SpecError
+from latentbench.core.yaml_tree import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted, parse, read_text
 
 
 def value(text: str) -> Any:

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from latentbench.leaderboard.statistics import (
-    Test,
+from latentbench.statistics.paired import (
+    TestResult,
     difference,
     estimate,
     exchange_test,
@@ -135,7 +135,7 @@ def test_rounding_is_no_finding() -> None:
 def test_too_few_documents_are_not_testable(documents: int) -> None:
     a, b = drawn(np.random.default_rng(17), documents, (0.2, 0.2))
     plural = "" if documents == 1 else "s"
-    assert exchange_test(explained, a, b) == Test(None, f"not testable with n = {documents} document{plural}")
+    assert exchange_test(explained, a, b) == TestResult(None, f"not testable with n = {documents} document{plural}")
 
 
 def test_p_is_never_below_what_the_exact_test_can_reach() -> None:
@@ -155,7 +155,7 @@ def test_a_formula_that_fails_is_not_testable() -> None:
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_few_seeds_are_not_testable(seeds: int) -> None:
     plural = "" if seeds == 1 else "s"
-    assert seed_test([0.1] * seeds) == Test(None, f"not testable with n = {seeds} seed{plural}")
+    assert seed_test([0.1] * seeds) == TestResult(None, f"not testable with n = {seeds} seed{plural}")
 
 
 def test_seed_test_is_exact() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from latentbench.leaderboard.statistics import Test
-from latentbench.leaderboard.unpaired import unpaired_difference, unpaired_interval, unpaired_test
+from latentbench.statistics.paired import TestResult
+from latentbench.statistics.unpaired import unpaired_difference, unpaired_interval, unpaired_test
 
 Array = np.ndarray
 
@@ -131,7 +131,7 @@ def test_same_numbers_of_units_are_resampled_apart() -> None:
 def test_too_few_units_are_not_testable() -> None:
     rng = np.random.default_rng(31)
     few, many = [latents(rng, 5, WIDE)], [latents(rng, 60, WIDE)]
-    assert unpaired_test(mean, few, many, "latents") == Test(None, "not testable with n = 5 latents")
+    assert unpaired_test(mean, few, many, "latents") == TestResult(None, "not testable with n = 5 latents")
     assert unpaired_test(mean, many, [latents(rng, 1, WIDE)], "latents").reason == "not testable with n = 1 latent"
     found = unpaired_difference(mean, few, many, "latents")
     assert (found.low, found.high) == (None, None)

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from latentbench.errors import InvalidInput, NotAvailable, RefusedFile
-from latentbench.registry import Choice, sections
-from latentbench.steering.options import SteeringMethod
+from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.plugins import Choice, plugins
+from latentbench.core.protocols import Problem, Roots
+from latentbench.steering.method import SteeringMethod
 from latentbench_adapters.pocket.adapter import PocketProblems
-from latentbench_adapters.problems.files import FileProblems
-from latentbench_adapters.protocols import Problem, Roots
+from latentbench_adapters.problems import FileProblems
 
 REAL = Path(__file__).parents[3] / "shared/real"
 EXPERIMENT: Any = SimpleNamespace(dataset=SimpleNamespace(eval={}, train=None), sites=())
@@ -55,7 +55,7 @@ def roots(tmp_path: Path) -> Roots:
 
 def test_every_registered_method_is_tried_here() -> None:
     assert METHODS.keys() >= {
-        name for name, cls in sections("methods").items() if cls.__module__.startswith("latentbench.")
+        name for name, cls in plugins("methods").items() if cls.__module__.startswith("latentbench.")
     }
 
 
@@ -132,7 +132,7 @@ def test_layers_count_from_either_end() -> None:
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys, latentbench.steering.options as o, latentbench_adapters.problems.files, latentbench_adapters.problems.huggingface; "
+    code = "import sys, latentbench.steering.baselines, latentbench.steering.contrastive, latentbench.steering.optimised, latentbench_adapters.problems; "
     heavy = "{'torch', 'numpy', 'trl', 'peft', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", f"{code}print({heavy})"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

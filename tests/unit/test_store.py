@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.errors import StoreError
+from latentbench.core.errors import StoreError
 from latentbench.store.store import MANIFEST, Store
 from tests.conftest import Command
 from tests.support.project import Workbench

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.record import ArtifactRef, Record, SpecOrigin
+from latentbench.records.record import ArtifactRef, Record, SpecOrigin
 from latentbench.store.cleaning import evict, loose, parse_size
 from latentbench.store.store import MANIFEST, Store
 from tests.conftest import Command

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import latentbench.activations.stream
+import latentbench.sae.activation_stream
 from latentbench.activations.capture import hidden_states
-from latentbench.activations.site import Site
-from latentbench.activations.stream import ActivationStream
 from latentbench.activations.tokens import TrainTokens
-from latentbench.errors import InvalidInput
-from latentbench.sae.training import TrainingOptions
-from latentbench_adapters.protocols import LanguageModel
+from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.sae.activation_stream import ActivationStream
+from latentbench.sae.options.training import TrainingOptions
 
 BOS, CONTEXT, ROWS = 0, 8, 23
 FIRST, SECOND, INNER = Site(index=0), Site(index=2), Site(index=1, point="mlp_out")
@@ -143,13 +143,13 @@ def test_the_number_of_rows_run_at_once_changes_nothing(forward_batch: int) -> N
 
 def test_norms_and_means_are_those_of_block_0_which_is_harvested_once(monkeypatch) -> None:
     calls = []
-    real = latentbench.activations.stream.hidden_states
+    real = latentbench.sae.activation_stream.hidden_states
 
     def counted(*args):
         calls.append(args)
         return real(*args)
 
-    monkeypatch.setattr(latentbench.activations.stream, "hidden_states", counted)
+    monkeypatch.setattr(latentbench.sae.activation_stream, "hidden_states", counted)
     source = stream(forward_batch=100)
     norms, means = source.first_norms, source.means
     block = torch.cat([b[SECOND] for b in source.batches(0)])

@@ -16,10 +16,10 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from latentbench.errors import NotAvailable
+from latentbench.core.errors import NotAvailable
+from latentbench.core.protocols import Roots
 from latentbench_adapters.lm_eval import task_schema
 from latentbench_adapters.lm_eval.task_file import RefusedTask, read_task
-from latentbench_adapters.protocols import Roots
 from tests.conftest import Command
 from tests.support.hostile_tasks import SOUND, lay_traps, sound_text
 from tests.support.project import Workbench
@@ -225,9 +225,9 @@ def test_known_task_files_stay_valid(roots: Roots, name: str) -> None:
 
 
 def test_the_projects_own_task_files_hold_only_what_is_known() -> None:
-    from latentbench_adapters.lm_eval.catalogue import OWN
+    from latentbench_adapters.lm_eval.catalogue import POCKET_TASKS
 
-    for path in OWN.glob("*.yaml"):
+    for path in POCKET_TASKS.glob("*.yaml"):
         text = path.read_text().replace("!function ", "")  # they ship with the project, so they may name its code
         assert set(yaml.safe_load(text)) - {"custom_dataset", "include"} <= set(task_schema.TaskFile.model_fields)
 
@@ -303,7 +303,7 @@ def test_validate_says_where_in_the_task_file(bench: Workbench, command: Command
 def test_reading_a_task_file_imports_neither_lm_eval_nor_torch(roots: Roots) -> None:
     (roots.project / "t.yaml").write_text(sound_text(SOUND[0]))
     code = (
-        "import sys; from pathlib import Path; from latentbench_adapters.protocols import Roots\n"
+        "import sys; from pathlib import Path; from latentbench.core.protocols import Roots\n"
         "from latentbench_adapters.lm_eval.tasks import task_identity; task_identity('t.yaml', Roots(Path('.').resolve()))\n"
         "print(sorted({'torch', 'lm_eval', 'numpy', 'datasets', 'transformers', 'evaluate'} & set(sys.modules)))"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from latentbench_adapters.templates import BUDGET, MAX_TEMPLATE, ImmutableSandbox, task_templates, unusable
+from latentbench_adapters.jinja_sandbox import BUDGET, MAX_TEMPLATE, ImmutableSandbox, task_templates, unusable
 
 DOCUMENT: dict[str, Any] = {"q": "what?", "c": ["a", "b"], "long": "y" * 1_000_000, "people": 8_000_000_000, "k": 3}
 

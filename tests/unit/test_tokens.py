@@ -23,7 +23,7 @@ from latentbench.activations.tokens import (
     special_mask,
     training_tokens,
 )
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
 
 WORDS = [f"w{i}" for i in range(50)]
 BOS, EOS, PAD = 0, 1, 2

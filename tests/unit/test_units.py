@@ -13,26 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentbench.activations.digests import digest_of, folded_digest_of
-from latentbench.activations.tokens import EvalTokens, evaluation_tokens, units_together
-from latentbench.canonical import file_digest
-from latentbench.errors import CellFailed
-from latentbench.execute.findings import from_content, to_content
-from latentbench.integrity import sealed
-from latentbench.leaderboard import leaderboard
+from latentbench.activations.tokens import EvalTokens, digest_of, evaluation_tokens, folded_digest_of, units_together
+from latentbench.core.errors import CellFailed
+from latentbench.core.hashing import file_digest
+from latentbench.core.text import folded
+from latentbench.leaderboard.api import leaderboard
 from latentbench.leaderboard.board import Board
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
-from latentbench.leaderboard.statistics import exchange_test
-from latentbench.leaderboard.table import board_of
-from latentbench.leaderboard.unpaired import unpaired_difference
-from latentbench.metrics.intervals import document_interval
-from latentbench.metrics.study import Findings
-from latentbench.metrics.units import Units, units_of
 from latentbench.metrics.values import metric_values
-from latentbench.record import DocumentStatistics, MetricValue
-from latentbench.results import read_record
+from latentbench.records.integrity import sealed
+from latentbench.records.record import DocumentStatistics, MetricValue
+from latentbench.records.results import read_record
+from latentbench.statistics.intervals import document_interval
+from latentbench.statistics.paired import exchange_test
+from latentbench.statistics.units import Units, units_of
+from latentbench.statistics.unpaired import unpaired_difference
 from latentbench.store.files import write_arrays, write_json
-from latentbench.words import folded
+from latentbench.study.storage import from_content, to_content
+from latentbench.study.study import Findings
 from tests.unit.leaderboard_factory import METRICS, Planted, record
 from tests.unit.test_tokens import tokenizer
 

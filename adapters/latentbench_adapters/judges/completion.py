@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from latentbench.section import Json
-from latentbench_adapters.judges.grades import ones_of
-from latentbench_adapters.protocols import Reply
+from latentbench.core.judges import ones_of
+from latentbench.core.protocols import Reply
+from latentbench.core.spec_model import Json
 
 _ROUNDING = 1e-3
 """How far above 0 a log-probability may be rounded."""

@@ -20,15 +20,13 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from latentbench.errors import NotAvailable
-from latentbench.section import Json
-from latentbench.words import one_line
+from latentbench.core.errors import NotAvailable
+from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.spec_model import Json
+from latentbench.core.text import one_line
 from latentbench_adapters.judges.completion import reply_in
-from latentbench_adapters.judges.loop import event_loop
-from latentbench_adapters.judges.pace import Pace
+from latentbench_adapters.judges.requests import RateLimit, Transcripts, event_loop
 from latentbench_adapters.judges.secret import Secret
-from latentbench_adapters.judges.transcripts import Transcripts
-from latentbench_adapters.protocols import Judge, Reply, Roots
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -158,11 +156,11 @@ class OpenAIJudge(Judge):
     def _client(self, key: str | None) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        from latentbench_adapters.judges.wire import BoundedClient
+        from latentbench_adapters.judges.http_client import BoundedClient
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        http = BoundedClient(seconds=self.timeout, pace=Pace(self.requests_per_minute), graded=self.probabilities)
+        http = BoundedClient(seconds=self.timeout, pace=RateLimit(self.requests_per_minute), graded=self.probabilities)
         return AsyncOpenAI(
             api_key=key or _NO_KEY,
             base_url=self.base_url,

@@ -20,7 +20,7 @@ from dataclasses import replace
 from string import ascii_lowercase, ascii_uppercase
 from urllib.parse import quote
 
-from latentbench_adapters.protocols import Reply
+from latentbench.core.protocols import Reply
 
 STRUCK = "[key]"
 _RUN = 8

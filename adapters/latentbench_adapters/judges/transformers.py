@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from latentbench.border import foreign
-from latentbench.errors import InvalidInput, NotAvailable
-from latentbench.section import Json
-from latentbench_adapters.judges.grades import ones_of
-from latentbench_adapters.judges.transcripts import Transcripts
-from latentbench_adapters.protocols import Judge, Reply, Roots
+from latentbench.core.border import foreign
+from latentbench.core.errors import InvalidInput, NotAvailable
+from latentbench.core.judges import ones_of
+from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.spec_model import Json
+from latentbench_adapters.judges.requests import Transcripts
 from latentbench_adapters.transformers_model import TransformersModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentbench_adapters.protocols import LanguageModel
+    from latentbench.core.protocols import LanguageModel
 
 _VERSION = 2
 """Raised when the same model gives other answers to the same messages."""
@@ -95,7 +95,7 @@ def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tok
 
     from latentbench.activations.capture import positions
     from latentbench.activations.vocabulary import check_ids, embedding_rows
-    from latentbench.steering.generation import generate
+    from latentbench.interventions.generation import generate
 
     tokenizer = judge.tokenizer
     try:

@@ -1,4 +1,1 @@
-"""lm-eval's tasks, and a steered model as one of its models.
-
-`catalogue` and `task_file` know tasks without importing lm-eval; `tasks`, `model` and `scoring` need it.
-"""
+"""lm-eval: its tasks, and a steered model as one of its models. `catalogue`, `task_file` and `task_schema` know tasks without importing it."""

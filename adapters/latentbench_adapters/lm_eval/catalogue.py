@@ -1,4 +1,7 @@
-"""The tasks there are, known from lm-eval's files alone: importing lm-eval takes seconds, and validating a spec must not."""
+"""The tasks there are and what each reads and tests on, known from lm-eval's files alone.
+
+Importing lm-eval takes seconds, and validating a spec must not.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,12 @@ from typing import Any
 
 import yaml
 
-from latentbench.errors import InvalidInput, NotAvailable
+from latentbench.core.errors import InvalidInput, NotAvailable
+from latentbench.core.protocols import Roots
+from latentbench.core.spec_model import Json
+from latentbench_adapters.lm_eval.task_file import is_path, read_task, task_file_identity
 
-OWN = Path(__file__).parents[1] / "pocket" / "tasks"
+POCKET_TASKS = Path(__file__).parents[1] / "pocket" / "tasks"
 """Tasks that ship with this project."""
 _HEAD = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)
 
@@ -29,7 +35,7 @@ def lm_eval_version() -> str:
         raise NotAvailable("tasks need lm-eval: pip install 'lm-eval>=0.4.13'") from error
 
 
-def folder() -> Path:
+def shipped_tasks_folder() -> Path:
     """lm-eval's task files. Raises NotAvailable when lm-eval is not installed."""
     lm_eval_version()
     spec = find_spec("lm_eval")  # of a top-level package, so nothing of it is run
@@ -39,12 +45,12 @@ def folder() -> Path:
 
 
 @lru_cache(maxsize=256)
-def find(name: str) -> Path:
+def find_task(name: str) -> Path:
     """The file of a shipped task or group. Raises InvalidInput with similar names when there is none.
 
     Most files are called like their task; the names inside of all 14,000 are read only where that fails.
     """
-    for root in (OWN, folder()):
+    for root in (POCKET_TASKS, shipped_tasks_folder()):
         for path in sorted(root.rglob(f"{name}.yaml")) if re.fullmatch(r"[\w.-]+", name) else ():
             if name in _heads(path):
                 return path
@@ -57,7 +63,7 @@ def find(name: str) -> Path:
 
 
 @lru_cache(maxsize=1024)
-def plain(path: Path) -> Mapping[str, Any]:
+def read_shipped_task(path: Path) -> Mapping[str, Any]:
     """A shipped task file with what it includes, read without running anything: functions stay names.
 
     Read once per process: hundreds of cells ask for the same few tasks.
@@ -68,15 +74,15 @@ def plain(path: Path) -> Mapping[str, Any]:
     included = loaded.pop("include", [])
     merged: dict[str, Any] = {}
     for other in [included] if isinstance(included, str) else included:
-        merged |= plain((path.parent / other).resolve())
+        merged |= read_shipped_task((path.parent / other).resolve())
     return MappingProxyType(merged | loaded)
 
 
 def members(name: str) -> Iterator[Path]:
     """The files of a task, or of a group and all that it names."""
-    path = find(name)
+    path = find_task(name)
     yield path
-    config = plain(path)
+    config = read_shipped_task(path)
     children = config.get("task") if "group" in config else None
     for child in children if isinstance(children, list) else ():
         named = child.get("task") or child.get("group") if isinstance(child, dict) else child
@@ -97,5 +103,60 @@ def _heads(path: Path) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _everything() -> dict[str, Path]:
-    paths = (path for root in (folder(), OWN) for path in sorted(root.rglob("*.yaml")))
+    paths = (path for root in (shipped_tasks_folder(), POCKET_TASKS) for path in sorted(root.rglob("*.yaml")))
     return {name: path for path in paths for name in _heads(path)}
+
+
+LENGTH, LENGTH_ALIASES = "max_gen_toks", ("max_new_tokens", "max_tokens", "max_completion_tokens")
+"""How a task states the longest answer, in lm-eval's own word and in those it translates."""
+
+
+def longest_answer(task: str, roots: Roots) -> int | None:
+    """New tokens that a task asks for by itself, the largest of a group; None where it asks for no number."""
+    asked = [config.get("generation_kwargs") or {} for config in _configs(task, roots)]
+    return max(
+        (int(kwargs[name]) for kwargs in asked for name in (LENGTH, *LENGTH_ALIASES) if name in kwargs), default=None
+    )
+
+
+def open_datasets(task: str, roots: Roots) -> list[str]:
+    """Hub datasets that a task reads at no stated revision, in alphabetical order."""
+    found = set()
+    for config in _configs(task, roots):
+        options = config.get("dataset_kwargs") or {}
+        if "dataset_path" in config and "data_files" not in options and not options.get("revision"):
+            found.add(str(config["dataset_path"]))
+    return sorted(found)
+
+
+def tests_on(task: str, problems: Json, roots: Roots) -> bool:
+    """Whether a task tests on the problems of a set with the identity `problems`.
+
+    Told by the pocket model's split, the bytes of a file or the split of a hub dataset; what cannot be told is no.
+    """
+    split = problems.get("split")
+    if "pocket" in problems:
+        return split == "eval" and not is_path(task) and any(path.parent == POCKET_TASKS for path in members(task))
+    if "hub" in problems:
+        tested = ((config.get("dataset_path"), config.get("test_split")) for config in _configs(task, roots))
+        return (problems["hub"], split) in tested
+    return is_path(task) and not set(_leaves(problems.get("files"))).isdisjoint(_tested_files(task, roots))
+
+
+def _configs(task: str, roots: Roots) -> list[Mapping[str, Any]]:
+    return [read_task(task, roots)] if is_path(task) else [read_shipped_task(path) for path in members(task)]
+
+
+def _tested_files(path: str, roots: Roots) -> Iterator[str]:
+    """Digests of the files with the test problems of a task file."""
+    known = task_file_identity(path, roots)
+    documents, split = known["documents"], known["config"].get("test_split")
+    return _leaves(documents.get(split, documents) if isinstance(documents, dict) else documents)
+
+
+def _leaves(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif value is not None:
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(child)

@@ -10,16 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from latentbench.canonical import known_digest
-from latentbench.errors import NotAvailable, Problem, RefusedFile, SpecError
-from latentbench.section import Json
-from latentbench.spec.explain import at
-from latentbench.spec.nodes import Node, Path_, parse, read_text
-from latentbench_adapters.hub import cached_commit, refuse_local
-from latentbench_adapters.protocols import Roots
+from latentbench.core.errors import NotAvailable, RefusedFile, SpecError, SpecProblem
+from latentbench.core.explain import at
+from latentbench.core.hashing import known_digest
+from latentbench.core.hub import cached_commit, refuse_local
+from latentbench.core.protocols import Roots
+from latentbench.core.spec_model import Json
+from latentbench.core.yaml_tree import YamlNode, YamlPath, parse, read_text
 
 _LOCAL = ("json", "csv", "parquet", "text")
-_SPLITS: tuple[Path_, ...] = (
+_SPLITS: tuple[YamlPath, ...] = (
     ("training_split",),
     ("validation_split",),
     ("test_split",),
@@ -90,7 +90,7 @@ def _existing(path: str, roots: Roots) -> Path:
     return file
 
 
-def _dataset_options(tree: Node, config: dict[str, Any], roots: Roots) -> dict[str, Json]:
+def _dataset_options(tree: YamlNode, config: dict[str, Any], roots: Roots) -> dict[str, Json]:
     """`dataset_kwargs` with absolute paths. Raises RefusedTask or NotAvailable at what is wrong with the documents."""
     options: dict[str, Json] = dict(config.get("dataset_kwargs") or {})
     name, files = config["dataset_path"], options.get("data_files")
@@ -106,7 +106,7 @@ def _dataset_options(tree: Node, config: dict[str, Any], roots: Roots) -> dict[s
     return {**options, "data_files": _each(files, lambda file: str(_data_file(tree, name, file, roots)))}
 
 
-def _check_hub_id(tree: Node, name: str, roots: Roots) -> None:
+def _check_hub_id(tree: YamlNode, name: str, roots: Roots) -> None:
     owner, _, rest = name.partition("/")
     try:
         if not all(
@@ -118,11 +118,11 @@ def _check_hub_id(tree: Node, name: str, roots: Roots) -> None:
         raise RefusedTask([at(tree, ("dataset_path",), str(error))]) from None
 
 
-def _missing_splits(tree: Node, config: dict[str, Any], files: Json) -> Iterator[Problem]:
+def _missing_splits(tree: YamlNode, config: dict[str, Any], files: Json) -> Iterator[SpecProblem]:
     """Splits that no data file is given for."""
     given = list(files) if isinstance(files, dict) else ["train"]
     for where in _SPLITS:
-        node: Node | None = tree
+        node: YamlNode | None = tree
         for step in where:
             node = node.child(step) if node else None
         if node is not None and node.value is not None and node.value not in given:
@@ -130,7 +130,7 @@ def _missing_splits(tree: Node, config: dict[str, Any], files: Json) -> Iterator
             yield at(tree, where, said)
 
 
-def _data_file(tree: Node, kind: str, file: str, roots: Roots) -> Path:
+def _data_file(tree: YamlNode, kind: str, file: str, roots: Roots) -> Path:
     """A data file within the project. Raises RefusedTask or NotAvailable at `data_files`."""
 
     def refused(said: str) -> RefusedTask:

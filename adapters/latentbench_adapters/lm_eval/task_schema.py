@@ -23,11 +23,11 @@ from pydantic import (
     model_validator,
 )
 
-from latentbench.errors import Problem
-from latentbench.section import Json, Section
-from latentbench.spec.explain import problems_of, suggestion
-from latentbench.spec.nodes import Node
-from latentbench_adapters.templates import unusable
+from latentbench.core.errors import SpecProblem
+from latentbench.core.explain import problems_of, suggestion
+from latentbench.core.spec_model import Json, SpecModel
+from latentbench.core.yaml_tree import YamlNode
+from latentbench_adapters.jinja_sandbox import unusable
 
 METRICS = frozenset(
     {"acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "bits_per_byte", "bleu", "brier_score", "bypass"}
@@ -132,7 +132,7 @@ Choices = Annotated[
 ]
 
 
-class _Part(Section):
+class _Part(SpecModel):
     """Values are what YAML says they are: a number in quotes is text."""
 
     model_config = ConfigDict(strict=True)
@@ -146,7 +146,7 @@ class DatasetOptions(_Part):
     field: Word | None = None
 
 
-class Metric(_Part):
+class MetricEntry(_Part):
     """An entry of `metric_list`."""
 
     metric: Annotated[str, _registered(METRICS, "metric")]
@@ -287,7 +287,7 @@ class TaskFile(_Prompt):
     fewshot_config: Fewshot | None = None
     num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
     output_type: Set[OutputType] = None
-    metric_list: Annotated[list[Metric], Field(min_length=1, max_length=100)] | None = None
+    metric_list: Annotated[list[MetricEntry], Field(min_length=1, max_length=100)] | None = None
     generation_kwargs: Generation | None = None
     filter_list: Annotated[list[Filter], Field(min_length=1, max_length=100)] | None = None
     metadata: Json = None
@@ -301,7 +301,7 @@ class TaskFile(_Prompt):
 
     @field_validator("metric_list")
     @classmethod
-    def _scored(cls, metrics: list[Metric] | None, info: ValidationInfo) -> list[Metric] | None:
+    def _scored(cls, metrics: list[MetricEntry] | None, info: ValidationInfo) -> list[MetricEntry] | None:
         kind = info.data.get("output_type") or get_args(OutputType)[0]
         if metrics and not NUMBERS[kind] & {entry.metric for entry in metrics}:
             known = ", ".join(sorted(NUMBERS[kind]))
@@ -319,7 +319,7 @@ class TaskFile(_Prompt):
         return self
 
 
-def problems_in(tree: Node) -> list[Problem]:
+def problems_in(tree: YamlNode) -> list[SpecProblem]:
     """All that is wrong with the keys and values of a task file, each at its place."""
     known = TaskFile.model_fields
     listed = ", ".join(sorted(known))

@@ -1,31 +1,83 @@
-"""Loading lm-eval's tasks: shipped ones by name, the user's from a checked file; and scoring answers to them."""
+"""Loading lm-eval's tasks: shipped ones by name, the user's from a checked file; and scoring answers to them.
+
+lm-eval runs sealed and quiet: its ways to code of others are out of reach while a task is loaded and scored, and it and
+`datasets`, which talk a lot, print nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentbench.border import foreign
-from latentbench.canonical import digest
-from latentbench.errors import InvalidInput, NotAvailable
-from latentbench.section import Json
-from latentbench.words import folded
-from latentbench_adapters.hub import refuse_local
-from latentbench_adapters.lm_eval.catalogue import lm_eval_version, members
-from latentbench_adapters.lm_eval.sealed import asked_for_code, sealed
+from latentbench.core.border import foreign
+from latentbench.core.errors import InvalidInput, NotAvailable
+from latentbench.core.hashing import digest
+from latentbench.core.hub import refuse_local
+from latentbench.core.protocols import Roots
+from latentbench.core.spec_model import Json
+from latentbench.core.text import folded
+from latentbench_adapters.jinja_sandbox import Sandbox, task_templates
+from latentbench_adapters.lm_eval.catalogue import LENGTH, LENGTH_ALIASES, lm_eval_version, members, open_datasets
 from latentbench_adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
-from latentbench_adapters.lm_eval.tested import LENGTH, LENGTH_ALIASES, open_datasets
-from latentbench_adapters.protocols import Roots
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.task import Task
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While open, nothing below an error is logged by lm-eval, and no progress bar or message is shown."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+_LAST_RESORT = "evaluate"
+"""The library that lm-eval asks for a metric it does not know: it runs a module from a folder or from the hub."""
+
+
+@contextmanager
+def sealed() -> Iterator[None]:
+    """While open, `evaluate` cannot be imported, templates are rendered in a bounded sandbox, and nothing is printed.
+
+    The lists of a task file's names (task_schema.py) are what refuses code; this holds where they have a hole, and for
+    the tasks that ship with lm-eval: their code is installed, but they may fetch more.
+    """
+    from lm_eval import utils
+
+    if not isinstance(utils.env, Sandbox):  # without it a template could reach any Python object
+        utils.env = task_templates()
+    before = {_LAST_RESORT: sys.modules[_LAST_RESORT]} if _LAST_RESORT in sys.modules else {}
+    sys.modules[_LAST_RESORT] = None  # type: ignore[assignment]  # what Python has for "not to be imported"
+    try:
+        with quiet():
+            yield
+    finally:
+        del sys.modules[_LAST_RESORT]
+        sys.modules.update(before)
+
+
+def asked_for_code(error: BaseException) -> bool:
+    """Whether an error says that `evaluate` was wanted."""
+    return isinstance(error, ImportError) and error.name == _LAST_RESORT
+
 
 FEWSHOT_SEED = 1234
 """lm-eval's own default."""
@@ -35,7 +87,7 @@ _ANSWER = re.compile(r"\\boxed|\$[^$]+\$")
 
 
 @dataclass(frozen=True)
-class Options:
+class TaskOptions:
     """What a spec may change about a task."""
 
     limit: int | None = None
@@ -50,7 +102,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AnswerScore:
     """What one answer was worth."""
 
     correct: float
@@ -84,14 +136,14 @@ def _generated() -> Json:
     return {"pocket": VERSION}
 
 
-def load(task: str, options: Options, roots: Roots, folder: Path, chat: Callable[..., str]) -> list[Problems]:
+def load(task: str, options: TaskOptions, roots: Roots, folder: Path, chat: Callable[..., str]) -> list[TaskProblems]:
     """The task, or every task of a group, with its requests made.
 
     `folder` takes what `datasets` makes of local files, `chat` writes a conversation in the model's template. Raises
     NotAvailable when lm-eval or a dataset refuses, with what it said.
     """
     with _refused(task, "cannot load"):
-        return [Problems(made, options, chat) for made in _made(task, roots, folder)]
+        return [TaskProblems(made, options, chat) for made in _made(task, roots, folder)]
 
 
 @contextmanager
@@ -122,10 +174,10 @@ def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
     return list(TaskManager(include_defaults=False, include_path=folders).load(task)["tasks"].values())
 
 
-class Problems:
+class TaskProblems:
     """The problems of one task: documents with their requests, and how answers are scored."""
 
-    def __init__(self, task: Any, options: Options, chat: Callable[..., str]) -> None:
+    def __init__(self, task: Any, options: TaskOptions, chat: Callable[..., str]) -> None:
         self.task = task
         self.name: str = task.task_name
         self.generative = task.OUTPUT_TYPE == "generate_until"
@@ -145,7 +197,7 @@ class Problems:
             chat_template=chat if options.chat_template else None,
         )
 
-    def _configure(self, options: Options) -> None:
+    def _configure(self, options: TaskOptions) -> None:
         if options.num_fewshot is not None:
             self.task.set_config("num_fewshot", options.num_fewshot)
         self.task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -181,7 +233,7 @@ class Problems:
         with _refused(self.name, "cannot state the answers of"):
             return self.task.doc_to_target(group[0].doc)
 
-    def verdicts(self, responses: Sequence[Sequence[Any]]) -> list[Verdict]:
+    def verdicts(self, responses: Sequence[Sequence[Any]]) -> list[AnswerScore]:
         """One verdict per problem. `responses` holds one response for each request of each problem."""
         for group, given in zip(self.groups, responses, strict=True):
             for instance, response in zip(group, given, strict=True):
@@ -190,7 +242,7 @@ class Problems:
             self.task.apply_filters()
             return [self._verdict(group) for group in self.groups]
 
-    def _verdict(self, group: Sequence[Instance]) -> Verdict:
+    def _verdict(self, group: Sequence[Instance]) -> AnswerScore:
         results = {
             name: self.task.process_results(group[0].doc, [instance.filtered_resps[name] for instance in group])
             for name in group[0].filtered_resps
@@ -205,7 +257,7 @@ class Problems:
             raise InvalidInput(
                 f"{self.name} gives no number for {self.metric!r}; it gives {', '.join(every) or 'none'}"
             )
-        return Verdict(every[f"{self.metric},{self.filter}"], self._formatted(group), every)
+        return AnswerScore(every[f"{self.metric},{self.filter}"], self._formatted(group), every)
 
     def _chosen(self, kind: str, wanted: str | None, known: list[str], preferred: Sequence[str]) -> str:
         """What is asked for, else what is preferred, else the first."""

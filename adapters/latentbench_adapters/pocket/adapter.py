@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from latentbench.section import Json
-from latentbench_adapters.folder import folder_facts, hook_module, load_model, load_tokenizer
-from latentbench_adapters.model_files import folder_identity
-from latentbench_adapters.pocket.text import VERSION, documents, problems
-from latentbench_adapters.protocols import (
+from latentbench.core.protocols import (
     DatasetAdapter,
     LanguageModel,
     ModelAdapter,
@@ -24,12 +20,16 @@ from latentbench_adapters.protocols import (
     ProblemSet,
     Roots,
 )
+from latentbench.core.spec_model import Json
+from latentbench_adapters.model_files import folder_identity
+from latentbench_adapters.pocket.text import VERSION, documents, problems
+from latentbench_adapters.transformers_model import folder_facts, hook_module, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from latentbench.activations.site import Site
+    from latentbench.core.sites import Site
 
 FOLDER = Path(__file__).parent / "model"
 

@@ -17,7 +17,7 @@ from sae_lens import SAE, SAEConfig, register_sae_class
 from sae_lens.saes.topk_sae import TopK
 from torch import Tensor, nn
 
-from latentbench.sae.kron import combine
+from latentbench.sae.variants.kron import combine
 
 KRON, GROUPS = "latentbench_kron", "latentbench_groups"
 

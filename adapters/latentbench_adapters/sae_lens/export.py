@@ -1,22 +1,171 @@
-"""Native SAEs in sae-lens' on-disk format, for everything that reads sae-lens: evaluators, dashboards, steering."""
+"""Native SAEs in sae-lens' on-disk format, for everything that reads sae-lens: evaluators, dashboards, steering.
+
+Which SAE of sae-lens a native SAE is, weight for weight:
+
+| native | sae-lens | |
+| --- | --- | --- |
+| TopK, Matryoshka (topk), fine-tuned, extended, stitched on TopK, random decoder, untrained | topk | exact |
+| HierarchicalTopK | topk | exact at its largest k; a smaller `k` in cfg.json gives every other budget |
+| BatchTopK, Matryoshka (batch_topk), JumpReLU, tuned SAEs with thresholds | jumprelu | exact (at inference) |
+| Gated; standard | gated; standard | exact |
+| boosted and ensembles, all with thresholds | jumprelu, concatenated | exact |
+| boosted and ensembles, some with top-k | latentbench_groups, concatenated | registered class |
+| KronSAE | latentbench_kron | registered class |
+
+Identity, mean and PCA are no dictionaries of non-negative latents and are refused.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sae_lens import SAE
 from sae_lens.registry import get_sae_class
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.sae.base import SparseAutoencoder
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.sae.dictionary import SparseDictionarySAE
+from latentbench.sae.encoders import LinearEncoder, ThresholdRule, TopKRule
+from latentbench.sae.linear import LinearWeights, SupportsLinearWeights
+from latentbench.sae.variants.kron import KronEncoder
+from latentbench.sae.variants.penalised import Gated, PenalisedSAE, Standard
+from latentbench.sae.variants.topk import BudgetLoss
 from latentbench.store.files import new_folder
 from latentbench_adapters.sae_lens import classes
-from latentbench_adapters.sae_lens.equivalents import Equivalent, equivalent_of
+from latentbench_adapters.sae_lens.classes import GROUPS, KRON
+from latentbench_adapters.sae_lens.saes import LoadedFromSaeLens, TrainedBySaeLens
+
+EXACT = "exact"
+
+
+class Equivalent(NamedTuple):
+    """An SAE in the terms of sae-lens."""
+
+    config: dict[str, Any]
+    """Fields of its configuration, `architecture` among them, without metadata."""
+    weights: dict[str, Tensor]
+    equivalence: str
+    """`exact` or `exact at k=…`, after `registered class …, ` where sae-lens needs one of ours."""
+
+
+def equivalent_of(sae: SparseAutoencoder) -> Equivalent:
+    """`sae` in the terms of sae-lens. Raises InvalidInput where there is no equivalent."""
+    if isinstance(sae, LoadedFromSaeLens):
+        return Equivalent(_fields(sae.inner.cfg.to_dict()), dict(sae.inner.state_dict()), EXACT)
+    if isinstance(sae, TrainedBySaeLens):
+        return _trained_by_sae_lens(sae)
+    if isinstance(sae, PenalisedSAE):
+        return _penalised(sae)
+    if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, KronEncoder):
+        return _kron(sae, sae.encoder)
+    if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, LinearEncoder):
+        return _selected(sae, sae.encoder)
+    if isinstance(sae, SupportsLinearWeights):
+        return _groups(sae.linear_weights())
+    raise InvalidInput(
+        f"{type(sae).__name__} has no equivalent in sae-lens: it is no dictionary of non-negative latents"
+    )
+
+
+def _selected(sae: SparseDictionarySAE, encoder: LinearEncoder) -> Equivalent:
+    weights = _weights(encoder.weight, encoder.bias, sae.W_dec, sae.b_dec)
+    rule = sae.selection.rule(sae.width)
+    if isinstance(rule, ThresholdRule):
+        return _made("jumprelu", sae, weights | {"threshold": rule.threshold}, sae.centred)
+    return _made("topk", sae, weights, sae.centred, _exactness(sae, rule), k=rule.k)
+
+
+def _penalised(sae: PenalisedSAE) -> Equivalent:
+    if isinstance(sae, Standard):
+        return _made("standard", sae, _weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), True)
+    if isinstance(sae, Gated):
+        weights = _weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+        gate = {"b_gate": weights.pop("b_enc"), "r_mag": sae.r_mag, "b_mag": sae.b_mag}
+        return _made("gated", sae, weights | gate, True)
+    rows, bias, threshold = sae.equivalent()
+    return _made("jumprelu", sae, _weights(rows, bias, sae.W_dec, sae.b_dec) | {"threshold": threshold}, True)
+
+
+def _kron(sae: SparseDictionarySAE, encoder: KronEncoder) -> Equivalent:
+    rule = sae.selection.rule(sae.width)
+    weights = _weights(encoder.weight, encoder.bias, sae.W_dec, sae.b_dec)
+    weights["threshold"] = _thresholds(rule, sae.W_dec[:, 0])
+    sizes = {"heads": encoder.heads, "m": encoder.m, "n": encoder.n, "kernel": encoder.kernel}
+    kind = f"registered class {KRON}, {_exactness(sae, rule)}"
+    return _made(KRON, sae, weights, sae.centred, kind, **sizes, k=_k(rule))
+
+
+def _groups(found: LinearWeights) -> Equivalent:
+    """A dictionary of groups: sae-lens' own class where one rule holds for all, otherwise the registered one."""
+    groups, b_dec = found
+    encoder, bias, decoder = (torch.cat([getattr(g, name) for g in groups]) for name in ("W_enc", "b_enc", "W_dec"))
+    weights, sae = _weights(encoder, bias, decoder, b_dec), _Sizes(len(b_dec), len(bias))
+    thresholds = [_thresholds(group.rule, group.b_enc) for group in groups]
+    if all(isinstance(group.rule, ThresholdRule) for group in groups):
+        return _made("jumprelu", sae, weights | {"threshold": torch.cat(thresholds)}, False)
+    if len(groups) == 1:
+        return _made("topk", sae, weights, False, k=_k(groups[0].rule))
+    sizes = [(group.width, _k(group.rule)) for group in groups]
+    kind = f"registered class {GROUPS}, {EXACT}"
+    return _made(GROUPS, sae, weights | {"threshold": torch.cat(thresholds)}, False, kind, groups=sizes)
+
+
+def _trained_by_sae_lens(sae: TrainedBySaeLens) -> Equivalent:
+    state = dict(sae.inner.state_dict())
+    sae.inner.process_state_dict_for_saving_inference(state)
+    return Equivalent(_fields(sae.inner.cfg.get_inference_sae_cfg_dict()), state, EXACT)
+
+
+class _Sizes(NamedTuple):
+    d_in: int
+    width: int
+
+
+def _made(
+    architecture: str,
+    sae: SparseAutoencoder | _Sizes,
+    weights: dict[str, Tensor],
+    centred: bool,
+    equivalence: str = EXACT,
+    **fields: Any,
+) -> Equivalent:
+    config = {
+        "architecture": architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.width,
+        "dtype": str(weights["W_dec"].dtype).removeprefix("torch."),
+        "apply_b_dec_to_input": centred,
+        **fields,
+    }
+    return Equivalent(config, weights, equivalence)
+
+
+def _weights(encoder: Tensor, bias: Tensor, decoder: Tensor, b_dec: Tensor) -> dict[str, Tensor]:
+    """sae-lens multiplies from the right: its W_enc is [d_in, width]."""
+    return {"W_enc": encoder.t(), "b_enc": bias, "W_dec": decoder, "b_dec": b_dec}
+
+
+def _exactness(sae: SparseDictionarySAE, rule: TopKRule | ThresholdRule) -> str:
+    hierarchical = isinstance(sae.objective, BudgetLoss)
+    return f"exact at k={rule.k}" if hierarchical and isinstance(rule, TopKRule) else EXACT
+
+
+def _k(rule: TopKRule | ThresholdRule) -> int | None:
+    return rule.k if isinstance(rule, TopKRule) else None
+
+
+def _thresholds(rule: TopKRule | ThresholdRule, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if isinstance(rule, TopKRule) else rule.threshold
+
+
+def _fields(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "metadata"}
 
 
 @dataclass(frozen=True)

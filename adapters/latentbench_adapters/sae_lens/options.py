@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
+from latentbench.core.spec_model import Json
 from latentbench.sae.options import Activation, Dictionary, Share
-from latentbench.section import Json
 
-_TRAINER = "latentbench_adapters.sae_lens.trained:TrainedBySaeLens"
+_TRAINER = "latentbench_adapters.sae_lens.saes:TrainedBySaeLens"
 
 
 class SaeLensOptions(Dictionary):
@@ -34,7 +34,7 @@ class SaeLensOptions(Dictionary):
         return {"decoder_init_norm": self.decoder_norm}
 
 
-class StandardOptions(SaeLensOptions):
+class SaeLensStandardOptions(SaeLensOptions):
     """ReLU latents with an L1 penalty weighted by the decoder norms."""
 
     architecture: ClassVar[str] = "standard"
@@ -47,7 +47,7 @@ class StandardOptions(SaeLensOptions):
         return {**super().config(), "l1_coefficient": self.l1}
 
 
-class GatedOptions(SaeLensOptions):
+class SaeLensGatedOptions(SaeLensOptions):
     """Gated SAE (Rajamanoharan et al. 2024, arXiv 2404.16014): one path selects, the other measures."""
 
     architecture: ClassVar[str] = "gated"
@@ -61,7 +61,7 @@ class GatedOptions(SaeLensOptions):
         return {**super().config(), "l1_coefficient": self.l1}
 
 
-class JumpReluOptions(SaeLensOptions):
+class SaeLensJumpReluOptions(SaeLensOptions):
     """JumpReLU SAE (Rajamanoharan et al. 2024, arXiv 2407.14435): a learned threshold per latent."""
 
     architecture: ClassVar[str] = "jumprelu"

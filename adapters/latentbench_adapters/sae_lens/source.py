@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from latentbench.errors import RefusedFile
-from latentbench.section import Json
-from latentbench_adapters.folder import read_json
-from latentbench_adapters.protocols import Roots, SaeFacts, SaeSource
-from latentbench_adapters.sae_files import config_object, digests, model_of, optional_positive, sae_folder, site_of
+from latentbench.core.errors import RefusedFile
+from latentbench.core.protocols import Roots, SaeFacts, SaeSource
+from latentbench.core.spec_model import Json
+from latentbench.sae.sources.base import config_object, digests, model_of, optional_positive, sae_folder, site_of
+from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
-    from latentbench.sae.base import SparseAutoencoder
+    from latentbench.sae.autoencoder import SparseAutoencoder
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _IN_ID = re.compile(r"(?:^|/)layer_(\d+)(?:/|$)")
@@ -66,7 +66,7 @@ class SaeLensSource(SaeSource):
         return SaeFacts(d_in, width, *site_of(str(stated.get("hook_name") or "")), model_of(stated, "model_name"))
 
     def load(self, roots: Roots) -> SparseAutoencoder:
-        from latentbench_adapters.sae_lens.loaded import from_disk, from_registry
+        from latentbench_adapters.sae_lens.saes import from_disk, from_registry
 
         if self.path is not None:
             return from_disk(self.folder(roots))

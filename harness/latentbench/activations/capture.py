@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from latentbench.activations.blocks import decoder_blocks
-from latentbench.activations.place import Place, locate
-from latentbench.activations.site import Site
-from latentbench.activations.values import block_input
+from latentbench.activations.blocks import block_input, decoder_blocks
+from latentbench.activations.residual import HookPoint, hook_point
+from latentbench.core.sites import Site
 
 
 class _StopForwardError(Exception):
@@ -48,7 +47,7 @@ def hidden_states_and_logits(
 def capturing(model: nn.Module, sites: Collection[Site]) -> Iterator[dict[Site, Tensor]]:
     """While open, every forward pass leaves the hidden states at `sites` in the dictionary this yields."""
     states: dict[Site, Tensor] = {}
-    places = {site: locate(model, site) for site in sites}
+    places = {site: hook_point(model, site) for site in sites}
     with ExitStack() as stack:
         for site, place in places.items():
             stack.callback(_watch(place, site, states).remove)
@@ -88,7 +87,7 @@ def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor
     return told | {"position_ids": positions_in(attention_mask)}
 
 
-def _watch(place: Place, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
+def _watch(place: HookPoint, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states[site] = block_input(args, kwargs).clone()
 

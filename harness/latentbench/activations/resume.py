@@ -15,12 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.additions import PARTS, additions, undisturbed
-from latentbench.activations.blocks import decoder_blocks
-from latentbench.activations.place import Place, locate
-from latentbench.activations.site import Site
-from latentbench.activations.values import block_input, with_block_input
-from latentbench.errors import InvalidInput
+from latentbench.activations.blocks import block_input, decoder_blocks, with_block_input
+from latentbench.activations.residual import PARTS, HookPoint, additions, hook_point, without_hooks
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Site
 
 _MISSING = object()
 _HANDOVERS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
@@ -58,7 +56,7 @@ def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | N
     Raises InvalidInput for a site the model does not have (see `locate`) and for a model whose blocks hand on more than
     their hidden state, which a pass that starts in the middle would lack.
     """
-    place, blocks = locate(model, site), decoder_blocks(model)
+    place, blocks = hook_point(model, site), decoder_blocks(model)
     inner = needs_block_input(site)
     if inner and resid_pre is None:
         raise ValueError(f"resuming at {site} needs the residual stream entering block {site.index}")
@@ -113,7 +111,7 @@ def _hidden_state_is_all(model: nn.Module, blocks: nn.ModuleList, index: int) ->
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering.append(block_input(args, kwargs).clone())
 
-    with undisturbed(model):
+    with without_hooks(model):
         handle = blocks[index].register_forward_pre_hook(note, with_kwargs=True)
         whole: Tensor = model(input_ids=ids, use_cache=False).logits
         handle.remove()
@@ -167,7 +165,7 @@ def _input_replaced(block: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _output_replaced(place: Place, hidden: Tensor) -> Iterator[None]:
+def _output_replaced(place: HookPoint, hidden: Tensor) -> Iterator[None]:
     handle = place.module.register_forward_hook(lambda module, args, output: place.written(output, hidden))
     try:
         yield

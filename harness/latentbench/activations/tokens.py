@@ -1,35 +1,118 @@
-"""Documents to tokens, for evaluation (one row per document) and for training (packed rows).
+"""Documents to tokens, for evaluation (one row per document) and for training (packed rows), and the digests of documents.
 
 The beginning-of-sequence rule is the same for both and for every model: a document starts with the tokenizer's BOS
 whenever the tokenizer has one, also where it does not add it by itself (GPT-2, Pythia), because models show their
-usual behaviour, and SAEs are usually trained, behind one. A tokenizer without BOS (Qwen2) gets none, and so does one whose BOS the model does not know.
+usual behaviour, and SAEs are usually trained, behind one. A tokenizer without BOS (Qwen2) gets none, and so does one whose
+BOS the model does not know. Digests say that two documents are letter for letter the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latentbench.activations.cuts import Cuts
-from latentbench.activations.digests import Digests, collected, digest_of, folded_digest_of
+from latentbench.activations.token_boundaries import TokenBoundaries
 from latentbench.activations.vocabulary import check_ids, known, padding_id
-from latentbench.border import foreign
-from latentbench.errors import InvalidInput
-from latentbench.metrics.units import Units, units_of
-from latentbench.section import Json
+from latentbench.core.border import foreign
+from latentbench.core.errors import InvalidInput
+from latentbench.core.spec_model import Json
+from latentbench.statistics.units import Units, units_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_PIECE = 1 << 20
+_LINE = re.compile(r"\S++(?: \S++)*+")
+"""Words with single spaces between them."""
+
+
+class Digests(Sequence[str]):
+    """The first 16 hexadecimal digits of each document's sha256, in the order of the documents; 8 bytes for each."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        self._words = words
+
+    @staticmethod
+    def of(digests: Iterable[str]) -> Digests:
+        """From hexadecimal digits."""
+        if isinstance(digests, Digests):
+            return digests
+        return Digests(np.array([int(digest, 16) for digest in digests], dtype=np.uint64))
+
+    @staticmethod
+    def from_tensor(packed: Tensor) -> Digests:
+        """The inverse of `to_tensor`."""
+        return Digests(packed.numpy().view(np.uint64))
+
+    def to_tensor(self) -> Tensor:
+        """[documents] int64 with the same bits."""
+        return torch.from_numpy(self._words.view(np.int64))
+
+    def among(self, others: Digests) -> int:
+        """How many of these documents are among the others."""
+        return int(np.isin(self._words, others._words).sum())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Digests: ...
+    def __getitem__(self, index: int | slice) -> str | Digests:
+        return Digests(self._words[index]) if isinstance(index, slice) else f"{int(self._words[index]):016x}"
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
+def digest_of(text: str) -> int:
+    """The first 64 bits of the sha256 of a document's UTF-8. Raises InvalidInput where it cannot be written as that.
+
+    Encoded piece by piece, so that a long document is not held twice.
+    """
+    sha = hashlib.sha256()
+    try:
+        for start in range(0, len(text), _PIECE):
+            sha.update(text[start : start + _PIECE].encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"a document is not valid Unicode ({error.reason}): {text[:40]!r}…") from error
+    return int.from_bytes(sha.digest()[:8], "big")
+
+
+def folded_digest_of(text: str, digest: int) -> int:
+    """`digest_of` the text with every run of white space as one space and none at its ends; `digest` is the text's own.
+
+    In pieces as well: a document that is one line already, as most are, is not read twice.
+    """
+    line = _LINE.match(text)
+    if line and line.end() == len(text):
+        return digest
+    sha, space = hashlib.sha256(), b""
+    for line in _LINE.finditer(text):
+        sha.update(space + line[0].encode())
+        space = b" "
+    return int.from_bytes(sha.digest()[:8], "big")
+
+
+def collected(words: array[int]) -> Digests:
+    """What `digest_of` gave, one after the other, in an array of type Q."""
+    return Digests(np.frombuffer(words, dtype=np.uint64))
+
 
 _DOCUMENTS_AT_ONCE, _CHARACTERS_AT_ONCE = 256, 1 << 20
 _CHARACTERS_PER_TOKEN = 16
@@ -270,8 +353,8 @@ class _Beginnings:
         return ids
 
     @cached_property
-    def _cuts(self) -> Cuts | None:
-        return Cuts.of(self._tokenizer)
+    def _cuts(self) -> TokenBoundaries | None:
+        return TokenBoundaries.of(self._tokenizer)
 
 
 def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from latentbench_adapters.protocols import LanguageModel
+    from latentbench.core.protocols import LanguageModel
 
 
 def embedding_rows(model: Any) -> int:

@@ -19,12 +19,12 @@ from scipy.optimize import quadratic_assignment
 from scipy.stats import t
 from torch import Tensor, nn
 
-from latentbench.activations.site import Site
-from latentbench.canonical import seed_of
-from latentbench.sae.base import TrainableSAE
+from latentbench.core.hashing import seed_of
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import TrainableSAE
 from latentbench.sae.options import KronOptions, TopKOptions, Variant
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer
 
 FEATURES, HIDDEN, ACTIVE = 256, 64, 8
 BATCH, AE_STEPS, SAE_STEPS = 1024, 2000, 2000
@@ -126,7 +126,7 @@ def _train_sae(options: Variant, factor: Tensor, weights: Tensor, generator: tor
     first = features(factor, generator) @ weights.T
     training = TrainingOptions(batch=BATCH)
     norm = float(first.norm(dim=1).mean())
-    trainee = NativeTrainee(sae, Site(index=0), training, steps=steps, first_norm=norm, mean=first.mean(0))
+    trainee = NativeTrainer(sae, Site(index=0), training, steps=steps, first_norm=norm, mean=first.mean(0))
     for _ in range(steps):
         trainee.step(features(factor, generator) @ weights.T)
     rows = trainee.finish().decoder_rows()

@@ -14,15 +14,15 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from latentbench.core.resources import high_water, now
 from latentbench.flow.matching import SOURCE_ROWS, TARGET_ROWS, nearest
-from latentbench.meters import high_water, now
 
 WIDTH, D_IN, PAIRS = 16_384, 2_304, 26
 """Gemma-2-2B with Gemma Scope's 16k dictionaries: pairs of consecutive residual layers, and one more."""
 
 
 @dataclass(frozen=True)
-class Timing:
+class MatchingTiming:
     """Medians over pairs of layers."""
 
     width: int
@@ -39,12 +39,12 @@ class Timing:
     """Beyond the weights of the two layers and the imports, on the device that computes."""
 
 
-def run(pairs: int = PAIRS, width: int = WIDTH, d_in: int = D_IN, k: int = 1, device: str = "cpu") -> Timing:
+def run(pairs: int = PAIRS, width: int = WIDTH, d_in: int = D_IN, k: int = 1, device: str = "cpu") -> MatchingTiming:
     """Times `pairs` pairs of layers of random directions after one warm-up on a small pair."""
     place = torch.device(device)
     nearest(*_layers(256, d_in, place, 0), k)
     rounds = [_round(width, d_in, k, place, number) for number in range(pairs)]
-    return Timing(
+    return MatchingTiming(
         width,
         d_in,
         k,

@@ -17,18 +17,18 @@ from time import perf_counter
 from typing import Any
 
 from latentbench.activations.tokens import evaluation_tokens, training_tokens
-from latentbench.meters import high_water
-from latentbench_adapters.files import FilesDataset
+from latentbench.core.protocols import Roots
+from latentbench.core.resources import high_water
+from latentbench_adapters.datasets import FilesDataset
 from latentbench_adapters.pocket.adapter import PocketModel
 from latentbench_adapters.pocket.text import documents
-from latentbench_adapters.protocols import Roots
 
 LINES, CHARACTERS = 1_000_000, 50_000_000
 _CONTEXT, _WORDS_PER_LINE, _SAMPLE = 128, 6, 200
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextMemory:
     """What one task took."""
 
     task: str
@@ -47,7 +47,7 @@ class Reading:
 Task = Callable[[FilesDataset, Roots, Any], object]
 
 
-def run(lines: int = LINES, characters: int = CHARACTERS) -> list[Reading]:
+def run(lines: int = LINES, characters: int = CHARACTERS) -> list[TextMemory]:
     """Training on `lines` short lines, and evaluating the first tokens of one document of `characters` characters."""
     return [
         measure("train on short lines", train, "lines.txt", _lines(lines)),
@@ -56,14 +56,14 @@ def run(lines: int = LINES, characters: int = CHARACTERS) -> list[Reading]:
     ]
 
 
-def measure(name: str, task: Task, file: str, content: Iterable[str]) -> Reading:
+def measure(name: str, task: Task, file: str, content: Iterable[str]) -> TextMemory:
     """Runs a task in a fresh process on a file with this content."""
     with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         path = Path(folder, file)
         with path.open("w", encoding="utf-8") as out:
             out.writelines(content)
         peak, seconds = pool.submit(_measured, task, path).result()
-        return Reading(name, path.stat().st_size, peak, seconds)
+        return TextMemory(name, path.stat().st_size, peak, seconds)
 
 
 def train(data: FilesDataset, roots: Roots, tokenizer: Any) -> object:

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.site import Site
-from latentbench.errors import NotAvailable
-from latentbench.meters import high_water
-from latentbench.sae.backends import forced
-from latentbench.sae.base import TrainableSAE
+from latentbench.core.errors import NotAvailable
+from latentbench.core.resources import high_water
+from latentbench.core.sites import Site
+from latentbench.sae.autoencoder import TrainableSAE
 from latentbench.sae.memory import release
 from latentbench.sae.options import HierarchicalTopKOptions, KronOptions, TopKOptions, Variant
-from latentbench.sae.trainee import NativeTrainee
-from latentbench.sae.training import TrainingOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.sparse_kernels.dispatch import forced
+from latentbench.sae.trainer import NativeTrainer
 
 REFERENCE = "sae-lens TopK"
 OURS = "TopK"
@@ -47,7 +47,7 @@ SHAPES = (Shape(64, 4096, 32, 4096), Shape(288, 8192, 32, 4096), Shape(768, 1638
 
 
 @dataclass(frozen=True)
-class Timing:
+class StepTiming:
     """Median seconds of one candidate's step, and ratios of medians of the same rounds."""
 
     shape: Shape
@@ -73,7 +73,7 @@ def compare(
     clock: Callable[[], float] = perf_counter,
     device: str = "cpu",
     torch_path: bool = False,
-) -> list[Timing]:
+) -> list[StepTiming]:
     """Times a full optimiser step of every candidate, `rounds` times interleaved after one warm-up round.
 
     All read the same random hidden states and clip, step Adam and count firing latents. On a busy machine, where
@@ -128,7 +128,7 @@ def native_step(options: Variant, x: Tensor) -> Step:
     assert isinstance(sae, TrainableSAE)
     recipe = TrainingOptions(batch=len(x), buffer=max(len(x), 131_072))
     norm = float(x.norm(dim=1).mean())
-    trainee = NativeTrainee(sae, Site(index=0), recipe, steps=100_000, first_norm=norm, mean=x.mean(0))
+    trainee = NativeTrainer(sae, Site(index=0), recipe, steps=100_000, first_norm=norm, mean=x.mean(0))
     return lambda: trainee.step(x)
 
 
@@ -162,7 +162,7 @@ def sae_lens_step(shape: Shape, x: Tensor) -> Step:
 
 
 @dataclass(frozen=True)
-class Memory:
+class StepMemory:
     """Peak bytes of two training steps beyond the hidden states: weights, moments, gradients and what a step makes."""
 
     shape: Shape
@@ -176,11 +176,11 @@ class Memory:
         return self.hierarchical / self.topk
 
 
-def compare_memory(shape: Shape, device: str = "cpu", k: int = 64) -> Memory:
+def compare_memory(shape: Shape, device: str = "cpu", k: int = 64) -> StepMemory:
     """Memory of HierarchicalTopK's step beside TopK's."""
     k = min(k, shape.width)
     options = (TopKOptions(width=shape.width, k=k), HierarchicalTopKOptions(width=shape.width, k=k))
-    return Memory(shape, k, *(peak_memory(shape, option, device) for option in options))
+    return StepMemory(shape, k, *(peak_memory(shape, option, device) for option in options))
 
 
 def peak_memory(shape: Shape, options: Variant, device: str = "cpu") -> int:
@@ -219,7 +219,7 @@ def _two_steps(options: Variant, x: Tensor) -> None:
     step()
 
 
-def _timing(shape: Shape, name: str, times: dict[str, list[float]]) -> Timing:
+def _timing(shape: Shape, name: str, times: dict[str, list[float]]) -> StepTiming:
     own = times[name]
     faster = median(a / b for a, b in zip(times[REFERENCE], own, strict=True)) if REFERENCE in times else None
     against = f"TopK (k={min(64, shape.width)})" if "Hierarchical" in name else OURS
@@ -227,4 +227,4 @@ def _timing(shape: Shape, name: str, times: dict[str, list[float]]) -> Timing:
     torch_times = times.get(name + TORCH_PATH)
     over_torch = median(a / b for a, b in zip(torch_times, own, strict=True)) if torch_times else None
     seconds = median(own)
-    return Timing(shape, name, seconds, shape.batch / seconds, faster, dearer, over_torch)
+    return StepTiming(shape, name, seconds, shape.batch / seconds, faster, dearer, over_torch)

@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-from latentbench.cli import benching, doctoring, exporting, reporting, results, running, specs, stores, vectors
-from latentbench.errors import LatentbenchError
-from latentbench.words import printable
+from latentbench.cli import diagnostics, exports, reports, results, runs, specs, stores
+from latentbench.core.errors import LatentbenchError
+from latentbench.core.text import printable
 
 app = typer.Typer(
     name="latentbench",
@@ -22,11 +22,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for module in (specs, running, results, exporting, vectors, doctoring):
+for module in (specs, runs, results, exports, exports, diagnostics):
     module.register(app)
 app.add_typer(stores.app, name="store")
-app.add_typer(benching.app, name="bench")
-app.add_typer(reporting.app, name="report")
+app.add_typer(diagnostics.app, name="bench")
+app.add_typer(reports.app, name="report")
 
 INTERRUPTED = 130
 

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from latentbench.project import Project, find_project
-from latentbench.section import Json
-from latentbench.words import printable
+from latentbench.core.spec_model import Json
+from latentbench.core.text import printable
+from latentbench.spec.project import Project, find_project
 
 Specs = Annotated[
     list[str] | None,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from latentbench.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say, table_width
-from latentbench.errors import InvalidInput
-from latentbench.words import plural
+from latentbench.core.errors import InvalidInput
+from latentbench.core.text import plural
 
 if TYPE_CHECKING:
-    from latentbench.project import Project
+    from latentbench.spec.project import Project
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File (or folder) to write; default: standard output.")
@@ -46,7 +46,7 @@ def leaderboard(
     Examples: `latentbench leaderboard --suite papers/kronsae --column cost`,
     `latentbench leaderboard --format html --output leaderboard.html`
     """
-    from latentbench.leaderboard import leaderboard as render
+    from latentbench.leaderboard.api import leaderboard as render
 
     project = project_of(results, store)
     if format == "parquet" or format == "every-eval-ever" or format == "saebench":
@@ -72,7 +72,7 @@ def compare(
     Examples: `latentbench compare 'quickstart/topk[sae.k=8]' 'quickstart/topk[sae.k=32]'`,
     `latentbench compare A B --format html --output compare.html`
     """
-    from latentbench.leaderboard import compare_records
+    from latentbench.leaderboard.api import compare_records
 
     _emit(compare_records(project_of(results).results, a, b, format, table_width()), output)
 
@@ -111,7 +111,7 @@ def publish(
 
     Example: `latentbench publish --to trackio`
     """
-    from latentbench.exchange.sinks import publish as log
+    from latentbench.exchange.exporting import publish as log
     from latentbench.leaderboard.load import load
 
     done = log(load(project_of(results).results), to, project, suite)
@@ -125,8 +125,8 @@ def _write(
     suite: str | None,
     columns: list[str] | None,
 ) -> None:
-    from latentbench.exchange.writing import write_folder
-    from latentbench.leaderboard import leaderboard_parquet
+    from latentbench.exchange.exporting import write_folder
+    from latentbench.leaderboard.api import leaderboard_parquet
     from latentbench.leaderboard.load import load
     from latentbench.store.files import write_bytes
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from latentbench.cli.options import Allow, AsJson, Specs, print_json, project_of, say
-from latentbench.errors import InvalidInput, Problem, SpecError
-from latentbench.words import one_line, plural
+from latentbench.core.errors import InvalidInput, SpecError, SpecProblem
+from latentbench.core.text import one_line, plural
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +29,8 @@ def new(
 
     Example: `latentbench new specs/mine/topk.yaml --from quickstart/topk`
     """
-    from latentbench.project import SUFFIXES, spec_paths
-    from latentbench.spec.template import rewritten
+    from latentbench.spec.merge import rewritten
+    from latentbench.spec.project import SUFFIXES, spec_paths
     from latentbench.store.files import write_bytes
 
     project = project_of()
@@ -79,8 +79,8 @@ def show(
     """
     import yaml
 
-    from latentbench.project import load_specs
-    from latentbench.spec.nodes import dotted
+    from latentbench.core.yaml_tree import dotted
+    from latentbench.spec.project import load_specs
 
     for loaded in load_specs(project_of(allow=allow), [spec]):
         if as_json:
@@ -124,9 +124,9 @@ def schema() -> None:
     print_json(json_schema())
 
 
-def _validated(given: list[str], allow: list[Path] | None) -> tuple[list[Problem], int, int]:
-    from latentbench.project import read_specs, spec_paths
+def _validated(given: list[str], allow: list[Path] | None) -> tuple[list[SpecProblem], int, int]:
     from latentbench.spec.checks import check, same_names
+    from latentbench.spec.project import read_specs, spec_paths
 
     project = project_of(allow=allow)
     paths = spec_paths(project, given)
@@ -137,8 +137,8 @@ def _validated(given: list[str], allow: list[Path] | None) -> tuple[list[Problem
 
 
 def _spec_rows() -> list[tuple[str, str]]:
-    from latentbench.project import spec_paths
     from latentbench.spec.cells import load_spec
+    from latentbench.spec.project import spec_paths
 
     project, rows = project_of(), []
     for path in spec_paths(project, []):
@@ -152,8 +152,8 @@ def _spec_rows() -> list[tuple[str, str]]:
 
 
 def _plug_in_rows(group: str) -> list[tuple[str, str]]:
-    from latentbench.registry import GROUPS, sections
+    from latentbench.core.plugins import GROUPS, plugins
 
     if group not in GROUPS:
         raise InvalidInput(f"no such list: {group!r}; there are specs, {', '.join(GROUPS)}")
-    return [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in sections(group).items()]
+    return [(name, (cls.__doc__ or "").strip().splitlines()[0]) for name, cls in plugins(group).items()]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentbench.cli.options import AsJson, Quota, Results, StoreFolder, print_json, project_of, say
-from latentbench.errors import DamagedArtifact
-from latentbench.section import Json
+from latentbench.core.errors import DamagedArtifact
+from latentbench.core.spec_model import Json
+from latentbench.core.text import plural
 from latentbench.store.store import Artifact, Store
-from latentbench.words import plural
 
 if TYPE_CHECKING:
-    from latentbench.store.lineage import Lineage, Relative
+    from latentbench.records.lineage import Lineage, Relative
 
 app = typer.Typer(help="Look after the store of artifacts.", no_args_is_help=True)
 
@@ -64,7 +64,7 @@ def why(
 
     Example: `latentbench store why 3f9a`
     """
-    from latentbench.store.lineage import lineage
+    from latentbench.records.lineage import lineage
 
     project = project_of(results, store)
     found = lineage(Store(project.store), project.results, key)
@@ -89,7 +89,7 @@ def gc(
 
     Examples: `latentbench store gc --yes`, `latentbench store gc --quota 50GiB`
     """
-    from latentbench.results import referred_keys
+    from latentbench.records.results import referred_keys
     from latentbench.store.cleaning import beyond, evict, litter, loose, parse_size, size_of
 
     limit = None if quota is None else parse_size(quota)

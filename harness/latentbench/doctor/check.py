@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from latentbench.border import contained
+from latentbench.core.border import contained
 
-Verdict = Literal["pass", "fail", "note"]
+CheckVerdict = Literal["pass", "fail", "note"]
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """A check that was run."""
 
     name: str
     group: str
-    verdict: Verdict
+    verdict: CheckVerdict
     detail: str
     seconds: float
 
 
-def run_checks(checks: Iterable[Check]) -> Iterator[Result]:
+def run_checks(checks: Iterable[Check]) -> Iterator[CheckResult]:
     """Runs every check; one that raises has failed, and the others go on."""
     for check in checks:
         started = time.monotonic()
@@ -52,8 +52,8 @@ def run_checks(checks: Iterable[Check]) -> Iterator[Result]:
             place = traceback.extract_tb(error.__traceback__)[-1]
             told = contained(error)
             found = Finding(False, f"{type(told).__name__}: {told} ({place.name}, line {place.lineno})")
-        verdict: Verdict = "note" if found.passed is None else "pass" if found.passed else "fail"
-        yield Result(check.name, check.group, verdict, found.detail, time.monotonic() - started)
+        verdict: CheckVerdict = "note" if found.passed is None else "pass" if found.passed else "fail"
+        yield CheckResult(check.name, check.group, verdict, found.detail, time.monotonic() - started)
 
 
 def close(name: str, value: float, truth: float, tolerance: float) -> Finding:

@@ -10,10 +10,10 @@ import math
 import numpy as np
 
 from latentbench.doctor.check import Check, Finding
-from latentbench.leaderboard.statistics import difference, exchange_test
-from latentbench.leaderboard.unpaired import unpaired_difference, unpaired_test
 from latentbench.metrics.base import Array
-from latentbench.metrics.intervals import document_interval
+from latentbench.statistics.intervals import document_interval
+from latentbench.statistics.paired import difference, exchange_test
+from latentbench.statistics.unpaired import unpaired_difference, unpaired_test
 
 TRIALS, DOCUMENTS = 400, 60
 

@@ -1,4 +1,4 @@
-"""Metrics of SAEs whose numbers are known without measuring, through the code that measures everything else.
+"""Metrics whose numbers are known without measuring, through the code that measures everything else.
 
 | SAE | truth |
 | --- | --- |
@@ -7,6 +7,12 @@
 | zero x̂ = 0 | CE with it = CE of zero ablation, loss recovered (zero) 0, explained variance (uncentred) 0 |
 | any, at another scale of x | the same explained variance, cosine, norm ratio and L0 |
 | any, in other batches or other company | the same numbers |
+
+A planted dictionary: hidden states are sparse sums of known unit directions.
+
+The oracle SAE that holds these directions must explain everything and must have exactly the planted L0; a TopK SAE
+trained on such states for a few seconds must find most directions, and an untrained one must not. What is compared is
+the mean over planted directions of the largest |cosine| with an atom (mean maximum cosine similarity, Sharkey et al. 2022).
 """
 
 from __future__ import annotations
@@ -20,28 +26,98 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from latentbench.activations.capture import hidden_states
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.sites import Site
 from latentbench.doctor.check import Check, Finding, both, close
-from latentbench.measure.documents import Request, Results, measure
-from latentbench.measure.domain import Domain
-from latentbench.measure.reconstruction import Reconstructions
 from latentbench.metrics.base import Metric, Statistics
-from latentbench.metrics.cross_entropy import CrossEntropy
-from latentbench.metrics.explained_variance import ExplainedVariance
-from latentbench.metrics.reconstruction import Cosine, NormRatio
-from latentbench.metrics.sparsity import L0
 from latentbench.metrics.values import metric_values
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.codes import Codes
+from latentbench.reconstruction.cross_entropy import CrossEntropy
+from latentbench.reconstruction.documents import Domain
+from latentbench.reconstruction.error_metrics import Cosine, ExplainedVariance, NormRatio
+from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults, Reconstructions, measure
+from latentbench.reconstruction.sparsity_and_cost import L0
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.sae.options import IdentityOptions, TopKOptions
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.trainer import NativeTrainer
 from latentbench_adapters.pocket.adapter import PocketModel, PocketText
-from latentbench_adapters.protocols import LanguageModel, Roots
 
 if TYPE_CHECKING:
     from latentbench.metrics.base import Array
+
+D, DIRECTIONS, ACTIVE = 32, 48, 3
+BATCH, STEPS = 512, 500
+FOUND, CHANCE = 0.95, 0.75
+"""A trained SAE must be above the one, an untrained one below the other."""
+
+
+def dictionary_checks() -> list[Check]:
+    """The oracle, and training."""
+    return [
+        Check("a planted dictionary is recognised", "metrics", _oracle),
+        Check("a planted dictionary is found by training", "metrics", _trained),
+    ]
+
+
+def planted(seed: int = 0) -> tuple[Tensor, torch.Generator]:
+    """Unit directions [DIRECTIONS, D], and the generator for draws."""
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(DIRECTIONS, D, generator=generator), dim=1), generator
+
+
+def draw(directions: Tensor, generator: torch.Generator, n: int = BATCH) -> Tensor:
+    """[n, D] sums of ACTIVE different directions with strengths in [1, 2]."""
+    chosen = torch.rand(n, DIRECTIONS, generator=generator).topk(ACTIVE, dim=1).indices
+    strengths = 1 + torch.rand(n, ACTIVE, generator=generator)
+    return torch.zeros(n, DIRECTIONS).scatter_(1, chosen, strengths) @ directions
+
+
+@torch.no_grad()
+def recovery(directions: Tensor, sae: SparseAutoencoder) -> float:
+    """Mean over directions of the largest |cosine| with an atom."""
+    rows = sae.decoder_rows()
+    assert rows is not None
+    return float((directions @ normalize(rows, dim=1).T).abs().max(dim=1).values.mean())
+
+
+def _oracle() -> Finding:
+    """Directions that are orthogonal, so that one matrix product encodes them exactly."""
+    generator = torch.Generator().manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(D, D, generator=generator)).Q
+    sae = TopKOptions(width=D, k=ACTIVE).build(D, generator)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in sae.state_dict().items()}
+    sae.load_state_dict(zeros | {"W_dec": basis, "encoder.weight": basis})
+    chosen = torch.rand(BATCH, D, generator=generator).topk(ACTIVE, dim=1).indices
+    x = torch.zeros(BATCH, D).scatter_(1, chosen, 1 + torch.rand(BATCH, ACTIVE, generator=generator)) @ basis
+    with torch.no_grad():
+        codes = sae.eval().encode(x)
+        lost = (x - sae.decode(codes)).square().sum() / (x - x.mean(0)).square().sum()
+    return both(
+        close("explained variance of the oracle", 1 - float(lost), 1.0, 1e-6),
+        close("its L0", float(codes.l0.double().mean()), ACTIVE, 0.0),
+        close("its recovery", recovery(basis, sae), 1.0, 1e-6),
+    )
+
+
+def _trained() -> Finding:
+    directions, generator = planted()
+    sae = TopKOptions(width=2 * DIRECTIONS, k=ACTIVE).build(D, generator)
+    before, first = recovery(directions, sae), draw(directions, generator)
+    training = TrainingOptions(batch=BATCH, lr=3e-3)
+    norm = float(first.norm(dim=1).mean())
+    trainee = NativeTrainer(sae, Site(index=0), training, steps=STEPS, first_norm=norm, mean=first.mean(0))  # type: ignore[arg-type]
+    for _ in range(STEPS):
+        trainee.step(draw(directions, generator))
+    after = recovery(directions, trainee.finish())
+    detail = (
+        f"mean largest cosine {after:.3f} after {STEPS} steps (needed {FOUND}), {before:.3f} before (at most {CHANCE})"
+    )
+    return Finding(after >= FOUND and before <= CHANCE, detail)
+
 
 DOCUMENTS, CONTEXT, SITE = 24, 64, Site(index=3)
 METRICS: tuple[Metric, ...] = (
@@ -84,7 +160,7 @@ class Scaled(SparseAutoencoder):
         return self.sae.decode(codes) * self.factor
 
 
-class Ward:
+class PocketFixture:
     """The pocket model, a few documents, and SAEs with known numbers; everything is made once, on first use."""
 
     @cached_property
@@ -110,7 +186,7 @@ class Ward:
         return TopKOptions(width=4 * self.d_in, k=8).build(self.d_in, torch.Generator().manual_seed(1)).eval()
 
     @cached_property
-    def requests(self) -> tuple[Request, ...]:
+    def requests(self) -> tuple[MeasurementRequest, ...]:
         """Every SAE of the table above."""
         mean = torch.from_numpy(measure(self.model, self.tokens, sites=[SITE]).baselines[SITE].mean).float()
         identity = IdentityOptions().build(self.d_in, torch.Generator())
@@ -120,18 +196,18 @@ class Ward:
             "zero": Constant(torch.zeros(self.d_in)),
             "topk": self.topk,
         }
-        return tuple(Request(name, sae, SITE, splice=True) for name, sae in saes.items())
+        return tuple(MeasurementRequest(name, sae, SITE, splice=True) for name, sae in saes.items())
 
     @cached_property
-    def results(self) -> Results:
+    def results(self) -> PassResults:
         """All SAEs in one pass."""
         return self.measured(self.requests)
 
-    def measured(self, requests: Sequence[Request], forward_tokens: int = 4096) -> Results:
+    def measured(self, requests: Sequence[MeasurementRequest], forward_tokens: int = 4096) -> PassResults:
         """A pass over the documents."""
         return measure(self.model, self.tokens, requests, forward_tokens=forward_tokens)
 
-    def numbers(self, name: str, results: Results | None = None) -> dict[str, float]:
+    def numbers(self, name: str, results: PassResults | None = None) -> dict[str, float]:
         """Every number of an SAE by id; NaN where it has none."""
         found = results or self.results
         own = next(m.statistics for m in found.measurements if m.name == name)
@@ -151,7 +227,7 @@ class Ward:
 
 def metric_checks() -> list[Check]:
     """The checks of the table above."""
-    ward = Ward()
+    ward = PocketFixture()
     return [
         Check("identity reconstructs everything", "metrics", lambda: _identity(ward)),
         Check("the mean explains nothing", "metrics", lambda: _mean(ward)),
@@ -162,7 +238,7 @@ def metric_checks() -> list[Check]:
     ]
 
 
-def _identity(ward: Ward) -> Finding:
+def _identity(ward: PocketFixture) -> Finding:
     found = ward.numbers("identity")
     truths = {
         "explained_variance.centred": 1.0,
@@ -175,7 +251,7 @@ def _identity(ward: Ward) -> Finding:
     return both(*(close(name, found[name], truth, FLOAT32) for name, truth in truths.items()))
 
 
-def _mean(ward: Ward) -> Finding:
+def _mean(ward: PocketFixture) -> Finding:
     found = ward.numbers("mean")
     return both(
         close("explained_variance.centred", found["explained_variance.centred"], 0.0, FLOAT32),
@@ -185,7 +261,7 @@ def _mean(ward: Ward) -> Finding:
     )
 
 
-def _zero(ward: Ward) -> Finding:
+def _zero(ward: PocketFixture) -> Finding:
     found = ward.numbers("zero")
     return both(
         close("explained_variance.uncentred", found["explained_variance.uncentred"], 0.0, FLOAT32),
@@ -194,14 +270,14 @@ def _zero(ward: Ward) -> Finding:
     )
 
 
-def _rescaled(ward: Ward) -> Finding:
+def _rescaled(ward: PocketFixture) -> Finding:
     plain = _statistics(ward, 1.0)
     largest = max(_apart(plain, _statistics(ward, factor)) for factor in SCALES)
     scales = " and ".join(f"{factor:g}" for factor in SCALES)
     return close(f"largest relative change of EV, cosine, norm ratio, L0 at scales {scales}", largest, 0.0, 1e-5)
 
 
-def _statistics(ward: Ward, factor: float) -> dict[str, float]:
+def _statistics(ward: PocketFixture, factor: float) -> dict[str, float]:
     """Numbers of the TopK SAE on hidden states times `factor`."""
     sums = Reconstructions(Scaled(ward.topk, factor), None, len(ward.tokens.ids))
     mean = torch.from_numpy(ward.results.baselines[SITE].mean).float() * factor
@@ -218,12 +294,12 @@ def _statistics(ward: Ward, factor: float) -> dict[str, float]:
     return {"centred": centred, "residual_variance": residual, **per_token}
 
 
-def _batches(ward: Ward) -> Finding:
+def _batches(ward: PocketFixture) -> Finding:
     apart = max(_distance(ward.results, ward.measured(ward.requests, forward_tokens)) for forward_tokens in (1, 200))
     return close("largest relative change of a statistic in batches of 1 document and of 200 tokens", apart, 0.0, 1e-4)
 
 
-def _company(ward: Ward) -> Finding:
+def _company(ward: PocketFixture) -> Finding:
     alone = ward.measured([ward.requests[-1]])
     same = all(
         np.array_equal(ours, theirs)
@@ -235,11 +311,11 @@ def _company(ward: Ward) -> Finding:
     )
 
 
-def _own(results: Results, name: str) -> Statistics:
+def _own(results: PassResults, name: str) -> Statistics:
     return next(m.statistics for m in results.measurements if m.name == name)
 
 
-def _distance(a: Results, b: Results) -> float:
+def _distance(a: PassResults, b: PassResults) -> float:
     """Largest relative difference of any SAE's statistic, summed over documents."""
     pairs = [(_own(a, m.name), m.statistics) for m in b.measurements if m.name == "topk"]
     return max(_relative(ours[name], theirs[name]) for ours, theirs in pairs for name in ours)

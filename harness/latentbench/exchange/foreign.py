@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from latentbench.canonical import digest
-from latentbench.errors import RefusedFile
-from latentbench.record import Interval, MetricValue
-from latentbench.section import Json
+from latentbench.core.errors import RefusedFile
+from latentbench.core.hashing import digest
+from latentbench.core.spec_model import Json
+from latentbench.records.record import Interval, MetricValue
 
 NOT_A_NUMBER = "NaN in the imported file"
 DEEPEST = 32
@@ -25,7 +25,7 @@ MINUS_ONE = "−1 in the imported file, where the tool writes it for NaN"
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignResult:
     """One run of another tool."""
 
     tool: str

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from latentbench.canonical import digest, file_digest
-from latentbench.errors import InvalidInput, RefusedFile
-from latentbench.exchange import lm_eval, sae_lens, saebench, saebench_layouts
-from latentbench.exchange.foreign import Foreign, parsed, word
-from latentbench.integrity import sealed
-from latentbench.record import Comparability, Import, Record, SpecOrigin
-from latentbench.results import RECORDS, read_record
-from latentbench.section import Json
+from latentbench.core.errors import InvalidInput, RefusedFile
+from latentbench.core.hashing import digest, file_digest
+from latentbench.core.spec_model import Json
+from latentbench.exchange import lm_eval, sae_lens, saebench
+from latentbench.exchange.foreign import ForeignResult, parsed, word
+from latentbench.records.integrity import sealed
+from latentbench.records.record import Comparability, Import, Record, SpecOrigin
+from latentbench.records.results import RECORDS, read_record
 from latentbench.store.files import write_json
 
 FOLDER = "imported"
@@ -65,12 +65,12 @@ def records_of(file: Path) -> list[Record]:
     return [_record(foreign, file.name, sha256, entry, written) for entry, foreign in enumerate(found)]
 
 
-def read_foreign(content: bytes, name: str) -> list[Foreign]:
+def read_foreign(content: bytes, name: str) -> list[ForeignResult]:
     """The results in a file of any known tool. Raises RefusedFile."""
     if name.lower().endswith(".csv"):
         return sae_lens.read_csv(content, name)
     data = parsed(content, name)
-    if saebench_layouts.recognises(data):
+    if saebench.recognises(data):
         return saebench.read(data, name)
     if sae_lens.recognises(data):
         return sae_lens.read(data, name)
@@ -91,7 +91,7 @@ def _outline(data: Json) -> str:
     return f"no object but {str(data)[:40]!r}"
 
 
-def _record(foreign: Foreign, file: str, sha256: str, entry: int, written: datetime) -> Record:
+def _record(foreign: ForeignResult, file: str, sha256: str, entry: int, written: datetime) -> Record:
     name = "/".join([FOLDER, foreign.tool, *(word(part) for part in foreign.name.split("/"))])
     facts = {domain: dict(agreed) for domain, agreed in foreign.facts.items()}
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
-from latentbench.errors import RefusedFile
-from latentbench.exchange.foreign import Foreign, domain_of, mapping, metric_value, word
-from latentbench.record import MetricValue
-from latentbench.section import Json
+from latentbench.core.errors import RefusedFile
+from latentbench.core.spec_model import Json
+from latentbench.exchange.foreign import ForeignResult, domain_of, mapping, metric_value, word
+from latentbench.records.record import MetricValue
 
 TOOL = "lm_eval"
 _NOT_NUMBERS = frozenset({"alias", "name", "sample_len", "sample_count", " "})
@@ -24,7 +24,7 @@ def recognises(data: Json) -> bool:
     )
 
 
-def read(data: Json, name: str) -> Foreign:
+def read(data: Json, name: str) -> ForeignResult:
     """A result. Raises RefusedFile."""
     whole = mapping(data, name)
     tasks = {
@@ -38,7 +38,7 @@ def read(data: Json, name: str) -> Foreign:
         raise RefusedFile(f"{name}: two tasks have the same name when written as words: {', '.join(tasks)}")
     config = mapping(whole.get("config") or {}, f"{name}: config")
     model, steered = _model(whole, config), config.get("model") == "steered"
-    return Foreign(
+    return ForeignResult(
         tool=TOOL,
         version=str(whole["lm_eval_version"]) if whole.get("lm_eval_version") else None,
         name=word(model),

@@ -7,10 +7,10 @@ import io
 import re
 from collections.abc import Mapping
 
-from latentbench.errors import RefusedFile
-from latentbench.exchange.foreign import DEEPEST, Foreign, domain_of, mapping, optional_mapping, text, word
-from latentbench.exchange.sae_numbers import numbers
-from latentbench.section import Json
+from latentbench.core.errors import RefusedFile
+from latentbench.core.spec_model import Json
+from latentbench.exchange.foreign import DEEPEST, ForeignResult, domain_of, mapping, optional_mapping, text, word
+from latentbench.exchange.sae_metrics import numbers
 
 TOOL = "sae_lens"
 _REQUIRED = {"unique_id", "eval_cfg", "metrics"}
@@ -25,13 +25,13 @@ def recognises(data: Json) -> bool:
     return isinstance(first, dict) and first.keys() >= _REQUIRED
 
 
-def read(data: Json, name: str) -> list[Foreign]:
+def read(data: Json, name: str) -> list[ForeignResult]:
     """The results of a file. Raises RefusedFile."""
     entries = data if isinstance(data, list) else [data]
     return [_read(mapping(entry, f"{name}[{i}]"), f"{name}[{i}]") for i, entry in enumerate(entries)]
 
 
-def read_csv(content: bytes, name: str) -> list[Foreign]:
+def read_csv(content: bytes, name: str) -> list[ForeignResult]:
     """The rows of `all_eval_results.csv`, whose columns are dotted paths. Raises RefusedFile."""
     try:
         csv.field_size_limit(1 << 26)
@@ -44,7 +44,7 @@ def read_csv(content: bytes, name: str) -> list[Foreign]:
     return [_read(_nested(row, f"{name}, line {i + 2}"), f"{name}, line {i + 2}") for i, row in enumerate(rows)]
 
 
-def _read(entry: Mapping[str, Json], where: str) -> Foreign:
+def _read(entry: Mapping[str, Json], where: str) -> ForeignResult:
     config = mapping(entry.get("eval_cfg"), f"{where}: eval_cfg")
     dataset = text(config.get("dataset"), f"{where}: eval_cfg.dataset")
     domain = domain_of(dataset)
@@ -61,7 +61,7 @@ def _read(entry: Mapping[str, Json], where: str) -> Foreign:
         for k in sorted(config)
         if k.startswith(("n_eval", "batch")) or k in ("context_size", "exclude_special_tokens")
     }
-    return Foreign(
+    return ForeignResult(
         tool=TOOL,
         version=None if version is None else str(version),
         name=word(str(entry.get("sae_set") or entry["unique_id"])),

@@ -1,18 +1,25 @@
-"""The worker contract: a job is a JSON file that names cells; a worker writes one record per cell."""
+"""Jobs: which cells are computed together, and the worker contract.
+
+Cells that read the same hidden states form a job; a cell's numbers do not depend on it. A job is a JSON file that names cells;
+a worker writes one record per cell.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latentbench.execute.process import Limits
+from latentbench.core.hashing import digest
+from latentbench.core.protocols import Roots
+from latentbench.core.spec_model import Json
+from latentbench.distributed.worker_process import Limits
 from latentbench.plan.plan import PlannedCell
-from latentbench.record import SpecOrigin
-from latentbench.section import Json
+from latentbench.records.record import SpecOrigin
 from latentbench.spec.cells import Cell
 from latentbench.spec.experiment import Experiment
-from latentbench_adapters.protocols import Roots
 
 
 @dataclass(frozen=True)
@@ -115,3 +122,46 @@ class Job:
 def job_cells(planned: tuple[PlannedCell, ...]) -> tuple[JobCell, ...]:
     """The cells of a plan as a job holds them."""
     return tuple(JobCell(item.cell, item.key) for item in planned)
+
+
+Group = tuple[PlannedCell, ...]
+
+
+def groups_of(cells: tuple[PlannedCell, ...], workers: int) -> list[Group]:
+    """Cells with the same model, training tokens and seed together; large groups are halved while workers are idle."""
+    by_stream: dict[str, list[PlannedCell]] = defaultdict(list)
+    for planned in cells:
+        by_stream[_stream(planned)].append(planned)
+    groups = [tuple(group) for group in by_stream.values()]
+    while len(groups) < workers and max(map(len, groups), default=0) > 1:
+        largest = max(groups, key=len)
+        groups.remove(largest)
+        # Every other cell: neighbours in a matrix cost alike, so both halves take about the same time.
+        groups += [largest[::2], largest[1::2]]
+    return groups
+
+
+def devices_of(cells: Group) -> int:
+    """The most devices on which some cell trains an SAE."""
+    return max((item.cell.experiment.devices for item in cells), default=1)
+
+
+def threads_of(cells: Group) -> int:
+    """Processor threads of the group's process: what its cells ask for, by default half of the machine.
+
+    Each of the processes that train an SAE on several devices has as many; by default the machine is divided among them.
+
+    The same on every executor, because a matrix product summed by another number of threads rounds differently.
+    """
+    asked = [item.cell.experiment.resources.cpus for item in cells]
+    stated = [cpus for cpus in asked if cpus is not None]
+    return max(stated) if stated else max(1, (os.cpu_count() or 2) // max(2, devices_of(cells)))
+
+
+def _stream(planned: PlannedCell) -> str:
+    """What cells of one group share: the model, the devices, and the texts and seed of training or the subject studied."""
+    stages = planned.stages
+    tokens = next((sae.tokens for sae in stages.saes if sae.tokens), None)
+    trained = [tokens.key, planned.cell.seed] if tokens else None
+    subject = stages.subject if stages.subject and not trained else None
+    return digest("group", [stages.model, trained, subject and subject.key, planned.cell.experiment.devices])

@@ -1,7 +1,7 @@
 """The `ray` executor: every group of cells is a task of a Ray cluster, which finds the node and leases its GPUs.
 
-Ray only places. The task runs the same worker process as `local` (`harness/latentbench/execute/ray_task.py`), and what a lost worker
-means is decided here and in `harness/latentbench/execute/lost.py`: Ray itself never runs anything twice.
+Ray only places. The task runs the same worker process as `local` (`harness/latentbench/distributed/ray_cluster.py`), and what a lost worker
+means is decided here and in `harness/latentbench/execute/executors.py`: Ray itself never runs anything twice.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentbench.execute.events import Event, Loss, Report
+from latentbench.distributed.ray_cluster import PASSED_ON, ResourceRequest, nodes, work
+from latentbench.distributed.worker_process import GRACE_SECONDS, POLL_SECONDS, Event, EventHandler, WorkerFailure
+from latentbench.execute.executors import SubmittedJob, submit
 from latentbench.execute.job import Job
-from latentbench.execute.lost import Placed, place
-from latentbench.execute.process import GRACE_SECONDS, POLL_SECONDS
-from latentbench.execute.ray_cluster import Request, nodes
-from latentbench.execute.ray_task import PASSED_ON, work
 
 _LOOK_SECONDS = 3.0
 """How often the nodes are looked at while jobs wait for one."""
@@ -31,12 +29,12 @@ _LOOK_SECONDS = 3.0
 class _Task:
     """A job that Ray has."""
 
-    placed: Placed
+    placed: SubmittedJob
     stream: Any
     """Ray's generator of references to the lines that `work` yields."""
     node: str | None = None
     """Where it runs; None while it waits for a node."""
-    loss: Loss | None = None
+    loss: WorkerFailure | None = None
     of_node: bool = False
     """Whether the machine went, which says nothing against the cells."""
 
@@ -49,7 +47,7 @@ class RayExecutor:
         self._moved: set[str] = set()
         self._looked = time.monotonic()
 
-    def run(self, jobs: list[Job], report: Report) -> None:
+    def run(self, jobs: list[Job], report: EventHandler) -> None:
         """Runs all jobs; every cell has a record afterwards, whatever happened. Ctrl-C stops the workers."""
         waiting, running = deque(jobs), list[_Task]()
         try:
@@ -66,10 +64,10 @@ class RayExecutor:
     def _submit(self, job: Job) -> _Task:
         import ray
 
-        placed = place(job, self.logs)
+        placed = submit(job, self.logs)
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         remote = ray.remote(max_retries=0, num_returns="streaming")(work)
-        stream = remote.options(**Request.of(job).options()).remote(str(placed.file), job.limits, variables)
+        stream = remote.options(**ResourceRequest.of(job).options()).remote(str(placed.file), job.limits, variables)
         return _Task(placed, stream)
 
     def _ready(self, running: list[_Task]) -> list[_Task]:
@@ -81,9 +79,9 @@ class RayExecutor:
         ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0)
         return [task for task in running if task.stream in ready]
 
-    def _settle(self, task: _Task, report: Report) -> list[Job]:
+    def _settle(self, task: _Task, report: EventHandler) -> list[Job]:
         """The jobs to run in place of one that ended. A cell that a node took down with it is tried once more."""
-        job, loss = task.placed.job, task.loss or Loss("failed", "WorkerDied", "its task ended without a word")
+        job, loss = task.placed.job, task.loss or WorkerFailure("failed", "WorkerDied", "its task ended without a word")
         moved = {item.key for item in job.cells}
         if task.of_node and not moved & self._moved and task.placed.left() == list(job.cells):
             self._moved |= moved
@@ -99,13 +97,13 @@ class RayExecutor:
 
         self._looked, alive = time.monotonic(), nodes()
         for task in running:
-            request = Request.of(task.placed.job)
+            request = ResourceRequest.of(task.placed.job)
             if task.node is None and task.loss is None and not any(map(request.fits, alive)):
-                task.loss = Loss("failed", "NoNode", f"no node is left that has {request}")
+                task.loss = WorkerFailure("failed", "NoNode", f"no node is left that has {request}")
                 ray.cancel(task.stream)
 
 
-def _advance(task: _Task, report: Report) -> bool:
+def _advance(task: _Task, report: EventHandler) -> bool:
     """Takes in everything a task has to tell now; whether it has ended."""
     import ray
     from ray.exceptions import RayError
@@ -121,13 +119,13 @@ def _advance(task: _Task, report: Report) -> bool:
     return False
 
 
-def _take(task: _Task, told: Any, report: Report) -> None:
+def _take(task: _Task, told: Any, report: EventHandler) -> None:
     if "node" in told:
         task.node = told["node"]
     elif "kind" in told:
         report(Event(**told))
     else:
-        task.loss = Loss(**told)
+        task.loss = WorkerFailure(**told)
 
 
 def _node_is_gone(node: str | None, error: Exception) -> bool:
@@ -138,15 +136,15 @@ def _node_is_gone(node: str | None, error: Exception) -> bool:
     return isinstance(error, NodeDiedError) or node not in [found.id for found in nodes()]
 
 
-def _loss_of(task: _Task, error: Exception) -> Loss:
+def _loss_of(task: _Task, error: Exception) -> WorkerFailure:
     from ray.exceptions import RayTaskError
 
     if task.of_node:
-        return Loss("failed", "NodeDied", "the node it ran on is gone")
+        return WorkerFailure("failed", "NodeDied", "the node it ran on is gone")
     if isinstance(error, RayTaskError):
         error = error.cause
     lines = str(error).strip().splitlines() or [""]
-    return Loss("failed", type(error).__name__, f"Ray could not run it: {lines[0]}")
+    return WorkerFailure("failed", type(error).__name__, f"Ray could not run it: {lines[0]}")
 
 
 def _cancel(tasks: Iterable[_Task]) -> None:

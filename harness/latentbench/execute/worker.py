@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from latentbench.errors import LatentbenchError
-from latentbench.execute.events import Event, Report
+from latentbench.core.errors import LatentbenchError
+from latentbench.distributed.worker_process import Event, EventHandler
 from latentbench.execute.job import Job
 from latentbench.store.files import read_json
 
@@ -28,16 +28,16 @@ _GRACE_SECONDS = 5.0
 def main(path: str) -> int:
     """Runs the job in the file at `path`."""
 
-    def work(report: Report) -> None:
+    def work(report: EventHandler) -> None:
         job = Job.from_json(read_json(Path(path)))
-        from latentbench.execute.group import run_job  # imports torch
+        from latentbench.execute.job_runner import run_job
 
         run_job(job, report)
 
     return serve(work)
 
 
-def serve(work: Callable[[Report], None], grace: float = _GRACE_SECONDS) -> int:
+def serve(work: Callable[[EventHandler], None], grace: float = _GRACE_SECONDS) -> int:
     """Does `work` under the contract above and gives the exit code. An orphan has `grace` seconds to tidy up."""
     signal.signal(signal.SIGTERM, _stop)
     _end_with_parent(grace)

@@ -1,4 +1,6 @@
-"""Which latents fire on which tokens: sparse codes of several sites from one pass over texts."""
+"""Which latents fire on which tokens: sparse codes of several sites from one pass over texts, with the document and token of
+every one.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
-from latentbench.activations.site import Site
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask, training_tokens
 from latentbench.activations.vocabulary import embedding_rows
+from latentbench.core.sites import Site
 from latentbench.flow.options import Flow
-from latentbench.lab import Lab
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.codes import Codes
+from latentbench.metrics.base import Array
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.study.context import StageContext
 
 TOKENS_PER_FORWARD = 4096
 SITES_AT_ONCE = 4
@@ -54,7 +57,7 @@ class Activity:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TokenRows:
     """Rows of tokens."""
 
     ids: Tensor
@@ -65,9 +68,9 @@ class Texts:
     """Ordinary tokens after which reading stops; None: never."""
 
     @staticmethod
-    def of(tokens: EvalTokens) -> Texts:
+    def of(tokens: EvalTokens) -> TokenRows:
         """All documents of an evaluation domain."""
-        return Texts(tokens.ids, tokens.lengths)
+        return TokenRows(tokens.ids, tokens.lengths)
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,12 @@ class Batch:
     """[B, T] bool: neither padding nor special."""
 
 
-def texts_of(options: Flow, lab: Lab) -> Texts:
+def texts_of(options: Flow, lab: StageContext) -> TokenRows:
     """What the section's maps are fitted on. Raises InvalidInput where there is nothing."""
     data, domain = options.source(lab.experiment)
     if domain is not None:
         tokens = lab.tokens(domain)
-        return Texts(tokens.ids, tokens.lengths, options.tokens)
+        return TokenRows(tokens.ids, tokens.lengths, options.tokens)
     wanted = max(options.tokens, data.context)
     ids = training_tokens(
         data.texts(lab.roots),
@@ -100,10 +103,10 @@ def texts_of(options: Flow, lab: Lab) -> Texts:
         skip=data.skip,
         known_ids=embedding_rows(lab.model().model),
     ).ids
-    return Texts(ids, torch.full((len(ids),), ids.shape[1]), options.tokens)
+    return TokenRows(ids, torch.full((len(ids),), ids.shape[1]), options.tokens)
 
 
-def batches(lab: Lab, texts: Texts) -> Iterator[Batch]:
+def batches(lab: StageContext, texts: TokenRows) -> Iterator[Batch]:
     """The rows in order, until `limit` ordinary tokens have been given."""
     context, left = texts.ids.shape[1], texts.limit
     step = max(1, TOKENS_PER_FORWARD // context)
@@ -121,7 +124,7 @@ def batches(lab: Lab, texts: Texts) -> Iterator[Batch]:
             return
 
 
-def held(lab: Lab, sites: Iterable[Site]) -> dict[Site, SparseAutoencoder]:
+def held(lab: StageContext, sites: Iterable[Site]) -> dict[Site, SparseAutoencoder]:
     """The SAEs of some sites, in memory as long as this dictionary."""
     saes = lab.saes()
     return {site: saes[site] for site in sites}
@@ -134,13 +137,13 @@ def groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
         yield given[start : start + SITES_AT_ONCE]
 
 
-def codes_at(lab: Lab, saes: Mapping[Site, SparseAutoencoder], batch: Batch) -> dict[Site, Codes]:
+def codes_at(lab: StageContext, saes: Mapping[Site, SparseAutoencoder], batch: Batch) -> dict[Site, Codes]:
     """Codes of the batch's ordinary tokens at each site, in order."""
     states = hidden_states(lab.model().model, saes, batch.ids, batch.real.long())
     return {site: sae.encode(states[site][batch.ordinary].float()) for site, sae in saes.items()}
 
 
-def activity(lab: Lab, texts: Texts, sites: Collection[Site]) -> dict[Site, Activity]:
+def activity(lab: StageContext, texts: TokenRows, sites: Collection[Site]) -> dict[Site, Activity]:
     """The codes of all ordinary tokens at each site, as sparse matrices."""
     saes = held(lab, sites)
     found = {site: Activity(sae.width) for site, sae in saes.items()}
@@ -150,9 +153,66 @@ def activity(lab: Lab, texts: Texts, sites: Collection[Site]) -> dict[Site, Acti
     return found
 
 
-def mean_active(lab: Lab, texts: Texts, sites: Iterable[Site]) -> dict[Site, Tensor]:
+def mean_active(lab: StageContext, texts: TokenRows, sites: Iterable[Site]) -> dict[Site, Tensor]:
     """[width] float32 of each site, see `Activity.mean_active`; any number of sites, some at a time."""
     found: dict[Site, Tensor] = {}
     for group in groups(sites):
         found |= {site: active.mean_active() for site, active in activity(lab, texts, group).items()}
     return found
+
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """Ordinary tokens of a domain, document by document, and which latents are active there."""
+
+    codes: dict[Site, csr_array]
+    """[tokens, width] float32 by site."""
+    documents: Integers
+    """[tokens] number of the document."""
+    ids: Integers
+    """[tokens] token id."""
+    count: int
+    """Number of documents."""
+
+    def per_document(self, values: Array) -> Array:
+        """[documents] float64: sums of one value per token [tokens]."""
+        return np.bincount(self.documents, weights=values, minlength=self.count).astype(np.float64)
+
+
+@torch.no_grad()
+def firing(lab: StageContext, tokens: EvalTokens, sites: Collection[Site]) -> Firing:
+    """One pass over a domain. Memory: 8 bytes per active latent."""
+    saes = held(lab, sites)
+    found = {site: Activity(sae.width) for site, sae in saes.items()}
+    documents, ids = [], []
+    for batch in batches(lab, TokenRows.of(tokens)):
+        for site, codes in codes_at(lab, saes, batch).items():
+            found[site].add(codes)
+        documents.append(batch.ordinary.nonzero()[:, 0].cpu().numpy() + batch.rows.start)
+        ids.append(batch.ids[batch.ordinary].cpu().numpy())
+    matrices = {site: activity.matrix() for site, activity in found.items()}
+    return Firing(matrices, np.concatenate(documents), np.concatenate(ids), len(tokens.ids))
+
+
+def fired(codes: csr_array) -> csr_array:
+    """[tokens, width] int8: 1 where a latent is active."""
+    ones = np.ones(len(codes.indices), dtype=np.int8)
+    return csr_array((ones, codes.indices, codes.indptr), shape=codes.shape)
+
+
+def active_at(codes: csr_array, indices: Integers) -> csr_array:
+    """[tokens, width] int8: 1 where any of the matches `indices` [width, k] of each latent is active; −1 is none."""
+    on = fired(codes).tocsc()
+    chosen = [on[:, np.where(column < 0, 0, column)].multiply(column >= 0) for column in indices.T]
+    total = csr_array(sum(chosen[1:], start=chosen[0]))
+    total.eliminate_zeros()
+    return fired(total)
+
+
+def firing_rates(codes: csr_array) -> Array:
+    """[width] share of tokens on which each latent is active."""
+    counts = np.bincount(codes.indices, minlength=codes.shape[1])
+    return counts.astype(np.float64) / max(1, codes.shape[0])

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from latentbench.activations.site import Site
-from latentbench.errors import InvalidInput
-from latentbench.flow.labels import Label, Origins, origins
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
+from latentbench.flow.labels import Label, Origins, origins, rules
 from latentbench.flow.maps import FlowMaps, LatentMap
 from latentbench.flow.matching import NOBODY
-from latentbench.flow.places import Part, depth, parse_latent
-from latentbench.flow.rules import rules
-from latentbench.section import Json
+from latentbench.flow.topology import Part, depth, parse_latent
 
 LIMIT = 2000
 """Nodes of a graph; beyond it the ends stay open. Reached with k > 1 only."""
 
 
 @dataclass(frozen=True)
-class Node:
+class LatentNode:
     """A latent."""
 
     site: Site
@@ -33,8 +32,8 @@ class Node:
 class Edge:
     """What a latent (`source`) becomes in the next residual stream (`target`)."""
 
-    source: Node
-    target: Node
+    source: LatentNode
+    target: LatentNode
     part: Part
     """What the source is to the target."""
     cosine: float
@@ -54,23 +53,23 @@ class Facts:
 class FlowGraph:
     """All that leads to a seed latent and follows from it."""
 
-    seed: Node
-    nodes: dict[Node, Facts]
+    seed: LatentNode
+    nodes: dict[LatentNode, Facts]
     """First layer to last."""
     edges: tuple[Edge, ...]
     """First layer to last."""
     truncated: bool
     """Whether it was stopped at LIMIT nodes."""
     rules: dict[str, Json]
-    """See harness/latentbench/flow/rules.py."""
+    """See harness/latentbench/flow/labels.py."""
 
-    def path(self) -> list[Node]:
+    def path(self) -> list[LatentNode]:
         """The residual latents through the seed, one per layer, along the strongest edges, first layer to last."""
         found = [self.seed, *self._strongest(back=True), *self._strongest(back=False)]
         return sorted(found, key=lambda node: depth(node.site))
 
-    def _strongest(self, back: bool) -> Iterator[Node]:
-        node: Node | None = self.seed
+    def _strongest(self, back: bool) -> Iterator[LatentNode]:
+        node: LatentNode | None = self.seed
         while node is not None:
             steps = [e for e in self.edges if e.part == "residual" and (e.target if back else e.source) == node]
             best = max(steps, key=lambda edge: edge.cosine, default=None)
@@ -79,12 +78,12 @@ class FlowGraph:
                 yield node
 
 
-def parse_node(text: str) -> Node:
+def parse_node(text: str) -> LatentNode:
     """`12.resid_post:4111` or `12:4111`. Raises InvalidInput."""
-    return Node(*parse_latent(text))
+    return LatentNode(*parse_latent(text))
 
 
-def traced(maps: FlowMaps, seed: Node, *, back: bool = True, forth: bool = True, limit: int = LIMIT) -> FlowGraph:
+def traced(maps: FlowMaps, seed: LatentNode, *, back: bool = True, forth: bool = True, limit: int = LIMIT) -> FlowGraph:
     """The graph of a latent of the residual stream.
 
     A path ends before a residual match below `thresholds.cut`; module latents below `thresholds.drop` are left out.
@@ -111,19 +110,19 @@ class _Tracer:
     """Nodes and edges found so far."""
 
     def __init__(self, maps: FlowMaps, limit: int) -> None:
-        self.nodes: dict[Node, None] = {}
-        self.edges: dict[tuple[Node, Node], Edge] = {}
+        self.nodes: dict[LatentNode, None] = {}
+        self.edges: dict[tuple[LatentNode, LatentNode], Edge] = {}
         self.full = False
         self._maps, self._limit, self._thresholds = maps, limit, maps.options.thresholds
 
-    def walk(self, seed: Node, step: Callable[[Node], list[Edge]]) -> None:
+    def walk(self, seed: LatentNode, step: Callable[[LatentNode], list[Edge]]) -> None:
         """Follows `step` from the seed on, layer by layer."""
         self.nodes.setdefault(seed)
         frontier = [seed]
         while frontier:
             frontier = [new for node in frontier for new in self.take(step(node))]
 
-    def take(self, edges: list[Edge]) -> list[Node]:
+    def take(self, edges: list[Edge]) -> list[LatentNode]:
         """Adds edges, and returns the nodes that are new."""
         before = len(self.nodes)
         for edge in edges:
@@ -135,26 +134,26 @@ class _Tracer:
             self.nodes.setdefault(edge.target)
         return list(self.nodes)[before:]
 
-    def successors(self, node: Node) -> list[Edge]:
+    def successors(self, node: LatentNode) -> list[Edge]:
         """Edges to the next residual stream."""
         link = self._maps.out_of(node.site)
         if link is None:
             return []
         matches = _matches(self._maps.forward(link), node.index, self._maps.counts(self._thresholds.cut, link.target))
-        return [Edge(node, Node(link.target, latent), "residual", cosine) for latent, cosine in matches]
+        return [Edge(node, LatentNode(link.target, latent), "residual", cosine) for latent, cosine in matches]
 
-    def predecessors(self, node: Node) -> list[Edge]:
+    def predecessors(self, node: LatentNode) -> list[Edge]:
         """Edges from the residual stream before."""
         return self._into(node, residual=True, threshold=self._thresholds.cut)
 
-    def modules(self, node: Node) -> list[Edge]:
+    def modules(self, node: LatentNode) -> list[Edge]:
         """Edges from the MLP and attention right before."""
         return self._into(node, residual=False, threshold=self._thresholds.drop)
 
-    def _into(self, node: Node, residual: bool, threshold: float) -> list[Edge]:
+    def _into(self, node: LatentNode, residual: bool, threshold: float) -> list[Edge]:
         chosen = [link for link in self._maps.into(node.site) if (link.part == "residual") == residual]
         return [
-            Edge(Node(link.source, latent), node, link.part, cosine)
+            Edge(LatentNode(link.source, latent), node, link.part, cosine)
             for link in chosen
             for latent, cosine in _matches(
                 self._maps.backward(link), node.index, self._maps.counts(threshold, link.source)
@@ -168,13 +167,13 @@ def _matches(found: LatentMap, latent: int, threshold: float) -> list[tuple[int,
     return [(index, cosine) for index, cosine in pairs if index != NOBODY and cosine >= threshold]
 
 
-def _facts(found: Origins | None, node: Node) -> Facts:
+def _facts(found: Origins | None, node: LatentNode) -> Facts:
     if found is None:
         return Facts({}, None)
     scores = {part: float(score[node.index]) for part, score in found.scores.items()}
     return Facts(scores, found.label(node.index))
 
 
-def _order(node: Node) -> tuple[int, int, str, int]:
+def _order(node: LatentNode) -> tuple[int, int, str, int]:
     """Layer by layer: attention and MLP before the residual stream they write to."""
     return depth(node.site), 0 if node.site.point in ("attn_out", "mlp_out") else 1, node.site.point, node.index

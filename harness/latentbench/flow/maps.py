@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from latentbench.activations.site import Site
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Site
 from latentbench.flow.matching import NOBODY
-from latentbench.flow.places import Link, links, residual_sites
-from latentbench.lab import Content
-from latentbench.sae.codes import Codes
+from latentbench.flow.topology import Link, links, residual_sites
+from latentbench.sae.autoencoder import Codes
+from latentbench.study.context import Content
 
 if TYPE_CHECKING:
     from latentbench.flow.options import Flow

@@ -1,26 +1,91 @@
-"""The spec's `flow:` section: how latents of neighbouring sites are matched, and when a match counts."""
+"""The spec's `flow:` section: how latents of neighbouring sites are matched, when a match counts, and what can be said
+against it from the spec alone, without torch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from latentbench.errors import InvalidInput
-from latentbench.flow.checks import unfoldable, unread
-from latentbench.lab import Content, Lab, Subject
-from latentbench.section import Json, Section
+from latentbench.core.errors import InvalidInput
+from latentbench.core.spec_model import Json, SpecModel
+from latentbench.flow.topology import block_of, parse_latent, residual_sites
+from latentbench.sae.options.base import Variant
+from latentbench.study.context import Content, StageContext, Subject
 
 if TYPE_CHECKING:
+    from latentbench.core.protocols import DatasetAdapter, Roots
     from latentbench.flow.maps import FlowMaps
     from latentbench.spec.experiment import Experiment
-    from latentbench_adapters.protocols import DatasetAdapter, Roots
+
+Block = Annotated[int, Field(ge=0)]
+
+
+def _ordered(span: tuple[int, int]) -> tuple[int, int]:
+    if span[0] > span[1]:
+        raise ValueError(f"the first block, {span[0]}, comes after the last, {span[1]}")
+    return span
+
+
+Growth = Literal["constant", "linear", "exponential"]
+"""How the strength of a latent depends on its layer along a path."""
+Latent = Annotated[str, Field(pattern=r"^\d+(\.resid_(pre|post))?:\d+$")]
+"""A latent of the residual stream, `3:17` or `3.resid_post:17`."""
+Span = Annotated[tuple[Block, Block], AfterValidator(_ordered)]
+"""First and last decoder block."""
+
+
+def unfoldable(experiment: Experiment) -> Iterator[str]:
+    """Every kind of SAE of the experiment whose thresholds cannot be folded, with where it stands.
+
+    Loaded ones tell only when they are read.
+    """
+    said: dict[str, str] = {}
+    for site in experiment.sites:
+        section = experiment.section_at(site)
+        if isinstance(section, Variant) and not section.foldable:
+            said.setdefault(section.variant, str(site))
+    for variant, place in said.items():
+        yield f"the {variant} SAE at {place} has no positive thresholds to fold; use mean activations (`activation`) instead"
+
+
+def unread(flow: Flow | None, experiment: Experiment) -> Iterator[str]:
+    """Why there are no texts to take activations on, where there are none."""
+    try:
+        if flow is not None:
+            flow.source(experiment)
+    except InvalidInput as error:
+        yield str(error)
+
+
+def unknown_latents(experiment: Experiment, latents: Iterable[str]) -> Iterator[str]:
+    """Seeds that are no latents of the experiment's residual SAEs, or to which nothing can be added."""
+    residual = residual_sites(experiment.sites)
+    for text in latents:
+        site, number = parse_latent(text)
+        width = getattr(experiment.section_at(site), "width", None) if site in residual else None
+        if site not in residual:
+            yield f"{text}: there is no SAE at {site}; there are {', '.join(map(str, residual)) or 'none'}"
+        elif block_of(site) < 0:
+            yield f"{text}: nothing can be added before the first block; take a later latent of its path"
+        elif width is not None and number >= width:
+            yield f"{text}: the SAE at {site} has the latents 0 to {width - 1}"
+
+
+def unreached_span(experiment: Experiment, span: tuple[int, int] | None) -> Iterator[str]:
+    """A span without a residual SAE."""
+    blocks = [block_of(site) for site in residual_sites(experiment.sites)]
+    if span is not None and not any(span[0] <= block <= span[1] for block in blocks):
+        yield f"span {span[0]} to {span[1]}: no SAE reads the residual stream behind these blocks, but behind {blocks}"
+
 
 Matching = Literal["cosine", "folded", "encoder", "permutation", "pearson", "random"]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 
 
-class High(Section):
+class High(SpecModel):
     """From which cosine on a match counts as high (Feature Flow, arXiv 2502.03032; the values are not in the paper)."""
 
     residual: Cosine = 0.5
@@ -114,12 +179,12 @@ class Flow(Subject):
         texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
         return (*folded, *texts)
 
-    def make(self, lab: Lab) -> Content:
-        from latentbench.flow.making import made
+    def make(self, lab: StageContext) -> Content:
+        from latentbench.flow.build import build_maps
 
-        return made(self, lab)
+        return build_maps(self, lab)
 
-    def read(self, content: Content, lab: Lab) -> FlowMaps:
+    def read(self, content: Content, lab: StageContext) -> FlowMaps:
         """The maps by pair of sites."""
         from latentbench.flow.maps import FlowMaps
 

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.board import Board
+from latentbench.leaderboard.build import board_of, suite_of, within
 from latentbench.leaderboard.compare import compare
-from latentbench.leaderboard.curves import curves_of
-from latentbench.leaderboard.evidence import Source
-from latentbench.leaderboard.load import Results, load
-from latentbench.leaderboard.pages import pages_of
-from latentbench.leaderboard.render import comparison, comparison_html, data, html, latex, markdown, terminal
+from latentbench.leaderboard.inference import StatisticsReader
+from latentbench.leaderboard.load import LoadedResults, load
+from latentbench.leaderboard.render import comparison, data, html, latex, markdown, terminal
+from latentbench.leaderboard.row_details import curves_of, pages_of
 from latentbench.leaderboard.select import select
-from latentbench.leaderboard.table import board_of, suite_of, within
 from latentbench.store.files import write_bytes
 
 BoardFormat = Literal["md", "json", "csv", "latex", "html", "terminal"]
@@ -39,7 +38,7 @@ def leaderboard(
     and links to pages in the folder `beside` it. Raises InvalidInput.
     """
     _known(format, BoardFormat)
-    loaded, source = load(results), Source()
+    loaded, source = load(results), StatisticsReader()
     _known_suite(loaded, suite)
     if format == "md":
         return markdown.page(_by_suite(loaded, suite, short=not columns), columns)
@@ -82,13 +81,13 @@ def compare_records(results: Path, a: str, b: str, format: ComparisonFormat = "t
     if format == "md":
         return comparison.as_markdown(found)
     if format == "html":
-        return comparison_html.page(found)
+        return comparison.as_html(found)
     return comparison.as_json(found) if format == "json" else comparison.as_text(found, width)
 
 
-def _by_suite(loaded: Results, suite: str | None, short: bool) -> dict[str, Board]:
+def _by_suite(loaded: LoadedResults, suite: str | None, short: bool) -> dict[str, Board]:
     chosen = [suite] if suite is not None else sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
-    boards = {name: board_of(Results(loaded.root, loaded.loaded, ()), name, short=short) for name in chosen}
+    boards = {name: board_of(LoadedResults(loaded.root, loaded.loaded, ()), name, short=short) for name in chosen}
     if chosen and loaded.refused:
         # Refused files belong to no suite for certain; they are named once, at the end.
         last = boards[chosen[-1]]
@@ -102,7 +101,7 @@ def _known(format: str, formats: object) -> None:
         raise InvalidInput(f"unknown format {format!r}; there are {', '.join(get_args(formats))}")
 
 
-def _known_suite(loaded: Results, suite: str | None) -> None:
+def _known_suite(loaded: LoadedResults, suite: str | None) -> None:
     names = [cell.record.spec.name for cell in loaded.loaded]
     if suite is not None and not any(within(name, suite) for name in names):
         known = ", ".join(sorted({suite_of(name) for name in names})) or "none"

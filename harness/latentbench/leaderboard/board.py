@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from latentbench.canonical import digest
-from latentbench.leaderboard.load import Loaded
-from latentbench.leaderboard.statistics import counted
-from latentbench.record import MetricValue, Status
-from latentbench.section import Json
+from latentbench.core.hashing import digest
+from latentbench.core.spec_model import Json
+from latentbench.leaderboard.load import LoadedRecord
+from latentbench.records.record import MetricValue, Status
+from latentbench.statistics.paired import counted
 
 Standing = Literal["best", "tied", "behind"]
 BadgeKind = Literal["imported", "partial", "failed", "dirty", "old", "superseded", "warning"]
@@ -119,7 +119,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RowVerdict:
     """How a row stands against the best of its group in one column."""
 
     standing: Standing | None
@@ -143,7 +143,7 @@ class Row:
 
     spec: str
     label: str
-    cells: tuple[Loaded, ...]
+    cells: tuple[LoadedRecord, ...]
     """The newest record of every seed, by seed."""
     expected: tuple[int, ...]
     """Seeds that other cells of the spec have."""
@@ -161,12 +161,12 @@ class Row:
         return f"{self.spec}[{self.label}]" if self.label else self.spec
 
     @cached_property
-    def measured(self) -> tuple[Loaded, ...]:
+    def measured(self) -> tuple[LoadedRecord, ...]:
         """The cells that have numbers."""
         return tuple(cell for cell in self.cells if cell.record.status == "ok")
 
     @cached_property
-    def newest(self) -> Loaded:
+    def newest(self) -> LoadedRecord:
         """The newest cell with numbers, or the newest of all."""
         return max(self.measured or self.cells, key=lambda cell: (cell.created, cell.path))
 
@@ -197,7 +197,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows that were measured alike on all domains they share, and may be ranked there."""
 
     key: str
@@ -210,7 +210,7 @@ class Group:
     shown: tuple[Column, ...]
     """The columns of the short table."""
     rows: tuple[Row, ...]
-    verdicts: Mapping[tuple[str, str], Verdict] = field(default_factory=dict)
+    verdicts: Mapping[tuple[str, str], RowVerdict] = field(default_factory=dict)
     """By row id and column key."""
 
     @cached_property
@@ -233,9 +233,9 @@ class Group:
         told += [param for param in column.params.split(",") if param and param not in common]
         return f"{column.label} ({', '.join(told)})" if told else column.label
 
-    def verdict(self, row: Row, column: Column) -> Verdict:
+    def verdict(self, row: Row, column: Column) -> RowVerdict:
         """How a row stands in a column."""
-        return self.verdicts.get((row.id, column.key), Verdict(None))
+        return self.verdicts.get((row.id, column.key), RowVerdict(None))
 
 
 def _counted(numbers: Collection[tuple[int, int]], units: str) -> str:
@@ -255,7 +255,7 @@ def _span(numbers: Collection[int]) -> str:
 class Board:
     """A leaderboard: a pure function of the records."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[RowGroup, ...]
     superseded: tuple[str, ...]
     """Paths of older records that newer ones replace."""
     problems: tuple[str, ...]

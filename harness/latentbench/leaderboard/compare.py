@@ -7,16 +7,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Column, Fact, Value
-from latentbench.leaderboard.evidence import Evidence, Source, Unusable
-from latentbench.leaderboard.grouping import differing_facts
-from latentbench.leaderboard.inference import difference_of, mismatch
-from latentbench.leaderboard.load import Loaded
-from latentbench.leaderboard.statistics import ALPHA, Test, estimate, holm, seed_test, swap_shares
-from latentbench.leaderboard.table import values_of
+from latentbench.leaderboard.build import differing_facts, values_of
+from latentbench.leaderboard.inference import (
+    MissingStatistics,
+    StatisticsReader,
+    UnitStatistics,
+    difference_of,
+    mismatch,
+)
+from latentbench.leaderboard.load import LoadedRecord
 from latentbench.metrics.base import Array
-from latentbench.record import Comparability
-from latentbench.section import Json
+from latentbench.records.record import Comparability
+from latentbench.statistics.paired import ALPHA, TestResult, estimate, holm, seed_test, swap_shares
 
 MOVERS = 5
 MOVING = ("explained_variance.centred", "cross_entropy.increase", "reasoning_accuracy.accuracy")
@@ -29,7 +33,7 @@ class Side:
     """One or several runs of one spec and label, by seed."""
 
     name: str
-    cells: tuple[Loaded, ...]
+    cells: tuple[LoadedRecord, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -60,7 +64,7 @@ class MetricChange:
     high: float | None = None
     p: float | None = None
     p_holm: float | None = None
-    seeds: Test | None = None
+    seeds: TestResult | None = None
     """Sign-flip test over the seeds both sides have."""
     reason: str | None = None
     """Why there is no difference, interval or p-value."""
@@ -102,9 +106,9 @@ class Comparison:
     problems: tuple[str, ...]
 
 
-def compare(a: Side, b: Side, source: Source | None = None) -> Comparison:
+def compare(a: Side, b: Side, source: StatisticsReader | None = None) -> Comparison:
     """Everything that differs from A to B. Sets of runs are averaged over their seeds and tested on the same units."""
-    source = source or Source()
+    source = source or StatisticsReader()
     domains = tuple(_domain_matches(a, b))
     comparable = {match.domain for match in domains if match.comparable}
     columns = _columns(a, b)
@@ -145,7 +149,7 @@ def _columns(a: Side, b: Side) -> tuple[Column, ...]:
 
 
 def _change(
-    column: Column, a: Value, b: Value, side_a: Side, side_b: Side, comparable: bool, source: Source
+    column: Column, a: Value, b: Value, side_a: Side, side_b: Side, comparable: bool, source: StatisticsReader
 ) -> MetricChange:
     if a.value is None or b.value is None:
         missing = f"A: {a.reason}" if a.value is None else f"B: {b.reason}"
@@ -156,7 +160,7 @@ def _change(
         return MetricChange(column, a, b, None, reason="not measured alike on this domain")
     try:
         ours, theirs = source.evidence(side_a.cells, column), source.evidence(side_b.cells, column)
-    except Unusable as error:
+    except MissingStatistics as error:
         return MetricChange(column, a, b, b.value - a.value, reason=str(error))
     if reason := mismatch(ours, theirs):
         return MetricChange(column, a, b, b.value - a.value, reason=reason)
@@ -165,7 +169,7 @@ def _change(
     return MetricChange(column, a, b, found.value, found.low, found.high, found.test.p, None, seeds, found.test.reason)
 
 
-def _seed_test(a: Side, b: Side, ours: Evidence, theirs: Evidence) -> Test | None:
+def _seed_test(a: Side, b: Side, ours: UnitStatistics, theirs: UnitStatistics) -> TestResult | None:
     """Paired by seed over the seeds that both sides have; None where each side is one run."""
     if len(a.cells) == len(b.cells) == 1:
         return None
@@ -182,10 +186,10 @@ def _with_holm(changes: list[MetricChange]) -> Iterable[MetricChange]:
         yield replace(change, p_holm=adjusted[i]) if i in adjusted else change
 
 
-def _movers(column: Column, a: Side, b: Side, source: Source) -> tuple[Mover, ...]:
+def _movers(column: Column, a: Side, b: Side, source: StatisticsReader) -> tuple[Mover, ...]:
     try:
         ours, theirs = source.evidence(a.cells, column), source.evidence(b.cells, column)
-    except Unusable:
+    except MissingStatistics:
         return ()
     if not ours.paired or mismatch(ours, theirs):
         return ()
@@ -196,7 +200,7 @@ def _movers(column: Column, a: Side, b: Side, source: Source) -> tuple[Mover, ..
     return tuple(Mover(i, _finite(alone[0][i]), _finite(alone[1][i]), float(shares[i])) for i in order)
 
 
-def _per_document(evidence: Evidence, stats: Array) -> Array:
+def _per_document(evidence: UnitStatistics, stats: Array) -> Array:
     """[documents] the number computed from each document alone."""
     with np.errstate(all="ignore"):
         return np.broadcast_to(evidence.formula(*stats.T), len(stats))

@@ -1,4 +1,7 @@
-"""Records and their statistics as they lie on disk: all that can be read, and every file that cannot, with the reason."""
+"""Records and their statistics as they lie on disk: all that can be read, and every file that cannot, with the reason.
+
+What training cost on the machine that did it joins a record's numbers here: shown next to the cost by formula, never ranked.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,33 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from latentbench.errors import InvalidInput, RefusedFile
-from latentbench.integrity import read_statistics
-from latentbench.leaderboard.machine import on_machine
+from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.leaderboard.render.text import plain
 from latentbench.metrics.base import Statistics
-from latentbench.record import MetricValue, Record
-from latentbench.results import RECORDS, read_record
+from latentbench.records.integrity import read_statistics
+from latentbench.records.record import MetricValue, Record
+from latentbench.records.results import RECORDS, read_record
+
+SPEED, MEMORY = "training.tokens_per_second", "training.memory"
+ON_MACHINE = frozenset({SPEED, MEMORY})
+"""Ids that stand in no record's metrics: other machines and loads give others."""
+
+
+def on_machine(record: Record) -> Iterator[MetricValue]:
+    """Tokens per second of the SAE's own steps, and the memory of its training in MiB, where they were recorded."""
+    cost = record.cost
+    if cost.tokens_per_second is not None:
+        yield _value(SPEED, cost.tokens_per_second, "tokens/s")
+    if cost.training_memory_bytes is not None:
+        yield _value(MEMORY, cost.training_memory_bytes / 2**20, "MiB")
+
+
+def _value(name: str, value: float, unit: str) -> MetricValue:
+    return MetricValue(id=name, version=1, value=value, unit=unit, higher_is_better=None)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRecord:
     """A record, where it lies, and on demand its per-document statistics."""
 
     record: Record
@@ -65,37 +84,37 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Results:
+class LoadedResults:
     """All records of a results folder."""
 
     root: Path
-    loaded: tuple[Loaded, ...]
+    loaded: tuple[LoadedRecord, ...]
     refused: tuple[RefusedFile, ...]
     """One per file that lies among the records and is none."""
 
 
-def load(results: Path) -> Results:
+def load(results: Path) -> LoadedResults:
     """Every record below `results/records`, in the order of their paths. Raises InvalidInput without such a folder."""
     if not results.is_dir():
         raise InvalidInput(f"there is no results folder {results}")
-    loaded: list[Loaded] = []
+    loaded: list[LoadedRecord] = []
     refused: list[RefusedFile] = []
     for path in _json_files(results / RECORDS):
         try:
             loaded.append(load_one(path, results))
         except RefusedFile as error:
             refused.append(error)
-    return Results(results, tuple(loaded), tuple(refused))
+    return LoadedResults(results, tuple(loaded), tuple(refused))
 
 
-def load_one(path: Path, results: Path) -> Loaded:
+def load_one(path: Path, results: Path) -> LoadedRecord:
     """The record at `path`. Raises RefusedFile with the path and the reason."""
     shown = path.relative_to(results).as_posix() if path.is_relative_to(results) else path.name
     try:
         record = read_record(path)
     except RefusedFile as error:
         raise RefusedFile(f"{shown}: {error}") from None
-    return Loaded(record, shown, results if path.is_relative_to(results) else path.parent)
+    return LoadedRecord(record, shown, results if path.is_relative_to(results) else path.parent)
 
 
 def _json_files(folder: Path) -> Iterator[Path]:

@@ -7,17 +7,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentbench.errors import InvalidInput
+from latentbench.core.errors import InvalidInput
+from latentbench.leaderboard.build import newest
 from latentbench.leaderboard.compare import Side
-from latentbench.leaderboard.load import Loaded, Results, load_one
+from latentbench.leaderboard.load import LoadedRecord, LoadedResults, load_one
 from latentbench.leaderboard.render.text import plain
-from latentbench.leaderboard.table import newest
 
 _ADDRESS = re.compile(r"^(?P<name>[^\[\]]+)(?P<parts>(\[[^\[\]]*\])*)$")
 _CELL = re.compile(r"^[0-9a-f]{6,64}$")
 
 
-def select(results: Results, wanted: str) -> Side:
+def select(results: LoadedResults, wanted: str) -> Side:
     """The runs meant. Raises InvalidInput for something unknown or ambiguous, with the nearest names."""
     if wanted.endswith(".json"):
         return _by_path(results, wanted)
@@ -28,7 +28,7 @@ def select(results: Results, wanted: str) -> Side:
     return _by_name(results, wanted)
 
 
-def _by_path(results: Results, wanted: str) -> Side:
+def _by_path(results: LoadedResults, wanted: str) -> Side:
     path = next((p for p in (Path(wanted), results.root / wanted) if p.is_file()), None)
     if path is None:
         raise InvalidInput(f"there is no record {plain(wanted)}")
@@ -36,13 +36,13 @@ def _by_path(results: Results, wanted: str) -> Side:
     return _side([same or load_one(path, path.parent)], wanted)
 
 
-def _one_cell(matching: Sequence[Loaded], wanted: str) -> Side:
+def _one_cell(matching: Sequence[LoadedRecord], wanted: str) -> Side:
     if len({cell.record.cell for cell in matching}) > 1:
         raise InvalidInput(f"{wanted} is the start of several cells: {_listed(_address(c) for c in matching)}")
     return _side([max(matching, key=lambda cell: (cell.created, cell.path))], wanted)
 
 
-def _by_name(results: Results, wanted: str) -> Side:
+def _by_name(results: LoadedResults, wanted: str) -> Side:
     current, _ = newest(results.loaded)
     found = _ADDRESS.match(wanted)
     name = found["name"] if found else wanted
@@ -54,7 +54,7 @@ def _by_name(results: Results, wanted: str) -> Side:
     return _measured(_narrowed(ours, parts, wanted), wanted)
 
 
-def _narrowed(cells: list[Loaded], parts: list[str], wanted: str) -> list[Loaded]:
+def _narrowed(cells: list[LoadedRecord], parts: list[str], wanted: str) -> list[LoadedRecord]:
     """The cells of one label, and of one seed where it is given."""
     labels = sorted({cell.record.label for cell in cells})
     label = parts[0] if parts and parts[0] in labels else None
@@ -76,14 +76,14 @@ def _narrowed(cells: list[Loaded], parts: list[str], wanted: str) -> list[Loaded
     return exact
 
 
-def _measured(cells: list[Loaded], wanted: str) -> Side:
+def _measured(cells: list[LoadedRecord], wanted: str) -> Side:
     ok = [cell for cell in cells if cell.record.status == "ok"]
     if not ok:
         raise InvalidInput(f"{plain(wanted)} has no numbers: {', '.join(sorted({_ended(c) for c in cells}))}")
     return _side(sorted(ok, key=lambda cell: cell.record.seed), wanted)
 
 
-def _side(cells: list[Loaded], wanted: str) -> Side:
+def _side(cells: list[LoadedRecord], wanted: str) -> Side:
     if cells[0].record.status != "ok":
         raise InvalidInput(f"{plain(wanted)} has no numbers: {_ended(cells[0])}")
     record = cells[0].record
@@ -91,17 +91,17 @@ def _side(cells: list[Loaded], wanted: str) -> Side:
     return Side(f"{name}[{record.seed}]" if len(cells) == 1 else name, tuple(cells))
 
 
-def _ended(cell: Loaded) -> str:
+def _ended(cell: LoadedRecord) -> str:
     """How a run without numbers ended; of a damaged record also what is wrong, since no log says it."""
     record = cell.record
     return f"damaged ({plain(record.error.message)})" if record.status == "damaged" and record.error else record.status
 
 
-def _rows(cells: list[Loaded]) -> list[str]:
+def _rows(cells: list[LoadedRecord]) -> list[str]:
     return sorted({f"{cell.record.spec.name}[{cell.record.label}]" for cell in cells})
 
 
-def _address(cell: Loaded) -> str:
+def _address(cell: LoadedRecord) -> str:
     return f"{cell.record.spec.name}[{cell.record.label}][{cell.record.seed}]"
 
 

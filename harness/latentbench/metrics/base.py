@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import PositiveInt
 
-from latentbench.record import MetricValue
-from latentbench.section import Section
+from latentbench.core.spec_model import SpecModel
+from latentbench.records.record import MetricValue
 
 if TYPE_CHECKING:  # numpy takes a tenth of a second, and reading specs needs none of it
     import numpy as np
@@ -94,7 +94,7 @@ def at_budget(name: str, budget: int | None) -> str:
     return name if budget is None else f"{name}{BUDGETED}{budget}"
 
 
-class Metric(Section):
+class Metric(SpecModel):
     """A metric that a spec can ask for; its fields are the parameters. Plugs in through `latentbench.metrics`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"sae"})

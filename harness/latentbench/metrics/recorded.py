@@ -12,10 +12,10 @@ from functools import lru_cache
 
 from pydantic import ValidationError
 
-from latentbench.errors import NotAvailable
+from latentbench.core.errors import NotAvailable
+from latentbench.core.plugins import plugins
 from latentbench.metrics.base import Estimator, Metric
-from latentbench.record import settings_text
-from latentbench.registry import sections
+from latentbench.records.record import settings_text
 
 Number = tuple[str, int, str]
 """Id, version and settings of a number, by which a record names its estimator."""
@@ -45,7 +45,7 @@ def current_versions(metrics: str) -> dict[str, int]:
 def _installed(metrics: str) -> Iterator[Metric]:
     for section in json.loads(metrics):
         try:
-            metric = sections("metrics")[section["metric"]].model_validate(section)
+            metric = plugins("metrics")[section["metric"]].model_validate(section)
         except (KeyError, TypeError, ValidationError, NotAvailable):
             continue
         if isinstance(metric, Metric):

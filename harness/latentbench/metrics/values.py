@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from latentbench.core.spec_model import Json
 from latentbench.metrics.base import Counts, Estimator, Metric, Statistics, Tally
-from latentbench.metrics.intervals import document_interval
-from latentbench.metrics.units import Units
-from latentbench.record import MetricValue
-from latentbench.section import Json
+from latentbench.records.record import MetricValue
+from latentbench.statistics.intervals import document_interval
+from latentbench.statistics.units import Units
 
 Firing = Mapping[int | None, Counts]
 """Firing counts [width] by budget (None: as trained)."""

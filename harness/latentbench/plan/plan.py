@@ -6,16 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentbench.errors import InvalidInput, SpecError
-from latentbench.plan.stage import CellStages, Stage
-from latentbench.plan.stages import cell_key, stages_of
-from latentbench.record import Record
-from latentbench.results import find_record, records_of
-from latentbench.section import Json
+from latentbench.core.errors import InvalidInput, SpecError
+from latentbench.core.protocols import Roots
+from latentbench.core.spec_model import Json
+from latentbench.plan.stages import CellStages, Stage, cell_key, stages_of
+from latentbench.records.record import Record
+from latentbench.records.results import find_record, records_of
 from latentbench.spec.cells import Cell, SpecFile
 from latentbench.spec.checks import check, same_names
 from latentbench.store.store import Store
-from latentbench_adapters.protocols import Roots
 
 
 @dataclass(frozen=True)

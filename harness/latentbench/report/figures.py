@@ -9,7 +9,7 @@ from types import MappingProxyType
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from latentbench.section import Json
+from latentbench.core.spec_model import Json
 
 HEIGHT = 340
 _COLOURS = ("#0b6b5d", "#c2701d", "#5b6ee1", "#a12a7a", "#7a8b1f", "#444444")

@@ -1,7 +1,12 @@
-"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering did. Its data comes from the store."""
+"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering did.
+
+Its data comes from the store: explanations from a file or from autointerp studies of the same SAEs, numbers from the
+record. One of its graphs can also be written for other programs.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +14,61 @@ from pathlib import Path
 
 import torch
 
-from latentbench.errors import InvalidInput, NotAvailable
-from latentbench.execute.findings import from_content
-from latentbench.execute.stages import stored_content
-from latentbench.flow.export import plain
-from latentbench.flow.graph import FlowGraph, Node, parse_node, traced
-from latentbench.flow.labels import layer_statistics, path_lengths
+from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.spec_model import Json
+from latentbench.execute.job_inputs import stored_content
+from latentbench.flow.graph import FlowGraph, LatentNode, parse_node, traced
+from latentbench.flow.graph_export import FORMATS, plain
+from latentbench.flow.labels import layer_statistics, path_lengths, rules, rules_in_words
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.notes import Note
-from latentbench.flow.rules import rules, said
-from latentbench.leaderboard.render.offline import embedded, offline_page
-from latentbench.metrics.study import Findings
-from latentbench.project import Project
-from latentbench.record import Record
+from latentbench.leaderboard.load import load
+from latentbench.leaderboard.render.html import embedded, offline_page
+from latentbench.leaderboard.row_details import page_path
+from latentbench.records.record import Record
+from latentbench.report.cells import autointerp_of, cell_of, experiment_of
 from latentbench.report.flow_steering import steering_of
-from latentbench.report.records import cell_of, experiment_of
-from latentbench.section import Json
+from latentbench.report.latents import explained_latents as sampled
+from latentbench.spec.project import Project
+from latentbench.store.files import write_bytes
 from latentbench.store.store import Store
+from latentbench.study.storage import from_content
+from latentbench.study.study import Findings
+
+_MAX_BYTES = 64 << 20
+
+
+def explained(record: Record, project: Project) -> dict[str, str]:
+    """Explanations by `SITE:NUMBER` of latents of the record's SAEs, wherever other cells had them scored.
+
+    SAEs are the same where their stages' keys are: a spec with `layer: 3` trains the SAE that a flow spec trains there.
+    """
+    site_of = {key: name.removeprefix("sae@") for name, key in record.keys.items() if name.startswith("sae@")}
+    store, found = Store(project.store), dict[str, str]()
+    for cell in load(project.results).loaded:
+        site = site_of.get(cell.record.keys.get("sae", ""))
+        if site and (details := autointerp_of(store, cell.record)):
+            texts = {number: latent.explanation for number, latent in sampled(details).items()}
+            found |= {f"{site}:{number}": text for number, text in texts.items() if text}
+    return found
+
+
+def read_explanations(path: Path) -> dict[str, str]:
+    """A JSON object of texts by `SITE:NUMBER`. Raises RefusedFile for anything else."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RefusedFile(f"{path.name} is larger than explanations can be")
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RefusedFile(f"{path.name} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise RefusedFile(f'{path.name} holds no explanations: it must be {{"LAYER.POINT:NUMBER": "text", …}}')
+    return found
+
 
 SCRIPTS = ("dom.js", "axes.js", "flow-state.js", "flow-graph.js", "flow-about.js", "flow-steering.js", "flow-app.js")
 DEFAULT_SEEDS = 3
-Notes = Mapping[Node, Note]
+Notes = Mapping[LatentNode, Note]
 
 
 @dataclass(frozen=True)
@@ -66,7 +105,7 @@ def flow_cell(record: Record, project: Project) -> FlowCell:
     return FlowCell(record, FlowMaps.from_content(maps, experiment.flow), studies)
 
 
-def seeds_of(cell: FlowCell, wanted: Sequence[str]) -> list[Node]:
+def seeds_of(cell: FlowCell, wanted: Sequence[str]) -> list[LatentNode]:
     """The latents asked for; else those the cell was steered with; else those of the longest paths."""
     if wanted:
         return [parse_node(text) for text in wanted]
@@ -75,7 +114,7 @@ def seeds_of(cell: FlowCell, wanted: Sequence[str]) -> list[Node]:
         return [parse_node(text) for text in steering.details["seeds"]]
     first = cell.maps.residual[0]
     longest = path_lengths(cell.maps)[first].topk(min(DEFAULT_SEEDS, cell.maps.width(first))).indices
-    return [Node(first, latent) for latent in sorted(longest.tolist())]
+    return [LatentNode(first, latent) for latent in sorted(longest.tolist())]
 
 
 def notes_of(cell: FlowCell, graphs: Sequence[FlowGraph], explanations: Mapping[str, str] | None = None) -> Notes:
@@ -87,7 +126,7 @@ def notes_of(cell: FlowCell, graphs: Sequence[FlowGraph], explanations: Mapping[
     return {node: Note(given.get(node), _tokens(found, node, texts)) for node in nodes}
 
 
-def page(cell: FlowCell, seeds: Sequence[Node], explanations: Mapping[str, str] | None = None) -> str:
+def page(cell: FlowCell, seeds: Sequence[LatentNode], explanations: Mapping[str, str] | None = None) -> str:
     """The HTML file."""
     graphs = [traced(cell.maps, seed) for seed in seeds]
     notes = notes_of(cell, graphs, explanations)
@@ -119,7 +158,7 @@ def rendered(
     )
 
 
-def _tokens(found: Findings | None, node: Node, texts: Mapping[str, str]) -> tuple[str, ...]:
+def _tokens(found: Findings | None, node: LatentNode, texts: Mapping[str, str]) -> tuple[str, ...]:
     ids = found.tensors.get(f"{node.site}.top_tokens") if found else None
     if not isinstance(ids, torch.Tensor):
         return ()
@@ -134,10 +173,33 @@ def _title(record: Record) -> str:
 def _facts(cell: FlowCell) -> list[str]:
     model = cell.record.resolved.get("model", {})
     name = re.split(r"[\\/]", str(model.get("id") or model.get("adapter")))[-1]
-    return [name, f"{len(cell.maps.sites)} sites", *said(rules(cell.maps))]
+    return [name, f"{len(cell.maps.sites)} sites", *rules_in_words(rules(cell.maps))]
 
 
 def _warnings(cell: FlowCell) -> list[str]:
     if "flow_agreement" in cell.studies:
         return []
     return ["Top tokens are missing: they come from the metric flow_agreement, which this cell does not have."]
+
+
+def write(
+    project: Project, run: str, latents: list[str], output: Path | None, to: str, explanations: Path | None
+) -> list[str]:
+    """Writes the file and returns what to say; explanations of the file go before those that are stored. Raises InvalidInput, RefusedFile or NotAvailable."""
+    record = flow_record(project.results, run)
+    cell = flow_cell(record, project)
+    given = explained(record, project) | (read_explanations(explanations) if explanations else {})
+    target = output or page_path(project.results, record.cell, "flow", to)
+    seeds = seeds_of(cell, latents)
+    if to == "html":
+        write_bytes(target, page(cell, seeds, given).encode())
+    else:
+        write_bytes(target, _exported(cell, latents, to, given).encode())
+    return [f"wrote {target}"]
+
+
+def _exported(cell: FlowCell, latents: list[str], to: str, explanations: Mapping[str, str]) -> str:
+    if len(latents) != 1:
+        raise InvalidInput(f"a {to} file holds one graph: give one --latent")
+    graph = traced(cell.maps, seeds_of(cell, latents)[0])
+    return FORMATS[to](graph, notes_of(cell, [graph], explanations))

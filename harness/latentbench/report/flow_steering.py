@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from latentbench.metrics.flow.steering import setting_name
-from latentbench.metrics.study import Findings
-from latentbench.record import MetricValue, Record
-from latentbench.section import Json
+from latentbench.core.spec_model import Json
+from latentbench.flow.steering_metric import setting_name
+from latentbench.records.record import MetricValue, Record
+from latentbench.study.study import Findings
 
 TEXTS = 6
 """Texts shown per setting."""

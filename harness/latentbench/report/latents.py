@@ -1,26 +1,79 @@
-"""The page about an SAE's latents: its data, and the HTML file."""
+"""The page about latents of one SAE: which latents it shows, their examples, explanations and neighbours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from latentbench.errors import InvalidInput
-from latentbench.leaderboard.render.offline import embedded, offline_page
-from latentbench.metrics.autointerp.details import LatentDetail
-from latentbench.metrics.latents.cosines import Neighbours, decoder_of, nearest
-from latentbench.metrics.latents.survey import Survey
-from latentbench.metrics.latents.usage import BINS_PER_OCTAVE, LOWEST
-from latentbench.report.choice import chosen, explained
-from latentbench.report.examples import of_details, of_survey
-from latentbench.report.lens import Lens, logit_lens
-from latentbench.report.numbers import short
-from latentbench.report.sources import Sources
-from latentbench.report.vocabulary import Vocabulary
-from latentbench.section import Json
+from latentbench.autointerp.scores import AutointerpDetails, LatentDetail, ShownExample
+from latentbench.core.errors import InvalidInput
+from latentbench.core.spec_model import Json
+from latentbench.latents.decoder_similarity import Neighbours, decoder_of, nearest
+from latentbench.latents.logit_lens import Lens, logit_lens
+from latentbench.latents.survey import BINS_PER_OCTAVE, LOWEST, PADDING, Survey, Windows
+from latentbench.leaderboard.render.html import embedded, offline_page
+from latentbench.report.cells import Sources
+from latentbench.report.page_values import Vocabulary, short
+
+
+def explained_latents(details: AutointerpDetails | None) -> dict[int, LatentDetail]:
+    """The latents that were sampled for autointerp, with the SAE as it was trained."""
+    budgets = details.budgets if details else ()
+    return {latent.latent: latent for budget in budgets if budget.budget is None for latent in budget.latents}
+
+
+def chosen(surveys: dict[str, Survey], sampled: dict[int, LatentDetail], most: int) -> list[int]:
+    """At most `most` latents in ascending order: the sampled ones, then others that fire, evenly over their densities."""
+    first = sorted(sampled)[:most]
+    others = [latent for latent in _by_density(surveys).tolist() if latent not in sampled]
+    room = most - len(first)
+    if len(others) > room:
+        others = [others[i * len(others) // room] for i in range(room)]
+    return sorted([*first, *others])
+
+
+def _by_density(surveys: dict[str, Survey]) -> Tensor:
+    """The latents that fire on some domain, rarest first."""
+    if not surveys:
+        return torch.zeros(0, dtype=torch.int64)
+    firing = torch.stack([found.firing for found in surveys.values()]).sum(0)
+    order = torch.argsort(firing, stable=True)
+    return order[firing[order] > 0]
+
+
+def of_survey(windows: Windows, number: int, domain: int, vocabulary: Vocabulary) -> list[Json]:
+    """Those of one latent from a pass over the documents, without special tokens, on which no SAE is run."""
+    found = []
+    for peak, document, ids, activations in zip(
+        windows.peaks[number].tolist(),
+        windows.documents[number].tolist(),
+        windows.ids[number].tolist(),
+        windows.activations[number].tolist(),
+        strict=True,
+    ):
+        if peak > 0:
+            kept = [i for i, token in enumerate(ids) if token != PADDING and token not in vocabulary.special]
+            texts = [vocabulary.token(ids[i]) for i in kept]
+            found.append([domain, document, texts, _active(activations[i] for i in kept)])
+    return found
+
+
+def of_details(examples: Iterable[ShownExample], domain: int, vocabulary: Vocabulary) -> list[Json]:
+    """Those of one latent from an autointerp study."""
+    return [
+        [domain, e.document, [vocabulary.text(text) for text in e.tokens], _active(e.activations), e.split]
+        for e in examples
+    ]
+
+
+def _active(activations: Iterable[float]) -> list[Json]:
+    """Place and activation of every active token, one after the other."""
+    return [x for place, value in enumerate(activations) if value for x in (place, short(value))]
+
 
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "latents-state.js", "latents-parts.js", "latents-table.js", "latents-drawer.js", "latents-app.js")
@@ -58,7 +111,7 @@ def render(title: str, content: Json) -> str:
 
 def data(sources: Sources, most: int) -> Json:
     """Everything the page shows. Short keys, because thousands of latents make megabytes."""
-    sampled = explained(sources.autointerp)
+    sampled = explained_latents(sources.autointerp)
     shown = chosen(sources.surveys, sampled, most)
     vocabulary = Vocabulary(sources.tokenizer)
     weights = _weights(sources, shown)

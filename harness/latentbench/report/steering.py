@@ -14,15 +14,15 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from latentbench.errors import InvalidInput
-from latentbench.execute.stages import stored_content
-from latentbench.leaderboard.pages import page_path
-from latentbench.project import Project
-from latentbench.record import MetricValue, Record
+from latentbench.core.errors import InvalidInput
+from latentbench.core.spec_model import Json
+from latentbench.execute.job_inputs import stored_content
+from latentbench.leaderboard.row_details import page_path
+from latentbench.records.record import MetricValue, Record
 from latentbench.report import figures
-from latentbench.report.controls import Rows, accuracies, frontier, rows_beside
-from latentbench.report.sources import stored_study
-from latentbench.section import Json
+from latentbench.report.cells import stored_study
+from latentbench.report.frontier import Rows, accuracies, accuracy_against_cost, rows_beside
+from latentbench.spec.project import Project
 from latentbench.store.files import write_bytes
 from latentbench.store.store import Store
 
@@ -41,7 +41,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Cell:
+class SteeredCell:
     """A steered cell and what is stored of it."""
 
     record: Record
@@ -77,7 +77,7 @@ def page(record: Record, project: Project) -> str:
     """The page. Raises InvalidInput for a cell that is not steered."""
     if "subject" not in record.keys or not record.resolved.get("steering"):
         raise InvalidInput(f"{record.spec.name} does not steer; `report steering` is for cells with `steering:`")
-    cell = Cell(record, Store(project.store), project.results)
+    cell = SteeredCell(record, Store(project.store), project.results)
     panels = [panel for section in _SECTIONS for panel in section(cell)]
     folder = files("latentbench.leaderboard.render"), files("latentbench.report")
     template = Environment(autoescape=True).from_string(folder[1].joinpath("steering.html").read_text("utf-8"))
@@ -111,7 +111,7 @@ def _facts(record: Record) -> dict[str, str]:
     }
 
 
-def _accuracy(cell: Cell) -> Iterator[Panel]:
+def _accuracy(cell: SteeredCell) -> Iterator[Panel]:
     for task in cell.tasks():
         base = next(v for v in cell.values("reasoning_accuracy") if (v.id, v.domain) == (BASE, task))
         sides = {"base": base} | accuracies(cell.rows, task)
@@ -119,13 +119,13 @@ def _accuracy(cell: Cell) -> Iterator[Panel]:
         body = figures.bars({name: side.value for name, side in sides.items()}, "accuracy", spans)
         about = "Without steering, with it, and the other rows of the spec: same temperature, same problems, same seed."
         yield Panel(f"Accuracy on {task}", about, body)
-        if len(costs := frontier(cell.rows, task)) > 1:
+        if len(costs := accuracy_against_cost(cell.rows, task)) > 1:
             about = "What each row of the spec gains on the task, and what it changes in text that has nothing to do with it."
             body = figures.points(costs, "KL per token on neutral text (nats)", f"accuracy on {task}")
             yield Panel(f"Accuracy against cost, {task}", about, body)
 
 
-def _receipts(cell: Cell) -> Iterator[Panel]:
+def _receipts(cell: SteeredCell) -> Iterator[Panel]:
     studies = {f"accuracy on {task}": f"reasoning_accuracy/{task}" for task in cell.tasks()}
     details = {name: cell.details(study) or {} for name, study in studies.items()}
     details["capability cost"] = cell.details("capability_cost") or {}
@@ -152,7 +152,7 @@ def _receipt(name: str, receipt: Json) -> str:
     return f"<tr><th>{_text(name)}</th>" + "".join(f"<td>{value}</td>" for value in shown) + "</tr>"
 
 
-def _answers(cell: Cell) -> Iterator[Panel]:
+def _answers(cell: SteeredCell) -> Iterator[Panel]:
     for task in cell.tasks():
         details = cell.details(f"reasoning_accuracy/{task}") or {}
         if examples := details.get("examples"):
@@ -168,7 +168,7 @@ def _examples(examples: list[Json]) -> str:
     return f"<table class='answers'><thead><tr><th>problem and answer</th><th>base</th><th>steered</th></tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _training(cell: Cell) -> Iterator[Panel]:
+def _training(cell: SteeredCell) -> Iterator[Panel]:
     curve = cell.subject().get("curve")
     if not curve:
         return
@@ -189,7 +189,7 @@ def _training(cell: Cell) -> Iterator[Panel]:
             yield Panel(title, about, figures.lines({title: (xs, ys)}, "step", title.lower()))
 
 
-def _capability(cell: Cell) -> Iterator[Panel]:
+def _capability(cell: SteeredCell) -> Iterator[Panel]:
     details = cell.details("capability_cost")
     curves = {name: points for name, points in (details or {}).get("curve", {}).items() if points}
     if curves:
@@ -200,7 +200,7 @@ def _capability(cell: Cell) -> Iterator[Panel]:
             )
 
 
-def _lens(cell: Cell) -> Iterator[Panel]:
+def _lens(cell: SteeredCell) -> Iterator[Panel]:
     details = cell.details("logit_lens")
     if details:
         rows = "".join(
@@ -215,7 +215,7 @@ def _lens(cell: Cell) -> Iterator[Panel]:
         )
 
 
-def _shift(cell: Cell) -> Iterator[Panel]:
+def _shift(cell: SteeredCell) -> Iterator[Panel]:
     details = cell.details("token_shift")
     if details and details["tokens"]:
         groups: dict[str, tuple[list[str], list[float]]] = {"first token": ([], []), "other tokens": ([], [])}
@@ -232,7 +232,7 @@ def _shift(cell: Cell) -> Iterator[Panel]:
         yield Panel("First-token test", about, figures.bars(values, "accuracy"))
 
 
-def _movement(cell: Cell) -> Iterator[Panel]:
+def _movement(cell: SteeredCell) -> Iterator[Panel]:
     details = cell.details("attention_shift")
     if details:
         about = "Total variation between steered and plain attention patterns, by layer and head."
@@ -262,7 +262,7 @@ _COMPARED = {
 }
 
 
-def _paths(cell: Cell) -> Iterator[Panel]:
+def _paths(cell: SteeredCell) -> Iterator[Panel]:
     details = cell.details("path_patching")
     if details:
         about = "KL from the plain model when parts of the last block see the plain input."
@@ -281,7 +281,7 @@ def _paths(cell: Cell) -> Iterator[Panel]:
         yield Panel("Logit attribution", about, figures.lines(curves, "layer", "logits", markers=True))
 
 
-def _pairs(cell: Cell) -> Iterator[Panel]:
+def _pairs(cell: SteeredCell) -> Iterator[Panel]:
     details = cell.details("layer_pairs")
     if details:
         labels = [single["layer"] for single in details["alone"]]
@@ -295,7 +295,7 @@ def _pairs(cell: Cell) -> Iterator[Panel]:
         yield Panel("Pairs of layers", about, figures.heatmap(table, "layer", "layer", labels))
 
 
-_SECTIONS: tuple[Callable[[Cell], Iterator[Panel]], ...] = (
+_SECTIONS: tuple[Callable[[SteeredCell], Iterator[Panel]], ...] = (
     _accuracy,
     _receipts,
     _training,

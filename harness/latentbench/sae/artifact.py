@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentbench.border import foreign
-from latentbench.errors import RefusedFile
-from latentbench.registry import sections
-from latentbench.sae.base import SparseAutoencoder, digest
+from latentbench.core.border import foreign
+from latentbench.core.errors import RefusedFile
+from latentbench.core.plugins import plugins
+from latentbench.sae.autoencoder import SparseAutoencoder, weights_digest
 from latentbench.sae.options import NATIVE, Variant
 
 WEIGHTS, HEADER, TRAINING = "sae.safetensors", "sae.json", "training.json"
@@ -40,7 +40,7 @@ def save(
         "d_in": d_in,
         "options": options.plain(),
         "settings": sae.settings(),
-        "bases": [digest(base) for base in bases],
+        "bases": [weights_digest(base) for base in bases],
     }
     _write(folder / HEADER, header)
     if training is not None:
@@ -55,7 +55,7 @@ def load(folder: Path, bases: tuple[SparseAutoencoder, ...] = ()) -> SparseAutoe
     """
     header = _read(folder / HEADER)
     options = _options(header, folder)
-    if header.get("bases", []) != [digest(base) for base in bases]:
+    if header.get("bases", []) != [weights_digest(base) for base in bases]:
         raise RefusedFile(f"{folder}: this SAE was made on top of other base SAEs than the {len(bases)} given")
     sae = options.build(header["d_in"], torch.Generator().manual_seed(0), bases)
     _fill(sae, _weights(folder / WEIGHTS), folder)
@@ -68,7 +68,7 @@ def load_training(folder: Path) -> dict[str, Any]:
 
 
 def _options(header: dict[str, Any], folder: Path) -> Variant:
-    place, choices = folder / HEADER, {**NATIVE, **sections("variants")}
+    place, choices = folder / HEADER, {**NATIVE, **plugins("variants")}
     if header.get("schema") != SCHEMA:
         raise RefusedFile(f"{place}: schema {header.get('schema')!r} is not the supported {SCHEMA}")
     if not isinstance(header.get("d_in"), int) or header["d_in"] < 1:

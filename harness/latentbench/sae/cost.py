@@ -20,7 +20,7 @@ from latentbench.sae.options import (
 )
 
 
-class Cost(NamedTuple):
+class SaeCost(NamedTuple):
     """Cost of one SAE."""
 
     parameters: int
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
         return self.encoder + self.decoder
 
 
-def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[Cost, ...] = ()) -> Cost:
+def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[SaeCost, ...] = ()) -> SaeCost:
     """Cost of a variant over `d_in` dimensions.
 
     `active`: latents per token (measured L0), by default the variant's k; `bases`: cost of the SAEs it starts from.
@@ -48,11 +48,11 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
                 "an ensemble's cost is counted with its base, which its boosts have in common: variant_cost"
             )
         case IdentityOptions():
-            return Cost(0, 0, 0)
+            return SaeCost(0, 0, 0)
         case MeanOptions():
-            return Cost(d_in, 0, 0)
+            return SaeCost(d_in, 0, 0)
         case PCAOptions(k=k):
-            return Cost(d_in * k + d_in, d_in * k, d_in * (k if active is None else active))
+            return SaeCost(d_in * k + d_in, d_in * k, d_in * (k if active is None else active))
         case BoostedOptions() | ExtendedOptions():
             return _on_base(options, d_in, active, bases)
         case KronOptions():
@@ -65,7 +65,7 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
     return plain._replace(parameters=plain.parameters + (options.scalars - 1) * width)
 
 
-def variant_cost(options: Variant, d_in: int, active: float | None = None) -> Cost:
+def variant_cost(options: Variant, d_in: int, active: float | None = None) -> SaeCost:
     """Cost of a variant together with the SAEs it starts from.
 
     `active`: latents per token in all (measured L0), by default what the variants fix. Raises ValueError where they fix
@@ -79,19 +79,19 @@ def variant_cost(options: Variant, d_in: int, active: float | None = None) -> Co
     return cost(options, d_in, active, bases)
 
 
-def tokens_at_equal_cost(reference: Cost, tokens: int, other: Cost) -> int:
+def tokens_at_equal_cost(reference: SaeCost, tokens: int, other: SaeCost) -> int:
     """How many tokens `other` may be trained on for the operations that `reference` needs for `tokens` (iso-FLOPs)."""
     return round(tokens * reference.per_token / other.per_token)
 
 
-def linear_cost(d_in: int, width: int, active: float) -> Cost:
+def linear_cost(d_in: int, width: int, active: float) -> SaeCost:
     """Cost of any SAE with a linear encoder, e.g. a loaded one."""
     return _dictionary(d_in, width, width, active)
 
 
-def _dictionary(d_in: int, rows: int, width: int, active: float, pairs: int = 0) -> Cost:
+def _dictionary(d_in: int, rows: int, width: int, active: float, pairs: int = 0) -> SaeCost:
     parameters = rows * (d_in + 1) + width * d_in + d_in
-    return Cost(parameters, d_in * rows + pairs, d_in * active)
+    return SaeCost(parameters, d_in * rows + pairs, d_in * active)
 
 
 def _active(options: Variant, active: float | None) -> float:
@@ -101,21 +101,21 @@ def _active(options: Variant, active: float | None) -> float:
     return float(k)
 
 
-def _ensemble(base: Cost, boosts: tuple[Cost, ...], d_in: int, active: float | None) -> Cost:
+def _ensemble(base: SaeCost, boosts: tuple[SaeCost, ...], d_in: int, active: float | None) -> SaeCost:
     """The base's cost once, and of every boost what it adds to that."""
     parameters, encoder, decoder = (
         below + sum(boost[part] - below for boost in boosts) for part, below in enumerate(base)
     )
-    return Cost(int(parameters), int(encoder), decoder if active is None else d_in * active)
+    return SaeCost(int(parameters), int(encoder), decoder if active is None else d_in * active)
 
 
 def _on_base(
-    options: BoostedOptions | ExtendedOptions, d_in: int, active: float | None, bases: tuple[Cost, ...]
-) -> Cost:
+    options: BoostedOptions | ExtendedOptions, d_in: int, active: float | None, bases: tuple[SaeCost, ...]
+) -> SaeCost:
     width, k = (
         (options.extra_width, options.extra_k) if isinstance(options, ExtendedOptions) else (options.width, options.k)
     )
     (base,) = bases
     own = _dictionary(d_in, width, width, k)
     decoder = base.decoder + own.decoder if active is None else d_in * active
-    return Cost(base.parameters + own.parameters - d_in, base.encoder + own.encoder, decoder)
+    return SaeCost(base.parameters + own.parameters - d_in, base.encoder + own.encoder, decoder)

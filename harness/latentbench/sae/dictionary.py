@@ -9,16 +9,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from latentbench.errors import InvalidInput
-from latentbench.sae.base import Loss, TrainableSAE
-from latentbench.sae.codes import Codes
-from latentbench.sae.encoders import Encoder, LinearEncoder
-from latentbench.sae.linear import Group, LinearWeights, folded_bias
+from latentbench.core.errors import InvalidInput
+from latentbench.sae.autoencoder import Codes, TrainableSAE, TrainingLoss
+from latentbench.sae.encoders import Encoder, LinearEncoder, Selection
+from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
 from latentbench.sae.options.base import AuxiliaryLoss
-from latentbench.sae.selection import Selection
-from latentbench.sae.sparse import sparse_decode
+from latentbench.sae.sparse_kernels.autograd import sparse_decode
 
-DENSE = 16
+DENSE_AUXK_FACTOR = 16
 """Up to so many times `aux_k` dead latents are all computed with a graph, which is quicker there: of 2-core steps at
 d = 64 to 768 the sparse way took 0.7 to 3.3 times as long up to it and 0.5 to 0.65 times beyond."""
 
@@ -102,22 +100,24 @@ class SparseDictionarySAE(DictionarySAE):
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
         return self.selection.infer(self.encoder, x, self.shift, budget)
 
-    def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> Loss:
+    def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
         return self.loss_on(x, x, dead)
 
-    def loss_on(self, x: Tensor, target: Tensor, dead: Tensor) -> Loss:
+    def loss_on(self, x: Tensor, target: Tensor, dead: Tensor) -> TrainingLoss:
         """The loss of reconstructing `target` [N, d_in] from `x` [N, d_in]; see `loss`."""
         codes = self.selection.train_on(self.encoder, x, self.shift)
         fit = self.objective(codes, self.W_dec, self.b_dec, target)
         auxiliary = self.aux_coefficient * self.auxiliary(x, fit.error, dead)
-        return Loss(fit.loss + auxiliary, fit.loss.detach(), auxiliary.detach(), codes.firing_counts(self.width))
+        return TrainingLoss(
+            fit.loss + auxiliary, fit.loss.detach(), auxiliary.detach(), codes.firing_counts(self.width)
+        )
 
     def linear_weights(self) -> LinearWeights:
         """The weights with a linear encoder that reads x. Raises InvalidInput for other encoders."""
         if not isinstance(self.encoder, LinearEncoder):
             raise InvalidInput(f"{type(self).__name__} has no equivalent linear encoder")
         weight, bias = self.encoder.weight, self.encoder.bias
-        group = Group(weight, folded_bias(weight, bias, self.shift), self.W_dec, self.selection.rule(self.width))
+        group = LatentGroup(weight, folded_bias(weight, bias, self.shift), self.W_dec, self.selection.rule(self.width))
         return LinearWeights((group,), self.b_dec)
 
     def auxiliary(self, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class SparseDictionarySAE(DictionarySAE):
         latents = dead.nonzero().squeeze(1)
         if not len(latents) or not self.aux_coefficient:
             return x.new_zeros(())
-        revived = self._revived if len(latents) <= DENSE * self.aux_k else self._sparsely_revived
+        revived = self._revived if len(latents) <= DENSE_AUXK_FACTOR * self.aux_k else self._sparsely_revived
         return (error - revived(x, latents)).pow(2).sum() / len(x)
 
     def _revived(self, x: Tensor, latents: Tensor) -> Tensor:

@@ -1,18 +1,96 @@
-"""Encoders: they choose latents without a dense graph and return differentiable, non-negative codes."""
+"""Which latents are active: encoders, activation rules (top-k, threshold), and selection per token or per batch (BatchTopK).
+
+Encoders choose latents without a dense graph and return differentiable, non-negative codes.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 import torch
 from torch import Tensor, nn
 
-from latentbench.sae.codes import Codes
+from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, UsesProcessGroup
+from latentbench.sae.autoencoder import Codes
 from latentbench.sae.memory import rows_per_chunk
-from latentbench.sae.rules import entries_above, top_of_batch
-from latentbench.sae.sparse import attach, preactivations, top_linear
-from latentbench.sae.team import ALONE, Team
+from latentbench.sae.sparse_kernels.autograd import attach, preactivations, top_linear
+
+CANDIDATE_FACTOR = 4
+"""How many times the mean number of active latents a token may have before the batch is looked at again."""
+
+
+@dataclass(frozen=True)
+class TopKRule:
+    """The k strongest latents of the group, ReLU."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """Latents whose pre-activation exceeds max(threshold, 0)."""
+
+    threshold: Tensor
+    """[width]"""
+
+
+def padded(rows: Tensor, columns: Tensor, values: Tensor, tokens: int) -> Codes:
+    """Codes of entries (row, column, value) given in row order; rows with fewer entries are padded with zeros."""
+    counts = torch.bincount(rows, minlength=tokens)
+    active = max(1, int(counts.max())) if tokens else 1
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    out = Codes(values.new_zeros(tokens, active), columns.new_zeros(tokens, active))
+    out.values[rows, slots] = values
+    out.indices[rows, slots] = columns
+    return out
+
+
+def entries_above(pre: Tensor, threshold: Tensor) -> Codes:
+    """All positive entries of `pre` [N, width] above `threshold` (scalar or [width]), in latent order."""
+    rows, columns = ((pre > threshold) & (pre > 0)).nonzero(as_tuple=True)
+    return padded(rows, columns, pre[rows, columns], len(pre))
+
+
+def top_of_batch(
+    top: Callable[[int], Codes], tokens: int, width: int, total: int, team: ProcessGroup = SINGLE_PROCESS
+) -> Codes:
+    """The `total` largest positive latents of all tokens together, descending per token, padded with zeros.
+
+    `top(m)` gives the m largest per token, descending. If no token's m-th reaches the smallest one chosen, nothing
+    outside these candidates can belong to the batch's strongest, so the choice is exact; otherwise m is raised.
+    Equal values at the boundary: the earlier token, then the stronger rank wins. In a team, of whose batch `tokens` are
+    this member's, the batch is that of all members, and of equal values the lower member's win.
+    """
+    m = min(width, CANDIDATE_FACTOR * -(-total // (tokens * team.size)))
+    while True:
+        codes = top(m)
+        bound = _smallest(team.joined(codes.values.detach().flatten()), total)
+        short = m < width and bool((codes.values[:, -1] >= bound).any())
+        if not team.sum(torch.tensor(int(short))):
+            return _kept(codes, bound, total, team)
+        m = min(width, 4 * m)
+
+
+def _smallest(flat: Tensor, total: int) -> Tensor:
+    """The `total`-th largest of some values [n], but at least the smallest positive number."""
+    tiny = flat.new_tensor(torch.finfo(flat.dtype).tiny)
+    return tiny if total >= len(flat) else flat.kthvalue(len(flat) - total + 1).values.maximum(tiny)
+
+
+def _kept(codes: Codes, bound: Tensor, total: int, team: ProcessGroup) -> Codes:
+    above, equal = codes.values > bound, codes.values == bound
+    counts = torch.zeros(team.size, 2, dtype=torch.int64, device=bound.device)
+    counts[team.rank] = torch.stack([above.sum(), equal.sum()])
+    counts = team.sum(counts)
+    room = total - counts[:, 0].sum() - counts[: team.rank, 1].sum()
+    ties = (equal.flatten().cumsum(0) <= room).view_as(equal)
+    keep = above | (equal & ties)
+    active = max(1, int(keep.sum(1).max()))
+    return Codes(codes.values[:, :active] * keep[:, :active], codes.indices[:, :active])
 
 
 class Encoder(nn.Module, ABC):
@@ -23,7 +101,7 @@ class Encoder(nn.Module, ABC):
         """The k strongest latents of each token, descending."""
 
     @abstractmethod
-    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, team: Team = ALONE) -> Codes:
+    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, team: ProcessGroup = SINGLE_PROCESS) -> Codes:
         """Those of the `total` strongest latents of all the team's tokens together that belong to `x`."""
 
     @abstractmethod
@@ -59,7 +137,9 @@ class LinearEncoder(Encoder):
         x = centred(x, shift)
         return self._active(top_linear(x, self.weight, self.bias, k), x, shift)
 
-    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None = None, team: Team = ALONE) -> Codes:
+    def top_of_batch(
+        self, x: Tensor, total: int, shift: Tensor | None = None, team: ProcessGroup = SINGLE_PROCESS
+    ) -> Codes:
         x = centred(x, shift)
         width = self.weight.shape[0]
         top = partial(top_linear, x, self.weight, self.bias)
@@ -101,3 +181,97 @@ def unit_rows(weight: Tensor) -> Tensor:
 def centred(x: Tensor, shift: Tensor | None) -> Tensor:
     """x − shift without a gradient to the shift (`attach` gives it one)."""
     return x if shift is None else x - shift.detach()
+
+
+class Selection(nn.Module, UsesProcessGroup, ABC):
+    """Which latents are active, in training and afterwards. `shift` [d_in] or None is subtracted from `x` [N, d_in]."""
+
+    @abstractmethod
+    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
+        """Differentiable codes of a training batch."""
+
+    @abstractmethod
+    def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
+        """Codes of tokens that do not influence each other; at most `budget` latents each."""
+
+    @abstractmethod
+    def rule(self, width: int) -> TopKRule | ThresholdRule:
+        """The rule of `infer` for a linear encoder of `width` latents."""
+
+    def fold_input_scale(self, scale: float) -> None:
+        """Activations are from now on divided by `scale`."""
+
+    def settings(self) -> dict[str, float | int | str]:
+        """What people may want to read."""
+        return {}
+
+
+class TokenSelection(Selection):
+    """The k strongest latents of every token."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
+        return encoder.top(x, self.k, shift)
+
+    def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
+        return encoder.top(x, self.k if budget is None else min(budget, self.k), shift)
+
+    def rule(self, width: int) -> TopKRule:
+        return TopKRule(self.k)
+
+
+class BatchSelection(Selection):
+    """The N·k strongest latents of N tokens together (Bussmann et al. 2024, arXiv 2412.06410).
+
+    Afterwards a global threshold takes over: the running mean of the smallest activation that was selected.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, k: int, momentum: float) -> None:
+        super().__init__()
+        self.k = k
+        self.momentum = momentum
+        self.register_buffer("threshold", torch.tensor(-1.0))
+
+    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
+        tokens = int(self.team.sum(torch.tensor(len(x))))
+        codes = encoder.top_of_batch(x, tokens * self.k, shift, self.team)
+        self._follow(codes.values.detach())
+        return codes
+
+    @property
+    def followed(self) -> bool:
+        """Whether the threshold has seen a batch."""
+        return bool((self.threshold >= 0).all())
+
+    @torch.no_grad()
+    def _follow(self, values: Tensor) -> None:
+        positive = values[values > 0]
+        low = self.team.lowest(positive.min() if len(positive) else values.new_tensor(inf))
+        if low < inf:
+            share = self.momentum if self.followed else 1.0
+            self.threshold.lerp_(low.to(self.threshold).expand_as(self.threshold), share)
+
+    def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
+        codes = encoder.above(x, self.threshold.clamp_min(0), shift)
+        return codes if budget is None else codes.truncated(budget)
+
+    def rule(self, width: int) -> ThresholdRule:
+        return ThresholdRule(self.threshold.clamp_min(0).expand(width))
+
+    def settings(self) -> dict[str, float | int | str]:
+        return {"threshold": float(self.threshold.mean())}
+
+    @torch.no_grad()
+    def fold_input_scale(self, scale: float) -> None:
+        if self.followed:
+            self.threshold.div_(scale)
+
+
+def selection(name: str, k: int, momentum: float) -> Selection:
+    """`topk` per token or `batch_topk` over the batch."""
+    return BatchSelection(k, momentum) if name == "batch_topk" else TokenSelection(k)

@@ -12,15 +12,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from latentbench.errors import InvalidInput
-from latentbench.sae.base import SparseAutoencoder
-from latentbench.sae.codes import Codes
+from latentbench.core.errors import InvalidInput
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.sae.encoders import ThresholdRule, TopKRule, entries_above
 from latentbench.sae.memory import rows_per_chunk
-from latentbench.sae.rules import ThresholdRule, TopRule, entries_above
-from latentbench.sae.sparse import preactivations, sparse_decode, top_linear
+from latentbench.sae.sparse_kernels.autograd import preactivations, sparse_decode, top_linear
 
 
-class Group(NamedTuple):
+class LatentGroup(NamedTuple):
     """Latents z = rule(W_enc x + b_enc) that read x itself and add z · W_dec."""
 
     W_enc: Tensor
@@ -29,7 +28,7 @@ class Group(NamedTuple):
     """[width]; a subtracted decoder bias is contained in it."""
     W_dec: Tensor
     """[width, d_in]"""
-    rule: TopRule | ThresholdRule
+    rule: TopKRule | ThresholdRule
 
     @property
     def width(self) -> int:
@@ -38,7 +37,7 @@ class Group(NamedTuple):
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of `x` [N, d_in], without gradients."""
-        if isinstance(self.rule, TopRule):
+        if isinstance(self.rule, TopKRule):
             codes = top_linear(x, self.W_enc, self.b_enc, self.rule.k)
             return Codes(codes.values.relu(), codes.indices)
         step = rows_per_chunk(self.width)
@@ -50,13 +49,13 @@ class Group(NamedTuple):
 class LinearWeights(NamedTuple):
     """x̂ = b_dec + Σ over groups: the weights of an SAE with a linear encoder."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[LatentGroup, ...]
     b_dec: Tensor
     """[d_in]"""
 
 
 @runtime_checkable
-class Linear(Protocol):
+class SupportsLinearWeights(Protocol):
     """An SAE that can be taken apart."""
 
     def linear_weights(self) -> LinearWeights:
@@ -65,7 +64,7 @@ class Linear(Protocol):
 
 def linear_weights(sae: SparseAutoencoder) -> LinearWeights:
     """The weights of an SAE with a linear encoder. Raises InvalidInput for others."""
-    if not isinstance(sae, Linear):
+    if not isinstance(sae, SupportsLinearWeights):
         raise InvalidInput(f"{type(sae).__name__} has no linear encoder with top-k or threshold activation")
     return sae.linear_weights()
 
@@ -89,22 +88,22 @@ class ConcatenatedSAE(SparseAutoencoder):
         self.register_buffer("b_dec", weights.b_dec.detach().clone())
         self.width, self.d_in = self.W_dec.shape
         self.ends = tuple(accumulate(group.width for group in groups))
-        self.budgets = tuple(group.rule.k if isinstance(group.rule, TopRule) else None for group in groups)
+        self.budgets = tuple(group.rule.k if isinstance(group.rule, TopKRule) else None for group in groups)
         for number, group in enumerate(groups):
             if isinstance(group.rule, ThresholdRule):
                 self.register_buffer(f"threshold{number}", group.rule.threshold.detach().clone())
 
     @property
-    def rules(self) -> tuple[TopRule | ThresholdRule, ...]:
+    def rules(self) -> tuple[TopKRule | ThresholdRule, ...]:
         """The activation rule of every group."""
         pairs = enumerate(self.budgets)
-        return tuple(ThresholdRule(getattr(self, f"threshold{i}")) if k is None else TopRule(k) for i, k in pairs)
+        return tuple(ThresholdRule(getattr(self, f"threshold{i}")) if k is None else TopKRule(k) for i, k in pairs)
 
     def linear_weights(self) -> LinearWeights:
         """The groups, as views of the concatenated weights."""
         spans = [slice(start, end) for start, end in zip((0, *self.ends), self.ends, strict=False)]
         pairs = zip(spans, self.rules, strict=True)
-        groups = tuple(Group(self.W_enc[s], self.b_enc[s], self.W_dec[s], rule) for s, rule in pairs)
+        groups = tuple(LatentGroup(self.W_enc[s], self.b_enc[s], self.W_dec[s], rule) for s, rule in pairs)
         return LinearWeights(groups, self.b_dec)
 
     def thresholds(self) -> Tensor | None:

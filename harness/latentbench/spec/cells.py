@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from latentbench.canonical import canonical, digest
-from latentbench.errors import Problem, SpecError
-from latentbench.record import SpecOrigin
-from latentbench.section import Section
+from latentbench.core.errors import SpecError, SpecProblem
+from latentbench.core.explain import at, problems_of
+from latentbench.core.hashing import canonical, digest
+from latentbench.core.spec_model import SpecModel
+from latentbench.core.text import one_line
+from latentbench.core.yaml_tree import YamlNode
+from latentbench.records.record import SpecOrigin
 from latentbench.spec.experiment import Experiment, Header, desugared, valid_name
-from latentbench.spec.explain import at, problems_of
 from latentbench.spec.merge import load_tree, merge
-from latentbench.spec.nodes import Node
-from latentbench.words import one_line
 
 HEADER = frozenset({"schema", "name", "description", "extends", "seeds", "matrix", "cases"})
 MAX_CELLS = 10_000
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=SpecModel)
 T = TypeVar("T")
 
 
@@ -54,18 +54,18 @@ class SpecFile:
 
     origin: SpecOrigin
     description: str | None
-    tree: Node
+    tree: YamlNode
     cells: tuple[Cell, ...]
-    trees: tuple[Node, ...]
+    trees: tuple[YamlNode, ...]
     """For every cell the tree it was read from, to locate what later turns out to be wrong."""
 
-    def changed(self, change: Callable[[Experiment, Node], Experiment]) -> SpecFile:
+    def changed(self, change: Callable[[Experiment, YamlNode], Experiment]) -> SpecFile:
         """The spec with what `change` makes of every experiment, asked once for all seeds of one.
 
         Raises SpecError with the problems of all of them.
         """
         made: dict[int, Experiment] = {}
-        problems: list[Problem] = []
+        problems: list[SpecProblem] = []
         for cell, tree in zip(self.cells, self.trees, strict=True):
             old = cell.experiment
             if id(old) not in made:
@@ -78,13 +78,13 @@ class SpecFile:
 def load_spec(path: Path, root: Path) -> SpecFile:
     """The spec at `path` in the project `root`, expanded. Raises SpecError with every problem of the file."""
     tree = load_tree(path, root)
-    problems: list[Problem] = []
+    problems: list[SpecProblem] = []
     header = _collect(problems, lambda: _header(tree))
     if header is None:  # what the header would vary is unknown, but the rest can be read as it stands
         assert isinstance(tree.value, dict)  # load_tree() saw to it
-        tree, header = Node({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark), Header()
+        tree, header = YamlNode({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark), Header()
     origin = _collect(problems, lambda: _origin(tree, header, path.resolve(), root.resolve()))
-    found: list[tuple[str, Experiment, Node]] = []
+    found: list[tuple[str, Experiment, YamlNode]] = []
     for label, variant in _combinations(tree, header):
         experiment = _collect(problems, lambda variant=variant: _validated(Experiment, variant))  # type: ignore[misc]
         if experiment:
@@ -96,7 +96,7 @@ def load_spec(path: Path, root: Path) -> SpecFile:
     return SpecFile(origin, header.description, tree, cells, trees)
 
 
-def _collect(problems: list[Problem], make: Callable[[], T]) -> T | None:
+def _collect(problems: list[SpecProblem], make: Callable[[], T]) -> T | None:
     """What `make` returns; its problems are added to the list and None is returned when it has some."""
     try:
         return make()
@@ -105,7 +105,7 @@ def _collect(problems: list[Problem], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _validated(model: type[S], tree: Node) -> S:
+def _validated(model: type[S], tree: YamlNode) -> S:
     try:
         # JSON mode is strict about types and still takes lists for tuples.
         return model.model_validate_json(json.dumps(desugared(tree.plain())), strict=True)
@@ -115,16 +115,16 @@ def _validated(model: type[S], tree: Node) -> S:
         raise SpecError([tree.mark.problem(f"cannot be read as data: {error}")]) from None
 
 
-def _header(tree: Node) -> Header:
+def _header(tree: YamlNode) -> Header:
     assert isinstance(tree.value, dict)
-    header = _validated(Header, Node({k: v for k, v in tree.value.items() if k in HEADER}, tree.mark))
+    header = _validated(Header, YamlNode({k: v for k, v in tree.value.items() if k in HEADER}, tree.mark))
     problems = [*_seed_problems(tree, header), *_case_problems(tree), *_matrix_problems(tree, header)]
     if problems:
         raise SpecError(problems)
     return header
 
 
-def _origin(tree: Node, header: Header, path: Path, root: Path) -> SpecOrigin:
+def _origin(tree: YamlNode, header: Header, path: Path, root: Path) -> SpecOrigin:
     shown = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
     name = header.name or shown.removeprefix("specs/").removesuffix(".yaml").removesuffix(".yml")
     if not valid_name(name):
@@ -133,13 +133,13 @@ def _origin(tree: Node, header: Header, path: Path, root: Path) -> SpecOrigin:
     return SpecOrigin(name=name, path=shown, digest=digest("spec", tree.plain()))
 
 
-def _seed_problems(tree: Node, header: Header) -> Iterator[Problem]:
+def _seed_problems(tree: YamlNode, header: Header) -> Iterator[SpecProblem]:
     for position, seed in enumerate(header.seeds):
         if seed in header.seeds[:position]:
             yield at(tree, ("seeds", position), f"the seed {seed} stands here twice")
 
 
-def _case_problems(tree: Node) -> Iterator[Problem]:
+def _case_problems(tree: YamlNode) -> Iterator[SpecProblem]:
     labels: set[str] = set()
     for position, case in enumerate(_items(tree.child("cases"))):
         label = case.child("label")
@@ -154,7 +154,7 @@ def _case_problems(tree: Node) -> Iterator[Problem]:
             yield at(tree, ("cases", position, key), f"a case cannot change {key!r}")
 
 
-def _matrix_problems(tree: Node, header: Header) -> Iterator[Problem]:
+def _matrix_problems(tree: YamlNode, header: Header) -> Iterator[SpecProblem]:
     count = max(1, len(header.cases)) * len(header.seeds)
     for path, values in header.matrix.items():
         count *= len(values)
@@ -169,10 +169,10 @@ def _matrix_problems(tree: Node, header: Header) -> Iterator[Problem]:
         yield at(tree, ("matrix",), f"{count:,} cells in one spec, more than {MAX_CELLS:,}; split it")
 
 
-def _combinations(tree: Node, header: Header) -> Iterator[tuple[str, Node]]:
+def _combinations(tree: YamlNode, header: Header) -> Iterator[tuple[str, YamlNode]]:
     """Label and tree of every case and matrix combination, header keys removed."""
     assert isinstance(tree.value, dict)
-    body = Node({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark)
+    body = YamlNode({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark)
     axes = [[(path, node) for node in _items(tree.child("matrix"), path)] for path in header.matrix]
     for case in _items(tree.child("cases")) or [None]:
         named = _with_case(body, case)
@@ -183,14 +183,14 @@ def _combinations(tree: Node, header: Header) -> Iterator[tuple[str, Node]]:
             yield _label(case, values), changed
 
 
-def _with_case(body: Node, case: Node | None) -> Node:
+def _with_case(body: YamlNode, case: YamlNode | None) -> YamlNode:
     if case is None:
         return body
     assert isinstance(case.value, dict)  # the header's validation saw to it
-    return merge(body, Node({k: v for k, v in case.value.items() if k != "label"}, body.mark))
+    return merge(body, YamlNode({k: v for k, v in case.value.items() if k != "label"}, body.mark))
 
 
-def _label(case: Node | None, values: tuple[tuple[str, Node], ...]) -> str:
+def _label(case: YamlNode | None, values: tuple[tuple[str, YamlNode], ...]) -> str:
     parts = [str(case.plain()["label"])] if case else []
     for path, node in values:
         value = node.plain()
@@ -198,15 +198,15 @@ def _label(case: Node | None, values: tuple[tuple[str, Node], ...]) -> str:
     return ",".join(parts)
 
 
-def _set(tree: Node, path: list[str], value: Node) -> Node:
+def _set(tree: YamlNode, path: list[str], value: YamlNode) -> YamlNode:
     """The tree with `value` at a path; maps on the way are made as needed."""
     if not path:
-        return Node(value.value, value.mark, tree.key_mark)
+        return YamlNode(value.value, value.mark, tree.key_mark)
     inner = dict(tree.value) if isinstance(tree.value, dict) else {}
-    inner[path[0]] = _set(inner.get(path[0], Node({}, value.mark)), path[1:], value)
-    return Node(inner, tree.mark, tree.key_mark)
+    inner[path[0]] = _set(inner.get(path[0], YamlNode({}, value.mark)), path[1:], value)
+    return YamlNode(inner, tree.mark, tree.key_mark)
 
 
-def _items(node: Node | None, key: str | None = None) -> list[Any]:
+def _items(node: YamlNode | None, key: str | None = None) -> list[Any]:
     found = node.child(key) if node is not None and key is not None else node
     return found.value if found is not None and isinstance(found.value, list) else []

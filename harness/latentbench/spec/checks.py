@@ -1,30 +1,167 @@
-"""What no single section can see: rules between the parts of an experiment, each located in the spec."""
+"""What no single part of a spec can see: rules between the parts of an experiment, each located in the spec.
+
+Beside the rules of the language these are: whether the SAEs under `load:` are there and belong where the spec puts them, and
+whether texts and answers fit into the model. A model with learned positions has none beyond its last; one with rotary positions
+goes on, but what it says there is not what its authors measured, so both are refused alike.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
-from latentbench.errors import InvalidInput, Problem, SpecError
-from latentbench.metrics.study import Study
-from latentbench.sae.options import BoostedOptions, EnsembleOptions, Variant
-from latentbench.sae.options.loaded import LoadedSae
+from latentbench.core.errors import InvalidInput, SpecError, SpecProblem
+from latentbench.core.explain import at
+from latentbench.core.protocols import DatasetAdapter, ModelFacts, Roots, SaeFacts
+from latentbench.core.sites import Point, Site
+from latentbench.core.yaml_tree import YamlPath
+from latentbench.sae.options import BoostedOptions, EnsembleOptions, FineTunedOptions, Variant
+from latentbench.sae.options.base import LoadedSae
 from latentbench.spec.cells import SpecFile
-from latentbench.spec.contexts import texts_of, too_long
 from latentbench.spec.experiment import Data, Experiment
-from latentbench.spec.explain import at
-from latentbench.spec.layers import missing, places
-from latentbench.spec.loaded import check_loaded, sae_sections
-from latentbench.spec.nodes import Path_
-from latentbench_adapters.protocols import DatasetAdapter, ModelFacts, Roots
+from latentbench.spec.resolve import missing, places
+from latentbench.study.context import Longest, Subject
+from latentbench.study.study import Study
 
-Finding = tuple[Path_, str]
+
+def too_long(experiment: Experiment, room: int, roots: Roots) -> Iterator[tuple[YamlPath, str]]:
+    """Every text of an experiment that is longer than the `room` tokens its model has positions for."""
+    for path, data in texts_of(experiment).items():
+        if data.context > room:
+            yield (*path, "context"), beyond(data.context, room)
+    for path, longest in _answers(experiment, roots):
+        if longest.tokens >= room:
+            yield (
+                (*path, longest.field),
+                f"answers of {longest.tokens} tokens leave no room for a question in the model's context of {room}; "
+                f"set a smaller `{longest.field}`",
+            )
+
+
+def texts_of(experiment: Experiment) -> dict[YamlPath, DatasetAdapter]:
+    """All texts of an experiment by their place in the spec."""
+    found: dict[YamlPath, DatasetAdapter] = {("dataset", "eval", n): d for n, d in experiment.dataset.eval.items()}
+    return found | {("dataset", *place): data for place, data in experiment.dataset.trained_on.items()}
+
+
+def beyond(context: int, room: int) -> str:
+    """What is wrong with a context that the model has no positions for."""
+    return f"texts of {context} tokens are longer than the model's {room} positions; set `context: {room}` or less"
+
+
+def _answers(experiment: Experiment, roots: Roots) -> Iterator[tuple[YamlPath, Longest]]:
+    sections: dict[YamlPath, Study | Subject] = {("steering",): experiment.steering} if experiment.steering else {}
+    sections |= {
+        ("metrics", n, metric.metric): metric
+        for n, metric in enumerate(experiment.metrics)
+        if isinstance(metric, Study)
+    }
+    for path, section in sections.items():
+        try:
+            longest = section.longest_answer(roots)
+        except (InvalidInput, ValueError, OSError):
+            continue  # what cannot be read is said by the section itself
+        if longest is not None:
+            yield path, longest
+
+
+def check_loaded(experiment: Experiment, model: ModelFacts | None, roots: Roots) -> Iterator[tuple[YamlPath, str]]:
+    """What is wrong with every SAE under `load:`, also one that another SAE stands on."""
+    for path, section, site, above in _loaded_places(experiment):
+        try:
+            section.load.identity(roots)
+            facts = section.load.facts(roots)
+        except (InvalidInput, ValueError, OSError) as error:
+            yield path, str(error)
+            continue
+        if facts is not None:
+            yield from ((path, message) for message in _misfits(facts, site, model, _published_name(experiment, roots)))
+            yield from ((path, message) for message in _too_small(facts, above))
+
+
+def _loaded_places(experiment: Experiment) -> Iterator[tuple[YamlPath, LoadedSae, Site, Variant | None]]:
+    """Every loaded SAE with where the spec puts it, and the SAE that stands on it."""
+    for site, path, section, above in sae_sections(experiment):
+        if isinstance(section, LoadedSae):
+            yield (*path, "load"), section, site, above
+
+
+def sae_sections(experiment: Experiment) -> Iterator[tuple[Site, YamlPath, Variant | LoadedSae, Variant | None]]:
+    """Every SAE of an experiment, those that others stand on included, with its place and what stands on it."""
+    for site in experiment.sites:
+        special = experiment.many_sites and site.point in experiment.sae_at
+        path: YamlPath = ("sae_at", site.point) if special else ("sae",)
+        yield from ((site, *found) for found in _with_bases(experiment.section_at(site), path, None))
+
+
+def _with_bases(
+    section: Any, path: YamlPath, above: Variant | None
+) -> Iterator[tuple[YamlPath, Variant | LoadedSae, Variant | None]]:
+    if isinstance(section, tuple):
+        for number, item in enumerate(section):
+            yield from _with_bases(item, (*path, number), above)
+    elif isinstance(section, Variant | LoadedSae):
+        yield path, section, above
+        if isinstance(section, Variant):
+            for name in type(section).model_fields:
+                yield from _with_bases(getattr(section, name), (*path, name), section)
+
+
+def _too_small(facts: SaeFacts, above: Variant | None) -> Iterator[str]:
+    if facts.width is not None and isinstance(above, FineTunedOptions):
+        try:
+            above.check_base(facts.width)
+        except ValueError as error:
+            yield str(error)
+
+
+def _published_name(experiment: Experiment, roots: Roots) -> str | None:
+    try:
+        return experiment.model.published_name(roots)
+    except (InvalidInput, ValueError, OSError):
+        return None  # the model's own place in the spec says what is wrong with it
+
+
+def _misfits(facts: SaeFacts, site: Site, model: ModelFacts | None, name: str | None) -> Iterator[str]:
+    if facts.model is not None and name is not None and other_model(facts.model, name):
+        yield f"this SAE was trained on the model {facts.model}, the spec reads {name}"
+    if model is not None and facts.d_in is not None and facts.d_in != model.d_model:
+        yield f"this SAE reads {facts.d_in} dimensions, the model's hidden states have {model.d_model}"
+    if facts.layer is not None and _stream(facts.layer, facts.point or site.point) != _stream(site.index, site.point):
+        point = f".{facts.point}" if facts.point else ""
+        yield f"this SAE was trained on layer {facts.layer}{point}, the spec reads layer {site}"
+
+
+def other_model(stated: str, read: str) -> bool:
+    """Whether two names are clearly those of different models.
+
+    Owners and spelling do not count, and one name may be short for the other: TransformerLens calls `openai-community/gpt2`
+    `gpt2-small`, and SAEs of a base model are read on its `-it` on purpose.
+    """
+    one, two = sorted(map(_plain_name, (stated, read)), key=len)
+    return not two.startswith(one)
+
+
+def _plain_name(name: str) -> str:
+    """`roneneldan/TinyStories-1Layer-21M` and `tiny-stories-1L-21M` become `tinystories1l21m`."""
+    plain = re.sub(r"[^a-z0-9.]", "", name.rstrip("/").rpartition("/")[2].lower())
+    return re.sub(r"(\d)layers?", r"\1l", plain)
+
+
+def _stream(layer: int, point: Point) -> tuple[int, Point]:
+    """The same for two names of one hidden state: what a block reads is what the block before it gave."""
+    return (layer - 1, "resid_post") if point == "resid_pre" else (layer, point)
+
+
+Finding = tuple[YamlPath, str]
 _WRONG = (InvalidInput, ValueError, OSError)
 """What a section raises for a name that leads nowhere; OSError when the system itself refuses it."""
 
 
-def check(spec: SpecFile, roots: Roots) -> list[Problem]:
+def check(spec: SpecFile, roots: Roots) -> list[SpecProblem]:
     """Every problem of a loaded spec's cells, files and folders it names included; empty when it can be run."""
-    problems: dict[Problem, None] = {}
+    problems: dict[SpecProblem, None] = {}
     seen: set[int] = set()
     for cell, tree in zip(spec.cells, spec.trees, strict=True):
         if id(cell.experiment) in seen:  # the same experiment with another seed
@@ -238,7 +375,7 @@ def _layer(experiment: Experiment, facts: ModelFacts | None) -> Iterator[Finding
             yield path, missing(facts.layers)
 
 
-def same_names(specs: list[SpecFile]) -> list[Problem]:
+def same_names(specs: list[SpecFile]) -> list[SpecProblem]:
     """Problems of specs that share a name: their records would stand in one folder."""
     first: dict[str, SpecFile] = {}
     problems = []

@@ -7,17 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PositiveInt, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer
 
-from latentbench.activations.site import Point, Site
+from latentbench.core.plugins import GROUPS, Choice, plugins
+from latentbench.core.protocols import DatasetAdapter, ModelAdapter
+from latentbench.core.sites import Point, Site
+from latentbench.core.spec_model import Json, SpecModel, without_empty
 from latentbench.flow.options import Flow
-from latentbench.lab import Subject
 from latentbench.metrics.base import Metric
-from latentbench.metrics.study import Study
-from latentbench.registry import GROUPS, Choice, sections
 from latentbench.sae.options import EnsembleOptions, Variant
-from latentbench.sae.options.loaded import LoadedSae
-from latentbench.sae.training import TrainingOptions
-from latentbench.section import Json, Section, without_empty
-from latentbench_adapters.protocols import DatasetAdapter, ModelAdapter
+from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.options.training import TrainingOptions
+from latentbench.study.context import Subject
+from latentbench.study.study import Study
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -64,7 +64,7 @@ def _long_metric(value: Json) -> Json:
     return value
 
 
-class Data(Section):
+class Data(SpecModel):
     """The texts of an experiment."""
 
     train: Dataset | None = None
@@ -97,7 +97,7 @@ class Data(Section):
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]
 
 
-class Resources(Section):
+class Resources(SpecModel):
     """What a cell may use. Never part of a result's identity."""
 
     gpus: Annotated[float, Field(ge=0)] = 0
@@ -117,7 +117,7 @@ class Resources(Section):
         return float(self.timeout[:-1]) * _SECONDS[self.timeout[-1]]
 
 
-class Experiment(Section):
+class Experiment(SpecModel):
     """One fully resolved cell, apart from its seed."""
 
     model: Annotated[ModelAdapter, Choice("models", "adapter")]
@@ -184,7 +184,7 @@ class Experiment(Section):
         return tuple(metric for metric in self.metrics if not isinstance(metric, Study))
 
 
-class Header(Section):
+class Header(SpecModel):
     """What turns one file into many cells."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
@@ -209,7 +209,7 @@ class Spec(Header, Experiment):
 
 def known_names() -> dict[str, list[str]]:
     """Everything a spec can name, by group."""
-    return {group: list(sections(group)) for group in GROUPS}
+    return {group: list(plugins(group)) for group in GROUPS}
 
 
 def valid_name(text: str) -> bool:

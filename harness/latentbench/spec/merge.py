@@ -1,4 +1,4 @@
-"""`extends`: a spec on top of one or many others.
+"""`extends`: a spec on top of one or many others; and a new spec, started from one that exists.
 
 Maps merge deep, lists and scalars replace, `null` clears an inherited value. A map that names another `adapter`,
 `variant`, `method` or `load` than the inherited one replaces it as a whole: options of one variant mean nothing to another.
@@ -8,10 +8,16 @@ a parent that extends its own child is an error.
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from latentbench.errors import Problem, SpecError
-from latentbench.spec.nodes import Mark, Node, parse, read_text
+import yaml
+
+from latentbench.core.errors import SpecError, SpecProblem
+from latentbench.core.yaml_tree import Mark, YamlNode, parse, read_text
 
 CHOICES = ("adapter", "variant", "method", "load")
 
@@ -19,30 +25,30 @@ CHOICES = ("adapter", "variant", "method", "load")
 MAX_ANCESTORS = 32
 
 
-def load_tree(path: Path, root: Path) -> Node:
+def load_tree(path: Path, root: Path) -> YamlNode:
     """The tree of the spec at `path` with all its parents merged in; no file outside `root` is read."""
     return without_cleared(_Inheritance(root.resolve()).load(path.resolve(), (), None))
 
 
-def merge(base: Node, over: Node) -> Node:
+def merge(base: YamlNode, over: YamlNode) -> YamlNode:
     """`over` on top of `base`."""
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)) or _chooses_another(base.value, over.value):
         return over
     merged = dict(base.value)
     for key, child in over.value.items():
         merged[key] = merge(merged[key], child) if key in merged else child
-    return Node(merged, over.mark, over.key_mark)
+    return YamlNode(merged, over.mark, over.key_mark)
 
 
-def without_cleared(node: Node) -> Node:
+def without_cleared(node: YamlNode) -> YamlNode:
     """The tree without the keys that a `null` cleared."""
     if isinstance(node.value, dict):
         kept = {key: without_cleared(child) for key, child in node.value.items() if child.value is not None}
-        return Node(dict(kept), node.mark, node.key_mark)
+        return YamlNode(dict(kept), node.mark, node.key_mark)
     return node
 
 
-def _chooses_another(base: dict[str, Node], over: dict[str, Node]) -> bool:
+def _chooses_another(base: dict[str, YamlNode], over: dict[str, YamlNode]) -> bool:
     chosen = {key: over[key].plain() for key in CHOICES if key in over}
     inherited = {key: base[key].plain() for key in CHOICES if key in base}
     if not (chosen and inherited):
@@ -55,17 +61,17 @@ class _Inheritance:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.loaded: dict[Path, Node] = {}
+        self.loaded: dict[Path, YamlNode] = {}
 
-    def load(self, path: Path, children: tuple[Path, ...], asked: Mark | None) -> Node:
+    def load(self, path: Path, children: tuple[Path, ...], asked: Mark | None) -> YamlNode:
         self.refuse(path, children, asked or Mark(self.shown(path), 1, 1))
         if path not in self.loaded:
             self.loaded[path] = self.read(path, children)
         return self.loaded[path]
 
-    def read(self, path: Path, children: tuple[Path, ...]) -> Node:
+    def read(self, path: Path, children: tuple[Path, ...]) -> YamlNode:
         tree = parse(read_text(path, self.shown(path)), self.shown(path))
-        merged: Node | None = None
+        merged: YamlNode | None = None
         for parent, mark in self.parents(tree, path):
             inherited = self.load(parent, (*children, path), mark)
             merged = merge(merged, inherited) if merged else inherited
@@ -82,12 +88,12 @@ class _Inheritance:
         if children and not _is_file(path):
             raise SpecError([mark.problem(f"no such file: {self.shown(path)}", "extends")])
 
-    def parents(self, tree: Node, path: Path) -> list[tuple[Path, Mark]]:
+    def parents(self, tree: YamlNode, path: Path) -> list[tuple[Path, Mark]]:
         node = tree.child("extends")
         if node is None or node.value is None:
             return []
         found: list[tuple[Path, Mark]] = []
-        problems: list[Problem] = []
+        problems: list[SpecProblem] = []
         for item in node.value if isinstance(node.value, list) else [node]:
             parent = _resolve(path.parent, item.value) if isinstance(item.value, str) else None
             if not isinstance(item.value, str):
@@ -104,9 +110,9 @@ class _Inheritance:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
 
-def _without(tree: Node, key: str) -> Node:
+def _without(tree: YamlNode, key: str) -> YamlNode:
     assert isinstance(tree.value, dict)  # parse() refuses anything else at the top
-    return Node({name: child for name, child in tree.value.items() if name != key}, tree.mark)
+    return YamlNode({name: child for name, child in tree.value.items() if name != key}, tree.mark)
 
 
 def _is_file(path: Path) -> bool:
@@ -121,3 +127,36 @@ def _resolve(folder: Path, name: str) -> Path | None:
         return (folder / name).resolve()
     except (OSError, ValueError, RuntimeError):  # NUL bytes, names too long, loops of symbolic links
         return None
+
+
+GUIDE = """\
+# Started from {source}. What else it could say: `latentbench list variants` (models, datasets, metrics, …) and
+# specs/README.md; where each value comes from: `latentbench show --origins` with this file.
+"""
+_NAME = re.compile(r"^name:.*\n", re.MULTILINE)
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
+
+
+def rewritten(source: Path, target: Path, started_from: str) -> str:
+    """The text of `source` as a spec at `target`: its parents' paths still lead to them, its name is its own.
+
+    What it was `started_from` stands at its top, beside where to find what else it could say.
+
+    Raises SpecError when `source` cannot be read.
+    """
+    text = read_text(source, source.name)
+    parse(text, source.name)
+    for item in reversed(list(_parents(text))):
+        path = os.path.relpath((source.parent / item.value).resolve(), target.parent)
+        written = path if _PLAIN.fullmatch(path) else json.dumps(path)
+        text = text[: item.start_mark.index] + written + text[item.end_mark.index :]
+    return GUIDE.format(source=started_from) + _NAME.sub("", text)
+
+
+def _parents(text: str) -> Iterator[yaml.ScalarNode]:
+    """The scalars under `extends` in the order of the file."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value == "extends":
+            items = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            yield from (item for item in items if isinstance(item, yaml.ScalarNode))

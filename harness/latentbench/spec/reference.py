@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latentbench.activations.site import Site
+from latentbench.core.plugins import plugins
+from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json, SpecModel
 from latentbench.flow.options import Flow
-from latentbench.registry import sections
-from latentbench.sae.options.loaded import LoadedSae
-from latentbench.sae.training import TrainingOptions
-from latentbench.section import Json, Section
+from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.options.training import TrainingOptions
 from latentbench.spec.experiment import Data, Experiment, Header, Resources, Spec
 
 _GROUP_TITLES = {
@@ -45,7 +45,7 @@ def reference_page() -> str:
         lines += [f"## {title}", "", _about(section), "", *_table(section), ""]
     for group, (title, where, tag) in _GROUP_TITLES.items():
         lines += [f"## {title}", "", f"Under `{where}`, chosen by `{tag}`.", ""]
-        for name, section in sorted(sections(group).items()):
+        for name, section in sorted(plugins(group).items()):
             lines += [f"### {name}", "", _about(section), "", *_table(section, tag), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -87,7 +87,7 @@ def _add_short_forms(schema: Json) -> None:
         if "items" in form:
             form["items"] = {"anyOf": [*short, form["items"]]}
     metrics = next(form for form in schema["properties"]["metrics"]["anyOf"] if "items" in form)
-    names = sorted(sections("metrics"))
+    names = sorted(plugins("metrics"))
     one_key = {
         "type": "object",
         "minProperties": 1,
@@ -97,11 +97,11 @@ def _add_short_forms(schema: Json) -> None:
     metrics["items"] = {"anyOf": [{"enum": names}, one_key, metrics["items"]]}
 
 
-def _about(section: type[Section]) -> str:
+def _about(section: type[SpecModel]) -> str:
     return " ".join((section.__doc__ or "").split())
 
 
-def _table(section: type[Section], tag: str | None = None) -> Iterator[str]:
+def _table(section: type[SpecModel], tag: str | None = None) -> Iterator[str]:
     properties = section.model_json_schema(by_alias=True).get("properties", {})
     required = set(section.model_json_schema(by_alias=True).get("required", ()))
     rows = [(name, schema) for name, schema in properties.items() if name != tag]
@@ -138,7 +138,7 @@ def _type(schema: dict[str, Any]) -> str:
 
 _WORDS = {"object": "map", "string": "text", "boolean": "true or false"}
 
-_FIXED: dict[str, type[Section]] = {
+_FIXED: dict[str, type[SpecModel]] = {
     "The file": Header,
     "The experiment": Experiment,
     "`dataset`": Data,

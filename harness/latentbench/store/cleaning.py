@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentbench.errors import InvalidInput, StoreError
+from latentbench.core.errors import InvalidInput, StoreError
 from latentbench.store.store import MANIFEST, Artifact, Store
 
 QUOTA = "LATENTBENCH_QUOTA"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from safetensors import SafetensorError
 
-from latentbench.errors import DamagedArtifact, InvalidInput, StoreError
-from latentbench.section import Json
+from latentbench.core.errors import DamagedArtifact, InvalidInput, StoreError
+from latentbench.core.spec_model import Json
 
 if TYPE_CHECKING:  # reading JSON must not wait for numpy
     import numpy as np

@@ -24,9 +24,9 @@ from typing import TypeAlias, TypeVar
 
 from safetensors import SafetensorError
 
-from latentbench.canonical import digest, file_digest
-from latentbench.errors import DamagedArtifact, StoreError
-from latentbench.section import Json
+from latentbench.core.errors import DamagedArtifact, StoreError
+from latentbench.core.hashing import digest, file_digest
+from latentbench.core.spec_model import Json
 from latentbench.store.files import read_json, sync_folder, write_json
 from latentbench.store.leases import Leases
 

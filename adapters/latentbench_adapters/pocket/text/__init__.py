@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
 from latentbench_adapters.pocket.text import arithmetic, chemistry, code, general, law, medicine
-from latentbench_adapters.pocket.text.arithmetic import Problem, problem
+from latentbench_adapters.pocket.text.arithmetic import WordProblem, problem
 
-__all__ = ["DOMAINS", "VERSION", "Problem", "Split", "documents", "drills", "problem", "problems", "word_problems"]
+__all__ = ["DOMAINS", "VERSION", "Split", "WordProblem", "documents", "drills", "problem", "problems", "word_problems"]
 
 Split = Literal["train", "eval"]
 VERSION = 1  # part of every seed: raise it whenever any generator's output changes
@@ -41,7 +41,7 @@ def documents(domain: str, split: Split, seed: int = 0) -> Iterator[str]:
     return _stream(domain, split, seed, _WRITERS[domain], _question_or_text)
 
 
-def problems(split: Split, seed: int = 0) -> Iterator[Problem]:
+def problems(split: Split, seed: int = 0) -> Iterator[WordProblem]:
     """Endless word problems; no question of ``eval`` is in any training text."""
     return _stream("problems", split, seed, problem, lambda drawn: _question_or_text(drawn.question))
 

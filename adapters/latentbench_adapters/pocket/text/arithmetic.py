@@ -46,7 +46,7 @@ SMALLEST, LARGEST = 2, 20  # every operand
 
 
 @dataclass(frozen=True)
-class Problem:
+class WordProblem:
     """A word problem: the prompt, its two possible continuations, and the number both end in."""
 
     question: str
@@ -55,7 +55,7 @@ class Problem:
     answer: int
 
 
-def problem(rng: random.Random) -> Problem:
+def problem(rng: random.Random) -> WordProblem:
     """Three or four additions and subtractions; running totals in 1..99, operands in 2..20."""
     name, thing, start = rng.choice(NAMES), rng.choice(THINGS), rng.randint(5, 80)
     asked, worked, total = [f"{name} has {start} {thing}."], [f"{LEAD} Has {start}."], start
@@ -68,7 +68,7 @@ def problem(rng: random.Random) -> Problem:
         worked.append(f"{restated.format(operand)}: {total} {'+' if sign > 0 else '-'} {operand} = {result}.")
         total = result
     question = f"Question: {' '.join(asked)} How many {thing} does {name} have now?\nAnswer:"
-    return Problem(question, f" {total}.", f"{' '.join(worked)} So the answer is {total}.", total)
+    return WordProblem(question, f" {total}.", f"{' '.join(worked)} So the answer is {total}.", total)
 
 
 def _operation(rng: random.Random, total: int) -> tuple[int, int]:

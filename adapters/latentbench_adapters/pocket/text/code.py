@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from latentbench_adapters.pocket.text._grammar import Lexicon, Scene
+from latentbench_adapters.pocket.text.grammar import Lexicon, Scene
 
 LEXICON: Lexicon = {
     "verb": (

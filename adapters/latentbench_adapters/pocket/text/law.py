@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from latentbench_adapters.pocket.text._grammar import Lexicon, Topic, compose
+from latentbench_adapters.pocket.text.grammar import Lexicon, Topic, compose
 
 LEXICON: Lexicon = {
     "party": ("Lessor", "Licensor", "Supplier", "Employer", "Lender", "Franchisor", "Contractor", "Seller"),

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from latentbench.leaderboard.board import Board, Column, Group, Row
+from latentbench.core.spec_model import Json
+from latentbench.leaderboard.board import Board, Column, Row, RowGroup
+from latentbench.leaderboard.build import suite_of
 from latentbench.leaderboard.render.markdown import chosen_columns
-from latentbench.leaderboard.table import suite_of
-from latentbench.section import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def _frame(board: Board, columns: Sequence[str] | None, cell: Callable[[Json], J
     return frame.astype(kinds)
 
 
-def _group(group: Group, columns: Sequence[str] | None) -> dict[str, Json]:
+def _group(group: RowGroup, columns: Sequence[str] | None) -> dict[str, Json]:
     return {
         "key": group.key,
         "title": group.title,
@@ -85,7 +85,7 @@ def _identity(row: Row) -> dict[str, Json]:
     }
 
 
-def _number(group: Group, row: Row, column: Column) -> dict[str, Json]:
+def _number(group: RowGroup, row: Row, column: Column) -> dict[str, Json]:
     value, verdict = row.values.get(column.key), group.verdict(row, column)
     return {
         "domain": column.domain, "metric": column.metric, "version": column.version, "budget": column.budget,
@@ -97,7 +97,7 @@ def _number(group: Group, row: Row, column: Column) -> dict[str, Json]:
     }  # fmt: skip
 
 
-def _lines(group: Group, row: Row, columns: Sequence[str] | None) -> Iterator[dict[str, Json]]:
+def _lines(group: RowGroup, row: Row, columns: Sequence[str] | None) -> Iterator[dict[str, Json]]:
     identity = {"group": group.title, **_identity(row)}
     for column in chosen_columns(group, columns) if row.measured else [None]:
         line = identity | (_number(group, row, column) if column else {})

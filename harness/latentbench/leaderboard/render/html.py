@@ -1,19 +1,65 @@
-"""The board as one HTML file that works offline."""
+"""The board as one HTML file that works offline, and how any page becomes such a file.
+
+Scripts, style and data stand in the file, and its policy forbids to fetch anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from latentbench.leaderboard.board import Board, Column, Group, Row
-from latentbench.leaderboard.evidence import Source
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from latentbench.core.spec_model import Json
+from latentbench.leaderboard.board import Board, Column, Row, RowGroup
+from latentbench.leaderboard.build import suite_of
+from latentbench.leaderboard.inference import StatisticsReader, pairwise
 from latentbench.leaderboard.render.markdown import decimals_of
-from latentbench.leaderboard.render.offline import embedded, offline_page
-from latentbench.leaderboard.render.provenance import provenances
 from latentbench.leaderboard.render.text import DECIMALS
-from latentbench.leaderboard.table import suite_of
-from latentbench.leaderboard.ties import pairwise
-from latentbench.section import Json
+from latentbench.leaderboard.row_details import provenances
+
+HERE = Path(__file__).parent
+
+
+def offline_page(
+    template: str, scripts: Iterable[str], styles: Iterable[str] = ("style.css",), folder: Path = HERE, **context: Json
+) -> str:
+    """The template with scripts, styles and their hashes for the page's policy; files not in `folder` are those here."""
+    script = Markup("'use strict';\n(() => {\n" + "\n".join(_read_beside(name, folder) for name in scripts) + "\n})();")
+    style = Markup("\n".join(_read_beside(name, folder) for name in styles))
+    hashes = {"script_hash": _hash(script), "style_hash": _hash(style)}
+    return _templates(folder).get_template(template).render(script=script, style=style, **hashes, **context)
+
+
+def embedded(data: Json) -> Markup:
+    """JSON that cannot end the script element it stands in, whatever its strings hold."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # A lone surrogate cannot be written as UTF-8; it can only come from a damaged record.
+    return Markup(text.encode("utf-8", "replace").decode())
+
+
+@cache
+def _templates(folder: Path) -> Environment:
+    loader = FileSystemLoader([folder, HERE])
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _read_beside(name: str, folder: Path) -> str:
+    path = folder / name
+    return (path if path.is_file() else HERE / name).read_text(encoding="utf-8").strip()
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
 
 SCRIPTS = ("dom.js", "state.js", "table.js", "axes.js", "plots.js", "curves.js", "drawer.js", "app.js")
 ACCURACY = "reasoning_accuracy.accuracy"
@@ -25,12 +71,14 @@ PAIRWISE_ROWS = 100
 """Largest group whose ties the page judges anew for what a filter leaves; beyond, ties refer to all rows."""
 
 
-def page(board: Board, source: Source | None = None, *, curves: Json | None = None, pages: Json | None = None) -> str:
+def page(
+    board: Board, source: StatisticsReader | None = None, *, curves: Json | None = None, pages: Json | None = None
+) -> str:
     """The report. `curves` (curves.py) and `pages` (pages.py) are by row id."""
     return offline_page(
         "template.html",
         SCRIPTS,
-        board=embedded(_board(board, source or Source())),
+        board=embedded(_board(board, source or StatisticsReader())),
         provenance=embedded(provenances(board)),
         curves=embedded(curves or {}),
         pages=embedded(pages or {}),
@@ -55,11 +103,11 @@ def variant_of(row: Row) -> str:
     return str(found.get("adapter", "loaded") if isinstance(found, dict) else found or "")
 
 
-def _board(board: Board, source: Source) -> Json:
+def _board(board: Board, source: StatisticsReader) -> Json:
     return {"decimals": DECIMALS, "groups": [_group(group, source) for group in board.groups]}
 
 
-def _group(group: Group, source: Source) -> Json:
+def _group(group: RowGroup, source: StatisticsReader) -> Json:
     position = {column.key: index for index, column in enumerate(group.columns)}
     small = len(group.rows) <= PAIRWISE_ROWS
     pairs = pairwise(group.rows, group.shown, source) if small else {}
@@ -77,13 +125,13 @@ def _group(group: Group, source: Source) -> Json:
     }
 
 
-def _units(group: Group) -> dict[str, str]:
+def _units(group: RowGroup) -> dict[str, str]:
     """Column key to what its numbers are counted in."""
     measured = [row for row in group.rows if row.measured]
     return {key: value.units for row in reversed(measured) for key, value in row.values.items() if value.n is not None}
 
 
-def _plots(group: Group) -> Iterator[Json]:
+def _plots(group: RowGroup) -> Iterator[Json]:
     """Trade-offs, each with the domain it stands under, its axes as column positions."""
     trained = {domain: _trained(group, domain) for domain in group.domains}
     for domain, here in trained.items():
@@ -94,7 +142,7 @@ def _plots(group: Group) -> Iterator[Json]:
             yield from ({"domain": domain, "x": cost, "y": here[y], "log": False} for cost in costs)
 
 
-def _scale_plots(group: Group) -> Iterator[Json]:
+def _scale_plots(group: RowGroup) -> Iterator[Json]:
     """Accuracy against the scale at which a vector is added, where rows differ in it."""
     if len({scale for row in group.rows if (scale := _scale(row)) is not None}) > 1:
         for domain in group.domains:
@@ -102,7 +150,7 @@ def _scale_plots(group: Group) -> Iterator[Json]:
                 yield {"domain": domain, "x": "scale", "y": here[ACCURACY], "log": False}
 
 
-def _trained(group: Group, domain: str) -> dict[str, int]:
+def _trained(group: RowGroup, domain: str) -> dict[str, int]:
     """Metric to the position of its first column on a domain, as trained."""
     own = [(i, c) for i, c in enumerate(group.columns) if c.domain == domain and c.budget is None]
     return {column.metric: i for i, column in reversed(own)}
@@ -114,7 +162,7 @@ def _scale(row: Row) -> float | None:
     return float(scale) if isinstance(scale, int | float) and not isinstance(scale, bool) else None
 
 
-def _column(group: Group, column: Column, units: str | None) -> Json:
+def _column(group: RowGroup, column: Column, units: str | None) -> Json:
     return {
         "key": column.key,
         "label": group.heading(column),
@@ -129,7 +177,7 @@ def _column(group: Group, column: Column, units: str | None) -> Json:
     }
 
 
-def _row(group: Group, row: Row) -> Json:
+def _row(group: RowGroup, row: Row) -> Json:
     scale = _scale(row)
     return {
         "id": row.id,
@@ -147,7 +195,7 @@ def _row(group: Group, row: Row) -> Json:
     }
 
 
-def _value(group: Group, row: Row, column: Column) -> list[Json]:
+def _value(group: RowGroup, row: Row, column: Column) -> list[Json]:
     """[value, low, high, sd, n, standing, p, reason] without the trailing nulls, for thousands of rows make megabytes."""
     value, verdict = row.values[column.key], group.verdict(row, column)
     whole: list[Json] = [value.value, value.low, value.high, value.sd, value.n, verdict.standing, _short(verdict.p)]

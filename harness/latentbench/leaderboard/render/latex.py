@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from latentbench.leaderboard.board import Board, Column, Group, Row
+from latentbench.leaderboard.board import Board, Column, Row, RowGroup
 from latentbench.leaderboard.render.markdown import chosen_columns, decimals_of
 from latentbench.leaderboard.render.text import number, plain, spread
 
@@ -30,7 +30,7 @@ def escaped(text: str) -> str:
     return shown.replace("±", r"$\pm$").replace("≈", r"$\approx$").replace("–", "--").replace("·", r"$\cdot$")
 
 
-def _table(group: Group, columns: Sequence[Column]) -> str:
+def _table(group: RowGroup, columns: Sequence[Column]) -> str:
     units = "; ".join(f"{domain}: {counted}" for domain, counted in group.counts.items())
     caption = escaped(f"{group.title}. {units}" if units else group.title)
     heads = _heads(group, columns)
@@ -45,7 +45,7 @@ def _table(group: Group, columns: Sequence[Column]) -> str:
     return "\n".join([*lines, *heads, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
-def _heads(group: Group, columns: Sequence[Column]) -> Iterator[str]:
+def _heads(group: RowGroup, columns: Sequence[Column]) -> Iterator[str]:
     domains: list[tuple[str, int]] = []
     for column in columns:
         name = column.domain or ""
@@ -56,7 +56,7 @@ def _heads(group: Group, columns: Sequence[Column]) -> Iterator[str]:
     yield " & ".join(["", *(escaped(group.heading(column)) for column in columns)]) + r" \\"
 
 
-def _cells(group: Group, row: Row, columns: Sequence[Column]) -> Iterator[str]:
+def _cells(group: RowGroup, row: Row, columns: Sequence[Column]) -> Iterator[str]:
     partial = "" if row.complete and row.measured else r"\textsuperscript{*}"
     yield escaped(f"{row.spec} {row.label}".rstrip()) + partial
     for column in columns:

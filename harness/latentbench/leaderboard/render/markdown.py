@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from latentbench.leaderboard.board import Board, Column, Group, Row
+from latentbench.leaderboard.board import Board, Column, Row, RowGroup
+from latentbench.leaderboard.build import ranked
 from latentbench.leaderboard.render.text import decimals, fact, markdown, number, seconds, spread
-from latentbench.leaderboard.table import ranked
 
 LEGEND = """\
 Numbers are means over seeds; ± is half the width of the 95 % interval over the independent units named with each
@@ -41,7 +41,7 @@ def _board(board: Board, columns: Sequence[str] | None) -> Iterable[str]:
         yield "Could not be used:\n\n" + "\n".join(f"- {markdown(problem)}" for problem in board.problems)
 
 
-def _tables(group: Group, columns: Sequence[Column]) -> Iterable[str]:
+def _tables(group: RowGroup, columns: Sequence[Column]) -> Iterable[str]:
     """One table per domain, best first there: side by side they would fit on no screen."""
     domains = list(dict.fromkeys(column.domain for column in columns)) or [None]
     for domain in domains:
@@ -52,18 +52,18 @@ def _tables(group: Group, columns: Sequence[Column]) -> Iterable[str]:
         yield f"Also measured, in the report: {'; '.join(others)}."
 
 
-def by_domain(group: Group, columns: Sequence[Column], domain: str | None) -> tuple[list[Column], tuple[Row, ...]]:
+def by_domain(group: RowGroup, columns: Sequence[Column], domain: str | None) -> tuple[list[Column], tuple[Row, ...]]:
     """A domain's columns, and its rows, best first: those with a number there and those without any."""
     own = [column for column in columns if column.domain == domain]
     rows = [r for r in group.rows if not r.measured or any(r.values[c.key].value is not None for c in own)]
     return own, ranked(rows, own)
 
 
-def _domain(group: Group, name: str) -> str:
+def _domain(group: RowGroup, name: str) -> str:
     return markdown(f"{name} ({group.counts[name]})" if name in group.counts else name)
 
 
-def chosen_columns(group: Group, wanted: Sequence[str] | None) -> tuple[Column, ...]:
+def chosen_columns(group: RowGroup, wanted: Sequence[str] | None) -> tuple[Column, ...]:
     """The short table's columns, or those whose key, metric id or label is wanted (`all` for every column)."""
     if not wanted:
         return group.shown
@@ -72,14 +72,14 @@ def chosen_columns(group: Group, wanted: Sequence[str] | None) -> tuple[Column, 
     return tuple(c for c in group.columns if {c.key, c.metric, c.metric.partition(".")[0], c.label} & set(wanted))
 
 
-def decimals_of(group: Group, column: Column) -> int | None:
+def decimals_of(group: RowGroup, column: Column) -> int | None:
     """Digits after the point of a column's numbers."""
     values = [row.values[column.key] for row in group.rows if column.key in row.values]
     widths = [value.high - value.low for value in values if value.high is not None and value.low is not None]
     return decimals(column.unit, [width / 2 for width in widths] if column.higher_is_better is not None else ())
 
 
-def _table(group: Group, columns: Sequence[Column], rows: Sequence[Row]) -> str:
+def _table(group: RowGroup, columns: Sequence[Column], rows: Sequence[Row]) -> str:
     heads = [markdown(group.heading(column)) for column in columns]
     notes = ["notes"] if any(row.badges for row in rows) else []
     lines = [
@@ -94,7 +94,7 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(group: Group, row: Row, places: Mapping[Column, int | None]) -> Iterable[str]:
+def _cells(group: RowGroup, row: Row, places: Mapping[Column, int | None]) -> Iterable[str]:
     yield markdown(row.spec) + (f"<br>{markdown(row.label)}" if row.label else "")
     for column, digits in places.items():
         yield _number(group, row, column, digits)
@@ -106,7 +106,7 @@ def _notes(row: Row, heads: Sequence[str]) -> Iterable[str]:
     return (markdown("; ".join(badge.text for badge in row.badges)) for _ in heads)
 
 
-def _number(group: Group, row: Row, column: Column, places: int | None) -> str:
+def _number(group: RowGroup, row: Row, column: Column, places: int | None) -> str:
     value, standing = row.values.get(column.key), group.verdict(row, column).standing
     if value is None or value.value is None:
         return ""

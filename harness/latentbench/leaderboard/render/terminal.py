@@ -61,7 +61,7 @@ def _remarks(board: b.Board, intervals: bool) -> Iterator[RenderableType]:
         yield Text(plain(f"could not be used: {problem}"), style="yellow")
 
 
-def _tables(group: b.Group, columns: Sequence[b.Column], width: int) -> Iterator[Table]:
+def _tables(group: b.RowGroup, columns: Sequence[b.Column], width: int) -> Iterator[Table]:
     """One table per domain, or several where its columns do not fit beside each other."""
     domains = list(dict.fromkeys(column.domain for column in columns)) or [None]
     for domain in domains:
@@ -117,7 +117,7 @@ def _table(heading: Text, names: Sequence[Text], columns: Sequence[Shown]) -> Ta
     return table
 
 
-def _column(group: b.Group, column: b.Column, rows: Sequence[b.Row], intervals: bool) -> Shown:
+def _column(group: b.RowGroup, column: b.Column, rows: Sequence[b.Row], intervals: bool) -> Shown:
     places = decimals_of(group, column)
     lines = plain(group.heading(column)).replace(" (", "\n(").replace(", ", ",\n")
     return Shown(Text(lines), [_number(group, row, column, places, intervals) for row in rows])
@@ -129,7 +129,7 @@ def _notes(rows: Sequence[b.Row]) -> list[Shown]:
     return [Shown(Text("notes"), notes, prose=True)] if any(notes) else []
 
 
-def _number(group: b.Group, row: b.Row, column: b.Column, places: int | None, intervals: bool) -> Text:
+def _number(group: b.RowGroup, row: b.Row, column: b.Column, places: int | None, intervals: bool) -> Text:
     value, standing = row.values.get(column.key), group.verdict(row, column).standing
     if value is None or value.value is None:
         return Text("–", style="dim")

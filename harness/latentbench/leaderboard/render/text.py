@@ -9,7 +9,7 @@ import statistics
 import unicodedata
 from collections.abc import Collection
 
-from latentbench.section import Json
+from latentbench.core.spec_model import Json
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-])")
 """Everything that means something in the middle of a line or table cell; an underscore within a word does not."""

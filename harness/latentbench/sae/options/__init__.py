@@ -7,7 +7,7 @@ A variant plugs in with one class here (or in another package, through the entry
 from __future__ import annotations
 
 from latentbench.sae.options.base import Activation, AuxiliaryK, AuxiliaryLoss, Dictionary, Share, Variant
-from latentbench.sae.options.boost import (
+from latentbench.sae.options.boosting import (
     BoostedOptions,
     EnsembleOptions,
     ExtendedOptions,
@@ -21,8 +21,8 @@ from latentbench.sae.options.controls import (
     RandomDecoderOptions,
     UntrainedOptions,
 )
-from latentbench.sae.options.dense import GatedOptions, JumpReLUOptions, StandardOptions
 from latentbench.sae.options.kron import KronOptions
+from latentbench.sae.options.penalised import GatedOptions, JumpReLUOptions, StandardOptions
 from latentbench.sae.options.topk import BatchTopKOptions, HierarchicalTopKOptions, MatryoshkaOptions, TopKOptions
 
 NATIVE: dict[str, type[Variant]] = {

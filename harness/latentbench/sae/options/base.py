@@ -1,25 +1,32 @@
-"""The base of what a spec can say about an SAE, and the parts that several variants share."""
+"""The base of what a spec can say about an SAE, the parts that several variants share, and `load:` in place of a variant.
+
+A variant plugs in with one options class (through the entry-point group `latentbench.variants`) and one torch class that
+it names in `implementation`. `base:` is for variants that start from another SAE.
+"""
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, model_validator
 
-from latentbench.section import Section
+from latentbench.core.plugins import Choice
+from latentbench.core.protocols import SaeSource
+from latentbench.core.spec_model import SpecModel
 
 if TYPE_CHECKING:
     import torch
 
-    from latentbench.sae.base import SparseAutoencoder
+    from latentbench.sae.autoencoder import SparseAutoencoder
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Activation = Literal["top_k", "thresholds", "other"]
 """How the latents of one dictionary with a linear encoder are chosen; `other` where an SAE is no such dictionary."""
 
 
-class Variant(Section):
+class Variant(SpecModel):
     """Base of all SAE variants that the harness can make."""
 
     version: ClassVar[int] = 1
@@ -123,3 +130,34 @@ def check_fits(name: str, active: int, width: int) -> None:
     """Raises ValueError when more latents should be active than exist."""
     if active > width:
         raise ValueError(f"{name} = {active} active latents cannot exceed the dictionary width {width}")
+
+
+class LoadedSae(SpecModel):
+    """An SAE that was trained elsewhere."""
+
+    load: Annotated[SaeSource, Choice("sources", "adapter")]
+    """Where it comes from."""
+
+    def at(self, block: int) -> LoadedSae:
+        """Itself with `{layer}` in every text replaced by the number of a block."""
+        named = {
+            name: value.replace("{layer}", str(block))
+            for name in type(self.load).model_fields
+            if isinstance(value := getattr(self.load, name), str)
+        }
+        return self.model_copy(update={"load": self.load.model_copy(update=named)})
+
+
+def _parse_base(value: Any) -> Any:
+    """The section that a map stands for; what is wrong in it is reported at its place in the spec."""
+    if isinstance(value, SpecModel):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("must be an SAE: {variant: …} or {load: …}")
+    # Built when first used: the variants that have a base are themselves among the choices.
+    choice = TypeAdapter[Any](Annotated[Any, Choice("variants", "variant", load=LoadedSae)])
+    return choice.validate_json(json.dumps(value), strict=True)
+
+
+Base = Annotated[Any, BeforeValidator(_parse_base)]
+"""An SAE to start from: a section as under `sae:`, `{variant: …}` or `{load: …}`."""

@@ -32,7 +32,7 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     After training a global threshold takes over: the running mean of the smallest selected activation.
     """
 
-    implementation: ClassVar[str] = "latentbench.sae.variants.batch_topk:BatchTopK"
+    implementation: ClassVar[str] = "latentbench.sae.variants.topk:BatchTopK"
     selects: ClassVar[Activation] = "thresholds"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
 class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
     """One SAE for every budget up to k: the loss averages over budgets (HierarchicalTopK, arXiv 2505.24473)."""
 
-    implementation: ClassVar[str] = "latentbench.sae.variants.hierarchical_topk:HierarchicalTopK"
+    implementation: ClassVar[str] = "latentbench.sae.variants.topk:HierarchicalTopK"
     selects: ClassVar[Activation] = "top_k"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
 class MatryoshkaOptions(AuxiliaryK, ActiveLatents):
     """Nested dictionaries: every prefix of the latents reconstructs too (Matryoshka SAE, arXiv 2503.17547)."""
 
-    implementation: ClassVar[str] = "latentbench.sae.variants.matryoshka:Matryoshka"
+    implementation: ClassVar[str] = "latentbench.sae.variants.topk:Matryoshka"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
 

@@ -1,0 +1,204 @@
+"""Asking a judge about latents, in words or through the rule it learns, within a hard budget for requests and money.
+
+Both kinds of judge answer the same questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from latentbench.autointerp.prompts import Messages, ask, explain, explanation_in, labels_in, probabilities_in
+from latentbench.autointerp.windows import LatentQuestions, Question
+from latentbench.core.errors import InvalidInput
+from latentbench.core.judges import RuleJudge, answered
+from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.spec_model import SpecModel
+
+CHARACTERS_PER_TOKEN = 3
+"""A low estimate, so that costs are not underestimated."""
+REPLY_TOKENS = 1024
+"""The longest reply of a judge that states no limit (`max_tokens`)."""
+_AT_ONCE = 32
+
+
+class Prices(SpecModel):
+    """What a million tokens cost, in the unit of `max_cost`."""
+
+    prompt: float
+    reply: float
+
+    def of(self, prompt_tokens: float, reply_tokens: float) -> float:
+        """What these tokens cost."""
+        return (prompt_tokens * self.prompt + reply_tokens * self.reply) / 1e6
+
+
+@dataclass
+class RequestBudget:
+    """Counts what a study asks; stops before the first request that could exceed a limit.
+
+    Requests answered from transcripts count too, so that a study that was interrupted ends as it would have otherwise.
+    """
+
+    max_requests: int | None = None
+    max_cost: float | None = None
+    prices: Prices | None = None
+    requests: int = field(default=0, init=False)
+    spent: float = field(default=0.0, init=False)
+
+    def ask(self, judge: Judge, requests: Sequence[Messages], roots: Roots, cache: Path) -> Iterator[Reply]:
+        """One reply per request, in order. Raises InvalidInput before a request that could exceed a limit."""
+        for start in range(0, len(requests), _AT_ONCE):
+            todo = self._affordable(judge, requests[start : start + _AT_ONCE])
+            for reply in judge.chat(todo, roots, cache) if todo else ():
+                self.requests += 1
+                self.spent += self.prices.of(reply.prompt_tokens, reply.reply_tokens) if self.prices else 0.0
+                yield reply
+            if len(todo) < len(requests[start : start + _AT_ONCE]):
+                raise InvalidInput(self._stopped())
+
+    def _affordable(self, judge: Judge, requests: Sequence[Messages]) -> Sequence[Messages]:
+        """As many of them, from the first, as surely stay within the limits."""
+        if self.max_requests is not None:
+            requests = requests[: max(0, self.max_requests - self.requests)]
+        if self.max_cost is None or self.prices is None:
+            return requests
+        longest, cost = getattr(judge, "max_tokens", REPLY_TOKENS), self.spent
+        for number, messages in enumerate(requests):
+            cost += self.prices.of(estimated_tokens(messages), longest)
+            if cost > self.max_cost:
+                return requests[:number]
+        return requests
+
+    def _stopped(self) -> str:
+        spent = f" (about {self.spent:.4g} spent)" if self.prices else ""
+        limit = f"max_requests: {self.max_requests}" if self._counted_out else f"max_cost: {self.max_cost}"
+        return (
+            f"autointerp: stopped after {self.requests} requests{spent}, because the next could exceed `{limit}`; raise it, "
+            "or ask for fewer latents, examples or budgets. What was answered is kept and not asked again"
+        )
+
+    @property
+    def _counted_out(self) -> bool:
+        return self.max_requests is not None and self.requests >= self.max_requests
+
+
+def estimated_tokens(messages: Messages) -> float:
+    """An upper estimate of a prompt's tokens."""
+    return sum(8 + len(message["content"]) / CHARACTERS_PER_TOKEN for message in messages)
+
+
+Progress = Callable[[int, int], None]
+
+QUESTIONS_PER_REQUEST = 8
+"""Questions per request, as in KronSAE (arXiv 2505.22255, app. A.5)."""
+
+
+@dataclass
+class JudgeVerdict:
+    """What a judge said about one latent."""
+
+    explanation: str | None = None
+    detection: tuple[float, ...] = ()
+    """The probability that each question is true, or 0 and 1."""
+    fuzzing: tuple[float, ...] = ()
+    requests: int = 0
+    failures: int = 0
+    problem: str | None = None
+    """What went wrong first."""
+
+    @property
+    def excluded(self) -> str | None:
+        """Why the latent has no score: one failure is enough, since leaving out questions could favour an answer."""
+        if not self.failures:
+            return None
+        return f"{self.failures} of {self.requests} requests to the judge failed, first: {self.problem}"
+
+
+def requests_per_latent(test: int) -> int:
+    """One explanation, and detection and fuzzing in batches."""
+    return 1 + -(-2 * test // QUESTIONS_PER_REQUEST) + -(-4 * (test // 3) // QUESTIONS_PER_REQUEST)
+
+
+def rule_verdicts(judge: RuleJudge, cases: Sequence[LatentQuestions], progress: Progress) -> list[JudgeVerdict]:
+    """The judge learns one rule per latent and answers by it."""
+    verdicts = []
+    for done, case in enumerate(cases, 1):
+        rule = judge.learn(case.active, [window.tokens for window in case.inactive])
+        detection = rule.detect([item.window.tokens for item in case.detection])
+        fuzzing = rule.fuzz([(item.window.tokens, item.marks or ()) for item in case.fuzzing])
+        verdicts.append(JudgeVerdict(rule.explanation, tuple(detection), tuple(fuzzing), requests=1))
+        progress(done, len(cases))
+    return verdicts
+
+
+@dataclass(frozen=True)
+class ChatSession:
+    """A chat model with what asking it takes."""
+
+    judge: Judge
+    roots: Roots
+    cache: Path
+    ledger: RequestBudget
+    progress: Progress
+
+    def verdicts(self, cases: Sequence[LatentQuestions]) -> list[JudgeVerdict]:
+        """First all explanations, then all questions about the latents that were explained.
+
+        Raises NotAvailable when the judge is gone, InvalidInput before a request that could exceed a limit.
+        """
+        verdicts = [JudgeVerdict() for _ in cases]
+        for verdict, reply in zip(verdicts, self._replies([explain(case.active) for case in cases]), strict=True):
+            _explained(verdict, reply)
+        self._ask(list(_batches(cases, verdicts)))
+        return verdicts
+
+    def _ask(self, batches: Sequence[_QuestionBatch]) -> None:
+        replies = self._replies([ask(batch.verdict.explanation or "", batch.items) for batch in batches])
+        for done, (batch, reply) in enumerate(zip(batches, replies, strict=True), 1):
+            batch.take(reply, self.judge.graded)
+            self.progress(done, len(batches))
+
+    def _replies(self, prompts: Sequence[Messages]) -> Iterator[Reply]:
+        return answered(self.ledger.ask(self.judge, prompts, self.roots, self.cache), self.judge.label)
+
+
+@dataclass(frozen=True)
+class _QuestionBatch:
+    """Questions of one test about one latent that are asked together."""
+
+    verdict: JudgeVerdict
+    items: tuple[Question, ...]
+
+    def take(self, reply: Reply, graded: bool) -> None:
+        labels = None if reply.text is None else labels_in(reply.text, len(self.items))
+        given = probabilities_in(reply.text or "", reply.ones, len(self.items)) if labels and graded else labels
+        self.verdict.requests += 1
+        if labels is None:
+            _failed(self.verdict, reply, "the answer is no list of one 0 or 1 per excerpt")
+        elif given is None:
+            _failed(self.verdict, reply, "the answer came without the probabilities of its labels")
+        elif self.items[0].marks is None:
+            self.verdict.detection += tuple(map(float, given))
+        else:
+            self.verdict.fuzzing += tuple(map(float, given))
+
+
+def _batches(cases: Sequence[LatentQuestions], verdicts: Sequence[JudgeVerdict]) -> Iterator[_QuestionBatch]:
+    for case, verdict in zip(cases, verdicts, strict=True):
+        for items in (case.detection, case.fuzzing) if verdict.explanation is not None else ():
+            for start in range(0, len(items), QUESTIONS_PER_REQUEST):
+                yield _QuestionBatch(verdict, items[start : start + QUESTIONS_PER_REQUEST])
+
+
+def _explained(verdict: JudgeVerdict, reply: Reply) -> None:
+    verdict.requests += 1
+    verdict.explanation = None if reply.text is None else explanation_in(reply.text)
+    if verdict.explanation is None:
+        _failed(verdict, reply, "the answer holds no explanation")
+
+
+def _failed(verdict: JudgeVerdict, reply: Reply, unreadable: str) -> None:
+    verdict.failures += 1
+    verdict.problem = verdict.problem or reply.error or unreadable

@@ -1,0 +1,174 @@
+"""Verbs about this installation: `latentbench doctor` proves that it measures right, `latentbench bench` measures its speed.
+
+What `bench` prints are ratios of one run, never absolute; it also holds small experiments that need no language model.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from latentbench.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say
+from latentbench.core.text import one_line, plural
+
+_MARKS = {"pass": "pass", "fail": "FAIL", "note": "    "}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb to the command line."""
+    app.command()(doctor)
+
+
+def doctor(
+    results: Results = None,
+    store: StoreFolder = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only the surroundings.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove the metrics on known truths and check the surroundings; at most a minute, exit code 1 if anything fails.
+
+    Example: `latentbench doctor`
+    """
+    from dataclasses import asdict
+
+    from latentbench.doctor.check import run_checks
+    from latentbench.doctor.environment import surroundings_checks
+
+    checks = surroundings_checks(project_of(results, store))
+    if not quick:
+        from latentbench.doctor.intervals import interval_checks
+        from latentbench.doctor.truths import dictionary_checks, metric_checks
+
+        checks += [*metric_checks(), *dictionary_checks(), *interval_checks()]
+    done = []
+    for result in run_checks(checks):
+        done.append(result)
+        if not as_json:
+            say(f"{_MARKS[result.verdict]}  {result.name} ({result.seconds:.1f} s)\n      {one_line(result.detail)}")
+    failed = sum(result.verdict == "fail" for result in done)
+    if as_json:
+        print_json({"passed": not failed, "checks": [asdict(result) for result in done]})
+    else:
+        say(f"{plural(len(done), 'check')} in {sum(r.seconds for r in done):.1f} s, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+app = typer.Typer(help="Measure speed, and small experiments without a language model.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    torch_path: Annotated[
+        bool, typer.Option("--torch", help="Also time torch's operations without our kernels.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time training steps against sae-lens' TopK, interleaved in one process, and compare their memory.
+
+    Example: `latentbench bench train --rounds 3`
+    """
+    from dataclasses import asdict
+
+    from latentbench.bench.train import SHAPES, compare, compare_memory
+    from latentbench.execute.placement import resolve_device
+
+    device = resolve_device(device)
+    timings = [timing for shape in SHAPES for timing in compare(shape, rounds, device=device, torch_path=torch_path)]
+    memories = [compare_memory(shape, device) for shape in SHAPES]
+    if as_json:
+        sizes = [{**asdict(item), "ratio": item.ratio} for item in memories]
+        print_json({"timings": [asdict(timing) for timing in timings], "memory": sizes})
+        return
+    typer.echo(
+        "d_in  width   batch  step                        tokens/s  × sae-lens' speed  × TopK's time  × torch's speed"
+    )
+    for item in timings:
+        shape = f"{item.shape.d_in:<5} {item.shape.width:<7} {item.shape.batch:<6}"
+        faster = f"{item.speedup_over_sae_lens:17.2f}" if item.speedup_over_sae_lens else " " * 17
+        over_torch = f" {item.speedup_over_torch:16.2f}" if item.speedup_over_torch else ""
+        speed = f"{item.candidate:<27} {item.tokens_per_second:8,.0f}"
+        typer.echo(f"{shape} {speed} {faster} {item.cost_over_topk:14.2f}{over_torch}")
+    typer.echo("\nd_in  width   batch  peak memory of a step at k    TopK MiB  HierarchicalTopK MiB  × TopK's memory")
+    for memory in memories:
+        shape = f"{memory.shape.d_in:<5} {memory.shape.width:<7} {memory.shape.batch:<6}"
+        used = f"{memory.topk / 2**20:8,.0f}  {memory.hierarchical / 2**20:20,.0f}"
+        typer.echo(f"{shape} k={memory.k:<27} {used} {memory.ratio:16.2f}")
+
+
+@app.command()
+def correlation(
+    covariances: Annotated[int, typer.Option(min=1, help="How many random covariances.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all of them.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """KronSAE's toy experiment: RV coefficient between true covariances and those of the SAE's atoms.
+
+    Example: `latentbench bench correlation --covariances 2`
+    """
+    from latentbench.bench.correlation import run
+
+    found = run(covariances, seed)
+    if as_json:
+        print_json({item.model: item.scores for item in found})
+        return
+    for item in found:
+        average, spread = item.summary
+        within = "" if item.interval is None else f", 95 % of the mean {item.interval[0]:.3f} to {item.interval[1]:.3f}"
+        typer.echo(f"{item.model:<20} RV {average:.3f} ± {spread:.3f} (sd over {covariances} covariances){within}")
+
+
+@app.command()
+def flow(
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of layers; Gemma-2-2B has 25 of the residual stream.")] = 26,
+    width: Annotated[int, typer.Option(min=2, help="Latents of each layer.")] = 16_384,
+    d_in: Annotated[int, typer.Option(min=2, help="Dimensions of the hidden states.")] = 2_304,
+    k: Annotated[int, typer.Option(min=1, help="Matches kept per latent.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Time the matching of layers, both ways, against the bare matrix products it is made of.
+
+    Example: `latentbench bench flow --pairs 2 --width 4096`
+    """
+    from dataclasses import asdict
+
+    from latentbench.bench.flow import run
+    from latentbench.execute.placement import resolve_device
+
+    found = run(pairs, width, d_in, k, resolve_device(device))
+    if as_json:
+        print_json(asdict(found))
+        return
+    typer.echo(f"{found.pairs} pairs of {found.width:,} × {found.d_in:,}, k = {found.k}, both directions (medians)")
+    typer.echo(f"matching   {found.seconds:9.3f} s a pair, {found.seconds * found.pairs:.1f} s in all")
+    typer.echo(f"products   {found.product_seconds:9.3f} s a pair")
+    typer.echo(f"ratio      {found.ratio:9.2f}")
+    typer.echo(f"peak       {found.peak_bytes / 2**20:9,.0f} MiB beyond the weights")
+
+
+@app.command()
+def memory(
+    lines: Annotated[int, typer.Option(min=1000, help="Short lines to train on.")] = 1_000_000,
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the one document to evaluate.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the memory of reading and tokenising texts, against the bytes of text that are needed.
+
+    Example: `latentbench bench memory --lines 20000 --megabytes 2`
+    """
+    from dataclasses import asdict
+
+    from latentbench.bench.memory import run
+
+    found = run(lines, megabytes * 1_000_000)
+    if as_json:
+        print_json([{**asdict(item), "ratio": item.ratio} for item in found])
+        return
+    typer.echo("task                      text MiB  peak MiB  × the text   seconds")
+    for item in found:
+        sizes = f"{item.text_bytes / 2**20:8,.1f}  {item.peak_bytes / 2**20:8,.1f}"
+        typer.echo(f"{item.task:<24}  {sizes}  {item.ratio:10.2f}  {item.seconds:8.2f}")
+    typer.echo("\npeak: beyond the imports and the tokenizer; training also holds 4 bytes a token and 8 a document")

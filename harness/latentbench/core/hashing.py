@@ -1,0 +1,47 @@
+"""Content keys: sha256 over canonical JSON, so that the same content has the same key on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from latentbench.core.spec_model import Json
+
+_CHUNK = 1 << 20
+
+
+def canonical(value: Json) -> str:
+    """JSON with sorted keys, no spaces and shortest floats; refuses NaN and infinity (ValueError)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(kind: str, value: Json) -> str:
+    """Hex sha256 of a value of some kind; the kind keeps equal payloads of different meaning apart."""
+    return hashlib.sha256(f"{kind}\n{canonical(value)}".encode()).hexdigest()
+
+
+def seed_of(*parts: Json) -> int:
+    """A seed below 2**63 derived from the parts."""
+    return int(digest("seed", list(parts))[:16], 16) >> 1
+
+
+def file_digest(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """`file_digest`, computed anew only when the file's size or time of change differs."""
+    stat = path.stat()
+    return _known_digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _known_digest(path: Path, size: int, modified: int) -> str:
+    return file_digest(path)

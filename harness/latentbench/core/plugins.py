@@ -1,0 +1,67 @@
+"""Everything that plugs in, found through entry points so that other packages can add to it without a fork.
+
+    latentbench.models     language models         latentbench.variants   SAE variants
+    latentbench.datasets   text documents          latentbench.sources    SAEs trained elsewhere
+    latentbench.problems   problems with answers   latentbench.methods    ways to a steering vector
+    latentbench.metrics    metrics                 latentbench.judges     who explains and scores latents
+
+An entry point's name is what a spec writes; its value is a `SpecModel` class that imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from latentbench.core.errors import NotAvailable
+from latentbench.core.spec_model import SpecModel
+
+Group = str
+GROUPS = ("models", "datasets", "problems", "variants", "sources", "methods", "metrics", "judges")
+
+
+@cache
+def plugins(group: Group) -> dict[str, type[SpecModel]]:
+    """All registered sections of a group by name. Raises NotAvailable for a plug-in that is broken or doubled."""
+    found: dict[str, type[SpecModel]] = {}
+    for point in sorted(entry_points(group=f"latentbench.{group}"), key=lambda p: p.name):
+        try:
+            loaded = point.load()
+        except (ImportError, AttributeError) as error:
+            raise NotAvailable(f"the plug-in {point.name} = {point.value} cannot be imported: {error}") from error
+        if found.setdefault(point.name, loaded) is not loaded:
+            raise NotAvailable(f"two installed packages both provide {point.name!r} in latentbench.{group}")
+    return found
+
+
+class Choice:
+    """Annotates a field that holds one of a group's sections, told apart by the key `tag`."""
+
+    def __init__(self, group: Group, tag: str, **others: type[SpecModel]) -> None:
+        self.group = group
+        self.tag = tag
+        self.others = others
+        """Further sections, recognised by the presence of their name as a key."""
+
+    def choices(self) -> dict[str, type[SpecModel]]:
+        """What a spec may name here."""
+        return {**plugins(self.group), **self.others}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        made = {name: handler.generate_schema(cls) for name, cls in self.choices().items()}
+        if not made:  # nothing of this group is installed
+            return handler(source)
+        discriminator: str | Callable[[Any], Any] = self._chosen if self.others else self.tag
+        return core_schema.tagged_union_schema(made, discriminator=discriminator)
+
+    def _chosen(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return getattr(value, self.tag, None) or next(
+                (name for name, cls in self.others.items() if isinstance(value, cls)), None
+            )
+        return next((name for name in self.others if name in value), value.get(self.tag))

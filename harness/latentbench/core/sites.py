@@ -1,0 +1,30 @@
+"""Where in a model hidden states are read or replaced."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from latentbench.core.spec_model import SpecModel
+
+Layer = Annotated[int, Field(ge=-1000, lt=1000)]
+"""Number of a decoder block, from 0 on; negative ones count from the end, -1 is the last block."""
+Point = Literal["resid_pre", "resid_post", "mlp_out", "attn_out"]
+
+
+class Site(SpecModel):
+    """A point of one decoder block. `resid_post` of block i is its output, the field's "layer i residual stream"."""
+
+    index: Layer
+    """Number of the decoder block, counted from 0; in a spec also from the end, -1 being the last one."""
+    point: Point = "resid_post"
+    """Which hidden state of the block: its input, its output, or what its MLP or attention adds."""
+
+    def __str__(self) -> str:
+        return f"{self.index}.{self.point}"
+
+
+def block_number(layer: int, blocks: int) -> int | None:
+    """The block that `layer` means in a model of that many; None where it has no such block."""
+    return layer % blocks if -blocks <= layer < blocks else None

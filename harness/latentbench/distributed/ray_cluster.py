@@ -1,0 +1,240 @@
+"""Ray clusters: starting or joining one, what its nodes have, and running a worker process on one of them.
+
+What a node runs is the same worker process as everywhere, with the same limits and log. Only lines of text come back: the node,
+then the worker's events, last how cells were lost that have no record. Imports of Ray are inside of functions: it is an extra,
+and nothing but the `ray` executor needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from latentbench.core.errors import InvalidInput, NotAvailable
+from latentbench.core.text import plural
+from latentbench.distributed.worker_process import POLL_SECONDS, Limits, WorkerFailure, WorkerProcess, stop
+from latentbench.execute.job import Job
+
+OBJECT_STORE_BYTES = 80 << 20
+"""Only paths and lines of text travel. Stated because Ray would take a third of the memory, or fail on a small /dev/shm."""
+
+_SYSTEM = {"worker_niceness": 0}
+"""Ray would give workers less of a busy machine than `local` does."""
+_ANSWER_SECONDS = 5.0
+_NAMED = 20
+_ADDRESS = r"[A-Za-z0-9_.\[\]:-]+:\d{1,5}"
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """What a machine of the cluster has in all, free or not."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
+    memory: int
+    """Bytes."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.cpus:g} CPUs, {self.gpus:g} GPUs, {self.memory / 2**30:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class ResourceRequest:
+    """What a job reserves on the node it runs on."""
+
+    cpus: int
+    gpus: float = 0
+    memory: int | None = None
+    """Bytes; None reserves none."""
+
+    @staticmethod
+    def of(job: Job) -> ResourceRequest:
+        """A job on GPUs reserves one for each device that trains, if its cells do not say how many or what part of one.
+
+        Threads and memory are those of each process.
+        """
+        gpus, memory = 0 if job.device == "cpu" else job.gpus or job.devices, job.memory_asked
+        return ResourceRequest(job.threads * job.devices, gpus, memory and memory * job.devices)
+
+    def fits(self, node: ClusterNode) -> bool:
+        """Whether the node could run it when idle."""
+        return self.cpus <= node.cpus and self.gpus <= node.gpus and (self.memory or 0) <= node.memory
+
+    def options(self) -> dict[str, Any]:
+        """Ray's names of the same; 0 for memory reserves none."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory or 0}
+
+    def __str__(self) -> str:
+        memory = f" and {self.memory / 2**30:.1f} GiB" if self.memory else ""
+        return f"{plural(self.cpus, 'CPU')}, {self.gpus:g} GPUs{memory}"
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """This process as the driver of the cluster at `host:port`, or of one on this machine that ends with the block.
+
+    Raises NotAvailable when Ray or the cluster is not there, InvalidInput for an address of another form.
+    """
+    if find_spec("ray") is None:
+        raise NotAvailable("the executor 'ray' needs Ray: pip install 'latentbench[ray]'")
+    if address is not None and not re.fullmatch(_ADDRESS, address):
+        raise InvalidInput(f"--address {address!r} is not HOST:PORT of a Ray cluster this machine belongs to")
+    if address is not None:
+        _answers(address)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to anybody
+    import ray
+
+    folder = None if address else tempfile.mkdtemp(prefix="lb-ray-")  # /tmp/ray may belong to another user
+    try:
+        _connect(address, folder)
+        yield
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(address: str) -> None:
+    """Raises NotAvailable when nothing listens there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise NotAvailable(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _connect(address: str | None, folder: str | None) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    own: dict[str, Any] = {
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": folder,
+        "_system_config": dict(_SYSTEM),
+    }
+    try:
+        # "local" and an explicit address never join a cluster that happens to run here, as Ray's default would.
+        ray.init(address=address or "local", **quiet, **({} if address else own))
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        what = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started here"
+        raise NotAvailable(f"{what}: {first}") from error
+
+
+def nodes() -> list[ClusterNode]:
+    """The machines of the cluster that are alive now."""
+    import ray
+
+    listed: Any = ray.nodes  # untyped in Ray
+    return [
+        ClusterNode(
+            id=node["NodeID"],
+            name=node["NodeManagerHostname"],
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            memory=int(node["Resources"].get("memory", 0)),
+        )
+        for node in listed()
+        if node["Alive"]
+    ]
+
+
+def slots(found: Iterable[ClusterNode], threads: int, gpus: float) -> int:
+    """How many jobs of so many threads and GPUs run at a time."""
+    free = (min(node.cpus / threads, node.gpus / gpus if gpus else inf) for node in found)
+    return max(1, sum(map(int, free)))
+
+
+def fitted(jobs: Iterable[Job], found: list[ClusterNode]) -> list[Job]:
+    """The jobs as they are placed: threads nobody asked for are no more than the largest node has, and a group that
+    together asks for more than a node has is taken apart.
+
+    Raises InvalidInput that names the cells whose request no node can ever satisfy, and what the nodes have.
+    """
+    largest = max((int(node.cpus) for node in found), default=1)
+    placed = [job if job.states_threads else _thinned(job, largest) for job in jobs]
+    _refuse([cell for job in placed for cell in job.single_cells()], found)
+    parts = ([job] if _can_run(ResourceRequest.of(job), found) else job.single_cells() for job in placed)
+    return [job for part in parts for job in part]
+
+
+def _thinned(job: Job, cpus: int) -> Job:
+    return replace(job, threads=max(1, min(job.threads, cpus // job.devices)))
+
+
+def _refuse(cells: Iterable[Job], found: list[ClusterNode]) -> None:
+    """Raises InvalidInput when no node can ever run one of these jobs of one cell each."""
+    refused: dict[ResourceRequest, list[str]] = {}
+    for job in cells:
+        if not _can_run(ResourceRequest.of(job), found):
+            refused.setdefault(ResourceRequest.of(job), []).append(job.cells[0].cell.title)
+    if not refused:
+        return
+    lines = [f"{request}: {_some(titles)}" for request, titles in refused.items()]
+    have = "; ".join(sorted({str(node) for node in found})) or "none is alive"
+    raise InvalidInput(
+        "no node of the Ray cluster can ever run cells that ask for\n  "
+        + "\n  ".join(lines)
+        + f"\nthe nodes have: {have}\nlower `resources:` in the spec (several GPUs are whole ones) or add a node"
+    )
+
+
+def _some(titles: list[str]) -> str:
+    more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
+    return ", ".join(titles[:_NAMED]) + more
+
+
+def _can_run(request: ResourceRequest, found: list[ClusterNode]) -> bool:
+    shareable = request.gpus <= 1 or request.gpus == int(request.gpus)
+    return shareable and any(map(request.fits, found))
+
+
+PASSED_ON = ("PYTHONPATH", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
+"""Variables of the driver that a worker gets. Keys and tokens are not among them: nodes have their own."""
+
+
+def work(file: str, limits: Limits, variables: dict[str, str]) -> Iterator[str]:
+    """Runs the job in `file`, a path on a disk that all nodes share, and yields what happens as JSON, line by line.
+
+    The job is not read here: it may name plug-ins that only the worker finds, through a PYTHONPATH passed on.
+    """
+    import ray
+
+    node, path = ray.get_runtime_context().get_node_id(), Path(file)
+    yield json.dumps({"node": node})
+    os.environ.update(variables)
+    log, host, gpus = path.with_suffix(".log"), os.uname().nodename, os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not path.is_file():
+        hint = "the project, results and store must be on a disk that all nodes share"
+        yield _line(WorkerFailure("failed", "NotShared", f"{host} does not have {path}; {hint}"))
+        return
+    log.write_text(f"node {host} ({node[:8]}), GPUs {gpus or 'none'}\n")
+    worker = WorkerProcess(path, log, limits)
+    try:
+        while not worker.ended():
+            yield from (event.line() for event in worker.new_events())
+            time.sleep(POLL_SECONDS)
+        yield from (event.line() for event in worker.new_events())
+        yield _line(worker.loss)
+    finally:
+        stop([worker])
+
+
+def _line(loss: WorkerFailure) -> str:
+    return json.dumps(asdict(loss), ensure_ascii=False)

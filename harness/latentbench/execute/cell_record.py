@@ -1,0 +1,191 @@
+"""From measured stages to the record of a cell, with the machine and the code that made it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latentbench.core.hashing import digest
+from latentbench.core.resources import high_water
+from latentbench.execute.job import Job, JobCell
+from latentbench.metrics.base import Statistics
+from latentbench.metrics.values import metric_values
+from latentbench.plan.stages import CellStages, comparability, stage_keys
+from latentbench.records.record import (
+    ArtifactRef,
+    Checkout,
+    Comparability,
+    Environment,
+    Failure,
+    MetricValue,
+    Record,
+    RunCost,
+    Status,
+)
+from latentbench.spec.experiment import Experiment
+from latentbench.store.files import Arrays
+from latentbench.store.store import Store
+from latentbench.study.study import Findings
+
+if TYPE_CHECKING:
+    from latentbench.execute.measurement_stage import DomainMeasurement
+
+_PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba", "triton")
+
+
+def environment(project: Path, device: str, threads: int, devices: int = 1) -> Environment:
+    """Versions, processor, device, how many of them train one SAE, threads of each, and the state of the code."""
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        device=device,
+        devices=devices,
+        threads=threads,
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        git=_git(project),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set so far, of this process or of one that it started: SAEs may be trained in those."""
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(high_water(), started if sys.platform == "darwin" else started * 1024)
+
+
+@cache
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'unknown'}, {os.cpu_count()} cores"
+
+
+@cache
+def _git(project: Path) -> Checkout | None:
+    """Commit of the checkout and whether files differ from it; None outside of one."""
+    commit = _run(project, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    # Only what computes: pages and results do not change a number.
+    changed = _run(project, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)*.md")
+    return Checkout(commit=commit, dirty=bool(changed))
+
+
+def _run(project: Path, *arguments: str) -> str | None:
+    # The configuration of a checkout may name a program that watches its files, which git would start.
+    command = ["git", "-C", str(project), "-c", "core.fsmonitor=false", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def build_record(
+    job: Job,
+    item: JobCell,
+    stages: CellStages | None,
+    *,
+    status: Status = "ok",
+    error: Failure | None = None,
+    metrics: list[MetricValue] | None = None,
+    artifacts: tuple[ArtifactRef, ...] = (),
+    warnings: tuple[str, ...] = (),
+    cost: RunCost | None = None,
+) -> Record:
+    """The record of a cell."""
+    cell = item.cell
+    agreed = {
+        name: Comparability(key=digest("comparability", facts), fields=facts)
+        for name, facts in (comparability(cell, stages, job.roots) if stages else {}).items()
+    }
+    return Record(
+        cell=item.key,
+        spec=cell.origin,
+        label=cell.label,
+        resolved=cell.experiment.plain(),
+        seed=cell.seed,
+        status=status,
+        error=error,
+        keys=stage_keys(stages) if stages else {},
+        comparability=agreed,
+        metrics=tuple(metrics or ()),
+        artifacts=artifacts,
+        warnings=warnings,
+        environment=environment(job.roots.project, job.device, job.threads, job.devices),
+        cost=cost or RunCost(peak_memory_bytes=peak_memory_bytes()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def numbers_of(
+    item: JobCell, measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]
+) -> list[MetricValue]:
+    """Every number of the cell's metrics on every domain."""
+    experiment = item.cell.experiment
+    statistics = {name: dict(_statistics(domain)) for name, domain in measured.items()}
+    firing = {name: {b: m.firing for b, m in domain.measurements.items()} for name, domain in measured.items()}
+    units = {name: domain.tokens.units for name, domain in measured.items()}
+    numbers = [
+        *_of_sae(experiment, measured),
+        *metric_values(experiment.shared_metrics, statistics, firing, units=units),
+    ]
+    for study in experiment.studies:
+        found = findings[study.label]
+        numbers += found.values
+        numbers += metric_values((study,), found.statistics, reasons=found.reasons, units=found.units)
+    return numbers
+
+
+def _of_sae(experiment: Experiment, measured: Mapping[str, DomainMeasurement]) -> Iterator[MetricValue]:
+    first = next(iter(measured.values()), None)
+    if first is None:
+        return
+    d_in, width = len(first.baseline.mean), len(first.measurements[None].firing)
+    l0 = float(first.measurements[None].statistics["l0"].sum() / first.baseline.statistics["tokens"].sum())
+    for metric in experiment.metrics:
+        yield from metric.of_sae(experiment.sae, d_in, width, l0)
+
+
+def sidecar_of(measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]) -> Arrays:
+    """Per-unit statistics as they are kept beside the record: `<domain>/<statistic>`, float64 [units]."""
+    statistics = [(name, domain.tokens.units.summed(_statistics(domain))) for name, domain in measured.items()]
+    statistics += [(name, named) for found in findings.values() for name, named in found.summed().items()]
+    return {
+        f"{name}/{statistic}": np.asarray(values, dtype=np.float64)
+        for name, named in statistics
+        for statistic, values in named.items()
+    }
+
+
+def artifacts_of(store: Store, stages: CellStages) -> tuple[ArtifactRef, ...]:
+    """What the record refers to in the store."""
+    kept = [(stage.kind, stage.key) for stage in stages.all() if stage.stored and store.has(stage.kind, stage.key)]
+    sizes = [sum(f.stat().st_size for f in store.folder(kind, key).iterdir()) for kind, key in kept]
+    return tuple(ArtifactRef(kind=kind, key=key, bytes=size) for (kind, key), size in zip(kept, sizes, strict=True))
+
+
+def _statistics(domain: DomainMeasurement) -> Statistics:
+    merged = dict(domain.baseline.statistics)
+    for measurement in domain.measurements.values():
+        merged |= measurement.statistics
+    return merged

@@ -1,0 +1,149 @@
+"""What the stages of a job read: language models, tokens and contents of earlier stages.
+
+What is in the store is read, what is missing is computed and stored. A language model is loaded once at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentbench.activations.capture import positions
+from latentbench.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
+from latentbench.activations.vocabulary import embedding_rows
+from latentbench.core.errors import DamagedArtifact, InvalidInput
+from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter, Roots
+from latentbench.core.spec_model import Json
+from latentbench.plan.stages import Stage
+from latentbench.reconstruction.statistics import Baseline, Measurement
+from latentbench.spec.checks import beyond
+from latentbench.store.store import Store
+from latentbench.study.context import Content
+
+CONTENT, META = "content.safetensors", "content.json"
+
+T = TypeVar("T")
+
+
+def stored(store: Store, stage: Stage, read: Callable[[dict[str, Tensor], dict[str, Json]], T]) -> T | None:
+    """The stage's content from the store, or None when it is not there (or was damaged)."""
+    content = stored_content(store, stage.kind, stage.key)
+    return None if content is None else read(dict(content.tensors), dict(content.meta))
+
+
+def stored_content(store: Store, kind: str, key: str) -> Content | None:
+    """Content by its key, for whoever has a record and no stage; None when it is not in the store."""
+    artifact = store.get(kind, key)
+    return None if artifact is None else Content(*read_content(artifact.folder))
+
+
+def keep(store: Store, stage: Stage, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:
+    """Stores a stage's content."""
+    with store.writing(stage.kind, stage.key, stage.made_from) as folder:
+        write_content(folder, tensors, meta)
+
+
+def write_content(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:
+    """Tensors and metadata as files of a folder."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / CONTENT)
+    (folder / META).write_text(json.dumps(dict(meta), allow_nan=False), "utf-8")
+
+
+def read_content(folder: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """The inverse of `write_content`. Raises DamagedArtifact."""
+    try:
+        return load_file(folder / CONTENT), json.loads((folder / META).read_text("utf-8"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise DamagedArtifact(f"{folder} cannot be read: {error}") from error
+
+
+def make_train_tokens(
+    store: Store, stage: Stage, data: DatasetAdapter, models: ModelCache, model: ModelAdapter
+) -> TrainTokens:
+    """Packed training rows of a dataset, for one of `models`."""
+
+    def make() -> TrainTokens:
+        made = training_tokens(
+            data.texts(models.roots),
+            models.tokenizer(model),
+            context=data.context,
+            tokens=int(data.tokens or 0),
+            repeat=data.repeat,
+            documents=data.documents,
+            skip=data.skip,
+            known_ids=models.known_ids(model),
+        )
+        keep(store, stage, *made.to_tensors())
+        return made
+
+    return store.once(*stage.ref, lambda: stored(store, stage, TrainTokens.from_tensors), make)
+
+
+def make_eval_tokens(
+    store: Store, stage: Stage, data: DatasetAdapter, models: ModelCache, model: ModelAdapter
+) -> EvalTokens:
+    """One row per evaluation document of a dataset, for one of `models`."""
+
+    def make() -> EvalTokens:
+        made = evaluation_tokens(
+            data.texts(models.roots),
+            models.tokenizer(model),
+            context=data.context,
+            documents=data.documents,
+            skip=data.skip,
+            known_ids=models.known_ids(model),
+        )
+        keep(store, stage, *made.to_tensors())
+        return made
+
+    return store.once(*stage.ref, lambda: stored(store, stage, EvalTokens.from_tensors), make)
+
+
+def stored_baseline(store: Store, stage: Stage) -> Baseline | None:
+    """A baseline that is in the store."""
+    return stored(store, stage, Baseline.from_tensors)
+
+
+def stored_measurement(store: Store, stage: Stage) -> Measurement | None:
+    """A measurement that is in the store."""
+    return stored(store, stage, lambda tensors, meta: Measurement.from_tensors(stage.key, tensors, meta))
+
+
+class ModelCache:
+    """The language models of a job, each loaded at most once and only when something must be computed."""
+
+    def __init__(self, roots: Roots, device: str) -> None:
+        self.roots, self.device = roots, torch.device(device)
+        self._loaded: dict[ModelAdapter, LanguageModel] = {}
+        self._tokenizers: dict[ModelAdapter, Any] = {}
+
+    def model(self, adapter: ModelAdapter, context: int = 0) -> LanguageModel:
+        """The model, loaded. Raises InvalidInput when it has no positions for texts of `context` tokens.
+
+        `validate` says so first, unless the model's configuration was not there or leaves it to transformers' default.
+        """
+        if adapter not in self._loaded:
+            self._loaded[adapter] = adapter.load(self.roots, self.device)
+        room = positions(self._loaded[adapter].model)
+        if room is not None and context > room:
+            raise InvalidInput(beyond(context, room))
+        return self._loaded[adapter]
+
+    def tokenizer(self, adapter: ModelAdapter) -> Any:
+        """The tokenizer alone."""
+        if adapter not in self._tokenizers:
+            self._tokenizers[adapter] = adapter.load_tokenizer(self.roots)
+        return self._tokenizers[adapter]
+
+    def known_ids(self, adapter: ModelAdapter) -> int:
+        """How many token ids the model knows; it is loaded only where its configuration does not say."""
+        facts = adapter.facts(self.roots)
+        stated = facts.vocabulary if facts else None
+        return embedding_rows(self.model(adapter).model) if stated is None else stated

@@ -1,0 +1,260 @@
+"""Computing the cells of a job: tokens, then training, then measuring, then records. A cell that fails costs only itself."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from latentbench.activations.tokens import EvalTokens, TrainTokens, overlap
+from latentbench.core.border import contained
+from latentbench.core.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
+from latentbench.core.text import plural
+from latentbench.distributed.worker_process import Event, EventHandler
+from latentbench.execute.cell_record import artifacts_of, build_record, numbers_of, peak_memory_bytes, sidecar_of
+from latentbench.execute.job import Job, JobCell
+from latentbench.execute.job_inputs import ModelCache, make_train_tokens
+from latentbench.execute.measurement_stage import DomainMeasurement, MeasuredCell, MeasurementRunner
+from latentbench.execute.sae_loading import SaeCache
+from latentbench.execute.study_stage import StudiedCell, StudyRunner
+from latentbench.execute.training_launcher import train_on_devices
+from latentbench.execute.training_stage import TrainingRequest, TrainingRunner
+from latentbench.plan.stages import CellStages, SaeStages, cell_key, stages_of
+from latentbench.records.record import Failure, MetricValue, RunCost
+from latentbench.records.results import referred_keys, write_record
+from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.store.cleaning import keep_within, quota_of_environment
+from latentbench.store.store import Store
+from latentbench.study.study import Findings, Study
+
+
+@dataclass(eq=False)
+class _State:
+    """How far a cell of the job has come."""
+
+    item: JobCell
+    stages: CellStages | None = None
+    error: Failure | None = None
+    measured: dict[str, DomainMeasurement] = field(default_factory=dict)
+    findings: dict[str, Findings] = field(default_factory=dict)
+    """By the study's name."""
+    numbers: list[MetricValue] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_job(job: Job, report: EventHandler) -> None:
+    """Computes every cell of the job and writes its record, also when it failed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
+    try:
+        _Run(job, report).run()
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Run:
+    def __init__(self, job: Job, report: EventHandler) -> None:
+        self.job, self.report = job, report
+        self.store = Store(job.store)
+        self.models = ModelCache(job.roots, job.device)
+        self.training = TrainingRunner(self.store, self.models, on_devices=partial(train_on_devices, job))
+        self.measuring = MeasurementRunner(self.store, self.models)
+        self.studying = StudyRunner(self.store, self.models)
+        self.states = {item.cell: _State(item) for item in job.cells}
+        self.saes = SaeCache(self._load)
+        self.train_tokens: dict[str, TrainTokens] = {}
+
+    def run(self) -> None:
+        for state in self.states.values():
+            self._guard([state], "plan", partial(self._find_stages, state))
+        needed = {stage.key for state in self._alive() if state.stages for stage in state.stages.all()}
+        quota = quota_of_environment()
+        with self.store.using(needed):
+            self._compute()
+        keep_within(self.store, quota, partial(referred_keys, self.job.results))
+
+    def _compute(self) -> None:
+        self._train()
+        for domain in dict.fromkeys(name for s in self._alive() for name in s.item.cell.experiment.dataset.eval):
+            self._measure(domain)
+        for state in self._alive():
+            self._study(state)
+        for state in self.states.values():
+            self._write(state)
+
+    def _alive(self) -> list[_State]:
+        return [state for state in self.states.values() if state.error is None]
+
+    def _guard(self, states: Iterable[_State], stage: str, work: Callable[[], None]) -> None:
+        """Runs `work`; what it raises becomes the failure of `states`."""
+        start = time.perf_counter()
+        try:
+            work()
+        except BaseException as error:  # the border at which one cell's failure stops
+            kept = contained(error)
+            for state in states:
+                state.error = _failure(stage, kept)
+        for state in states:
+            state.seconds[stage] = state.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def _find_stages(self, state: _State) -> None:
+        state.stages = stages_of(state.item.cell, self.job.roots)
+        if cell_key(state.item.cell, state.stages) != state.item.key:
+            raise CellFailed("files changed between planning and running; run it again")
+
+    def _train(self) -> None:
+        """Trains the SAEs that are missing, those that others stand on first."""
+        levels: dict[int, list[tuple[TrainingRequest, _State]]] = defaultdict(list)
+        for state in self._alive():
+            for level, made in _levels(state.stages):
+                if made.stage.stored and not self.store.get(made.stage.kind, made.stage.key):
+                    levels[level].append((TrainingRequest(state.item.cell, made), state))
+        for _, pairs in sorted(levels.items()):
+            alive = [(wanted, state) for wanted, state in pairs if state.error is None]
+            for group in self.training.together([wanted for wanted, _ in alive]):
+                keys = {wanted.key for wanted in group}
+                users = [(wanted.key, state) for wanted, state in alive if wanted.key in keys]
+                waiting = dict.fromkeys(state for _, state in users)  # a cell may want several of these SAEs
+                self._guard(waiting, "train", partial(self._train_group, group, users))
+
+    def _train_group(self, group: list[TrainingRequest], users: list[tuple[str, _State]]) -> None:
+        text = f"training {plural(len(group), 'SAE')} of {group[0].cell.origin.name}"
+        failures = self.training.run(group, self._progress(text))
+        for key, state in users:
+            if key in failures:
+                state.error = _failure("train", failures[key])
+
+    def _measure(self, domain: str) -> None:
+        subjects = [
+            MeasuredCell(state.item.cell, state.stages, partial(self.saes.get, state.stages.saes[0]))
+            for state in self._alive()
+            if state.stages and domain in state.stages.domains and state.stages.domains[domain].baseline
+        ]
+        for group in self.measuring.together(subjects, domain):
+            states = [self.states[subject.cell] for subject in group]
+            self._guard(states, "measure", partial(self._measure_group, group, domain))
+
+    def _measure_group(self, group: list[MeasuredCell], domain: str) -> None:
+        text = f"measuring {plural(len(group), 'SAE')} on {domain}"
+        for cell, outcome in self.measuring.run(group, domain, self._progress(text)).items():
+            if isinstance(outcome, Exception):
+                self.states[cell].error = _failure("measure", outcome)
+            else:
+                self.states[cell].measured[domain] = outcome
+
+    def _study(self, state: _State) -> None:
+        """Makes the cell's subject and runs its studies, each of which is stored when it is done."""
+        if state.stages is None:
+            return
+        saes = self.saes.at({made.site: made for made in state.stages.saes})
+        bench = StudiedCell(state.item.cell, state.stages, lambda: saes)
+        title = state.item.cell.title
+        if state.stages.subject:
+            text = f"making {state.stages.subject.title} for {title}"
+            self._guard([state], "subject", partial(self.studying.make_subject, bench, self._progress(text)))
+        for study in state.item.cell.experiment.studies:
+            if state.error is None:
+                self._guard([state], study.label, partial(self._run_study, state, bench, study))
+
+    def _run_study(self, state: _State, bench: StudiedCell, study: Study) -> None:
+        progress = self._progress(f"{study.label} of {state.item.cell.title}")
+        state.findings[study.label] = self.studying.study(bench, study, progress)
+
+    def _load(self, made: SaeStages) -> SparseAutoencoder:
+        return self.training.load(made).to(self.models.device).eval()
+
+    def _write(self, state: _State) -> None:
+        if state.error is None:
+            self._guard([state], "score", partial(self._score, state))
+        ok = state.error is None
+        record = build_record(
+            self.job,
+            state.item,
+            state.stages,
+            status="ok" if ok else "failed",
+            error=state.error,
+            metrics=state.numbers if ok else None,
+            artifacts=artifacts_of(self.store, state.stages) if state.stages else (),
+            warnings=tuple(state.warnings) if ok else (),
+            cost=self._cost(state),
+        )
+        status: str = record.status
+        try:
+            write_record(
+                self.job.results, state.item.cell, record, sidecar_of(state.measured, state.findings) if ok else {}
+            )
+        except StoreError as error:  # a disk that is full now may have room for the next cell's
+            self.report(Event("note", f"{state.item.cell.title} has no record: {error}"))
+            status = "failed"
+        self.report(Event("done", state.item.cell.title, status=status))
+
+    def _score(self, state: _State) -> None:
+        state.numbers = numbers_of(state.item, state.measured, state.findings)
+        state.warnings = list(self._warnings(state))
+
+    def _cost(self, state: _State) -> RunCost:
+        trained = state.stages.saes if state.stages else ()
+        speed = next((found for made in trained if (found := self.training.speeds.get(made.stage.key))), None)
+        memory = next((found for made in trained if (found := self.training.memory_of(made))), None)
+        return RunCost(
+            wall_seconds={stage: round(value, 3) for stage, value in state.seconds.items()},
+            peak_memory_bytes=peak_memory_bytes(),
+            training_memory_bytes=memory,
+            tokens_per_second=speed and round(speed),
+        )
+
+    def _warnings(self, state: _State) -> Iterable[str]:
+        for found in state.findings.values():
+            yield from found.warnings
+        yield from dict.fromkeys(map(_repeated, (value for value in state.numbers if value.repeats)))
+        train = None
+        try:
+            train = self._train_tokens(state) if state.measured else None
+        except NotAvailable as error:
+            yield f"evaluation and training documents were not compared: {error}"
+        for name, measured in state.measured.items():
+            tokens: EvalTokens = measured.tokens
+            shared = overlap(train, tokens) if train else 0
+            if shared:
+                yield f"{name}: {shared} of {len(tokens.digests)} evaluation documents are among the training documents"
+            wanted = state.item.cell.experiment.dataset.eval[name].documents or 0
+            if len(tokens.digests) + tokens.skipped < wanted:
+                yield f"{name}: the dataset holds only {len(tokens.digests) + tokens.skipped} of {wanted} documents"
+            if tokens.skipped:
+                yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
+
+    def _train_tokens(self, state: _State) -> TrainTokens | None:
+        """What the SAE was trained on, read once for all cells that share it."""
+        made = next((made for made in state.stages.saes if made.tokens), None) if state.stages else None
+        if made is None or made.tokens is None or made.data is None:
+            return None
+        if made.tokens.key not in self.train_tokens:  # damaged or evicted, they are made again
+            model = state.item.cell.experiment.model
+            tokens = make_train_tokens(self.store, made.tokens, made.data, self.models, model)
+            self.train_tokens[made.tokens.key] = tokens
+        return self.train_tokens[made.tokens.key]
+
+    def _progress(self, text: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(Event("progress", text, done, total))
+
+
+def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:
+    for made in stages.saes if stages else ():
+        yield from made.levels()
+
+
+def _repeated(value: MetricValue) -> str:
+    measured = (value.n or 0) + value.repeats
+    return f"{value.domain}: {value.n} of {measured} are distinct; those that repeat them count once in intervals and tests"
+
+
+def _failure(stage: str, error: Exception) -> Failure:
+    if not isinstance(error, LatentbenchError):
+        traceback.print_exception(error)  # goes to the worker's log
+    return Failure(stage=stage, type=type(error).__name__, message=str(error)[:2000] or type(error).__name__)

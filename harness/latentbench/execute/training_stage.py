@@ -1,0 +1,257 @@
+"""The training stage of a job: SAEs that read the same stream of hidden states are trained together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from latentbench.activations.model_config import facts_of
+from latentbench.activations.tokens import TrainTokens
+from latentbench.core.border import contained
+from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.hashing import digest, seed_of
+from latentbench.core.protocols import DatasetAdapter
+from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from latentbench.execute.job_inputs import ModelCache, make_train_tokens
+from latentbench.execute.training_launcher import TrainingOutcome
+from latentbench.plan.stages import SaeStages, Stage
+from latentbench.sae import artifact
+from latentbench.sae.activation_stream import ActivationStream
+from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE
+from latentbench.sae.options import Variant
+from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.trainer import NativeTrainer, train
+from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
+from latentbench.spec.cells import Cell
+from latentbench.store.files import write_bytes
+from latentbench.store.store import Ref, Store
+
+CHECKPOINT = "state.safetensors.sha256"
+"""A safetensors file followed by the 32 bytes of its sha256: one file, so that both appear at once."""
+
+Progress = Callable[[int, int], None]
+OnDevices = Callable[[dict[str, Cell], int, Progress], TrainingOutcome]
+"""Trains SAEs of one stream, given as their keys and cells, on so many devices."""
+AnyTrainee = NativeTrainer | FittedTrainer
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """An SAE that has to be trained, for a cell."""
+
+    cell: Cell
+    made: SaeStages
+
+    @property
+    def key(self) -> str:
+        """Of its stage."""
+        return self.made.stage.key
+
+    @property
+    def options(self) -> Variant:
+        """Its variant's options."""
+        assert isinstance(self.made.section, Variant)  # a loaded SAE is never wanted
+        return self.made.section
+
+    @property
+    def devices(self) -> int:
+        """How many devices it is trained on."""
+        return self.cell.experiment.training.devices if self.options.reads_texts else 1
+
+    @property
+    def tokens(self) -> Stage:
+        """Its training tokens."""
+        assert self.made.tokens is not None
+        return self.made.tokens
+
+    @property
+    def data(self) -> DatasetAdapter:
+        """Its training texts."""
+        assert self.made.data is not None
+        return self.made.data
+
+
+class TrainingRunner:
+    """Trains what is missing, keeps checkpoints, and stores the result; in a team the first member does the writing."""
+
+    def __init__(
+        self, store: Store, models: ModelCache, team: ProcessGroup = SINGLE_PROCESS, on_devices: OnDevices | None = None
+    ) -> None:
+        """`on_devices` has SAEs trained that want more than one device."""
+        self.store, self.models, self.team, self.on_devices = store, models, team, on_devices
+        self.speeds: dict[str, float | None] = {}
+        """Training tokens per second by stage key, of what was trained here."""
+
+    def together(self, wanted: list[TrainingRequest]) -> list[list[TrainingRequest]]:
+        """SAEs that read the same stream, in groups; an SAE wanted twice stands once."""
+        groups: dict[str, dict[str, TrainingRequest]] = defaultdict(dict)
+        for item in wanted:
+            training = item.cell.experiment.training
+            tokens = item.made.tokens
+            stream = [tokens and tokens.key, item.cell.seed, training.batch, training.buffer, item.devices]
+            groups[digest("stream", stream)].setdefault(item.key, item)
+        return [list(group.values()) for group in groups.values()]
+
+    def run(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
+        """Makes SAEs of one stream, or waits for those that other workers make. Returns what went wrong, by stage key."""
+        failures: dict[str, Exception] = {}
+
+        def make(refs: list[Ref]) -> None:
+            mine = [item for item in wanted if item.made.stage.ref in refs]
+            several = mine[0].devices > 1 and self.on_devices is not None
+            failures.update(self._apart(mine, progress) if several else self.make(mine, progress))
+
+        self.store.share([item.made.stage.ref for item in wanted], make)
+        return failures
+
+    def _apart(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
+        """Has them made by a process per device."""
+        assert self.on_devices is not None
+        self._tokens(wanted[0])  # made before many want them
+        outcome = self.on_devices({item.key: item.cell for item in wanted}, wanted[0].devices, progress)
+        self.speeds |= outcome.speeds
+        return outcome.failures
+
+    def make(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
+        """Makes SAEs of one stream that nobody else makes, in this process and those of its team."""
+        failures: dict[str, Exception] = {}
+        if not wanted[0].options.reads_texts:
+            for item in wanted:
+                self._attempt(failures, item.key, partial(self._keep, item, self._built(item), None))
+            return failures
+        stream = self._stream(wanted)
+        trainees: dict[AnyTrainee, TrainingRequest] = {}
+        for item in wanted:
+            trainee = self._attempt(failures, item.key, partial(self._trainee, item, stream))
+            if trainee:
+                trainees[trainee] = item
+        outcomes = train(list(trainees), stream, self._checkpoint_of(trainees), progress, self.team)
+        for trainee, outcome in outcomes.items():
+            item = trainees[trainee]
+            trainee.pace.tokens = int(self.team.sum(torch.tensor(trainee.pace.tokens)))
+            self.speeds[item.key] = trainee.pace.tokens_per_second
+            if isinstance(outcome, Exception):
+                failures[item.key] = outcome
+            else:
+                self._keep(item, outcome, trainee)
+        return failures
+
+    def _attempt(self, failures: dict[str, Exception], key: str, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except BaseException as error:  # one SAE that cannot be made must not cost the others
+            kept = contained(error)
+            if not self.team.shares(kept):
+                raise
+            failures[key] = kept
+            return None
+
+    def load(self, made: SaeStages) -> SparseAutoencoder:
+        """An SAE and what it stands on, from the store or from its source. Raises NotAvailable when it is not there."""
+        if isinstance(made.section, LoadedSae):
+            return made.section.load.load(self.models.roots)
+        found = self.store.get(made.stage.kind, made.stage.key)
+        if found is None:
+            raise NotAvailable(f"the SAE {made.stage.key[:12]} is not in the store")
+        return artifact.load(found.folder, tuple(map(self.load, made.bases)))
+
+    def memory_of(self, made: SaeStages) -> int | None:
+        """Bytes that its training took, as its record has it; None where there is none, or one of earlier versions."""
+        folder = self.store.folder(made.stage.kind, made.stage.key)
+        if not (folder / artifact.TRAINING).is_file():
+            return None
+        found = artifact.load_training(folder).get("memory_bytes")
+        return found if isinstance(found, int) else None
+
+    def _stream(self, wanted: list[TrainingRequest]) -> ActivationStream:
+        first, experiment = wanted[0], wanted[0].cell.experiment
+        return ActivationStream(
+            self.models.model(experiment.model, first.data.context),
+            self._tokens(first),
+            sorted({item.made.site for item in wanted}, key=str),
+            int(first.data.tokens or 0),
+            experiment.training,
+            seed_of("order", first.tokens.key, first.cell.seed),
+            team=self.team,
+        )
+
+    def _tokens(self, item: TrainingRequest) -> TrainTokens:
+        return make_train_tokens(self.store, item.tokens, item.data, self.models, item.cell.experiment.model)
+
+    def _built(self, item: TrainingRequest) -> SparseAutoencoder:
+        """The SAE as it is before training, initialised from its own key."""
+        generator = torch.Generator().manual_seed(seed_of("weights", item.key))
+        bases = tuple(self.load(base) for base in item.made.bases)
+        experiment, roots = item.cell.experiment, self.models.roots
+        facts = experiment.model.facts(roots) or facts_of(
+            self.models.model(experiment.model).model.config.to_dict(), ""
+        )
+        return item.options.build(facts.d_model, generator, bases).to(self.models.device)
+
+    def _trainee(self, item: TrainingRequest, stream: ActivationStream) -> AnyTrainee:
+        site, sae = item.made.site, self._built(item)
+        trainee: AnyTrainee
+        if isinstance(sae, FittedSAE):
+            trainee = FittedTrainer(sae, site, self.models.device, self.team)
+        else:
+            assert isinstance(sae, TrainableSAE)
+            norm, mean = stream.first_norms[site], stream.means[site]
+            options = item.cell.experiment.training
+            of_stream: dict[str, Any] = {"steps": stream.steps, "first_norm": norm, "mean": mean}
+            trainee = NativeTrainer(sae, site, options, **of_stream, team=self.team)
+        if self.team.rank == 0:
+            self._resume(trainee, item.key)
+        if self.team.size > 1:
+            trainee.load_state(load(self.team.first(save(trainee.state()))))
+        return trainee
+
+    def _resume(self, trainee: AnyTrainee, key: str) -> None:
+        """Continues from the checkpoint, if there is a sound one; it does not say how many devices are to go on."""
+        folder = self.store.checkpoint(key)
+        try:
+            if (folder / CHECKPOINT).is_file():
+                trainee.load_state(_unsealed((folder / CHECKPOINT).read_bytes()))
+        except (SafetensorError, RefusedFile):
+            self.store.quarantine(folder)
+
+    def _checkpoint_of(self, trainees: dict[AnyTrainee, TrainingRequest]) -> Callable[[list[AnyTrainee]], None]:
+        def save_all(active: list[AnyTrainee]) -> None:
+            for trainee in active:
+                state = trainee.state()
+                self.team.check(state)
+                if self.team.rank == 0:
+                    folder = self.store.checkpoint(trainees[trainee].key)
+                    write_bytes(folder / CHECKPOINT, _sealed(save(state)))
+
+        return save_all
+
+    def _keep(self, item: TrainingRequest, sae: SparseAutoencoder, trainee: AnyTrainee | None) -> None:
+        if self.team.rank > 0:
+            return
+        stage = item.made.stage
+        bases = tuple(self.load(base) for base in item.made.bases)
+        with self.store.writing(stage.kind, stage.key, stage.made_from) as folder:
+            record = trainee.training_record() if isinstance(trainee, NativeTrainer) else None
+            artifact.save(sae, item.options, sae.d_in, folder, record, bases)
+        self.store.drop_checkpoint(stage.key)
+
+
+def _sealed(content: bytes) -> bytes:
+    return content + sha256(content).digest()
+
+
+def _unsealed(sealed: bytes) -> dict[str, Tensor]:
+    content, seal = sealed[:-32], sealed[-32:]
+    if sha256(content).digest() != seal:
+        raise RefusedFile("the training checkpoint does not have the bytes that were written")
+    return load(content)

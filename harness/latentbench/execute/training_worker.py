@@ -1,0 +1,108 @@
+"""`python -m latentbench.execute.training_worker FILE`: one of the processes that train SAEs together, each on a device of its own.
+
+`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and talk through the loopback
+interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end what became of them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentbench.core.errors import CellFailed
+from latentbench.core.spec_model import Json
+from latentbench.distributed.worker_process import Event, EventHandler
+from latentbench.execute.job import Job
+from latentbench.execute.worker import serve
+from latentbench.plan.stages import stages_of
+from latentbench.store.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from latentbench.execute.training_stage import TrainingRequest
+
+MEETING, OUTCOME = "meeting", "outcome.json"
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """What one process is to do."""
+
+    job: Job
+    """The cells whose SAEs are trained."""
+    keys: tuple[str, ...]
+    """Of the SAEs, all of one stream."""
+    rank: int
+    size: int
+    patience: float
+    """Seconds without a word after which the others are given up."""
+
+    @property
+    def device(self) -> str:
+        """GPUs are taken by number; CPU processes share one processor."""
+        return "cpu" if self.job.device == "cpu" else f"cuda:{self.rank}"
+
+    def to_json(self) -> Json:
+        """As JSON data."""
+        own = {"keys": list(self.keys), "rank": self.rank, "size": self.size, "patience": self.patience}
+        return {**own, "job": self.job.to_json()}
+
+    @staticmethod
+    def from_json(data: Json) -> RankJob:
+        """The inverse of `to_json`."""
+        own = {name: data[name] for name in ("rank", "size", "patience")}
+        return RankJob(Job.from_json(data["job"]), tuple(data["keys"]), **own)
+
+
+def main(path: str) -> int:
+    """Takes part in the training in the file at `path`."""
+
+    def work(report: EventHandler) -> None:
+        _train(RankJob.from_json(read_json(Path(path))), Path(path).parent, report)
+
+    return serve(work, grace=0.0)  # nothing to tidy up: whatever is written appears whole
+
+
+def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
+    import torch
+
+    from latentbench.distributed.process_group import TorchProcessGroup
+    from latentbench.execute.job_inputs import ModelCache
+    from latentbench.execute.training_stage import TrainingRunner
+    from latentbench.store.store import Store
+
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback()
+    torch.set_num_threads(task.job.threads)
+    team = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
+    training = TrainingRunner(Store(task.job.store), ModelCache(task.job.roots, task.device), team)
+    failures = training.make(list(_wanted(task)), lambda done, total: report(Event("progress", "", done, total)))
+    if task.rank == 0:
+        failed = {key: {"type": type(error).__name__, "message": str(error)} for key, error in failures.items()}
+        write_json(folder / OUTCOME, {"failures": failed, "speeds": training.speeds})
+
+
+def _wanted(task: RankJob) -> Iterator[TrainingRequest]:
+    """The SAEs, in the order that all processes keep."""
+    from latentbench.execute.training_stage import TrainingRequest
+
+    found: dict[str, TrainingRequest] = {}
+    for item in task.job.cells:
+        for made in stages_of(item.cell, task.job.roots).saes:
+            found |= {below.stage.key: TrainingRequest(item.cell, below) for _, below in made.levels()}
+    if missing := set(task.keys) - found.keys():
+        raise CellFailed(
+            f"files changed between planning and running ({len(missing)} SAEs are others now); run it again"
+        )
+    yield from (found[key] for key in task.keys)
+
+
+def _loopback() -> str:
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,128 @@
+"""Making the maps of a `flow:` section out of a cell's SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Site
+from latentbench.flow.activity import Activity, activity, held, texts_of
+from latentbench.flow.maps import FlowMaps, LatentMap
+from latentbench.flow.matching import (
+    NOBODY,
+    Nearest,
+    assigned,
+    correlated,
+    decoder_rows,
+    encoder_rows,
+    nearest,
+    pair_cosines,
+    thresholds,
+)
+from latentbench.flow.options import Flow
+from latentbench.flow.topology import Link, links, problems
+from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.study.context import Content, StageContext
+
+Both = tuple[Nearest, Nearest]
+Saes = Mapping[Site, SparseAutoencoder]
+
+
+@torch.no_grad()
+def build_maps(options: Flow, lab: StageContext) -> Content:
+    """All maps of the cell as content. Raises InvalidInput for sites or SAEs that cannot be matched."""
+    saes = lab.saes()
+    if wrong := problems(saes):
+        raise InvalidInput("; ".join(wrong))
+    neighbours, done = links(saes), 0
+    maps: dict[tuple[Site, Site], LatentMap] = {}
+    texts = texts_of(options, lab) if options.reads_tokens else None
+    for target in dict.fromkeys(link.target for link in neighbours):
+        group = [link for link in neighbours if link.target == target]
+        # Layer by layer, at the price of more forward passes: the codes of all sites at once would fill the memory.
+        activities = {} if texts is None else activity(lab, texts, [target, *(link.source for link in group)])
+        for link in group:
+            maps.update(_linked(options, lab, link, activities))
+            done += 1
+            lab.progress(done, len(neighbours))
+    return FlowMaps(options, tuple(saes), maps, next(iter(saes.values())).d_in).to_content()
+
+
+def _linked(
+    options: Flow, lab: StageContext, link: Link, activities: Mapping[Site, Activity]
+) -> dict[tuple[Site, Site], LatentMap]:
+    """The maps of one link, both ways. Only its two SAEs are held."""
+    saes = held(lab, (link.source, link.target))
+    forward, backward = _matched(options, lab, saes, link, activities)
+    return dict(_maps(link, forward, backward, saes))
+
+
+def _matched(options: Flow, lab: StageContext, saes: Saes, link: Link, activities: Mapping[Site, Activity]) -> Both:
+    if options.matching == "pearson":
+        return correlated(activities[link.source], activities[link.target], options.k)
+    source, target = _rows(options, lab, saes, link.source, activities), _target(options, lab, saes, link, activities)
+    unit = options.folding == "none"
+    if options.matching == "permutation":
+        limits = {"exact_width": options.exact_width, "neighbours": options.neighbours}
+        return assigned(source, target, unit=unit, **limits)
+    if options.matching == "random":
+        return _drawn(options, lab, link, source, target)
+    return nearest(source, target, options.k, unit=unit)
+
+
+def _rows(options: Flow, lab: StageContext, saes: Saes, site: Site, activities: Mapping[Site, Activity]) -> Tensor:
+    """What is compared at a site [width, d]: decoder rows, scaled where the section says so."""
+    rows = decoder_rows(saes[site], site).to(lab.device)
+    scale = folds(options, saes[site], site, activities)
+    return rows if scale is None else rows * scale.to(rows)[:, None]
+
+
+def _target(options: Flow, lab: StageContext, saes: Saes, link: Link, activities: Mapping[Site, Activity]) -> Tensor:
+    if options.matching == "encoder":
+        return encoder_rows(saes[link.target]).to(lab.device)
+    return _rows(options, lab, saes, link.target, activities)
+
+
+def folds(options: Flow, sae: SparseAutoencoder, site: Site, activities: Mapping[Site, Activity]) -> Tensor | None:
+    """[width] what decoder rows are multiplied by; None where they are not."""
+    if options.folding == "threshold":
+        return thresholds(sae, site)
+    return activities[site].mean_active() if options.folding == "activation" else None
+
+
+def _drawn(options: Flow, lab: StageContext, link: Link, source: Tensor, target: Tensor) -> Both:
+    """Random matches: `k` different ones of the `candidates` nearest, or of all latents."""
+    generator = torch.Generator().manual_seed(lab.seed("random matches", link.name))
+    if options.candidates == "all":
+        sides = (len(source), len(target)), (len(target), len(source))
+        forward, backward = (_any(widths, options.k, generator) for widths in sides)
+    else:
+        found = nearest(source, target, options.candidates)
+        forward, backward = (_some(side, options.k, generator) for side in found)
+    return forward, backward
+
+
+def _any(widths: tuple[int, int], k: int, generator: torch.Generator) -> Nearest:
+    indices = torch.randint(widths[1], (widths[0], k), generator=generator)
+    return Nearest(indices, torch.ones(indices.shape))
+
+
+def _some(found: Nearest, k: int, generator: torch.Generator) -> Nearest:
+    drawn = torch.rand(found.indices.shape, generator=generator).to(found.scores.device)
+    chosen = drawn.masked_fill(found.indices == NOBODY, -1).topk(k, dim=1).indices
+    return Nearest(found.indices.gather(1, chosen), found.scores.gather(1, chosen))
+
+
+def _maps(link: Link, forward: Nearest, backward: Nearest, saes: Saes) -> Iterator[tuple[tuple[Site, Site], LatentMap]]:
+    source, target = (decoder_rows(saes[site], site) for site in (link.source, link.target))
+    yield (link.source, link.target), _map(forward, source, target)
+    yield (link.target, link.source), _map(backward, target, source)
+
+
+def _map(found: Nearest, own: Tensor, other: Tensor) -> LatentMap:
+    indices = found.indices.to(own.device)
+    cosines = pair_cosines(own, other, indices)
+    return LatentMap(indices.cpu(), found.scores.float().cpu(), cosines.float().cpu(), len(other))

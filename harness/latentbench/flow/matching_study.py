@@ -1,0 +1,73 @@
+"""Matching rate, mean score and origins of the latents that fire on a domain."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from latentbench.activations.tokens import EvalTokens
+from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
+from latentbench.flow.activity import TokenRows, batches, codes_at, groups, held
+from latentbench.flow.labels import LABELS, layer_statistics, origins
+from latentbench.flow.maps import FlowMaps
+from latentbench.flow.metrics import FlowMatching
+from latentbench.metrics.base import Statistics
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings
+
+
+def run(study: FlowMatching, lab: StageContext) -> Findings:
+    """See harness/latentbench/flow/metrics.py."""
+    maps: FlowMaps = lab.subject()
+    statistics = {}
+    for domain in study.domains(lab.experiment):
+        fired = fires(lab, lab.tokens(domain), maps.residual)
+        statistics[domain] = _statistics(study, lab, maps, fired, domain)
+    return Findings(statistics, details={"layers": layers(maps)})
+
+
+@torch.no_grad()
+def fires(lab: StageContext, tokens: EvalTokens, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
+    """[width] bool by site: active at some ordinary token of the documents."""
+    found: dict[Site, torch.Tensor] = {}
+    for group in groups(sites):
+        found |= _fires(lab, tokens, group)
+    return found
+
+
+def _fires(lab: StageContext, tokens: EvalTokens, sites: list[Site]) -> dict[Site, torch.Tensor]:
+    saes = held(lab, sites)
+    found = {site: torch.zeros(sae.width, dtype=torch.bool) for site, sae in saes.items()}
+    for batch in batches(lab, TokenRows.of(tokens)):
+        for site, codes in codes_at(lab, saes, batch).items():
+            found[site][codes.indices[codes.values != 0].cpu()] = True
+    return found
+
+
+def layers(maps: FlowMaps) -> list[Json]:
+    """`layer_statistics` as JSON, over whole dictionaries."""
+    return [{**vars(found), "site": str(found.site), "shares": dict(found.shares)} for found in layer_statistics(maps)]
+
+
+def _statistics(
+    study: FlowMatching, lab: StageContext, maps: FlowMaps, fired: dict[Site, torch.Tensor], domain: str
+) -> Statistics:
+    parts = []
+    for before, site in pairwise(maps.residual):
+        found = origins(maps, site)
+        assert found is not None
+        score = found.scores["residual"]
+        matched = score >= maps.counts(maps.options.thresholds.cut, before)
+        parts.append(torch.stack([score, matched, found.labels], 1)[fired[site]])
+    score, matched, label = torch.cat(parts).double().numpy().T
+    drawn = np.random.default_rng(lab.seed("latents", domain)).permutation(len(score))[: study.latents]
+    score, matched, label = score[drawn], matched[drawn], label[drawn]
+    return {
+        "flow_matching.latents": np.ones(len(score)),
+        "flow_matching.matched": matched,
+        "flow_matching.cosine": score,
+        **{f"flow_matching.{name}": (label == i).astype(np.float64) for i, name in enumerate(LABELS)},
+    }

@@ -1,0 +1,264 @@
+"""Steering along a flow graph: does generated text move into a domain, and at what price? (Feature Flow, §4.3), version 2.
+
+`activate`: h_l ← h_l + Σ s_l · v on every token, for the latents v of the seeds' paths (`fold` scales decoder rows). s_l is
+the strength at the seed's layer alone (`single`), at every layer of the path (`constant`), s · exp(α (l − l₀))
+(`exponential`), or goes from s to 1 over the path (`linear`).
+`deactivate`: h ← h + (r − 1) a v, the strengths being r, for the seeds (`single`) or all latents of their graphs, MLPs and
+attention included (`constant`). Prompts then come from the target domain itself.
+
+Controls: `random` puts a random latent of the same site in the place of every seed, `random_constant`, `random_linear` and
+`random_exponential` one in the place of every latent of the paths (`deactivate`: graphs) under the same schedule. They are
+drawn among the latents that fire (`deactivate`: in the target domain), without the seeds and their paths.
+
+Where no path has more than one latent, because no match passes `flow.thresholds`, cumulative schedules would repeat what a
+single layer does: their numbers are null.
+
+Every second document of each domain trains a naive Bayes classifier of domains on token counts and chooses the seeds; the
+others give the prompts, the classifier's accuracy on texts of the generated length, and the loss.
+
+=================  ==================================================================  ===================================
+number             formula                                                             better
+=================  ==================================================================  ===================================
+`base_rate`        share of texts classified as the target domain, without steering    (a reference)
+`rate`             the same with steering                                              higher (`deactivate`: lower)
+`shift`            `rate` − `base_rate`                                                higher (`deactivate`: lower)
+`loss_increase`    CE' − CE of the prompts' documents under steering                   lower
+`text_loss`        CE of the generated texts under the untouched model                 lower
+`rate_at_cost`     `rate` where `loss_increase` is a given cost c                      higher (`deactivate`: lower)
+`gain_at_cost`     `rate_at_cost` − that of the schedule `single`                      higher (`deactivate`: lower)
+`behaviour`        a judge's 0–5 for the theme, divided by 5                           higher (`deactivate`: lower)
+`coherence`        a judge's 0–5 for coherence, divided by 5                           higher
+`total`            behaviour × coherence (`deactivate`: (1 − behaviour) × coherence)   higher
+=================  ==================================================================  ===================================
+
+`rate_at_cost` puts schedules beside each other at one price, whatever strength each needs for it: with strengths in the order
+of their loss increases x₁ ≤ x₂ ≤ …, rates y, and xᵢ ≤ c ≤ xᵢ₊₁, it is yᵢ + (yᵢ₊₁ − yᵢ)(c − xᵢ)/(xᵢ₊₁ − xᵢ), and null where no
+strength costs as much or none as little.
+
+`accuracy` is the classifier's share of correct held-out texts. Units are prompts (documents).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from latentbench.core.plugins import Choice
+from latentbench.core.protocols import Judge
+from latentbench.core.spec_model import Json, without_empty
+from latentbench.flow.metrics import FlowStudy, share
+from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
+from latentbench.flow.topology import block_of, residual_sites
+from latentbench.metrics.base import Array, Estimator
+from latentbench.study.context import Longest
+from latentbench.study.study import Findings
+
+if TYPE_CHECKING:
+    from latentbench.core.protocols import Roots
+    from latentbench.spec.experiment import Experiment
+    from latentbench.study.context import StageContext
+
+Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
+
+
+def rate_at(cost: float, base: Array, n: Array, texts: Array, *settings: Array) -> Array:
+    """`rate_at_cost` from sums: `settings` are in turn the texts in the target domain and the loss of each strength."""
+    import numpy as np
+
+    rates, losses = np.stack(settings[0::2]) / texts, (np.stack(settings[1::2]) - base) / n
+    order = np.argsort(losses, axis=0, kind="stable")
+    x, y = np.take_along_axis(losses, order, 0), np.take_along_axis(rates, order, 0)
+    found: Array = np.full_like(x[0], np.nan)
+    for low, high, start, end in zip(x, x[1:], y, y[1:], strict=False):
+        way = (cost - low) / np.where(high > low, high - low, 1)
+        found = np.where((low <= cost) & (cost <= high), start + (end - start) * way, found)
+    return found
+
+
+def gain_at(cost: float, base: Array, n: Array, texts: Array, *settings: Array) -> Array:
+    """`gain_at_cost` from sums: `settings` as in `rate_at`, those of `single` behind those of the schedule."""
+    half = len(settings) // 2
+    own, single = (rate_at(cost, base, n, texts, *part) for part in (settings[:half], settings[half:]))
+    return own - single
+
+
+def _shift(steered: Array, base: Array, n: Array) -> Array:
+    return (steered - base) / n
+
+
+class FlowSteering(FlowStudy):
+    """How far steering moves generated text into a domain."""
+
+    version: ClassVar[int] = 2
+
+    metric: Literal["flow_steering"] = "flow_steering"
+    target: str
+    """The evaluation domain that text shall move into, or out of."""
+    start: str | None = None
+    """The evaluation domain whose documents begin the texts; default the first other one, or `target` to deactivate."""
+    action: Literal["activate", "deactivate"] = "activate"
+    """Whether the theme is written or removed."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """Decoder block whose latents are seeds; default the middle of the residual sites."""
+    seeds: tuple[Latent, ...] = ()
+    """Seed latents, e.g. `12:4111`; default the `select` most telling ones."""
+    select: PositiveInt = 3
+    """Seeds chosen where none are given: latents with the largest positive difference between the shares of tokens on which
+    they fire in the target domain and in all others, among those whose path (or graph) has two latents or more; where
+    there is none of that kind, the largest difference alone. The same seeds for every schedule."""
+    span: Span | None = None
+    """First and last decoder block that is steered; default the whole path."""
+    schedules: Annotated[tuple[Schedule, ...], Field(min_length=1)] = ("single", "constant")
+    """How strength depends on the layer; one set of numbers each."""
+    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0,)
+    """s (`activate`) or r (`deactivate`); one set of numbers each."""
+    costs: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Loss increases in nats per token at which schedules are compared: `rate_at_cost`, between the strengths."""
+    alpha: float = -0.05
+    """Of the exponential schedule; the paper's value."""
+    fold: Literal["none", "threshold", "activation"] = "activation"
+    """What decoder rows are multiplied by: nothing, thresholds (the paper, for JumpReLU), or mean activations."""
+    prompts: PositiveInt = 32
+    """Texts to generate per setting."""
+    prompt_tokens: PositiveInt = 8
+    """Tokens of a document that begin a text, BOS included."""
+    tokens: PositiveInt = 36
+    """Tokens generated; the paper's 36 (96 to deactivate)."""
+    temperature: Annotated[float, Field(gt=0)] = 1.27
+    """Of sampling; the paper's value."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Of nucleus sampling; the paper's value."""
+    judge: Annotated[Judge, Choice("judges", "adapter")] | None = None
+    """A chat model that rates texts as well."""
+    theme: str | None = None
+    """What the judge is told the theme is; default the name of the target domain."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Any:
+        wrong = [way for way in self.schedules if "linear" in way or "exponential" in way]
+        if wrong and self.action == "deactivate":
+            raise ValueError(f"action: deactivate has no schedule {', '.join(wrong)}")
+        if self.costs and len(set(self.strengths)) < 2:
+            raise ValueError("costs lie between strengths; state two strengths or more")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_costs(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Specs without costs keep their keys."""
+        return without_empty("costs", made(self))
+
+    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+        return tuple(experiment.dataset.eval)
+
+    def beginning(self, experiment: Experiment) -> str:
+        """The domain whose documents begin the texts."""
+        if self.start is not None or self.action == "deactivate":
+            return self.start or self.target
+        return next((name for name in experiment.dataset.eval if name != self.target), self.target)
+
+    def longest_answer(self, roots: Roots) -> Longest:
+        return Longest(self.prompt_tokens + self.tokens - 1, "tokens")  # the prompt's first token is the room asked for
+
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        domains = list(experiment.dataset.eval)
+        unknown = [name for name in (self.target, self.start) if name is not None and name not in domains]
+        wrong = [f"flow_steering: there is no evaluation domain {name!r}" for name in unknown]
+        if len(domains) < 2:
+            wrong.append("flow_steering: telling domains apart needs two evaluation domains or more")
+        if self.judge is not None and type(self.judge).chat is Judge.chat:
+            wrong.append(f"flow_steering: the judge {self.judge.adapter!r} rates no texts; it needs a chat model")
+        wrong += [f"flow_steering: {message}" for message in self._misplaced(experiment)]
+        return (*super().problems(experiment, roots), *wrong)
+
+    def _misplaced(self, experiment: Experiment) -> Iterator[str]:
+        """Latents, layers and blocks that this experiment does not have."""
+        blocks = [block_of(site) for site in residual_sites(experiment.sites)]
+        if self.layer is not None and self.layer not in blocks:
+            yield f"layer {self.layer}: no SAE reads the residual stream behind this block, but behind {blocks}"
+        yield from unknown_latents(experiment, self.seeds)
+        yield from unreached_span(experiment, self.span)
+
+    @property
+    def folds(self) -> frozenset[str]:
+        return frozenset({self.fold} if self.action == "activate" else ())
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        judge = None if self.judge is None else self.judge.identity(roots)
+        return {"judge": judge, "texts": self.fold_texts(experiment, roots)}
+
+    def preview(self, experiment: Experiment, roots: Roots) -> str | None:
+        if self.judge is None:
+            return None
+        settings = 1 + len(set(self.schedules)) * len(set(self.strengths))
+        return f"{2 * self.prompts * settings:,} requests to the judge {self.judge.label}"
+
+    def settings(self) -> tuple[tuple[Schedule, float], ...]:
+        """Every schedule with every strength."""
+        return tuple((way, s) for way in dict.fromkeys(self.schedules) for s in dict.fromkeys(self.strengths))
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        base = self._number("base_rate", "fraction", None, share, ("base.target", "texts"), {})
+        each = (number for way, strength in self.settings() for number in self._of(way, strength))
+        ways = tuple(dict.fromkeys(self.schedules))
+        others = tuple(way for way in ways if way != "single" and "single" in ways)
+        rates = (self._at("rate_at_cost", rate_at, cost, way) for cost in self.costs for way in ways)
+        gains = (self._at("gain_at_cost", gain_at, cost, way, "single") for cost in self.costs for way in others)
+        return (base, *each, *rates, *gains)
+
+    def run(self, lab: StageContext) -> Findings:
+        from latentbench.flow.steering_study import run
+
+        return run(self, lab)
+
+    def _of(self, way: Schedule, strength: float) -> tuple[Estimator, ...]:
+        name, params = setting_name(way, strength), {"schedule": way, "strength": strength}
+        more = self.action == "activate"
+        plain = (
+            self._number("rate", "fraction", more, share, (f"{name}.target", "texts"), params),
+            self._number("shift", "fraction", more, _shift, (f"{name}.target", "base.target", "texts"), params),
+            self._number(
+                "loss_increase", "nats/token", False, _shift, (f"{name}.loss", "base.loss", "predictions"), params
+            ),
+            self._number("text_loss", "nats/token", False, share, (f"{name}.text_loss", f"{name}.text_tokens"), params),
+        )
+        if self.judge is None:
+            return plain
+        judged = {**params, "judge": self.judge.label}
+        rated = (("behaviour", more), ("coherence", True), ("total", True))
+        inputs = {rating: (f"{name}.{rating}", f"{name}.judged") for rating, _ in rated}
+        return (*plain, *(self._number(r, "score", better, share, inputs[r], judged) for r, better in rated))
+
+    def _at(self, name: str, formula: Callable[..., Array], cost: float, *ways: Schedule) -> Estimator:
+        settings = [setting_name(way, strength) for way in ways for strength in dict.fromkeys(self.strengths)]
+        steered = (f"{setting}.{statistic}" for setting in settings for statistic in ("target", "loss"))
+        inputs = ("base.loss", "predictions", "texts", *steered)
+        params = {"schedule": ways[0], "cost": cost}
+        number = self._number(name, "fraction", self.action == "activate", partial(formula, cost), inputs, params)
+        return replace(number, undefined=f"no two strengths cost less and more than {cost:g} nats per token")
+
+    def _number(
+        self, name: str, unit: str, better: bool | None, formula: Any, inputs: tuple[str, ...], params: dict[str, Any]
+    ) -> Estimator:
+        told = {"target": self.target, "action": self.action, **params}
+        names = tuple(f"flow_steering.{statistic}" for statistic in inputs)
+        return Estimator(f"flow_steering.{name}", 2, unit, better, names, formula, params=told)
+
+
+def setting_name(way: Schedule, strength: float) -> str:
+    """As statistics of a setting are called."""
+    return f"{way}={strength:g}"
+
+
+def cumulative(way: Schedule) -> bool:
+    """Whether it acts on more than the seeds' own layers."""
+    return way not in ("single", "random")
+
+
+def schedule_of(way: Schedule) -> Growth:
+    """How strength depends on the layer of a path, for the seeds' and the random ones' alike."""
+    growths: tuple[Growth, ...] = ("constant", "linear", "exponential")
+    return next(growth for growth in growths if way.endswith(growth))

@@ -1,1 +1,0 @@
-"""The torch side of the studies in harness/latentbench/metrics/flow."""

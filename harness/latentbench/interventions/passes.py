@@ -1,0 +1,123 @@
+"""Following a model's forward passes: which tokens each is over, where the prompts end, and what is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentbench.core.errors import InvalidInput
+from latentbench.interventions.intervention import Layout, Scope
+
+
+@dataclass(frozen=True)
+class PassTokens:
+    """The tokens of one forward pass."""
+
+    order: Tensor
+    """[B, T] int: positions, padding not counted."""
+    real: Tensor
+    """[B, T] bool: not padding."""
+    prompt_lengths: Tensor | None
+    """[B] int: tokens of the prompts, where they are known."""
+
+    def in_scope(self, scope: Scope) -> Tensor:
+        """[B, T] bool. Raises InvalidInput where the scope needs prompt lengths that are not known."""
+        if scope == "all":
+            return self.real
+        if self.prompt_lengths is None:
+            raise InvalidInput(
+                f"scope {scope!r} needs to know where the prompts end: use generate(), or set `Layout.prompt_lengths`"
+            )
+        last = self.prompt_lengths.to(self.order.device)[:, None] - 1
+        order = self.order
+        return {"generated": order >= last, "first": order == last, "prompt": order < last}[scope] & self.real
+
+
+Enter = Callable[[PassTokens], None]
+Leave = Callable[[], None]
+
+
+@contextmanager
+def watching_passes(model: nn.Module, layout: Layout, enter: Enter, leave: Leave) -> Iterator[None]:
+    """While open, `enter` is called before every forward pass of `model` and `leave` after every one that is complete.
+
+    Prompts are those of `layout` or, while `generate()` runs, of its input, with or without a cache.
+    """
+    prompt: list[int] = []
+
+    def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        enter(_tokens(args, kwargs, layout, prompt[-1] if prompt else None))
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        leave()
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(entering, with_kwargs=True).remove)
+        stack.callback(model.register_forward_hook(leaving).remove)
+        stack.enter_context(_watched_generate(model, prompt))
+        yield
+
+
+def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout, prompt_columns: int | None) -> PassTokens:
+    given = _given(args, kwargs)
+    mask = _mask(given, kwargs, layout)
+    length = given.shape[1]
+    order = mask.cumsum(1) - 1
+    lengths = layout.prompt_lengths if prompt_columns is None else mask[:, :prompt_columns].sum(1)
+    return PassTokens(order[:, -length:], mask[:, -length:], lengths)
+
+
+def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a pass is over: ids [B, T] or embeddings [B, T, d]."""
+    places = (args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs"), kwargs.get("inputs_embeds"))
+    return next(tensor for tensor in places if isinstance(tensor, Tensor))
+
+
+def _mask(given: Tensor, kwargs: Mapping[str, Any], layout: Layout) -> Tensor:
+    """[B, cached + T] bool: which tokens are real, those in the cache first."""
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask.bool()
+    if mask is not None:
+        raise InvalidInput(
+            "steering tells tokens from padding by an attention mask [batch, tokens]; this call has one of another "
+            "form (a static cache does that: generate with the default cache)"
+        )
+    batch, length = given.shape[:2]
+    cached = int(cache.get_seq_length()) if cache is not None else 0
+    real = given.new_ones((batch, cached + length), dtype=torch.bool)
+    if layout.real is not None:
+        real[:, cached:] = layout.real.to(real.device)
+    return real
+
+
+@contextmanager
+def _watched_generate(model: Any, prompt: list[int]) -> Iterator[None]:
+    """While open, `prompt` holds the columns of the prompt, padding included, while `model.generate` runs."""
+    if not hasattr(model, "generate"):
+        yield
+        return
+    original, own = model.generate, model.__dict__.get("generate")
+
+    @wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        prompt.append(_given(args, kwargs).shape[1])
+        try:
+            return original(*args, **kwargs)
+        finally:
+            prompt.pop()
+
+    model.generate = generate
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.generate
+        else:
+            model.generate = own

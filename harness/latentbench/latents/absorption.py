@@ -1,0 +1,132 @@
+"""Feature absorption on the first-letter task (arXiv 2409.14507; projections instead of ablations as in 2503.09532).
+
+A latent that should fire on every word with an initial letter does not fire on some of them, because a latent of the
+word itself has taken the letter's direction over. On the hidden states of the model's own single-token words, behind a
+short prefix, for each letter ℓ:
+
+* p_ℓ: unit direction of a logistic regression "starts with ℓ"; a letter counts if its held-out F1 is `min_f1` or more;
+* M_ℓ: main latents: the first k by absolute difference of means, k grown as long as the F1 of a regression on them grows
+  by more than `split_gain`; `absorption.splits` = mean of |M_ℓ|;
+* for each held-out word with ℓ that p_ℓ gets right, with hidden state x, mean x⁻ of words without ℓ, activations a_i and
+  decoder rows d_i: c_i = a_i ⟨d_i, p_ℓ⟩, needed = ⟨x − x⁻, p_ℓ⟩,
+  main = Σ_{i ∈ M_ℓ} max(c_i, 0), absorbed = Σ of the 3 largest positive c_i with i ∉ M_ℓ and cos(d_i, p_ℓ) ≥ 0.1.
+
+| number | formula, mean over those words |
+| --- | --- |
+| `absorption.fraction` | absorbed / (absorbed + main) if main < needed, else 0 |
+| `absorption.full` | 1 if no main latent is active and the largest of those c_i ≥ 0.4 · needed, else 0 |
+
+The numbers are null, with the reason, where fewer than `min_letters` letters can be read from the model: then there is
+nothing to absorb. Not the protocol of SAEBench, whose scores are not comparable with these. Version 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from latentbench.core.spec_model import Json
+from latentbench.metrics.base import Array, Estimator
+from latentbench.records.record import MetricValue
+from latentbench.study.study import Findings, Study
+
+if TYPE_CHECKING:
+    from latentbench.core.protocols import Roots
+    from latentbench.spec.experiment import Experiment
+    from latentbench.study.context import StageContext
+
+DOMAIN = "first_letter"
+"""The task, as a column group of its own."""
+
+
+def _mean(total: Array, words: Array) -> Array:
+    return total / words
+
+
+def _of_words(name: str) -> Estimator:
+    return Estimator(
+        f"absorption.{name}", 1, "fraction", False, (f"absorption.{name}", "absorption.words"), _mean, units="words"
+    )
+
+
+NUMBERS = (_of_words("fraction"), _of_words("full"))
+
+
+class Absorption(Study):
+    """How much of a first letter's direction latents of single words have taken over."""
+
+    metric: Literal["absorption"] = "absorption"
+    prefix: Annotated[str, Field(max_length=200)] = "The word is"
+    """Text in front of each word, so that no word stands at the start, where hidden states are unusual."""
+    words: PositiveInt = 6000
+    """Most words used."""
+    min_f1: Annotated[float, Field(ge=0, le=1)] = 0.6
+    """Held-out F1 from which on a letter counts as readable."""
+    min_letters: Annotated[int, Field(ge=1, le=26)] = 20
+    """Fewest readable letters."""
+    split_gain: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """F1 that one more main latent must add."""
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        return NUMBERS
+
+    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+        return ()
+
+    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+        return {DOMAIN: {"layer": str(experiment.sites[0]), **self.plain()}}
+
+    def run(self, lab: StageContext) -> Findings:
+        from latentbench.latents.decoder_similarity import decoder_of
+        from latentbench.latents.first_letter import absorptions, readable_letters, word_states
+
+        site, rows = next(iter(lab.saes())), decoder_of(lab.sae)
+        words = word_states(lab.model(), site, self.prefix, self.words)
+        letters, scores = readable_letters(words, self.min_f1)
+        details: dict[str, Json] = {"words": len(words), "f1": scores}
+        if len(letters) < self.min_letters:
+            reason = _refusal(len(words), scores, self)
+            return Findings(values=_nulls(reason), details=details, warnings=(f"absorption: {reason}",))
+        found = absorptions(words, letters, lab.sae, rows, self.split_gain)
+        statistics = {f"absorption.{name}": array for name, array in found.statistics.items()}
+        details |= {"splits": found.splits}
+        return Findings({DOMAIN: statistics}, (_splits(found.splits),), details)
+
+
+def _refusal(words: int, scores: Mapping[str, float], study: Absorption) -> str:
+    able = sum(score >= study.min_f1 for score in scores.values())
+    best = f"; the best letter has {max(scores.values()):.2f}" if scores else ""
+    return (
+        f"of {words} single-token words, {able} first letters can be read from the hidden states with F1 ≥ "
+        f"{study.min_f1:g}, fewer than {study.min_letters}{best}"
+    )
+
+
+def _nulls(reason: str) -> tuple[MetricValue, ...]:
+    return tuple(
+        MetricValue(
+            id=number.id,
+            version=number.version,
+            domain=DOMAIN,
+            value=None,
+            null_reason=reason,
+            unit=number.unit,
+            higher_is_better=number.higher_is_better,
+        )
+        for number in NUMBERS
+    )
+
+
+def _splits(splits: Mapping[str, int]) -> MetricValue:
+    mean = sum(splits.values()) / len(splits)
+    return MetricValue(
+        id="absorption.splits",
+        version=1,
+        domain=DOMAIN,
+        value=mean,
+        unit="latents/letter",
+        higher_is_better=None,
+        n=len(splits),
+    )

@@ -1,0 +1,416 @@
+"""Records become a board: the newest record of every cell, rows over seeds, groups of rows measured alike, columns."""
+
+from __future__ import annotations
+
+import math
+import statistics as stats
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from latentbench.core.hashing import canonical
+from latentbench.core.spec_model import Json
+from latentbench.leaderboard.board import Badge, Board, Column, Fact, Row, RowGroup, Value
+from latentbench.leaderboard.inference import MissingStatistics, StatisticsReader, interval_of, units_of, verdicts_of
+from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, LoadedResults
+from latentbench.metrics.recorded import current_versions
+from latentbench.records.record import MetricValue, Record
+from latentbench.sae.options.training import TrainingOptions
+
+UNMEASURED = ""
+"""Key of the group of rows that have no numbers and no siblings with numbers."""
+
+
+def group_key(record: Record) -> str:
+    """Rows with equal keys were measured alike on the same domains."""
+    keys = {domain: agreed.key for domain, agreed in record.comparability.items()}
+    return canonical(keys) if keys else UNMEASURED
+
+
+def merged_groups(records: Iterable[Record]) -> dict[str, str]:
+    """Each record's own key to that of its group: records that share a domain and agree on all they share.
+
+    Within a group every domain has one key, so each column can be ranked; a row that was not measured on a domain is
+    blank there. Records with most domains come first, and one that fits several groups joins the first.
+    """
+    domains = {group_key(r): {d: agreed.key for d, agreed in r.comparability.items()} for r in records}
+    groups: list[tuple[dict[str, str], list[str]]] = []
+    for own in sorted(domains, key=lambda key: (-len(domains[key]), key)):
+        fits = (g for g in groups if domains[own].items() & g[0].items() and _agree(domains[own], g[0]))
+        home = next(fits, None)
+        if home is None:
+            groups.append(home := ({}, []))
+        home[0].update(domains[own])
+        home[1].append(own)
+    return {own: canonical(keys) if keys else UNMEASURED for keys, members in groups for own in members}
+
+
+def _agree(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    return all(theirs.get(domain, key) == key for domain, key in ours.items())
+
+
+def apart(group: RowGroup, first: RowGroup) -> tuple[Fact, ...]:
+    """Why a group is not the first one; a domain that only one of them has is one fact."""
+    shared = group.facts.keys() & first.facts.keys()
+    here, there = ({d: facts for d, facts in g.facts.items() if d in shared} for g in (group, first))
+    domains = {d: (d in group.facts, d in first.facts) for d in (*first.facts, *group.facts) if d not in shared}
+    said = {True: "measured", False: "not measured"}
+    alone = (Fact(d, said[ours], said[theirs]) for d, (ours, theirs) in domains.items())
+    return (*differing_facts(here, there), *alone) if group is not first else ()
+
+
+def differing_facts(here: Mapping[str, Json], there: Mapping[str, Json]) -> tuple[Fact, ...]:
+    """Facts that are not the same, by dotted path; a side that lacks one has None.
+
+    A fact that differs alike on every domain is named once, without the domain.
+    """
+    found = list(_differences(here, there, ""))
+    alike = Counter((fact.path.partition(".")[2], canonical([fact.here, fact.there])) for fact in found)
+    shared = {leaf for (leaf, _), times in alike.items() if leaf and times == len(here) == len(there)}
+    merged = (Fact(leaf, f.here, f.there) if (leaf := f.path.partition(".")[2]) in shared else f for f in found)
+    return tuple({fact.path: fact for fact in merged}.values())
+
+
+def _differences(here: Json, there: Json, path: str) -> Iterator[Fact]:
+    """Where nested data differs; what only one side has is one fact, however much it holds."""
+    ours, theirs = _named(here), _named(there)
+    if ours is None or theirs is None:
+        if here != there:
+            yield Fact(path, here, there)
+        return
+    for name in sorted({*ours, *theirs}):
+        yield from _differences(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+
+
+def _named(value: Json) -> dict[str, Json] | None:
+    """The parts of nested data by name: metrics by theirs, for their order means nothing; None for a leaf."""
+    if isinstance(value, Mapping):
+        return {str(name): part for name, part in value.items()}
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        names = [str(part.get("metric", i)) for i, part in enumerate(value)]
+        return dict(zip(names if len({*names}) == len(names) else map(str, range(len(names))), value, strict=True))
+    return None
+
+
+DEFAULT_COLUMNS = (
+    "l0",
+    "explained_variance.centred",
+    "cross_entropy.increase",
+    "cross_entropy.loss_recovered_zero",
+    "dead_fraction",
+    "autointerp.score",
+    "sparse_probing.accuracy",
+    "absorption.fraction",
+    "reasoning_accuracy.accuracy",
+    "reasoning_accuracy.gain",
+    "capability_cost.kl",
+    "flow_matching.rate",
+    "flow_matching.score",
+    "flow_agreement.residual",
+    "flow_deactivation.success",
+    "flow_transition.carried",
+    "flow_steering.shift",
+    "flow_steering.rate_at_cost",
+)
+MOST = 3
+"""Columns of one metric on one domain in the short table, where it was measured with several parameters."""
+NOT_IDENTITY = frozenset({"resources", "metrics"})
+"""Sections of a resolved spec that do not change what was trained."""
+_PARTIAL = "Shown, not ranked: the missing seeds may be the bad ones."
+Line = tuple[str, str, str]
+"""Spec name, label, and for imported records how they were measured: one tool may write a file per task or domain."""
+
+
+def board_of(
+    results: LoadedResults, suite: str | None = None, source: StatisticsReader | None = None, *, short: bool = False
+) -> Board:
+    """The leaderboard of all records, or of the specs `within` a suite.
+
+    A `short` one has intervals over seeds and verdicts only in the columns of the short table, which is much quicker.
+    """
+    source = source or StatisticsReader()
+    chosen = [cell for cell in results.loaded if within(cell.record.spec.name, suite)]
+    current, superseded = newest(chosen)
+    placed = _placed(current)
+    groups = [_group(key, rows, source, short) for key, rows in _rows(placed, current, superseded).items()]
+    groups.sort(key=lambda group: (group.key == UNMEASURED, -len(group.rows), group.title, group.key))
+    groups = [replace(group, differs=apart(group, groups[0])) for group in groups]
+    problems = [str(error) for error in results.refused] + _damaged(chosen) + sorted(source.problems.values())
+    return Board(tuple(groups), tuple(sorted(cell.path for cell in superseded)), tuple(problems))
+
+
+def _damaged(cells: Iterable[LoadedRecord]) -> list[str]:
+    damaged = [cell for cell in cells if cell.record.status == "damaged"]
+    return [
+        f"{cell.path} is damaged: {cell.record.error.message}; {_remedy(cell)}" for cell in damaged if cell.record.error
+    ]
+
+
+def _remedy(cell: LoadedRecord) -> str:
+    return f"`{cell.command}` {'makes' if cell.record.imported else 'computes'} it again"
+
+
+def within(spec: str, suite: str | None) -> bool:
+    """Whether a spec is the one named, lies in the folder of that name, or nothing is named."""
+    return suite is None or f"{spec}/".startswith(f"{suite.rstrip('/')}/")
+
+
+def suite_of(name: str) -> str:
+    """First component of a spec's name."""
+    return name.partition("/")[0]
+
+
+def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[LoadedRecord]]:
+    """For each spec, label and seed the newest record; and all others.
+
+    Seeds left over from an older version of the spec are among the others: the rows of a table must not mix versions.
+    """
+    by_seed: dict[tuple[Line, int], list[LoadedRecord]] = defaultdict(list)
+    for cell in cells:
+        by_seed[_line(cell.record), cell.record.seed].append(cell)
+    lines: dict[Line, list[LoadedRecord]] = defaultdict(list)
+    older: list[LoadedRecord] = []
+    for (line, _), found in sorted(by_seed.items()):
+        *replaced, latest = sorted(found, key=_age)
+        older += replaced
+        lines[line].append(latest)
+    current: list[LoadedRecord] = []
+    for members in lines.values():
+        identity = _identity(max(members, key=_age).record)
+        for cell in members:
+            (current if _identity(cell.record) == identity else older).append(cell)
+    return current, older
+
+
+def _line(record: Record) -> Line:
+    return record.spec.name, record.label, group_key(record) if record.imported else ""
+
+
+def _age(cell: LoadedRecord) -> tuple[object, str]:
+    return cell.created, cell.path
+
+
+def _identity(record: Record) -> str:
+    kept = {name: value for name, value in record.resolved.items() if name not in NOT_IDENTITY}
+    training = kept.get("training") or {}
+    return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
+
+
+def _placed(current: Sequence[LoadedRecord]) -> dict[str, dict[Line, list[LoadedRecord]]]:
+    """Group key to line to cells. A cell without numbers stands with its line, its spec, or by itself."""
+    placed: dict[str, dict[Line, list[LoadedRecord]]] = defaultdict(lambda: defaultdict(list))
+    homes: dict[Line | str, str] = {}
+    groups = merged_groups(cell.record for cell in current)
+    measured = sorted((cell for cell in current if cell.record.status == "ok"), key=_age)
+    for cell in measured:
+        line = _line(cell.record)
+        key = homes[line] = homes[line[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
+        placed[key][line].append(cell)
+    for cell in current:
+        if cell.record.status != "ok":
+            line = _line(cell.record)
+            known = (homes[place] for place in (line, line[0], _setting(cell.record)) if place in homes)
+            placed[next(known, groups[group_key(cell.record)])][line].append(cell)
+    return placed
+
+
+def _setting(record: Record) -> str:
+    """What was to be measured, for cells that never came to it."""
+    evaluated = (record.resolved.get("dataset") or {}).get("eval")
+    return canonical([record.resolved.get("model"), record.resolved.get("layer"), evaluated])
+
+
+def _rows(
+    placed: Mapping[str, Mapping[Line, list[LoadedRecord]]],
+    current: Sequence[LoadedRecord],
+    superseded: Sequence[LoadedRecord],
+) -> dict[str, list[Row]]:
+    expected: dict[str, set[int]] = defaultdict(set)
+    for cell in current:
+        expected[cell.record.spec.name].add(cell.record.seed)
+    older = Counter(_line(cell.record) for cell in superseded)
+    rows: dict[str, list[Row]] = {}
+    for key, lines in placed.items():
+        for (spec, label, measured), cells in lines.items():
+            ordered = tuple(sorted(cells, key=lambda cell: cell.record.seed))
+            row = Row(spec, label, ordered, tuple(sorted(expected[spec])))
+            rows.setdefault(key, []).append(replace(row, badges=tuple(_badges(row, older[spec, label, measured]))))
+    return rows
+
+
+def _badges(row: Row, older: int) -> Iterable[Badge]:
+    if origins := sorted({f"{i.tool} {i.version or ''}".rstrip() for c in row.cells if (i := c.record.imported)}):
+        yield Badge(
+            "imported", f"imported: {', '.join(origins)}", "Measured by another tool, read from its result file."
+        )
+    measured, expected = len(row.measured), len(row.expected)
+    if measured and not row.complete:
+        yield Badge("partial", f"{measured} of {expected} seeds", _PARTIAL)
+    for cell in row.cells:
+        if cell.record.status != "ok":
+            error = cell.record.error
+            detail = f"{error.stage}: {error.type}: {error.message}" if error else ""
+            yield Badge("failed", f"{cell.record.status} (seed {cell.record.seed})", detail)
+    if any(cell.record.environment.git and cell.record.environment.git.dirty for cell in row.measured):
+        yield Badge("dirty", "dirty tree", "Measured with uncommitted changes to the code.")
+    if old := sorted({name for cell in row.measured for name in _outdated(cell)}):
+        yield Badge("old", "old metric version", ", ".join(old))
+    if older:
+        yield Badge("superseded", f"{older} older", "Older records of this row that are not shown.")
+    if warnings := sorted({w for cell in row.cells for w in cell.record.warnings}):
+        yield Badge("warning", f"{len(warnings)} warning{'s' * (len(warnings) > 1)}", "\n".join(warnings))
+
+
+def _outdated(cell: LoadedRecord) -> Iterable[str]:
+    now = current_versions(cell.metrics_section)
+    return (f"{m.id}@{m.version}" for m in cell.record.metrics if m.version < now.get(m.id, 0))
+
+
+def _group(key: str, rows: list[Row], source: StatisticsReader, short: bool) -> RowGroup:
+    columns = _columns(rows)
+    shown = default_columns(columns)
+    judged = shown if short else columns
+    filled = [replace(row, values=values_of(row.measured, columns, source, judged)) for row in rows]
+    first = next((row.newest.record for row in filled if row.measured), filled[0].newest.record)
+    ordered = ranked(filled, shown)
+    return RowGroup(
+        key=key,
+        title=_title(first, key) + (" · imported" if all(_imported(row) for row in ordered) else ""),
+        domains=tuple(dict.fromkeys(c.domain for c in columns if c.domain is not None)),
+        facts={d: c.fields for row in ordered for cell in row.measured for d, c in cell.record.comparability.items()},
+        differs=(),
+        columns=columns,
+        shown=shown,
+        rows=ordered,
+        verdicts=verdicts_of(ordered, judged, source),
+    )
+
+
+def _title(record: Record, key: str) -> str:
+    if key == UNMEASURED:
+        return "Not measured"
+    model = record.resolved.get("model")
+    name = model.get("id") or model.get("path") or model.get("adapter") if isinstance(model, dict) else model
+    parts = [str(name or "unknown model"), _places(record.resolved)]
+    return " · ".join(part for part in parts if part)
+
+
+def _imported(row: Row) -> bool:
+    return any(cell.record.imported for cell in row.cells)
+
+
+def _places(resolved: Mapping[str, Json]) -> str:
+    """Where the rows read or write hidden states, nothing where the spec names no place."""
+    layer = resolved.get("layer") if resolved.get("layer") is not None else resolved.get("layers")
+    listed = layer if isinstance(layer, list) else [] if layer is None else [layer]
+    points: dict[str, list[str]] = {}  # of each block: eighteen sites of six blocks are read as what they repeat
+    for place in listed:
+        site = place if isinstance(place, dict) else {"index": place}
+        points.setdefault(str(site.get("index")), []).append(str(site.get("point", "")))
+    alike: dict[str, list[str]] = {}
+    for block, found in points.items():
+        alike.setdefault(", ".join(found), []).append(block)
+    shown = [f"{_listed(blocks)} {found}".strip() for found, blocks in alike.items()]
+    return f"layer{'s' * (len(points) > 1)} {'; '.join(shown)}" if shown else ""
+
+
+def _listed(blocks: Sequence[str]) -> str:
+    """Block numbers, those from the first to the last as `0–5`."""
+    first = int(blocks[0]) if blocks[0].isdecimal() else 0  # imported records may name blocks otherwise
+    run = [str(first + n) for n in range(len(blocks))]
+    return f"{run[0]}–{run[-1]}" if list(blocks) == run and len(run) > 2 else ", ".join(blocks)
+
+
+def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
+    """All columns in order of domain, then of the records' metrics, with metrics of the short table first."""
+    by_key = {c.key: c for row in rows for cell in row.measured for c in map(Column.of, cell.numbers)}
+    found = list(by_key.values())
+    domains = list(dict.fromkeys(column.domain for column in found))
+    order = {metric: position for position, metric in enumerate(DEFAULT_COLUMNS)}
+
+    def place(column: Column) -> tuple[int, int, int, int]:
+        position = order.get(column.metric, len(order))
+        return domains.index(column.domain), position, column.budget or 0, column.version
+
+    return tuple(sorted(found, key=place))
+
+
+def default_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
+    """The short table: the known core numbers as trained, and one number of every other family of metrics."""
+    columns = [c for c in columns if c.metric not in ON_MACHINE] or columns
+    trained = [c for c in columns if c.budget is None] or list(columns)
+    families = {c.metric.partition(".")[0] for c in trained if c.metric in DEFAULT_COLUMNS}
+    shown: list[Column] = []
+    for column in trained:
+        family = column.metric.partition(".")[0]
+        seen = any(c.metric.partition(".")[0] == family and c.domain == column.domain for c in shown)
+        times = sum((c.metric, c.domain) == (column.metric, column.domain) for c in shown)
+        if (column.metric in DEFAULT_COLUMNS and times < MOST) or (family not in families and not seen):
+            shown.append(column)
+    core = [c for c in shown if c.metric in DEFAULT_COLUMNS]
+    return tuple(core or shown)
+
+
+def values_of(
+    cells: Sequence[LoadedRecord],
+    columns: Iterable[Column],
+    source: StatisticsReader,
+    judged: Collection[Column] | None = None,
+) -> dict[str, Value]:
+    """The row's number in every column: blank where any of its seeds has none.
+
+    Only `judged` columns get the interval of a mean over seeds; default: all.
+    """
+    by_cell = [source.numbers(cell) for cell in cells]
+    columns = tuple(columns)
+    wanted = frozenset(columns if judged is None else judged)
+    return {
+        c.key: _value(cells, [found.get(c.key) for found in by_cell], c, source if c in wanted else None)
+        for c in columns
+    }
+
+
+def _value(
+    cells: Sequence[LoadedRecord], found: list[MetricValue | None], column: Column, source: StatisticsReader | None
+) -> Value:
+    for cell, metric in zip(cells, found, strict=True):
+        if metric is None or metric.value is None:
+            reason = (metric and metric.null_reason) or "not measured"
+            return Value(None, f"seed {cell.record.seed}: {reason}" if len(cells) > 1 else reason)
+    metrics = [metric for metric in found if metric is not None]
+    numbers = [metric.value for metric in metrics if metric.value is not None]
+    if not numbers:
+        return Value(None, "not measured")
+    n, repeats = counts.pop() if len(counts := {(metric.n, metric.repeats) for metric in metrics}) == 1 else (None, 0)
+    ci = metrics[0].ci
+    units = units_of(cells[0], column, ci.method if ci else None)
+    if len(numbers) == 1:
+        low, high = (ci.low, ci.high) if ci else (None, None)
+        return Value(numbers[0], None, low, high, None, tuple(numbers), n, units, repeats)
+    low, high, why = _seed_mean_interval(cells, column, source) if source else (None, None, None)
+    mean, deviation = math.fsum(numbers) / len(numbers), stats.stdev(numbers)
+    return Value(mean, why, low, high, deviation, tuple(numbers), n, units, repeats)
+
+
+def _seed_mean_interval(
+    cells: Sequence[LoadedRecord], column: Column, source: StatisticsReader
+) -> tuple[float | None, float | None, str | None]:
+    try:
+        evidence = source.evidence(cells, column)
+    except MissingStatistics as error:
+        return None, None, str(error)
+    low, high = interval_of(evidence)
+    return low, high, None if low is not None else f"too few {evidence.units} for an interval"
+
+
+def ranked(rows: Iterable[Row], shown: Sequence[Column]) -> tuple[Row, ...]:
+    """Best first in the first column that has a direction; then rows that are not ranked; then rows without numbers."""
+    leading = next((column for column in shown if column.higher_is_better is not None), None)
+
+    def place(row: Row) -> tuple[int, float, str, str]:
+        value = row.values[leading.key].value if leading and row.measured else None
+        if leading is None or value is None:
+            return (2 if not row.measured else 1, 0.0, row.spec, row.label)
+        return (0 if row.complete else 1, -value if leading.higher_is_better else value, row.spec, row.label)
+
+    return tuple(sorted(rows, key=place))

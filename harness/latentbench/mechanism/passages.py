@@ -1,0 +1,148 @@
+"""Texts that the steered model wrote, and what it and the unsteered model compute over the very same tokens.
+
+Everything in this package compares two passes over one text, so that a difference is the vector's doing and not another
+continuation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentbench.activations.blocks import decoder_blocks, hidden_state
+from latentbench.activations.capture import capturing
+from latentbench.activations.vocabulary import padding_of
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.interventions.generation import Sampling, answers, prompt_ids
+from latentbench.interventions.intervention import Intervention, Layout, Untouched
+
+ROWS = 16
+"""Most texts per forward pass."""
+NUMBERS = 2**27
+"""Most numbers in what a pass keeps, half a GiB in float32; one text is always taken."""
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Prompts with what the steered model wrote after them, padded on the right."""
+
+    ids: Tensor
+    """[B, T] token ids."""
+    real: Tensor
+    """[B, T] bool: no padding."""
+    prompt_lengths: Tensor
+    """[B] tokens of each prompt."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def predicting(self) -> Tensor:
+        """[B, T] bool: tokens that a generated token is predicted from, the last of the prompt first."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        followed = torch.zeros_like(self.real)
+        followed[:, :-1] = self.real[:, 1:]
+        return (places >= self.prompt_lengths[:, None] - 1) & followed
+
+    @property
+    def first(self) -> Tensor:
+        """[B, T] bool: the token that the first generated token is predicted from."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (places == self.prompt_lengths[:, None] - 1) & self.predicting
+
+    def batches(self, lm: LanguageModel, more: int = 0) -> Iterator[Passages]:
+        """Rows in groups whose pass is of bounded size, keeping logits and `more` numbers per token; no needless padding."""
+        logits = int(lm.model.get_output_embeddings().weight.shape[0])  # type: ignore[no-untyped-call]
+        count = max(1, min(ROWS, NUMBERS // ((logits + more) * self.ids.shape[1])))
+        for start in range(0, len(self), count):
+            rows = slice(start, start + count)
+            length = int(self.real[rows].sum(1).max())
+            yield Passages(self.ids[rows, :length], self.real[rows, :length], self.prompt_lengths[rows])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One pass over passages."""
+
+    logits: Tensor
+    """[B, T, vocabulary]."""
+    states: dict[Site, Tensor]
+    """Hidden states [B, T, d] at the sites asked for."""
+    attentions: tuple[Tensor, ...] = ()
+    """Per layer [B, heads, T, T], where asked for."""
+    arriving: dict[int, Tensor] = field(default_factory=dict)
+    """Where asked for, what the blocks put out before anything is added to it: layer to [B, T, d]."""
+
+
+@torch.no_grad()
+def continuations(lm: LanguageModel, intervention: Intervention, prompts: Sequence[str], new_tokens: int) -> Passages:
+    """Greedy continuations under `intervention`, up to `new_tokens` tokens or the end of the text."""
+    prefixed, layout = [prompt + intervention.prefix for prompt in prompts], Layout()
+    with intervention.applied(lm, layout):
+        answered = answers(lm, prefixed, Sampling(new_tokens), layout=layout)
+    starts = prompt_ids(lm, prefixed)
+    rows = [[*start, *answer.ids] for start, answer in zip(starts, answered, strict=True)]
+    longest, padding = max(map(len, rows)), padding_of(lm)
+    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    real = torch.arange(longest)[None] < torch.tensor([len(row) for row in rows])[:, None]
+    return Passages(ids.to(lm.device), real.to(lm.device), torch.tensor([len(s) for s in starts], device=lm.device))
+
+
+@torch.no_grad()
+def trace(
+    lm: LanguageModel,
+    passages: Passages,
+    intervention: Intervention | None = None,
+    sites: Collection[Site] = (),
+    attentions: bool = False,
+    arriving: Collection[int] = (),
+) -> Trace:
+    """A pass over one batch of passages, steered by `intervention` or plain."""
+    layout = Layout(passages.prompt_lengths, passages.real)
+    with (
+        (intervention or Untouched()).applied(lm, layout),
+        capturing(lm.model, sites) as states,
+        _before_all_others(lm, arriving) as before,
+    ):
+        output = lm.model(
+            input_ids=passages.ids,
+            attention_mask=passages.real.long(),
+            use_cache=False,
+            output_attentions=attentions,
+        )
+    return Trace(output.logits, dict(states), tuple(output.attentions) if attentions else (), before)
+
+
+@contextmanager
+def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
+    """While open, every pass leaves here what the blocks `layers` put out, as hooks that are installed do not see it."""
+    found: dict[int, Tensor] = {}
+
+    def keeping(layer: int) -> Callable[..., None]:
+        def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found[layer] = hidden_state(output).clone()
+
+        return keep
+
+    blocks = decoder_blocks(lm.model)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(blocks[layer].register_forward_hook(keeping(layer), prepend=True).remove)
+        yield found
+
+
+@contextmanager
+def eager_attention(lm: LanguageModel) -> Iterator[None]:
+    """While open, attention is computed in the form that can tell its patterns."""
+    before = lm.model.config._attn_implementation
+    lm.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        lm.model.set_attn_implementation(before)

@@ -1,0 +1,284 @@
+"""Which way a vector takes to the logits: path patching in the last block, and direct logit attribution.
+
+Path patching: a vector s at the penultimate layer perturbs what the last block reads, x → x + s. The block is run on the
+steered input with parts of it computed from the plain one (Small Vectors, arXiv 2509.06608, section 7):
+
+    no_patch        everything from x + s: steering as it is
+    skip_attention  what attention adds comes from x: s acts through the residual stream, the MLP and the unembedding
+    skip_layer      the whole block from x, and s added to its output: s acts on the unembedding alone
+    queries, keys, values   that projection of all heads from x
+    head h          head h's output from x;  only head h: every other head's output from x
+
+The measure is KL(p_plain ‖ p_mode) at each position, in float64: what a mode keeps of no_patch's is what the paths that
+are left explain.
+
+Attribution: through which parts of the model does a vector raise a token's logit? At the first generated token the final
+residual stream moves by Δ_L = Σ_l s_l + Σ_l (Δattn_l + Δmlp_l). To first order the logit of token t moves by g · Δ_L with g
+the gradient of that logit in the final residual stream, here the mean of the gradients at the plain and at the steered end
+(the trapezoid rule), so every part c of the sum gets its share g · c. What the shares leave unexplained is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+
+from latentbench.activations.blocks import attention_output, decoder_blocks, first_tensor, with_first_tensor
+from latentbench.activations.resume import resumed_logits
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.interventions.injection import VectorInjection, injecting
+from latentbench.mechanism.passages import Passages, Trace, trace
+
+Mode = Literal["no_patch", "skip_attention", "skip_layer", "queries", "keys", "values"]
+MODES: tuple[Mode, ...] = ("no_patch", "skip_attention", "skip_layer", "queries", "keys", "values")
+
+_PROJECTIONS = {"queries": ("q_proj",), "keys": ("k_proj",), "values": ("v_proj",)}
+_OUTPUTS = ("o_proj", "dense", "c_proj", "out_proj")
+"""Names of the projection whose input is the concatenation of all heads' outputs."""
+_PLACES = 64
+"""Positions whose probabilities exist in float64 at once."""
+
+
+@dataclass(frozen=True)
+class PathPatchingSums:
+    """KL(p_plain ‖ p_mode) summed over the positions that generated tokens are predicted from."""
+
+    modes: dict[str, Tensor]
+    """Mode to [B] float64; a mode is absent where the architecture has no such part."""
+    heads: Tensor
+    """[B, heads] with that head's output from the plain input; [B, 0] where heads cannot be told apart."""
+    only_heads: Tensor
+    """[B, heads] with that head alone steered."""
+    tokens: Tensor
+    """[B] positions."""
+    positions: Tensor
+    """[P] mean KL of no_patch at the p-th generated token, NaN where no passage is that long."""
+
+
+@torch.no_grad()
+def path_patching(lm: LanguageModel, injection: VectorInjection, passages: Passages) -> PathPatchingSums:
+    """Every mode for the injection's vector at the penultimate layer, which must be its only one."""
+    batches = [_Batch(lm, injection, batch) for batch in passages.batches(lm)]
+    modes: dict[str, Tensor] = {mode: torch.cat([b.modes[mode] for b in batches]) for mode in batches[0].modes}
+    return PathPatchingSums(
+        modes,
+        torch.cat([b.heads for b in batches]),
+        torch.cat([b.only_heads for b in batches]),
+        passages.predicting.sum(1).double().cpu(),
+        _by_position([(b.no_patch, b.passages.predicting) for b in batches]),
+    )
+
+
+class _Batch:
+    """One batch of passages through every mode."""
+
+    def __init__(self, lm: LanguageModel, injection: VectorInjection, passages: Passages) -> None:
+        self.lm, self.injection, self.passages = lm, injection, passages
+        self.block = decoder_blocks(lm.model)[-1]
+        self.attention = attention_output(self.block)
+        self.plain, self.logits = self._plain()
+        self.no_patch = self._kl(())
+        self.modes = {mode: self._summed(kl) for mode in MODES if (kl := self._mode(mode)) is not None}
+        joined, heads = _child(self.block, _OUTPUTS), int(getattr(lm.model.config, "num_attention_heads", 0))
+        self.heads = self._heads(joined, heads, inverse=False)
+        self.only_heads = self._heads(joined, heads, inverse=True)
+
+    def _plain(self) -> tuple[dict[nn.Module, Tensor], Tensor]:
+        """What the plain pass computes inside the last block, by module; and its logits."""
+        kept: dict[nn.Module, Tensor] = {}
+        watched = [self.attention, *_named(self.block, [name for names in _PROJECTIONS.values() for name in names])]
+        with ExitStack() as stack:
+            for module in watched:
+                stack.callback(module.register_forward_hook(_keeping_output(kept)).remove)
+            if (joined := _child(self.block, _OUTPUTS)) is not None:
+                stack.callback(joined.register_forward_pre_hook(_keeping_input(kept)).remove)
+            return kept, trace(self.lm, self.passages).logits
+
+    def _mode(self, mode: Mode) -> Tensor | None:
+        if mode == "no_patch":
+            return self.no_patch
+        if mode == "skip_attention":
+            return self._kl([_output_patched(self.attention, self.plain[self.attention])])
+        if mode == "skip_layer":
+            return self._kl((), layer=len(decoder_blocks(self.lm.model)) - 1)
+        found = _named(self.block, _PROJECTIONS[mode])
+        return self._kl([_output_patched(module, self.plain[module]) for module in found]) if found else None
+
+    def _heads(self, joined: nn.Module | None, heads: int, inverse: bool) -> Tensor:
+        if joined is None or not heads or self.plain[joined].shape[-1] % heads:
+            return torch.zeros(len(self.passages), 0, dtype=torch.float64)
+        plain = self.plain[joined]
+        size = plain.shape[-1] // heads
+        columns = []
+        for head in range(heads):
+            chosen = torch.zeros(plain.shape[-1], dtype=torch.bool, device=plain.device)
+            chosen[head * size : (head + 1) * size] = True
+            columns.append(self._summed(self._kl([_input_patched(joined, plain, ~chosen if inverse else chosen)])))
+        return torch.stack(columns, 1)
+
+    def _kl(self, patches: Any, layer: int | None = None) -> Tensor:
+        """[B, T] KL(p_plain ‖ p) with `patches` in place and the vector added after `layer` (default: its own)."""
+        deltas = self.injection.deltas
+        if layer is not None:
+            deltas = {layer: next(iter(deltas.values()))}
+        deltas = {index: delta.to(self.lm.device) for index, delta in deltas.items()}
+        layout = self._layout()
+        with injecting(self.lm.model, deltas, self.injection.scope, layout), ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
+            logits = trace(self.lm, self.passages).logits
+        return divergence(self.logits, logits)
+
+    def _layout(self) -> Any:
+        from latentbench.interventions.intervention import Layout
+
+        return Layout(self.passages.prompt_lengths, self.passages.real)
+
+    def _summed(self, kl: Tensor) -> Tensor:
+        return (kl * self.passages.predicting).sum(1).cpu()
+
+
+def divergence(plain: Tensor, other: Tensor) -> Tensor:
+    """[B, T] KL(p_plain ‖ p_other) of logits [B, T, vocabulary], in float64, a few positions at a time."""
+    parts = zip(torch.split(plain, _PLACES, 1), torch.split(other, _PLACES, 1), strict=True)
+    return torch.cat([_divergence(*part) for part in parts], 1)
+
+
+def _divergence(plain: Tensor, other: Tensor) -> Tensor:
+    return kl_div(
+        other.double().log_softmax(-1), plain.double().log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+
+
+def _by_position(found: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """[P] mean over passages at the p-th generated token."""
+    rows = [row[chosen] for kl, predicting in found for row, chosen in zip(kl, predicting, strict=True)]
+    longest = max(map(len, rows), default=0)
+    padded = [torch.nn.functional.pad(row, (0, longest - len(row)), value=torch.nan) for row in rows]
+    return torch.stack(padded).nanmean(0).cpu() if padded else torch.zeros(0)
+
+
+def _named(block: nn.Module, names: Any) -> list[nn.Module]:
+    """The attention's projections of these names."""
+    return [module for path, module in block.named_modules() if path.rpartition(".")[2] in names]
+
+
+def _child(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The attention's own projection: GPT-2's MLP has a `c_proj` too."""
+    inside = [(path, module) for path, module in block.named_modules() if "att" in path]
+    return next((module for name in names for path, module in inside if path.rpartition(".")[2] == name), None)
+
+
+def _keeping_output(kept: dict[nn.Module, Tensor]) -> Callable[..., None]:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        kept[module] = first_tensor(output).clone()
+
+    return keep
+
+
+def _keeping_input(kept: dict[nn.Module, Tensor]) -> Callable[..., None]:
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        kept[module] = first_tensor(args).clone()
+
+    return keep
+
+
+@contextmanager
+def _output_patched(module: nn.Module, value: Tensor) -> Iterator[None]:
+    def patch(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return with_first_tensor(output, value.clone())
+
+    handle = module.register_forward_hook(patch)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _input_patched(module: nn.Module, value: Tensor, chosen: Tensor) -> Iterator[None]:
+    """Replaces the `chosen` [width] part of what `module` reads by `value`'s."""
+
+    def patch(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return (torch.where(chosen, value, args[0]), *args[1:])
+
+    handle = module.register_forward_pre_hook(patch)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Shares of the change of one token's logit, one row per passage."""
+
+    token: int
+    change: Tensor
+    """[B] float64: the logit under steering minus the plain one."""
+    direct: Tensor
+    """[B, layers] from the vector of each layer itself."""
+    attention: Tensor
+    """[B, layers] from what each block's attention adds otherwise than before."""
+    mlp: Tensor
+    """[B, layers] the same for its MLP."""
+
+    @property
+    def rest(self) -> Tensor:
+        """[B] what the shares do not explain."""
+        return self.change - self.direct.sum(1) - self.attention.sum(1) - self.mlp.sum(1)
+
+
+def attribution(lm: LanguageModel, injection: VectorInjection, passages: Passages, token: int) -> Attribution:
+    """Of the logit of `token` at the first generated token of every passage."""
+    rows = [_batch(lm, injection, batch, token) for batch in passages.batches(lm)]
+    change, direct, attention, mlp = (torch.cat([row[part] for row in rows]) for part in range(4))
+    return Attribution(token, change, direct, attention, mlp)
+
+
+def _batch(lm: LanguageModel, injection: VectorInjection, batch: Passages, token: int) -> tuple[Tensor, ...]:
+    layers = len(decoder_blocks(lm.model))
+    last = Site(index=layers - 1)
+    sites = [last, *(Site(index=i, point=p) for i in range(layers) for p in ("attn_out", "mlp_out"))]
+    steered, plain = trace(lm, batch, injection, sites), trace(lm, batch, None, sites)
+    place = batch.prompt_lengths - 1
+    gradient = (_gradient(lm, batch, plain, last, token) + _gradient(lm, batch, steered, last, token)) / 2
+    change = _at(steered.logits, place)[:, token].double() - _at(plain.logits, place)[:, token].double()
+    moved = {
+        site: _at(steered.states[site], place).double() - _at(plain.states[site], place).double() for site in sites
+    }
+    # The first generated token is predicted from the last of the prompt, which the scope `prompt` leaves alone.
+    direct = _direct(gradient, {} if injection.scope == "prompt" else injection.deltas, layers)
+    parts = [
+        torch.stack([(gradient * moved[Site(index=i, point=point)]).sum(1) for i in range(layers)], 1)
+        for point in ("attn_out", "mlp_out")
+    ]
+    return change.cpu(), direct.cpu(), parts[0].cpu(), parts[1].cpu()
+
+
+def _direct(gradient: Tensor, deltas: Mapping[int, Tensor], layers: int) -> Tensor:
+    zero = gradient.new_zeros(len(gradient))
+    columns = [gradient @ deltas[i].to(gradient) if i in deltas else zero for i in range(layers)]
+    return torch.stack(columns, 1)
+
+
+def _gradient(lm: LanguageModel, batch: Passages, run: Trace, last: Site, token: int) -> Tensor:
+    """[B, d] float64: of the token's logit in the final residual stream of `run`."""
+    hidden = run.states[last].detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        logits = resumed_logits(lm.model, last, hidden, batch.ids, batch.real.long())
+        wanted = _at(logits, batch.prompt_lengths - 1)[:, token].sum()
+        (gradient,) = torch.autograd.grad(wanted, hidden)
+    return _at(gradient, batch.prompt_lengths - 1).double()
+
+
+def _at(values: Tensor, place: Tensor) -> Tensor:
+    """[B, …] the entries of [B, T, …] at one place per row."""
+    return values[torch.arange(len(values), device=values.device), place]

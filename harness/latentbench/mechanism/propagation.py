@@ -1,0 +1,167 @@
+"""How a vector's effect travels through the layers over one text: attention patterns, MLP outputs, residual stream.
+
+Attention shift: per head and query token t the total variation ½ Σ_s |a_steered(t, s) − a_plain(t, s)|; per block
+‖Δmlp(t)‖ / ‖mlp(t)‖.
+
+Persistence: Δ_j(t), what steering at earlier blocks has made of the output of block j:
+
+    Δ_j(t) = h_j^steered(t) − h_j^plain(t), h_j^steered before anything is added at block j itself
+
+* diff-diff: mean over t of cos(Δ_j(t), mean_t Δ_j): is it the same direction at every token?
+* diff-vector: mean over t of cos(Δ_j(t), s_j): is it the direction that a vector of layer j adds?
+
+Only blocks behind the first steered one count: there Δ is the vector itself, whose cosine with itself says nothing. Small
+Vectors (arXiv 2509.06608, section 5). Two passes, so that nothing but sums is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
+from latentbench.interventions.intervention import Intervention
+from latentbench.mechanism.passages import Passages, Trace, eager_attention, trace
+
+
+@dataclass(frozen=True)
+class AttentionShiftSums:
+    """Per passage, summed over the tokens that generated tokens are predicted from."""
+
+    heads: Tensor
+    """[B, layers, heads] float64 total variation."""
+    mlps: Tensor
+    """[B, layers] float64 relative change of MLP outputs."""
+    tokens: Tensor
+    """[B] those tokens."""
+
+
+@torch.no_grad()
+def attention_shift(lm: LanguageModel, intervention: Intervention, passages: Passages) -> AttentionShiftSums:
+    """Steered against plain, all layers and heads."""
+    sites = [Site(index=layer, point="mlp_out") for layer in range(len(decoder_blocks(lm.model)))]
+    heads, mlps = [], []
+    with eager_attention(lm):
+        for batch in passages.batches(lm, _kept(lm, passages)):
+            steered = trace(lm, batch, intervention, sites, attentions=True)
+            plain = trace(lm, batch, None, sites, attentions=True)
+            heads.append(_heads(steered, plain, batch.predicting))
+            mlps.append(_mlps(steered, plain, sites, batch.predicting))
+    return AttentionShiftSums(torch.cat(heads), torch.cat(mlps), passages.predicting.sum(1).double().cpu())
+
+
+def _kept(lm: LanguageModel, passages: Passages) -> int:
+    """Numbers per token: attention to every other token by every head of every layer."""
+    config = lm.model.config
+    return int(config.num_hidden_layers * config.num_attention_heads) * passages.ids.shape[1]
+
+
+def _heads(steered: Trace, plain: Trace, chosen: Tensor) -> Tensor:
+    """[B, layers, heads]."""
+    layers = []
+    for after, before in zip(steered.attentions, plain.attentions, strict=True):
+        moved = (after.float() - before.float()).abs().sum(-1) / 2  # [B, heads, T]
+        layers.append((moved.double() * chosen[:, None]).sum(-1))
+    return torch.stack(layers, 1).cpu()
+
+
+def _mlps(steered: Trace, plain: Trace, sites: list[Site], chosen: Tensor) -> Tensor:
+    """[B, layers]."""
+    layers = []
+    for site in sites:
+        before = plain.states[site].float()
+        moved = (steered.states[site].float() - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-30)
+        layers.append((moved.double() * chosen).sum(1))
+    return torch.stack(layers, 1).cpu()
+
+
+@dataclass(frozen=True)
+class PersistenceSums:
+    """Per passage and layer, summed over its generated tokens."""
+
+    layers: tuple[int, ...]
+    """Those behind the first steered one; none where that is the last."""
+    diff_diff: Tensor
+    """[B, layers] float64 sums of cosines."""
+    diff_vector: Tensor
+    """[B, layers] float64, NaN where there is no vector of that layer."""
+    relative: Tensor
+    """[B, layers] float64 sums of ‖Δ_j‖ / ‖h_j‖."""
+    tokens: Tensor
+    """[B] generated tokens."""
+    final: Tensor
+    """[d_model] mean change of the final residual stream, what is added at the last block included."""
+
+
+@torch.no_grad()
+def persistence(
+    lm: LanguageModel, intervention: Intervention, passages: Passages, first: int, vectors: Mapping[int, Tensor]
+) -> PersistenceSums:
+    """Behind layer `first`. `vectors` are those to compare with, by layer."""
+    layers = tuple(range(first + 1, len(decoder_blocks(lm.model))))
+    means, final = _means(lm, intervention, passages, layers)
+    rows = [_cosines(lm, intervention, batch, means, vectors) for batch in passages.batches(lm)]
+    diff_diff, diff_vector, relative = (torch.cat([row[part] for row in rows]) for part in range(3))
+    tokens = passages.predicting.sum(1).double().cpu()
+    return PersistenceSums(layers, diff_diff, diff_vector, relative, tokens, final.cpu())
+
+
+def _differences(
+    lm: LanguageModel, intervention: Intervention, batch: Passages, layers: tuple[int, ...]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Layer, Δ [B, T, d] and the plain state's norms [B, T], in float32; one layer at a time."""
+    steered, plain = (trace(lm, batch, way, arriving=layers).arriving for way in (intervention, None))
+    for layer in layers:
+        before = plain.pop(layer).float()
+        yield layer, steered.pop(layer).float() - before, before.norm(dim=-1)
+
+
+def _means(
+    lm: LanguageModel, intervention: Intervention, passages: Passages, layers: tuple[int, ...]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Mean Δ by layer, and that of the final residual stream, [d_model] float32 each."""
+    last = Site(index=len(decoder_blocks(lm.model)) - 1)
+    sums: dict[int | Site, Tensor] = {}
+    for batch in passages.batches(lm):
+        steered, plain = (trace(lm, batch, way, [last], arriving=layers) for way in (intervention, None))
+        pairs: dict[int | Site, tuple[Tensor, Tensor]] = {last: (steered.states[last], plain.states[last])}
+        pairs |= {layer: (steered.arriving[layer], plain.arriving[layer]) for layer in layers}
+        for place, (after, before) in pairs.items():
+            total = (after.float() - before.float())[batch.predicting].double().sum(0)
+            sums[place] = sums[place] + total if place in sums else total
+    count = max(int(passages.predicting.sum()), 1)
+    means = {place: (total / count).float() for place, total in sums.items()}
+    return {layer: means[layer] for layer in layers}, means[last]
+
+
+def _cosines(
+    lm: LanguageModel,
+    intervention: Intervention,
+    batch: Passages,
+    means: Mapping[int, Tensor],
+    vectors: Mapping[int, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Three [B, layers]: sums over generated tokens."""
+    chosen = batch.predicting
+    empty = torch.zeros(len(batch), 0, dtype=torch.float64)
+    columns: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for layer, delta, norms in _differences(lm, intervention, batch, tuple(means)):
+        columns[0].append(_sum(cosine_similarity(delta, means[layer], dim=-1), chosen))
+        vector = vectors.get(layer)
+        unknown = torch.full((len(batch),), torch.nan, dtype=torch.float64)
+        columns[1].append(
+            unknown if vector is None else _sum(cosine_similarity(delta, vector.to(delta.device), dim=-1), chosen)
+        )
+        columns[2].append(_sum(delta.norm(dim=-1) / norms.clamp_min(1e-30), chosen))
+    stacked = tuple(torch.stack(column, 1) if column else empty for column in columns)
+    return stacked[0], stacked[1], stacked[2]
+
+
+def _sum(values: Tensor, chosen: Tensor) -> Tensor:
+    return (values.double() * chosen).sum(1).cpu()

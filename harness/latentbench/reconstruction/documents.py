@@ -1,0 +1,211 @@
+"""The documents of one evaluation domain, run batch by batch: batches of similar length, sums per document, and next-token losses.
+
+Sums end up in document order, whatever the order of the batches. Cross-entropy and KL divergence are taken from logits a few
+predictions at a time: log-probabilities are float32 whatever the model's data type, sums are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentbench.activations.capture import hidden_states
+from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
+from latentbench.core.sites import Site
+from latentbench.metrics.base import Array
+
+if TYPE_CHECKING:
+    from latentbench.core.protocols import LanguageModel
+
+
+@dataclass(frozen=True)
+class DocumentBatch:
+    """Documents that are run together, padded to the longest of them."""
+
+    documents: Tensor
+    """[B] int64, on the CPU: their numbers."""
+    ids: Tensor
+    """[B, T] int64."""
+    real: Tensor
+    """[B, T] bool: not padding."""
+    ordinary: Tensor
+    """[B, T] bool: neither padding nor special."""
+
+
+def document_batches(
+    tokens: EvalTokens, special: Tensor, forward_tokens: int, device: torch.device
+) -> Iterator[DocumentBatch]:
+    """All documents, longest first, in batches of at most `forward_tokens` padded tokens (but at least a document).
+
+    `special` [documents, context] marks special tokens. The longest come first so that memory runs out at once or
+    never.
+    """
+    real = real_mask(tokens.lengths, tokens.ids.shape[1])
+    order = torch.argsort(tokens.lengths, descending=True, stable=True)
+    done = 0
+    while done < len(order):
+        longest = int(tokens.lengths[order[done]])
+        chosen = order[done : done + max(1, forward_tokens // longest)]
+        done += len(chosen)
+        part = chosen, slice(0, longest)
+        yield DocumentBatch(
+            chosen, tokens.ids[part].to(device).long(), real[part].to(device), (real & ~special)[part].to(device)
+        )
+
+
+class DocumentSums:
+    """Named per-document sums, filled batch by batch, whatever the order of the batches."""
+
+    def __init__(self, documents: int) -> None:
+        self._documents = documents
+        self._sums: dict[str, Tensor] = {}
+
+    def put(self, batch: DocumentBatch, **sums: Tensor) -> None:
+        """Sets the sums [B] (or vectors [B, d]) of the batch's documents."""
+        for name, values in sums.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(self._documents, *values.shape[1:], dtype=torch.float64)
+            self._sums[name][batch.documents] = values.to("cpu", torch.float64)
+
+    def pop(self, name: str) -> Tensor:
+        """Takes one sum out."""
+        return self._sums.pop(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._sums[name]
+
+    def arrays(self) -> dict[str, Array]:
+        """All sums, [documents] float64."""
+        return {name: values.numpy() for name, values in self._sums.items()}
+
+
+def per_document(values: Tensor, mask: Tensor) -> Tensor:
+    """[B] float64: sums over each row of `mask` [B, T] of `values` [N], one per True in row-major order."""
+    spread = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+    spread[mask] = values.double()
+    return spread.sum(1)
+
+
+def vector_sums(vectors: Tensor, batch: DocumentBatch) -> Tensor:
+    """[B, d] float64: sums over each document of vectors [N, d], one per ordinary token of the batch."""
+    counts = batch.ordinary.sum(1).tolist()
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in torch.split(vectors, counts)])
+
+
+def squared_norms(vectors: Tensor) -> Tensor:
+    """[N] float64: squared Euclidean norms of vectors [N, d]."""
+    return vectors.square().sum(-1, dtype=torch.float64)
+
+
+Progress = Callable[[int, int], None]
+"""Called with the documents run so far and in all; documents are run twice where the domain's mean is not yet known."""
+
+_LOGITS_PER_FORWARD = 2**28
+"""Logits of one forward pass (1 GiB in float32), unless a single document has more."""
+
+
+class Domain:
+    """A model and the documents of one evaluation domain."""
+
+    def __init__(
+        self, language_model: LanguageModel, tokens: EvalTokens, forward_tokens: int, progress: Progress | None
+    ) -> None:
+        self.model, self.device = language_model.model, language_model.device
+        self.documents = len(tokens.ids)
+        self.passes = 0
+        """How often the documents will be run in all, for the progress report."""
+        self._tokens, self._forward_tokens, self._progress = tokens, forward_tokens, progress
+        self._special = special_mask(tokens.ids, language_model.tokenizer)
+        self._run = 0
+
+    def batches(self) -> Iterator[DocumentBatch]:
+        """All documents, in smaller batches where the vocabulary is large.
+
+        Also where no logits are wanted: the batches, and with them the last bits of an SAE's numbers, must not depend
+        on whether another SAE of the pass is spliced in.
+        """
+        vocabulary = self.model.config.get_text_config().vocab_size
+        limit = min(self._forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
+        for batch in document_batches(self._tokens, self._special, limit, self.device):
+            yield batch
+            self._run += len(batch.documents)
+            if self._progress is not None:
+                self._progress(self._run, self.passes * self.documents)
+
+    def means(self, sites: Collection[Site]) -> dict[Site, Array]:
+        """Mean hidden state [d] float64 of all ordinary tokens at each site."""
+        sums = {site: DocumentSums(self.documents) for site in sites}
+        for batch in self.batches() if sites else ():
+            states = hidden_states(self.model, sites, batch.ids, batch.real.long())
+            for site in sites:
+                ordinary = states[site][batch.ordinary].float()
+                sums[site].put(batch, tokens=batch.ordinary.sum(1), states=vector_sums(ordinary, batch))
+        return {site: _mean(total["states"], total["tokens"]) for site, total in sums.items()}
+
+
+def _mean(vectors: Tensor, tokens: Tensor) -> Array:
+    # In document order, so that it does not depend on the batches.
+    mean: Array = (vectors.sum(0) / tokens.sum().clamp_min(1)).numpy()
+    return mean
+
+
+_ELEMENTS_AT_ONCE = 2**25
+"""Logits converted to float32 at once (128 MiB); the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Which positions of a batch of documents predict a real token, and what the clean model says there."""
+
+    mask: Tensor
+    """[B, T−1] bool: position t predicts token t+1, which is real."""
+    targets: Tensor
+    """[P] int64: the tokens predicted, document by document."""
+    clean: Tensor
+    """[P, vocabulary] float32: log-probabilities of the clean model."""
+
+    @staticmethod
+    def of(logits: Tensor, ids: Tensor, real: Tensor) -> Predictions:
+        """From clean logits [B, T, vocabulary], token ids [B, T] and the mask of real tokens [B, T]."""
+        mask = real[:, 1:]
+        clean = torch.cat([torch.log_softmax(chunk.float(), -1) for chunk in _chunks(logits[:, :-1][mask])])
+        return Predictions(mask, ids[:, 1:][mask], clean)
+
+    def clean_loss(self) -> Tensor:
+        """[B] float64: cross-entropy of the clean model, summed over each document."""
+        return per_document(_cross_entropy(self.clean, self.targets), self.mask)
+
+    def losses(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and KL(clean ‖ substituted), [B] float64 each, of substituted logits [B, T, vocabulary]."""
+        losses, divergences, done = [], [], 0
+        for chunk in _chunks(logits[:, :-1][self.mask]):
+            substituted = torch.log_softmax(chunk.float(), -1)
+            part = slice(done, done + len(chunk))
+            losses.append(_cross_entropy(substituted, self.targets[part]))
+            divergences.append(_divergence(self.clean[part], substituted))
+            done += len(chunk)
+        return per_document(torch.cat(losses), self.mask), per_document(torch.cat(divergences), self.mask)
+
+
+def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    return -log_probabilities.gather(-1, targets[:, None])[:, 0].double()
+
+
+def _divergence(clean: Tensor, substituted: Tensor) -> Tensor:
+    """KL(p ‖ q) [P] float64 as Σ (p log(p/q) − p + q), whose terms are all ≥ 0.
+
+    The added Σ (q − p) is zero, and makes rounding of log p and log q count by q − p instead of by p: small
+    divergences, which Σ p log(p/q) leaves with three digits at 1e-3 nats, keep theirs.
+    """
+    p, log_ratio = clean.exp(), substituted - clean
+    near = p * (log_ratio.expm1() - log_ratio)
+    far = substituted.exp() - p - p * log_ratio  # where exp(log_ratio) may overflow while p underflows
+    return torch.where(log_ratio < 1, near, far).sum(-1, dtype=torch.float64)
+
+
+def _chunks(logits: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(logits, max(1, _ELEMENTS_AT_ONCE // logits.shape[-1]))

@@ -1,0 +1,100 @@
+"""How far reconstructions x̂_t are from hidden states x_t: mse, cosine, norm ratio and explained variance. Version 1, over ordinary tokens.
+
+* `mse` = Σ‖x_t − x̂_t‖² / (tokens · d): the squared error *per dimension*; lower is better, unit of x squared. sae-lens
+  reports the error summed over dimensions, d times as much; SAEBench divides that by the batch size once more.
+* `cosine` = mean_t cos(x_t, x̂_t), where cos with a zero vector is 0 (sae-lens: NaN); higher is better.
+* `norm_ratio` = mean_t ‖x̂_t‖ / ‖x_t‖; 1 is best, below 1 is shrinkage. SAEBench and sae-lens `l2_ratio`.
+* `explained_variance`: how much of the hidden states' variance a reconstruction keeps, under named definitions. With
+  e_t = x_t − x̂_t, x̄ and ē the means of x_t and e_t over the domain's tokens, sums over all ordinary tokens of the domain,
+  unit: fraction, higher is better:
+
+============================  =======================================  ==============================================
+estimator                     formula                                  who reports it
+============================  =======================================  ==============================================
+`centred` (default)           1 − Σ‖e_t‖² / Σ‖x_t − x̄‖²                1 − FVU; sae-lens ≥ 6.4x `explained_variance`
+`residual_variance`           1 − Σ‖e_t − ē‖² / Σ‖x_t − x̄‖²            dictionary_learning `frac_variance_explained`,
+                                                                       KronSAE (arXiv 2505.22255, section 4)
+`token_ratio`                 mean_t (1 − ‖e_t‖² / ‖x_t − x̄‖²)         SAEBench and sae-lens `…_legacy`, up to x̄
+`uncentred`                   1 − Σ‖e_t‖² / Σ‖x_t‖²                    1 − normalised MSE about the origin
+============================  =======================================  ==============================================
+
+They differ: `residual_variance` forgives a constant offset, `token_ratio` weighs every token alike and is lowered by
+tokens near the mean, `uncentred` is raised by a large common mean. The legacy implementations take x̄ over a batch,
+here it is the domain's, so that the number does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from latentbench.metrics.base import Array, BudgetedMetric, Estimator
+
+
+def _ratio(total: Array, n: Array) -> Array:
+    return total / n
+
+
+_MSE = Estimator("mse", 1, "squared activation/dimension", False, ("squared_error", "elements"), _ratio)
+_COSINE = Estimator("cosine", 1, "cosine", True, ("cosine", "tokens"), _ratio)
+_NORM_RATIO = Estimator("norm_ratio", 1, "ratio", None, ("norm_ratio", "tokens"), _ratio)
+
+
+class MSE(BudgetedMetric):
+    """Mean squared error per dimension."""
+
+    metric: Literal["mse"] = "mse"
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        return (_MSE,)
+
+
+class Cosine(BudgetedMetric):
+    """Mean cosine between hidden state and reconstruction."""
+
+    metric: Literal["cosine"] = "cosine"
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        return (_COSINE,)
+
+
+class NormRatio(BudgetedMetric):
+    """Mean ratio of the reconstruction's norm to the hidden state's."""
+
+    metric: Literal["norm_ratio"] = "norm_ratio"
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        return (_NORM_RATIO,)
+
+
+ExplainedVarianceName = Literal["centred", "residual_variance", "token_ratio", "uncentred"]
+
+
+def _fraction_kept(lost: Array, whole: Array) -> Array:
+    return 1 - lost / whole
+
+
+def _variance_estimator(name: str, *inputs: str) -> Estimator:
+    return Estimator(f"explained_variance.{name}", 1, "fraction", True, inputs, _fraction_kept)
+
+
+_ESTIMATORS: dict[str, Estimator] = {
+    "centred": _variance_estimator("centred", "squared_error", "total_variance"),
+    "residual_variance": _variance_estimator("residual_variance", "residual_variance", "total_variance"),
+    "token_ratio": Estimator(
+        "explained_variance.token_ratio", 1, "fraction", True, ("token_ratio", "tokens"), lambda total, n: total / n
+    ),
+    "uncentred": _variance_estimator("uncentred", "squared_error", "squared_norm"),
+}
+
+
+class ExplainedVariance(BudgetedMetric):
+    """Share of the hidden states' variance that the reconstruction keeps."""
+
+    metric: Literal["explained_variance"] = "explained_variance"
+    estimators: Annotated[tuple[ExplainedVarianceName, ...], Field(min_length=1)] = ("centred",)
+    """Definitions to report: centred, residual_variance, token_ratio, uncentred."""
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        return tuple(_ESTIMATORS[name] for name in dict.fromkeys(self.estimators))

@@ -1,0 +1,321 @@
+"""One pass over a domain's documents that serves every SAE at every site of a model.
+
+The clean forward is run once per batch of documents, zero- and mean-ablation once per site, and each SAE only encodes,
+decodes and, where cross-entropy is wanted, resumes the forward behind its site. An SAE's numbers are the same whatever
+else is measured in the pass; an SAE that raises is dropped with its exception and the others go on.
+
+From bottom to top: the sums of one SAE (`Reconstructions`), those of a site (`SiteStatistics`), the pass (`measure`). What the
+statistics are is defined in harness/latentbench/reconstruction/statistics.py.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.residual import hook_point
+from latentbench.activations.resume import needs_block_input, resumed_logits
+from latentbench.activations.tokens import EvalTokens
+from latentbench.core.border import contained
+from latentbench.core.sites import Site
+from latentbench.metrics.base import Array, at_budget
+from latentbench.reconstruction.documents import (
+    DocumentBatch,
+    DocumentSums,
+    Domain,
+    Predictions,
+    Progress,
+    per_document,
+    squared_norms,
+    vector_sums,
+)
+from latentbench.reconstruction.statistics import Baseline, Measurement
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+
+if TYPE_CHECKING:
+    from latentbench.core.protocols import LanguageModel
+
+_TINY = 1e-300
+"""Makes the cosine with a zero vector 0."""
+
+
+class Reconstructions:
+    """Everything measured of one SAE at one budget on one domain."""
+
+    def __init__(self, sae: SparseAutoencoder, budget: int | None, documents: int) -> None:
+        self._sae, self._budget = sae, budget
+        self._sums = DocumentSums(documents)
+        self._firing = torch.zeros(sae.width, dtype=torch.int64)
+
+    def add(self, batch: DocumentBatch, x: Tensor, mean: Tensor) -> Tensor:
+        """Takes the hidden states [N, d] float32 of the batch's ordinary tokens and returns their reconstructions.
+
+        `mean` [d] is the domain's. Raises whatever the SAE raises.
+        """
+        codes = self._sae.encode(x, self._budget)
+        reconstruction = self._sae.decode(codes).to(x.dtype)
+        if reconstruction.shape != x.shape:
+            raise ValueError(f"reconstructions of shape {tuple(reconstruction.shape)} for {tuple(x.shape)} given")
+        self._firing += codes.firing_counts(self._sae.width).cpu()
+        sums = {
+            name: per_document(values, batch.ordinary)
+            for name, values in _per_token(x, reconstruction, mean, codes).items()
+        }
+        self._sums.put(batch, **sums, error=vector_sums(x - reconstruction, batch))
+        return reconstruction
+
+    def add_losses(self, batch: DocumentBatch, cross_entropy: Tensor, divergence: Tensor) -> None:
+        """Takes the losses [B] with the reconstructions spliced in."""
+        self._sums.put(batch, ce_sae=cross_entropy, kl_sae=divergence)
+
+    def finished(self, name: str, tokens: Tensor) -> Measurement:
+        """The measurement, given the number of ordinary tokens [documents]. To be called once."""
+        residual = _residual_variance(self._sums["squared_error"], self._sums.pop("error"), tokens)
+        sums = self._sums.arrays() | {"residual_variance": residual}
+        statistics = {at_budget(key, self._budget): values for key, values in sums.items()}
+        return Measurement(name, self._budget, statistics, self._firing.numpy())
+
+
+def _per_token(x: Tensor, reconstruction: Tensor, mean: Tensor, codes: Codes) -> dict[str, Tensor]:
+    """Statistics [N] of each token."""
+    squared_error, squared_x, squared_hat = map(squared_norms, (x - reconstruction, x, reconstruction))
+    product = (x * reconstruction).sum(-1, dtype=torch.float64)
+    return {
+        "squared_error": squared_error,
+        "token_ratio": 1 - squared_error / squared_norms(x - mean),
+        "cosine": product / (squared_x * squared_hat).sqrt().clamp_min(_TINY),
+        "norm_ratio": (squared_hat / squared_x).sqrt(),
+        "l0": codes.l0,
+    }
+
+
+def _residual_variance(squared_error: Tensor, errors: Tensor, tokens: Tensor) -> Array:
+    """Σ‖e − ē‖² of each document, from Σ‖e‖² [documents], Σe [documents, d] and its number of tokens [documents].
+
+    Expanded about 0 in float64, because ē is known only after the last batch.
+    """
+    mean_error = errors.sum(0) / tokens.sum().clamp_min(1)
+    residual = squared_error - 2 * errors @ mean_error + tokens * mean_error.square().sum()
+    array: Array = residual.clamp_min(0).numpy()
+    return array
+
+
+Losses = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Replacements [N, d] of the ordinary tokens' hidden states to cross-entropy and KL divergence [B] of each document."""
+
+
+@dataclass(frozen=True)
+class MeasurementRequest:
+    """What is wanted of one SAE."""
+
+    name: str
+    """Unique in a pass."""
+    sae: SparseAutoencoder
+    """Moved to the model's device and put into evaluation mode."""
+    site: Site
+    budgets: tuple[int | None, ...] = (None,)
+    splice: bool = False
+    """Whether the reconstruction is also spliced into the model, for `ce_sae` and `kl_sae`."""
+
+
+@dataclass(frozen=True)
+class WantedBaseline:
+    """Which shared statistics of a site are still to be computed."""
+
+    baseline: bool
+    spliced: bool
+    """Cross-entropies and divergences too."""
+
+
+class SiteStatistics:
+    """Gathers, batch by batch, everything wanted at one site."""
+
+    def __init__(
+        self, site: Site, mean: Array, documents: int, wanted: WantedBaseline, requests: Sequence[MeasurementRequest]
+    ) -> None:
+        self.site, self._mean, self._wanted = site, torch.from_numpy(mean), wanted
+        self._requests = [request for request in requests if request.site == site]
+        self._sums = DocumentSums(documents)
+        self._gathered = {(r.name, b): Reconstructions(r.sae, b, documents) for r in self._requests for b in r.budgets}
+        self.failures: dict[str, Exception] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be gathered here."""
+        return not (self._wanted.baseline or self._requests)
+
+    @property
+    def splices(self) -> bool:
+        """Whether the model's logits are needed."""
+        return self._wanted.spliced or any(request.splice for request in self._requests)
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        """The sites whose hidden states `add` takes."""
+        entrance = Site(index=self.site.index, point="resid_pre")
+        return (self.site, entrance) if self.splices and needs_block_input(self.site) else (self.site,)
+
+    def add(
+        self, model: nn.Module, batch: DocumentBatch, states: Mapping[Site, Tensor], clean: Predictions | None
+    ) -> None:
+        """Takes the clean hidden states [B, T, d] of a batch, and the clean predictions if anything splices."""
+        x = states[self.site][batch.ordinary].float()
+        self._mean = self._mean.to(x.device)
+        losses = None if clean is None else _losses(model, self.site, batch, states, clean)
+        self._sums.put(batch, tokens=batch.ordinary.sum(1))
+        if self._wanted.baseline:
+            self._add_baseline(batch, x)
+        if self._wanted.spliced and losses is not None and clean is not None:
+            self._add_ablations(batch, x, losses, clean)
+        for request in self._requests:
+            if request.name not in self.failures:
+                self._add_isolated(request, batch, x, losses)
+
+    def baseline(self) -> Baseline | None:
+        """The site's baseline, None if it was not wanted."""
+        return Baseline(self.site, self._mean.cpu().numpy(), self._sums.arrays()) if self._wanted.baseline else None
+
+    def measurements(self) -> Iterator[Measurement]:
+        """The measurements of all SAEs that did not fail. To be called once."""
+        for (name, _), reconstructions in self._gathered.items():
+            if name not in self.failures:
+                yield reconstructions.finished(name, self._sums["tokens"])
+
+    def _add_baseline(self, batch: DocumentBatch, x: Tensor) -> None:
+        self._sums.put(
+            batch,
+            elements=batch.ordinary.sum(1) * x.shape[1],
+            predictions=batch.real.sum(1) - 1,
+            squared_norm=per_document(squared_norms(x), batch.ordinary),
+            total_variance=per_document(squared_norms(x - self._mean), batch.ordinary),
+        )
+
+    def _add_ablations(self, batch: DocumentBatch, x: Tensor, losses: Losses, clean: Predictions) -> None:
+        ce_zero, kl_zero = losses(torch.zeros_like(x))
+        ce_mean, kl_mean = losses(self._mean.expand_as(x))
+        ce_clean = clean.clean_loss()
+        self._sums.put(batch, ce_clean=ce_clean, ce_zero=ce_zero, ce_mean=ce_mean, kl_zero=kl_zero, kl_mean=kl_mean)
+
+    def _add_isolated(
+        self, request: MeasurementRequest, batch: DocumentBatch, x: Tensor, losses: Losses | None
+    ) -> None:
+        try:
+            self._add_sae(request, batch, x, losses)
+        except BaseException as error:  # an SAE may be anyone's and raise anything; the others go on
+            kept = contained(error)
+            # The traceback as text: its frames would keep this batch's tensors alive.
+            kept.add_note(traceback.format_exc())
+            kept.__cause__ = None
+            self.failures[request.name] = kept.with_traceback(None)
+
+    def _add_sae(self, request: MeasurementRequest, batch: DocumentBatch, x: Tensor, losses: Losses | None) -> None:
+        request.sae.to(x.device).eval()
+        for budget in request.budgets:
+            gathered = self._gathered[request.name, budget]
+            reconstruction = gathered.add(batch, x, self._mean)
+            if request.splice and losses is not None:
+                gathered.add_losses(batch, *losses(reconstruction))
+
+
+def _losses(
+    model: nn.Module, site: Site, batch: DocumentBatch, states: Mapping[Site, Tensor], clean: Predictions
+) -> Losses:
+    entrance = states[Site(index=site.index, point="resid_pre")] if needs_block_input(site) else None
+
+    def losses(replacements: Tensor) -> tuple[Tensor, Tensor]:
+        # Special tokens keep their own hidden states in every substitution.
+        hidden = states[site].clone()
+        hidden[batch.ordinary] = replacements.to(hidden.dtype)
+        return clean.losses(resumed_logits(model, site, hidden, batch.ids, batch.real.long(), entrance))
+
+    return losses
+
+
+__all__ = ["MeasurementRequest", "PassResults", "Progress", "measure"]
+
+_TOKENS_PER_FORWARD = 4096
+
+
+@dataclass(frozen=True)
+class PassResults:
+    """What a pass over one domain gave."""
+
+    baselines: dict[Site, Baseline]
+    """Of every site asked for, those already known included."""
+    measurements: list[Measurement]
+    """One per SAE and budget; none of an SAE that failed."""
+    failures: dict[str, Exception] = field(default_factory=dict)
+    """Why an SAE, by name, has no measurements; the traceback is in the exception's notes."""
+
+
+@torch.no_grad()
+def measure(
+    language_model: LanguageModel,
+    tokens: EvalTokens,
+    requests: Sequence[MeasurementRequest] = (),
+    *,
+    baselines: Mapping[Site, Baseline] | None = None,
+    sites: Collection[Site] = (),
+    splice_sites: Collection[Site] = (),
+    forward_tokens: int = _TOKENS_PER_FORWARD,
+    progress: Progress | None = None,
+) -> PassResults:
+    """Per-document statistics of one domain for all `requests`, and the baselines of their sites.
+
+    `baselines` are those already known: they are not computed again, unless one lacks the cross-entropies that a
+    request at its site splices for. `sites` and `splice_sites` ask for baselines (with cross-entropies) whether or not
+    an SAE is there. Documents are run `forward_tokens` padded tokens at a time, fewer for large vocabularies; the
+    results do not depend on it. Raises InvalidInput for a site the model does not have.
+    """
+    if len({request.name for request in requests}) < len(requests):
+        raise ValueError("two requests have the same name")
+    splices = _splices(requests, sites, splice_sites)
+    for site in splices:
+        hook_point(language_model.model, site)
+    known = {site: baseline for site, baseline in (baselines or {}).items() if site in splices}
+    missing = {site for site, splice in splices.items() if site not in known or (splice and not known[site].spliced)}
+    domain = Domain(language_model, tokens, forward_tokens, progress)
+    unseen = [site for site in splices if site not in known]
+    domain.passes = int(bool(unseen)) + int(bool(missing or requests))
+    means = {site: baseline.mean for site, baseline in known.items()} | domain.means(unseen)
+    wanted = {site: WantedBaseline(site in missing, site in missing and splice) for site, splice in splices.items()}
+    gathering = [SiteStatistics(site, means[site], domain.documents, wanted[site], requests) for site in splices]
+    _gather(domain, [statistics for statistics in gathering if not statistics.idle])
+    return _results(gathering, known)
+
+
+def _splices(
+    requests: Sequence[MeasurementRequest], sites: Collection[Site], splice_sites: Collection[Site]
+) -> dict[Site, bool]:
+    """Every site a baseline is needed of, and whether with cross-entropies."""
+    spliced = {*splice_sites, *(request.site for request in requests if request.splice)}
+    everywhere = (*sites, *splice_sites, *(request.site for request in requests))
+    return {site: site in spliced for site in everywhere}
+
+
+def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
+    reads = {site for statistics in gathering for site in statistics.reads}
+    splices = any(statistics.splices for statistics in gathering)
+    for batch in domain.batches() if gathering else ():
+        attention_mask, clean = batch.real.long(), None
+        if splices:
+            states, logits = hidden_states_and_logits(domain.model, reads, batch.ids, attention_mask)
+            clean = Predictions.of(logits, batch.ids, batch.real)
+            del logits
+        else:
+            states = hidden_states(domain.model, reads, batch.ids, attention_mask)
+        for statistics in gathering:
+            statistics.add(domain.model, batch, states, clean)
+
+
+def _results(gathering: Sequence[SiteStatistics], known: Mapping[Site, Baseline]) -> PassResults:
+    baselines = {statistics.site: statistics.baseline() or known[statistics.site] for statistics in gathering}
+    measurements = [measurement for statistics in gathering for measurement in statistics.measurements()]
+    failures = {name: error for statistics in gathering for name, error in statistics.failures.items()}
+    return PassResults(baselines, measurements, failures)

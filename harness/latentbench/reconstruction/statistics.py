@@ -1,0 +1,106 @@
+"""Per-document sufficient statistics, from which every metric of an SAE on a domain follows.
+
+All are float64 sums over a document. Over its ordinary tokens (not BOS, EOS, PAD, SEP, CLS), with x the hidden state,
+x̂ the reconstruction, e = x − x̂, x̄ and ē their means over all ordinary tokens of the domain, d the dimensions:
+
+    tokens             number of ordinary tokens           squared_error      Σ ‖e‖²
+    elements           tokens · d                          residual_variance  Σ ‖e − ē‖²
+    squared_norm       Σ ‖x‖²                              token_ratio        Σ (1 − ‖e‖² / ‖x − x̄‖²)
+    total_variance     Σ ‖x − x̄‖²                          cosine             Σ cos(x, x̂), 0 for a zero vector
+                                                           norm_ratio         Σ ‖x̂‖ / ‖x‖
+                                                           l0                 Σ number of active latents
+
+Over its predictions of real tokens (positions 1 … length−1; the one made from BOS counts), in nats:
+
+    predictions        length − 1                          ce_sae             Σ −log p(next) with x̂ in x's place
+    ce_clean           Σ −log p(next)                      kl_sae             Σ KL(clean ‖ with x̂ in x's place)
+    ce_zero, ce_mean   … with 0, x̄ in x's place            kl_zero, kl_mean   Σ KL(clean ‖ with 0, x̄ in x's place)
+
+In every substitution special tokens keep their own hidden states. The left column is shared by all SAEs at a site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
+from latentbench.metrics.base import Array, Counts, at_budget
+
+VERSION = 1
+"""Raised when the same SAE and documents give different statistics."""
+
+SPLICED_BASELINE = ("ce_clean", "ce_zero", "ce_mean", "kl_zero", "kl_mean")
+
+_PREFIX = "statistics."
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What one domain's documents give at one site without any SAE."""
+
+    site: Site
+    mean: Array
+    """[d] float64: mean hidden state over the domain's ordinary tokens."""
+    statistics: dict[str, Array]
+    """The shared statistics, [documents] each."""
+
+    @property
+    def spliced(self) -> bool:
+        """Whether cross-entropies and divergences are among the statistics."""
+        return all(name in self.statistics for name in SPLICED_BASELINE)
+
+    def unspliced(self) -> Baseline:
+        """The same without cross-entropies and divergences, as a pass that needs none would have given it."""
+        kept = {name: values for name, values in self.statistics.items() if name not in SPLICED_BASELINE}
+        return Baseline(self.site, self.mean, kept)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
+        """Tensors for safetensors and the metadata beside them."""
+        return _packed(self.statistics) | {"mean": torch.from_numpy(self.mean)}, {"site": self.site.plain()}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> Baseline:
+        """The inverse of `to_tensors`."""
+        return Baseline(Site(**meta["site"]), tensors["mean"].numpy(), _unpacked(tensors))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one domain's documents give with one SAE at one budget."""
+
+    name: str
+    """The request's name."""
+    budget: int | None
+    """Active latents per token the SAE was limited to; None: as trained."""
+    statistics: dict[str, Array] = field(default_factory=dict)
+    """The SAE's statistics, [documents] each, named with the budget: `squared_error@8`."""
+    firing: Counts = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """[width] on how many of the domain's ordinary tokens each latent is active."""
+
+    @property
+    def spliced(self) -> bool:
+        """Whether cross-entropy and divergence are among the statistics."""
+        return at_budget("ce_sae", self.budget) in self.statistics
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
+        """Tensors for safetensors and the metadata beside them (the name is the caller's and not stored)."""
+        return _packed(self.statistics) | {"firing": torch.from_numpy(self.firing)}, {"budget": self.budget}
+
+    @staticmethod
+    def from_tensors(name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> Measurement:
+        """The inverse of `to_tensors`."""
+        return Measurement(name, meta["budget"], _unpacked(tensors), tensors["firing"].numpy())
+
+
+def _packed(statistics: Mapping[str, Array]) -> dict[str, Tensor]:
+    return {_PREFIX + name: torch.from_numpy(values) for name, values in statistics.items()}
+
+
+def _unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    return {name.removeprefix(_PREFIX): t.numpy() for name, t in tensors.items() if name.startswith(_PREFIX)}

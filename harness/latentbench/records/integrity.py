@@ -1,0 +1,103 @@
+"""Does a record hold what was measured? What it says is a number only where this can be told.
+
+A number with statistics must follow from them: the file beside the record is the one it vouches for, and the formula over
+its sums gives the number. What has no statistics (costs, tallies, imported numbers) stands under the record's own digest,
+as everything else in it does. The digest finds what happened by accident or by an editor; the statistics also find what
+was altered together with its digest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentbench.core.errors import RefusedFile, StoreError
+from latentbench.core.hashing import digest, file_digest
+from latentbench.core.spec_model import Json
+from latentbench.metrics.recorded import Number, estimators
+from latentbench.records.record import DocumentStatistics, MetricValue, Record
+from latentbench.store.files import read_arrays
+
+if TYPE_CHECKING:
+    from latentbench.metrics.base import Array, Estimator, Statistics
+
+_MAX_STATISTICS = 4 << 30
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9
+"""What the order of sums may change in a number."""
+
+
+def sealed(record: Record) -> Json:
+    """The record as it is written: JSON with the digest of all the rest."""
+    plain = record.model_dump(mode="json", by_alias=True, exclude={"digest"})
+    return {**plain, "digest": _digest(plain)}
+
+
+def damage(record: Record, written: Mapping[str, Json], path: Path) -> str | None:
+    """What is wrong with a record whose file at `path` says `written`, in one sentence; None where nothing is."""
+    if record.digest is None:
+        return "it has no digest, so nothing vouches for its numbers"
+    if record.digest != _digest({name: value for name, value in written.items() if name != "digest"}):
+        return "its digest does not hold: the file was altered after it was written"
+    try:
+        statistics = read_statistics(path.parent, record.documents) if record.documents else {}
+    except RefusedFile as error:
+        return str(error)
+    if record.imported:
+        return None  # other tools keep no statistics
+    known = estimators(record.metrics_section)
+    found = (_contradiction(known, metric, statistics) for metric in record.metrics)
+    return next((said for said in found if said), None)
+
+
+def read_statistics(folder: Path, documents: DocumentStatistics) -> Statistics:
+    """The arrays [units] float64 beside a record. Raises RefusedFile where they are not those it vouches for."""
+    file = folder / documents.file
+    if Path(documents.file).name != documents.file or file.is_symlink():
+        raise RefusedFile(f"it names statistics outside of its folder: {documents.file!r}")
+    try:
+        if file.stat().st_size > _MAX_STATISTICS:
+            raise RefusedFile(f"{file.name} is larger than statistics can be")
+        if file_digest(file) != documents.sha256:
+            raise RefusedFile(f"{file.name} is not what the record vouches for (sha256 differs)")
+        arrays = read_arrays(file)
+    except OSError as error:
+        raise RefusedFile(f"{file.name} cannot be read: {error.strerror or error}") from None
+    except StoreError as error:
+        raise RefusedFile(str(error)) from None
+    if wrong := next((name for name, array in arrays.items() if array.dtype != "float64" or array.ndim != 1), None):
+        raise RefusedFile(f"{file.name}: {wrong} is not a float64 array [units]")
+    return {name: array.astype("float64", copy=False) for name, array in arrays.items()}
+
+
+def _contradiction(known: Mapping[Number, Estimator], metric: MetricValue, statistics: Statistics) -> str | None:
+    """How a number contradicts its statistics; None for one that this installation knows no statistics of."""
+    estimator = known.get((metric.id, metric.version, metric.settings))
+    if estimator is None or metric.value is None:
+        return None
+    where = f"{metric.domain or ''}/{metric.id}@{metric.version}"
+    names = [f"{metric.domain}/{name}" for name in estimator.names(metric.budget)]
+    if missing := [name for name in names if name not in statistics]:
+        return f"{where} is {metric.value} without its statistics {missing[0]}"
+    inputs = [statistics[name] for name in names]
+    if len({len(array) for array in inputs}) > 1:
+        return f"{where} has statistics of different lengths"
+    if metric.n is not None and metric.n != len(inputs[0]):
+        return f"{where} is said to be over {metric.n} {estimator.units} and has statistics of {len(inputs[0])}"
+    given = _evaluated(estimator.formula, [array.sum() for array in inputs])
+    if given is not None and math.isclose(metric.value, given, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
+        return None
+    return f"{where} is {metric.value} in the record and {given} from its statistics"
+
+
+def _evaluated(formula: Callable[..., Array], sums: list[float]) -> float | None:
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        value = float(formula(*sums))
+    return value if math.isfinite(value) else None
+
+
+def _digest(plain: Mapping[str, Json]) -> str:
+    return digest("record", dict(plain))

@@ -1,0 +1,108 @@
+"""Records on disk: `results/records/<spec name>/<label>-seed<seed>-<cell>.json`, statistics beside them."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from latentbench.core.errors import RefusedFile
+from latentbench.core.hashing import digest, file_digest
+from latentbench.records.integrity import damage, sealed
+from latentbench.records.record import DocumentStatistics, Record
+from latentbench.store.files import Arrays, write_arrays, write_json
+
+if TYPE_CHECKING:  # reading results needs no spec language
+    from latentbench.spec.cells import Cell
+
+RECORDS = "records"
+_MAX_RECORD = 64 << 20
+
+
+def record_path(results: Path, cell: Cell, key: str) -> Path:
+    """Where the record of a cell stands."""
+    return results / RECORDS / cell.origin.name / f"{_slug(cell.label)}seed{cell.seed}-{key[:12]}.json"
+
+
+def find_record(results: Path, cell: Cell, key: str) -> Record | None:
+    """The record of a cell, or None. An unreadable one counts as absent, a damaged one has no numbers: either way the
+    cell is computed again."""
+    path = record_path(results, cell, key)
+    try:
+        record = read_record(path) if path.is_file() else None
+    except RefusedFile:
+        return None
+    return record if record and record.cell == key else None
+
+
+def records_of(results: Path, cell: Cell) -> Iterator[Record]:
+    """The readable records of a cell under any key: what it was before its spec, texts or definitions changed."""
+    pattern = f"{glob.escape(_slug(cell.label))}seed{cell.seed}-*.json"
+    for path in sorted((results / RECORDS / cell.origin.name).glob(pattern)):
+        try:
+            yield read_record(path)
+        except RefusedFile:
+            continue  # the leaderboard names unreadable records; here they only fail to explain a plan
+
+
+def referred_keys(results: Path) -> set[str]:
+    """Keys of all artifacts that some readable record refers to."""
+    keys: set[str] = set()
+    for path in sorted((results / RECORDS).rglob("*.json")):
+        try:
+            keys |= {artifact.key for artifact in read_record(path).artifacts}
+        except RefusedFile:
+            continue  # an unreadable record vouches for nothing
+    return keys
+
+
+def read_record(path: Path) -> Record:
+    """A record that was checked: `Record.damaged` where it does not hold what was measured (`harness/latentbench/records/integrity.py`).
+
+    Raises RefusedFile when it is not one, and for a link, which could lead to anything.
+    """
+    try:
+        if path.is_symlink():
+            raise RefusedFile("symbolic links are not followed")
+        if path.stat().st_size > _MAX_RECORD:
+            raise RefusedFile(f"{path.name} is larger than a record can be")
+        content = path.read_bytes()
+        record = Record.model_validate_json(content, strict=True)
+        reason = damage(record, json.loads(content), path)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise RefusedFile(f"{path.name} is not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:  # NaN, lone surrogates, endless digits
+        raise RefusedFile(f"{path.name} is not a record: {error}") from None
+    except OSError as error:
+        raise RefusedFile(f"{path.name} cannot be read: {error.strerror or error}") from None
+    return record.damaged(reason) if reason else record
+
+
+def write_record(results: Path, cell: Cell, record: Record, statistics: Arrays) -> Path:
+    """Writes the statistics, then the record that vouches for them; the record is whole or absent."""
+    path = record_path(results, cell, record.cell)
+    if statistics:
+        sidecar = path.with_suffix(".safetensors")
+        write_arrays(sidecar, statistics)
+        vouched = DocumentStatistics(file=sidecar.name, sha256=file_digest(sidecar))
+        record = record.model_copy(update={"documents": vouched})
+    write_json(path, sealed(record))
+    return path
+
+
+def _slug(label: str) -> str:
+    """The label as part of a file name: long or unusual ones are shortened to a digest."""
+    if not label:
+        return ""
+    plain = re.sub(r"[^A-Za-z0-9.=_-]+", "_", label)
+    return (
+        f"{plain}-"
+        if plain == label.replace(",", "_") and len(plain) <= 60
+        else f"{plain[:40]}~{digest('label', label)[:8]}-"
+    )

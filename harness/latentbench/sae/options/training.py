@@ -1,0 +1,70 @@
+"""How an SAE is trained (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from latentbench.core.spec_model import SpecModel
+
+TOKENS_PER_DEVICE = 32
+"""Least share of a batch, on average: a random share of it is then empty less than once in 10^13 steps and devices."""
+
+
+class Budget(SpecModel):
+    """Training for as many operations as another spec's run needs (KronSAE, arXiv 2505.22255, §4)."""
+
+    flops_of: Annotated[str, Field(min_length=1, max_length=300)]
+    """Path of the other spec, relative to this file."""
+    label: str | None = None
+    """Which of its experiments, where it has several."""
+
+
+class TrainingOptions(SpecModel):
+    """Recipe shared by all trained variants; defaults follow KronSAE (arXiv 2505.22255, App. A.1).
+
+    What that paper leaves open is fixed here and recorded: input normalisation, gradient clipping, dead threshold.
+    """
+
+    version: ClassVar[int] = 1
+    """Raised when the same options give different weights."""
+    handling: ClassVar[frozenset[str]] = frozenset({"budget", "devices"})
+
+    batch: PositiveInt = 4096
+    """Tokens per optimiser step (steps of one shuffle block differ by at most one token)."""
+    lr: PositiveFloat = 8e-4
+    """Peak learning rate of Adam."""
+    final_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine decay."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises linearly."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of Adam's moments."""
+    gradient_clip: PositiveFloat | None = 1.0
+    """Largest global gradient norm; null for none."""
+    normalise: bool = True
+    """Scale inputs so that their mean norm is sqrt(d_in); folded into the weights at the end."""
+    dead_after: PositiveInt | None = None
+    """Tokens without firing after which a latent counts as dead; default min(10 million, a tenth of the tokens)."""
+    buffer: PositiveInt = 131_072
+    """Tokens that are shuffled together before they are cut into batches."""
+
+    devices: PositiveInt = 1
+    """Train on so many devices of one machine at a time, each on its share of every batch: `cuda:0` and up, or processes
+    on the CPU. In no key: numbers are the same but for rounding."""
+
+    budget: Budget | None = None
+    """Sets dataset.train.tokens so that training costs as much as another spec's; default: the tokens stated."""
+
+    @model_validator(mode="after")
+    def _buffer_holds_a_batch(self) -> Any:
+        if self.buffer < self.batch:
+            raise ValueError(f"the shuffle buffer ({self.buffer} tokens) must hold a batch ({self.batch} tokens)")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_have_tokens(self) -> Any:
+        if self.devices > 1 and self.batch < (least := TOKENS_PER_DEVICE * self.devices):
+            raise ValueError(f"{self.devices} devices share a batch of at least {least} tokens, not {self.batch}")
+        return self

@@ -1,0 +1,88 @@
+"""What the sources of trained SAEs share: their folders, the identity of files, and what configurations state.
+
+Nothing here imports torch: `validate` and `plan` read every SAE a spec names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.hashing import known_digest
+from latentbench.core.protocols import Roots
+from latentbench.core.spec_model import Json
+
+if TYPE_CHECKING:
+    from latentbench.core.sites import Point
+
+_TRANSFORMER_LENS = re.compile(r"blocks\.(\d+)\.(?:hook_)?(\w+)")
+_MODULE = re.compile(r"(?:^|[._])(?:layers|h|blocks)[._](\d+)(?:\.(\w+))?$")
+_POINTS: dict[str | None, Point] = {
+    None: "resid_post",
+    "resid_pre": "resid_pre",
+    "resid_post": "resid_post",
+    "mlp_out": "mlp_out",
+    "attn_out": "attn_out",
+    "mlp": "mlp_out",
+    "attn": "attn_out",
+    "attention": "attn_out",
+    "self_attn": "attn_out",
+}
+
+
+def sae_folder(roots: Roots, path: str, kind: str, needed: Iterable[str]) -> Path:
+    """The folder meant by `path`. Raises NotAvailable when it does not hold the files of a `kind`, OutsideProject for
+    links that lead out of the project."""
+    folder = roots.resolve(path)
+    if not folder.is_dir():
+        raise NotAvailable(f"{path} is not a folder; give the folder that holds the files of {kind}")
+    roots.check_links(folder)
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise NotAvailable(f"{path} is not {kind}: it holds no {' and no '.join(missing)}")
+    return folder
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, Json]:
+    """sha256 of every named file, computed anew only when its size or time of change differs."""
+    return {name: known_digest(folder / name) for name in names}
+
+
+def config_object(value: Json, where: str) -> dict[str, Json]:
+    """`value` if it is a JSON object. Raises RefusedFile."""
+    if not isinstance(value, dict):
+        raise RefusedFile(f"{where} must hold a JSON object")
+    return value
+
+
+def positive(config: dict[str, Json], key: str, where: str) -> int:
+    """A whole number of at least 1. Raises RefusedFile when it is absent or anything else."""
+    found = optional_positive(config, key, where)
+    if found is None:
+        raise RefusedFile(f"{where}: {key} is missing")
+    return found
+
+
+def optional_positive(config: dict[str, Json], key: str, where: str) -> int | None:
+    """A whole number of at least 1, or None when it is absent. Raises RefusedFile for anything else."""
+    value = config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RefusedFile(f"{where}: {key} must be a whole number of at least 1, not {str(value)[:40]!r}")
+    return value
+
+
+def site_of(hook: str) -> tuple[int | None, Point | None]:
+    """Decoder block and point meant by `blocks.3.hook_resid_post`, `layers.3` or `model.layers.3.mlp`; None: unknown."""
+    found = _TRANSFORMER_LENS.match(hook) or _MODULE.search(hook)
+    return (int(found[1]), _POINTS.get(found[2])) if found else (None, None)
+
+
+def model_of(config: dict[str, Json], *keys: str) -> str | None:
+    """The name of the language model under the first of `keys` that has one; None for paths: they mean nothing here."""
+    found = next((value for key in keys if isinstance(value := config.get(key), str) and value), None)
+    return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]

@@ -1,0 +1,7 @@
+"""Products with sparse codes, and their gradients, on every device.
+
+autograd         the differentiable products that SAEs use
+dispatch         which backend computes them, for the tensors at hand
+backend          what a backend offers; torch operations, which run everywhere
+numba_backend    kernels for CPUs
+triton_backend   kernels for CUDA"""

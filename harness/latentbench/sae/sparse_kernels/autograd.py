@@ -1,0 +1,100 @@
+"""Sparse encoder and decoder products with hand-written gradients: only selected latents are touched.
+
+Pre-activations are computed without an autograd graph and only to choose latents; the chosen values then get their
+gradients from `attach`. No other tensor of shape [batch, width] exists, and no dense latents. Weights are stored as
+one contiguous row per latent: encoder [width, d_in], decoder [width, d_in].
+
+The products are computed by one of `latentbench.sae.sparse_kernels.dispatch`: numba kernels on CPUs, Triton kernels on CUDA, torch operations
+elsewhere, with the same results up to rounding. The Triton kernels have been checked in Triton's interpreter and compiled
+for compute capability 8.0 and 9.0, but never run or timed on a GPU. On CUDA the selection itself stays with torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from latentbench.core.errors import InvalidInput
+from latentbench.sae.autoencoder import Codes
+from latentbench.sae.memory import gradients, rows_per_chunk, scratch
+from latentbench.sae.sparse_kernels.backend import embedding_sum
+from latentbench.sae.sparse_kernels.dispatch import backend
+
+
+def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
+    """The k largest of `weight · x + bias` per token, descending, without gradients.
+
+    x [N, d_in], weight [width, d_in], bias [width]; equal pre-activations: the lower latent number wins on CPU.
+    Raises InvalidInput when k exceeds the width: the kernels do not check it and would read beyond the row.
+    """
+    if k > weight.shape[0]:
+        raise InvalidInput(f"{k} active latents cannot exceed the dictionary width {weight.shape[0]}")
+    codes = Codes.empty(x.shape[0], k, like=x)
+    with torch.no_grad():
+        step = rows_per_chunk(weight.shape[0])
+        for start in range(0, x.shape[0], step):
+            part = slice(start, start + step)
+            pre = preactivations(x[part], weight, bias)
+            backend(pre).top_rows(pre, codes.values[part], codes.indices[part])
+    return codes
+
+
+def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`weight · x + bias` [N, width] in a buffer that the next call overwrites; no gradients."""
+    out = scratch(x.shape[0], weight.shape[0], like=x)
+    return torch.addmm(bias.detach(), x.detach(), weight.detach().t(), out=out)
+
+
+class _Attach(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, x: Tensor, weight: Tensor, *rest: Tensor | None) -> Tensor:
+        ctx.save_for_backward(indices, x, weight)
+        ctx.centred = rest[1] is not None
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dvalues: Tensor) -> tuple[Tensor | None, ...]:
+        indices, x, weight = ctx.saved_tensors
+        dvalues = dvalues.contiguous()
+        dweight, dbias = backend(dvalues, x).encode_backward(dvalues, indices, x, weight.shape[0])
+        dx = embedding_sum(dvalues, indices, weight) if ctx.needs_input_grad[2] else None
+        dshift = -(dbias @ weight) if ctx.centred and ctx.needs_input_grad[5] else None
+        return None, None, dx, dweight, dbias, dshift
+
+
+def attach(codes: Codes, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None = None) -> Codes:
+    """Gives pre-activations that were selected without a graph their gradients.
+
+    `codes.values` must be entries of `weight · x + bias`, where `x` [N, d_in] already has `shift` [d_in] subtracted.
+    Gradients reach weight, bias, shift and (if it requires one) x, through the selected latents only.
+    """
+    values: Tensor = _Attach.apply(codes.values, codes.indices, x, weight, bias, shift)  # type: ignore[no-untyped-call]
+    return Codes(values, codes.indices)
+
+
+class _Decode(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, weight)
+        return backend(values, weight).decode(values, indices, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, weight = ctx.saved_tensors
+        dvalues, dweight = backend(values, weight).decode_backward(values, indices, weight, g)
+        if ctx.needs_input_grad[2]:
+            return dvalues, None, dweight
+        gradients.give(dweight)
+        return dvalues, None, None
+
+
+def sparse_decode(codes: Codes, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Reconstruction [N, d_in] = Σ values · weight[indices] + bias; weight [width, d_in], bias [d_in] or None.
+
+    Entries whose value is zero are padding: they add nothing and receive no gradient.
+    """
+    out: Tensor = _Decode.apply(codes.values, codes.indices, weight)  # type: ignore[no-untyped-call]
+    return out if bias is None else out + bias

@@ -1,0 +1,62 @@
+"""Document-clustered bootstrap intervals.
+
+Documents, not tokens, are the independent units: tokens of one document resemble each other. All documents are drawn
+again with replacement, as multinomial weights; the formula is re-evaluated on the re-weighted sums. The same weights
+serve every estimator and every SAE on the same documents, so differences are paired.
+
+The plain percentile interval is too short for few documents. The "expanded percentile" (Hesterberg 2015, The American
+Statistician 69:371, section 4) takes the quantiles at Φ(±√(n/(n−1)) · t_{α/2, n−1}) instead of ±z_{α/2}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import ndtr, stdtrit
+
+from latentbench.metrics.base import Array
+from latentbench.records.record import Interval
+
+RESAMPLES = 2000
+MINIMUM_DOCUMENTS = 10
+"""Below this the bootstrap distribution is too coarse for an interval."""
+METHOD = "{} bootstrap, expanded percentile"
+
+
+def document_interval(
+    formula: Callable[..., Array], statistics: Array, level: float = 0.95, seed: int = 0, units: str = "documents"
+) -> Interval | None:
+    """Interval of a formula over sums of statistics [documents, inputs], or per whatever `units` are.
+
+    None for fewer than 10 documents, or when the formula is not finite on every resample.
+    """
+    documents = len(statistics)
+    if documents < MINIMUM_DOCUMENTS:
+        return None
+    sums = weights(documents, seed) @ statistics
+    with np.errstate(all="ignore"):
+        values = formula(*sums.T)
+    if not np.isfinite(values).all():
+        return None
+    low, high = np.quantile(values, expanded_levels(documents, level))
+    return Interval(low=float(low), high=float(high), level=level, method=METHOD.format(units.removesuffix("s")))
+
+
+@lru_cache(maxsize=4)
+def weights(documents: int, seed: int = 0, resamples: int = RESAMPLES) -> Array:
+    """[resamples, documents] how often each document is drawn in each resample."""
+    generator = np.random.default_rng([seed, documents])
+    drawn = generator.multinomial(documents, np.full(documents, 1 / documents), size=resamples).astype(np.float64)
+    drawn.flags.writeable = False
+    return drawn
+
+
+@lru_cache(maxsize=256)
+def expanded_levels(documents: int, level: float) -> tuple[float, float]:
+    """The two quantile levels of the expanded percentile interval."""
+    widened = math.sqrt(documents / (documents - 1)) * stdtrit(documents - 1, (1 + level) / 2)
+    tail = float(ndtr(-widened))
+    return tail, 1 - tail

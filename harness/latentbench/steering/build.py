@@ -1,0 +1,138 @@
+"""What methods share when they make their content: problems, hidden states of texts, and the way to and from `Content`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from latentbench.activations.blocks import decoder_blocks
+from latentbench.activations.capture import hidden_states, last_position
+from latentbench.activations.vocabulary import padding_of
+from latentbench.core.errors import CellFailed, InvalidInput
+from latentbench.core.protocols import LanguageModel, Problem, ProblemSet, Roots
+from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
+from latentbench.interventions.generation import left_padded, prompt_ids
+from latentbench.interventions.vectors import SteeringVectors, model_tag
+from latentbench.study.context import Content, StageContext
+
+if TYPE_CHECKING:
+    from latentbench.steering.method import SteeringMethod
+
+_ROWS, _LAYER = 32, "layer."
+_NORM_TEXTS, _NORM_CHARACTERS = 64, 2000
+
+
+def read_problems(problems: ProblemSet, roots: Roots, count: int | None = None) -> list[Problem]:
+    """The first `count` problems (or all) after `skip`, never more than `limit`."""
+    most = problems.limit if count is None else min(count, problems.limit or count)
+    stop = None if most is None else problems.skip + most
+    return list(islice(problems.problems(roots), problems.skip, stop))
+
+
+def content_of(vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None = None, **meta: Json) -> Content:
+    """Vectors [d_model] by layer and what is to be remembered of their making.
+
+    `norms` are the residual stream's mean norms by layer, which relative scales are fractions of; without them such scales
+    are refused.
+    """
+    tensors = {f"{_LAYER}{layer}": vector.detach().float().cpu().contiguous() for layer, vector in vectors.items()}
+    return Content(tensors, {"residual_norms": {str(layer): norm for layer, norm in (norms or {}).items()}, **meta})
+
+
+def vectors_of(content: Content, lab: StageContext) -> SteeringVectors:
+    """The vectors in what `content_of` made, for the lab's model."""
+    return vectors_in(content, model_tag(lab.experiment.model.identity(lab.roots)))
+
+
+def vectors_in(content: Content, tag: Json) -> SteeringVectors:
+    """The same, for the model that `tag` stands for unless they came from a file, which says what they were made for.
+
+    Raises CellFailed for content that `content_of` did not make.
+    """
+    if strange := [name for name in content.tensors if not name.removeprefix(_LAYER).isdecimal()]:
+        raise CellFailed(
+            f"a steering method left a tensor {strange[0]!r}; what `content_of(vectors)` makes is expected"
+        )
+    norms = {int(layer): float(norm) for layer, norm in content.meta.get("residual_norms", {}).items()}
+    vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
+    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
+
+
+def layers_of(method: SteeringMethod, lm: LanguageModel) -> tuple[int, ...]:
+    """Block numbers the section means in this model."""
+    return method.chosen(len(decoder_blocks(lm.model)))
+
+
+def neutral_texts(lab: StageContext) -> list[str]:
+    """The first texts of the cell's first evaluation domain, none without one."""
+    dataset = next(iter(lab.experiment.dataset.eval.values()), None)
+    if dataset is None:
+        return []
+    count = min(dataset.documents or _NORM_TEXTS, _NORM_TEXTS)
+    texts = islice(dataset.texts(lab.roots), dataset.skip, dataset.skip + count)
+    return [text[:_NORM_CHARACTERS] for text in texts]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """The residual stream after some blocks, of a batch of texts."""
+
+    states: Mapping[int, Tensor]
+    """Layer to [B, T, d_model]."""
+    real: Tensor
+    """[B, T] bool: not padding and no opening token, whose state is unlike all others."""
+
+
+def residuals(
+    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], whole: bool = True
+) -> Iterator[Residuals]:
+    """Hidden states after the blocks `layers` of texts read whole, batch by batch, in order.
+
+    Raises InvalidInput for a text without tokens, or with more than the model has positions for; the latter are cut there
+    unless they must be read `whole`.
+    """
+    room = last_position(lm.model)
+    sites = {layer: Site(index=layer) for layer in layers}
+    for first in range(0, len(texts), _ROWS):
+        rows = prompt_ids(lm, texts[first : first + _ROWS])
+        if whole and room is not None and (longest := max(map(len, rows))) > room:
+            raise InvalidInput(f"a text of {longest} tokens is longer than the model's {room} positions; shorten it")
+        rows = [row[:room] for row in rows]
+        ids, mask = left_padded(rows, padding_of(lm), lm.device)
+        with torch.no_grad():
+            states = hidden_states(lm.model, list(sites.values()), ids, mask)
+        real = mask.bool() & ~((mask.cumsum(1) == 1) & (mask.sum(1, keepdim=True) > 1))
+        yield Residuals({layer: states[site] for layer, site in sites.items()}, real)
+
+
+def residual_norms(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str]) -> dict[int, float]:
+    """Mean norm of the residual stream after each of `layers`, over the tokens of `texts` but their first.
+
+    Empty without texts.
+    """
+    readable = [text for text in texts[:_NORM_TEXTS] if text.strip()]
+    if not readable:
+        return {}
+    sums, tokens = dict.fromkeys(layers, 0.0), 0
+    for batch in residuals(lm, layers, readable, whole=False):
+        tokens += int(batch.real.sum())
+        for layer, states in batch.states.items():
+            sums[layer] += float(states.double().norm(dim=-1)[batch.real].sum())
+    return {layer: total / max(1, tokens) for layer, total in sums.items()}
+
+
+def width_of(model: Any) -> int:
+    """Width of the residual stream, by the model's configuration."""
+    return int(model.config.get_text_config(decoder=True).hidden_size)
+
+
+def unit(vector: Tensor) -> Tensor:
+    """`vector` with norm one (a zero vector stays)."""
+    norm: Tensor = torch.linalg.vector_norm(vector)
+    return vector / norm.clamp_min(1e-30)

@@ -1,0 +1,143 @@
+"""Vectors and adapters trained by reinforcement learning on problems with verifiable answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from latentbench.core.plugins import Choice
+from latentbench.core.protocols import ProblemSet
+from latentbench.core.spec_model import Json, SpecModel
+from latentbench.steering.method import SteeringMethod
+from latentbench.study.context import Content, Longest, StageContext
+
+if TYPE_CHECKING:
+    from latentbench.core.protocols import Roots
+    from latentbench.interventions.intervention import Intervention
+    from latentbench.spec.experiment import Experiment
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Optimizer(SpecModel):
+    """AdamW with a constant learning rate after a linear warm-up."""
+
+    learning_rate: Positive = 0.03
+    """Of every coordinate of a vector (or of an adapter's weights)."""
+    unit: Literal["absolute", "residual"] = "absolute"
+    """Whether the learning rate of a layer's vector is as stated, or that times mean‖h_l‖ / √d_model, the residual
+    stream's root mean square there: one number then fits early and late layers."""
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises linearly."""
+    max_grad_norm: Positive | None = None
+    """Gradients of a larger norm are scaled down to it; default: never."""
+
+
+class ReinforcedMethod(SteeringMethod):
+    """Trained on-policy with leave-one-out advantages (RLOO), everything else frozen (arXiv 2505.18706).
+
+    Loss: −Σ_i A_i Σ_t log π(y_it) / Σ_i |y_i| over all rollouts of a step, A_i = r_i − mean of the prompt's other
+    rewards, r = ±1. One optimiser step per batch of rollouts, no importance ratio, no clipping, no KL term. The model is
+    sampled and trained at the stated temperature, without dropout.
+    """
+
+    of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative"})
+
+    problems: Annotated[ProblemSet, Choice("problems", "adapter")]
+    """What is trained on. Its first `selection` problems are held out for choosing the checkpoint."""
+    reward: Literal["number", "boxed", "random"] = "number"
+    r"""`number`: the last number written equals the gold answer; `boxed`: the last \boxed{} does, by math-verify;
+    `random`: a coin flip per answer, as a control (it needs `selection: 0`, which keeps true answers out of it)."""
+    steps: PositiveInt = 40
+    """Optimiser steps."""
+    prompts: PositiveInt = 32
+    """Problems per step."""
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Answers drawn per problem."""
+    temperature: Positive = 1.0
+    """Of sampling and of the log-probabilities that are trained."""
+    max_new_tokens: PositiveInt = 96
+    """Longest answer; what is cut off is graded as it stands and trained on."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end an answer, besides the model's end token."""
+    optimizer: Optimizer = Optimizer()
+    """How the weights are changed."""
+    selection: Annotated[int, Field(ge=0)] = 128
+    """Held-out training problems on which checkpoints are compared, greedily; 0 keeps the last step. Ties go to the
+    earlier checkpoint. Test problems have no part in this."""
+    select_every: PositiveInt = 5
+    """Steps between two such comparisons; the last step is always compared."""
+    rollout_batch: PositiveInt = 1024
+    """Answers written at a time; what they need of memory is mostly their keys and values."""
+    micro_batch: PositiveInt | None = None
+    """Rollouts per forward and backward pass, a divisor of prompts × samples; default all of a step."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Any:
+        if self.micro_batch and self.prompts * self.samples % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide {self.prompts} × {self.samples} rollouts")
+        if self.reward == "random" and self.selection:
+            raise ValueError(
+                "a random reward is no control when true answers choose the checkpoint; set `selection: 0`"
+            )
+        return self
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        return {**super().identity(experiment, roots), "problems": self.problems.identity(roots)}
+
+    def longest_answer(self, roots: Roots) -> Longest:
+        return Longest(self.max_new_tokens, "max_new_tokens")
+
+    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+        reward = ", random reward" if self.reward == "random" else ""
+        return f"{self.method} ({self._where()}, {self.steps} steps{reward})"
+
+
+class RlMethod(ReinforcedMethod):
+    """One vector per layer, trained from zero."""
+
+    method: Literal["rl"] = "rl"
+
+    def make(self, lab: StageContext) -> Content:
+        """The vectors of the best checkpoint, and the training curve."""
+        from latentbench.steering.build import content_of, layers_of
+        from latentbench.steering.rl_training import TrainableVectors, train_by_rl
+
+        trained = train_by_rl(self, lab, TrainableVectors(layers_of(self, lab.model()), self.scope))
+        vectors = {int(name.removeprefix("layer_")): tensor for name, tensor in trained.best.items()}
+        return content_of(vectors, trained.norms, **trained.meta())
+
+
+class LoraMethod(ReinforcedMethod):
+    """Baseline: a low-rank adapter on each block's down-projection, trained the same way (peft, α = rank, no dropout)."""
+
+    method: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Rank of the adapter; with rank 1 its direction is fixed and its size depends on the token."""
+    optimizer: Optimizer = Optimizer(learning_rate=0.003)
+
+    @model_validator(mode="after")
+    def _everywhere(self) -> Any:
+        if self.scope != "all" or self.relative or self.optimizer.unit != "absolute":
+            raise ValueError("an adapter acts at all tokens, at an absolute scale and learning rate")
+        return self
+
+    def make(self, lab: StageContext) -> Content:
+        """The adapter's weights of the best checkpoint, and the training curve."""
+        from latentbench.steering.build import layers_of
+        from latentbench.steering.rl_training import TrainableLora, train_by_rl
+
+        seed = lab.seed("steering", "lora")
+        trained = train_by_rl(self, lab, TrainableLora(layers_of(self, lab.model()), self.rank, seed))
+        return Content(trained.best, {**trained.meta(), "layers": list(layers_of(self, lab.model()))})
+
+    def read(self, content: Content, lab: StageContext) -> Intervention:
+        from latentbench.interventions.lora import LoraAdapter
+
+        return LoraAdapter(dict(content.tensors), tuple(content.meta["layers"]), self.rank, self.scale)

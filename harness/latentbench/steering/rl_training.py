@@ -1,0 +1,300 @@
+"""Reinforcement learning of vectors and adapters: what is trained, the data, the curve, the held-out selection and the checkpoints.
+
+What step s does is a function of the weights, the optimizer's averages, and seeds derived from s: a training that was
+killed goes on from its last checkpoint exactly as if nothing had happened. A checkpoint is one safetensors file, so that
+all of it appears at once; no pickle. What is trained (vectors, or an adapter) is installed on the model for a while, then
+gone. The steps themselves are TRL's, see `latentbench.steering.rl_steps`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from latentbench.core.errors import InvalidInput
+from latentbench.core.hashing import seed_of
+from latentbench.core.protocols import LanguageModel, Problem
+from latentbench.core.spec_model import Json
+from latentbench.interventions.generation import Sampling, answers, check_prompts
+from latentbench.interventions.injection import injecting
+from latentbench.interventions.intervention import Layout, Scope
+from latentbench.interventions.lora import installed_lora
+from latentbench.steering.build import read_problems, residual_norms, width_of
+from latentbench.steering.rewards import grader
+from latentbench.steering.rl_steps import RlRun, StepStatistics, take_steps
+from latentbench.store.files import write_bytes
+from latentbench.study.context import StageContext
+
+if TYPE_CHECKING:
+    from latentbench.steering.optimised import ReinforcedMethod
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+class Trainable(ABC):
+    """Parameters that change a model while they are installed."""
+
+    layers: tuple[int, ...]
+
+    @abstractmethod
+    def installed(self, lm: LanguageModel, layout: Layout) -> Any:
+        """A context that yields the parameters by name; the model's own weights stay frozen."""
+
+    def learning_rates(self, rate: float, units: Mapping[int, float]) -> dict[str, float]:
+        """The learning rate of every parameter that has one of its own; `units` are per layer."""
+        return {}
+
+
+class TrainableVectors(Trainable):
+    """One vector per layer, from zero, in float32."""
+
+    def __init__(self, layers: tuple[int, ...], scope: Scope) -> None:
+        self.layers, self._scope = layers, scope
+
+    @contextmanager
+    def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
+        """The vectors are a child of the model, so that trainers find them, and hooks add them."""
+        width, model = width_of(lm.model), lm.model
+        vectors = {layer: nn.Parameter(torch.zeros(width, device=lm.device)) for layer in self.layers}
+        named = {f"layer_{layer}": vector for layer, vector in vectors.items()}
+        model.add_module("steering", nn.ParameterDict(named))
+        try:
+            with injecting(model, vectors, self._scope, layout, idle=True):
+                yield named
+        finally:
+            del model.steering
+
+    def learning_rates(self, rate: float, units: Mapping[int, float]) -> dict[str, float]:
+        return {f"layer_{layer}": rate * units[layer] for layer in self.layers}
+
+
+class TrainableLora(Trainable):
+    """peft's LoRA layers on down-projections; A random, B zero."""
+
+    def __init__(self, layers: tuple[int, ...], rank: int, seed: int) -> None:
+        self.layers, self._rank, self._seed = layers, rank, seed
+
+    @contextmanager
+    def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
+        with torch.random.fork_rng(devices=[]), installed_lora(lm, self.layers, self._rank) as adapters:
+            torch.manual_seed(self._seed)
+            for adapter in adapters.values():
+                adapter.reset_lora_parameters("default", True)
+            yield {
+                f"{kind}.{layer}": getattr(adapter, f"lora_{kind}")["default"].weight
+                for layer, adapter in adapters.items()
+                for kind in ("A", "B")
+            }
+
+
+CHECKPOINT_FILE = "reinforce.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class RlCheckpoint:
+    """Everything that the next step depends on, apart from the section and its seed."""
+
+    step: int = 0
+    """Steps done."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Adam's running averages by parameter; the number of steps is `step` for all."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the checkpoint that is kept."""
+    best_step: int = 0
+    best_accuracy: float | None = None
+    curve: list[Json] = field(default_factory=list)
+    """One entry per step, see `latentbench.steering.rl_training`."""
+
+    def take(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Copies the weights and the optimizer's averages."""
+        self.weights = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+        self.moments = {}
+        for name, parameter in parameters.items():
+            state = optimizer.state.get(parameter, {})
+            if state:
+                self.moments[name] = {moment: state[moment].detach().cpu().clone() for moment in _MOMENTS}
+
+    def give(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Puts them back."""
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                parameters[name].copy_(weight)
+        for name, moments in self.moments.items():
+            parameter = parameters[name]
+            restored: dict[str, Any] = {key: moment.to(parameter.device).clone() for key, moment in moments.items()}
+            optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **restored}
+
+    def save(self, folder: Path) -> None:
+        """Replaces the checkpoint in `folder`."""
+        tensors = {f"weight/{name}": tensor for name, tensor in self.weights.items()}
+        tensors |= {f"best/{name}": tensor.clone() for name, tensor in self.best.items()}
+        tensors |= {f"{key}/{name}": t for name, moments in self.moments.items() for key, t in moments.items()}
+        numbers = {
+            "step": self.step,
+            "best_step": self.best_step,
+            "best_accuracy": self.best_accuracy,
+            "curve": self.curve,
+        }
+        write_bytes(folder / CHECKPOINT_FILE, save(tensors, {"state": json.dumps(numbers, allow_nan=False)}))
+
+    @classmethod
+    def load(cls, folder: Path) -> RlCheckpoint:
+        """The checkpoint in `folder`, or a fresh start where there is none or it is damaged."""
+        try:
+            with safe_open(folder / CHECKPOINT_FILE, framework="pt") as file:
+                numbers = json.loads((file.metadata() or {})["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, KeyError):
+            return cls()
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            parts.setdefault(kind, {})[rest] = tensor
+        moments = {n: {key: parts[key][n] for key in _MOMENTS} for n in parts.get(_MOMENTS[0], {})}
+        return cls(weights=parts.get("weight", {}), moments=moments, best=parts.get("best", {}), **numbers)
+
+
+@dataclass(frozen=True)
+class RlResult:
+    """The outcome."""
+
+    best: Mapping[str, Tensor]
+    norms: Mapping[int, float]
+    """Mean residual norms of the trained layers, on training prompts."""
+    progress: RlCheckpoint
+    base_accuracy: float | None
+    """On the selection problems, before training, greedily."""
+
+    def meta(self) -> dict[str, Json]:
+        """For `Content.meta` and reports. `curve`: per step the mean reward (±1), mean length in tokens, share of
+        truncated answers, share of prompts whose answers were not all alike, policy loss, gradient norm, norm of all
+        weights, and the selection accuracy where it was measured."""
+        return {
+            "curve": self.progress.curve,
+            "best_step": self.progress.best_step,
+            "selection_accuracy": self.progress.best_accuracy,
+            "selection_base_accuracy": self.base_accuracy,
+        }
+
+
+def train_by_rl(method: ReinforcedMethod, lab: StageContext, trainable: Trainable) -> RlResult:
+    """Trains, from the last checkpoint in `lab.scratch` if there is one, and returns the best weights.
+
+    Raises InvalidInput where there are too few problems, or one that the model cannot read or has no room to answer.
+    """
+    lm = lab.model()
+    selection, training = _problems(method, lab)
+    check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))  # now, not in the middle
+    norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training])
+    progress, layout = RlCheckpoint.load(lab.scratch), Layout()
+    base = _accuracy(method, lm, selection, layout)
+    with trainable.installed(lm, layout) as parameters, _preserved_random_state():
+        optimizer = _optimizer(method, trainable, parameters, norms, lm)
+        if progress.step:
+            progress.give(parameters, optimizer)
+        else:
+            progress.take(parameters, optimizer)
+
+        def after(statistics: StepStatistics) -> None:
+            """Notes what a step did, compares checkpoints, and makes the step durable."""
+            progress.step += 1
+            progress.take(parameters, optimizer)
+            measured = progress.step % method.select_every == 0 or progress.step == method.steps
+            accuracy = _accuracy(method, lm, selection, layout) if measured else None
+            if _better(progress, accuracy, measured):
+                progress.best, progress.best_step = dict(progress.weights), progress.step
+                progress.best_accuracy = accuracy
+            norm = float(torch.stack([weight.double().square().sum() for weight in progress.weights.values()]).sum())
+            progress.curve.append(statistics.entry(progress.step, norm**0.5, accuracy))
+            progress.save(lab.scratch)
+            lab.progress(progress.step, method.steps)
+
+        if progress.step < method.steps:
+            take_steps(RlRun(method, lm, parameters, optimizer, training, layout, progress.step, lab.seed("rl")), after)
+    return RlResult(progress.best, norms, progress, base)
+
+
+def _problems(method: ReinforcedMethod, lab: StageContext) -> tuple[list[Problem], list[Problem]]:
+    """Selection problems, and the problems of all steps in order."""
+    needed = method.steps * method.prompts
+    found = read_problems(method.problems, lab.roots, method.selection + needed)
+    selection, rest = found[: method.selection], found[method.selection :]
+    if len(selection) < method.selection or len(rest) < method.prompts:
+        raise InvalidInput(
+            f"{method.method}: the problems are {len(found)}, but {method.selection} are held out for selection and "
+            f"every step needs {method.prompts} others"
+        )
+    order = chain.from_iterable(_epochs(rest, lab.seed("rl", "order")))
+    return selection, list(islice(order, needed))
+
+
+def _epochs(problems: Sequence[Problem], seed: int) -> Iterator[list[Problem]]:
+    """The problems in a new order, again and again."""
+    epoch = 0
+    while True:
+        yield random.Random(seed_of(seed, epoch)).sample(problems, len(problems))
+        epoch += 1
+
+
+def _accuracy(method: ReinforcedMethod, lm: LanguageModel, problems: Sequence[Problem], layout: Layout) -> float | None:
+    """Share of problems answered right, greedily; by the true answer also where the reward is random."""
+    if not problems:
+        return None
+    right = grader("number" if method.reward == "random" else method.reward)
+    sampling = Sampling(method.max_new_tokens, 0.0, method.stop)
+    written = answers(lm, [p.prompt for p in problems], sampling, layout=layout, rows=min(256, method.rollout_batch))
+    return sum(right(a.text, p.answer) for a, p in zip(written, problems, strict=True)) / len(problems)
+
+
+def _better(progress: RlCheckpoint, accuracy: float | None, measured: bool) -> bool:
+    if accuracy is None:
+        return measured
+    return progress.best_accuracy is None or accuracy > progress.best_accuracy
+
+
+def _optimizer(
+    method: ReinforcedMethod,
+    trainable: Trainable,
+    parameters: Mapping[str, nn.Parameter],
+    norms: Mapping[int, float],
+    lm: LanguageModel,
+) -> torch.optim.AdamW:
+    options = method.optimizer
+    rates = dict.fromkeys(parameters, options.learning_rate)
+    if options.unit == "residual":
+        width = next(iter(parameters.values())).shape[-1]
+        units = {layer: norm / width**0.5 for layer, norm in norms.items()}
+        rates |= trainable.learning_rates(options.learning_rate, units)
+    return torch.optim.AdamW(
+        [{"params": [parameter], "lr": rates[name]} for name, parameter in parameters.items()],
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
+    )
+
+
+@contextmanager
+def _preserved_random_state() -> Iterator[None]:
+    """Whatever draws or seeds inside, the global generators are afterwards as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

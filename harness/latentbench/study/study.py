@@ -1,0 +1,80 @@
+"""Metrics that measure on their own instead of sharing the pass over the evaluation documents.
+
+A study still ends in sums over independent units (latents, problems, documents), so its numbers get intervals and tests
+exactly like those of every other metric: it returns per-unit statistics, and its `numbers()` are formulas over their sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from latentbench.core.spec_model import Json
+from latentbench.metrics.base import Metric, Statistics
+from latentbench.records.record import MetricValue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from latentbench.core.protocols import Roots
+    from latentbench.spec.experiment import Experiment
+    from latentbench.statistics.units import Units
+    from latentbench.study.context import Longest, StageContext
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found."""
+
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    """Domain to name to float64 [documents] (or problems, latents, …). Names start with the metric's own
+    (`autointerp.hits`), because several studies may fill one domain; statistics of one study on one domain have one length."""
+    values: tuple[MetricValue, ...] = ()
+    """Further numbers that are no formula over units."""
+    details: Mapping[str, Json] = field(default_factory=dict)
+    """Everything a report shows, as JSON; it stays in the store and is in no record."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Larger arrays for reports."""
+    warnings: tuple[str, ...] = ()
+    """What a reader must know before trusting the numbers; written into the record."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why a statistic is not there, by its name: the reason of the numbers that are null for want of it."""
+    units: Mapping[str, Units] = field(default_factory=dict)
+    """Domain to which of its documents (problems) are one unit; those of a domain that is not in it all differ."""
+
+    def summed(self) -> dict[str, Statistics]:
+        """The statistics per unit."""
+        return {d: self.units[d].summed(found) if d in self.units else found for d, found in self.statistics.items()}
+
+
+class Study(Metric):
+    """A metric with a stage of its own. Plugs in through `latentbench.metrics` like any other."""
+
+    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+        """Evaluation domains of the spec whose tokens it reads; by default all."""
+        return tuple(experiment.dataset.eval)
+
+    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+        """What determines its findings besides its own fields, the model, the subject and the domains it reads."""
+        return {}
+
+    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+        """Domains it brings that are not in the spec's `dataset.eval` (a task), with the facts that must agree."""
+        return {}
+
+    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+        """What is wrong with asking for this study in this experiment, found without torch; shown by `validate`."""
+        return ()
+
+    def longest_answer(self, roots: Roots) -> Longest | None:
+        """The longest text that the model writes for it; None where it writes none, or that is not known here."""
+        return None
+
+    def preview(self, experiment: Experiment, roots: Roots) -> str | None:
+        """What it will cost beyond compute (requests, tokens, money), for `plan`; None where nothing."""
+        return None
+
+    def run(self, lab: StageContext) -> Findings:
+        """Measures."""
+        raise NotImplementedError
