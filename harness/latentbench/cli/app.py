@@ -22,8 +22,16 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for module in (specs, runs, results, exports, exports, diagnostics):
-    module.register(app)
+VERBS = (
+    *(specs.new, specs.list_, specs.show, specs.validate, specs.schema),
+    *(runs.plan, runs.run, runs.retry, runs.status),
+    *(results.leaderboard, results.compare, results.import_, results.publish),
+    *(exports.export, exports.export_vectors),
+    diagnostics.doctor,
+)
+"""In the order of `latentbench --help`; a function's name is its verb."""
+for verb in VERBS:
+    app.command(verb.__name__.rstrip("_").replace("_", "-"))(verb)
 app.add_typer(stores.app, name="store")
 app.add_typer(diagnostics.app, name="bench")
 app.add_typer(reports.app, name="report")

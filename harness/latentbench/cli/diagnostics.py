@@ -15,11 +15,6 @@ from latentbench.core.text import one_line, plural
 _MARKS = {"pass": "pass", "fail": "FAIL", "note": "    "}
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the command line."""
-    app.command()(doctor)
-
-
 def doctor(
     results: Results = None,
     store: StoreFolder = None,

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from latentbench_adapters.sae_lens.export import Origin
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the command line."""
-    app.command()(export)
-
-
 def export(
     cell: Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist yet.")],
@@ -135,11 +130,6 @@ def _weights(stored: StoredSae, folder: Path, origin: Origin) -> str:
         for path in place.iterdir():
             shutil.move(path, folder / path.name)
     return loading
-
-
-def register_vectors(app: typer.Typer) -> None:
-    """Adds the verb to the command line."""
-    app.command("export-vectors")(export_vectors)
 
 
 def export_vectors(

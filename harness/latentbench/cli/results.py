@@ -22,12 +22,6 @@ Suite = Annotated[str | None, typer.Option(help="Only this spec, or the specs in
 Format = Literal["terminal", "md", "json", "csv", "html", "latex", "parquet", "every-eval-ever", "saebench"]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verbs to the command line."""
-    for verb in (leaderboard, compare, import_, publish):
-        app.command(name=verb.__name__.rstrip("_"))(verb)
-
-
 def leaderboard(
     results: Results = None,
     store: StoreFolder = None,

@@ -39,12 +39,6 @@ if TYPE_CHECKING:
 INCOMPLETE = 3
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verbs to the command line."""
-    for verb in (plan, run, retry, status):
-        app.command()(verb)
-
-
 def plan(
     specs: Specs = None,
     filter: Filter = None,

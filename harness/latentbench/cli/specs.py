@@ -13,12 +13,6 @@ from latentbench.core.errors import InvalidInput, SpecError, SpecProblem
 from latentbench.core.text import one_line, plural
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verbs to the command line."""
-    for verb in (new, list_, show, validate, schema):
-        app.command(name=verb.__name__.rstrip("_"))(verb)
-
-
 def new(
     path: Annotated[Path, typer.Argument(help="Where to write the spec, e.g. specs/mine/topk.yaml.")],
     template: Annotated[
