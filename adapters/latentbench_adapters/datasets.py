@@ -14,7 +14,8 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.hashing import known_digest
 from latentbench.core.hub import check_dataset, is_commit, resolved_commit
-from latentbench.core.protocols import DatasetAdapter, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.spec_model import Json, without_empty
 
 KINDS = (".txt", ".jsonl", ".parquet")

@@ -19,7 +19,7 @@ from typing import Any
 
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import known_digest
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 
 _NEVER_READ = (

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hub import check_dataset, is_commit, resolved_commit
-from latentbench.core.protocols import Problem, ProblemSet, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Problem, ProblemSet
 from latentbench.core.spec_model import Json
 from latentbench_adapters.datasets import FilesDataset, parsed_lines, streamed_rows
 

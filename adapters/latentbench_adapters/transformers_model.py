@@ -25,7 +25,8 @@ from latentbench.activations.model_config import (
 from latentbench.core.border import foreign
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hub import cached_commit, cached_file, cached_folder, is_commit, refuse_local, resolved_commit
-from latentbench.core.protocols import LanguageModel, ModelAdapter, ModelFacts, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel, ModelAdapter, ModelFacts
 from latentbench.core.spec_model import Json
 from latentbench_adapters.model_files import check_model_folder, folder_identity, refuse_adapter, refuse_kernels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from tests.support.project import Workbench
 
 

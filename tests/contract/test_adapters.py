@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from latentbench.autointerp.metric import Autointerp
 from latentbench.core.errors import LatentbenchError, NotAvailable, RefusedFile
 from latentbench.core.hashing import canonical
+from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugins
-from latentbench.core.protocols import DatasetAdapter, ModelAdapter, Roots
+from latentbench.core.protocols import DatasetAdapter, ModelAdapter
 from latentbench.sae.sources.native import NativeSource
 from latentbench.steering.baselines import StackMethod
 from latentbench_adapters.datasets import FilesDataset, HuggingFaceDataset

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import latentbench_adapters.datasets as module
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.hashing import canonical
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench_adapters.datasets import FilesDataset
 from tests.support.project import write_jsonl
 

@@ -12,7 +12,7 @@ from sae_lens import SAE
 
 import latentbench_adapters.sae_lens.classes  # noqa: F401  (what users are told to import)
 from latentbench.core.errors import InvalidInput, RefusedFile
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.execute.sae_loading import StoredSae, save_stored
 from latentbench.sae import options as o

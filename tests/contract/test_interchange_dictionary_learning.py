@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentbench.core.errors import InvalidInput, RefusedFile
-from latentbench.core.protocols import Roots, SaeFacts
+from latentbench.core.paths import Roots
 from latentbench.sae.linear import ConcatenatedSAE
+from latentbench.sae.sources.base import SaeFacts
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
 from tests.support.saes import Weights, hidden_states, random, strongest
 

@@ -13,10 +13,11 @@ from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
 from latentbench.core.errors import NotAvailable, RefusedFile
-from latentbench.core.protocols import Roots, SaeFacts
+from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.sae import artifact
 from latentbench.sae.options import TopKOptions
+from latentbench.sae.sources.base import SaeFacts
 from latentbench.sae.sources.native import NativeSource, load_base
 from latentbench.spec.checks import other_model
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource

@@ -17,8 +17,9 @@ from latentbench.autointerp.lexical_judge import LexicalJudge
 from latentbench.core.errors import NotAvailable
 from latentbench.core.hashing import canonical
 from latentbench.core.judges import RuleJudge
+from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugins
-from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.protocols import Judge, Reply
 from latentbench_adapters.judges.openai import OpenAIJudge
 from latentbench_adapters.judges.transformers import TransformersJudge, _ones
 from latentbench_adapters.pocket.adapter import PocketModel

@@ -9,8 +9,8 @@ import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
 from latentbench.core.errors import RefusedFile
+from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugins
-from latentbench.core.protocols import Roots
 from latentbench.core.sites import Site
 from latentbench.sae import artifact
 from latentbench.sae.options.training import TrainingOptions

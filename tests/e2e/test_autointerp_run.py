@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from latentbench.autointerp.scores import AutointerpDetails
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
 from tests.conftest import Command
 from tests.support.chat_server import Answer, said, serving
 from tests.support.project import Workbench, random_words, write_jsonl

@@ -13,7 +13,8 @@ from latentbench.flow.graph import LatentNode, traced
 from latentbench.flow.labels import layer_statistics
 from latentbench.flow.notes import Note
 from latentbench.flow.options import Flow
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 from latentbench.report.flow import rendered
 from latentbench.report.flow_steering import TEXTS, steering_of
 from latentbench.study.study import Findings

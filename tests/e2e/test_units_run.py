@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 from latentbench.store.files import read_arrays
 from latentbench_adapters.pocket import text
 from tests.conftest import Command

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("openai")
 
-from latentbench.core.protocols import Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Reply
 from latentbench.core.text import one_line
 from latentbench_adapters.judges.openai import OpenAIJudge
 from tests.support.chat_server import Answer, said, serving

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from latentbench.autointerp.metric import Autointerp
 from latentbench.autointerp.scores import AutointerpDetails
-from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Judge, Reply
 from latentbench.metrics.values import metric_values
 from latentbench.study.study import Findings
 from tests.support.labs import fires_at_random, fires_on, lab_of, token_sets

@@ -13,7 +13,8 @@ from torch import Tensor
 from latentbench.activations.blocks import decoder_blocks
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
 from latentbench.core.errors import CellFailed, InvalidInput
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.flow.effects import RerunCases, RerunRows, entry_before, rerun
 from latentbench.flow.graph import LatentNode

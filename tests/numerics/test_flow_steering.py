@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from latentbench.autointerp.lexical_judge import LexicalJudge
-from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Judge, Reply
 from latentbench.flow.metrics import FlowDeactivation, FlowTransition
 from latentbench.flow.options import Flow
 from latentbench.flow.steering_metric import FlowSteering, rate_at

@@ -15,7 +15,8 @@ import torch
 from transformers import CompileConfig, GenerationConfig, WatermarkingConfig
 
 from latentbench.core.errors import InvalidInput
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.generation import Sampling, answers, generate, ignored_generation_settings, prompt_ids
 from latentbench.interventions.stops import Stops
 from latentbench_adapters.lm_eval.steered_model import SteeredLM

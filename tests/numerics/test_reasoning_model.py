@@ -11,7 +11,8 @@ import torch
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Untouched
 from latentbench.interventions.stops import Stops

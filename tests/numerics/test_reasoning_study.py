@@ -14,7 +14,8 @@ import torch
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hashing import canonical
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Untouched
 from latentbench.interventions.vectors import SteeringVectors

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.execute.cell_record import numbers_of
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism.metrics.propagation import Persistence
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 from tests.support.steering import LAYERS, WIDTH, WordProblems, lab, language_model

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.blocks import decoder_blocks
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.generation import left_padded, prompt_ids
 from latentbench.interventions.injection import VectorInjection, injecting
 from latentbench.interventions.intervention import Layout, Scope

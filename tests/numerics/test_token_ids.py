@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 from latentbench.activations.tokens import evaluation_tokens, training_tokens
 from latentbench.activations.vocabulary import check_ids, embedding_rows, end_ids, known, padding_id, padding_of
 from latentbench.core.errors import InvalidInput
-from latentbench.core.protocols import LanguageModel, Problem, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.sites import Site
 from latentbench.interventions.generation import Sampling, answers
 from latentbench.latents.first_letter import vocabulary_words, word_states

@@ -17,7 +17,8 @@ from latentbench.autointerp.passes import EvaluationSetup
 from latentbench.autointerp.questions import _distinct
 from latentbench.autointerp.windows import Question, Window, check_disjoint
 from latentbench.core.errors import CellFailed, LatentbenchError
-from latentbench.core.protocols import Problem, ProblemSet, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Problem, ProblemSet
 from latentbench.flow.metrics import FlowAgreement, FlowDeactivation, FlowTransition
 from latentbench.flow.steering_metric import FlowSteering
 from latentbench.flow.steering_study import _halves, _planned

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.options import Flow

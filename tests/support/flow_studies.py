@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.flow.options import Flow
 from latentbench.metrics.values import metric_values

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from latentbench.exchange.importing import Imported, import_files
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 
 SAEBENCH: dict[str, Any] = {
     "eval_type_id": "core",

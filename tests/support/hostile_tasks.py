@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from tests.support.hostile import STRANGE, changed, places, values, written
 
 _ROWS = [

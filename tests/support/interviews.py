@@ -14,7 +14,8 @@ from latentbench.autointerp.metric import Autointerp
 from latentbench.autointerp.prompts import OPEN
 from latentbench.autointerp.scores import AutointerpDetails
 from latentbench.autointerp.windows import LatentQuestions, Window
-from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Judge, Reply
 from tests.support.labs import lab_of
 
 Requests = Sequence[Sequence[Mapping[str, str]]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentbench.core.protocols import Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Reply
 from latentbench_adapters.judges.openai import OpenAIJudge
 from tests.support.chat_server import Answer, said
 

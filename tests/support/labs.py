@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.study.context import StageContext

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from latentbench.core.protocols import LanguageModel, Problem, ProblemSet, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel, Problem, ProblemSet
 from latentbench.study.context import StageContext
 from tests.support.labs import VOCABULARY, words_tokenizer
 

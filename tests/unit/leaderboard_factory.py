@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 
 from latentbench.core.hashing import digest, file_digest
+from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
 from latentbench.reconstruction.cross_entropy import CrossEntropy
 from latentbench.reconstruction.error_metrics import ExplainedVariance
 from latentbench.reconstruction.sparsity_and_cost import L0
 from latentbench.records.integrity import sealed
-from latentbench.records.record import (
-    Comparability,
-    DocumentStatistics,
-    Failure,
-    MetricValue,
-    Record,
-    RunCost,
-    SpecOrigin,
-    Status,
-)
+from latentbench.records.record import Comparability, DocumentStatistics, Failure, Record, RunCost, SpecOrigin, Status
 from latentbench.store.files import write_arrays, write_json
 
 METRICS = (CrossEntropy(), ExplainedVariance(), L0())

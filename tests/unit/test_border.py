@@ -18,7 +18,8 @@ from latentbench.activations.tokens import evaluation_tokens
 from latentbench.core import hub
 from latentbench.core.border import ENDING, contained, foreign, reason
 from latentbench.core.errors import CellFailed, InvalidInput, LatentbenchError, NotAvailable, RefusedFile
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.doctor.check import Check, run_checks
 from latentbench.interventions.vectors import SteeringVectors, read_vectors, write_vectors

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from latentbench.activations import tokens as module
 from latentbench.activations.token_boundaries import TokenBoundaries
 from latentbench.activations.tokens import evaluation_tokens, training_tokens
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench_adapters.pocket.adapter import PocketModel
 from tests.support import tokenizer_makes as made
 from tests.support.tokenizer_makes import LLAMA_3, MADE, SPACES, WORDS

@@ -16,7 +16,7 @@ import torch
 
 from latentbench.core.errors import LatentbenchError, RefusedFile
 from latentbench.core.hub import check_dataset
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.distributed.worker_process import Limits, WorkerFailure, WorkerProcess
 from latentbench.execute.cell_record import _run
 from latentbench.sae.sources.native import NativeSource

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.flow.metrics import FlowTransition
 from latentbench.flow.options import Flow, Thresholds, unfoldable

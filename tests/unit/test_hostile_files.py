@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentbench.core.errors import LatentbenchError, RefusedFile
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.exchange.importing import import_files
 from latentbench.execute.job_inputs import read_content, write_content
 from latentbench.interventions.vectors import SteeringVectors, read_vectors, write_vectors

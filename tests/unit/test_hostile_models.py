@@ -15,7 +15,7 @@ import torch
 
 from latentbench.activations.tokens import evaluation_tokens
 from latentbench.core.errors import LatentbenchError
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.hostile_models import sharded, spoil

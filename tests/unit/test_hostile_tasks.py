@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from latentbench.core.errors import LatentbenchError, NotAvailable
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench_adapters.lm_eval import catalogue
 from latentbench_adapters.lm_eval.task_file import RefusedTask, read_task
 from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, _refused, load, task_identity

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentbench.core.hashing import canonical, digest, file_digest, seed_of
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.plan.stages import cell_key, stage_keys, stages_of
 from latentbench.spec.cells import load_spec
 from latentbench_adapters.datasets import FilesDataset

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from latentbench.autointerp.metric import Autointerp
 from latentbench.autointerp.prompts import probabilities_in
 from latentbench.core.errors import NotAvailable
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench_adapters.judges.openai import OpenAIJudge
 from latentbench_adapters.judges.requests import RateLimit
 from tests.support.chat_server import Answer, completion, packed, refused, said, serving

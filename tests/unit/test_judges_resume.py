@@ -24,7 +24,7 @@ _CHAT = """
 import sys
 from pathlib import Path
 from latentbench_adapters.judges.openai import OpenAIJudge
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 judge = OpenAIJudge(base_url=sys.argv[1], model="m", key_env="JUDGE_KEY", retries=3, timeout=5, concurrency=2)
 folder = Path(sys.argv[2])
 requests = [[{"role": "user", "content": f"question {i}"}] for i in range(40)]

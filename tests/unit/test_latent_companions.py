@@ -16,15 +16,16 @@ from torch import Tensor
 
 from latentbench.autointerp.scores import LatentDetail
 from latentbench.core.errors import CellFailed
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.latents.absorption import Absorption
 from latentbench.latents.decoder import Decoder
 from latentbench.latents.firing import Latents
 from latentbench.latents.first_letter import vocabulary_words
 from latentbench.latents.sparse_probing import SparseProbing
 from latentbench.latents.survey import Survey
+from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
-from latentbench.records.record import MetricValue
 from latentbench.report.latents import chosen
 from latentbench.report.page_values import short
 from latentbench.sae import options as o

@@ -21,9 +21,10 @@ from latentbench.leaderboard.load import load
 from latentbench.leaderboard.select import select
 from latentbench.metrics import recorded
 from latentbench.metrics.base import Estimator, Metric
+from latentbench.metrics.value import Interval, MetricValue
 from latentbench.metrics.values import metric_values
 from latentbench.records.integrity import sealed
-from latentbench.records.record import Comparability, DocumentStatistics, Interval, MetricValue
+from latentbench.records.record import Comparability, DocumentStatistics
 from latentbench.store.files import write_arrays, write_json
 from tests.unit.leaderboard_factory import Planted, record, rewritten
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
 from latentbench_adapters.lm_eval.catalogue import find_task, members, read_shipped_task
 from latentbench_adapters.lm_eval.task_file import is_path, read_task

@@ -11,11 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from latentbench.metrics.base import SHARED, Metric
+from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
 from latentbench.reconstruction.cross_entropy import CrossEntropy
 from latentbench.reconstruction.error_metrics import MSE, Cosine, ExplainedVariance, NormRatio
 from latentbench.reconstruction.sparsity_and_cost import L0, DeadFraction
-from latentbench.records.record import MetricValue
 
 ALL = [CrossEntropy, ExplainedVariance, L0, DeadFraction, MSE, Cosine, NormRatio]
 

@@ -14,7 +14,7 @@ import torch
 
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import digest
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench_adapters.model_files import folder_identity
 from latentbench_adapters.pocket.adapter import PocketModel
 from latentbench_adapters.transformers_model import TransformersModel, load_model, load_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentbench.core.errors import InvalidInput
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.spec.project import Project, spec_paths
 
 

@@ -12,11 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 from latentbench.core.errors import InvalidInput
-from latentbench.core.protocols import ProblemSet, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import ProblemSet
 from latentbench.metrics.base import Estimator
+from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.accuracy import ReasoningAccuracy, ks_of, pass_at
 from latentbench.reasoning.scale_selection import choose_scale
-from latentbench.records.record import MetricValue, Record, SpecOrigin
+from latentbench.records.record import Record, SpecOrigin
 from latentbench.report.frontier import frontiers
 from latentbench.spec.checks import too_long
 from latentbench.steering.capability_cost import CapabilityCost

@@ -13,8 +13,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.paths import Roots
 from latentbench.core.plugins import Choice, plugins
-from latentbench.core.protocols import Problem, Roots
+from latentbench.core.protocols import Problem
 from latentbench.steering.method import SteeringMethod
 from latentbench_adapters.pocket.adapter import PocketProblems
 from latentbench_adapters.problems import FileProblems

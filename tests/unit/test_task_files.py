@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from latentbench.core.errors import NotAvailable
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench_adapters.lm_eval import task_schema
 from latentbench_adapters.lm_eval.task_file import RefusedTask, read_task
 from tests.conftest import Command

@@ -21,9 +21,10 @@ from latentbench.leaderboard.api import leaderboard
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
+from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
 from latentbench.records.integrity import sealed
-from latentbench.records.record import DocumentStatistics, MetricValue
+from latentbench.records.record import DocumentStatistics
 from latentbench.records.results import read_record
 from latentbench.statistics.intervals import document_interval
 from latentbench.statistics.paired import exchange_test

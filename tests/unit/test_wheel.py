@@ -24,7 +24,7 @@ assert not ours & theirs, sorted(ours & theirs)
 tops = {name.partition("/")[0] for name in ours if name.endswith(".py")}
 assert tops == {"latentbench", "latentbench_adapters"}, tops
 import latentbench.cli.app, latentbench_adapters.pocket.adapter
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 assert latentbench_adapters.pocket.adapter.PocketModel().identity(Roots("."))  # its weights are there too
 assert "site-packages/adapters/" in util.find_spec("adapters").origin
 print(latentbench.cli.app.__file__)

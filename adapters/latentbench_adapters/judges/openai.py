@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from latentbench.core.errors import NotAvailable
-from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Judge, Reply
 from latentbench.core.spec_model import Json
 from latentbench.core.text import one_line
 from latentbench_adapters.judges.completion import reply_in

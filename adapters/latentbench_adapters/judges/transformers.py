@@ -12,7 +12,8 @@ from pydantic import Field, PositiveInt, model_validator
 from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.judges import ones_of
-from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Judge, Reply
 from latentbench.core.spec_model import Json
 from latentbench_adapters.judges.requests import Transcripts
 from latentbench_adapters.transformers_model import TransformersModel

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from latentbench.core.errors import InvalidInput, NotAvailable
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench_adapters.lm_eval.task_file import is_path, read_task, task_file_identity
 

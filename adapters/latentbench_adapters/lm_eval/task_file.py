@@ -14,7 +14,7 @@ from latentbench.core.errors import NotAvailable, RefusedFile, SpecError, SpecPr
 from latentbench.core.explain import at
 from latentbench.core.hashing import known_digest
 from latentbench.core.hub import cached_commit, refuse_local
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.yaml_tree import YamlNode, YamlPath, parse, read_text
 

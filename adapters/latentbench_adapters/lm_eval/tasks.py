@@ -22,7 +22,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.hashing import digest
 from latentbench.core.hub import refuse_local
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.text import folded
 from latentbench_adapters.jinja_sandbox import Sandbox, task_templates

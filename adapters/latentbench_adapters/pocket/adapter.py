@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from latentbench.core.protocols import (
-    DatasetAdapter,
-    LanguageModel,
-    ModelAdapter,
-    ModelFacts,
-    Problem,
-    ProblemSet,
-    Roots,
-)
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter, ModelFacts, Problem, ProblemSet
 from latentbench.core.spec_model import Json
 from latentbench_adapters.model_files import folder_identity
 from latentbench_adapters.pocket.text import VERSION, documents, problems

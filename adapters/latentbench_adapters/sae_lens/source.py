@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from latentbench.core.errors import RefusedFile
-from latentbench.core.protocols import Roots, SaeFacts, SaeSource
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
-from latentbench.sae.sources.base import config_object, digests, model_of, optional_positive, sae_folder, site_of
+from latentbench.sae.sources.base import (
+    SaeFacts,
+    SaeSource,
+    config_object,
+    digests,
+    model_of,
+    optional_positive,
+    sae_folder,
+    site_of,
+)
 from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:

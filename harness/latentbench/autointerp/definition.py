@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Array, Estimator
+from latentbench.metrics.base import Estimator
+from latentbench.statistics.arrays import Array
 
 HardNegatives = Literal["none", "same_token", "neighbours"]
 

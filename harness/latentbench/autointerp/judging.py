@@ -13,7 +13,8 @@ from latentbench.autointerp.prompts import Messages, ask, explain, explanation_i
 from latentbench.autointerp.windows import LatentQuestions, Question
 from latentbench.core.errors import InvalidInput
 from latentbench.core.judges import RuleJudge, answered
-from latentbench.core.protocols import Judge, Reply, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Judge, Reply
 from latentbench.core.spec_model import SpecModel
 
 CHARACTERS_PER_TOKEN = 3

@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Literal
 
 from latentbench.core.judges import ActiveWindow, Rule, RuleJudge, WindowMarks, WindowTokens
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 
 Features = Iterator[tuple[str, str]]

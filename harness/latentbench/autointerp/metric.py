@@ -14,15 +14,15 @@ from latentbench.autointerp.judging import CHARACTERS_PER_TOKEN, Prices, Request
 from latentbench.autointerp.lexical_judge import LexicalJudge
 from latentbench.autointerp.prompts import VERSION as PROMPTS
 from latentbench.core.judges import RuleJudge
+from latentbench.core.paths import Roots
 from latentbench.core.plugins import Choice
-from latentbench.core.protocols import Judge, Roots
+from latentbench.core.protocols import Judge
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import BudgetedMetric, Estimator
 from latentbench.study.study import Findings, Study
 
 if TYPE_CHECKING:
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.study.context import ExperimentView, StageContext
 
 _CHARACTERS, _INSTRUCTIONS, _REPLY = 4.5, 900, 60
 """Rough sizes for the preview: characters of a token, characters of a prompt's instructions, tokens of a reply."""
@@ -80,13 +80,13 @@ class Autointerp(BudgetedMetric, Study):
     def numbers(self) -> tuple[Estimator, ...]:
         return estimators(self._params(), self.judge.graded)
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return (self.domain or next(iter(experiment.dataset.eval)),)
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"judge": self.judge.identity(roots), "prompts": PROMPTS}
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         if len(experiment.sites) > 1:
             return (
                 f"autointerp scores one SAE, and this spec has {len(experiment.sites)}: give each a spec with `layer:`",
@@ -95,7 +95,7 @@ class Autointerp(BudgetedMetric, Study):
             return (f"autointerp: there is no domain {self.domain!r}; there is {', '.join(experiment.dataset.eval)}",)
         return ()
 
-    def preview(self, experiment: Experiment, roots: Roots) -> str | None:
+    def preview(self, experiment: ExperimentView, roots: Roots) -> str | None:
         if isinstance(self.judge, RuleJudge):
             return None
         latents = self.latents * len(self.measured_at())

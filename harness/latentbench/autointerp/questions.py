@@ -9,7 +9,7 @@ import numpy as np
 
 from latentbench.autointerp.definition import ScoringProtocol
 from latentbench.autointerp.windows import LatentQuestions, Question, Window
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 
 _TOP = 4
 """One in four of the windows that a latent is explained from is among its strongest."""

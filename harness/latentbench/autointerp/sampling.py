@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentbench.core.hashing import seed_of
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float32]

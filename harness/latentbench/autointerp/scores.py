@@ -15,7 +15,8 @@ import numpy as np
 from latentbench.autointerp.definition import AREAS, COVERED, FAILURES, RATES, REQUESTS, SAMPLED, SCORED
 from latentbench.autointerp.windows import Question
 from latentbench.core.spec_model import SpecModel
-from latentbench.metrics.base import Array, at_budget
+from latentbench.metrics.base import at_budget
+from latentbench.statistics.arrays import Array
 
 SHOWN = 12
 """Examples kept per latent, strongest first."""

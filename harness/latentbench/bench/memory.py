@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from latentbench.activations.tokens import evaluation_tokens, training_tokens
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.resources import high_water
 from latentbench_adapters.datasets import FilesDataset
 from latentbench_adapters.pocket.adapter import PocketModel

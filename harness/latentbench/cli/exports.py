@@ -13,7 +13,8 @@ from latentbench.cli.options import Allow, Results, StoreFolder, project_of, say
 from latentbench.core.errors import InvalidInput, NotAvailable
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import ModelAdapter, Roots
+    from latentbench.core.paths import Roots
+    from latentbench.core.protocols import ModelAdapter
     from latentbench.execute.sae_loading import StoredSae
     from latentbench.interventions.vectors import SteeringVectors
     from latentbench.records.record import Record

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -37,6 +38,34 @@ def plugins(group: Group) -> dict[str, type[SpecModel]]:
         if found.setdefault(point.name, loaded) is not loaded:
             raise NotAvailable(f"two installed packages both provide {point.name!r} in latentbench.{group}")
     return found
+
+
+@cache
+def plugin(group: Group, name: str) -> Any:
+    """The one plug-in of a group that is called `name`: neither a broken neighbour nor its import counts.
+
+    Raises NotAvailable where none or several are installed, or it cannot be imported.
+    """
+    points = entry_points(group=f"latentbench.{group}", name=name)
+    if len({point.value for point in points}) != 1:
+        raise NotAvailable(f"{len(points)} installed packages provide {name!r} in latentbench.{group}; it needs one")
+    point = next(iter(points))
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise NotAvailable(f"the plug-in {point.name} = {point.value} cannot be imported: {error}") from error
+
+
+def implementation(reference: str) -> Any:
+    """What `module:name` names. So a declaration says what carries it out without importing it, and torch with it.
+
+    Raises NotAvailable where it cannot be imported.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise NotAvailable(f"{reference} cannot be imported: {error}") from error
 
 
 class Choice:

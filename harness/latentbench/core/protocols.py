@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from latentbench.core.errors import OutsideProject
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json, SpecModel
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from latentbench.core.sites import Point, Site
-    from latentbench.sae.autoencoder import SparseAutoencoder
+    from latentbench.core.sites import Site
 
 
 @dataclass(frozen=True)
@@ -39,73 +38,12 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class SaeFacts:
-    """What an SAE's files state about it, read without loading a weight; None where they do not say."""
-
-    d_in: int | None = None
-    """Dimensions of the hidden states it reads."""
-    width: int | None = None
-    """Dictionary width: number of latents."""
-    layer: int | None = None
-    """Number of the decoder block it was trained on, counted from 0."""
-    point: Point | None = None
-    """Which hidden state of the block; None where only the block is stated."""
-    model: str | None = None
-    """Name of the language model it was trained on, as its files have it: `google/gemma-2-2b` or `gemma-2-2b`."""
-
-
-@dataclass(frozen=True)
 class LanguageModel:
     """A loaded causal language model in evaluation mode with its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
-
-
-@dataclass(frozen=True)
-class Roots:
-    """Where a spec may read files: relative paths start at `project`; others must lie below an `allowed` folder."""
-
-    project: Path
-    allowed: tuple[Path, ...] = ()
-
-    def resolve(self, path: str) -> Path:
-        """The absolute path meant by `path`. Raises OutsideProject when it leaves the project and the allowed folders."""
-        resolved = _resolved(self.project / path)
-        if self._holds(resolved):
-            return resolved
-        raise OutsideProject(
-            f"{path!r} lies outside the project; allow its folder with --allow DIR or LATENTBENCH_ALLOW=DIR"
-        )
-
-    def check_links(self, folder: Path) -> None:
-        """Raises OutsideProject when something in `folder` or directly below its folders is a link that leads out.
-
-        In the hub's cache every file of a snapshot is a link to the blobs of the same repository: those lead nowhere.
-        """
-        for path in (*folder.glob("*"), *folder.glob("*/*")):
-            if path.is_symlink() and not self._holds(found := _resolved(path)) and not _is_blob(folder, found):
-                raise OutsideProject(
-                    f"{folder.name}/{path.relative_to(folder)} is a link that leads outside the project; allow the "
-                    "folder it leads to with --allow DIR or LATENTBENCH_ALLOW=DIR"
-                )
-
-    def _holds(self, path: Path) -> bool:
-        return any(path.is_relative_to(root.resolve()) for root in (self.project, *self.allowed))
-
-
-def _resolved(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:  # older Pythons raise the latter for links that lead to each other
-        raise OutsideProject(f"{path.name!r} cannot be followed: {error}") from None
-
-
-def _is_blob(folder: Path, path: Path) -> bool:
-    """Whether `folder` is a snapshot in the hub's cache and `path` one of its repository's blobs."""
-    repository = folder.parent.parent
-    return folder.parent.name == "snapshots" and "--" in repository.name and path.parent == repository / "blobs"
 
 
 class ModelAdapter(SpecModel):
@@ -237,25 +175,3 @@ class Judge(SpecModel):
         A failed request is a `Reply` with an error, never an exception; `cache` is a folder for transcripts.
         """
         raise NotImplementedError
-
-
-class SaeSource(SpecModel):
-    """A trained SAE that can be loaded from somewhere."""
-
-    adapter: str
-    budgeted: ClassVar[bool] = False
-
-    @abstractmethod
-    def identity(self, roots: Roots) -> Json:
-        """What determines the weights."""
-
-    def facts(self, roots: Roots) -> SaeFacts | None:
-        """What its configuration states, read without torch; None where nothing is known before it is loaded.
-
-        Raises RefusedFile or NotAvailable like `identity`.
-        """
-        return None
-
-    @abstractmethod
-    def load(self, roots: Roots) -> SparseAutoencoder:
-        """The SAE on the CPU, reading raw hidden states."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
+    from latentbench.core.paths import Roots
 
 Json = Any
 """Plain JSON data: dict, list, str, int, float, bool or None."""

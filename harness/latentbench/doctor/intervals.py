@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from latentbench.doctor.check import Check, Finding
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.intervals import document_interval
 from latentbench.statistics.paired import difference, exchange_test
 from latentbench.statistics.unpaired import unpaired_difference, unpaired_test

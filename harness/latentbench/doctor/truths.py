@@ -30,10 +30,11 @@ from torch.nn.functional import normalize
 
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
-from latentbench.core.protocols import LanguageModel, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.doctor.check import Check, Finding, both, close
-from latentbench.metrics.base import Metric, Statistics
+from latentbench.metrics.base import Metric
 from latentbench.metrics.values import metric_values
 from latentbench.reconstruction.cross_entropy import CrossEntropy
 from latentbench.reconstruction.documents import Domain
@@ -44,10 +45,11 @@ from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.sae.options import IdentityOptions, TopKOptions
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.trainer import NativeTrainer
+from latentbench.statistics.arrays import Statistics
 from latentbench_adapters.pocket.adapter import PocketModel, PocketText
 
 if TYPE_CHECKING:
-    from latentbench.metrics.base import Array
+    from latentbench.statistics.arrays import Array
 
 D, DIRECTIONS, ACTIVE = 32, 48, 3
 BATCH, STEPS = 512, 500

@@ -13,7 +13,8 @@ from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Column
 from latentbench.leaderboard.inference import units_of
 from latentbench.leaderboard.load import LoadedRecord
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 
 SCHEMA = "0.2.2"
 BOUNDED = ("dead_fraction", "reasoning_accuracy.accuracy", "autointerp.score")

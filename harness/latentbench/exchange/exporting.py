@@ -20,7 +20,8 @@ from latentbench.exchange.foreign import word
 from latentbench.leaderboard.build import newest, within
 from latentbench.leaderboard.load import LoadedRecord, LoadedResults
 from latentbench.leaderboard.render.text import markdown, number
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 from latentbench.store.files import new_folder, write_json
 
 TAGS = ("sparse-autoencoder", "interpretability", "sae-lens")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from latentbench.core.errors import RefusedFile
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
-from latentbench.records.record import Interval, MetricValue
+from latentbench.metrics.value import Interval, MetricValue
 
 NOT_A_NUMBER = "NaN in the imported file"
 DEEPEST = 32

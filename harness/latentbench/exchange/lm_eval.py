@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from latentbench.core.errors import RefusedFile
 from latentbench.core.spec_model import Json
 from latentbench.exchange.foreign import ForeignResult, domain_of, mapping, metric_value, word
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
 
 TOOL = "lm_eval"
 _NOT_NUMBERS = frozenset({"alias", "name", "sample_len", "sample_count", " "})

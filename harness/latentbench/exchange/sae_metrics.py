@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from latentbench.core.errors import RefusedFile
 from latentbench.core.spec_model import Json
 from latentbench.exchange.foreign import MINUS_ONE, mapping, metric_value, optional_mapping
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
 
 CATEGORIES = (
     "model_behavior_preservation", "model_performance_preservation", "reconstruction_quality", "shrinkage", "sparsity",

@@ -32,7 +32,8 @@ from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
 from latentbench.exchange.foreign import ForeignResult, domain_of, mapping, metric_value, optional_mapping, text, word
 from latentbench.exchange.sae_metrics import CENTRED, NAMES, numbers
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 
 
 @dataclass(frozen=True)

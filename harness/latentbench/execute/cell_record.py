@@ -19,7 +19,7 @@ import numpy as np
 from latentbench.core.hashing import digest
 from latentbench.core.resources import high_water
 from latentbench.execute.job import Job, JobCell
-from latentbench.metrics.base import Statistics
+from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
 from latentbench.plan.stages import CellStages, comparability, stage_keys
 from latentbench.records.record import (
@@ -28,12 +28,12 @@ from latentbench.records.record import (
     Comparability,
     Environment,
     Failure,
-    MetricValue,
     Record,
     RunCost,
     Status,
 )
 from latentbench.spec.experiment import Experiment
+from latentbench.statistics.arrays import Statistics
 from latentbench.store.files import Arrays
 from latentbench.store.store import Store
 from latentbench.study.study import Findings

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentbench.core.hashing import digest
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.distributed.worker_process import Limits
 from latentbench.plan.plan import PlannedCell

@@ -19,7 +19,8 @@ from latentbench.activations.capture import positions
 from latentbench.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.errors import DamagedArtifact, InvalidInput
-from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
 from latentbench.core.spec_model import Json
 from latentbench.plan.stages import Stage
 from latentbench.reconstruction.statistics import Baseline, Measurement

@@ -24,8 +24,9 @@ from latentbench.execute.sae_loading import SaeCache
 from latentbench.execute.study_stage import StudiedCell, StudyRunner
 from latentbench.execute.training_launcher import train_on_devices
 from latentbench.execute.training_stage import TrainingRequest, TrainingRunner
+from latentbench.metrics.value import MetricValue
 from latentbench.plan.stages import CellStages, SaeStages, cell_key, stages_of
-from latentbench.records.record import Failure, MetricValue, RunCost
+from latentbench.records.record import Failure, RunCost
 from latentbench.records.results import referred_keys, write_record
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.store.cleaning import keep_within, quota_of_environment

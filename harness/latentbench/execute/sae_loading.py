@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from latentbench.core.errors import NotAvailable, RefusedFile
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.plan.stages import SaeStages, Stage
 from latentbench.sae import artifact

@@ -18,8 +18,8 @@ from latentbench.activations.tokens import EvalTokens, real_mask, special_mask, 
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.sites import Site
 from latentbench.flow.options import Flow
-from latentbench.metrics.base import Array
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 
 TOKENS_PER_FORWARD = 4096

@@ -21,8 +21,8 @@ from latentbench.flow.labels import origins
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.metrics import FlowAgreement
 from latentbench.flow.topology import Part
-from latentbench.metrics.base import Array
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 

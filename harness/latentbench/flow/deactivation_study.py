@@ -19,8 +19,8 @@ from latentbench.flow.matching import decoder_rows
 from latentbench.flow.metrics import FlowDeactivation, Removed
 from latentbench.flow.topology import Part
 from latentbench.interventions.intervention import Receipt
-from latentbench.metrics.base import Array
 from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 

@@ -27,8 +27,8 @@ from latentbench.flow.interventions import TokenEdit
 from latentbench.flow.topology import depth
 from latentbench.interventions.generation import check_context_length, generate
 from latentbench.interventions.intervention import Intervention, Layout, Receipt
-from latentbench.metrics.base import Array
 from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.statistics.arrays import Array
 
 
 @dataclass(frozen=True)

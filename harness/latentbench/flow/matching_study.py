@@ -14,7 +14,7 @@ from latentbench.flow.activity import TokenRows, batches, codes_at, groups, held
 from latentbench.flow.labels import LABELS, layer_statistics, origins
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.metrics import FlowMatching
-from latentbench.metrics.base import Statistics
+from latentbench.statistics.arrays import Statistics
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 

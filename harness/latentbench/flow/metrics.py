@@ -96,17 +96,17 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from latentbench.flow.options import unfoldable, unread
+from latentbench.flow.options import Flow, unfoldable, unread
 from latentbench.flow.topology import block_of, problems, targets
-from latentbench.metrics.base import Array, Estimator
+from latentbench.metrics.base import Estimator
+from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
+    from latentbench.core.paths import Roots
     from latentbench.core.sites import Site
     from latentbench.core.spec_model import Json
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.study.context import ExperimentView, StageContext
 
 
 class FlowStudy(Study):
@@ -119,16 +119,20 @@ class FlowStudy(Study):
         """What latents are scaled by: `threshold`, `activation` or neither."""
         return frozenset()
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """Sites through which no flow can be traced, and scales that these SAEs and texts do not give."""
         thresholds = unfoldable(experiment) if "threshold" in self.folds else ()
-        texts = unread(experiment.flow, experiment) if "activation" in self.folds else ()
+        texts = unread(_flow(experiment), experiment) if "activation" in self.folds else ()
         return (*problems(experiment.sites), *(f"{self.metric}: {message}" for message in (*thresholds, *texts)))
 
-    def fold_texts(self, experiment: Experiment, roots: Roots) -> Json:
+    def fold_texts(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Identity of the texts that mean activations are taken on, those maps may be fitted on; None where none are."""
-        flow = experiment.flow if "activation" in self.folds else None
+        flow = _flow(experiment) if "activation" in self.folds else None
         return flow.texts(experiment, roots) if flow else None
+
+
+def _flow(experiment: ExperimentView) -> Flow | None:
+    return experiment.flow if isinstance(experiment.flow, Flow) else None
 
 
 def share(part: Array, whole: Array) -> Array:
@@ -222,7 +226,7 @@ class FlowTransition(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         return tuple(number for steps in dict.fromkeys(self.steps) for number in self._at(steps))
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         reach = len(targets(experiment.sites))
         far = [steps for steps in self.steps if steps > reach]
         wrong = (
@@ -234,7 +238,7 @@ class FlowTransition(FlowStudy):
     def folds(self) -> frozenset[str]:
         return frozenset(self.scales)
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"texts": self.fold_texts(experiment, roots)}
 
     def run(self, lab: StageContext) -> Findings:
@@ -290,7 +294,7 @@ class FlowDeactivation(FlowStudy):
         found = [number for part in parts for number in self._of(part)]
         return (*found, *(number for part in parts for number in self._exhaustive(part) if self.exhaustive))
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         there = [block_of(site) for site in targets(experiment.sites)]
         missing = [layer for layer in self.layers or () if layer not in there]
         wrong = (

@@ -16,9 +16,10 @@ from latentbench.sae.options.base import Variant
 from latentbench.study.context import Content, StageContext, Subject
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import DatasetAdapter, Roots
+    from latentbench.core.paths import Roots
+    from latentbench.core.protocols import DatasetAdapter
     from latentbench.flow.maps import FlowMaps
-    from latentbench.spec.experiment import Experiment
+    from latentbench.study.context import ExperimentView
 
 Block = Annotated[int, Field(ge=0)]
 
@@ -37,7 +38,7 @@ Span = Annotated[tuple[Block, Block], AfterValidator(_ordered)]
 """First and last decoder block."""
 
 
-def unfoldable(experiment: Experiment) -> Iterator[str]:
+def unfoldable(experiment: ExperimentView) -> Iterator[str]:
     """Every kind of SAE of the experiment whose thresholds cannot be folded, with where it stands.
 
     Loaded ones tell only when they are read.
@@ -51,7 +52,7 @@ def unfoldable(experiment: Experiment) -> Iterator[str]:
         yield f"the {variant} SAE at {place} has no positive thresholds to fold; use mean activations (`activation`) instead"
 
 
-def unread(flow: Flow | None, experiment: Experiment) -> Iterator[str]:
+def unread(flow: Flow | None, experiment: ExperimentView) -> Iterator[str]:
     """Why there are no texts to take activations on, where there are none."""
     try:
         if flow is not None:
@@ -60,7 +61,7 @@ def unread(flow: Flow | None, experiment: Experiment) -> Iterator[str]:
         yield str(error)
 
 
-def unknown_latents(experiment: Experiment, latents: Iterable[str]) -> Iterator[str]:
+def unknown_latents(experiment: ExperimentView, latents: Iterable[str]) -> Iterator[str]:
     """Seeds that are no latents of the experiment's residual SAEs, or to which nothing can be added."""
     residual = residual_sites(experiment.sites)
     for text in latents:
@@ -74,7 +75,7 @@ def unknown_latents(experiment: Experiment, latents: Iterable[str]) -> Iterator[
             yield f"{text}: the SAE at {site} has the latents 0 to {width - 1}"
 
 
-def unreached_span(experiment: Experiment, span: tuple[int, int] | None) -> Iterator[str]:
+def unreached_span(experiment: ExperimentView, span: tuple[int, int] | None) -> Iterator[str]:
     """A span without a residual SAE."""
     blocks = [block_of(site) for site in residual_sites(experiment.sites)]
     if span is not None and not any(span[0] <= block <= span[1] for block in blocks):
@@ -165,16 +166,16 @@ class Flow(Subject):
         """Whether maps depend on texts and not on the SAEs alone."""
         return self.matching == "pearson" or self.folding == "activation"
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Every field, the sites, and the texts where any are read."""
         sites: list[Json] = [str(site) for site in experiment.sites]
         texts = self.texts(experiment, roots) if self.reads_tokens else None
         return {**self.plain(), "sites": sites, "texts": texts}
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"{self.matching} maps between {len(experiment.sites)} sites"
 
-    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         folded = unfoldable(experiment) if self.folding == "threshold" else ()
         texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
         return (*folded, *texts)
@@ -190,13 +191,13 @@ class Flow(Subject):
 
         return FlowMaps.from_content(content, self)
 
-    def texts(self, experiment: Experiment, roots: Roots) -> Json:
+    def texts(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Identity of what is read by maps and studies that need activations. Raises InvalidInput where there is none."""
         chosen, name = self.source(experiment)
         given = {"skip": chosen.skip, "documents": chosen.documents, "context": chosen.context}
         return {"from": "training texts" if name is None else "evaluation", "data": chosen.identity(roots), **given}
 
-    def source(self, experiment: Experiment) -> tuple[DatasetAdapter, str | None]:
+    def source(self, experiment: ExperimentView) -> tuple[DatasetAdapter, str | None]:
         """The texts that maps are fitted on, and the name of their evaluation domain if they are one.
 
         Raises InvalidInput where the experiment has no such texts.

@@ -12,8 +12,8 @@ from latentbench.steering.method import SteeringMethod
 from latentbench.study.context import Content, StageContext
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView
 
 
 class FlowMethod(SteeringMethod):
@@ -42,11 +42,11 @@ class FlowMethod(SteeringMethod):
             raise ValueError("the layers of a flow are those of its paths; `span` bounds them")
         return self
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """The maps' own identity stands for `matching`."""
         return {**super().identity(experiment, roots), "matching": self.matching.identity(experiment, roots)}
 
-    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with the matching, the latents and the span."""
         return (
             *self.matching.complaints(experiment, roots),
@@ -54,7 +54,7 @@ class FlowMethod(SteeringMethod):
             *unreached_span(experiment, self.span),
         )
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"{self.schedule} flow of {', '.join(self.latents)}"
 
     def make(self, lab: StageContext) -> Content:

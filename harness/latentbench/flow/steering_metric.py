@@ -53,14 +53,14 @@ from latentbench.core.spec_model import Json, without_empty
 from latentbench.flow.metrics import FlowStudy, share
 from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
 from latentbench.flow.topology import block_of, residual_sites
-from latentbench.metrics.base import Array, Estimator
+from latentbench.metrics.base import Estimator
+from latentbench.statistics.arrays import Array
 from latentbench.study.context import Longest
 from latentbench.study.study import Findings
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView, StageContext
 
 Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
 
@@ -151,10 +151,10 @@ class FlowSteering(FlowStudy):
         """Specs without costs keep their keys."""
         return without_empty("costs", made(self))
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return tuple(experiment.dataset.eval)
 
-    def beginning(self, experiment: Experiment) -> str:
+    def beginning(self, experiment: ExperimentView) -> str:
         """The domain whose documents begin the texts."""
         if self.start is not None or self.action == "deactivate":
             return self.start or self.target
@@ -163,7 +163,7 @@ class FlowSteering(FlowStudy):
     def longest_answer(self, roots: Roots) -> Longest:
         return Longest(self.prompt_tokens + self.tokens - 1, "tokens")  # the prompt's first token is the room asked for
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         domains = list(experiment.dataset.eval)
         unknown = [name for name in (self.target, self.start) if name is not None and name not in domains]
         wrong = [f"flow_steering: there is no evaluation domain {name!r}" for name in unknown]
@@ -174,7 +174,7 @@ class FlowSteering(FlowStudy):
         wrong += [f"flow_steering: {message}" for message in self._misplaced(experiment)]
         return (*super().problems(experiment, roots), *wrong)
 
-    def _misplaced(self, experiment: Experiment) -> Iterator[str]:
+    def _misplaced(self, experiment: ExperimentView) -> Iterator[str]:
         """Latents, layers and blocks that this experiment does not have."""
         blocks = [block_of(site) for site in residual_sites(experiment.sites)]
         if self.layer is not None and self.layer not in blocks:
@@ -186,11 +186,11 @@ class FlowSteering(FlowStudy):
     def folds(self) -> frozenset[str]:
         return frozenset({self.fold} if self.action == "activate" else ())
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         judge = None if self.judge is None else self.judge.identity(roots)
         return {"judge": judge, "texts": self.fold_texts(experiment, roots)}
 
-    def preview(self, experiment: Experiment, roots: Roots) -> str | None:
+    def preview(self, experiment: ExperimentView, roots: Roots) -> str | None:
         if self.judge is None:
             return None
         settings = 1 + len(set(self.schedules)) * len(set(self.strengths))

@@ -28,8 +28,8 @@ from latentbench.flow.steering_metric import FlowSteering, Schedule, cumulative,
 from latentbench.flow.text_scores import DomainClassifier, Text, rated
 from latentbench.flow.topology import block_of
 from latentbench.interventions.intervention import Intervention, Receipt, Untouched
-from latentbench.metrics.base import Array
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.units import Units
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings

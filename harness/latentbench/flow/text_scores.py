@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentbench.core.judges import answered
-from latentbench.core.protocols import Judge, Reply, Roots
-from latentbench.metrics.base import Array
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Judge, Reply
+from latentbench.statistics.arrays import Array
 
 Text = NDArray[np.int64]
 """Token ids of one text, without special tokens."""

@@ -14,8 +14,8 @@ from latentbench.flow.activity import Batch, TokenRows, batches, mean_active, te
 from latentbench.flow.maps import FlowMaps, LatentMap
 from latentbench.flow.matching import decoder_rows, thresholds
 from latentbench.flow.metrics import FlowTransition, Scale
-from latentbench.metrics.base import Array
 from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 

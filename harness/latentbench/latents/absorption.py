@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Array, Estimator
-from latentbench.records.record import MetricValue
+from latentbench.metrics.base import Estimator
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView, StageContext
 
 DOMAIN = "first_letter"
 """The task, as a column group of its own."""
@@ -72,10 +72,10 @@ class Absorption(Study):
     def numbers(self) -> tuple[Estimator, ...]:
         return NUMBERS
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
 
-    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+    def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         return {DOMAIN: {"layer": str(experiment.sites[0]), **self.plain()}}
 
     def run(self, lab: StageContext) -> Findings:

@@ -18,16 +18,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Array, Estimator
-from latentbench.records.record import MetricValue
+from latentbench.metrics.base import Estimator
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView, StageContext
 
 DOMAIN = "weights"
 """The numbers belong to no text; this is the column group they stand in."""
@@ -67,10 +67,10 @@ class Decoder(Study):
     def numbers(self) -> tuple[Estimator, ...]:
         return MAX_COSINE, ENCODER_COSINE
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
 
-    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+    def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         return {DOMAIN: {"layer": str(experiment.sites[0])}}
 
     def run(self, lab: StageContext) -> Findings:

@@ -17,8 +17,8 @@ from latentbench.activations.capture import hidden_states
 from latentbench.activations.vocabulary import check_ids, embedding_rows, known
 from latentbench.core.sites import Site
 from latentbench.latents.probing import Labels, Probe, by_mean_difference, columns, f1, fit, sparse_matrix
-from latentbench.metrics.base import Array
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.statistics.arrays import Array
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

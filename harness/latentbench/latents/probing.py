@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from latentbench.activations.tokens import EvalTokens, units_together
 from latentbench.core.sites import Site
 from latentbench.latents.survey import Encoded, encoded
-from latentbench.metrics.base import Array
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.units import Units
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Array, Estimator
+from latentbench.metrics.base import Estimator
+from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView, StageContext
 
 DOMAIN = "which_domain"
 """The task, as a column group of its own."""
@@ -53,12 +53,12 @@ class SparseProbing(Study):
         dense = ("sparse_probing.correct_residual", _WEIGHT)
         return *sparse, Estimator("sparse_probing.residual_accuracy", 1, "fraction", None, dense, _mean)
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         if len(experiment.dataset.eval) < 2:
             return ("sparse_probing tells evaluation domains apart: name two or more under dataset.eval",)
         return ()
 
-    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+    def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         data = experiment.dataset.eval
         texts = {name: {**one.plain(), "identity": one.identity(roots)} for name, one in data.items()}
         return {DOMAIN: {"layer": str(experiment.sites[0]), "domains": texts}}

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.load import LoadedRecord
-from latentbench.records.record import MetricValue, Status
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Status
 from latentbench.statistics.paired import counted
 
 Standing = Literal["best", "tied", "behind"]

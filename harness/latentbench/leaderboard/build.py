@@ -14,7 +14,8 @@ from latentbench.leaderboard.board import Badge, Board, Column, Fact, Row, RowGr
 from latentbench.leaderboard.inference import MissingStatistics, StatisticsReader, interval_of, units_of, verdicts_of
 from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, LoadedResults
 from latentbench.metrics.recorded import current_versions
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 from latentbench.sae.options.training import TrainingOptions
 
 UNMEASURED = ""

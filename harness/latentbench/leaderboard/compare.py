@@ -18,8 +18,8 @@ from latentbench.leaderboard.inference import (
     mismatch,
 )
 from latentbench.leaderboard.load import LoadedRecord
-from latentbench.metrics.base import Array
 from latentbench.records.record import Comparability
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.paired import ALPHA, TestResult, estimate, holm, seed_test, swap_shares
 
 MOVERS = 5

@@ -21,9 +21,10 @@ import numpy as np
 from latentbench.core.errors import LatentbenchError, RefusedFile
 from latentbench.leaderboard.board import Column, Row, RowVerdict
 from latentbench.leaderboard.load import LoadedRecord
-from latentbench.metrics.base import Array, Estimator, Statistics
+from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array, Statistics
 from latentbench.statistics.paired import (
     ALPHA,
     Difference,

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.leaderboard.render.text import plain
-from latentbench.metrics.base import Statistics
+from latentbench.metrics.value import MetricValue
 from latentbench.records.integrity import read_statistics
-from latentbench.records.record import MetricValue, Record
+from latentbench.records.record import Record
 from latentbench.records.results import RECORDS, read_record
+from latentbench.statistics.arrays import Statistics
 
 SPEED, MEMORY = "training.tokens_per_second", "training.memory"
 ON_MACHINE = frozenset({SPEED, MEMORY})

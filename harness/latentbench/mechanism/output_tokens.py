@@ -22,7 +22,7 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention
 from latentbench.mechanism.passages import Passages, trace
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 
 
 @dataclass(frozen=True)

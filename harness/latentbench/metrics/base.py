@@ -9,19 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
 from latentbench.core.spec_model import SpecModel
-from latentbench.records.record import MetricValue
-
-if TYPE_CHECKING:  # numpy takes a tenth of a second, and reading specs needs none of it
-    import numpy as np
-    from numpy.typing import NDArray
-
-Array: TypeAlias = "NDArray[np.float64]"
-Counts: TypeAlias = "NDArray[np.int64]"
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array, Counts
 
 BUDGETED = "@"
 """Separates a statistic's name from the budget it was measured at, e.g. `squared_error@8`."""
@@ -143,7 +137,3 @@ class BudgetedMetric(Metric):
 
     def measured_at(self) -> tuple[int | None, ...]:
         return (None, *dict.fromkeys(self.budgets or ()))
-
-
-Statistics = Mapping[str, Array]
-"""Per-document statistics: name to float64 array [documents]."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from latentbench.core.errors import NotAvailable
 from latentbench.core.plugins import plugins
 from latentbench.metrics.base import Estimator, Metric
-from latentbench.records.record import settings_text
+from latentbench.metrics.value import settings_text
 
 Number = tuple[str, int, str]
 """Id, version and settings of a number, by which a record names its estimator."""

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Counts, Estimator, Metric, Statistics, Tally
-from latentbench.records.record import MetricValue
+from latentbench.metrics.base import Estimator, Metric, Tally
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Counts, Statistics
 from latentbench.statistics.intervals import document_interval
 from latentbench.statistics.units import Units
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, SpecError
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.plan.stages import CellStages, Stage, cell_key, stages_of
 from latentbench.records.record import Record

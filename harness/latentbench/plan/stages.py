@@ -17,7 +17,8 @@ from typing import Literal
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
-from latentbench.core.protocols import DatasetAdapter, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.sae.options import Variant

@@ -40,16 +40,16 @@ from pydantic import Field, PositiveInt, model_validator
 
 from latentbench.core.protocols import ProblemSet
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Array, Estimator
+from latentbench.metrics.base import Estimator
+from latentbench.statistics.arrays import Array
 from latentbench.steering.method import parts_of
 from latentbench.study.context import Longest
 from latentbench.study.study import Findings, Study
 from latentbench_adapters.lm_eval.task_file import is_path
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView, StageContext
 
 
 def ks_of(samples: int) -> tuple[int, ...]:
@@ -144,16 +144,16 @@ class ReasoningAccuracy(Study):
         """One spec may ask for several tasks."""
         return f"{self.metric}/{self.domain}"
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         from latentbench_adapters.lm_eval.tasks import task_identity
 
         task = task_identity(self.task, roots, self.commits)
         return task | {"pass_at": list(ks_of(self.samples))} if ks_of(self.samples) else task
 
-    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+    def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         facts = {
             "model": experiment.model.identity(roots),
             "task": self.identity(experiment, roots),
@@ -165,11 +165,11 @@ class ReasoningAccuracy(Study):
         """What must agree, besides the model and the task, for two answers to be comparable."""
         return self.model_dump(mode="json", exclude={"metric", "task", "name", "batch", "examples", "commits"})
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         self.identity(experiment, roots)  # raises for an unknown task or a refused file
         return tuple(self._complaints(experiment, roots))
 
-    def _complaints(self, experiment: Experiment, roots: Roots) -> Iterator[str]:
+    def _complaints(self, experiment: ExperimentView, roots: Roots) -> Iterator[str]:
         from latentbench_adapters.lm_eval.catalogue import tests_on
 
         if self.domain in experiment.dataset.eval:

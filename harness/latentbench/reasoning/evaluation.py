@@ -16,10 +16,10 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import ignored_generation_settings
 from latentbench.interventions.intervention import Intervention
-from latentbench.metrics.base import Array
+from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.accuracy import ks_of, pass_at
 from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
-from latentbench.records.record import MetricValue
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.paired import exchange_test
 from latentbench.statistics.units import Units, units_of
 from latentbench.study.context import Content

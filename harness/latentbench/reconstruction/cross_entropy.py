@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from latentbench.metrics.base import Array, BudgetedMetric, Estimator
+from latentbench.metrics.base import BudgetedMetric, Estimator
+from latentbench.statistics.arrays import Array
 
 
 def _mean(total: Array, n: Array) -> Array:

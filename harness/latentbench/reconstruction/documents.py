@@ -16,7 +16,7 @@ from torch import Tensor
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
 from latentbench.core.sites import Site
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel

@@ -29,7 +29,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from latentbench.metrics.base import Array, BudgetedMetric, Estimator
+from latentbench.metrics.base import BudgetedMetric, Estimator
+from latentbench.statistics.arrays import Array
 
 
 def _ratio(total: Array, n: Array) -> Array:

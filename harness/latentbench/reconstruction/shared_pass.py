@@ -24,7 +24,7 @@ from latentbench.activations.resume import needs_block_input, resumed_logits
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.sites import Site
-from latentbench.metrics.base import Array, at_budget
+from latentbench.metrics.base import at_budget
 from latentbench.reconstruction.documents import (
     DocumentBatch,
     DocumentSums,
@@ -37,6 +37,7 @@ from latentbench.reconstruction.documents import (
 )
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.statistics.arrays import Array
 
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Array, Counts, at_budget
+from latentbench.metrics.base import at_budget
+from latentbench.statistics.arrays import Array, Counts
 
 VERSION = 1
 """Raised when the same SAE and documents give different statistics."""

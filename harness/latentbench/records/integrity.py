@@ -17,11 +17,13 @@ from latentbench.core.errors import RefusedFile, StoreError
 from latentbench.core.hashing import digest, file_digest
 from latentbench.core.spec_model import Json
 from latentbench.metrics.recorded import Number, estimators
-from latentbench.records.record import DocumentStatistics, MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import DocumentStatistics, Record
 from latentbench.store.files import read_arrays
 
 if TYPE_CHECKING:
-    from latentbench.metrics.base import Array, Estimator, Statistics
+    from latentbench.metrics.base import Estimator
+    from latentbench.statistics.arrays import Array, Statistics
 
 _MAX_STATISTICS = 4 << 30
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-9

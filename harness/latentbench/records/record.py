@@ -7,7 +7,6 @@ readers use of it: a field of another shape is one refused file and not a traceb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -16,71 +15,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
 )
 
 from latentbench.core.hashing import canonical
-from latentbench.core.spec_model import Json, SpecModel, without_empty
+from latentbench.core.spec_model import Json, SpecModel
+from latentbench.metrics.value import MetricValue
 
 Status = Literal["ok", "failed", "timeout", "skipped", "damaged"]
 """How a cell ended. `damaged` is what readers make of a record that does not hold what was measured."""
-
-
-class Interval(SpecModel):
-    """A confidence interval."""
-
-    low: float
-    high: float
-    level: float = 0.95
-    method: str
-    """How it was computed, e.g. `document bootstrap, expanded percentile`."""
-
-
-class MetricValue(SpecModel):
-    """One number of one metric on one domain."""
-
-    id: str
-    """Metric and estimator, e.g. `explained_variance.centred`."""
-    version: int
-    """Version of the metric's definition; numbers of different versions are never ranked together."""
-    domain: str | None = None
-    """Evaluation domain; null for numbers that belong to the artifact itself."""
-    value: float | None
-    null_reason: str | None = None
-    """Why the value is null."""
-    unit: str
-    higher_is_better: bool | None
-    """Null where neither direction is better in itself (L0)."""
-    n: int | None = None
-    """Number of distinct documents (or other independent units) behind the number."""
-    repeats: Annotated[int, Field(ge=0)] = 0
-    """How many more were measured that repeat one of those and count with it; left out where none does."""
-    ci: Interval | None = None
-    params: dict[str, Json] = Field(default_factory=dict)
-    """What distinguishes this number from others of the same id, e.g. `{"budget": 8}`."""
-
-    @property
-    def budget(self) -> int | None:
-        """Active latents per token it was measured with; None for as many as the SAE was trained with."""
-        budget = self.params.get("budget")
-        return budget if isinstance(budget, int) else None
-
-    @property
-    def settings(self) -> str:
-        """Its parameters other than the budget as text."""
-        return settings_text(self.params)
-
-    @model_serializer(mode="wrap")
-    def _without_no_repeats(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """Records of documents that all differ are what they were."""
-        return without_empty("repeats", made(self))
-
-
-def settings_text(params: Mapping[str, Json]) -> str:
-    """Parameters other than the budget as text, e.g. `judge=lexical,tokens=30000`."""
-    return ",".join(f"{k}={v}" for k, v in sorted(params.items()) if k != "budget")
 
 
 class SpecOrigin(SpecModel):

@@ -7,29 +7,42 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from latentbench.core.errors import RefusedFile
 from latentbench.core.hashing import digest, file_digest
 from latentbench.records.integrity import damage, sealed
-from latentbench.records.record import DocumentStatistics, Record
+from latentbench.records.record import DocumentStatistics, Record, SpecOrigin
 from latentbench.store.files import Arrays, write_arrays, write_json
-
-if TYPE_CHECKING:  # reading results needs no spec language
-    from latentbench.spec.cells import Cell
 
 RECORDS = "records"
 _MAX_RECORD = 64 << 20
 
 
-def record_path(results: Path, cell: Cell, key: str) -> Path:
+class CellName(Protocol):
+    """What the place of a record is made of: the spec it came from, and which of its cells it is."""
+
+    @property
+    def origin(self) -> SpecOrigin:
+        """The spec."""
+
+    @property
+    def label(self) -> str:
+        """What distinguishes the cell within its spec."""
+
+    @property
+    def seed(self) -> int:
+        """The cell's seed."""
+
+
+def record_path(results: Path, cell: CellName, key: str) -> Path:
     """Where the record of a cell stands."""
     return results / RECORDS / cell.origin.name / f"{_slug(cell.label)}seed{cell.seed}-{key[:12]}.json"
 
 
-def find_record(results: Path, cell: Cell, key: str) -> Record | None:
+def find_record(results: Path, cell: CellName, key: str) -> Record | None:
     """The record of a cell, or None. An unreadable one counts as absent, a damaged one has no numbers: either way the
     cell is computed again."""
     path = record_path(results, cell, key)
@@ -40,7 +53,7 @@ def find_record(results: Path, cell: Cell, key: str) -> Record | None:
     return record if record and record.cell == key else None
 
 
-def records_of(results: Path, cell: Cell) -> Iterator[Record]:
+def records_of(results: Path, cell: CellName) -> Iterator[Record]:
     """The readable records of a cell under any key: what it was before its spec, texts or definitions changed."""
     pattern = f"{glob.escape(_slug(cell.label))}seed{cell.seed}-*.json"
     for path in sorted((results / RECORDS / cell.origin.name).glob(pattern)):
@@ -84,7 +97,7 @@ def read_record(path: Path) -> Record:
     return record.damaged(reason) if reason else record
 
 
-def write_record(results: Path, cell: Cell, record: Record, statistics: Arrays) -> Path:
+def write_record(results: Path, cell: CellName, record: Record, statistics: Arrays) -> Path:
     """Writes the statistics, then the record that vouches for them; the record is whole or absent."""
     path = record_path(results, cell, record.cell)
     if statistics:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from latentbench.core.spec_model import Json
 from latentbench.flow.steering_metric import setting_name
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 from latentbench.study.study import Findings
 
 TEXTS = 6

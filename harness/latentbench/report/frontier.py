@@ -10,8 +10,9 @@ from statistics import fmean
 
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hashing import canonical
+from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.scale_selection import ACCURACY, KL, by_scale, choose_scale
-from latentbench.records.record import MetricValue, Record
+from latentbench.records.record import Record
 from latentbench.records.results import RECORDS, read_record
 
 Rows = Mapping[str, Record]

@@ -18,7 +18,8 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
 from latentbench.execute.job_inputs import stored_content
 from latentbench.leaderboard.row_details import page_path
-from latentbench.records.record import MetricValue, Record
+from latentbench.metrics.value import MetricValue
+from latentbench.records.record import Record
 from latentbench.report import figures
 from latentbench.report.cells import stored_study
 from latentbench.report.frontier import Rows, accuracies, accuracy_against_cost, rows_beside

@@ -13,11 +13,13 @@ from typing import Any
 
 from latentbench.core.errors import InvalidInput, SpecError, SpecProblem
 from latentbench.core.explain import at
-from latentbench.core.protocols import DatasetAdapter, ModelFacts, Roots, SaeFacts
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import DatasetAdapter, ModelFacts
 from latentbench.core.sites import Point, Site
 from latentbench.core.yaml_tree import YamlPath
 from latentbench.sae.options import BoostedOptions, EnsembleOptions, FineTunedOptions, Variant
 from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.sources.base import SaeFacts
 from latentbench.spec.cells import SpecFile
 from latentbench.spec.experiment import Data, Experiment
 from latentbench.spec.resolve import missing, places

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, SpecError
 from latentbench.core.explain import at
-from latentbench.core.protocols import Roots
+from latentbench.core.paths import Roots
 from latentbench.core.sites import Site, block_number
 from latentbench.core.yaml_tree import YamlNode, YamlPath
 from latentbench.sae.cost import tokens_at_equal_cost, variant_cost

@@ -17,8 +17,8 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from latentbench.metrics.base import Array
-from latentbench.records.record import Interval
+from latentbench.metrics.value import Interval
+from latentbench.statistics.arrays import Array
 
 RESAMPLES = 2000
 MINIMUM_DOCUMENTS = 10

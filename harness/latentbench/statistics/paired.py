@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr
 
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, expanded_levels, weights
 
 LEVEL = 0.95

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latentbench.metrics.base import Array, Statistics
+from latentbench.statistics.arrays import Array, Statistics
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, stdtr, stdtrit
 
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES
 from latentbench.statistics.paired import (
     LEVEL,

@@ -17,10 +17,10 @@ from latentbench.steering.method import SteeringMethod
 from latentbench.study.context import Content, Longest, StageContext
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
+    from latentbench.core.paths import Roots
     from latentbench.interventions.intervention import Intervention
     from latentbench.interventions.vectors import SteeringVectors
-    from latentbench.spec.experiment import Experiment
+    from latentbench.study.context import ExperimentView
 
 
 def vector_file(path: str, roots: Roots) -> Path:
@@ -56,10 +56,10 @@ class NoSteering(SteeringMethod):
 
     method: Literal["none"] = "none"
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"method": self.method}
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return "no steering"
 
     def make(self, lab: StageContext) -> Content:
@@ -78,10 +78,10 @@ class PrefixMethod(SteeringMethod):
     text: Annotated[str, Field(min_length=1, max_length=10_000)]
     """What is appended, white space included, e.g. ` To find out`."""
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"method": self.method, "text": self.text}
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"prefix {self.text!r}"
 
     def make(self, lab: StageContext) -> Content:
@@ -154,14 +154,14 @@ class LoadMethod(SteeringMethod):
     """Whether a vector that was made for another model or revision may be used all the same (transfer); its width must
     fit."""
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """The file's digest instead of its path."""
         from latentbench.core.hashing import file_digest
 
         named = super().identity(experiment, roots)
         return {**named, "path": None, "file": file_digest(vector_file(self.path, roots))}
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"vectors of {self.path}"
 
     def make(self, lab: StageContext) -> Content:
@@ -199,17 +199,17 @@ class StackMethod(SteeringMethod):
             raise ValueError("layers, scale, relative and scope stand in the parts of a stack")
         return self
 
-    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         return tuple(message for part in self.parts for message in part.complaints(experiment, roots))
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"method": self.method, "parts": [part.identity(experiment, roots) for part in self.parts]}
 
     def longest_answer(self, roots: Roots) -> Longest | None:
         asked = [longest for part in self.parts if (longest := part.longest_answer(roots))]
         return max(asked, key=lambda longest: longest.tokens, default=None)
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return " + ".join(part.made_of(experiment, roots) for part in self.parts)
 
     def make(self, lab: StageContext) -> Content:

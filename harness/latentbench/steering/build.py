@@ -14,7 +14,8 @@ from latentbench.activations.blocks import decoder_blocks
 from latentbench.activations.capture import hidden_states, last_position
 from latentbench.activations.vocabulary import padding_of
 from latentbench.core.errors import CellFailed, InvalidInput
-from latentbench.core.protocols import LanguageModel, Problem, ProblemSet, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel, Problem, ProblemSet
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import left_padded, prompt_ids

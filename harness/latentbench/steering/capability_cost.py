@@ -24,17 +24,17 @@ from pydantic import Field
 
 from latentbench.core.spec_model import Json
 from latentbench.mechanism.metrics.study import methods_without_vectors
-from latentbench.metrics.base import Array, Estimator, Statistics
+from latentbench.metrics.base import Estimator
+from latentbench.statistics.arrays import Array, Statistics
 from latentbench.study.study import Findings, Study
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentbench.core.protocols import Roots
+    from latentbench.core.paths import Roots
     from latentbench.interventions.intervention import Intervention, Receipt
     from latentbench.reconstruction.documents import DocumentBatch
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.study.context import ExperimentView, StageContext
 
 NAME = "capability_cost"
 _TOKENS_PER_FORWARD = 4096
@@ -49,7 +49,7 @@ class CapabilityCost(Study):
     scales: Annotated[tuple[float, ...], Field(max_length=100)] = ()
     """Scales at which to measure besides the spec's own."""
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         none = methods_without_vectors(experiment.steering) if self.scales else []
         return tuple(f"`scales` are those of steering vectors; the method {method!r} adds none" for method in none)
 

@@ -15,8 +15,8 @@ from latentbench.study.context import Content, StageContext
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView
 
 Texts = tuple[str, ...]
 
@@ -45,7 +45,7 @@ class ContrastiveMethod(SteeringMethod):
             raise ValueError("positive and negative must hold the same number of texts, at least one")
         return self
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         made = super().identity(experiment, roots)
         return {**made, "problems": self.problems.identity(roots) if self.problems else None}
 
@@ -94,7 +94,7 @@ class SaeLatentMethod(SteeringMethod):
             raise ValueError("the layer of an SAE latent is that of the SAE")
         return self
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"decoder direction of latent {self.latent}"
 
     def make(self, lab: StageContext) -> Content:

@@ -8,10 +8,11 @@ from itertools import islice
 import numpy as np
 
 from latentbench.core.errors import InvalidInput
-from latentbench.core.protocols import LanguageModel, Problem, ProblemSet, Roots
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import LanguageModel, Problem, ProblemSet
 from latentbench.interventions.generation import Sampling, answers
 from latentbench.interventions.intervention import Intervention, Layout
-from latentbench.metrics.base import Array
+from latentbench.statistics.arrays import Array
 from latentbench.steering.rewards import Grader
 
 

@@ -12,9 +12,9 @@ from latentbench.core.spec_model import Json
 from latentbench.study.context import Content, StageContext, Subject
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
+    from latentbench.core.paths import Roots
     from latentbench.interventions.intervention import Intervention
-    from latentbench.spec.experiment import Experiment
+    from latentbench.study.context import ExperimentView
 
 
 def parts_of(steering: Any) -> Iterator[Any]:
@@ -59,7 +59,7 @@ class SteeringMethod(Subject):
             raise ValueError("layers must be a list of different numbers, at least one")
         return self
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """What the content is made from: every field but those of use, and the content of what they name."""
         made = {name: value for name, value in self.plain().items() if name not in self.of_use}
         if self.measures_norms and experiment.dataset.eval:
@@ -67,7 +67,7 @@ class SteeringMethod(Subject):
             made["norms_on"] = [texts.identity(roots), texts.skip, texts.documents]
         return made
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"{self.method} ({self._where()})"
 
     def chosen(self, blocks: int) -> tuple[int, ...]:

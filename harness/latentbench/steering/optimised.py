@@ -13,9 +13,9 @@ from latentbench.steering.method import SteeringMethod
 from latentbench.study.context import Content, Longest, StageContext
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
+    from latentbench.core.paths import Roots
     from latentbench.interventions.intervention import Intervention
-    from latentbench.spec.experiment import Experiment
+    from latentbench.study.context import ExperimentView
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -88,13 +88,13 @@ class ReinforcedMethod(SteeringMethod):
             )
         return self
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {**super().identity(experiment, roots), "problems": self.problems.identity(roots)}
 
     def longest_answer(self, roots: Roots) -> Longest:
         return Longest(self.max_new_tokens, "max_new_tokens")
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         reward = ", random reward" if self.reward == "random" else ""
         return f"{self.method} ({self._where()}, {self.steps} steps{reward})"
 

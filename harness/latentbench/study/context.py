@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
@@ -21,11 +21,55 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from latentbench.activations.tokens import EvalTokens
-    from latentbench.core.protocols import LanguageModel, Roots
+    from latentbench.core.paths import Roots
+    from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
     from latentbench.core.sites import Site
     from latentbench.sae.autoencoder import SparseAutoencoder
-    from latentbench.spec.experiment import Experiment
+    from latentbench.sae.options.base import LoadedSae, Variant
     from latentbench.statistics.units import Units
+
+
+class DatasetView(Protocol):
+    """The texts of an experiment, as its parts may read them."""
+
+    @property
+    def train(self) -> DatasetAdapter | None:
+        """What its SAEs are trained on."""
+
+    @property
+    def eval(self) -> Mapping[str, DatasetAdapter]:
+        """What is measured, by domain."""
+
+
+class ExperimentView(Protocol):
+    """What the parts of a spec may read of the experiment they stand in.
+
+    The experiment (`latentbench.spec.experiment`) is made of these parts; so that neither has to import the other, what
+    the parts need of it is stated here.
+    """
+
+    @property
+    def model(self) -> ModelAdapter:
+        """The language model."""
+
+    @property
+    def dataset(self) -> DatasetView:
+        """The texts."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where its SAEs read; empty without one."""
+
+    @property
+    def steering(self) -> Subject | None:
+        """What changes the model's behaviour."""
+
+    @property
+    def flow(self) -> Subject | None:
+        """How latents of SAEs at several places are matched."""
+
+    def section_at(self, site: Site) -> Variant | LoadedSae:
+        """The section of the SAE that reads at `site`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +93,7 @@ class Content:
 class StageContext:
     """The surroundings of one stage. Everything in it is deterministic given `key`."""
 
-    experiment: Experiment
+    experiment: ExperimentView
     key: str
     """Of the stage: every seed is derived from it."""
     roots: Roots
@@ -99,11 +143,11 @@ class Subject(SpecModel):
     many_sites: ClassVar[bool] = False
     """Whether it stands on SAEs at several places, one for each of the spec's `layers:`."""
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """What determines the content, besides the model, the cell's SAEs and its seed; by default every field."""
         return self.plain()
 
-    def complaints(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with asking for it in this experiment, found without torch; shown by `validate`."""
         return ()
 
@@ -111,7 +155,7 @@ class Subject(SpecModel):
         """The longest text that the model writes for it; None where it writes none, or that is not known here."""
         return None
 
-    def made_of(self, experiment: Experiment, roots: Roots) -> str:
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         """How plans call it, e.g. `rl vectors on 4 layers`."""
         return type(self).__name__
 

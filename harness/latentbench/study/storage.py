@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from latentbench.core.errors import CellFailed
-from latentbench.metrics.base import Array
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.units import Units
 from latentbench.study.context import Content
 from latentbench.study.study import Findings

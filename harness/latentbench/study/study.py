@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Metric, Statistics
-from latentbench.records.record import MetricValue
+from latentbench.metrics.base import Metric
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
+    from latentbench.core.paths import Roots
     from latentbench.statistics.units import Units
-    from latentbench.study.context import Longest, StageContext
+    from latentbench.study.context import ExperimentView, Longest, StageContext
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ class Findings:
 class Study(Metric):
     """A metric with a stage of its own. Plugs in through `latentbench.metrics` like any other."""
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         """Evaluation domains of the spec whose tokens it reads; by default all."""
         return tuple(experiment.dataset.eval)
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """What determines its findings besides its own fields, the model, the subject and the domains it reads."""
         return {}
 
-    def comparability(self, experiment: Experiment, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
+    def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         """Domains it brings that are not in the spec's `dataset.eval` (a task), with the facts that must agree."""
         return {}
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with asking for this study in this experiment, found without torch; shown by `validate`."""
         return ()
 
@@ -71,7 +71,7 @@ class Study(Metric):
         """The longest text that the model writes for it; None where it writes none, or that is not known here."""
         return None
 
-    def preview(self, experiment: Experiment, roots: Roots) -> str | None:
+    def preview(self, experiment: ExperimentView, roots: Roots) -> str | None:
         """What it will cost beyond compute (requests, tokens, money), for `plan`; None where nothing."""
         return None
 

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from latentbench.core.spec_model import Json
 from latentbench.mechanism.metrics.study import DOMAIN, MechanismStudy, injection_of, ones
 from latentbench.metrics.base import Estimator
-from latentbench.records.record import MetricValue
+from latentbench.metrics.value import MetricValue
 from latentbench.study.study import Findings
 
 if TYPE_CHECKING:

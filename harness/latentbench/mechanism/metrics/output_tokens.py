@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import PositiveInt
 
 from latentbench.mechanism.metrics.study import DOMAIN, MechanismStudy, injection_of, ones, vector_problems
-from latentbench.metrics.base import Array, Estimator
-from latentbench.records.record import MetricValue
+from latentbench.metrics.base import Estimator
+from latentbench.metrics.value import MetricValue
+from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import Roots
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.core.paths import Roots
+    from latentbench.study.context import ExperimentView, StageContext
 
 
 class LogitLens(Study):
@@ -31,10 +31,10 @@ class LogitLens(Study):
     tokens: PositiveInt = 20
     """Tokens listed at either end."""
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         return vector_problems(self.metric, experiment)
 
     def run(self, lab: StageContext) -> Findings:

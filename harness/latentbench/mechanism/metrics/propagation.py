@@ -15,10 +15,9 @@ from latentbench.study.study import Findings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentbench.core.protocols import Roots
-    from latentbench.metrics.base import Array
-    from latentbench.spec.experiment import Experiment
-    from latentbench.study.context import StageContext
+    from latentbench.core.paths import Roots
+    from latentbench.statistics.arrays import Array
+    from latentbench.study.context import ExperimentView, StageContext
 
 VectorFile = Annotated[str, Field(min_length=1, max_length=500)]
 
@@ -94,14 +93,14 @@ class Persistence(MechanismStudy):
         """The files it compares with."""
         return (self.compare_with,) if isinstance(self.compare_with, str) else self.compare_with or ()
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         from latentbench.core.hashing import file_digest
         from latentbench.steering.baselines import vector_file
 
         made = super().identity(experiment, roots)
         return {**made, "compare_with": sorted(file_digest(vector_file(path, roots)) for path in self.files)}
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         from latentbench.steering.baselines import vector_file
 
         for path in self.files:

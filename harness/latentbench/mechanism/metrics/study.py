@@ -17,13 +17,12 @@ from latentbench.study.study import Study
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentbench.core.protocols import Roots
+    from latentbench.core.paths import Roots
     from latentbench.interventions.injection import VectorInjection
     from latentbench.mechanism.passages import Passages
-    from latentbench.metrics.base import Array
-    from latentbench.spec.experiment import Experiment
+    from latentbench.statistics.arrays import Array
     from latentbench.statistics.units import Units
-    from latentbench.study.context import StageContext
+    from latentbench.study.context import ExperimentView, StageContext
 
 DOMAIN = "mechanism"
 """The column group of all of them."""
@@ -46,13 +45,13 @@ class MechanismStudy(Study):
     new_tokens: PositiveInt = 64
     """Longest continuation."""
 
-    def domains(self, experiment: Experiment) -> tuple[str, ...]:
+    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
 
-    def identity(self, experiment: Experiment, roots: Roots) -> Json:
+    def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"problems": self.problems_from.identity(roots)}
 
-    def problems(self, experiment: Experiment, roots: Roots) -> tuple[str, ...]:
+    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         return vector_problems(self.metric, experiment)
 
     def longest_answer(self, roots: Roots) -> Longest:
@@ -79,7 +78,7 @@ class MechanismStudy(Study):
         )
 
 
-def vector_problems(metric: str, experiment: Experiment) -> tuple[str, ...]:
+def vector_problems(metric: str, experiment: ExperimentView) -> tuple[str, ...]:
     """The complaint about a method that adds no vector, or a stack whose vectors are not added at the same tokens."""
     for method in methods_without_vectors(experiment.steering):
         return (f"{metric!r} looks at steering vectors; the method {method!r} adds none",)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, model_validator
 
 from latentbench.core.plugins import Choice
-from latentbench.core.protocols import SaeSource
 from latentbench.core.spec_model import SpecModel
+from latentbench.sae.sources.base import SaeSource
 
 if TYPE_CHECKING:
     import torch

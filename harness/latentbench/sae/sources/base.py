@@ -1,4 +1,4 @@
-"""What the sources of trained SAEs share: their folders, the identity of files, and what configurations state.
+"""Sources of trained SAEs: what a plug-in implements, and what all of them share: their folders, the identity of files, and what configurations state.
 
 Nothing here imports torch: `validate` and `plan` read every SAE a spec names.
 """
@@ -6,17 +6,20 @@ Nothing here imports torch: `validate` and `plan` read every SAE a spec names.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import known_digest
-from latentbench.core.protocols import Roots
-from latentbench.core.spec_model import Json
+from latentbench.core.paths import Roots
+from latentbench.core.spec_model import Json, SpecModel
 
 if TYPE_CHECKING:
     from latentbench.core.sites import Point
+    from latentbench.sae.autoencoder import SparseAutoencoder
 
 _TRANSFORMER_LENS = re.compile(r"blocks\.(\d+)\.(?:hook_)?(\w+)")
 _MODULE = re.compile(r"(?:^|[._])(?:layers|h|blocks)[._](\d+)(?:\.(\w+))?$")
@@ -31,6 +34,44 @@ _POINTS: dict[str | None, Point] = {
     "attention": "attn_out",
     "self_attn": "attn_out",
 }
+
+
+@dataclass(frozen=True)
+class SaeFacts:
+    """What an SAE's files state about it, read without loading a weight; None where they do not say."""
+
+    d_in: int | None = None
+    """Dimensions of the hidden states it reads."""
+    width: int | None = None
+    """Dictionary width: number of latents."""
+    layer: int | None = None
+    """Number of the decoder block it was trained on, counted from 0."""
+    point: Point | None = None
+    """Which hidden state of the block; None where only the block is stated."""
+    model: str | None = None
+    """Name of the language model it was trained on, as its files have it: `google/gemma-2-2b` or `gemma-2-2b`."""
+
+
+class SaeSource(SpecModel):
+    """A trained SAE that can be loaded from somewhere."""
+
+    adapter: str
+    budgeted: ClassVar[bool] = False
+
+    @abstractmethod
+    def identity(self, roots: Roots) -> Json:
+        """What determines the weights."""
+
+    def facts(self, roots: Roots) -> SaeFacts | None:
+        """What its configuration states, read without torch; None where nothing is known before it is loaded.
+
+        Raises RefusedFile or NotAvailable like `identity`.
+        """
+        return None
+
+    @abstractmethod
+    def load(self, roots: Roots) -> SparseAutoencoder:
+        """The SAE on the CPU, reading raw hidden states."""
 
 
 def sae_folder(roots: Roots, path: str, kind: str, needed: Iterable[str]) -> Path:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from latentbench.core.errors import RefusedFile
-from latentbench.core.protocols import Roots, SaeFacts, SaeSource
+from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.untrusted_files import tensor_shapes
 from latentbench.sae.sources.base import (
+    SaeFacts,
+    SaeSource,
     config_object,
     digests,
     model_of,
