@@ -193,16 +193,16 @@ def test_removing_rescales_seeds_or_whole_graphs(lab: StageContext) -> None:
 def test_what_cannot_be_steered_is_said_before_it_is_tried() -> None:
     made = experiment()
     study = FlowSteering(target="law", judge=LexicalJudge())
-    said = " ".join(study.problems(made, Roots(Path())))
+    said = " ".join(study.problems_in(made, Roots(Path())))
     assert "no evaluation domain 'law'" in said
     assert "rates no texts" in said
-    assert FlowSteering(target="chemistry").problems(made, Roots(Path())) == ()
-    assert "layers [5]" in " ".join(FlowDeactivation(layers=(1, 5)).problems(made, Roots(Path())))
+    assert FlowSteering(target="chemistry").problems_in(made, Roots(Path())) == ()
+    assert "layers [5]" in " ".join(FlowDeactivation(layers=(1, 5)).problems_in(made, Roots(Path())))
     for study in (FlowTransition(scales=("threshold",)), FlowSteering(target="chemistry", fold="threshold")):
         assert "the topk SAE at 0.resid_post has no positive thresholds" in " ".join(
-            study.problems(made, Roots(Path()))
+            study.problems_in(made, Roots(Path()))
         )
-    loneliest = FlowDeactivation(layers=(0,)).problems(made, Roots(Path()))
+    loneliest = FlowDeactivation(layers=(0,)).problems_in(made, Roots(Path()))
     assert "layers [0]" in " ".join(loneliest)  # the first residual site has no predecessor
     with pytest.raises(ValueError, match="at least 1"):
         FlowDeactivation.model_validate({"layers": []})

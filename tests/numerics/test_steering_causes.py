@@ -121,5 +121,5 @@ def test_a_sweep_of_scales_is_for_vectors() -> None:
     asked: Any = CapabilityCost(scales=(0.5, 1.0))
     for method, complaints in (("lora", 1), ("prefix", 1), ("rl", 0)):
         experiment = SimpleNamespace(steering=SimpleNamespace(method=method))
-        assert len(asked.problems(experiment, None)) == complaints
-        assert CapabilityCost().problems(experiment, None) == ()  # type: ignore[arg-type]
+        assert len(asked.problems_in(experiment, None)) == complaints
+        assert CapabilityCost().problems_in(experiment, None) == ()  # type: ignore[arg-type]

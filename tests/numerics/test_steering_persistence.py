@@ -95,9 +95,9 @@ def test_files_that_cannot_be_compared_with_are_refused(tmp_path: Path) -> None:
     made = steered(tmp_path, 0)
     experiment: Any = SimpleNamespace(steering=None)
     with pytest.raises(InvalidInput, match="outside the project"):
-        study(compare_with="../v.safetensors").problems(experiment, made.roots)
+        study(compare_with="../v.safetensors").problems_in(experiment, made.roots)
     with pytest.raises(NotAvailable, match="there is no file"):
-        study(compare_with="none.safetensors").problems(experiment, made.roots)
+        study(compare_with="none.safetensors").problems_in(experiment, made.roots)
     replace(drawn(2), model={**TAG, "revision": "b"}).save(tmp_path / "other.safetensors")
     with pytest.raises(RefusedFile, match="another model or revision"):
         study(compare_with="other.safetensors").run(made)

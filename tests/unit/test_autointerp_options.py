@@ -85,8 +85,8 @@ def test_it_reads_one_domain_and_refuses_an_unknown_one(tmp_path: Path) -> None:
     roots = Roots(tmp_path)
     assert Autointerp().domains(experiment()) == ("lab",)
     assert Autointerp(domain="law").domains(experiment()) == ("law",)
-    assert Autointerp().problems(experiment(), roots) == ()
-    assert "no domain 'sea'" in Autointerp(domain="sea").problems(experiment(), roots)[0]
+    assert Autointerp().problems_in(experiment(), roots) == ()
+    assert "no domain 'sea'" in Autointerp(domain="sea").problems_in(experiment(), roots)[0]
 
 
 def test_the_preview_counts_requests(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_an_sae_that_is_broken_is_refused(tmp_path: Path) -> None:
 
 def test_several_saes_are_refused(tmp_path: Path) -> None:
     two = SimpleNamespace(**{**vars(experiment()), "sites": ("one", "two")})
-    assert "this spec has 2" in Autointerp().problems(two, Roots(tmp_path))[0]
+    assert "this spec has 2" in Autointerp().problems_in(two, Roots(tmp_path))[0]
     lab = lab_of(tmp_path, 4, fires_on(token_sets(4)))
     object.__setattr__(lab, "saes", dict)
     with pytest.raises(InvalidInput, match="one SAE"):

@@ -128,7 +128,7 @@ AIM = {"target": "chemistry"}
 )
 def test_steering_that_has_no_place_here_is_refused(options: dict[str, Any], said: str) -> None:
     experiment = Experiment.model_validate({**SPEC, "flow": {}})
-    found = FlowSteering.model_validate({**AIM, **options}).problems(experiment, Roots(Path()))
+    found = FlowSteering.model_validate({**AIM, **options}).problems_in(experiment, Roots(Path()))
     assert [said in message for message in found] == ([True] if said else [])
 
 
@@ -158,7 +158,7 @@ def test_nothing_is_added_before_the_first_block() -> None:
     experiment = Experiment.model_validate(
         {**SPEC, "flow": {}, "layers": [{"index": 0, "point": "resid_pre"}, {"index": 0}]}
     )
-    found = FlowSteering.model_validate({**AIM, "seeds": ["0.resid_pre:3"]}).problems(experiment, Roots(Path()))
+    found = FlowSteering.model_validate({**AIM, "seeds": ["0.resid_pre:3"]}).problems_in(experiment, Roots(Path()))
     assert "before the first block" in " ".join(found)
 
 
@@ -179,18 +179,18 @@ def test_latents_and_spans_are_written_in_one_way(wrong: dict[str, Any]) -> None
 def test_a_flow_that_cannot_be_made_is_refused(options: dict[str, Any], said: str) -> None:
     flow = Flow.model_validate(options)
     experiment = Experiment.model_validate({**SPEC, "flow": options})
-    assert [said in message for message in flow.complaints(experiment, Roots(Path()))] == ([True] if said else [])
+    assert [said in message for message in flow.problems_in(experiment, Roots(Path()))] == ([True] if said else [])
     method = FlowMethod.model_validate({"latents": ["1:3"], "matching": options})
     steered = Experiment.model_validate({**SPEC, "steering": method.plain()})
-    assert [said in message for message in method.complaints(steered, Roots(Path()))] == ([True] if said else [])
+    assert [said in message for message in method.problems_in(steered, Roots(Path()))] == ([True] if said else [])
     stack = StackMethod.model_validate({"method": "stack", "parts": [{"method": "none"}, method.plain()]})
-    assert stack.complaints(steered, Roots(Path())) == method.complaints(steered, Roots(Path()))
+    assert stack.problems_in(steered, Roots(Path())) == method.problems_in(steered, Roots(Path()))
 
 
 def test_carrying_further_than_there_are_layers_is_refused() -> None:
     experiment = Experiment.model_validate({**SPEC, "flow": {}})
-    assert FlowTransition(steps=(1, 2)).problems(experiment, Roots(Path())) == ()
-    assert "at most 2 steps" in " ".join(FlowTransition(steps=(3,)).problems(experiment, Roots(Path())))
+    assert FlowTransition(steps=(1, 2)).problems_in(experiment, Roots(Path())) == ()
+    assert "at most 2 steps" in " ".join(FlowTransition(steps=(3,)).problems_in(experiment, Roots(Path())))
 
 
 def test_reading_the_sections_needs_no_torch() -> None:

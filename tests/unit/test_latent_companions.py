@@ -168,7 +168,7 @@ def test_too_few_documents_or_domains_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CellFailed, match="too few documents"):
         SparseProbing().run(two_domains(tmp_path, documents=4))
     one: Any = SimpleNamespace(dataset=SimpleNamespace(eval={"lab": None}))
-    assert "two or more" in SparseProbing().problems(one, Roots(tmp_path))[0]
+    assert "two or more" in SparseProbing().problems_in(one, Roots(tmp_path))[0]
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

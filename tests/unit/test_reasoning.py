@@ -79,7 +79,7 @@ def test_whatever_changes_answers_sets_rows_apart(change: dict[str, Any]) -> Non
 
 def test_an_unknown_task_is_a_problem_of_the_spec() -> None:
     with pytest.raises(InvalidInput, match=r"did you mean .*pocket_problems"):
-        study(task="pocket_problem").problems(experiment(), ROOTS)
+        study(task="pocket_problem").problems_in(experiment(), ROOTS)
 
 
 def test_answers_must_leave_room_in_the_context() -> None:
@@ -110,11 +110,11 @@ def test_answers_must_leave_room_in_the_context() -> None:
     ],
 )
 def test_nothing_is_trained_on_what_is_tested(task: str, problems: ProblemSet, same: bool) -> None:
-    found = study(task=task, max_new_tokens=64).problems(experiment(problems=problems), ROOTS)
+    found = study(task=task, max_new_tokens=64).problems_in(experiment(problems=problems), ROOTS)
     assert bool(found) == same
     stack = SimpleNamespace(parts=(SimpleNamespace(), SimpleNamespace(problems=problems)))
     stacked = SimpleNamespace(**{**vars(experiment()), "steering": stack})
-    assert study(task=task, max_new_tokens=64).problems(stacked, ROOTS) == found
+    assert study(task=task, max_new_tokens=64).problems_in(stacked, ROOTS) == found
     assert all("take another split" in text for text in found)
 
 
@@ -135,7 +135,7 @@ def test_a_file_that_a_task_tests_is_not_trained_on(tmp_path: Path) -> None:
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config), "utf-8")
     tested = {
-        split: study(task="own.yaml").problems(
+        split: study(task="own.yaml").problems_in(
             experiment(problems=FileProblems(path=f"{split}.jsonl", question="question", answer="answer")), roots
         )
         for split in ("train", "test")
@@ -177,8 +177,8 @@ def test_datasets_of_a_task_are_pinned_and_their_commit_alone_sets_rows_apart(
 
 
 def test_a_domain_cannot_be_called_like_the_task() -> None:
-    assert study().problems(experiment("general"), ROOTS) == ()
-    (message,) = study().problems(experiment("pocket_problems"), ROOTS)
+    assert study().problems_in(experiment("general"), ROOTS) == ()
+    (message,) = study().problems_in(experiment("pocket_problems"), ROOTS)
     assert "another `name:`" in message
 
 

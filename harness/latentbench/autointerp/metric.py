@@ -86,7 +86,7 @@ class Autointerp(BudgetedMetric, Study):
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"judge": self.judge.identity(roots), "prompts": PROMPTS}
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         if len(experiment.sites) > 1:
             return (
                 f"autointerp scores one SAE, and this spec has {len(experiment.sites)}: give each a spec with `layer:`",

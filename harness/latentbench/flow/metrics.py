@@ -119,7 +119,7 @@ class FlowStudy(Study):
         """What latents are scaled by: `threshold`, `activation` or neither."""
         return frozenset()
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """Sites through which no flow can be traced, and scales that these SAEs and texts do not give."""
         thresholds = unfoldable(experiment) if "threshold" in self.folds else ()
         texts = unread(_flow(experiment), experiment) if "activation" in self.folds else ()
@@ -226,13 +226,13 @@ class FlowTransition(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         return tuple(number for steps in dict.fromkeys(self.steps) for number in self._at(steps))
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         reach = len(targets(experiment.sites))
         far = [steps for steps in self.steps if steps > reach]
         wrong = (
             (f"flow_transition: {reach + 1} residual sites are at most {reach} steps apart, not {far}",) if far else ()
         )
-        return (*super().problems(experiment, roots), *wrong)
+        return (*super().problems_in(experiment, roots), *wrong)
 
     @property
     def folds(self) -> frozenset[str]:
@@ -294,7 +294,7 @@ class FlowDeactivation(FlowStudy):
         found = [number for part in parts for number in self._of(part)]
         return (*found, *(number for part in parts for number in self._exhaustive(part) if self.exhaustive))
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         there = [block_of(site) for site in targets(experiment.sites)]
         missing = [layer for layer in self.layers or () if layer not in there]
         wrong = (
@@ -304,7 +304,7 @@ class FlowDeactivation(FlowStudy):
             if missing
             else ()
         )
-        return (*super().problems(experiment, roots), *wrong)
+        return (*super().problems_in(experiment, roots), *wrong)
 
     def sites(self, residual: Iterable[Site]) -> tuple[Site, ...]:
         """The residual sites whose latents are looked at, of all."""

@@ -175,7 +175,7 @@ class Flow(Subject):
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"{self.matching} maps between {len(experiment.sites)} sites"
 
-    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         folded = unfoldable(experiment) if self.folding == "threshold" else ()
         texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
         return (*folded, *texts)

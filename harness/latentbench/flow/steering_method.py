@@ -46,10 +46,10 @@ class FlowMethod(SteeringMethod):
         """The maps' own identity stands for `matching`."""
         return {**super().identity(experiment, roots), "matching": self.matching.identity(experiment, roots)}
 
-    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with the matching, the latents and the span."""
         return (
-            *self.matching.complaints(experiment, roots),
+            *self.matching.problems_in(experiment, roots),
             *unknown_latents(experiment, self.latents),
             *unreached_span(experiment, self.span),
         )

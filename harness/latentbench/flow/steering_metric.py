@@ -163,7 +163,7 @@ class FlowSteering(FlowStudy):
     def longest_answer(self, roots: Roots) -> Longest:
         return Longest(self.prompt_tokens + self.tokens - 1, "tokens")  # the prompt's first token is the room asked for
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         domains = list(experiment.dataset.eval)
         unknown = [name for name in (self.target, self.start) if name is not None and name not in domains]
         wrong = [f"flow_steering: there is no evaluation domain {name!r}" for name in unknown]
@@ -172,7 +172,7 @@ class FlowSteering(FlowStudy):
         if self.judge is not None and type(self.judge).chat is Judge.chat:
             wrong.append(f"flow_steering: the judge {self.judge.adapter!r} rates no texts; it needs a chat model")
         wrong += [f"flow_steering: {message}" for message in self._misplaced(experiment)]
-        return (*super().problems(experiment, roots), *wrong)
+        return (*super().problems_in(experiment, roots), *wrong)
 
     def _misplaced(self, experiment: ExperimentView) -> Iterator[str]:
         """Latents, layers and blocks that this experiment does not have."""

@@ -53,7 +53,7 @@ class SparseProbing(Study):
         dense = ("sparse_probing.correct_residual", _WEIGHT)
         return *sparse, Estimator("sparse_probing.residual_accuracy", 1, "fraction", None, dense, _mean)
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         if len(experiment.dataset.eval) < 2:
             return ("sparse_probing tells evaluation domains apart: name two or more under dataset.eval",)
         return ()

@@ -9,7 +9,7 @@ import numpy as np
 
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import Estimator, Metric, Tally
-from latentbench.metrics.value import MetricValue
+from latentbench.metrics.value import Interval, MetricValue
 from latentbench.statistics.arrays import Counts, Statistics
 from latentbench.statistics.intervals import document_interval
 from latentbench.statistics.units import Units
@@ -80,7 +80,8 @@ def _estimated(
     if not math.isfinite(value):
         reason = estimator.undefined or _why_not_finite(names, inputs.sum(0).tolist())
         return _null(estimator, domain, params, reason, len(inputs))
-    interval = document_interval(estimator.formula, inputs, seed=seed, units=estimator.units)
+    bounds = document_interval(estimator.formula, inputs, seed=seed, units=estimator.units)
+    interval = Interval(**bounds._asdict()) if bounds else None
     return _value(estimator, domain, params, value=value, n=len(inputs), ci=interval)
 
 

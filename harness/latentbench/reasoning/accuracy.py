@@ -165,11 +165,11 @@ class ReasoningAccuracy(Study):
         """What must agree, besides the model and the task, for two answers to be comparable."""
         return self.model_dump(mode="json", exclude={"metric", "task", "name", "batch", "examples", "commits"})
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         self.identity(experiment, roots)  # raises for an unknown task or a refused file
-        return tuple(self._complaints(experiment, roots))
+        return tuple(self._found_wrong(experiment, roots))
 
-    def _complaints(self, experiment: ExperimentView, roots: Roots) -> Iterator[str]:
+    def _found_wrong(self, experiment: ExperimentView, roots: Roots) -> Iterator[str]:
         from latentbench_adapters.lm_eval.catalogue import tests_on
 
         if self.domain in experiment.dataset.eval:

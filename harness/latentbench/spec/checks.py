@@ -223,7 +223,7 @@ def _subject(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     for name in ("flow", "steering"):
         section = getattr(experiment, name)
         try:
-            yield from (((name,), message) for message in (section.complaints(experiment, roots) if section else ()))
+            yield from (((name,), message) for message in (section.problems_in(experiment, roots) if section else ()))
         except _WRONG as error:
             yield (name,), str(error)
 
@@ -236,7 +236,7 @@ def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
                     known = ", ".join(experiment.dataset.eval) or "none"
                     yield ("metrics", number), f"there is no evaluation domain {domain!r} (known: {known})"
             try:
-                yield from ((("metrics", number), message) for message in metric.problems(experiment, roots))
+                yield from ((("metrics", number), message) for message in metric.problems_in(experiment, roots))
             except _WRONG as error:
                 yield from ((("metrics", number), said) for said in _said(error))
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from latentbench.metrics.value import Interval
 from latentbench.statistics.arrays import Array
 
 RESAMPLES = 2000
@@ -26,9 +26,18 @@ MINIMUM_DOCUMENTS = 10
 METHOD = "{} bootstrap, expanded percentile"
 
 
+class Bounds(NamedTuple):
+    """The ends of an interval, its level, and how it was computed."""
+
+    low: float
+    high: float
+    level: float
+    method: str
+
+
 def document_interval(
     formula: Callable[..., Array], statistics: Array, level: float = 0.95, seed: int = 0, units: str = "documents"
-) -> Interval | None:
+) -> Bounds | None:
     """Interval of a formula over sums of statistics [documents, inputs], or per whatever `units` are.
 
     None for fewer than 10 documents, or when the formula is not finite on every resample.
@@ -42,7 +51,7 @@ def document_interval(
     if not np.isfinite(values).all():
         return None
     low, high = np.quantile(values, expanded_levels(documents, level))
-    return Interval(low=float(low), high=float(high), level=level, method=METHOD.format(units.removesuffix("s")))
+    return Bounds(float(low), float(high), level, METHOD.format(units.removesuffix("s")))
 
 
 @lru_cache(maxsize=4)

@@ -199,8 +199,8 @@ class StackMethod(SteeringMethod):
             raise ValueError("layers, scale, relative and scope stand in the parts of a stack")
         return self
 
-    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
-        return tuple(message for part in self.parts for message in part.complaints(experiment, roots))
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+        return tuple(message for part in self.parts for message in part.problems_in(experiment, roots))
 
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"method": self.method, "parts": [part.identity(experiment, roots) for part in self.parts]}

@@ -49,7 +49,7 @@ class CapabilityCost(Study):
     scales: Annotated[tuple[float, ...], Field(max_length=100)] = ()
     """Scales at which to measure besides the spec's own."""
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         none = methods_without_vectors(experiment.steering) if self.scales else []
         return tuple(f"`scales` are those of steering vectors; the method {method!r} adds none" for method in none)
 

@@ -147,7 +147,7 @@ class Subject(SpecModel):
         """What determines the content, besides the model, the cell's SAEs and its seed; by default every field."""
         return self.plain()
 
-    def complaints(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with asking for it in this experiment, found without torch; shown by `validate`."""
         return ()
 

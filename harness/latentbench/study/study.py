@@ -63,7 +63,7 @@ class Study(Metric):
         """Domains it brings that are not in the spec's `dataset.eval` (a task), with the facts that must agree."""
         return {}
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with asking for this study in this experiment, found without torch; shown by `validate`."""
         return ()
 

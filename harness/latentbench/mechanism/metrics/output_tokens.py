@@ -34,7 +34,7 @@ class LogitLens(Study):
     def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         return vector_problems(self.metric, experiment)
 
     def run(self, lab: StageContext) -> Findings:

@@ -100,12 +100,12 @@ class Persistence(MechanismStudy):
         made = super().identity(experiment, roots)
         return {**made, "compare_with": sorted(file_digest(vector_file(path, roots)) for path in self.files)}
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         from latentbench.steering.baselines import vector_file
 
         for path in self.files:
             vector_file(path, roots)
-        return super().problems(experiment, roots)
+        return super().problems_in(experiment, roots)
 
     def numbers(self) -> tuple[Estimator, ...]:
         own = {} if self.files else {"vectors": "own"}

@@ -51,7 +51,7 @@ class MechanismStudy(Study):
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"problems": self.problems_from.identity(roots)}
 
-    def problems(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         return vector_problems(self.metric, experiment)
 
     def longest_answer(self, roots: Roots) -> Longest:
