@@ -67,7 +67,7 @@ def test_shuffled_labels_are_at_chance(tmp_path: Path, monkeypatch: pytest.Monke
 
     import latentbench.autointerp.study as run
 
-    generator, build = np.random.default_rng(0), run.build_case
+    generator, build = np.random.default_rng(0), run.build_questions
 
     def shuffled(*arguments: Any) -> Any:
         case = build(*arguments)
@@ -78,7 +78,7 @@ def test_shuffled_labels_are_at_chance(tmp_path: Path, monkeypatch: pytest.Monke
             object.__setattr__(case, name, relabelled)
         return case
 
-    monkeypatch.setattr(run, "build_case", shuffled)
+    monkeypatch.setattr(run, "build_questions", shuffled)
     found = scored(tmp_path, fires_on(token_sets(60)), width=60)
     assert found["autointerp.score"] == pytest.approx(0.5, abs=0.03)
 

@@ -15,7 +15,7 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.metrics.base import SHARED
 from latentbench.reconstruction import documents
-from latentbench.reconstruction.shared_pass import Request, measure
+from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from tests.support.passes import (
     ATTENTION,
     LAST,
@@ -111,7 +111,7 @@ def test_statistics_are_what_their_definitions_say(config, site: Site, budget: i
     lm, sae = language_model(config), ToySAE()
     with torch.no_grad():
         expected, mean, firing = plain_statistics(lm, TOKENS, site, sae, budget)
-    results = measure(lm, TOKENS, [Request("sae", sae, site, (budget,), splice=True)], forward_tokens=40)
+    results = measure(lm, TOKENS, [MeasurementRequest("sae", sae, site, (budget,), splice=True)], forward_tokens=40)
     baseline, measurement = results.baselines[site], results.measurements[0]
     got = baseline.statistics | {name.split("@")[0]: v for name, v in measurement.statistics.items()}
     assert set(got) == set(expected)
@@ -125,7 +125,7 @@ def test_statistics_are_what_their_definitions_say(config, site: Site, budget: i
 
 
 def test_an_identity_loses_nothing() -> None:
-    results = measure(LM, TOKENS, [Request("identity", Identity(), site, splice=True) for site in [MLP]])
+    results = measure(LM, TOKENS, [MeasurementRequest("identity", Identity(), site, splice=True) for site in [MLP]])
     baseline, measured = results.baselines[MLP].statistics, results.measurements[0].statistics
     assert (measured["ce_sae"] == baseline["ce_clean"]).all()
     assert (measured["kl_sae"] == 0).all()

@@ -12,7 +12,7 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.metrics.base import SHARED
 from latentbench.reconstruction import documents
-from latentbench.reconstruction.shared_pass import Request, measure
+from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.sae.autoencoder import Codes
 from tests.support.passes import (
@@ -36,7 +36,10 @@ def test_an_sae_that_raises_is_dropped_and_the_others_are_untouched() -> None:
         def decode(self, codes: Codes) -> Tensor:
             return super().decode(codes)[:, :1]  # would broadcast silently
 
-    broken = [Request("broken", BrokenSAE(), MIDDLE, splice=True), Request("narrow", WrongShape(), LAST)]
+    broken = [
+        MeasurementRequest("broken", BrokenSAE(), MIDDLE, splice=True),
+        MeasurementRequest("narrow", WrongShape(), LAST),
+    ]
     results = measure(LM, TOKENS, [broken[0], *requests(), broken[1]], forward_tokens=40)
     assert {name: type(error) for name, error in results.failures.items()} == {
         "broken": ArithmeticError, "narrow": ValueError
@@ -122,7 +125,7 @@ def test_progress_ends_at_the_total() -> None:
 
 def test_low_precision_models_are_measured_in_float32() -> None:
     lm = LanguageModel(language_model().model.to(torch.bfloat16), TOKENIZER, torch.device("cpu"))
-    results = measure(lm, TOKENS, [Request("identity", Identity(), MIDDLE, splice=True)])
+    results = measure(lm, TOKENS, [MeasurementRequest("identity", Identity(), MIDDLE, splice=True)])
     assert (results.measurements[0].statistics["kl_sae"] == 0).all()  # the round trip through float32 is exact
     with pytest.raises(InvalidInput, match="layer 3 does not exist"):
         measure(lm, TOKENS, sites=[Site(index=3)])

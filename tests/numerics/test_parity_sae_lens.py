@@ -30,7 +30,7 @@ from latentbench.core.sites import Site
 from latentbench.metrics.values import metric_values
 from latentbench.reconstruction.cross_entropy import CrossEntropy
 from latentbench.reconstruction.error_metrics import MSE, Cosine, ExplainedVariance, NormRatio
-from latentbench.reconstruction.shared_pass import Request, measure
+from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.reconstruction.sparsity_and_cost import L0
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
@@ -125,7 +125,7 @@ def tokenizer(special: bool) -> SimpleNamespace:
 def ours(model, tok, tokens: EvalTokens, sae) -> dict[str, float]:
     """Our metric values."""
     lm = LanguageModel(model, tok, torch.device("cpu"))
-    results = measure(lm, tokens, [Request("sae", SaeLensSAE(sae), SITE, splice=True)])
+    results = measure(lm, tokens, [MeasurementRequest("sae", SaeLensSAE(sae), SITE, splice=True)])
     statistics = results.baselines[SITE].statistics | results.measurements[0].statistics
     return {v.id: float(v.value) for v in metric_values(METRICS, {"d": statistics}) if v.value is not None}
 

@@ -23,7 +23,7 @@ from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.sites import Site
 from latentbench.interventions.generation import Sampling, answers
 from latentbench.latents.first_letter import vocabulary_words, word_states
-from latentbench.reconstruction.shared_pass import Request, measure
+from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.sae.autoencoder import Codes
 from latentbench.steering.build import residual_norms
 from latentbench.steering.optimised import RlMethod
@@ -68,7 +68,7 @@ def test_what_is_measured_does_not_depend_on_it(lengths: list[int], seed: int) -
         lm = padded_with("gpt2", pad, seed)
         tokens = evaluation_tokens(texts, lm.tokenizer, context=14, known_ids=embedding_rows(lm.model))
         assert int(tokens.ids.max()) < VOCABULARY
-        request = Request("toy", ToySAE(), Site(index=1), splice=True)
+        request = MeasurementRequest("toy", ToySAE(), Site(index=1), splice=True)
         results = flat(measure(lm, tokens, [request], forward_tokens=60))
         found.append({name: values.tolist() for name, values in results.items()})
         norms.append(residual_norms(lm, (1, 2), texts))
@@ -123,7 +123,7 @@ def test_a_real_model_gives_the_same_with_a_token_added_for_padding() -> None:
 
     def seen(lm: LanguageModel) -> Any:
         tokens = evaluation_tokens(stories, lm.tokenizer, context=64, known_ids=embedding_rows(lm.model))
-        results = flat(measure(lm, tokens, [Request("half", Halves(), Site(index=2), splice=True)]))
+        results = flat(measure(lm, tokens, [MeasurementRequest("half", Halves(), Site(index=2), splice=True)]))
         said = answers(lm, [story[:40] for story in stories], Sampling(20))
         return json.dumps({name: values.tolist() for name, values in results.items()}), said
 

@@ -56,8 +56,8 @@ def details_of(metric: Autointerp, *arguments: Any, **more: Any) -> AutointerpDe
 def cases_of(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> list[LatentQuestions]:
     """The cases a real run builds."""
     built: list[LatentQuestions | str] = []
-    build = run_module.build_case
-    monkeypatch.setattr(run_module, "build_case", lambda *a: built.append(build(*a)) or built[-1])
+    build = run_module.build_questions
+    monkeypatch.setattr(run_module, "build_questions", lambda *a: built.append(build(*a)) or built[-1])
     Autointerp(**options).run(lab_of(*arguments))
     return [case for case in built if isinstance(case, LatentQuestions)]
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
-from latentbench.reconstruction.shared_pass import PassResults, Request
+from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
 BOS, CONTEXT, D, VOCABULARY = 0, 14, 16, 60
@@ -102,10 +102,10 @@ def flat(results: PassResults) -> dict[str, np.ndarray]:
     return found
 
 
-def requests() -> list[Request]:
+def requests() -> list[MeasurementRequest]:
     return [
-        Request("a", ToySAE(1), MIDDLE, (None, 2), splice=True),
-        Request("b", ToySAE(2), MIDDLE, (None, 1)),
-        Request("c", ToySAE(3), LAST, splice=True),
-        Request("d", ToySAE(4), MLP, splice=True),
+        MeasurementRequest("a", ToySAE(1), MIDDLE, (None, 2), splice=True),
+        MeasurementRequest("b", ToySAE(2), MIDDLE, (None, 1)),
+        MeasurementRequest("c", ToySAE(3), LAST, splice=True),
+        MeasurementRequest("d", ToySAE(4), MLP, splice=True),
     ]

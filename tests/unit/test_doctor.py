@@ -104,7 +104,7 @@ def test_intervals_hold_and_too_short_ones_are_noticed(monkeypatch: pytest.Monke
     def short(*args, **kwargs):  # type: ignore[no-untyped-def]
         found = real(*args, **kwargs)
         middle = (found.low + found.high) / 2
-        return found.model_copy(update={"low": (found.low + middle) / 2, "high": (found.high + middle) / 2})
+        return found._replace(low=(found.low + middle) / 2, high=(found.high + middle) / 2)
 
     monkeypatch.setattr(intervals, "document_interval", short)
     assert not intervals._coverage().passed

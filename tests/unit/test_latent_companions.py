@@ -266,9 +266,7 @@ def test_words_of_a_vocabulary() -> None:
 
 
 def test_options_are_read_without_torch() -> None:
-    modules = ", ".join(
-        f"latentbench.metrics.latents.{name}" for name in ("latents", "decoder", "absorption", "sparse_probing")
-    )
+    modules = ", ".join(f"latentbench.latents.{name}" for name in ("firing", "decoder", "absorption", "sparse_probing"))
     code = f"import sys, {modules}, latentbench.cli.reports; print([m for m in ('torch', 'numpy', 'sklearn', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

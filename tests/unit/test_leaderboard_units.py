@@ -60,7 +60,7 @@ class Solved(Metric):
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {**plugins("metrics"), "judged": Judged, "solved": Solved}
-    monkeypatch.setattr(recorded, "sections", lambda group: both)
+    monkeypatch.setattr(recorded, "plugins", lambda group: both)
     recorded.estimators.cache_clear()
     recorded.tallies.cache_clear()
 
