@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from latentbench_adapters.pocket import MODEL_FOLDER
 from latentbench_adapters.pocket.recipe import (
     BOS,
     BOS_ID,
@@ -192,9 +193,6 @@ def _restore(folder: Path, model: LlamaForCausalLM, opt: torch.optim.AdamW) -> i
         state.setdefault(int(index), {})[name] = value
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
     return int(json.loads((folder / "progress.json").read_text())["step"])
-
-
-MODEL_FOLDER = Path(__file__).parent / "model"
 
 
 def build(recipe: Recipe, output: Path, checkpoints: Path, resume: bool = False) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentbench_adapters.pocket import text
+from latentbench_adapters.pocket import MODEL_FOLDER, text
 from latentbench_adapters.pocket.recipe import BOS_ID, LATE, PAD_ID, Mixture
 from latentbench_adapters.pocket.text.arithmetic import LEAD
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m latentbench_adapters.pocket.measure", description="Measure a pocket model."
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent / "model")
+    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER)
     print(json.dumps(measure(parser.parse_args().folder), indent=2))
 
 

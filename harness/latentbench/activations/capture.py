@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from latentbench.activations.blocks import block_input, decoder_blocks
 from latentbench.activations.residual import HookPoint, hook_point
+from latentbench.activations.vocabulary import positions_in, takes_positions
 from latentbench.core.sites import Site
 
 
@@ -52,29 +52,6 @@ def capturing(model: nn.Module, sites: Collection[Site]) -> Iterator[dict[Site, 
         for site, place in places.items():
             stack.callback(_watch(place, site, states).remove)
         yield states
-
-
-def takes_positions(model: nn.Module) -> bool:
-    """Whether its passes can be told positions; models that know none, or find them in the mask, cannot."""
-    return "position_ids" in signature(model.forward).parameters
-
-
-def positions(model: nn.Module) -> int | None:
-    """Tokens of the longest text by the model's configuration; None where that states none."""
-    config: Any = model.config
-    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return stated if isinstance(stated, int) and stated > 0 else None
-
-
-def last_position(model: nn.Module) -> int | None:
-    """Tokens of the longest text that can be read at all; None where rotary positions go on, or nothing is stated."""
-    config: Any = model.config
-    return None if getattr(config.get_text_config(), "rope_parameters", None) else positions(model)
-
-
-def positions_in(attention_mask: Tensor) -> Tensor:
-    """[B, T] positions of tokens that do not count padding, from a mask [B, T] int; padding in front is at 0."""
-    return (attention_mask.cumsum(1) - 1).clamp_min(0)
 
 
 def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor]:

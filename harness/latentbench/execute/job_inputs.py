@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentbench.activations.capture import positions
 from latentbench.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
-from latentbench.activations.vocabulary import embedding_rows
+from latentbench.activations.vocabulary import embedding_rows, positions
 from latentbench.core.errors import DamagedArtifact, InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
