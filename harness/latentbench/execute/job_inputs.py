@@ -23,7 +23,7 @@ from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapt
 from latentbench.core.spec_model import Json
 from latentbench.plan.stages import Stage
 from latentbench.reconstruction.statistics import Baseline, Measurement
-from latentbench.spec.checks import beyond
+from latentbench.spec.fit import beyond
 from latentbench.store.store import Store
 from latentbench.study.context import Content
 
