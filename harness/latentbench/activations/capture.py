@@ -16,7 +16,7 @@ from latentbench.core.sites import Site
 
 
 class _StopForwardError(Exception):
-    """Leaves the forward pass once everything asked for has been read."""
+    """Leaves the forward pass once everything asked for has been read: from a hook there is no other way out of it."""
 
 
 def hidden_states(
@@ -29,6 +29,7 @@ def hidden_states(
     """
     if not sites:
         return {}
+    # `suppress` stands innermost: hooks are removed after the pass has been left, as after one that ran to its end.
     with capturing(model, sites) as states, _stopping(model, sites), suppress(_StopForwardError):
         model(input_ids=ids, use_cache=False, **_padded(model, attention_mask))
     return states
@@ -66,7 +67,7 @@ def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor
 
 def _watch(place: HookPoint, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states[site] = block_input(args, kwargs).clone()
+        states[site] = block_input(args, kwargs).clone()  # blocks may go on to add to it in place
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         states[site] = place.read(output)
@@ -84,6 +85,7 @@ def _stopping(model: nn.Module, sites: Collection[Site]) -> Iterator[None]:
 
     deepest = max(site.index for site in sites)
     block = decoder_blocks(model)[deepest]
+    # Where nothing but its input is wanted of the deepest block, it need not run either.
     at_entrance = all(site.point == "resid_pre" for site in sites if site.index == deepest)
     handle = block.register_forward_pre_hook(stop) if at_entrance else block.register_forward_hook(stop)
     try:

@@ -332,7 +332,7 @@ class _Beginnings:
             if (cut := self._cuts.last(text, size)) > done:
                 yield text[:cut]
                 done = cut
-            size *= 4
+            size *= 4  # so that trying shorter pieces first costs less than the longest one does
         yield text
 
     def _enough(self, limit: int) -> int:

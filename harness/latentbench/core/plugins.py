@@ -81,6 +81,8 @@ class Choice:
         """What a spec may name here."""
         return {**plugins(self.group), **self.others}
 
+    # Called when a schema that holds the field is built, so plug-ins are imported when something is first validated and not
+    # when the class with the field is. Pydantic knows the alternatives then, and says which of them were expected.
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         made = {name: handler.generate_schema(cls) for name, cls in self.choices().items()}
         if not made:  # nothing of this group is installed

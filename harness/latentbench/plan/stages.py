@@ -123,9 +123,9 @@ class CellStages:
 
 
 TOKENS_VERSION = 1
-MEASUREMENT_VERSION = (
-    1  # kept here as a number: latentbench.reconstruction.statistics imports torch, and plans must not
-)
+"""Raised when the same documents become other tokens."""
+# `latentbench.reconstruction.statistics` has the same number; it imports torch, and plans must not.
+MEASUREMENT_VERSION = 1
 """Raised when the same documents and weights give other stored statistics."""
 
 
@@ -135,6 +135,7 @@ def stages_of(cell: Cell, roots: Roots) -> CellStages:
     model = experiment.model.identity(roots)
     saes = tuple(_sae_at(site, experiment, cell.seed, model, roots) for site in experiment.sites)
     subject = _subject(experiment.subject, cell, model, saes, roots) if experiment.subject else None
+    # Metrics of the shared pass measure one SAE; a spec with several places has only studies (`latentbench.spec.checks`).
     shared = saes[0] if saes and experiment.shared_metrics else None
     domains = {
         name: _domain(name, data, experiment, model, shared, roots) for name, data in experiment.dataset.eval.items()
@@ -208,6 +209,7 @@ def _texts(data: DatasetAdapter, model: Json, roots: Roots) -> dict[str, Json]:
         "version": TOKENS_VERSION,
         "dataset": {**_identity(data, roots), "skip": data.skip, "documents": data.documents},
         "context": data.context,
+        # The whole model's identity: a tokenizer has none of its own, and ids are checked against the model's embedding.
         "tokenizer": model,
     }
 
@@ -233,6 +235,7 @@ def _sae(
     if isinstance(section, LoadedSae):
         return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)), site)
     below = zip(section.base_sections, experiment.dataset.below(section, data), strict=True)
+    # A base is a stage of its own, with the key that it has where it is trained for itself: it is trained once for both.
     bases = tuple(_sae(base, site, texts, experiment, seed, model, roots) for base, texts in below)
     tokens = _train_tokens(data, model, roots) if section.reads_texts else None
     payload = {
@@ -272,6 +275,7 @@ def _study(
         "model": model,
         "sites": [site.plain() for site in experiment.sites],
         "study": study.determining(),
+        # With all its fields: scale and thresholds are not in the subject's own key, but a study measures at them.
         "subject": experiment.subject and experiment.subject.plain(),
         "identity": study.identity(experiment, roots),
         "version": study.version,
@@ -296,6 +300,7 @@ def _domain(
     if sae is None:
         return DomainStages(tokens)
     budgets = budgets_of(experiment)
+    # The baseline also runs the model with zero and mean in the SAE's place where any measurement is compared with those.
     spliced = any(splices(experiment, budget) for budget in budgets)
     place = {"model": model, "site": sae.site.plain(), "splice": spliced, "version": MEASUREMENT_VERSION}
     baseline = Stage("baseline", f"{name}: the model without an SAE", place, (tokens,))

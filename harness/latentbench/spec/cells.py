@@ -64,6 +64,7 @@ class SpecFile:
 
         Raises SpecError with the problems of all of them.
         """
+        # Seeds share the experiment as an object. Two equal ones of two cases are asked twice: their problems stand in two places.
         made: dict[int, Experiment] = {}
         problems: list[SpecProblem] = []
         for cell, tree in zip(self.cells, self.trees, strict=True):
@@ -157,7 +158,7 @@ def _case_problems(tree: YamlNode) -> Iterator[SpecProblem]:
 def _matrix_problems(tree: YamlNode, header: Header) -> Iterator[SpecProblem]:
     count = max(1, len(header.cases)) * len(header.seeds)
     for path, values in header.matrix.items():
-        count *= len(values)
+        count *= len(values)  # counted before any combination is made: ten axes of ten values would fill the memory
         seen: set[str] = set()
         if path.split(".")[0] in HEADER or not all(path.split(".")):
             yield problem_at(

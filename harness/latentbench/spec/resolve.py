@@ -43,7 +43,7 @@ def missing(blocks: int) -> str:
 def _counted(experiment: Experiment, tree: YamlNode, roots: Roots) -> Experiment:
     behind = [(path, site) for path, site in places(experiment) if site.index < 0]
     if not behind:
-        return experiment
+        return experiment  # without asking for the model, which need not be on this machine to plan its cells
     blocks = _blocks(experiment, tree, behind[0][0], roots)
     wrong = [path for path, site in behind if block_number(site.index, blocks) is None]
     if wrong:
