@@ -44,7 +44,7 @@ PARTS: Mapping[Point, str] = {"attn_out": "attention", "mlp_out": "MLP"}
 _TOKENS = 8
 """Per pass: two multipliers are fitted to 8 · d numbers, so that rounding averages out and chance explains nothing."""
 _SIZES = (1 / 1024, 1.0)
-"""Of a and m in the two passes, and the first of x. Small: what else a block adds stands out, because norms make x large
+"""Sizes of a and m in the two passes; x has the first in both. Small: what else a block adds stands out, because norms make x large
 again. Large: by how much the output moves is exact, whatever else it adds."""
 _ROUNDINGS = 4
 """How far sums may be off, in units of the data type's precision: 5e-7 of the norm in float32, 3 % in bfloat16."""
@@ -63,7 +63,7 @@ class Additions:
 
 
 def additions(model: nn.Module) -> tuple[Additions, ...]:
-    """Of every decoder block, first to last; measured when first asked for.
+    """What every decoder block adds, first to last; measured when first asked for.
 
     Raises InvalidInput for a model whose hidden states are not [batch, tokens, width].
     """
@@ -151,7 +151,7 @@ class _Planted:
         return [torch.zeros(size, dtype=torch.float64), *instead]
 
     def precision(self) -> float:
-        """Of the coarsest data type among what is added, float32 at best: multipliers are fitted no better."""
+        """Precision of the coarsest data type among what is added, float32 at best: multipliers are fitted no better."""
         types = {torch.float32, *(tensor.dtype for tensor, *_ in (self.entered, *self.added.values()))}
         return max(torch.finfo(dtype).eps for dtype in types)
 
@@ -213,7 +213,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _additions(small: _Planted, large: _Planted) -> Additions:
-    """Of one block, from its two passes."""
+    """What was found out about one block in its two passes."""
     length = len(small.left[0]) if small.left and isinstance(small.left[0], tuple | list) else 0
     if not small.parts:
         return Additions(length, {})

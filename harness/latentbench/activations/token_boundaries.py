@@ -185,7 +185,7 @@ def _parts_at(text: str, behaviour: str, space: str) -> bool:
 
 
 def _parts_by(rule: str, behaviour: str) -> bool:
-    """The same of a regular expression, of which only alternatives that were looked at are known."""
+    """Whether splitting by a regular expression parts words before every space. Raises _Unknown for alternatives not listed above."""
     alternatives = _ALTERNATIVE.findall(rule)
     if "|".join(alternatives) != rule or not (found := set(alternatives)) <= _KNOWN:
         raise _Unknown

@@ -70,7 +70,7 @@ class DomainStages:
     baseline: Stage | None = None
     """None where no metric needs the pass that all SAEs share."""
     measurements: dict[int | None, Stage] = field(default_factory=dict)
-    """By budget; None is the SAE as it was trained."""
+    """One for each budget; None is the SAE as it was trained."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class CellStages:
     """Steering vectors or flow maps."""
     domains: dict[str, DomainStages]
     studies: dict[str, Stage]
-    """By the metric's name."""
+    """One for each metric with a stage of its own, by the metric's name."""
 
     def all(self) -> list[Stage]:
         """In an order in which they can be made, each once."""
@@ -224,7 +224,7 @@ def _sae_at(site: Site, experiment: Experiment, seed: int, model: Json, roots: R
 
 
 def _sae(
-    section: Variant | LoadedSae,
+    options: Variant | LoadedSae,
     site: Site,
     data: DatasetAdapter | None,
     experiment: Experiment,
@@ -232,34 +232,34 @@ def _sae(
     model: Json,
     roots: Roots,
 ) -> SaeStages:
-    if isinstance(section, LoadedSae):
-        return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)), site)
-    below = zip(section.base_sections, experiment.dataset.below(section, data), strict=True)
+    if isinstance(options, LoadedSae):
+        return SaeStages(options, Stage("loaded_sae", "loaded SAE", options.load.identity(roots)), site)
+    below = zip(options.base_sections, experiment.dataset.below(options, data), strict=True)
     # A base is a stage of its own, with the key that it has where it is trained for itself: it is trained once for both.
     bases = tuple(_sae(base, site, texts, experiment, seed, model, roots) for base, texts in below)
-    tokens = _train_tokens(data, model, roots) if section.reads_texts else None
+    tokens = _train_tokens(data, model, roots) if options.reads_texts else None
     payload = {
         "model": model,
         "site": site.plain(),
-        "sae": {**section.determining(), "version": type(section).version},
+        "sae": {**options.determining(), "version": type(options).version},
         "training": {**experiment.training.determining(), "version": experiment.training.version},
         "seed": seed,
     }
     parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
     where = f" at {site}" if len(experiment.sites) > 1 else ""
-    stage = Stage("sae", f"{section.variant} SAE{where}, seed {seed}", payload, parents)
-    return SaeStages(section, stage, site, data, tokens, bases)
+    stage = Stage("sae", f"{options.variant} SAE{where}, seed {seed}", payload, parents)
+    return SaeStages(options, stage, site, data, tokens, bases)
 
 
-def _subject(section: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, ...], roots: Roots) -> Stage:
+def _subject(subject: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, ...], roots: Roots) -> Stage:
     payload = {
         "model": model,
         "sites": [sae.site.plain() for sae in saes],
-        "section": section.identity(cell.experiment, roots),
-        "version": section.version,
+        "section": subject.identity(cell.experiment, roots),
+        "version": subject.version,
         "seed": cell.seed,
     }
-    title = f"{section.made_of(cell.experiment, roots)}, seed {cell.seed}"
+    title = f"{subject.made_of(cell.experiment, roots)}, seed {cell.seed}"
     return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
 
 
