@@ -18,6 +18,7 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
+from latentbench.core.plugins import GROUPS
 from tests.support.project import Workbench
 from tests.unit.leaderboard_factory import Planted, write
 
@@ -145,6 +146,23 @@ def test_every_file_says_what_it_is_and_can_be_read_in_one_go(package: str) -> N
     assert [name for name in names if not ast.get_docstring(tree(name))] == []
     sizes = {name: len(MODULES[name].read_text("utf-8").splitlines()) for name in names}
     assert {name: size for name, size in sizes.items() if size > LONGEST} == {}
+
+
+def test_files_and_modules_that_texts_name_exist() -> None:
+    """In pages, docstrings and comments: files and folders below harness/, adapters/ and tests/, and modules in backticks."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "specs/README.md", *MODULES.values()]
+    lost = set()
+    for page in pages:
+        text = page.read_text("utf-8")
+        files = re.findall(r"(?<![\w/.])((?:harness|adapters|tests)/[\w/.-]*\w)", text)
+        names = re.findall(r"`(latentbench(?:_adapters)?(?:\.[a-z_]+)+)`", text)
+        lost |= {(page.relative_to(ROOT).as_posix(), file) for file in files if not (ROOT / file).exists()}
+        lost |= {
+            (page.relative_to(ROOT).as_posix(), name)
+            for name in names
+            if not {name, name.rpartition(".")[0]} & set(MODULES) and name.split(".")[1] not in GROUPS
+        }
+    assert lost == set()
 
 
 HEAVY = (
