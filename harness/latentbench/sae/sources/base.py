@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.errors import NotAvailable
 from latentbench.core.hashing import known_digest
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json, SpecModel
@@ -92,31 +92,6 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, Json]:
     return {name: known_digest(folder / name) for name in names}
 
 
-def config_object(value: Json, where: str) -> dict[str, Json]:
-    """`value` if it is a JSON object. Raises RefusedFile."""
-    if not isinstance(value, dict):
-        raise RefusedFile(f"{where} must hold a JSON object")
-    return value
-
-
-def positive(config: dict[str, Json], key: str, where: str) -> int:
-    """A whole number of at least 1. Raises RefusedFile when it is absent or anything else."""
-    found = optional_positive(config, key, where)
-    if found is None:
-        raise RefusedFile(f"{where}: {key} is missing")
-    return found
-
-
-def optional_positive(config: dict[str, Json], key: str, where: str) -> int | None:
-    """A whole number of at least 1, or None when it is absent. Raises RefusedFile for anything else."""
-    value = config.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RefusedFile(f"{where}: {key} must be a whole number of at least 1, not {str(value)[:40]!r}")
-    return value
-
-
 def site_of(hook: str) -> tuple[int | None, Point | None]:
     """Decoder block and point meant by `blocks.3.hook_resid_post`, `layers.3` or `model.layers.3.mlp`; None: unknown."""
     found = _TRANSFORMER_LENS.match(hook) or _MODULE.search(hook)
@@ -127,3 +102,12 @@ def model_of(config: dict[str, Json], *keys: str) -> str | None:
     """The name of the language model under the first of `keys` that has one; None for paths: they mean nothing here."""
     found = next((value for key in keys if isinstance(value := config.get(key), str) and value), None)
     return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]
+
+
+def other_output(architecture: str, reads: Json, writes: Json) -> str | None:
+    """Why this is no SAE but a model of another hidden state than it reads; None where it is an SAE."""
+    if "transcoder" in architecture:
+        return f"{architecture[:60]!r} is a transcoder: it predicts another hidden state than it reads"
+    if reads and writes and reads != writes:
+        return f"this is a transcoder: it reads {str(reads)[:80]} and predicts {str(writes)[:80]}"
+    return None
