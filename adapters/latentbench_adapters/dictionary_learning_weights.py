@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentbench.core.errors import RefusedFile
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.sae.encoders import ThresholdRule, TopKRule
+from latentbench.sae.linear import ThresholdRule, TopKRule
 from latentbench.sae.sources.tensors import checked, dictionary
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

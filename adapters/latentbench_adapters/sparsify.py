@@ -67,7 +67,7 @@ class SparsifySource(SaeSource):
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         """The SAE in float32. Raises RefusedFile when the weights are not those cfg.json promises."""
-        from latentbench.sae.encoders import TopKRule
+        from latentbench.sae.linear import TopKRule
         from latentbench.sae.sources.tensors import checked, dictionary, read_safetensors
 
         d_in, width, k = self.sizes(roots)

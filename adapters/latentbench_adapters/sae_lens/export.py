@@ -28,8 +28,8 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.dictionary import SparseDictionarySAE
-from latentbench.sae.encoders import LinearEncoder, ThresholdRule, TopKRule
-from latentbench.sae.linear import LinearWeights, SupportsLinearWeights
+from latentbench.sae.encoders import LinearEncoder
+from latentbench.sae.linear import LinearWeights, SupportsLinearWeights, ThresholdRule, TopKRule
 from latentbench.sae.sources.base import ExportedSae, SaeOrigin
 from latentbench.sae.variants.kron import KronEncoder
 from latentbench.sae.variants.penalised import Gated, PenalisedSAE, Standard

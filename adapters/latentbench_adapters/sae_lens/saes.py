@@ -16,8 +16,7 @@ from torch import Tensor
 from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder, TrainableSAE, TrainingLoss
-from latentbench.sae.encoders import ThresholdRule, TopKRule
-from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
+from latentbench.sae.linear import LatentGroup, LinearWeights, ThresholdRule, TopKRule, folded_bias
 from latentbench.sae.sources.base import other_output
 from latentbench_adapters.sae_lens import classes  # noqa: F401  (so that sae-lens knows the classes that exports may need)
 from latentbench_adapters.sae_lens.options import SaeLensOptions

@@ -99,10 +99,12 @@ class TorchProcessGroup(ProcessGroup):
             torch.cuda.set_device(
                 device
             )  # torch asks every rank for it: some of NCCL's work goes to the current device
+        # They meet at a file, since a port could be answered by another job or another user.
+        store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
         _collective(
             dist.init_process_group,
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.FileStore(str(meeting), size),  # a file: no port that another job or user could answer on
+            store=store,
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=patience),

@@ -18,7 +18,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import RefusedFile
 from latentbench.core.plugins import plugins
 from latentbench.sae.autoencoder import SparseAutoencoder, weights_digest
-from latentbench.sae.options import NATIVE, Variant
+from latentbench.sae.options import Variant
 
 WEIGHTS, HEADER, TRAINING = "sae.safetensors", "sae.json", "training.json"
 SCHEMA = 1
@@ -68,7 +68,7 @@ def load_training(folder: Path) -> dict[str, Any]:
 
 
 def _options(header: dict[str, Any], folder: Path) -> Variant:
-    place, choices = folder / HEADER, {**NATIVE, **plugins("variants")}
+    place, choices = folder / HEADER, plugins("variants")
     if header.get("schema") != SCHEMA:
         raise RefusedFile(f"{place}: schema {header.get('schema')!r} is not the supported {SCHEMA}")
     if not isinstance(header.get("d_in"), int) or header["d_in"] < 1:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 
@@ -16,43 +15,11 @@ from torch import Tensor, nn
 
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, UsesProcessGroup
 from latentbench.sae.autoencoder import Codes
-from latentbench.sae.memory import rows_per_chunk
-from latentbench.sae.sparse_kernels.autograd import attach, preactivations, top_linear
+from latentbench.sae.linear import ThresholdRule, TopKRule, linear_above
+from latentbench.sae.sparse_kernels.autograd import attach, top_linear
 
 CANDIDATE_FACTOR = 4
 """How many times the mean number of active latents a token may have before the batch is looked at again."""
-
-
-@dataclass(frozen=True)
-class TopKRule:
-    """The k strongest latents of the group, ReLU."""
-
-    k: int
-
-
-@dataclass(frozen=True)
-class ThresholdRule:
-    """Latents whose pre-activation exceeds max(threshold, 0)."""
-
-    threshold: Tensor
-    """[width]"""
-
-
-def padded(rows: Tensor, columns: Tensor, values: Tensor, tokens: int) -> Codes:
-    """Codes of entries (row, column, value) given in row order; rows with fewer entries are padded with zeros."""
-    counts = torch.bincount(rows, minlength=tokens)
-    active = max(1, int(counts.max())) if tokens else 1
-    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    out = Codes(values.new_zeros(tokens, active), columns.new_zeros(tokens, active))
-    out.values[rows, slots] = values
-    out.indices[rows, slots] = columns
-    return out
-
-
-def entries_above(pre: Tensor, threshold: Tensor) -> Codes:
-    """All positive entries of `pre` [N, width] above `threshold` (scalar or [width]), in latent order."""
-    rows, columns = ((pre > threshold) & (pre > 0)).nonzero(as_tuple=True)
-    return padded(rows, columns, pre[rows, columns], len(pre))
 
 
 def top_of_batch(
@@ -134,29 +101,27 @@ class LinearEncoder(Encoder):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def top(self, x: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         return self._active(top_linear(x, self.weight, self.bias, k), x, shift)
 
     def top_of_batch(
         self, x: Tensor, total: int, shift: Tensor | None = None, group: ProcessGroup = SINGLE_PROCESS
     ) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         width = self.weight.shape[0]
         top = partial(top_linear, x, self.weight, self.bias)
         return self._active(top_of_batch(top, len(x), width, total, group), x, shift)
 
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
-        step = rows_per_chunk(self.weight.shape[0])
-        chunks = [x[start : start + step] for start in range(0, max(1, len(x)), step)]
-        return Codes.joined([entries_above(preactivations(c, self.weight, self.bias), threshold) for c in chunks])
+        return linear_above(subtract_detached(x, shift), self.weight, self.bias, threshold)
 
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None = None) -> Tensor:
-        centred = x if shift is None else x - shift
-        return (centred @ self.weight[latents].t() + self.bias[latents]).relu()
+        # Dense, so autograd reaches the shift by itself; only what goes through `attach` needs it detached.
+        shifted = x if shift is None else x - shift
+        return (shifted @ self.weight[latents].t() + self.bias[latents]).relu()
 
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         found = top_linear(x, self.weight[latents], self.bias[latents], k)
         return self._active(Codes(found.values, latents[found.indices]), x, shift)
 
@@ -178,7 +143,7 @@ def unit_rows(weight: Tensor) -> Tensor:
     return rows
 
 
-def centred(x: Tensor, shift: Tensor | None) -> Tensor:
+def subtract_detached(x: Tensor, shift: Tensor | None) -> Tensor:
     """x − shift without a gradient to the shift (`attach` gives it one)."""
     return x if shift is None else x - shift.detach()
 

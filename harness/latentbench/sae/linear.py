@@ -6,6 +6,7 @@ dictionary with concatenated weights.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -14,9 +15,23 @@ from torch import Tensor, nn
 
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
-from latentbench.sae.encoders import ThresholdRule, TopKRule, entries_above
-from latentbench.sae.memory import rows_per_chunk
+from latentbench.sae.memory import row_chunks
 from latentbench.sae.sparse_kernels.autograd import preactivations, sparse_decode, top_linear
+
+
+@dataclass(frozen=True)
+class TopKRule:
+    """The k strongest latents of the group, ReLU."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """Latents whose pre-activation exceeds max(threshold, 0)."""
+
+    threshold: Tensor
+    """[width]"""
 
 
 class LatentGroup(NamedTuple):
@@ -40,10 +55,7 @@ class LatentGroup(NamedTuple):
         if isinstance(self.rule, TopKRule):
             codes = top_linear(x, self.W_enc, self.b_enc, self.rule.k)
             return Codes(codes.values.relu(), codes.indices)
-        step = rows_per_chunk(self.width)
-        chunks = [x[start : start + step] for start in range(0, max(1, len(x)), step)]
-        pre = (preactivations(chunk, self.W_enc, self.b_enc) for chunk in chunks)
-        return Codes.joined([entries_above(part, self.rule.threshold) for part in pre])
+        return linear_above(x, self.W_enc, self.b_enc, self.rule.threshold)
 
 
 class LinearWeights(NamedTuple):
@@ -120,6 +132,33 @@ class ConcatenatedSAE(SparseAutoencoder):
 
     def decoder_rows(self) -> Tensor:
         return self.W_dec
+
+
+def linear_above(x: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> Codes:
+    """Entries of ReLU(weight · x + bias) above `threshold` (scalar or [width]), without gradients.
+
+    x [N, d_in], weight [width, d_in], bias [width].
+    """
+    # One piece at a time: `preactivations` writes every piece to the same buffer, so it is read before the next is made.
+    pieces = (preactivations(x[part], weight, bias) for part in row_chunks(len(x), len(weight)))
+    return Codes.joined([entries_above(pre, threshold) for pre in pieces])
+
+
+def padded(rows: Tensor, columns: Tensor, values: Tensor, tokens: int) -> Codes:
+    """Codes of entries (row, column, value) given in row order; rows with fewer entries are padded with zeros."""
+    counts = torch.bincount(rows, minlength=tokens)
+    active = max(1, int(counts.max())) if tokens else 1
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    out = Codes(values.new_zeros(tokens, active), columns.new_zeros(tokens, active))
+    out.values[rows, slots] = values
+    out.indices[rows, slots] = columns
+    return out
+
+
+def entries_above(pre: Tensor, threshold: Tensor) -> Codes:
+    """All positive entries of `pre` [N, width] above `threshold` (scalar or [width]), in latent order."""
+    rows, columns = ((pre > threshold) & (pre > 0)).nonzero(as_tuple=True)
+    return padded(rows, columns, pre[rows, columns], len(pre))
 
 
 def concatenated(parts: list[Codes], ends: tuple[int, ...]) -> Codes:

@@ -32,9 +32,10 @@ SPARE = 2
 _local = threading.local()
 
 
-def rows_per_chunk(width: int) -> int:
-    """For how many tokens `width` numbers each are computed at once."""
-    return max(1, CHUNK // width)
+def row_chunks(rows: int, width: int) -> Iterator[slice]:
+    """Slices that cut `rows` tokens into pieces for which `width` numbers each are computed at once; one for no tokens."""
+    step = max(1, CHUNK // width)
+    return (slice(start, start + step) for start in range(0, max(1, rows), step))
 
 
 def scratch(rows: int, columns: int, like: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ it names in `implementation`. `base:` is for variants that start from another SA
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, model_validator
 
-from latentbench.core.plugins import Choice
+from latentbench.core.plugins import Choice, implementation
 from latentbench.core.spec_model import SpecModel
 from latentbench.sae.sources.base import SaeSource
 
@@ -85,8 +84,7 @@ class Variant(SpecModel):
         self, d_in: int, generator: torch.Generator, bases: tuple[SparseAutoencoder, ...] = ()
     ) -> SparseAutoencoder:
         """A fresh SAE over `d_in` dimensions, initialised from `generator`, on top of `bases` where it needs them."""
-        module, name = self.implementation.split(":")
-        made: SparseAutoencoder = getattr(import_module(module), name)(self, d_in, generator, *bases)
+        made: SparseAutoencoder = implementation(self.implementation)(self, d_in, generator, *bases)
         return made
 
 

@@ -13,8 +13,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import RefusedFile
 from latentbench.core.torch_files import is_held, read_archive
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.sae.encoders import ThresholdRule, TopKRule
-from latentbench.sae.linear import ConcatenatedSAE, LatentGroup, LinearWeights, frozen
+from latentbench.sae.linear import ConcatenatedSAE, LatentGroup, LinearWeights, ThresholdRule, TopKRule, frozen
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import Codes
-from latentbench.sae.memory import gradients, rows_per_chunk, scratch
+from latentbench.sae.memory import gradients, row_chunks, scratch
 from latentbench.sae.sparse_kernels.backend import embedding_sum
 from latentbench.sae.sparse_kernels.dispatch import backend
 
@@ -34,9 +34,7 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
         raise InvalidInput(f"{k} active latents cannot exceed the dictionary width {weight.shape[0]}")
     codes = Codes.empty(x.shape[0], k, like=x)
     with torch.no_grad():
-        step = rows_per_chunk(weight.shape[0])
-        for start in range(0, x.shape[0], step):
-            part = slice(start, start + step)
+        for part in row_chunks(x.shape[0], weight.shape[0]):
             pre = preactivations(x[part], weight, bias)
             backend(pre).top_rows(pre, codes.values[part], codes.indices[part])
     return codes

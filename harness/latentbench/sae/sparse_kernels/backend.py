@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentbench.sae.autoencoder import Codes
-from latentbench.sae.memory import gradients, rows_per_chunk
+from latentbench.sae.memory import gradients, row_chunks
 
 
 class Backend(ABC):
@@ -106,9 +106,7 @@ class TorchBackend(Backend):
     def top_pairs(self, pre: Tensor, m: int, n: int, signed: bool, k: int, pruned: bool = True) -> Codes:
         """All pairs of a few tokens exist for a moment: `pruned` changes nothing."""
         codes = Codes.empty(len(pre), k, like=pre)
-        step = rows_per_chunk(pre.shape[1] // (m + n) * m * n)
-        for start in range(0, len(pre), step):
-            part = slice(start, start + step)
+        for part in row_chunks(len(pre), pre.shape[1] // (m + n) * m * n):
             heads = pre[part].view(len(pre[part]), -1, m + n)
             u, v = heads[..., :m, None], heads[..., None, m:]
             products = (u * v).relu() if signed else u.relu() * v.relu()

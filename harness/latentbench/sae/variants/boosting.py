@@ -15,18 +15,17 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder, TrainableSAE, TrainingLoss, weights_digest
 from latentbench.sae.dictionary import SparseDictionarySAE, squared_error
-from latentbench.sae.encoders import (
-    BatchSelection,
-    LinearEncoder,
-    Selection,
+from latentbench.sae.encoders import BatchSelection, LinearEncoder, Selection, TokenSelection, selection, unit_rows
+from latentbench.sae.linear import (
+    ConcatenatedSAE,
+    LatentGroup,
+    LinearWeights,
     ThresholdRule,
-    TokenSelection,
     TopKRule,
-    selection,
-    unit_rows,
+    concatenated,
+    frozen,
+    linear_weights,
 )
-from latentbench.sae.linear import ConcatenatedSAE, LatentGroup, LinearWeights, concatenated, frozen, linear_weights
-from latentbench.sae.linear import linear_weights as weights_of
 from latentbench.sae.options.boosting import (
     BoostedOptions,
     EnsembleOptions,
@@ -89,7 +88,7 @@ class Ensemble(SparseAutoencoder):
 
     def linear_weights(self) -> LinearWeights:
         """Base and residuals as the groups of one dictionary. Raises InvalidInput where the base is not linear."""
-        groups, b_dec = weights_of(self._boosts[0].base)
+        groups, b_dec = linear_weights(self._boosts[0].base)
         return LinearWeights((*groups, *(g for boost in self._boosts for g in boost.residual_groups())), b_dec)
 
     def as_single(self) -> ConcatenatedSAE:
@@ -160,7 +159,7 @@ class Boosted(TrainableSAE):
 
     def linear_weights(self) -> LinearWeights:
         """Base and residual as the groups of one dictionary. Raises InvalidInput where the base is not linear."""
-        groups, b_dec = weights_of(self.base)
+        groups, b_dec = linear_weights(self.base)
         return LinearWeights((*groups, *self.residual_groups()), b_dec)
 
     def as_single(self) -> ConcatenatedSAE:

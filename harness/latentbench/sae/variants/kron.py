@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from latentbench.sae.autoencoder import Codes
 from latentbench.sae.dictionary import Objective, SparseDictionarySAE, squared_error
-from latentbench.sae.encoders import Encoder, centred, selection, top_of_batch, unit_rows
-from latentbench.sae.memory import rows_per_chunk
+from latentbench.sae.encoders import Encoder, selection, subtract_detached, top_of_batch, unit_rows
+from latentbench.sae.memory import row_chunks
 from latentbench.sae.options.kron import KronOptions
 from latentbench.sae.sparse_kernels.autograd import attach, preactivations
 from latentbench.sae.sparse_kernels.dispatch import backend
@@ -67,21 +67,21 @@ class KronEncoder(Encoder):
         return start + inner // self.n, start + self.m + inner % self.n
 
     def top(self, x: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
         return self._active(self.strongest(pre, k), pre, x, shift)
 
     def top_of_batch(
         self, x: Tensor, total: int, shift: Tensor | None = None, group: ProcessGroup = SINGLE_PROCESS
     ) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
         codes = top_of_batch(partial(self.strongest, pre), len(x), self.width, total, group)
         return self._active(codes, pre, x, shift)
 
     @torch.no_grad()
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
         most = min(self.width, INITIAL_L0_FACTOR * self.k)
         while True:
@@ -105,13 +105,12 @@ class KronEncoder(Encoder):
         return combine(pre[:, base], pre[:, extension], self.kernel)
 
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
         found = Codes.empty(len(x), k, like=pre)
         # Ranked by the products, as in `strongest`: rounding of the square root must not decide.
         ranking: Kernel = "product" if self.kernel == "product" else "relu_product"
-        step = rows_per_chunk(len(latents))
-        for part in (slice(start, start + step) for start in range(0, len(x), step)):
+        for part in row_chunks(len(x), len(latents)):
             u, v = (pre[part][:, rows] for rows in self.parents(latents))
             products = combine(u, v, ranking)
             backend(products).top_rows(products, found.values[part], found.indices[part])

@@ -18,9 +18,9 @@ from torch.autograd import Function
 from latentbench.distributed.process_group import global_mean
 from latentbench.sae.autoencoder import Codes, TrainingLoss
 from latentbench.sae.dictionary import DictionarySAE
-from latentbench.sae.encoders import ThresholdRule, padded, unit_rows
-from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
-from latentbench.sae.memory import rows_per_chunk
+from latentbench.sae.encoders import unit_rows
+from latentbench.sae.linear import LatentGroup, LinearWeights, ThresholdRule, folded_bias, padded
+from latentbench.sae.memory import row_chunks
 from latentbench.sae.options.penalised import GatedOptions, JumpReLUOptions, Penalised, StandardOptions
 
 
@@ -44,9 +44,7 @@ class PenalisedSAE(DictionarySAE):
 
     @torch.no_grad()
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
-        step = rows_per_chunk(self.width)
-        chunks = [self.latents(x[start : start + step]) for start in range(0, max(1, len(x)), step)]
-        codes = Codes.joined([_active(latents) for latents in chunks])
+        codes = Codes.joined([_active(self.latents(x[part])) for part in row_chunks(len(x), self.width)])
         return codes if budget is None else codes.truncated(budget)
 
     def linear_weights(self) -> LinearWeights:
