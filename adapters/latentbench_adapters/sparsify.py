@@ -59,6 +59,7 @@ class SparsifySource(SaeSource):
         config = config_object(read_json(self.folder(roots) / CONFIG), where)
         _check_kind(config, where)
         d_in, k = positive(config, "d_in", where), positive(config, "k", where)
+        # sparsify writes 0 for "not set", which is no width.
         width = optional_positive({"num_latents": config.get("num_latents") or None}, "num_latents", where)
         width = width or d_in * positive(config, "expansion_factor", where)
         if k > width:

@@ -58,6 +58,8 @@ def equivalent_of(sae: SparseAutoencoder) -> Equivalent:
         return Equivalent(_fields(sae.inner.cfg.to_dict()), dict(sae.inner.state_dict()), EXACT)
     if isinstance(sae, TrainedBySaeLens):
         return _trained_by_sae_lens(sae)
+    # From the particular to the general: a penalised SAE could be taken apart into groups too, but sae-lens has its
+    # class.
     if isinstance(sae, PenalisedSAE):
         return _penalised(sae)
     if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, KronEncoder):

@@ -77,10 +77,12 @@ def run(covariances: int = 8, seed: int = 0, steps: int = SAE_STEPS) -> list[Cor
     """The experiment on several covariances: the autoencoder itself, then every SAE."""
     scores: dict[str, list[float]] = {"autoencoder": [], **{name: [] for name in VARIANTS}}
     for number in range(covariances):
+        # A generator per covariance: how many there are changes none of them.
         generator = torch.Generator().manual_seed(seed_of("correlation", seed, number))
         truth = block_covariance(generator)
         factor = torch.linalg.cholesky(truth).float()
         weights = _train_autoencoder(factor, generator)
+        # The autoencoder's features are the true ones in their own order, so nothing has to be matched.
         scores["autoencoder"].append(rv_coefficient(truth.numpy(), (weights.T @ weights).double().numpy()))
         for name, options in VARIANTS.items():
             atoms = _train_sae(options, factor, weights, generator, steps)

@@ -37,8 +37,8 @@ class ActivationStream:
     its own. `forward_batch` rows are run at a time (default: about 8,192 tokens); rows have no padding, so it changes
     nothing beyond rounding.
 
-    In a group every member runs its own part of a block's rows and keeps those hidden states to itself: its share of a
-    batch is what it has of it. All members' shares together are the batch of a process alone.
+    In a group of processes every member runs its own part of a block's rows and keeps those hidden states to itself: its
+    share of a batch is what it has of it. All members' shares together are the batch of a process alone.
     """
 
     def __init__(
@@ -53,22 +53,26 @@ class ActivationStream:
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         for site in sites:
-            hook_point(language_model.model, site)
+            hook_point(language_model.model, site)  # refuses sites that the model lacks, before anything is run
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
         self._options, self._seed, self._group = options, order_seed, group
         context = tokens.ids.shape[1]
+        # A position is a row's place in the endless sequence of epochs, of which a training may need more than one.
         self._positions = -(-total_tokens // context)
         self._ordinary = ~special_mask(tokens.ids, language_model.tokenizer)
         self._per_row = self._ordinary.sum(1)
         self._forward_batch = forward_batch or max(1, _TOKENS_PER_FORWARD // context)
+        # Rounded up, so that no block is larger than the buffer unless a single row is.
         self.blocks: int = -(-self._positions // max(1, options.buffer // context))
         """Number of shuffle blocks."""
+        # Blocks differ by at most one row, so the smallest holds the quotient.
         if (fewest := self._positions // self.blocks) < group.size:
             raise InvalidInput(
                 f"{group.size} devices cannot share {fewest} rows of {context} tokens, which are all that a shuffle block "
                 "holds: raise training.buffer or lower training.devices"
             )
         self._latest_order: tuple[int, Tensor] | None = None
+        # Counted for all blocks before the first forward pass: the learning rate falls over the exact number of steps.
         self._block_tokens = self._count_tokens()
         self.steps: int = sum(map(self._batches_in, self._block_tokens))
         """Exact number of batches of all blocks."""
@@ -105,12 +109,15 @@ class ActivationStream:
         if (count := self._batches_in(self._block_tokens[block])) == 0:
             return
         edges = torch.tensor([0, *accumulate(map(self._tokens_in, self._parts(block)))])
+        # Every member draws the order of the whole block and picks what lies in its own part: no hidden states travel.
         order = torch.randperm(self._block_tokens[block], generator=self._generator("tokens", block))
         for chosen in order.tensor_split(count):
             own = _share(chosen, edges, self._group.rank)
+            # Kept in the model's type until here: a block in float32 would take twice the memory of one in bfloat16.
             yield {site: state[own.to(state.device)].float() for site, state in states.items()}
 
     def _batches_in(self, tokens: int) -> int:
+        # Rounded, not rounded up: a small left-over batch would be a step of full weight on few tokens.
         return max(1, round(tokens / self._options.batch)) if tokens else 0
 
     def _count_tokens(self) -> list[int]:
@@ -137,6 +144,8 @@ class ActivationStream:
         return self._latest_order[1]
 
     def _generator(self, use: str, number: int) -> torch.Generator:
+        # One generator per use and number, so that block b needs none of the draws before it. A hash, since
+        # neighbouring seeds need not give independent sequences; seven bytes fit a signed 64-bit seed.
         digest = hashlib.sha256(f"{self._seed}/{use}/{number}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -144,6 +153,7 @@ class ActivationStream:
         """Hidden states [n, d] of a block's ordinary tokens (a member's part of them) in row order, in the model's type."""
         if block == 0:
             self._first_statistics()
+        # Block 0 was run for its statistics: used once and let go, for it is as large as any block.
         kept, self._first = self._first, None
         return kept if block == 0 and kept is not None else self._run(block)
 
@@ -157,12 +167,15 @@ class ActivationStream:
     def _run(self, block: int) -> dict[Site, Tensor]:
         harvested: dict[Site, Tensor] = {}
         done, part = 0, self._parts(block)[self._group.rank]
+        tokens = self._tokens_in(part)
         for rows in torch.split(part, self._forward_batch):
             ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
             states = {site: state[ordinary] for site, state in hidden_states(self._lm.model, self._sites, ids).items()}
             for site, state in states.items():
-                room = harvested.setdefault(site, state.new_empty(self._tokens_in(part), state.shape[-1]))
-                room[done : done + len(state)] = state
+                # Filled in place: joining the pieces at the end would hold every block twice.
+                if site not in harvested:
+                    harvested[site] = state.new_empty(tokens, state.shape[-1])
+                harvested[site][done : done + len(state)] = state
             done += int(ordinary.sum())
         return harvested
 
@@ -172,6 +185,7 @@ def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
 
     Raises CellFailed when a member has none, which every member finds alike.
     """
+    # `right=True`: a token whose number is an edge is the first of the part that begins there.
     owners = torch.bucketize(chosen, edges[1:-1], right=True)
     if not torch.bincount(owners, minlength=len(edges) - 1).all():
         raise CellFailed(
@@ -183,10 +197,14 @@ def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
 
 def _norm_and_mean(states: Tensor, group: ProcessGroup) -> tuple[float, Tensor]:
     """Mean norm and mean [d] of all members' hidden states [n, d], summed in float64, a piece at a time."""
+    # The statistics scale and centre the whole training, so they must not depend on how sums are cut up: in float64
+    # the parts of several members differ from one process's by rounding alone.
     norm, mean = 0.0, states.new_zeros(states.shape[1], dtype=torch.float64)
     for piece in torch.split(states, _TOKENS_PER_FORWARD):
         norm += float(piece.double().norm(dim=1).sum())
         mean += piece.sum(0, dtype=torch.float64)
+    # One collective for all of it.
     sums = group.all_sum(torch.cat([mean, mean.new_tensor([norm, len(states)])]))
+    # A block of special tokens only has no hidden states.
     tokens = sums[-1].clamp_min(1)
     return float(sums[-2] / tokens), (sums[:-2] / tokens).float()

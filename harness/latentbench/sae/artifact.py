@@ -34,6 +34,7 @@ def save(
 ) -> None:
     """Writes `sae` to `folder`; `training` is the trainer's `training_record()`; `bases` are referred to by digest."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Clones: safetensors refuses tensors that share memory, as a view and its base do.
     save_file({name: t.detach().contiguous().cpu().clone() for name, t in sae.state_dict().items()}, folder / WEIGHTS)
     header = {
         "schema": SCHEMA,
@@ -55,8 +56,10 @@ def load(folder: Path, bases: tuple[SparseAutoencoder, ...] = ()) -> SparseAutoe
     """
     header = _read(folder / HEADER)
     options = _options(header, folder)
+    # By digest and not by path: bases may lie anywhere, but must be these, bit by bit.
     if header.get("bases", []) != [weights_digest(base) for base in bases]:
         raise RefusedFile(f"{folder}: this SAE was made on top of other base SAEs than the {len(bases)} given")
+    # Any seed will do: every weight is replaced, and `_fill` sees to it that none is left out.
     sae = options.build(header["d_in"], torch.Generator().manual_seed(0), bases)
     _fill(sae, _weights(folder / WEIGHTS), folder)
     return sae.eval().requires_grad_(False)

@@ -40,6 +40,7 @@ class Objective(Protocol):
 def squared_error(codes: Codes, decoder: Tensor, bias: Tensor | None, x: Tensor) -> Fit:
     """The plain objective: ‖x − x̂‖²."""
     error = x - sparse_decode(codes, decoder, bias)
+    # The error is AuxK's target: dead latents shall learn it, not change it.
     return Fit(error.pow(2).sum() / len(x), error.detach())
 
 
@@ -132,6 +133,7 @@ class SparseDictionarySAE(DictionarySAE):
         """ê [N, d_in] from the strongest of the dead latents [n], of which all have activations with gradients."""
         active = self.encoder.some(x, latents, self.shift)
         if len(latents) > self.aux_k:
+            # A mask keeps the graph dense but lets gradients through the strongest alone, as in the sparse way.
             kept = active.detach().topk(self.aux_k, dim=1, sorted=False).indices
             active = active * torch.zeros_like(active).scatter_(1, kept, 1)
         return active @ self.W_dec[latents]

@@ -1,4 +1,4 @@
-"""Which latents are active: encoders, activation rules (top-k, threshold), and selection per token or per batch (BatchTopK).
+"""Which latents are active: encoders, and the selection of the strongest latents per token or per batch (BatchTopK).
 
 Encoders choose latents without a dense graph and return differentiable, non-negative codes.
 """
@@ -22,44 +22,6 @@ CANDIDATE_FACTOR = 4
 """How many times the mean number of active latents a token may have before the batch is looked at again."""
 
 
-def top_of_batch(
-    top: Callable[[int], Codes], tokens: int, width: int, total: int, group: ProcessGroup = SINGLE_PROCESS
-) -> Codes:
-    """The `total` largest positive latents of all tokens together, descending per token, padded with zeros.
-
-    `top(m)` gives the m largest per token, descending. If no token's m-th reaches the smallest one chosen, nothing
-    outside these candidates can belong to the batch's strongest, so the choice is exact; otherwise m is raised.
-    Equal values at the boundary: the earlier token, then the stronger rank wins. In a group, of whose batch `tokens` are
-    this member's, the batch is that of all members, and of equal values the lower member's win.
-    """
-    m = min(width, CANDIDATE_FACTOR * -(-total // (tokens * group.size)))
-    while True:
-        codes = top(m)
-        bound = _smallest(group.all_gather(codes.values.detach().flatten()), total)
-        short = m < width and bool((codes.values[:, -1] >= bound).any())
-        if not group.all_sum(torch.tensor(int(short))):
-            return _kept(codes, bound, total, group)
-        m = min(width, 4 * m)
-
-
-def _smallest(flat: Tensor, total: int) -> Tensor:
-    """The `total`-th largest of some values [n], but at least the smallest positive number."""
-    tiny = flat.new_tensor(torch.finfo(flat.dtype).tiny)
-    return tiny if total >= len(flat) else flat.kthvalue(len(flat) - total + 1).values.maximum(tiny)
-
-
-def _kept(codes: Codes, bound: Tensor, total: int, group: ProcessGroup) -> Codes:
-    above, equal = codes.values > bound, codes.values == bound
-    counts = torch.zeros(group.size, 2, dtype=torch.int64, device=bound.device)
-    counts[group.rank] = torch.stack([above.sum(), equal.sum()])
-    counts = group.all_sum(counts)
-    room = total - counts[:, 0].sum() - counts[: group.rank, 1].sum()
-    ties = (equal.flatten().cumsum(0) <= room).view_as(equal)
-    keep = above | (equal & ties)
-    active = max(1, int(keep.sum(1).max()))
-    return Codes(codes.values[:, :active] * keep[:, :active], codes.indices[:, :active])
-
-
 class Encoder(nn.Module, ABC):
     """What a dictionary asks of its encoder. `shift` [d_in] is subtracted from `x` [N, d_in] first, where given."""
 
@@ -69,7 +31,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, group: ProcessGroup = SINGLE_PROCESS) -> Codes:
-        """Those of the `total` strongest latents of all the team's tokens together that belong to `x`."""
+        """Those of the `total` strongest latents of the tokens of all the group's members together that belong to `x`."""
 
     @abstractmethod
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None) -> Codes:
@@ -148,6 +110,51 @@ def subtract_detached(x: Tensor, shift: Tensor | None) -> Tensor:
     return x if shift is None else x - shift.detach()
 
 
+def top_of_batch(
+    top: Callable[[int], Codes], tokens: int, width: int, total: int, group: ProcessGroup = SINGLE_PROCESS
+) -> Codes:
+    """The `total` largest positive latents of all tokens together, descending per token, padded with zeros.
+
+    `top(m)` gives the m largest per token, descending. If no token's m-th reaches the smallest one chosen, nothing
+    outside these candidates can belong to the batch's strongest, so the choice is exact; otherwise m is raised.
+    Equal values at the boundary: the earlier token, then the stronger rank wins. In a process group the batch is that of
+    all members, `tokens` are this member's, and of equal values those of the member with the lower rank win.
+    """
+    # The batch's strongest could all be one token's; a few times the mean nearly always suffices and keeps candidates
+    # few.
+    m = min(width, CANDIDATE_FACTOR * -(-total // (tokens * group.size)))
+    while True:
+        codes = top(m)
+        # Only the candidates' values travel between members, never latents or hidden states.
+        bound = _smallest(group.all_gather(codes.values.detach().flatten()), total)
+        short = m < width and bool((codes.values[:, -1] >= bound).any())
+        # Asked in common: a member that looked again alone would wait for a collective that nobody else enters.
+        if not group.all_sum(torch.tensor(int(short))):
+            return _kept(codes, bound, total, group)
+        m = min(width, 4 * m)
+
+
+def _smallest(flat: Tensor, total: int) -> Tensor:
+    """The `total`-th largest of some values [n], but at least the smallest positive number."""
+    # At least the smallest positive number: latents at zero are inactive even where fewer than `total` are above it.
+    tiny = flat.new_tensor(torch.finfo(flat.dtype).tiny)
+    return tiny if total >= len(flat) else flat.kthvalue(len(flat) - total + 1).values.maximum(tiny)
+
+
+def _kept(codes: Codes, bound: Tensor, total: int, group: ProcessGroup) -> Codes:
+    above, equal = codes.values > bound, codes.values == bound
+    counts = torch.zeros(group.size, 2, dtype=torch.int64, device=bound.device)
+    counts[group.rank] = torch.stack([above.sum(), equal.sum()])
+    counts = group.all_sum(counts)
+    # What is above the bound is in; ties fill what is left, in the order of ranks and then of this member's entries.
+    room = total - counts[:, 0].sum() - counts[: group.rank, 1].sum()
+    ties = (equal.flatten().cumsum(0) <= room).view_as(equal)
+    keep = above | (equal & ties)
+    # Candidates are descending and the choice is a threshold, so each token keeps a prefix of its own.
+    active = max(1, int(keep.sum(1).max()))
+    return Codes(codes.values[:, :active] * keep[:, :active], codes.indices[:, :active])
+
+
 class Selection(nn.Module, UsesProcessGroup, ABC):
     """Which latents are active, in training and afterwards. `shift` [d_in] or None is subtracted from `x` [N, d_in]."""
 
@@ -200,6 +207,7 @@ class BatchSelection(Selection):
         super().__init__()
         self.k = k
         self.momentum = momentum
+        # Below zero: no batch seen yet, since activations are never negative. A buffer, so that it is saved and moved.
         self.register_buffer("threshold", torch.tensor(-1.0))
 
     def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
@@ -216,12 +224,16 @@ class BatchSelection(Selection):
     @torch.no_grad()
     def _follow(self, values: Tensor) -> None:
         positive = values[values > 0]
+        # The smallest of the whole batch; a member without active latents must not lower it.
         low = self.group.all_min(positive.min() if len(positive) else values.new_tensor(inf))
         if low < inf:
+            # The first batch sets the threshold outright; a running mean that began at −1 would drag it for hundreds of
+            # steps.
             share = self.momentum if self.followed else 1.0
             self.threshold.lerp_(low.to(self.threshold).expand_as(self.threshold), share)
 
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
+        # Never negative: before any batch was seen everything above zero is active, as with plain ReLU.
         codes = encoder.above(x, self.threshold.clamp_min(0), shift)
         return codes if budget is None else codes.truncated(budget)
 

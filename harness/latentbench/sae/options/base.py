@@ -59,7 +59,7 @@ class Variant(SpecModel):
 
     @property
     def base_sections(self) -> tuple[Any, ...]:
-        """The SAEs this one starts from, as their sections; loaded, they are passed to `build` in this order."""
+        """The SAEs this one starts from, as the spec has them; loaded, they are passed to `build` in this order."""
         return ()
 
     @property
@@ -147,13 +147,14 @@ class LoadedSae(SpecModel):
 
 
 def _parse_base(value: Any) -> Any:
-    """The section that a map stands for; what is wrong in it is reported at its place in the spec."""
+    """The model that a map in a spec stands for; what is wrong in it is reported at its place in the spec."""
     if isinstance(value, SpecModel):
         return value
     if not isinstance(value, dict):
         raise ValueError("must be an SAE: {variant: …} or {load: …}")
     # Built when first used: the variants that have a base are themselves among the choices.
     choice = TypeAdapter[Any](Annotated[Any, Choice("variants", "variant", load=LoadedSae)])
+    # As JSON and strictly, as the whole spec is read: a number in quotes is no number here either.
     return choice.validate_json(json.dumps(value), strict=True)
 
 

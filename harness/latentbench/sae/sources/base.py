@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from latentbench.core.errors import NotAvailable
 from latentbench.core.hashing import known_digest
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from latentbench.core.sites import Point, Site
     from latentbench.sae.autoencoder import SparseAutoencoder
 
+# What files call a place: TransformerLens' hook points, and paths of modules in transformers.
 _TRANSFORMER_LENS = re.compile(r"blocks\.(\d+)\.(?:hook_)?(\w+)")
 _MODULE = re.compile(r"(?:^|[._])(?:layers|h|blocks)[._](\d+)(?:\.(\w+))?$")
 _POINTS: dict[str | None, Point] = {
@@ -61,11 +62,10 @@ class SaeSource(SpecModel):
     """A trained SAE that can be loaded from somewhere."""
 
     adapter: str
-    budgeted: ClassVar[bool] = False
 
     @abstractmethod
     def identity(self, roots: Roots) -> Json:
-        """What determines the weights."""
+        """What determines the weights: digests of files, or names and revision. Never a local path."""
 
     def facts(self, roots: Roots) -> SaeFacts | None:
         """What its configuration states, read without torch; None where nothing is known before it is loaded.
@@ -175,6 +175,7 @@ def site_of(hook: str) -> tuple[int | None, Point | None]:
 def model_of(config: dict[str, Json], *keys: str) -> str | None:
     """The name of the language model under the first of `keys` that has one; None for paths: they mean nothing here."""
     found = next((value for key in keys if isinstance(value := config.get(key), str) and value), None)
+    # Cut: the name is shown to people and compared, and the file may hold anything.
     return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]
 
 

@@ -29,8 +29,10 @@ from latentbench.sae.sources.base import (
 if TYPE_CHECKING:
     from latentbench.sae.autoencoder import SparseAutoencoder
 
+# The first two as in `latentbench.sae.artifact`, which imports torch.
 WEIGHTS, HEADER, ORIGIN = "sae.safetensors", "sae.json", "export.json"
 _MAX_DEPTH = 8
+"""SAEs on top of each other; a folder may be hostile, and each level is read before the next is known."""
 
 
 class NativeSource(SaeSource):
@@ -82,6 +84,7 @@ def base_folders(folder: Path) -> list[Path]:
     bases = header.get("bases", [])
     if not isinstance(bases, list) or len(bases) > 64:
         raise RefusedFile(f"{folder / HEADER}: bases must be a list of digests")
+    # Named by number and never by what the header says: no path comes out of a file.
     found = [folder / f"base{number}" for number in range(len(bases))]
     for base in found:
         if base.is_symlink() or not base.is_dir():

@@ -66,6 +66,8 @@ class FittedTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far and the position, as copies. The first member of a group then has the sums, as after loading."""
+        # Each member has its own sums until then. Afterwards member 0 holds the total and the others hold nothing: the
+        # same state as after a restart, so that a resumed run adds in the same order as one that went on.
         sums = {name: self.group.all_sum(getattr(self, name).clone()) for name in ("count", "total", "products")}
         state = sums | {"position": torch.tensor([self.next_block])}
         self.load_state(state)
@@ -85,6 +87,7 @@ class FittedTrainer:
         count, total, products = map(self.group.all_sum, (self.count, self.total, self.products))
         if count == 0:
             raise CellFailed("no hidden states to compute this control from")
+        # Float64 throughout: the covariance is a difference of two large numbers where the mean is far from zero.
         mean = total / count
         self.sae.fit(Moments(mean, products / count - mean.outer(mean)))
         return self.sae.eval().requires_grad_(False)
@@ -144,6 +147,7 @@ class PCA(FittedSAE):
 
     def fit(self, moments: Moments) -> None:
         vectors = torch.linalg.eigh(moments.covariance).eigenvectors.flip(1)[:, : self.width].t()
+        # Eigenvectors have no sign of their own; without a rule for it machines would disagree.
         strongest = vectors.abs().argmax(1, keepdim=True)
         self.W_dec.copy_(vectors * vectors.gather(1, strongest).sign())
         self.b_dec.copy_(moments.mean)

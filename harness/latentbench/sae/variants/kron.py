@@ -37,6 +37,7 @@ def combine(u: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
     """
     if kernel == "product":
         return (u * v).relu()
+    # `where` before the root and again after it: a root of zero has an infinite gradient, which times zero is NaN.
     active = (u > 0) & (v > 0)
     product = torch.where(active, u * v, 0)
     if kernel == "relu_product":
@@ -83,6 +84,8 @@ class KronEncoder(Encoder):
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None = None) -> Codes:
         x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
+        # Unlike a linear encoder's, pairs are too many to look at all: the strongest are taken until none more can
+        # pass.
         most = min(self.width, INITIAL_L0_FACTOR * self.k)
         while True:
             codes = self._active(self.strongest(pre, most), pre, x, shift)
@@ -118,20 +121,24 @@ class KronEncoder(Encoder):
 
     def initial_decoder(self) -> Tensor:
         rows = self.weight.detach().view(self.heads, self.m + self.n, -1)
+        # A latent that fires where P_i x and Q_j x are both large should write in both directions.
         pairs = rows[:, : self.m, None] + rows[:, None, self.m :]
         return unit_rows(pairs.reshape(self.width, -1))
 
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
         if self.kernel == "mand":
+            # √(u v) is of degree one in x, as a linear encoder's activations are.
             self.bias.div_(scale)
         else:  # degree two: u and v must each become 1/√scale of what they were
             self.weight.mul_(sqrt(scale))
             self.bias.div_(sqrt(scale))
 
     def _active(self, codes: Codes, pre: Tensor, x: Tensor, shift: Tensor | None) -> Codes:
+        # Gradients go to the 2 k rows that the selected pairs are products of, not to pairs.
         rows = torch.cat(self.parents(codes.indices), dim=1)
         selected = attach(Codes(pre.gather(1, rows), rows), x, self.weight, self.bias, shift)
+        # Padding has parents too (those of latent 0), which must neither count nor learn.
         u, v = selected.values.chunk(2, dim=1)
         return Codes(combine(u, v, self.kernel).masked_fill(codes.values == 0, 0), codes.indices)
 
