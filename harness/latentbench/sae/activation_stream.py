@@ -117,7 +117,7 @@ class ActivationStream:
             yield {site: state[own.to(state.device)].float() for site, state in states.items()}
 
     def _batches_in(self, tokens: int) -> int:
-        # Rounded, not rounded up: a small left-over batch would be a step of full weight on few tokens.
+        # The nearest number: a block is split evenly, and its batches are then as close to `batch` as equal parts can be.
         return max(1, round(tokens / self._options.batch)) if tokens else 0
 
     def _count_tokens(self) -> list[int]:

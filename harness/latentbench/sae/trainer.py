@@ -1,7 +1,7 @@
 """Training many SAEs from one stream of hidden states, bit-exactly resumable at block boundaries.
 
 The loop feeds every batch to every trainer. The trainer of native variants has Adam, warm-up and cosine decay, clipping,
-dead latents, the loss curve, and exact resume: its state and the number of the next block determine everything after.
+dead latents, the loss curve, and exact resume: its state determines everything that comes after.
 """
 
 from __future__ import annotations
