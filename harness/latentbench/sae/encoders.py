@@ -92,6 +92,7 @@ class LinearEncoder(Encoder):
 
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
+        # W (s x − b) + c = s (W (x − b/s) + c/s): biases are divided, rows stay, and activations shrink by s.
         self.bias.div_(scale)
 
     def _active(self, codes: Codes, x: Tensor, shift: Tensor | None) -> Codes:
