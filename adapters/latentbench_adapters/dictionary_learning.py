@@ -14,17 +14,14 @@ from pydantic import Field
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
+from latentbench.core.untrusted_files import config_object, optional_positive, positive, read_json
 from latentbench.sae.sources.base import (
     SaeFacts,
     SaeSource,
-    config_object,
     digests,
     model_of,
-    optional_positive,
-    positive,
     sae_folder,
 )
-from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
     from latentbench.core.sites import Point
@@ -67,7 +64,7 @@ class DictionaryLearningSource(SaeSource):
         return found
 
     def trainer(self, roots: Roots) -> dict[str, Json]:
-        """The section `trainer` of config.json. Raises RefusedFile for classes that cannot be loaded."""
+        """The object `trainer` of config.json. Raises RefusedFile for classes that cannot be loaded."""
         where = f"{self.path}/{CONFIG}"
         config = config_object(read_json(self.folder(roots) / CONFIG), where)
         trainer = config_object(config.get("trainer"), f"{where}: trainer")
@@ -80,6 +77,7 @@ class DictionaryLearningSource(SaeSource):
         trainer, where = self.trainer(roots), f"{self.path}/{CONFIG}"
         d_in, width = positive(trainer, "activation_dim", where), positive(trainer, "dict_size", where)
         layer = trainer.get("layer")
+        # A note of the training script, which the weights do not depend on: what is no layer number is not known.
         stated = layer if isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 else None
         submodule = str(trainer.get("submodule_name") or "")
         point = next((p for p in _POINTS if submodule.startswith(p)), None)
@@ -90,10 +88,9 @@ class DictionaryLearningSource(SaeSource):
         from latentbench.sae.sources.tensors import read_safetensors, read_torch
         from latentbench_adapters.dictionary_learning_weights import build
 
-        folder, trainer, facts = self.folder(roots), self.trainer(roots), self.facts(roots)
+        folder, trainer = self.folder(roots), self.trainer(roots)
         name, where = self.weights_file(folder), f"{self.path}/{CONFIG}"
         k = optional_positive(trainer, "k", where)
         weights = (read_torch if name.endswith(".pt") else read_safetensors)(folder / name)
         sizes = (positive(trainer, "activation_dim", where), positive(trainer, "dict_size", where))
-        assert sizes == (facts.d_in, facts.width)
         return build(str(trainer["dict_class"]), *sizes, k, weights, f"{self.path}/{name}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentbench.core.errors import RefusedFile
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.sae.encoders import ThresholdRule, TopKRule
+from latentbench.sae.linear import ThresholdRule, TopKRule
 from latentbench.sae.sources.tensors import checked, dictionary
 
 _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -67,6 +67,7 @@ def _auto_encoder_new(saved: Saved) -> SparseAutoencoder:
 
 def _top_k(saved: Saved) -> SparseAutoencoder:
     k = _same_k(saved)
+    # Newer versions also save a threshold, but their `encode` uses top-k unless told otherwise.
     encoder, bias, decoder, b_dec = saved.read({**saved.rows, "b_dec": (saved.d_in,)}, "k", "threshold")
     return dictionary(encoder, bias, decoder.t(), b_dec, TopKRule(k), centred=True)
 
@@ -87,6 +88,7 @@ def _matryoshka(saved: Saved) -> SparseAutoencoder:
 
 def _jump_relu(saved: Saved) -> SparseAutoencoder:
     encoder, bias, decoder, b_dec, threshold = saved.read({**saved.columns, "threshold": (saved.width,)})
+    # `encode` of this class multiplies by the decoder norms after the jump, and `decode` divides by them again.
     norm = _norms(decoder)
     weights = (encoder.t() * norm[:, None], bias * norm, decoder / norm[:, None], b_dec)
     return dictionary(*weights, _above(threshold * norm), centred=False)
@@ -127,6 +129,7 @@ def _norms(decoder: Tensor) -> Tensor:
 
 def _same_k(saved: Saved) -> int:
     """The k that configuration and weights agree on. Raises RefusedFile."""
+    # Both may be there, and k changes every number: where they differ nobody can say which one was meant.
     stored = saved.weights.get("k")
     if stored is not None and (stored.numel() != 1 or stored.dtype not in _WHOLE):
         raise RefusedFile(f"{saved.where}: k is {stored.dtype} {list(stored.shape)}, not a single whole number")

@@ -14,17 +14,14 @@ from pydantic import Field
 from latentbench.core.errors import RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
+from latentbench.core.untrusted_files import config_object, optional_positive, positive, read_json
 from latentbench.sae.sources.base import (
     SaeFacts,
     SaeSource,
-    config_object,
     digests,
-    optional_positive,
-    positive,
     sae_folder,
     site_of,
 )
-from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
     from latentbench.sae.autoencoder import SparseAutoencoder
@@ -62,6 +59,7 @@ class SparsifySource(SaeSource):
         config = config_object(read_json(self.folder(roots) / CONFIG), where)
         _check_kind(config, where)
         d_in, k = positive(config, "d_in", where), positive(config, "k", where)
+        # sparsify writes 0 for "not set", which is no width.
         width = optional_positive({"num_latents": config.get("num_latents") or None}, "num_latents", where)
         width = width or d_in * positive(config, "expansion_factor", where)
         if k > width:
@@ -70,7 +68,7 @@ class SparsifySource(SaeSource):
 
     def load(self, roots: Roots) -> SparseAutoencoder:
         """The SAE in float32. Raises RefusedFile when the weights are not those cfg.json promises."""
-        from latentbench.sae.encoders import TopKRule
+        from latentbench.sae.linear import TopKRule
         from latentbench.sae.sources.tensors import checked, dictionary, read_safetensors
 
         d_in, width, k = self.sizes(roots)

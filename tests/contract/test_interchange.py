@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,14 @@ from latentbench.sae import options as o
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.linear import ConcatenatedSAE, linear_weights
 from latentbench.sae.options.base import LoadedSae
-from latentbench_adapters.sae_lens.export import Origin, export
+from latentbench.sae.sources.base import SaeFormat, SaeOrigin, hook_name, sae_lens_format, site_of
+from latentbench_adapters.sae_lens.export import export
 from latentbench_adapters.sae_lens.saes import LoadedFromSaeLens, from_disk
 from tests.conftest import Command, furnish
 from tests.support.project import Workbench, run
 from tests.support.saes import BASE, D_IN, PLAIN, WIDTH, K, built, hidden_states, on_bases
 
-ORIGIN = Origin("owner/model", Site(index=3), "model.layers.3", 128, "c" * 64)
+ORIGIN = SaeOrigin("owner/model", Site(index=3), "model.layers.3", 128, "c" * 64)
 
 
 def same_reconstruction(sae: SparseAutoencoder, other: SAE | SparseAutoencoder) -> None:
@@ -217,3 +220,22 @@ def test_loaded_saes_keep_sae_lens_own_normalisation(tmp_path: Path) -> None:
     export(loaded, tmp_path / "again")
     same_reconstruction(loaded, SAE.load_from_disk(tmp_path / "again"))
     assert (loaded.d_in, loaded.width) == (D_IN, WIDTH)
+
+
+def test_the_format_is_found_by_its_name_and_reads_what_it_writes(tmp_path: Path) -> None:
+    found: SaeFormat = sae_lens_format()
+    sae = built(PLAIN["topk"][0])
+    done = found.save(sae, tmp_path / "out", ORIGIN)
+    assert (done.architecture, done.equivalence, done.needs_import) == ("topk", "exact", None)
+    assert sorted(found.files) == sorted(file.name for file in (tmp_path / "out").iterdir())
+    same_reconstruction(sae, found.load(tmp_path / "out"))
+
+
+def test_the_names_of_a_formats_files_need_no_torch() -> None:
+    code = "import sys; from latentbench_adapters.sae_lens.format import SaeLensFormat as f; f().files; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_sites_are_named_as_they_are_read() -> None:
+    for site in (Site(index=3), Site(index=11, point="mlp_out"), Site(index=0, point="resid_pre")):
+        assert site_of(hook_name(site)) == (site.index, site.point)

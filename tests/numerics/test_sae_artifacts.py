@@ -8,17 +8,13 @@ import pytest
 import torch
 
 from latentbench.core.errors import RefusedFile
+from latentbench.core.plugins import implementation, plugins
 from latentbench.sae import artifact
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.sae.options import (
-    NATIVE,
-    BoostedOptions,
-    PCAOptions,
-    Variant,
-)
+from latentbench.sae.options import BoostedOptions, PCAOptions, Variant
 from latentbench.sae.trainer import Trainer
 from latentbench.sae.variants.controls import FittedTrainer
-from tests.support.trainees import (
+from tests.support.trainers import (
     BASE,
     HERE,
     IDS,
@@ -29,7 +25,7 @@ from tests.support.trainees import (
     base,
     bases,
     trained,
-    trainee,
+    trainer,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,15 +82,13 @@ def test_a_boosted_sae_is_refused_on_another_base(tmp_path: Path) -> None:
             artifact.load(tmp_path, given)
 
 
-def test_every_native_variant_builds_what_it_names() -> None:
-    from importlib import import_module
-
-    for name, cls in NATIVE.items():
-        module, attribute = cls.implementation.split(":")
-        assert issubclass(getattr(import_module(module), attribute), SparseAutoencoder), name
+def test_every_variant_builds_what_it_names() -> None:
+    for name, cls in plugins("variants").items():
+        assert issubclass(cls, Variant)
+        assert issubclass(implementation(cls.implementation), SparseAutoencoder), name
         assert cls.model_fields["variant"].default == name
 
 
 def test_protocol_is_met() -> None:
-    checked: list[Trainer] = [trainee(BASE), FittedTrainer(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
+    checked: list[Trainer] = [trainer(BASE), FittedTrainer(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
     assert [one.next_block for one in checked] == [0, 0]

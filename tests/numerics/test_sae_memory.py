@@ -8,6 +8,8 @@ import torch
 from latentbench.bench.train import Shape, compare_memory
 from latentbench.core.sites import Site
 from latentbench.sae.autoencoder import TrainableSAE
+from latentbench.sae.linear import ConcatenatedSAE, linear_weights
+from latentbench.sae.memory import row_chunks
 from latentbench.sae.options import BoostedOptions, JumpReLUOptions, TopKOptions, Variant
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.trainer import NativeTrainer
@@ -21,11 +23,11 @@ def memory_of(options: Variant, base: TrainableSAE | None = None, steps: int = 2
     assert isinstance(sae, TrainableSAE)
     x = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
     recipe = TrainingOptions(batch=N)
-    trainee = NativeTrainer(sae, Site(index=0), recipe, steps=steps, first_norm=6.0, mean=x.mean(0))
+    trainer = NativeTrainer(sae, Site(index=0), recipe, steps=steps, first_norm=6.0, mean=x.mean(0))
     for _ in range(steps):
-        trainee.step(x)
-    assert trainee.training_record()["memory_bytes"] == trainee.usage.peak
-    return trainee.usage.peak
+        trainer.step(x)
+    assert trainer.training_record()["memory_bytes"] == trainer.usage.peak
+    return trainer.usage.peak
 
 
 def test_the_memory_of_training_is_weights_gradients_moments_and_what_a_step_makes() -> None:
@@ -60,3 +62,18 @@ def test_a_step_over_all_budgets_takes_hardly_more_memory_than_one_of_top_k() ->
     weights, pre = 2 * 288 * 8192 * 4, 8192 * 4096 * 4
     assert 4 * weights + pre <= found.topk <= 1.5 * (4 * weights + pre)  # weights, gradients, two moments; selection
     assert found.ratio <= 1.3
+
+
+def test_pieces_cover_all_tokens_and_hold_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentbench.sae.memory.CHUNK", 100)
+    assert list(row_chunks(7, 30)) == [slice(0, 3), slice(3, 6), slice(6, 9)]
+    assert list(row_chunks(2, 1000)) == [slice(0, 1), slice(1, 2)], "one token at least"
+    assert list(row_chunks(0, 30)) == [slice(0, 3)], "an empty piece, so that there is something to join"
+
+
+@pytest.mark.parametrize("options", [TopKOptions(width=WIDTH, k=K), JumpReLUOptions(width=WIDTH)])
+def test_no_tokens_have_no_codes(options: Variant) -> None:
+    sae = options.build(D, torch.Generator().manual_seed(0))
+    assert sae.encode(torch.zeros(0, D)).values.shape[0] == 0
+    assert ConcatenatedSAE(linear_weights(sae)).encode(torch.zeros(0, D)).values.shape[0] == 0
+    assert sae(torch.zeros(0, D)).shape == (0, D)

@@ -52,8 +52,7 @@ class LinearTied(TiedSae):
         self.register_buffer("encoder", rows if encoder is None else encoder)
 
     def linear_weights(self) -> object:
-        from latentbench.sae.encoders import ThresholdRule
-        from latentbench.sae.linear import LatentGroup, LinearWeights
+        from latentbench.sae.linear import LatentGroup, LinearWeights, ThresholdRule
 
         rule = ThresholdRule(self.theta)
         bias = torch.zeros(self.width)

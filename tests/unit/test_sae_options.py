@@ -1,4 +1,4 @@
-"""What the SAE sections refuse, and what a variant costs."""
+"""What the options of SAEs refuse, and what a variant costs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from latentbench.core.plugins import plugins
 from latentbench.reconstruction.sparsity_and_cost import ComputeCost as CostMetric
 from latentbench.sae.cost import SaeCost, cost, linear_cost, tokens_at_equal_cost, variant_cost
 from latentbench.sae.dictionary import default_aux_k
 from latentbench.sae.options import (
-    NATIVE,
     BoostedOptions,
     EnsembleOptions,
     ExtendedOptions,
@@ -29,6 +29,7 @@ from latentbench.sae.options import (
 from latentbench_adapters.sae_lens.options import SaeLensGatedOptions as SaeLensGated
 from latentbench_adapters.sae_lens.options import SaeLensJumpReluOptions as SaeLensJumpReLU
 
+VARIANTS = plugins("variants")
 TOPK = {"width": 64, "k": 4}
 
 
@@ -57,7 +58,7 @@ TOPK = {"width": 64, "k": 4}
 )
 def test_impossible_options_are_refused_with_the_reason(variant: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        NATIVE[variant].model_validate(options)
+        VARIANTS[variant].model_validate(options)
 
 
 def test_boosting_refuses_more_active_latents_than_it_has() -> None:
@@ -87,7 +88,7 @@ BOOST = {"variant": "boosted", "base": BASE, "width": 8, "k": 2}
 )
 def test_bases_that_cannot_be_trained_on_are_refused(variant: str, base: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        NATIVE[variant].model_validate({"base": base, "extra_width": 4} if variant == "extended" else {"base": base})
+        VARIANTS[variant].model_validate({"base": base, "extra_width": 4} if variant == "extended" else {"base": base})
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_bases_that_cannot_be_trained_on_are_refused(variant: str, base: Any, me
 )
 def test_what_a_base_is_too_small_for_is_refused(variant: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        NATIVE[variant].model_validate(options if "boosts" in options else {"base": BASE, **options})
+        VARIANTS[variant].model_validate(options if "boosts" in options else {"base": BASE, **options})
 
 
 def test_what_fits_a_base_is_taken() -> None:
@@ -119,9 +120,9 @@ def test_what_fits_a_base_is_taken() -> None:
         ("fine_tuned", {"base": {"variant": "extended", "base": BASE, "extra_width": 8, "extra_k": 1}}, 72, 5),
     ]
     for variant, options, latents, budget in fitting:
-        made = NATIVE[variant].model_validate({"base": BASE, **options})
+        made = VARIANTS[variant].model_validate({"base": BASE, **options})
         assert (made.latents, made.max_budget) == (latents, budget), (variant, options)
-    assert NATIVE["boosted"].model_validate(BOOST).latents == 72
+    assert BoostedOptions.model_validate(BOOST).latents == 72
 
 
 def test_kron_counts_its_heads() -> None:

@@ -13,13 +13,11 @@ from pydantic import Field, PositiveFloat
 from latentbench.core.spec_model import Json
 from latentbench.sae.options import Activation, Dictionary, Share
 
-_TRAINER = "latentbench_adapters.sae_lens.saes:TrainedBySaeLens"
-
 
 class SaeLensOptions(Dictionary):
     """What all variants trained by sae-lens share."""
 
-    implementation: ClassVar[str] = _TRAINER
+    implementation: ClassVar[str] = "latentbench_adapters.sae_lens.saes:TrainedBySaeLens"
     selects: ClassVar[Activation] = "thresholds"
     architecture: ClassVar[str]
     """The name under which sae-lens registers its training class."""

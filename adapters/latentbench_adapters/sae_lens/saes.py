@@ -16,11 +16,10 @@ from torch import Tensor
 from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder, TrainableSAE, TrainingLoss
-from latentbench.sae.encoders import ThresholdRule, TopKRule
-from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
+from latentbench.sae.linear import LatentGroup, LinearWeights, ThresholdRule, TopKRule, folded_bias
+from latentbench.sae.sources.base import other_output
 from latentbench_adapters.sae_lens import classes  # noqa: F401  (so that sae-lens knows the classes that exports may need)
 from latentbench_adapters.sae_lens.options import SaeLensOptions
-from latentbench_adapters.sae_lens.source import other_output
 
 _NORMALISING = ("layer_norm", "constant_norm_rescale")
 """Normalisations that sae-lens applies to every token; the others are folded into the weights or not applied."""
@@ -57,6 +56,7 @@ def _plain(inner: SAE, rows: Tensor, kind: str) -> LatentGroup:
     if kind == "standard":
         return LatentGroup(rows, inner.b_enc, inner.W_dec, ThresholdRule(torch.zeros_like(inner.b_enc)))
     if inner.cfg.rescale_acts_by_decoder_norm:
+        # sae-lens ranks activations times the decoder norms and divides the rows by them; here the weights do both.
         norm = inner.W_dec.norm(dim=-1)
         return LatentGroup(
             rows * norm[:, None], inner.b_enc * norm, inner.W_dec / norm[:, None], TopKRule(int(inner.cfg.k))
@@ -175,5 +175,6 @@ class TrainedBySaeLens(TrainableSAE):
 
     def _coefficients(self, step: int, steps: int) -> dict[str, float]:
         rise = min(1.0, (step + 1) / max(1.0, self.options.penalty_warmup * steps))
+        # Warmed up here and not by sae-lens' trainer, which is not used: the harness's loop knows the step.
         given = self.inner.get_coefficients().items()
         return {name: (c.value if isinstance(c, TrainCoefficientConfig) else c) * rise for name, c in given}

@@ -77,10 +77,12 @@ def run(covariances: int = 8, seed: int = 0, steps: int = SAE_STEPS) -> list[Cor
     """The experiment on several covariances: the autoencoder itself, then every SAE."""
     scores: dict[str, list[float]] = {"autoencoder": [], **{name: [] for name in VARIANTS}}
     for number in range(covariances):
+        # A generator per covariance: how many there are changes none of them.
         generator = torch.Generator().manual_seed(seed_of("correlation", seed, number))
         truth = block_covariance(generator)
         factor = torch.linalg.cholesky(truth).float()
         weights = _train_autoencoder(factor, generator)
+        # The autoencoder's features are the true ones in their own order, so nothing has to be matched.
         scores["autoencoder"].append(rv_coefficient(truth.numpy(), (weights.T @ weights).double().numpy()))
         for name, options in VARIANTS.items():
             atoms = _train_sae(options, factor, weights, generator, steps)
@@ -126,9 +128,9 @@ def _train_sae(options: Variant, factor: Tensor, weights: Tensor, generator: tor
     first = features(factor, generator) @ weights.T
     training = TrainingOptions(batch=BATCH)
     norm = float(first.norm(dim=1).mean())
-    trainee = NativeTrainer(sae, Site(index=0), training, steps=steps, first_norm=norm, mean=first.mean(0))
+    trainer = NativeTrainer(sae, Site(index=0), training, steps=steps, first_norm=norm, mean=first.mean(0))
     for _ in range(steps):
-        trainee.step(features(factor, generator) @ weights.T)
-    rows = trainee.finish().decoder_rows()
+        trainer.step(features(factor, generator) @ weights.T)
+    rows = trainer.finish().decoder_rows()
     assert rows is not None
     return nn.functional.normalize(rows, dim=1)

@@ -42,6 +42,7 @@ class MatchingTiming:
 def run(pairs: int = PAIRS, width: int = WIDTH, d_in: int = D_IN, k: int = 1, device: str = "cpu") -> MatchingTiming:
     """Times `pairs` pairs of layers of random directions after one warm-up on a small pair."""
     place = torch.device(device)
+    # Loads the libraries' kernels, which must count as neither time nor memory of the first pair.
     nearest(*_layers(256, d_in, place, 0), k)
     rounds = [_round(width, d_in, k, place, number) for number in range(pairs)]
     return MatchingTiming(

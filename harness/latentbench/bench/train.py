@@ -87,6 +87,7 @@ def compare(
         steps |= {name + TORCH_PATH: on_torch(step) for name, step in candidates(shape, x).items()}
     if sae_lens:
         steps[REFERENCE] = sae_lens_step(shape, x)
+    # The first step compiles or loads kernels and makes the buffers that later ones use again.
     for step in steps.values():
         step()
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -128,8 +129,8 @@ def native_step(options: Variant, x: Tensor) -> Step:
     assert isinstance(sae, TrainableSAE)
     recipe = TrainingOptions(batch=len(x), buffer=max(len(x), 131_072))
     norm = float(x.norm(dim=1).mean())
-    trainee = NativeTrainer(sae, Site(index=0), recipe, steps=100_000, first_norm=norm, mean=x.mean(0))
-    return lambda: trainee.step(x)
+    trainer = NativeTrainer(sae, Site(index=0), recipe, steps=100_000, first_norm=norm, mean=x.mean(0))
+    return lambda: trainer.step(x)
 
 
 def sae_lens_step(shape: Shape, x: Tensor) -> Step:
@@ -151,6 +152,7 @@ def sae_lens_step(shape: Shape, x: Tensor) -> Step:
         )
         out = sae.training_forward_pass(given)
         with torch.no_grad():
+            # Part of every step of sae-lens' trainer, as counting is of ours.
             fired = out.feature_acts.bool().any(0)
             silent.add_(1).masked_fill_(fired, 0)
         out.loss.backward()

@@ -37,8 +37,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.flow.activity import Activity
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.sae.encoders import ThresholdRule
-from latentbench.sae.linear import linear_weights
+from latentbench.sae.linear import ThresholdRule, linear_weights
 
 
 def decoder_rows(sae: SparseAutoencoder, site: Site) -> Tensor:

@@ -37,8 +37,8 @@ class ActivationStream:
     its own. `forward_batch` rows are run at a time (default: about 8,192 tokens); rows have no padding, so it changes
     nothing beyond rounding.
 
-    In a team every member runs its own part of a block's rows and keeps those hidden states to itself: its share of a
-    batch is what it has of it. All members' shares together are the batch of a process alone.
+    In a group of processes every member runs its own part of a block's rows and keeps those hidden states to itself: its
+    share of a batch is what it has of it. All members' shares together are the batch of a process alone.
     """
 
     def __init__(
@@ -50,25 +50,29 @@ class ActivationStream:
         options: TrainingOptions,
         order_seed: int,
         forward_batch: int | None = None,
-        team: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         for site in sites:
-            hook_point(language_model.model, site)
+            hook_point(language_model.model, site)  # refuses sites that the model lacks, before anything is run
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
-        self._options, self._seed, self._team = options, order_seed, team
+        self._options, self._seed, self._group = options, order_seed, group
         context = tokens.ids.shape[1]
+        # A position is a row's place in the endless sequence of epochs, of which a training may need more than one.
         self._positions = -(-total_tokens // context)
         self._ordinary = ~special_mask(tokens.ids, language_model.tokenizer)
         self._per_row = self._ordinary.sum(1)
         self._forward_batch = forward_batch or max(1, _TOKENS_PER_FORWARD // context)
+        # Rounded up, so that no block is larger than the buffer unless a single row is.
         self.blocks: int = -(-self._positions // max(1, options.buffer // context))
         """Number of shuffle blocks."""
-        if (fewest := self._positions // self.blocks) < team.size:
+        # Blocks differ by at most one row, so the smallest holds the quotient.
+        if (fewest := self._positions // self.blocks) < group.size:
             raise InvalidInput(
-                f"{team.size} devices cannot share {fewest} rows of {context} tokens, which are all that a shuffle block "
+                f"{group.size} devices cannot share {fewest} rows of {context} tokens, which are all that a shuffle block "
                 "holds: raise training.buffer or lower training.devices"
             )
         self._latest_order: tuple[int, Tensor] | None = None
+        # Counted for all blocks before the first forward pass: the learning rate falls over the exact number of steps.
         self._block_tokens = self._count_tokens()
         self.steps: int = sum(map(self._batches_in, self._block_tokens))
         """Exact number of batches of all blocks."""
@@ -98,19 +102,22 @@ class ActivationStream:
     def batches(self, block: int) -> Iterator[dict[Site, Tensor]]:
         """The batches of one block: for each site float32 [n, d], n within one of the others and close to `batch`.
 
-        Row i of every site belongs to the same token. In a team, this member's share of them. Raises CellFailed when a
+        Row i of every site belongs to the same token. In a group, this member's share of them. Raises CellFailed when a
         batch is too small for every member to have some of it.
         """
         states = self._harvest(block)
         if (count := self._batches_in(self._block_tokens[block])) == 0:
             return
         edges = torch.tensor([0, *accumulate(map(self._tokens_in, self._parts(block)))])
+        # Every member draws the order of the whole block and picks what lies in its own part: no hidden states travel.
         order = torch.randperm(self._block_tokens[block], generator=self._generator("tokens", block))
         for chosen in order.tensor_split(count):
-            own = _share(chosen, edges, self._team.rank)
+            own = _share(chosen, edges, self._group.rank)
+            # Kept in the model's type until here: a block in float32 would take twice the memory of one in bfloat16.
             yield {site: state[own.to(state.device)].float() for site, state in states.items()}
 
     def _batches_in(self, tokens: int) -> int:
+        # The nearest number: a block is split evenly, and its batches are then as close to `batch` as equal parts can be.
         return max(1, round(tokens / self._options.batch)) if tokens else 0
 
     def _count_tokens(self) -> list[int]:
@@ -120,8 +127,8 @@ class ActivationStream:
         return int(self._per_row[rows].sum())
 
     def _parts(self, block: int) -> tuple[Tensor, ...]:
-        """Row numbers of one block, as the members of the team run them."""
-        return self._rows(block).tensor_split(self._team.size)
+        """Row numbers of one block, as the members of the group run them."""
+        return self._rows(block).tensor_split(self._group.size)
 
     def _rows(self, block: int) -> Tensor:
         """Row numbers of one block; blocks differ by at most one row, so that none is a small left-over."""
@@ -137,6 +144,8 @@ class ActivationStream:
         return self._latest_order[1]
 
     def _generator(self, use: str, number: int) -> torch.Generator:
+        # One generator per use and number, so that block b needs none of the draws before it. A hash, since
+        # neighbouring seeds need not give independent sequences; seven bytes fit a signed 64-bit seed.
         digest = hashlib.sha256(f"{self._seed}/{use}/{number}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -144,25 +153,29 @@ class ActivationStream:
         """Hidden states [n, d] of a block's ordinary tokens (a member's part of them) in row order, in the model's type."""
         if block == 0:
             self._first_statistics()
+        # Block 0 was run for its statistics: used once and let go, for it is as large as any block.
         kept, self._first = self._first, None
         return kept if block == 0 and kept is not None else self._run(block)
 
     def _first_statistics(self) -> dict[Site, tuple[float, Tensor]]:
         if self._statistics is None:
             self._first = self._run(0)
-            self._statistics = {site: _norm_and_mean(state, self._team) for site, state in self._first.items()}
+            self._statistics = {site: _norm_and_mean(state, self._group) for site, state in self._first.items()}
         return self._statistics
 
     @torch.no_grad()
     def _run(self, block: int) -> dict[Site, Tensor]:
         harvested: dict[Site, Tensor] = {}
-        done, part = 0, self._parts(block)[self._team.rank]
+        done, part = 0, self._parts(block)[self._group.rank]
+        tokens = self._tokens_in(part)
         for rows in torch.split(part, self._forward_batch):
             ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
             states = {site: state[ordinary] for site, state in hidden_states(self._lm.model, self._sites, ids).items()}
             for site, state in states.items():
-                room = harvested.setdefault(site, state.new_empty(self._tokens_in(part), state.shape[-1]))
-                room[done : done + len(state)] = state
+                # Filled in place: joining the pieces at the end would hold every block twice.
+                if site not in harvested:
+                    harvested[site] = state.new_empty(tokens, state.shape[-1])
+                harvested[site][done : done + len(state)] = state
             done += int(ordinary.sum())
         return harvested
 
@@ -172,6 +185,7 @@ def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
 
     Raises CellFailed when a member has none, which every member finds alike.
     """
+    # `right=True`: a token whose number is an edge is the first of the part that begins there.
     owners = torch.bucketize(chosen, edges[1:-1], right=True)
     if not torch.bincount(owners, minlength=len(edges) - 1).all():
         raise CellFailed(
@@ -181,12 +195,16 @@ def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
     return chosen[owners == rank] - edges[rank]
 
 
-def _norm_and_mean(states: Tensor, team: ProcessGroup) -> tuple[float, Tensor]:
+def _norm_and_mean(states: Tensor, group: ProcessGroup) -> tuple[float, Tensor]:
     """Mean norm and mean [d] of all members' hidden states [n, d], summed in float64, a piece at a time."""
+    # The statistics scale and centre the whole training, so they must not depend on how sums are cut up: in float64
+    # the parts of several members differ from one process's by rounding alone.
     norm, mean = 0.0, states.new_zeros(states.shape[1], dtype=torch.float64)
     for piece in torch.split(states, _TOKENS_PER_FORWARD):
         norm += float(piece.double().norm(dim=1).sum())
         mean += piece.sum(0, dtype=torch.float64)
-    sums = team.sum(torch.cat([mean, mean.new_tensor([norm, len(states)])]))
+    # One collective for all of it.
+    sums = group.all_sum(torch.cat([mean, mean.new_tensor([norm, len(states)])]))
+    # A block of special tokens only has no hidden states.
     tokens = sums[-1].clamp_min(1)
     return float(sums[-2] / tokens), (sums[:-2] / tokens).float()

@@ -18,7 +18,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import RefusedFile
 from latentbench.core.plugins import plugins
 from latentbench.sae.autoencoder import SparseAutoencoder, weights_digest
-from latentbench.sae.options import NATIVE, Variant
+from latentbench.sae.options import Variant
 
 WEIGHTS, HEADER, TRAINING = "sae.safetensors", "sae.json", "training.json"
 SCHEMA = 1
@@ -32,8 +32,9 @@ def save(
     training: dict[str, Any] | None = None,
     bases: tuple[SparseAutoencoder, ...] = (),
 ) -> None:
-    """Writes `sae` to `folder`; `training` is the trainee's `training_record()`; `bases` are referred to by digest."""
+    """Writes `sae` to `folder`; `training` is the trainer's `training_record()`; `bases` are referred to by digest."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Clones: safetensors refuses tensors that share memory, as a view and its base do.
     save_file({name: t.detach().contiguous().cpu().clone() for name, t in sae.state_dict().items()}, folder / WEIGHTS)
     header = {
         "schema": SCHEMA,
@@ -55,8 +56,10 @@ def load(folder: Path, bases: tuple[SparseAutoencoder, ...] = ()) -> SparseAutoe
     """
     header = _read(folder / HEADER)
     options = _options(header, folder)
+    # By digest and not by path: bases may lie anywhere, but must be these, bit by bit.
     if header.get("bases", []) != [weights_digest(base) for base in bases]:
         raise RefusedFile(f"{folder}: this SAE was made on top of other base SAEs than the {len(bases)} given")
+    # Any seed will do: every weight is replaced, and `_fill` sees to it that none is left out.
     sae = options.build(header["d_in"], torch.Generator().manual_seed(0), bases)
     _fill(sae, _weights(folder / WEIGHTS), folder)
     return sae.eval().requires_grad_(False)
@@ -68,7 +71,7 @@ def load_training(folder: Path) -> dict[str, Any]:
 
 
 def _options(header: dict[str, Any], folder: Path) -> Variant:
-    place, choices = folder / HEADER, {**NATIVE, **plugins("variants")}
+    place, choices = folder / HEADER, plugins("variants")
     if header.get("schema") != SCHEMA:
         raise RefusedFile(f"{place}: schema {header.get('schema')!r} is not the supported {SCHEMA}")
     if not isinstance(header.get("d_in"), int) or header["d_in"] < 1:

@@ -34,6 +34,7 @@ class Codes(NamedTuple):
     def from_dense(latents: Tensor) -> Codes:
         """The non-zero entries of dense latents [N, width], strongest first, A = the largest L0 of the batch."""
         active = max(1, int((latents != 0).sum(-1).max())) if latents.numel() else 1
+        # By magnitude: the latents of some loaded SAEs may be negative.
         _, indices = latents.abs().topk(active, dim=-1)
         return Codes(latents.gather(-1, indices), indices)
 
@@ -60,6 +61,7 @@ class Codes(NamedTuple):
         """Only the `budget` strongest latents of each token."""
         if budget >= self.values.shape[1]:
             return self
+        # Not a slice: codes need not be sorted, and padding may stand before entries.
         values, order = self.values.topk(budget, dim=1)
         return Codes(values, self.indices.gather(1, order))
 
@@ -126,11 +128,11 @@ class TrainableSAE(SparseAutoencoder, UsesProcessGroup):
 
     @abstractmethod
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
-        """Training loss on (scaled) hidden states `x` [N, d_in]; where a team trains, its member's share of the batch.
+        """Training loss on (scaled) hidden states `x` [N, d_in]; in a process group this member's share of the batch.
 
         `dead` is a bool mask [width] of latents that have not fired for the configured number of tokens; `step` of
-        `steps` lets a penalty warm up. Means over tokens are right in a team as they are, since the trainer weights
-        every member by its tokens; whatever else depends on the whole batch is taken over `self.team`.
+        `steps` lets a penalty warm up. Means over tokens are right as they are, since the trainer weights
+        every member by its tokens; whatever else depends on the whole batch is taken over `self.group`.
         """
 
     def after_step(self) -> None:
@@ -143,6 +145,7 @@ class TrainableSAE(SparseAutoencoder, UsesProcessGroup):
 
 def weights_digest(sae: SparseAutoencoder) -> str:
     """sha256 over names, types, shapes and bytes of an SAE's weights, and those of its bases."""
+    # Sorted by name, types and shapes included: two SAEs with the same bytes in other tensors are not the same.
     total = sha256("".join(map(weights_digest, sae.bases)).encode())
     for name, tensor in sorted(sae.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -61,6 +61,7 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
     if bases:  # fine-tuned and stitched SAEs have the shape of their base
         return bases[0] if active is None else bases[0]._replace(decoder=d_in * active)
     width = getattr(options, "width", 0)
+    # One bias per latent is counted there; `scalars` says how many numbers of that kind the variant has.
     plain = _dictionary(d_in, width, width, _active(options, active))
     return plain._replace(parameters=plain.parameters + (options.scalars - 1) * width)
 
@@ -118,4 +119,5 @@ def _on_base(
     (base,) = bases
     own = _dictionary(d_in, width, width, k)
     decoder = base.decoder + own.decoder if active is None else d_in * active
+    # `own` counts a decoder bias, which the two have in common.
     return SaeCost(base.parameters + own.parameters - d_in, base.encoder + own.encoder, decoder)

@@ -40,6 +40,7 @@ class Objective(Protocol):
 def squared_error(codes: Codes, decoder: Tensor, bias: Tensor | None, x: Tensor) -> Fit:
     """The plain objective: ‖x − x̂‖²."""
     error = x - sparse_decode(codes, decoder, bias)
+    # The error is AuxK's target: dead latents shall learn it, not change it.
     return Fit(error.pow(2).sum() / len(x), error.detach())
 
 
@@ -130,8 +131,10 @@ class SparseDictionarySAE(DictionarySAE):
 
     def _revived(self, x: Tensor, latents: Tensor) -> Tensor:
         """ê [N, d_in] from the strongest of the dead latents [n], of which all have activations with gradients."""
+        # All tokens' pre-activations of all dead latents in one dense product: see DENSE_AUXK_FACTOR.
         active = self.encoder.some(x, latents, self.shift)
         if len(latents) > self.aux_k:
+            # A mask keeps the graph dense but lets gradients through the strongest alone, as in the sparse way.
             kept = active.detach().topk(self.aux_k, dim=1, sorted=False).indices
             active = active * torch.zeros_like(active).scatter_(1, kept, 1)
         return active @ self.W_dec[latents]
@@ -139,6 +142,7 @@ class SparseDictionarySAE(DictionarySAE):
     def _sparsely_revived(self, x: Tensor, latents: Tensor) -> Tensor:
         """The same where nothing [N, n] has a graph: gradients touch the strongest only."""
         codes = self.encoder.top_among(x, latents, min(self.aux_k, len(latents)), self.shift)
+        # No bias: the error that ê approximates has it subtracted already.
         return sparse_decode(codes, self.W_dec)
 
     @torch.no_grad()

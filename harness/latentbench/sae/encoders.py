@@ -1,4 +1,4 @@
-"""Which latents are active: encoders, activation rules (top-k, threshold), and selection per token or per batch (BatchTopK).
+"""Which latents are active: encoders, and the selection of the strongest latents per token or per batch (BatchTopK).
 
 Encoders choose latents without a dense graph and return differentiable, non-negative codes.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import inf
 
@@ -16,81 +15,11 @@ from torch import Tensor, nn
 
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, UsesProcessGroup
 from latentbench.sae.autoencoder import Codes
-from latentbench.sae.memory import rows_per_chunk
-from latentbench.sae.sparse_kernels.autograd import attach, preactivations, top_linear
+from latentbench.sae.linear import ThresholdRule, TopKRule, linear_above
+from latentbench.sae.sparse_kernels.autograd import attach, top_linear
 
 CANDIDATE_FACTOR = 4
 """How many times the mean number of active latents a token may have before the batch is looked at again."""
-
-
-@dataclass(frozen=True)
-class TopKRule:
-    """The k strongest latents of the group, ReLU."""
-
-    k: int
-
-
-@dataclass(frozen=True)
-class ThresholdRule:
-    """Latents whose pre-activation exceeds max(threshold, 0)."""
-
-    threshold: Tensor
-    """[width]"""
-
-
-def padded(rows: Tensor, columns: Tensor, values: Tensor, tokens: int) -> Codes:
-    """Codes of entries (row, column, value) given in row order; rows with fewer entries are padded with zeros."""
-    counts = torch.bincount(rows, minlength=tokens)
-    active = max(1, int(counts.max())) if tokens else 1
-    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    out = Codes(values.new_zeros(tokens, active), columns.new_zeros(tokens, active))
-    out.values[rows, slots] = values
-    out.indices[rows, slots] = columns
-    return out
-
-
-def entries_above(pre: Tensor, threshold: Tensor) -> Codes:
-    """All positive entries of `pre` [N, width] above `threshold` (scalar or [width]), in latent order."""
-    rows, columns = ((pre > threshold) & (pre > 0)).nonzero(as_tuple=True)
-    return padded(rows, columns, pre[rows, columns], len(pre))
-
-
-def top_of_batch(
-    top: Callable[[int], Codes], tokens: int, width: int, total: int, team: ProcessGroup = SINGLE_PROCESS
-) -> Codes:
-    """The `total` largest positive latents of all tokens together, descending per token, padded with zeros.
-
-    `top(m)` gives the m largest per token, descending. If no token's m-th reaches the smallest one chosen, nothing
-    outside these candidates can belong to the batch's strongest, so the choice is exact; otherwise m is raised.
-    Equal values at the boundary: the earlier token, then the stronger rank wins. In a team, of whose batch `tokens` are
-    this member's, the batch is that of all members, and of equal values the lower member's win.
-    """
-    m = min(width, CANDIDATE_FACTOR * -(-total // (tokens * team.size)))
-    while True:
-        codes = top(m)
-        bound = _smallest(team.joined(codes.values.detach().flatten()), total)
-        short = m < width and bool((codes.values[:, -1] >= bound).any())
-        if not team.sum(torch.tensor(int(short))):
-            return _kept(codes, bound, total, team)
-        m = min(width, 4 * m)
-
-
-def _smallest(flat: Tensor, total: int) -> Tensor:
-    """The `total`-th largest of some values [n], but at least the smallest positive number."""
-    tiny = flat.new_tensor(torch.finfo(flat.dtype).tiny)
-    return tiny if total >= len(flat) else flat.kthvalue(len(flat) - total + 1).values.maximum(tiny)
-
-
-def _kept(codes: Codes, bound: Tensor, total: int, team: ProcessGroup) -> Codes:
-    above, equal = codes.values > bound, codes.values == bound
-    counts = torch.zeros(team.size, 2, dtype=torch.int64, device=bound.device)
-    counts[team.rank] = torch.stack([above.sum(), equal.sum()])
-    counts = team.sum(counts)
-    room = total - counts[:, 0].sum() - counts[: team.rank, 1].sum()
-    ties = (equal.flatten().cumsum(0) <= room).view_as(equal)
-    keep = above | (equal & ties)
-    active = max(1, int(keep.sum(1).max()))
-    return Codes(codes.values[:, :active] * keep[:, :active], codes.indices[:, :active])
 
 
 class Encoder(nn.Module, ABC):
@@ -101,8 +30,8 @@ class Encoder(nn.Module, ABC):
         """The k strongest latents of each token, descending."""
 
     @abstractmethod
-    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, team: ProcessGroup = SINGLE_PROCESS) -> Codes:
-        """Those of the `total` strongest latents of all the team's tokens together that belong to `x`."""
+    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, group: ProcessGroup = SINGLE_PROCESS) -> Codes:
+        """Those of the `total` strongest latents of the tokens of all the group's members together that belong to `x`."""
 
     @abstractmethod
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None) -> Codes:
@@ -134,29 +63,27 @@ class LinearEncoder(Encoder):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def top(self, x: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         return self._active(top_linear(x, self.weight, self.bias, k), x, shift)
 
     def top_of_batch(
-        self, x: Tensor, total: int, shift: Tensor | None = None, team: ProcessGroup = SINGLE_PROCESS
+        self, x: Tensor, total: int, shift: Tensor | None = None, group: ProcessGroup = SINGLE_PROCESS
     ) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         width = self.weight.shape[0]
         top = partial(top_linear, x, self.weight, self.bias)
-        return self._active(top_of_batch(top, len(x), width, total, team), x, shift)
+        return self._active(top_of_batch(top, len(x), width, total, group), x, shift)
 
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
-        step = rows_per_chunk(self.weight.shape[0])
-        chunks = [x[start : start + step] for start in range(0, max(1, len(x)), step)]
-        return Codes.joined([entries_above(preactivations(c, self.weight, self.bias), threshold) for c in chunks])
+        return linear_above(subtract_detached(x, shift), self.weight, self.bias, threshold)
 
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None = None) -> Tensor:
-        centred = x if shift is None else x - shift
-        return (centred @ self.weight[latents].t() + self.bias[latents]).relu()
+        # Dense, so autograd reaches the shift by itself; only what goes through `attach` needs it detached.
+        shifted = x if shift is None else x - shift
+        return (shifted @ self.weight[latents].t() + self.bias[latents]).relu()
 
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         found = top_linear(x, self.weight[latents], self.bias[latents], k)
         return self._active(Codes(found.values, latents[found.indices]), x, shift)
 
@@ -165,6 +92,7 @@ class LinearEncoder(Encoder):
 
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
+        # W (s x − b) + c = s (W (x − b/s) + c/s): biases are divided, rows stay, and activations shrink by s.
         self.bias.div_(scale)
 
     def _active(self, codes: Codes, x: Tensor, shift: Tensor | None) -> Codes:
@@ -178,9 +106,54 @@ def unit_rows(weight: Tensor) -> Tensor:
     return rows
 
 
-def centred(x: Tensor, shift: Tensor | None) -> Tensor:
+def subtract_detached(x: Tensor, shift: Tensor | None) -> Tensor:
     """x − shift without a gradient to the shift (`attach` gives it one)."""
     return x if shift is None else x - shift.detach()
+
+
+def top_of_batch(
+    top: Callable[[int], Codes], tokens: int, width: int, total: int, group: ProcessGroup = SINGLE_PROCESS
+) -> Codes:
+    """The `total` largest positive latents of all tokens together, descending per token, padded with zeros.
+
+    `top(m)` gives the m largest per token, descending. If no token's m-th reaches the smallest one chosen, nothing
+    outside these candidates can belong to the batch's strongest, so the choice is exact; otherwise m is raised.
+    Equal values at the boundary: the earlier token, then the stronger rank wins. In a process group the batch is that of
+    all members, `tokens` are this member's, and of equal values those of the member with the lower rank win.
+    """
+    # The batch's strongest could all be one token's; a few times the mean nearly always suffices and keeps candidates
+    # few.
+    m = min(width, CANDIDATE_FACTOR * -(-total // (tokens * group.size)))
+    while True:
+        codes = top(m)
+        # Only the candidates' values travel between members, never latents or hidden states.
+        bound = _smallest(group.all_gather(codes.values.detach().flatten()), total)
+        short = m < width and bool((codes.values[:, -1] >= bound).any())
+        # Asked in common: a member that looked again alone would wait for a collective that nobody else enters.
+        if not group.all_sum(torch.tensor(int(short))):
+            return _kept(codes, bound, total, group)
+        m = min(width, 4 * m)
+
+
+def _smallest(flat: Tensor, total: int) -> Tensor:
+    """The `total`-th largest of some values [n], but at least the smallest positive number."""
+    # At least the smallest positive number: latents at zero are inactive even where fewer than `total` are above it.
+    tiny = flat.new_tensor(torch.finfo(flat.dtype).tiny)
+    return tiny if total >= len(flat) else flat.kthvalue(len(flat) - total + 1).values.maximum(tiny)
+
+
+def _kept(codes: Codes, bound: Tensor, total: int, group: ProcessGroup) -> Codes:
+    above, equal = codes.values > bound, codes.values == bound
+    counts = torch.zeros(group.size, 2, dtype=torch.int64, device=bound.device)
+    counts[group.rank] = torch.stack([above.sum(), equal.sum()])
+    counts = group.all_sum(counts)
+    # What is above the bound is in; ties fill what is left, in the order of ranks and then of this member's entries.
+    room = total - counts[:, 0].sum() - counts[: group.rank, 1].sum()
+    ties = (equal.flatten().cumsum(0) <= room).view_as(equal)
+    keep = above | (equal & ties)
+    # Candidates are descending and the choice is a threshold, so each token keeps a prefix of its own.
+    active = max(1, int(keep.sum(1).max()))
+    return Codes(codes.values[:, :active] * keep[:, :active], codes.indices[:, :active])
 
 
 class Selection(nn.Module, UsesProcessGroup, ABC):
@@ -235,11 +208,12 @@ class BatchSelection(Selection):
         super().__init__()
         self.k = k
         self.momentum = momentum
+        # Below zero: no batch seen yet, since activations are never negative. A buffer, so that it is saved and moved.
         self.register_buffer("threshold", torch.tensor(-1.0))
 
     def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
-        tokens = int(self.team.sum(torch.tensor(len(x))))
-        codes = encoder.top_of_batch(x, tokens * self.k, shift, self.team)
+        tokens = int(self.group.all_sum(torch.tensor(len(x))))
+        codes = encoder.top_of_batch(x, tokens * self.k, shift, self.group)
         self._follow(codes.values.detach())
         return codes
 
@@ -251,12 +225,16 @@ class BatchSelection(Selection):
     @torch.no_grad()
     def _follow(self, values: Tensor) -> None:
         positive = values[values > 0]
-        low = self.team.lowest(positive.min() if len(positive) else values.new_tensor(inf))
+        # The smallest of the whole batch; a member without active latents must not lower it.
+        low = self.group.all_min(positive.min() if len(positive) else values.new_tensor(inf))
         if low < inf:
+            # The first batch sets the threshold outright; a running mean that began at −1 would drag it for hundreds of
+            # steps.
             share = self.momentum if self.followed else 1.0
             self.threshold.lerp_(low.to(self.threshold).expand_as(self.threshold), share)
 
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
+        # Never negative: before any batch was seen everything above zero is active, as with plain ReLU.
         codes = encoder.above(x, self.threshold.clamp_min(0), shift)
         return codes if budget is None else codes.truncated(budget)
 

@@ -1,12 +1,14 @@
-"""SAEs with a linear encoder, taken apart and put together: what boosting baselines and exports need.
+"""SAEs with a linear encoder, taken apart and put together: weights, activation rules, and the codes that these give.
 
-Groups of latents keep their own activation rule, so that an SAE and the residual SAEs on top of it are exactly one
-dictionary with concatenated weights.
+Sources of SAEs put their weights together here; boosting, its baselines and exports take SAEs apart. Groups of latents keep
+their own activation rule, so that an SAE and the residual SAEs on top of it are exactly one dictionary with concatenated
+weights.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -14,9 +16,23 @@ from torch import Tensor, nn
 
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
-from latentbench.sae.encoders import ThresholdRule, TopKRule, entries_above
-from latentbench.sae.memory import rows_per_chunk
+from latentbench.sae.memory import row_chunks
 from latentbench.sae.sparse_kernels.autograd import preactivations, sparse_decode, top_linear
+
+
+@dataclass(frozen=True)
+class TopKRule:
+    """The k strongest latents of the group, ReLU."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """Latents whose pre-activation exceeds max(threshold, 0)."""
+
+    threshold: Tensor
+    """[width]"""
 
 
 class LatentGroup(NamedTuple):
@@ -39,11 +55,9 @@ class LatentGroup(NamedTuple):
         """Codes of `x` [N, d_in], without gradients."""
         if isinstance(self.rule, TopKRule):
             codes = top_linear(x, self.W_enc, self.b_enc, self.rule.k)
+            # top_linear ranks pre-activations, of which a token may have fewer than k above zero.
             return Codes(codes.values.relu(), codes.indices)
-        step = rows_per_chunk(self.width)
-        chunks = [x[start : start + step] for start in range(0, max(1, len(x)), step)]
-        pre = (preactivations(chunk, self.W_enc, self.b_enc) for chunk in chunks)
-        return Codes.joined([entries_above(part, self.rule.threshold) for part in pre])
+        return linear_above(x, self.W_enc, self.b_enc, self.rule.threshold)
 
 
 class LinearWeights(NamedTuple):
@@ -88,6 +102,7 @@ class ConcatenatedSAE(SparseAutoencoder):
         self.register_buffer("b_dec", weights.b_dec.detach().clone())
         self.width, self.d_in = self.W_dec.shape
         self.ends = tuple(accumulate(group.width for group in groups))
+        # Rules are no tensors: k stays outside the state, thresholds are buffers, so that `to` and saving reach them.
         self.budgets = tuple(group.rule.k if isinstance(group.rule, TopKRule) else None for group in groups)
         for number, group in enumerate(groups):
             if isinstance(group.rule, ThresholdRule):
@@ -101,7 +116,7 @@ class ConcatenatedSAE(SparseAutoencoder):
 
     def linear_weights(self) -> LinearWeights:
         """The groups, as views of the concatenated weights."""
-        spans = [slice(start, end) for start, end in zip((0, *self.ends), self.ends, strict=False)]
+        spans = [slice(start, end) for start, end in pairwise((0, *self.ends))]
         pairs = zip(spans, self.rules, strict=True)
         groups = tuple(LatentGroup(self.W_enc[s], self.b_enc[s], self.W_dec[s], rule) for s, rule in pairs)
         return LinearWeights(groups, self.b_dec)
@@ -122,8 +137,38 @@ class ConcatenatedSAE(SparseAutoencoder):
         return self.W_dec
 
 
+def linear_above(x: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor) -> Codes:
+    """Entries of ReLU(weight · x + bias) above `threshold` (scalar or [width]), without gradients.
+
+    x [N, d_in], weight [width, d_in], bias [width].
+    """
+    # One piece at a time: `preactivations` writes every piece to the same buffer, so it is read before the next is
+    # made.
+    pieces = (preactivations(x[part], weight, bias) for part in row_chunks(len(x), len(weight)))
+    return Codes.joined([entries_above(pre, threshold) for pre in pieces])
+
+
+def padded(rows: Tensor, columns: Tensor, values: Tensor, tokens: int) -> Codes:
+    """Codes of entries (row, column, value) given in row order; rows with fewer entries are padded with zeros."""
+    counts = torch.bincount(rows, minlength=tokens)
+    active = max(1, int(counts.max())) if tokens else 1
+    # The place of an entry within its row: its number minus the number of the row's first entry.
+    slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    out = Codes(values.new_zeros(tokens, active), columns.new_zeros(tokens, active))
+    out.values[rows, slots] = values
+    out.indices[rows, slots] = columns
+    return out
+
+
+def entries_above(pre: Tensor, threshold: Tensor) -> Codes:
+    """All positive entries of `pre` [N, width] above `threshold` (scalar or [width]), in latent order."""
+    rows, columns = ((pre > threshold) & (pre > 0)).nonzero(as_tuple=True)
+    return padded(rows, columns, pre[rows, columns], len(pre))
+
+
 def concatenated(parts: list[Codes], ends: tuple[int, ...]) -> Codes:
     """Codes of the same tokens in one dictionary; part i's latents end at `ends[i]`."""
+    # The last end starts no part, hence no strict zip.
     shifted = [part.indices + start for part, start in zip(parts, (0, *ends), strict=False)]
     return Codes(torch.cat([part.values for part in parts], dim=1), torch.cat(shifted, dim=1))
 

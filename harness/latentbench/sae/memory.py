@@ -32,17 +32,20 @@ SPARE = 2
 _local = threading.local()
 
 
-def rows_per_chunk(width: int) -> int:
-    """For how many tokens `width` numbers each are computed at once."""
-    return max(1, CHUNK // width)
+def row_chunks(rows: int, width: int) -> Iterator[slice]:
+    """Slices that cut `rows` tokens into pieces for which `width` numbers each are computed at once; one for no tokens."""
+    step = max(1, CHUNK // width)
+    return (slice(start, start + step) for start in range(0, max(1, rows), step))
 
 
 def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
     """A [rows, columns] buffer of `like`'s type and device, shared by all callers of a thread: read it at once."""
+    # One buffer per type and device serves all shapes: a chunk of another size is a view of the largest so far.
     key = (like.dtype, like.device)
     buffers: dict[object, Tensor] = _local.__dict__.setdefault("buffers", {})
     _local.asked = max(asked(), rows * columns * like.element_size())
     if key not in buffers or buffers[key].numel() < rows * columns:
+        # Let go before the larger one is made, so that both never exist together.
         buffers.pop(key, None)
         buffers[key] = like.new_empty(rows * columns, requires_grad=False)
     return buffers[key][: rows * columns].view(rows, columns)
@@ -112,8 +115,10 @@ class MemoryUsage:
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             yield
+            # The peak is the process's: what the model and other SAEs hold was there before the step and is subtracted.
             used = torch.cuda.max_memory_allocated(device) - before
         else:
+            # By storage, so that views count once; weights are counted as kept already and weigh nothing here.
             saved: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in _weights(sae)}
 
             def note(tensor: Tensor) -> Tensor:

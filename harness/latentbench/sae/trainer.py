@@ -1,7 +1,7 @@
 """Training many SAEs from one stream of hidden states, bit-exactly resumable at block boundaries.
 
 The loop feeds every batch to every trainer. The trainer of native variants has Adam, warm-up and cosine decay, clipping,
-dead latents, the loss curve, and exact resume.
+dead latents, the loss curve, and exact resume: its state determines everything that comes after.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Trainer(Protocol):
     """Where its hidden states come from."""
     next_block: int
     """First block it has not seen yet."""
-    pace: Throughput
+    throughput: Throughput
     """How fast its steps were; of this process alone, and never part of its state."""
 
     def step(self, x: Tensor) -> None:
@@ -94,59 +94,62 @@ T = TypeVar("T", bound=Trainer)
 
 
 def train(
-    trainees: Sequence[T],
+    trainers: Sequence[T],
     stream: Stream,
     checkpoint: Callable[[list[T]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    team: ProcessGroup = SINGLE_PROCESS,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[T, Outcome]:
-    """Feeds every batch to every trainee that has not seen its block yet.
+    """Feeds every batch to every trainer that has not seen its block yet.
 
-    `checkpoint(trainees)` is called after every block with those still in training, whose `next_block` has advanced;
-    `progress(blocks done, blocks)` likewise. A trainee that raises is dropped, its exception is its outcome, and the
-    others go on; in a team it must be an error that all members meet, otherwise it is raised.
+    `checkpoint(trainers)` is called after every block with those still in training, whose `next_block` has advanced;
+    `progress(blocks done, blocks)` likewise. A trainer that raises is dropped, its exception is its outcome, and the
+    others go on; in a group of processes it must be an error that all members meet, otherwise it is raised.
     """
     failed: dict[T, Exception] = {}
-    for block in range(min((t.next_block for t in trainees), default=0), stream.blocks):
-        active = [t for t in trainees if t not in failed and t.next_block <= block]
-        _feed(active, stream.batches(block), failed, team)
+    # Trainers may have been interrupted at different blocks: the stream starts where the first of them needs it.
+    for block in range(min((t.next_block for t in trainers), default=0), stream.blocks):
+        active = [t for t in trainers if t not in failed and t.next_block <= block]
+        _feed(active, stream.batches(block), failed, group)
         active = [t for t in active if t not in failed]
-        for trainee in active:
-            trainee.next_block = block + 1
+        for trainer in active:
+            trainer.next_block = block + 1
         if checkpoint is not None and active:
             checkpoint(active)
         if progress is not None:
             progress(block + 1, stream.blocks)
-        if len(failed) == len(trainees):
+        if len(failed) == len(trainers):
             break
+    # What the kernels keep between steps has the shapes of these SAEs and would stay for the life of the process.
     release()
-    return {trainee: failed.get(trainee) or _finished(trainee) for trainee in trainees}
+    return {trainer: failed.get(trainer) or _finished(trainer) for trainer in trainers}
 
 
 def _feed(
-    trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception], team: ProcessGroup
+    trainers: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception], group: ProcessGroup
 ) -> None:
-    if not trainees:
+    # Asking for batches would run the model over the whole block.
+    if not trainers:
         return
     for batch in batches:
-        for trainee in trainees:
-            if trainee not in failed:
-                x = batch[trainee.site]
+        for trainer in trainers:
+            if trainer not in failed:
+                x = batch[trainer.site]
                 start = now(x.device)  # what the model or another SAE has queued is not this one's
                 try:
-                    trainee.step(x)
-                except BaseException as error:  # one trainee's failure must not end the others' training
+                    trainer.step(x)
+                except BaseException as error:  # one trainer's failure must not end the others' training
                     kept = contained(error)
-                    if not team.shares(kept):
+                    if not group.is_common_error(kept):
                         raise
-                    failed[trainee] = kept
-                trainee.pace.tokens += len(x)
-                trainee.pace.seconds += now(x.device) - start
+                    failed[trainer] = kept
+                trainer.throughput.tokens += len(x)
+                trainer.throughput.seconds += now(x.device) - start
 
 
-def _finished(trainee: Trainer) -> Outcome:
+def _finished(trainer: Trainer) -> Outcome:
     try:
-        return trainee.finish()
+        return trainer.finish()
     except BaseException as error:  # as above
         return contained(error)
 
@@ -172,7 +175,7 @@ def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
 
 
 class BatchLoss(NamedTuple):
-    """A step's loss on the whole batch, of which a team's members each have a share."""
+    """A step's loss on the whole batch, of which each member of a process group has a share."""
 
     tokens: int
     total: float
@@ -182,10 +185,11 @@ class BatchLoss(NamedTuple):
     """[width] int64: see `TrainingLoss`."""
 
 
-def batch_loss(loss: TrainingLoss, tokens: int, team: ProcessGroup) -> BatchLoss:
+def batch_loss(loss: TrainingLoss, tokens: int, group: ProcessGroup) -> BatchLoss:
     """The members' losses averaged, each weighted by its tokens; in float64, so that a process alone keeps its own."""
+    # One collective for losses and firing counts together; float64 holds counts of tokens exactly.
     means = torch.stack([loss.total.detach(), loss.reconstruction, loss.auxiliary]).double()
-    sums = team.sum(torch.cat([means.new_tensor([tokens]), means * tokens, loss.firing.double()]))
+    sums = group.all_sum(torch.cat([means.new_tensor([tokens]), means * tokens, loss.firing.double()]))
     count, total, reconstruction, auxiliary = sums[:4].tolist()
     return BatchLoss(int(count), total / count, reconstruction / count, auxiliary / count, sums[4:].long())
 
@@ -202,33 +206,36 @@ class NativeTrainer:
         steps: int,
         first_norm: float,
         mean: Tensor,
-        team: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """`steps`: batches of the whole run; `first_norm`, `mean` [d_in]: of the stream's first block at `site`.
 
-        Every member of `team` has such a trainee in the same state and gives it a share of each batch.
+        Every member of `group` has such a trainer in the same state and gives it a share of each batch.
         """
-        self.sae, self.site, self.training, self.steps, self.team = sae, site, training, steps, team
-        set_process_group(sae, team)
+        self.sae, self.site, self.training, self.steps, self.group = sae, site, training, steps, group
+        set_process_group(sae, group)
+        # Mean norm √d_in: then learning rate and penalties mean the same for models whose hidden states differ in size.
         self.scale = sqrt(sae.d_in) / first_norm if training.normalise and first_norm > 0 else 1.0
         self.dead_after = training.dead_after or min(MAX_DEAD_AFTER, max(1, steps * training.batch // 10))
         self.next_block = self.next_step = 0
         self.silent = torch.zeros(sae.width, dtype=torch.int64, device=mean.device)
         self.curve: list[tuple[float, ...]] = []
-        self.pace, self.usage = Throughput(), MemoryUsage()
+        self.throughput, self.usage = Throughput(), MemoryUsage()
         self.devices, self.kernels = Counter[int](), Counter[str]()
         sae.to(mean.device).begin(mean, self.scale)
         self.parameters = {name: p for name, p in sae.named_parameters() if p.requires_grad}
+        # Fused: one pass over weights, gradients and moments instead of one for each of Adam's operations.
         self.adam = torch.optim.Adam(
             self.parameters.values(), lr=training.lr, betas=training.betas, fused=True, foreach=False
         )
 
     def step(self, x: Tensor) -> None:
         """One optimiser step on hidden states `x` [n, d_in]. Raises CellFailed when the loss is not finite."""
+        # Looked at where the curve is recorded only: every saved tensor is a call into Python there.
         with self.usage.of_step(self.sae, self.adam, x.device) if self._recorded else nullcontext():
             self._step(x * self.scale)
         self.next_step += 1
-        self.devices[self.team.size] += 1
+        self.devices[self.group.size] += 1
         self.kernels[self._kernels] += 1
 
     @property
@@ -243,9 +250,13 @@ class NativeTrainer:
 
     def _step(self, x: Tensor) -> None:
         loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
-        of_all = batch_loss(loss, len(x), self.team)
+        # Of the whole batch, so that every member checks, records and counts the same numbers and raises the same
+        # errors.
+        of_all = batch_loss(loss, len(x), self.group)
         lr = learning_rate(self.training, self.next_step, self.steps)
         self._check(of_all, lr)
+        # Weighted by its tokens, and added up in `_update`, the members' gradients are those of the mean over the
+        # batch.
         (loss.total * (len(x) / of_all.tokens)).backward()  # type: ignore[no-untyped-call]
         self._update(lr)
         self._follow(of_all, x, lr)
@@ -262,25 +273,29 @@ class NativeTrainer:
             group["lr"] = lr
         for parameter in self.parameters.values():
             if parameter.grad is not None:
-                parameter.grad = self.team.sum(parameter.grad)
+                parameter.grad = self.group.all_sum(parameter.grad)
+        # After the sum: the norm to clip is that of the whole batch's gradient.
         if self.training.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
         self.adam.step()
         for parameter in self.parameters.values():
             if parameter.grad is not None:
+                # Given back and not zeroed: the next backward pass takes it as the room to write its gradient to.
                 gradients.give(parameter.grad)
                 parameter.grad = None
         self.sae.after_step()
 
     def _follow(self, loss: BatchLoss, x: Tensor, lr: float) -> None:
+        # Counted in tokens and not in steps, so that the threshold does not depend on the batch size.
         self.silent += loss.tokens
         self.silent[loss.firing > 0] = 0
         if self._recorded:
             self.curve.append(self._point(loss, x, lr))
 
     def _point(self, loss: BatchLoss, x: Tensor, lr: float) -> tuple[float, ...]:
-        centre = self.team.sum(x.sum(0)) / loss.tokens
-        spread = self.team.sum((x - centre).pow(2).sum()) / loss.tokens
+        centre = self.group.all_sum(x.sum(0)) / loss.tokens
+        # The centre of the whole batch first: spreads about members' own means would add up to less.
+        spread = self.group.all_sum((x - centre).pow(2).sum()) / loss.tokens
         l0 = loss.firing.sum().item() / loss.tokens
         dead = int((self.silent >= self.dead_after).sum())
         normalised = loss.reconstruction / max(spread.item(), 1e-30)
@@ -301,7 +316,8 @@ class NativeTrainer:
 
     def _most_memory(self) -> int:
         """Of the member that needs most."""
-        return -int(self.team.lowest(torch.tensor(-self.usage.peak)))
+        # The largest as the smallest of the negatives: the group has one such collective.
+        return -int(self.group.all_min(torch.tensor(-self.usage.peak)))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continues exactly where `state` was taken. Raises RefusedFile when it does not fit this SAE."""
@@ -313,6 +329,7 @@ class NativeTrainer:
                 self.adam.state[parameter] = _moments(state, f"adam.{name}.", parameter)
             self.next_block, self.next_step = state["position"].tolist()
             self.curve = [tuple(row) for row in state["curve"].tolist()]
+            # The number of devices may change between two runs, so steps are counted per number.
             self.devices = Counter(dict(state.get("devices", torch.tensor([[1, self.next_step]])).tolist()))
             if "kernels" in state:  # checkpoints of earlier versions have neither
                 self.kernels = Counter(dict(zip(KERNEL_NAMES, state["kernels"].tolist(), strict=True)))
@@ -332,7 +349,7 @@ class NativeTrainer:
         return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, **made}
 
     def finish(self) -> SparseAutoencoder:
-        """The SAE in evaluation mode, input scale folded into its weights; the trainee is used up."""
+        """The SAE in evaluation mode, input scale folded into its weights; the trainer is used up."""
         self.usage.peak = self._most_memory()
         self.sae.fold_input_scale(self.scale)
         return self.sae.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
-"""What a spec can say about an SAE (no torch here): one frozen section per variant.
+"""What a spec can say about an SAE: one frozen model per variant, all of them importable from here, none importing torch.
 
-A variant plugs in with one class here (or in another package, through the entry-point group
-`latentbench.variants`) and one torch module that it names in `implementation`.
+A variant plugs in with one class here (or in another package) that stands in the entry-point group
+`latentbench.variants`, and one torch class that it names in `implementation`.
 """
 
 from __future__ import annotations
@@ -25,30 +25,7 @@ from latentbench.sae.options.kron import KronOptions
 from latentbench.sae.options.penalised import GatedOptions, JumpReLUOptions, StandardOptions
 from latentbench.sae.options.topk import BatchTopKOptions, HierarchicalTopKOptions, MatryoshkaOptions, TopKOptions
 
-NATIVE: dict[str, type[Variant]] = {
-    "batch_topk": BatchTopKOptions,
-    "boost_ensemble": EnsembleOptions,
-    "boosted": BoostedOptions,
-    "extended": ExtendedOptions,
-    "fine_tuned": FineTunedOptions,
-    "gated": GatedOptions,
-    "hierarchical_topk": HierarchicalTopKOptions,
-    "identity": IdentityOptions,
-    "jumprelu": JumpReLUOptions,
-    "kron": KronOptions,
-    "matryoshka": MatryoshkaOptions,
-    "mean": MeanOptions,
-    "pca": PCAOptions,
-    "random_decoder": RandomDecoderOptions,
-    "standard": StandardOptions,
-    "stitched": StitchedOptions,
-    "topk": TopKOptions,
-    "untrained": UntrainedOptions,
-}
-"""The variants of this package by the name a spec uses."""
-
 __all__ = [
-    "NATIVE",
     "Activation",
     "AuxiliaryK",
     "AuxiliaryLoss",

@@ -7,12 +7,11 @@ it names in `implementation`. `base:` is for variants that start from another SA
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, model_validator
 
-from latentbench.core.plugins import Choice
+from latentbench.core.plugins import Choice, implementation
 from latentbench.core.spec_model import SpecModel
 from latentbench.sae.sources.base import SaeSource
 
@@ -38,7 +37,7 @@ class Variant(SpecModel):
     fitted: ClassVar[bool] = False
     """True for controls that are computed from moments of the hidden states: one pass, no gradient steps."""
     data_parallel: ClassVar[bool] = False
-    """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `team` for the rest."""
+    """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `group` for the rest."""
     budgeted: ClassVar[bool] = False
     """Whether `encode` accepts any budget ≤ `max_budget`."""
     selects: ClassVar[Activation | None] = None
@@ -60,7 +59,7 @@ class Variant(SpecModel):
 
     @property
     def base_sections(self) -> tuple[Any, ...]:
-        """The SAEs this one starts from, as their sections; loaded, they are passed to `build` in this order."""
+        """The SAEs this one starts from, as the spec has them; loaded, they are passed to `build` in this order."""
         return ()
 
     @property
@@ -85,8 +84,7 @@ class Variant(SpecModel):
         self, d_in: int, generator: torch.Generator, bases: tuple[SparseAutoencoder, ...] = ()
     ) -> SparseAutoencoder:
         """A fresh SAE over `d_in` dimensions, initialised from `generator`, on top of `bases` where it needs them."""
-        module, name = self.implementation.split(":")
-        made: SparseAutoencoder = getattr(import_module(module), name)(self, d_in, generator, *bases)
+        made: SparseAutoencoder = implementation(self.implementation)(self, d_in, generator, *bases)
         return made
 
 
@@ -149,13 +147,14 @@ class LoadedSae(SpecModel):
 
 
 def _parse_base(value: Any) -> Any:
-    """The section that a map stands for; what is wrong in it is reported at its place in the spec."""
+    """The model that a map in a spec stands for; what is wrong in it is reported at its place in the spec."""
     if isinstance(value, SpecModel):
         return value
     if not isinstance(value, dict):
         raise ValueError("must be an SAE: {variant: …} or {load: …}")
     # Built when first used: the variants that have a base are themselves among the choices.
     choice = TypeAdapter[Any](Annotated[Any, Choice("variants", "variant", load=LoadedSae)])
+    # As JSON and strictly, as the whole spec is read: a number in quotes is no number here either.
     return choice.validate_json(json.dumps(value), strict=True)
 
 

@@ -13,8 +13,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import RefusedFile
 from latentbench.core.torch_files import is_held, read_archive
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.sae.encoders import ThresholdRule, TopKRule
-from latentbench.sae.linear import ConcatenatedSAE, LatentGroup, LinearWeights, frozen
+from latentbench.sae.linear import ConcatenatedSAE, LatentGroup, LinearWeights, ThresholdRule, TopKRule, frozen
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -32,6 +31,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     """
     advice = "convert it on a machine you can afford to lose: safetensors.torch.save_file(state_dict, 'ae.safetensors')"
     state = read_archive(path, advice)
+    # The reader takes any container of tensors and numbers; only a flat map of names to tensors is a state dict.
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise RefusedFile(f"{path.name} holds no state dict of tensors; {advice}")
     found = {str(name): tensor for name, tensor in state.items()}

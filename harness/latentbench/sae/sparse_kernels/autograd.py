@@ -4,9 +4,9 @@ Pre-activations are computed without an autograd graph and only to choose latent
 gradients from `attach`. No other tensor of shape [batch, width] exists, and no dense latents. Weights are stored as
 one contiguous row per latent: encoder [width, d_in], decoder [width, d_in].
 
-The products are computed by one of `latentbench.sae.sparse_kernels.dispatch`: numba kernels on CPUs, Triton kernels on CUDA, torch operations
-elsewhere, with the same results up to rounding. The Triton kernels have been checked in Triton's interpreter and compiled
-for compute capability 8.0 and 9.0, but never run or timed on a GPU. On CUDA the selection itself stays with torch.
+Which backend computes the products is decided in `latentbench.sae.sparse_kernels.dispatch`: numba kernels on CPUs, Triton
+kernels on CUDA, torch operations elsewhere, with the same results up to rounding. On CUDA the selection itself stays with
+torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import Codes
-from latentbench.sae.memory import gradients, rows_per_chunk, scratch
+from latentbench.sae.memory import gradients, row_chunks, scratch
 from latentbench.sae.sparse_kernels.backend import embedding_sum
 from latentbench.sae.sparse_kernels.dispatch import backend
 
@@ -33,10 +33,9 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
     if k > weight.shape[0]:
         raise InvalidInput(f"{k} active latents cannot exceed the dictionary width {weight.shape[0]}")
     codes = Codes.empty(x.shape[0], k, like=x)
+    # In pieces: the pre-activations of a whole batch, [N, width], would be the largest tensor of a step by far.
     with torch.no_grad():
-        step = rows_per_chunk(weight.shape[0])
-        for start in range(0, x.shape[0], step):
-            part = slice(start, start + step)
+        for part in row_chunks(x.shape[0], weight.shape[0]):
             pre = preactivations(x[part], weight, bias)
             backend(pre).top_rows(pre, codes.values[part], codes.indices[part])
     return codes
@@ -50,9 +49,12 @@ def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 class _Attach(Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, x: Tensor, weight: Tensor, *rest: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, indices: Tensor, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None
+    ) -> Tensor:
+        # bias and shift are arguments only because autograd hands gradients to arguments: the values hold both already.
         ctx.save_for_backward(indices, x, weight)
-        ctx.centred = rest[1] is not None
+        ctx.shifted = shift is not None
         return values.clone()
 
     @staticmethod
@@ -61,7 +63,9 @@ class _Attach(Function):
         dvalues = dvalues.contiguous()
         dweight, dbias = backend(dvalues, x).encode_backward(dvalues, indices, x, weight.shape[0])
         dx = embedding_sum(dvalues, indices, weight) if ctx.needs_input_grad[2] else None
-        dshift = -(dbias @ weight) if ctx.centred and ctx.needs_input_grad[5] else None
+        # The shift enters every pre-activation as −W · shift, so its gradient needs only what the bias already summed
+        # up.
+        dshift = -(dbias @ weight) if ctx.shifted and ctx.needs_input_grad[5] else None
         return None, None, dx, dweight, dbias, dshift
 
 
@@ -87,6 +91,7 @@ class _Decode(Function):
         dvalues, dweight = backend(values, weight).decode_backward(values, indices, weight, g)
         if ctx.needs_input_grad[2]:
             return dvalues, None, dweight
+        # A frozen decoder: the kernels compute both gradients together, and this one nobody wants.
         gradients.give(dweight)
         return dvalues, None, None
 

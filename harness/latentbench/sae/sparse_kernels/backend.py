@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentbench.sae.autoencoder import Codes
-from latentbench.sae.memory import gradients, rows_per_chunk
+from latentbench.sae.memory import gradients, row_chunks
 
 
 class Backend(ABC):
@@ -71,6 +71,7 @@ GATHERED = 1 << 26
 
 def latent_major(indices: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(starts [width + 1], order [entries]): the entries of latent l are order[starts[l] : starts[l + 1]]."""
+    # Stable, so that a latent's entries stay in the order of tokens and are always added in the same one.
     sorted_latents, order = indices.reshape(-1).sort(stable=True)
     return torch.searchsorted(sorted_latents, torch.arange(width + 1, device=indices.device)), order
 
@@ -79,12 +80,14 @@ def latent_product(starts: Tensor, order: Tensor, values: Tensor, tokens: Tensor
     """Σ over a latent's entries of value · tokens[n]: [width, d_in], as one CSR product."""
     rows = order // values.shape[1]
     shape = (len(starts) - 1, tokens.shape[0])
+    # The checks would look at every index, and on CUDA wait for the device; `latent_major` made them valid.
     matrix = torch.sparse_csr_tensor(starts, rows, values.reshape(-1)[order], shape, check_invariants=False)
     return matrix @ tokens
 
 
 def gathered_dots(weight: Tensor, indices: Tensor, g: Tensor) -> Tensor:
     """<weight[indices[n, a]], g[n]> [N, A], gathered in chunks."""
+    # All rows gathered at once would be [N, A, d_in], which is A times the batch.
     step = max(1, GATHERED // (indices.shape[1] * weight.shape[1]))
     parts = [slice(start, start + step) for start in range(0, len(g), step)]
     return torch.cat([torch.bmm(weight[indices[p]], g[p].unsqueeze(2)).squeeze(2) for p in parts])
@@ -106,9 +109,7 @@ class TorchBackend(Backend):
     def top_pairs(self, pre: Tensor, m: int, n: int, signed: bool, k: int, pruned: bool = True) -> Codes:
         """All pairs of a few tokens exist for a moment: `pruned` changes nothing."""
         codes = Codes.empty(len(pre), k, like=pre)
-        step = rows_per_chunk(pre.shape[1] // (m + n) * m * n)
-        for start in range(0, len(pre), step):
-            part = slice(start, start + step)
+        for part in row_chunks(len(pre), pre.shape[1] // (m + n) * m * n):
             heads = pre[part].view(len(pre[part]), -1, m + n)
             u, v = heads[..., :m, None], heads[..., None, m:]
             products = (u * v).relu() if signed else u.relu() * v.relu()
@@ -120,6 +121,7 @@ class TorchBackend(Backend):
 
     def decode_backward(self, values: Tensor, indices: Tensor, weight: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         starts, order = latent_major(indices, weight.shape[0])
+        # The product with zero is exact, so padding adds nothing to `dweight`; its dot must be struck out by hand.
         return gathered_dots(weight, indices, g) * (values != 0), latent_product(starts, order, values, g)
 
     def encode_backward(self, dvalues: Tensor, indices: Tensor, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -132,6 +134,7 @@ class TorchBackend(Backend):
     ) -> Tensor:
         losses = shares[:, 0] * (x - reconstruction).pow(2).sum(1)
         for r in range(values.shape[1]):
+            # One entry of every token at a time: memory stays [N, d_in] however many prefixes there are.
             reconstruction.addcmul_(values[:, r, None], weight[indices[:, r]])
             losses = losses + shares[:, r + 1] * (x - reconstruction).pow(2).sum(1)
         return losses
@@ -142,6 +145,8 @@ class TorchBackend(Backend):
         dweight = gradients.take(weight.shape[0], weight.shape[1], like=weight).zero_()
         current = reconstruction - x
         dvalues, suffix = torch.zeros_like(values), torch.zeros_like(current)
+        # `current` is x̂_{r+1} − x: subtracting atom r again gives x̂_r − x, so no prefix was kept from the forward
+        # pass.
         for r in range(values.shape[1] - 1, -1, -1):
             rows, value = weight[indices[:, r]], values[:, r, None]
             suffix = suffix + shares[:, r + 1, None] * current

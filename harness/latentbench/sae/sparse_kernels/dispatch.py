@@ -24,7 +24,7 @@ from latentbench.sae.sparse_kernels.backend import Backend, TorchBackend
 from latentbench.sae.sparse_kernels.numba_backend import NumbaBackend
 
 TOKENS, ACTIVE, WIDTH, D = 9, 7, 20, 33
-"""More entries than `triton_ops.HELD` and no powers of two."""
+"""More entries than `triton_backend.HELD`, so that prefixes need two passes, and no powers of two, so that masks count."""
 TOLERANCE = 1e-2
 """Far above float32 rounding, and above that of the TF32 products which people may have allowed."""
 
@@ -66,6 +66,7 @@ def backend(*tensors: Tensor) -> Backend:
 
 
 def _for_triton(tensor: Tensor) -> bool:
+    # torch on AMD cards calls its devices CUDA too; the kernels were compiled for Nvidia's only.
     return tensor.is_cuda and torch.version.hip is None and tensor.dtype in (torch.float32, torch.float64)
 
 
@@ -89,6 +90,7 @@ def _triton() -> Backend:
 @lru_cache(maxsize=16)
 def _on(device: torch.device) -> Backend:
     """Triton's kernels if they work on `device`, otherwise torch's operations."""
+    # Asked before importing: that Triton is not installed is no failure to warn of.
     if find_spec("triton") is None:
         return TORCH
     try:
@@ -97,6 +99,7 @@ def _on(device: torch.device) -> Backend:
         problem = f"{type(error).__name__}: {error}"
     if not problem:
         return _triton()
+    # Said once per device, since the answer is cached.
     warnings.warn(f"the Triton kernels do not work on {device} ({problem}): torch runs instead", stacklevel=2)
     return TORCH
 

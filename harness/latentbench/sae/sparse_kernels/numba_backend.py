@@ -4,6 +4,9 @@ Every kernel works on a range `lo..hi` of rows, latents or slices that only one 
 order: results do not depend on the number of threads. Ranges are run on Python threads (the kernels release the GIL),
 as many as torch uses. An entry of the codes whose value is zero is padding and receives no gradient.
 
+Sums that start at `row[0] * 0` are float64 to numba whatever the rows are, since it multiplies a float32 by an integer in
+float64: dot products and errors of float32 rows are added up in float64. Gradients are added up in the type of the weights.
+
 Formulas of the loss over prefixes are in `latentbench.sae.variants.topk`, pairs of pre-activations in
 `latentbench.sae.variants.kron`.
 """
@@ -34,7 +37,7 @@ else:
 
 Array = np.ndarray[Any, Any]
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-"""Allows vectorised sums; NaN and infinity keep their meaning."""
+"""Allows vectorised sums (another order of adding, fused multiply-add); NaN and infinity keep their meaning."""
 SMALL = 1 << 16
 """Work on fewer numbers than these is not worth a second thread."""
 
@@ -64,7 +67,9 @@ def share(kernel: Callable[..., None], bounds: Sequence[int], *args: Any) -> Non
         for part in parts:
             kernel(*args, *part)
         return
+    # Keyed by process: after a fork the child inherits the pool as an object, but none of its threads.
     pool = _pool(os.getpid(), torch.get_num_threads())
+    # A list, so that all ranges are submitted before the first is waited for.
     for done in [pool.submit(kernel, *args, lo, hi) for lo, hi in parts]:
         done.result()
 
@@ -78,6 +83,7 @@ def even(n: int) -> list[int]:
 def by_entries(starts: Array) -> list[int]:
     """Bounds that cut latents into one range per thread with about equally many entries each."""
     threads = torch.get_num_threads()
+    # Some latents have far more entries than others: ranges of equally many latents would leave threads waiting.
     goals = [int(starts[-1]) * t // threads for t in range(1, threads)]
     return [0, *np.searchsorted(starts, goals).tolist(), len(starts) - 1]
 
@@ -103,6 +109,7 @@ def sink(values: Array, indices: Array, root: int, size: int) -> None:
             values[right] < values[child] or (values[right] == values[child] and indices[right] > indices[child])
         ):
             child = right
+        # Ties are broken by number throughout, so what leaves the heap last does not depend on the order of insertion.
         if values[child] > value or (values[child] == value and indices[child] < index):
             break
         values[root], indices[root] = values[child], indices[child]
@@ -144,6 +151,7 @@ maxima_of = compiled(_maxima, FAST | {"nnan"})
 def least_of_top(maxima: Array, best: Array, where: Array) -> Any:
     """The k-th largest of `maxima`; k is the length of the work space `best` and `where`."""
     k = best.shape[0]
+    # The caller's output row doubles as the heap: it is overwritten with the final choice afterwards.
     for b in range(k):
         best[b] = maxima[b]
         where[b] = b
@@ -164,18 +172,22 @@ def top_rows(pre: Array, values: Array, indices: Array, lo: int, hi: int) -> Non
     few blocks that reach it are searched.
     """
     width, k = pre.shape[1], values.shape[1]
+    # About 2k blocks, so that there are k maxima to bound with. In blocks of fewer than 16 there would be hardly fewer
+    # maxima than entries; in blocks of more than 64, many entries to search in each block that reaches the bound.
     size = max(16, min(64, width // (2 * k)))
     blocks = -(-width // size)
     maxima = np.empty(blocks, pre.dtype)
     for n in range(lo, hi):
         row, best, where = pre[n], values[n], indices[n]
         maxima_of(row, size, maxima)
+        # With fewer blocks than k the maxima bound nothing, and every entry must reach the bound: −infinity.
         least = least_of_top(maxima, best, where) if blocks >= k else row[0] - np.inf
         found = 0
         for b in range(blocks):
             if maxima[b] >= least:
                 for c in range(b * size, min(b * size + size, width)):
                     value = row[c]
+                    # `>=`: the k-th largest maximum is itself an entry, and may be the k-th largest of all.
                     if found < k and value >= least:
                         best[found] = value
                         where[found] = c
@@ -195,10 +207,13 @@ def top_rows(pre: Array, values: Array, indices: Array, lo: int, hi: int) -> Non
 @compiled
 def count_sort(indices: Array, starts: Array, order: Array) -> None:
     """Latent-major order of `indices` [entries]: entries of latent l are order[starts[l] : starts[l + 1]]."""
+    # A stable counting sort: one pass over the entries each way, and entries of a latent stay in the order of tokens,
+    # which fixes the order of every sum over them.
     for e in range(indices.shape[0]):
         starts[indices[e] + 1] += 1
     for latent in range(starts.shape[0] - 1):
         starts[latent + 1] += starts[latent]
+    # `starts` itself must survive: it bounds the latents.
     cursor = starts.copy()
     for e in range(indices.shape[0]):
         order[cursor[indices[e]]] = e
@@ -233,13 +248,14 @@ def decode_backward(
     active, d = values.shape[1], weight.shape[1]
     for latent in range(lo, hi):
         row, drow = weight[latent], dweight[latent]
-        drow[:] = 0
+        drow[:] = 0  # `dweight` comes uninitialised from the pool, and latents without entries need their zeros too
         for e in range(starts[latent], starts[latent + 1]):
             n, a = divmod(order[e], active)
             value = values[n, a]
             if value != 0:
                 gn = g[n]
                 dot = row[0] * 0
+                # Both products in one loop: each number of g[n] is loaded once.
                 for c in range(d):
                     dot += row[c] * gn[c]
                     drow[c] += value * gn[c]
@@ -278,6 +294,7 @@ def head_bounds(row: Array, m: int, n: int, signed: bool, bounds: Array) -> None
     """The largest pair strength of every head: `row` holds m base, then n extension pre-activations per head."""
     for head in range(bounds.shape[0]):
         start = head * (m + n)
+        # Of a product of signed factors the largest is at a corner: both largest, or both smallest.
         high_u = low_u = row[start]
         for i in range(start + 1, start + m):
             high_u, low_u = max(high_u, row[i]), min(low_u, row[i])
@@ -307,6 +324,7 @@ def top_pairs(
         least = row[0] * 0
         if pruned and k <= heads:
             least = least_of_top(bounds, best, where)
+        # Zeros are a valid heap and the padding at once: only strengths above zero displace them.
         best[:] = 0
         where[:] = 0
         for head in range(heads):
@@ -315,6 +333,7 @@ def top_pairs(
                 for i in range(m):
                     for j in range(n):
                         strength = pair_strength(row[start + i], row[start + m + j], signed)
+                        # `>`: of equal strengths the pair that came first stays, which has the lower number.
                         if strength > best[0] and strength >= least:
                             best[0] = strength
                             where[0] = (head * m + i) * n + j
@@ -337,7 +356,9 @@ def prefix_loss(
     """losses[n] = Σ_r shares[n, r] ‖x − x̂_r‖², x̂_r from the first r entries; x̂ grows in `reconstruction`."""
     active, d = values.shape[1], weight.shape[1]
     for n in range(lo, hi):
+        # Either all tokens have the same shares [1, A + 1] or each its own [N, A + 1]; the remainder fits both.
         xn, rn, share = x[n], reconstruction[n], shares[n % shares.shape[0]]
+        # The error of the empty prefix; padding then keeps the latest error instead of computing it again.
         square = xn[0] * 0
         for c in range(d):
             square += (xn[c] - rn[c]) * (xn[c] - rn[c])
@@ -392,11 +413,12 @@ def prefix_backward(
     With S_r = Σ_{j ≥ r} shares_j (x̂_j − x): dweight[i_r] += value_r S_r, dvalues[slice, n, r] = <weight[i_r], S_r>,
     dbias = Σ S_0. `dweight` and `dbias` must start at zero.
     """
+    # Threads share out dimensions and not tokens: many tokens write to the row of one latent, but each dimension of it
+    # belongs to one slice. Every thread therefore walks all tokens, in order.
     tokens, active = values.shape
     d = weight.shape[1]
     first, last = lo * SLICE, min(hi * SLICE, d)
-    suffix = np.empty(d, weight.dtype)
-    current = np.empty(d, weight.dtype)
+    suffix, current = np.empty(d, weight.dtype), np.empty(d, weight.dtype)
     for n in range(tokens):
         share = shares[n % shares.shape[0]]
         for c in range(first, last):
@@ -409,6 +431,7 @@ def prefix_backward(
                     start, end = part * SLICE, min(part * SLICE + SLICE, d)
                     row, drow = weight[latent, start:end], dweight[latent, start:end]
                     dvalues[part, n, a] = unadd(row, drow, suffix[start:end], current[start:end], weighted, value)
+            # Padding has no atom to un-add, but a share of the loss may lie on the prefix that ends with it.
             elif weighted != 0:
                 for c in range(first, last):
                     suffix[c] += weighted * current[c]
@@ -417,7 +440,7 @@ def prefix_backward(
 
 
 class NumbaBackend(Backend):
-    """`latentbench.sae.sparse_kernels.numba_backend`, `pair_kernels` and `prefix_kernels` on float32 or float64 tensors in CPU memory."""
+    """The kernels above, on float32 or float64 tensors in CPU memory; see `usable`."""
 
     name = "numba"
 
@@ -462,6 +485,7 @@ class NumbaBackend(Backend):
     ) -> tuple[Tensor, Tensor, Tensor]:
         dweight = gradients.take(weight.shape[0], weight.shape[1], like=weight).zero_()
         slices = -(-x.shape[1] // SLICE)
+        # Each slice writes its part of <weight, S_r> to a place of its own; they are added in one order at the end.
         dvalues, dbias = values.new_zeros(slices, *values.shape), x.new_zeros(x.shape[1])
         tensors = (values, indices, weight, x, shares, reconstruction, dweight, dvalues, dbias)
         share(prefix_backward, even(slices), *map(array, tensors))
@@ -469,7 +493,7 @@ class NumbaBackend(Backend):
 
 
 def _latent_major(indices: Tensor, width: int) -> tuple[Array, Array]:
-    """`torch_ops.latent_major` by counting."""
+    """`latentbench.sae.sparse_kernels.backend.latent_major` by counting: linear in the entries, as arrays."""
     flat = indices.reshape(-1)
     starts, order = np.zeros(width + 1, np.int64), np.empty(flat.numel(), np.int64)
     count_sort(array(flat), starts, order)

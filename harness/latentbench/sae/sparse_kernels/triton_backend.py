@@ -30,6 +30,16 @@ from torch import Tensor
 from latentbench.sae.memory import gradients
 from latentbench.sae.sparse_kernels.backend import TorchBackend, latent_major
 
+BLOCK_D = 512
+"""Most dimensions that a program walks; more are shared out between programs."""
+BLOCK_E = 8
+"""Entries of a latent that a program reads at once."""
+HELD = 4
+"""How many sums of prefix gradients are kept per token: more need fewer passes over the batch and more memory."""
+PER_WARP = 128
+"""Numbers of a tile per warp, of which a program has at most `WARPS`: one wide load per thread."""
+WARPS = 8
+
 kernel: Callable[[Callable[..., Any]], Any] = triton.jit
 """`triton.jit` with a type."""
 
@@ -64,12 +74,15 @@ def decode(
     block_d: tl.constexpr,
 ) -> None:
     """out[n] = Σ_a values[n, a] · weight[indices[n, a]]; one program per token n and block of dimensions."""
+    # Program ids are int32, but offsets are products with d, which exceed 2^31 in large batches and dictionaries.
     n = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
+    # In the type of the output: float64 checks of gradients must not be summed in float32.
     total = tl.zeros([block_d], dtype=out.dtype.element_ty)
     for a in range(active):
         value = tl.load(values + n * active + a)
         latent = tl.load(indices + n * active + a)
+        # An empty mask in place of a branch: of padding's row no number is read.
         read = tl.where(value != 0, d, 0)
         total += value * tl.load(weight + latent * d + columns, mask=columns < read, other=0.0)
     tl.store(out + n * d + columns, total, mask=columns < d)
@@ -96,12 +109,17 @@ def decode_backward(
     latent = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
     first, end = tl.load(starts + latent), tl.load(starts + latent + 1)
+    # The row is needed for the dots only; a latent without entries does not read it, but still writes its zeros.
     row = tl.load(weight + latent * d + columns, mask=columns < tl.where(first < end, d, 0), other=0.0)
+    # One partial sum per place of the tile; they are added once at the end, so the loop holds no reduction over
+    # entries.
     total = tl.zeros([block_e, block_d], dtype=dweight.dtype.element_ty)
     for e in range(first, end, block_e):
         value, vector = entries(rows, values, g, e, end, columns, d, block_e)
         total += value[:, None] * vector
         places = e + tl.arange(0, block_e)
+        # A dot over part of the dimensions: the blocks of d are added up by the caller, in a fixed order and not
+        # atomically.
         dot = tl.sum(vector * row[None, :], axis=1)
         tl.store(dots + tl.program_id(1).to(tl.int64) * count + places, dot, mask=places < end)
     tl.store(dweight + latent * d + columns, tl.sum(total, axis=0), mask=columns < d)
@@ -130,6 +148,7 @@ def encode_backward(
         total += value[:, None] * vector
         bias += value
     tl.store(dweight + latent * d + columns, tl.sum(total, axis=0), mask=columns < d)
+    # All blocks of dimensions have the same sum; one of them writes it.
     tl.store(dbias + latent, tl.sum(bias, axis=0), mask=tl.program_id(1) == 0)
 
 
@@ -155,6 +174,7 @@ def prefix_losses(
     columns = tl.program_id(1) * block_d + tl.arange(0, block_d)
     target = tl.load(x + n * d + columns, mask=columns < d, other=0.0)
     current = tl.load(reconstruction + n * d + columns, mask=columns < d, other=0.0)
+    # Squares stay spread over the dimensions and are added once at the end: one reduction a token, not one an entry.
     squares = tl.load(shares + n * share_stride) * (target - current) * (target - current)
     for a in range(active):
         value = tl.load(values + n * active + a)
@@ -196,10 +216,12 @@ def prefix_sums(
     sums = tl.load(suffix + n * d + columns, mask=columns < d, other=0.0)
     last, stop = tl.load(high + n), tl.load(low + n)
     own_dots = dots + tl.program_id(1).to(tl.int64) * tl.num_programs(0) * active
+    # Counted upwards and turned round, since last and stop are known on the device only.
     for done in range(last - stop):
         place = n * active + last - 1 - done
         value, share = tl.load(values + place), tl.load(shares + n * share_stride + last - done)
         sums += share * now
+        # Where the share is zero S does not change, and entries share the slot of the last change: nothing is written.
         slot = n * per_token + tl.load(slots + place)
         tl.store(held + slot * d + columns, sums, mask=columns < tl.where(share != 0, d, 0))
         read = tl.where(value != 0, d, 0)
@@ -229,20 +251,10 @@ def add_sums(
     for e in range(first, end, block_e):
         value, vector = entries(rows, values, held, e, end, columns, d, block_e)
         total += value[:, None] * vector
+    # Passes add to the same rows one after the other; latents without entries in this one are left alone.
     changed = columns < tl.where(first < end, d, 0)
     before = tl.load(dweight + latent * d + columns, mask=changed, other=0.0)
     tl.store(dweight + latent * d + columns, before + tl.sum(total, axis=0), mask=changed)
-
-
-BLOCK_D = 512
-"""Most dimensions that a program walks; more are shared out between programs."""
-BLOCK_E = 8
-"""Entries of a latent that a program reads at once."""
-HELD = 4
-"""How many sums of prefix gradients are kept per token: more need fewer passes over the batch and more memory."""
-PER_WARP = 128
-"""Numbers of a tile per warp, of which a program has at most `WARPS`: one wide load per thread."""
-WARPS = 8
 
 
 class SortedEntries(NamedTuple):
@@ -287,6 +299,7 @@ def contiguous(*tensors: Tensor) -> list[Tensor]:
 
 def by_latent(values: Tensor, indices: Tensor, width: int) -> SortedEntries:
     """The entries of codes [N, A], sorted; their row is their token. Padding comes last and belongs to no latent."""
+    # As latent `width`, padding sorts behind the last latent's end: no program ever looks at it.
     starts, order = latent_major(torch.where(values != 0, indices, width), width)
     return SortedEntries(starts, order, order // values.shape[1], values.reshape(-1)[order])
 
@@ -310,6 +323,7 @@ class TritonBackend(TorchBackend):
         dweight, dots = gradients.take(width, d, like=weight), values.new_zeros(blocks(d), values.numel())
         arguments = (starts, rows, sorted_values, weight, g, dweight, dots, values.numel())
         start(decode_backward, width, d, *arguments, block_e=BLOCK_E)
+        # `order` is a permutation of all entries, padding included, whose dots nobody wrote: they must start at zero.
         dvalues = torch.empty_like(values)
         dvalues.view(-1)[order] = dots.sum(0)
         return dvalues, dweight
@@ -339,8 +353,9 @@ class TritonBackend(TorchBackend):
         (tokens, active), (width, d) = values.shape, weight.shape
         current, walk = (reconstruction - x).contiguous(), PrefixPasses.of(values, indices, shares, width)
         suffix, held = torch.zeros_like(current), current.new_empty(tokens * HELD, d)
-        dweight = gradients.take(width, d, like=weight).zero_()
+        dweight = gradients.take(width, d, like=weight).zero_()  # `add_sums` adds to it, pass by pass
         dots = values.new_empty(blocks(d), tokens, active)
+        # `current` and `suffix` carry a token's state from one pass to the next.
         for low, high, starts in zip(walk.ends[1:], walk.ends, walk.starts, strict=False):
             state = (low, high, current, suffix, held, dots, active, share_stride(shares))
             arguments = (values, indices, weight, shares, walk.slots, *state)
@@ -375,13 +390,19 @@ class PrefixPasses(NamedTuple):
     @staticmethod
     def of(values: Tensor, indices: Tensor, shares: Tensor, width: int) -> PrefixPasses:
         """The passes for codes [N, A] and shares [N or 1, A + 1]; waits for the device to count them."""
+        # How many shares from an entry on are not zero: constant between two budgets, and falling to the right.
         numbers = (shares[:, 1:] != 0).flip(1).cumsum(1).flip(1).expand_as(values)
+        # The only wait for the device: the number of launches must be known here.
         passes = -(-int(numbers[:, 0].max()) // HELD)
         before = (numbers - 1).div(HELD, rounding_mode="floor")
         used = (numbers > 0) & (values != 0)
+        # One sort for all passes: the key is the pass first, then the latent; unused entries get the key behind all
+        # others.
         starts, order = latent_major(torch.where(used, before * width + indices, passes * width), passes * width)
         slots = (numbers - 1).remainder(HELD).contiguous()
         tokens = torch.arange(len(values), device=values.device)[:, None]
+        # `before` falls along a token, so what later passes hold is a prefix of its entries, and counting gives its
+        # end.
         lows = [(before > p).sum(1) for p in range(max(1, passes))]
         return PrefixPasses(
             slots,

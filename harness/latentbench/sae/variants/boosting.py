@@ -15,18 +15,17 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder, TrainableSAE, TrainingLoss, weights_digest
 from latentbench.sae.dictionary import SparseDictionarySAE, squared_error
-from latentbench.sae.encoders import (
-    BatchSelection,
-    LinearEncoder,
-    Selection,
+from latentbench.sae.encoders import BatchSelection, LinearEncoder, Selection, TokenSelection, selection, unit_rows
+from latentbench.sae.linear import (
+    ConcatenatedSAE,
+    LatentGroup,
+    LinearWeights,
     ThresholdRule,
-    TokenSelection,
     TopKRule,
-    selection,
-    unit_rows,
+    concatenated,
+    frozen,
+    linear_weights,
 )
-from latentbench.sae.linear import ConcatenatedSAE, LatentGroup, LinearWeights, concatenated, frozen, linear_weights
-from latentbench.sae.linear import linear_weights as weights_of
 from latentbench.sae.options.boosting import (
     BoostedOptions,
     EnsembleOptions,
@@ -50,6 +49,7 @@ class Residual(SparseDictionarySAE):
         encoder = LinearEncoder(d_in, options.width, generator)
         chosen = selection(options.selection, options.k, options.threshold_momentum)
         super().__init__(options, encoder, torch.zeros(options.width, d_in), chosen, squared_error)
+        # Stays zero: a decoder bias would change the base's output on every token, even without active latents.
         self.b_dec.requires_grad_(False)
 
     @torch.no_grad()
@@ -75,6 +75,7 @@ class Ensemble(SparseAutoencoder):
         return self._boosts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Ensemble:
+        # What `to` and its relatives call: boosts are no submodules, whose weights would be saved, but move along.
         for boost in self._boosts:
             boost._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -89,7 +90,7 @@ class Ensemble(SparseAutoencoder):
 
     def linear_weights(self) -> LinearWeights:
         """Base and residuals as the groups of one dictionary. Raises InvalidInput where the base is not linear."""
-        groups, b_dec = weights_of(self._boosts[0].base)
+        groups, b_dec = linear_weights(self._boosts[0].base)
         return LinearWeights((*groups, *(g for boost in self._boosts for g in boost.residual_groups())), b_dec)
 
     def as_single(self) -> ConcatenatedSAE:
@@ -119,6 +120,7 @@ class Boosted(TrainableSAE):
         return self._base
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Boosted:
+        # As in Ensemble: the base moves along.
         self.base._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -130,9 +132,11 @@ class Boosted(TrainableSAE):
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
         """The residual SAE's loss with input x and target x − x̂_base."""
         with torch.no_grad():
+            # The base reads hidden states as the model makes them, the residual SAE in training scaled ones.
             raw = x / self.scale
             codes = self.base.encode(raw)
             error = (raw - self.base.decode(codes)) * self.scale
+        # Only the residual's latents can be revived: the base's have no gradient.
         loss = self.residual.loss_on(x, error, dead[self.base.width :])
         return loss._replace(firing=torch.cat([codes.firing_counts(self.base.width), loss.firing]))
 
@@ -160,7 +164,7 @@ class Boosted(TrainableSAE):
 
     def linear_weights(self) -> LinearWeights:
         """Base and residual as the groups of one dictionary. Raises InvalidInput where the base is not linear."""
-        groups, b_dec = weights_of(self.base)
+        groups, b_dec = linear_weights(self.base)
         return LinearWeights((*groups, *self.residual_groups()), b_dec)
 
     def as_single(self) -> ConcatenatedSAE:
@@ -184,6 +188,7 @@ def decode_together(codes: Codes, base: SparseAutoencoder, residuals: Sequence[R
 
 
 def _part(codes: Codes, start: int, width: int) -> Codes:
+    # Codes of all parts come mixed, e.g. after `truncated`; entries of other parts become padding.
     inside = (codes.indices >= start) & (codes.indices < start + width)
     return Codes(torch.where(inside, codes.values, 0), torch.where(inside, codes.indices - start, 0))
 
@@ -241,6 +246,7 @@ class Extended(Tuned):
         self.old, self.init = old.width, options.init
         self.b_dec.requires_grad_(False)
         for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
+            # Struck out before clipping counts it; Adam leaves a weight as it is whose gradients were all zero.
             parameter.register_post_accumulate_grad_hook(self._keep_old)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -252,12 +258,13 @@ class Extended(Tuned):
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
         if step == 0 and self.init == "most_active":
             self._copy_most_active(x)
+        # Old latents are frozen, so AuxK could not revive them; their place is left to the new ones.
         new = torch.arange(self.width, device=dead.device) >= self.old
         return super().loss(x, dead & new, step, steps)
 
     @torch.no_grad()
     def _copy_most_active(self, x: Tensor) -> None:
-        counts = self.team.sum(self.encode(x).firing_counts(self.width))[: self.old]
+        counts = self.group.all_sum(self.encode(x).firing_counts(self.width))[: self.old]
         chosen = counts.argsort(descending=True, stable=True)[: self.width - self.old]
         for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
             parameter[self.old :] = parameter[chosen]
@@ -294,6 +301,7 @@ class Stitched(FineTuned):
         for name, tensor in originals.items():  # buffers go where the weights go; the base's files keep their content
             self.register_buffer(f"old_{name}", tensor.clone(), persistent=False)
         if isinstance(self.selection, BatchSelection):
+            # One threshold per latent: in the end some are the base's and the others the running one.
             self.selection.threshold = self.selection.threshold.repeat(self.width)
 
     @torch.no_grad()
@@ -302,6 +310,7 @@ class Stitched(FineTuned):
         super().fold_input_scale(scale)
         weight, bias = self.encoder.weight, self.encoder.bias
         before, after = torch.cat([self.old_encoder, self.old_decoder], 1), torch.cat([weight, self.W_dec], 1)
+        # Compared with the originals after folding, when both read raw hidden states.
         change = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
         kept = change.argsort(stable=True)[: len(change) - self.grafted]
         for parameter, original in ((weight, self.old_encoder), (bias, self.old_bias), (self.W_dec, self.old_decoder)):

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from latentbench.sae.autoencoder import Codes
 from latentbench.sae.dictionary import Objective, SparseDictionarySAE, squared_error
-from latentbench.sae.encoders import Encoder, centred, selection, top_of_batch, unit_rows
-from latentbench.sae.memory import rows_per_chunk
+from latentbench.sae.encoders import Encoder, selection, subtract_detached, top_of_batch, unit_rows
+from latentbench.sae.memory import row_chunks
 from latentbench.sae.options.kron import KronOptions
 from latentbench.sae.sparse_kernels.autograd import attach, preactivations
 from latentbench.sae.sparse_kernels.dispatch import backend
@@ -37,6 +37,7 @@ def combine(u: Tensor, v: Tensor, kernel: Kernel) -> Tensor:
     """
     if kernel == "product":
         return (u * v).relu()
+    # `where` before the root and again after it: a root of zero has an infinite gradient, which times zero is NaN.
     active = (u > 0) & (v > 0)
     product = torch.where(active, u * v, 0)
     if kernel == "relu_product":
@@ -67,22 +68,24 @@ class KronEncoder(Encoder):
         return start + inner // self.n, start + self.m + inner % self.n
 
     def top(self, x: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
         return self._active(self.strongest(pre, k), pre, x, shift)
 
     def top_of_batch(
-        self, x: Tensor, total: int, shift: Tensor | None = None, team: ProcessGroup = SINGLE_PROCESS
+        self, x: Tensor, total: int, shift: Tensor | None = None, group: ProcessGroup = SINGLE_PROCESS
     ) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
-        codes = top_of_batch(partial(self.strongest, pre), len(x), self.width, total, team)
+        codes = top_of_batch(partial(self.strongest, pre), len(x), self.width, total, group)
         return self._active(codes, pre, x, shift)
 
     @torch.no_grad()
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
+        # Unlike a linear encoder's, pairs are too many to look at all: the strongest are taken until none more can
+        # pass.
         most = min(self.width, INITIAL_L0_FACTOR * self.k)
         while True:
             codes = self._active(self.strongest(pre, most), pre, x, shift)
@@ -105,13 +108,12 @@ class KronEncoder(Encoder):
         return combine(pre[:, base], pre[:, extension], self.kernel)
 
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
-        x = centred(x, shift)
+        x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
         found = Codes.empty(len(x), k, like=pre)
         # Ranked by the products, as in `strongest`: rounding of the square root must not decide.
         ranking: Kernel = "product" if self.kernel == "product" else "relu_product"
-        step = rows_per_chunk(len(latents))
-        for part in (slice(start, start + step) for start in range(0, len(x), step)):
+        for part in row_chunks(len(x), len(latents)):
             u, v = (pre[part][:, rows] for rows in self.parents(latents))
             products = combine(u, v, ranking)
             backend(products).top_rows(products, found.values[part], found.indices[part])
@@ -119,20 +121,24 @@ class KronEncoder(Encoder):
 
     def initial_decoder(self) -> Tensor:
         rows = self.weight.detach().view(self.heads, self.m + self.n, -1)
+        # A latent that fires where P_i x and Q_j x are both large should write in both directions.
         pairs = rows[:, : self.m, None] + rows[:, None, self.m :]
         return unit_rows(pairs.reshape(self.width, -1))
 
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
         if self.kernel == "mand":
+            # √(u v) is of degree one in x, as a linear encoder's activations are.
             self.bias.div_(scale)
         else:  # degree two: u and v must each become 1/√scale of what they were
             self.weight.mul_(sqrt(scale))
             self.bias.div_(sqrt(scale))
 
     def _active(self, codes: Codes, pre: Tensor, x: Tensor, shift: Tensor | None) -> Codes:
+        # Gradients go to the 2 k rows that the selected pairs are products of, not to pairs.
         rows = torch.cat(self.parents(codes.indices), dim=1)
         selected = attach(Codes(pre.gather(1, rows), rows), x, self.weight, self.bias, shift)
+        # Padding has parents too (those of latent 0), which must neither count nor learn.
         u, v = selected.values.chunk(2, dim=1)
         return Codes(combine(u, v, self.kernel).masked_fill(codes.values == 0, 0), codes.indices)
 

@@ -1,5 +1,8 @@
 """Variants trained with a sparsity penalty: standard L1, Gated and JumpReLU. All latents have gradients: training is dense.
 
+The papers train on inputs of unit norm, the trainer here on inputs of mean norm √d_in, so that the squared error is d_in times
+as large. Coefficients are multiplied by √d_in for L1 norms, which grow with the inputs, and by d_in for L0, which does not.
+
 Standard: z = ReLU(W_enc (x − b_dec) + b_enc) with an L1 penalty (Bricken et al. 2023). Gated: a gate chooses, a magnitude
 path with shared rows measures (Rajamanoharan et al. 2024, 2404.16014). JumpReLU: learned thresholds, L0 penalty,
 straight-through gradients (Rajamanoharan et al. 2024, 2407.14435).
@@ -18,9 +21,9 @@ from torch.autograd import Function
 from latentbench.distributed.process_group import global_mean
 from latentbench.sae.autoencoder import Codes, TrainingLoss
 from latentbench.sae.dictionary import DictionarySAE
-from latentbench.sae.encoders import ThresholdRule, padded, unit_rows
-from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
-from latentbench.sae.memory import rows_per_chunk
+from latentbench.sae.encoders import unit_rows
+from latentbench.sae.linear import LatentGroup, LinearWeights, ThresholdRule, folded_bias, padded
+from latentbench.sae.memory import row_chunks
 from latentbench.sae.options.penalised import GatedOptions, JumpReLUOptions, Penalised, StandardOptions
 
 
@@ -34,6 +37,7 @@ class PenalisedSAE(DictionarySAE):
     def __init__(self, options: Penalised, d_in: int, generator: torch.Generator) -> None:
         rows = unit_rows(torch.randn(options.width, d_in, generator=generator))
         super().__init__(rows)
+        # At most 1: a narrow dictionary starts as a tied one.
         self.W_enc = nn.Parameter(rows * min(1.0, 2 * d_in / options.width))
         self.b_enc = nn.Parameter(torch.zeros(options.width))
         self.warmup = options.sparsity_warmup
@@ -44,9 +48,7 @@ class PenalisedSAE(DictionarySAE):
 
     @torch.no_grad()
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
-        step = rows_per_chunk(self.width)
-        chunks = [self.latents(x[start : start + step]) for start in range(0, max(1, len(x)), step)]
-        codes = Codes.joined([_active(latents) for latents in chunks])
+        codes = Codes.joined([_active(self.latents(x[part])) for part in row_chunks(len(x), self.width)])
         return codes if budget is None else codes.truncated(budget)
 
     def linear_weights(self) -> LinearWeights:
@@ -129,6 +131,8 @@ class Gated(PenalisedSAE):
         gate, latents = self.gate(x)
         opened = gate.relu()
         penalty = self.coefficient * self.warmed(step, steps) * opened.sum() / len(x)
+        # The gate learns from reconstructing x by itself; the decoder is detached so that it serves the real latents
+        # only.
         from_gate = (x - opened @ self.W_dec.detach() - self.b_dec.detach()).pow(2).sum() / len(x)
         return self.fitted(x, latents, penalty, from_gate)
 
@@ -160,6 +164,7 @@ class _Jump(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         pre, threshold = ctx.saved_tensors
         near = ((pre - threshold).abs() < ctx.bandwidth / 2).to(g.dtype)
+        # The threshold's gradient is that of a step smoothed over ε: only pre-activations within ε/2 of it give any.
         return g * (pre > threshold), -(threshold / ctx.bandwidth) * (near * g).sum(0), None
 
 
@@ -201,6 +206,7 @@ class JumpReLU(PenalisedSAE):
         super().__init__(options, d_in, generator)
         self.coefficient = options.l0_coefficient * d_in
         self.target, self.bandwidth = options.target_l0, options.bandwidth
+        # Learned as a logarithm: thresholds stay positive whatever the step.
         self.log_threshold = nn.Parameter(torch.full((options.width,), log(options.initial_threshold)))
 
     @property
@@ -213,7 +219,8 @@ class JumpReLU(PenalisedSAE):
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
         pre, threshold = self.pre(x).relu(), self.threshold
-        l0 = global_mean(count(pre, threshold, self.bandwidth), self.team)
+        # The quadratic penalty of a mean is no mean of penalties: L0 is needed over all members' tokens.
+        l0 = global_mean(count(pre, threshold, self.bandwidth), self.group)
         penalty = l0 if self.target is None else self.target * (l0 / self.target - 1).pow(2)
         latents = jump(pre, threshold, self.bandwidth)
         return self.fitted(x, latents, self.coefficient * self.warmed(step, steps) * penalty)
@@ -228,4 +235,5 @@ class JumpReLU(PenalisedSAE):
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
         super().fold_input_scale(scale)
+        # Dividing a threshold by the scale is subtracting its logarithm.
         self.log_threshold.sub_(log(scale))

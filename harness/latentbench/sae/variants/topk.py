@@ -35,12 +35,14 @@ class _PrefixLoss(Function):
         reconstruction = x.new_zeros(x.shape) if bias is None else bias.detach().repeat(len(x), 1)
         losses = backend(values, weight, x).prefix_losses(values, indices, weight, x, shares, reconstruction)
         ctx.save_for_backward(values, indices, weight, x, shares, reconstruction)
+        # It is returned for AuxK's target, which has no gradient, and is the state that the backward pass un-adds from.
         ctx.mark_non_differentiable(reconstruction)
         return losses.sum() / len(x), reconstruction
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, weight, x, shares, reconstruction = ctx.saved_tensors
+        # `prefix_backward` differentiates half the squared error; the two and the mean over tokens go into the shares.
         scaled = shares * (2 * dloss / len(x))
         tensors = (values, indices, weight, x, scaled, reconstruction)
         dvalues, dweight, dbias = backend(values, weight, x).prefix_backward(*tensors)
@@ -67,6 +69,7 @@ class BudgetLoss:
     def __call__(self, codes: Codes, decoder: Tensor, bias: Tensor | None, x: Tensor) -> Fit:
         active = codes.values.shape[1]
         shares = x.new_zeros(1, active + 1)
+        # A batch may have fewer active latents than a budget, whose prefix is then all of them.
         ends = torch.tensor(self.budgets, device=x.device).clamp_max(active)
         shares[0].index_add_(0, ends, shares.new_full((len(ends),), 1 / len(ends)))
         return prefix_loss(codes, decoder, bias, x, shares)
@@ -79,11 +82,13 @@ class GroupLoss:
         self.ends = ends
 
     def __call__(self, codes: Codes, decoder: Tensor, bias: Tensor | None, x: Tensor) -> Fit:
+        # Nested dictionaries are prefixes of the latents' numbers, so codes are put in that order, with padding last.
         place = codes.indices.masked_fill(codes.values == 0, decoder.shape[0])
         place, order = place.sort(dim=1)
         ordered = Codes(codes.values.gather(1, order), codes.indices.gather(1, order))
         counts = torch.stack([(place < end).sum(1) for end in self.ends], dim=1)
         shares = x.new_zeros(len(x), place.shape[1] + 1)
+        # Two groups of which a token has no latent in between end at the same prefix: their shares add up.
         shares.scatter_add_(1, counts, shares.new_full(counts.shape, 1 / len(self.ends)))
         return prefix_loss(ordered, decoder, bias, x, shares)
 
