@@ -74,7 +74,7 @@ PARTS: tuple[Part, ...] = ("residual", "mlp", "attention")
 """In the order of their bits in a group's number."""
 
 
-def run(study: FlowAgreement, lab: StageContext) -> Findings:
+def measure_agreement(study: FlowAgreement, lab: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
     statistics: dict[str, dict[str, Array]] = {}
     values: list[MetricValue] = []

@@ -32,7 +32,7 @@ WHO: dict[Removed, tuple[Part, ...]] = {
 
 
 @torch.no_grad()
-def run(study: FlowDeactivation, lab: StageContext) -> Findings:
+def measure_deactivation(study: FlowDeactivation, lab: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
     maps: FlowMaps = lab.subject()
     targets = study.sites(maps.residual)

@@ -19,7 +19,7 @@ from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
 
-def run(study: FlowMatching, lab: StageContext) -> Findings:
+def measure_matching(study: FlowMatching, lab: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
     maps: FlowMaps = lab.subject()
     statistics = {}

@@ -135,7 +135,7 @@ def _rates(lab: StageContext, texts: Mapping[str, TokenRows], sites: Collection[
 
 
 @torch.no_grad()
-def run(study: FlowSteering, lab: StageContext) -> Findings:
+def measure_steering(study: FlowSteering, lab: StageContext) -> Findings:
     """See harness/latentbench/flow/steering_metric.py."""
     plan = _planned(study, lab)
     statistics: dict[str, Array] = {"texts": np.ones(len(plan.prompts))}

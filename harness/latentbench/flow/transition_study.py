@@ -23,7 +23,7 @@ Scales = dict[Scale, tuple[Tensor, Tensor]]
 Pair = tuple[Site, Site]
 
 
-def run(study: FlowTransition, lab: StageContext) -> Findings:
+def measure_transition(study: FlowTransition, lab: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
     maps: FlowMaps = lab.subject()
     statistics: dict[str, dict[str, Array]] = {domain: {} for domain in study.domains(lab.experiment)}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from latentbench.core.plugins import implementation
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import Metric
 from latentbench.metrics.value import MetricValue
@@ -51,6 +52,9 @@ class Findings:
 class Study(Metric):
     """A metric with a stage of its own. Plugs in through `latentbench.metrics` like any other."""
 
+    implementation: ClassVar[str]
+    """`module:function` of the torch side, called as `function(study, context)`; needless where `run` is overridden."""
+
     def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         """Evaluation domains of the spec whose tokens it reads; by default all."""
         return tuple(experiment.dataset.eval)
@@ -75,6 +79,8 @@ class Study(Metric):
         """What it will cost beyond compute (requests, tokens, money), for `plan`; None where nothing."""
         return None
 
-    def run(self, lab: StageContext) -> Findings:
-        """Measures."""
-        raise NotImplementedError
+    def run(self, context: StageContext) -> Findings:
+        """Measures; by default what `implementation` names does."""
+        measure: Any = implementation(self.implementation)
+        found: Findings = measure(self, context)
+        return found
