@@ -14,10 +14,10 @@ import yaml
 
 from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
 from latentbench.core.paths import Roots
-from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
+from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer, TaskOptions, is_path
 from latentbench_adapters.lm_eval.catalogue import find_task, members, read_shipped_task
-from latentbench_adapters.lm_eval.task_file import is_path, read_task
-from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, load, task_identity
+from latentbench_adapters.lm_eval.task_file import read_task
+from latentbench_adapters.lm_eval.tasks import LmEvalProblems, load, task_identity
 from latentbench_adapters.pocket import text
 from latentbench_adapters.pocket.tasks import documents
 
@@ -94,9 +94,9 @@ def test_answers_in_latex_can_be_scored_here() -> None:
 def test_where_no_filter_extracts_an_answer_is_a_formula_or_stands_alone(
     monkeypatch: pytest.MonkeyPatch, gold: str, answer: str, formatted: bool
 ) -> None:
-    problems = TaskProblems.__new__(TaskProblems)
+    problems = LmEvalProblems.__new__(LmEvalProblems)
     vars(problems).update(generative=True, filter="none", _fallbacks={})
-    monkeypatch.setattr(TaskProblems, "gold", lambda self, group: gold)
+    monkeypatch.setattr(LmEvalProblems, "gold", lambda self, group: gold)
     assert problems._formatted([SimpleNamespace(resps=[answer])]) == formatted
 
 
@@ -149,9 +149,9 @@ def test_prompts_are_the_questions_and_answers_the_last_number() -> None:
     assert request.args[0] == next(text.problems("eval")).question
     gold = problems.gold(problems.groups[0])
     said = [f" To find out, 1 + 2 = 3. So {gold}.", f" {gold}. No: 0.", " nothing"]
-    verdicts = [problems.verdicts([[answer]] * 3)[0] for answer in said]
-    assert [verdict.correct for verdict in verdicts] == [1, 0, 0]
-    assert [verdict.formatted for verdict in verdicts] == [True, True, False]
+    scores = [problems.scores([[answer]] * 3)[0] for answer in said]
+    assert [score.correct for score in scores] == [1, 0, 0]
+    assert [score.formatted for score in scores] == [True, True, False]
 
 
 # -- task files -----------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_a_task_file_with_local_data_is_loaded(roots: Roots) -> None:
     (problems,) = loaded(roots, written(roots), limit=4, num_fewshot=0, max_new_tokens=5)
     assert [group[0].args[0] for group in problems.groups] == [f"Q: {a} + {a}?\nA:" for a in range(4)]
     assert problems.groups[0][0].args[1]["max_gen_toks"] == 5
-    assert [verdict.correct for verdict in problems.verdicts([["0"], ["2"], ["5"], ["6"]])] == [1, 1, 0, 1]
+    assert [score.correct for score in problems.scores([["0"], ["2"], ["5"], ["6"]])] == [1, 1, 0, 1]
 
 
 REFUSED = {

@@ -20,7 +20,8 @@ import yaml
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
-from latentbench_adapters.lm_eval.task_file import is_path, read_task, task_file_identity
+from latentbench.reasoning.task_suite import is_path
+from latentbench_adapters.lm_eval.task_file import read_task, task_file_identity
 
 POCKET_TASKS = Path(__file__).parents[1] / "pocket" / "tasks"
 """Tasks that ship with this project."""

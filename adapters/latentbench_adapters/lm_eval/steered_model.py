@@ -282,6 +282,10 @@ class SteeredLM(HFLM):  # type: ignore[misc]
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return super()._encode_pair(context + self.intervention.prefix, continuation)  # type: ignore[no-any-return]
 
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood of every continuation, and whether greedy decoding would write it, in the order of the requests."""
+        return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], *_: Any, **__: Any

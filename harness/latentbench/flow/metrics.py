@@ -92,6 +92,7 @@ documents.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import truediv
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -135,11 +136,6 @@ def _flow(experiment: ExperimentView) -> Flow | None:
     return experiment.flow if isinstance(experiment.flow, Flow) else None
 
 
-def share(part: Array, whole: Array) -> Array:
-    """part / whole."""
-    return part / whole
-
-
 class FlowMatching(FlowStudy):
     """Matching rate, mean score and where latents come from."""
 
@@ -153,7 +149,7 @@ class FlowMatching(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         def number(name: str, statistic: str, unit: str, better: bool | None) -> Estimator:
             inputs = (f"flow_matching.{statistic}", "flow_matching.latents")
-            return Estimator(f"flow_matching.{name}", 1, unit, better, inputs, share, units="latents", paired=False)
+            return Estimator(f"flow_matching.{name}", 1, unit, better, inputs, truediv, units="latents", paired=False)
 
         labels = ("translated", "processed", "newborn", "unexplained")
         return (
@@ -161,10 +157,6 @@ class FlowMatching(FlowStudy):
             number("score", "cosine", "cosine", True),
             *(number(label, label, "fraction", None) for label in labels),
         )
-
-
-def _lift(agreed: Array, chance: Array) -> Array:
-    return agreed / chance
 
 
 class FlowAgreement(FlowStudy):
@@ -184,13 +176,13 @@ class FlowAgreement(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         def number(name: str, better: bool | None) -> Estimator:
             inputs = (f"flow_agreement.{name}", "flow_agreement.firings")
-            return Estimator(f"flow_agreement.{name}", 1, "fraction", better, inputs, share)
+            return Estimator(f"flow_agreement.{name}", 1, "fraction", better, inputs, truediv)
 
         lift = ("flow_agreement.residual", "flow_agreement.residual_chance")
         return (
             number("residual", True),
             number("residual_chance", None),
-            Estimator("flow_agreement.residual_lift", 1, "ratio", True, lift, _lift),
+            Estimator("flow_agreement.residual_lift", 1, "ratio", True, lift, truediv),
             number("mlp", True),
             number("attention", True),
             number("nowhere", False),
@@ -318,13 +310,13 @@ class FlowDeactivation(FlowStudy):
     ) -> Estimator:
         inputs = (f"flow_deactivation.{part}.{statistic}", whole or f"flow_deactivation.{part}.tried")
         params = {"part": part, "r": self.r}
-        return Estimator(f"flow_deactivation.{name}", 1, unit, better, inputs, share, params=params)
+        return Estimator(f"flow_deactivation.{name}", 1, unit, better, inputs, truediv, params=params)
 
     def _exhaustive(self, part: Removed) -> tuple[Estimator, ...]:
         def number(who: str, name: str, statistic: str) -> Estimator:
             inputs = (f"flow_deactivation.{who}.{part}.{statistic}", f"flow_deactivation.{who}.{part}.tried")
             params = {"part": part, "r": self.r}
-            return Estimator(f"flow_deactivation.{who}_{name}", 2, "fraction", None, inputs, share, params=params)
+            return Estimator(f"flow_deactivation.{who}_{name}", 2, "fraction", None, inputs, truediv, params=params)
 
         pairs = (("success", "deactivated"), ("change", "change"))
         return tuple(number(who, *pair) for who in ("exhaustive", "matched") for pair in pairs)

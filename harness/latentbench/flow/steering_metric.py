@@ -43,6 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from operator import truediv
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -50,7 +51,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Judge
 from latentbench.core.spec_model import Json, without_empty
-from latentbench.flow.metrics import FlowStudy, share
+from latentbench.flow.metrics import FlowStudy
 from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
 from latentbench.flow.topology import block_of, residual_sites
 from latentbench.metrics.base import Estimator
@@ -151,9 +152,6 @@ class FlowSteering(FlowStudy):
         """Specs without costs keep their keys."""
         return without_empty("costs", made(self))
 
-    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
-        return tuple(experiment.dataset.eval)
-
     def beginning(self, experiment: ExperimentView) -> str:
         """The domain whose documents begin the texts."""
         if self.start is not None or self.action == "deactivate":
@@ -201,7 +199,7 @@ class FlowSteering(FlowStudy):
         return tuple((way, s) for way in dict.fromkeys(self.schedules) for s in dict.fromkeys(self.strengths))
 
     def numbers(self) -> tuple[Estimator, ...]:
-        base = self._number("base_rate", "fraction", None, share, ("base.target", "texts"), {})
+        base = self._number("base_rate", "fraction", None, truediv, ("base.target", "texts"), {})
         each = (number for way, strength in self.settings() for number in self._of(way, strength))
         ways = tuple(dict.fromkeys(self.schedules))
         others = tuple(way for way in ways if way != "single" and "single" in ways)
@@ -213,19 +211,21 @@ class FlowSteering(FlowStudy):
         name, params = setting_name(way, strength), {"schedule": way, "strength": strength}
         more = self.action == "activate"
         plain = (
-            self._number("rate", "fraction", more, share, (f"{name}.target", "texts"), params),
+            self._number("rate", "fraction", more, truediv, (f"{name}.target", "texts"), params),
             self._number("shift", "fraction", more, _shift, (f"{name}.target", "base.target", "texts"), params),
             self._number(
                 "loss_increase", "nats/token", False, _shift, (f"{name}.loss", "base.loss", "predictions"), params
             ),
-            self._number("text_loss", "nats/token", False, share, (f"{name}.text_loss", f"{name}.text_tokens"), params),
+            self._number(
+                "text_loss", "nats/token", False, truediv, (f"{name}.text_loss", f"{name}.text_tokens"), params
+            ),
         )
         if self.judge is None:
             return plain
         judged = {**params, "judge": self.judge.label}
         rated = (("behaviour", more), ("coherence", True), ("total", True))
         inputs = {rating: (f"{name}.{rating}", f"{name}.judged") for rating, _ in rated}
-        return (*plain, *(self._number(r, "score", better, share, inputs[r], judged) for r, better in rated))
+        return (*plain, *(self._number(r, "score", better, truediv, inputs[r], judged) for r, better in rated))
 
     def _at(self, name: str, formula: Callable[..., Array], cost: float, *ways: Schedule) -> Estimator:
         settings = [setting_name(way, strength) for way in ways for strength in dict.fromkeys(self.strengths)]
