@@ -14,8 +14,8 @@ import yaml
 
 from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
 from latentbench.core.paths import Roots
-from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer, TaskOptions, is_path
-from latentbench_adapters.lm_eval.catalogue import find_task, members, read_shipped_task
+from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer, TaskOptions, installed_suite, is_path
+from latentbench_adapters.lm_eval.catalogue import find_task, lm_eval_version, members, read_shipped_task
 from latentbench_adapters.lm_eval.task_file import read_task
 from latentbench_adapters.lm_eval.tasks import LmEvalProblems, load, task_identity
 from latentbench_adapters.pocket import text
@@ -113,13 +113,21 @@ def test_a_name_is_no_pattern(name: str) -> None:
 
 def test_knowing_tasks_imports_neither_lm_eval_nor_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from latentbench.core.protocols import Roots\n"
-        "from latentbench.reasoning.accuracy import ReasoningAccuracy as R; from latentbench_adapters.lm_eval.tasks import task_identity\n"
-        "R(task='gsm8k'); task_identity('gsm8k', Roots(Path('.')))\n"
+        "import sys; from pathlib import Path; from latentbench.core.paths import Roots\n"
+        "from latentbench.reasoning.accuracy import ReasoningAccuracy as R; from latentbench.reasoning.task_suite import *\n"
+        "R(task='gsm8k').longest_answer(Roots(Path('.'))); installed_suite().identity('gsm8k', Roots(Path('.')), {})\n"
         "print(sorted({'torch', 'lm_eval', 'numpy', 'datasets', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_installed_suite_is_lm_evals() -> None:
+    suite, roots = installed_suite(), Roots(Path())
+    assert suite.suite_version() == lm_eval_version()
+    assert suite.identity("aime24", roots, {}) == task_identity("aime24", roots)
+    assert suite.open_datasets("gsm8k", roots) == ["openai/gsm8k"]
+    assert suite.longest_answer("pocket_problems", roots) == 128
 
 
 def test_the_identity_of_a_hub_task_names_its_dataset() -> None:
