@@ -176,10 +176,6 @@ class Firing:
     count: int
     """Number of documents."""
 
-    def per_document(self, values: Array) -> Array:
-        """[documents] float64: sums of one value per token [tokens]."""
-        return np.bincount(self.documents, weights=values, minlength=self.count).astype(np.float64)
-
 
 @torch.no_grad()
 def firing(context: StageContext, tokens: EvalTokens, sites: Collection[Site]) -> Firing:

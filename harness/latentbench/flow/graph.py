@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.flow.labels import Label, Origins, origins, rules
+from latentbench.flow.labels import Origins, origins, rules
 from latentbench.flow.maps import FlowMaps, LatentMap
 from latentbench.flow.matching import NOBODY
+from latentbench.flow.options import Label
 from latentbench.flow.topology import Part, depth, parse_latent
 
 LIMIT = 2000

@@ -97,7 +97,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from latentbench.flow.options import Flow, unfoldable, unread
+from latentbench.flow.options import LABELS, Flow, unfoldable, unread
 from latentbench.flow.topology import block_of, problems, targets
 from latentbench.metrics.base import Estimator
 from latentbench.statistics.arrays import Array
@@ -151,11 +151,10 @@ class FlowMatching(FlowStudy):
             inputs = (f"flow_matching.{statistic}", "flow_matching.latents")
             return Estimator(f"flow_matching.{name}", 1, unit, better, inputs, truediv, units="latents", paired=False)
 
-        labels = ("translated", "processed", "newborn", "unexplained")
         return (
             number("rate", "matched", "fraction", True),
             number("score", "cosine", "cosine", True),
-            *(number(label, label, "fraction", None) for label in labels),
+            *(number(label, label, "fraction", None) for label in LABELS),
         )
 
 
@@ -163,7 +162,7 @@ class FlowAgreement(FlowStudy):
     """Whether matched latents fire together, and whether scores tell where latents come from."""
 
     version: ClassVar[int] = 1
-    implementation: ClassVar[str] = "latentbench.flow.agreement_study:measure_agreement"
+    implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_agreement"
 
     metric: Literal["flow_agreement"] = "flow_agreement"
     tokens: PositiveInt = 5

@@ -5,7 +5,7 @@ against it from the spec alone, without torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
@@ -111,6 +111,11 @@ class Thresholds(High):
     def at(self, block: int) -> High:
         """The high values for the residual stream leaving decoder block `block`."""
         return self.layers.get(block, self)
+
+
+Label = Literal["translated", "processed", "newborn", "unexplained"]
+"""Where a latent of the residual stream comes from, by which of its matches count as high (labels.py)."""
+LABELS: tuple[Label, ...] = get_args(Label)
 
 
 class Flow(Subject):
