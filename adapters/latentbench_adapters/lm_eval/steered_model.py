@@ -106,6 +106,7 @@ class GenerationSettings:
         temperature = float(known.pop("temperature", 1.0)) if sampled else 0.0
         known.pop("temperature", None)
         for name, value in known.items():
+            # Greedy decoding takes the most likely token, which neither top_p nor top_k ever leaves out.
             if value not in _NEUTRAL.get(name, ()) and not (name in ("top_p", "top_k") and not temperature):
                 raise InvalidInput(f"the task generates with {name} = {value!r}, which is not supported here")
         return GenerationSettings(tuple(string for string in until if string), most, temperature)

@@ -144,6 +144,7 @@ def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
         return list(TaskManager(include_defaults=False).load(config)["tasks"].values())
     for hub in open_datasets(task, roots):
         refuse_local(hub)
+    # The folders of this task alone: to index all of lm-eval's 14,000 files takes seconds.
     folders = sorted({path.parent for path in members(task)})
     return list(TaskManager(include_defaults=False, include_path=folders).load(task)["tasks"].values())
 
@@ -178,7 +179,7 @@ class LmEvalProblems:
         if self.generative:
             generation: dict[str, Any] = {"do_sample": options.temperature > 0, "temperature": options.temperature}
             if options.max_new_tokens is not None:
-                for alias in LENGTH_ALIASES:
+                for alias in LENGTH_ALIASES:  # beside our limit it would be a second one
                     (self.task.config.generation_kwargs or {}).pop(alias, None)
                 generation[LENGTH] = options.max_new_tokens
             self.task.set_config("generation_kwargs", generation, update=True)
