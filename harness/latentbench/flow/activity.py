@@ -1,5 +1,7 @@
-"""Which latents fire on which tokens: sparse codes of several sites from one pass over texts, with the document and token of
-every one.
+"""Which latents fire on which tokens: sparse codes of several sites from one pass over texts.
+
+Codes are kept sparse and of a few sites at a time. Everything is over ordinary tokens, neither padding nor special, in the
+order of the documents.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 
 TOKENS_PER_FORWARD = 4096
+"""Tokens of one forward pass, padding included."""
 SITES_AT_ONCE = 4
 """Sites whose SAEs a pass over texts holds: as many as lead to a residual site, and itself. More sites, more passes."""
 
@@ -49,7 +52,7 @@ class Activity:
         return self._parts[0]
 
     def mean_active(self) -> Tensor:
-        """[width] float32: each latent's mean activation where it is active; 1 for one that never is."""
+        """[width] float32: each latent's mean activation where it is active; 1, which scales nothing, for one that never is."""
         codes = self.matrix()
         counts = np.bincount(codes.indices, minlength=self.width)
         sums = np.bincount(codes.indices, weights=codes.data, minlength=self.width)
@@ -58,7 +61,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows of tokens."""
+    """Documents as rows of tokens, padded on the right."""
 
     ids: Tensor
     """[rows, context] integer."""
@@ -75,9 +78,10 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are run together."""
+    """Rows that are run together, cut to the longest of them."""
 
     rows: slice
+    """Which of the documents they are."""
     ids: Tensor
     """[B, T] int64."""
     real: Tensor
@@ -87,18 +91,18 @@ class Batch:
 
 
 def texts_of(options: Flow, context: StageContext) -> TokenRows:
-    """What the section's maps are fitted on. Raises InvalidInput where there is nothing."""
+    """The texts that maps may be fitted on. Raises InvalidInput where the experiment has none."""
     data, domain = options.source(context.experiment)
     if domain is not None:
         tokens = context.tokens(domain)
         return TokenRows(tokens.ids, tokens.lengths, options.tokens)
-    wanted = max(options.tokens, data.context)
+    wanted = max(options.tokens, data.context)  # one whole row at least, since rows are all that is read
     ids = training_tokens(
         data.texts(context.roots),
         context.tokenizer(),
         context=data.context,
         tokens=wanted,
-        repeat=True,
+        repeat=True,  # fewer tokens are enough where the texts end before
         documents=data.documents,
         skip=data.skip,
         known_ids=embedding_rows(context.model().model),
@@ -107,7 +111,7 @@ def texts_of(options: Flow, context: StageContext) -> TokenRows:
 
 
 def batches(context: StageContext, texts: TokenRows) -> Iterator[Batch]:
-    """The rows in order, until `limit` ordinary tokens have been given."""
+    """The rows in order, until `limit` ordinary tokens have been given: those beyond it in the last batch are not ordinary."""
     left, step = texts.limit, max(1, TOKENS_PER_FORWARD // texts.ids.shape[1])
     for start in range(0, len(texts.ids), step):
         rows = slice(start, start + step)

@@ -1,4 +1,4 @@
-"""Making the maps of a `flow:` section out of a cell's SAEs."""
+"""Making the maps that a spec's `flow:` asks for out of a cell's SAEs, link by link."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from latentbench.flow.matching import (
     thresholds,
 )
 from latentbench.flow.options import Flow
-from latentbench.flow.topology import Link, links, problems
+from latentbench.flow.topology import Link, links, untraceable
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.study.context import Content, StageContext
 
 Both = tuple[Nearest, Nearest]
+"""Matches of the source's latents and of the target's."""
 Saes = Mapping[Site, SparseAutoencoder]
 
 
@@ -35,7 +36,7 @@ Saes = Mapping[Site, SparseAutoencoder]
 def build_maps(options: Flow, context: StageContext) -> Content:
     """All maps of the cell as content. Raises InvalidInput for sites or SAEs that cannot be matched."""
     saes = context.saes()
-    if wrong := problems(saes):
+    if wrong := untraceable(saes):
         raise InvalidInput("; ".join(wrong))
     neighbours, done = links(saes), 0
     maps: dict[tuple[Site, Site], LatentMap] = {}
@@ -77,7 +78,7 @@ def _matched(options: Flow, context: StageContext, saes: Saes, link: Link, activ
 
 
 def _rows(options: Flow, context: StageContext, saes: Saes, site: Site, activities: Mapping[Site, Activity]) -> Tensor:
-    """What is compared at a site [width, d]: decoder rows, scaled where the section says so."""
+    """What is compared at a site [width, d]: decoder rows, scaled where the options say so."""
     rows = decoder_rows(saes[site], site).to(context.device)
     scale = folds(options, saes[site], site, activities)
     return rows if scale is None else rows * scale.to(rows)[:, None]
@@ -99,7 +100,7 @@ def folds(options: Flow, sae: SparseAutoencoder, site: Site, activities: Mapping
 
 
 def _drawn(options: Flow, context: StageContext, link: Link, source: Tensor, target: Tensor) -> Both:
-    """Random matches: `k` different ones of the `candidates` nearest, or of all latents."""
+    """Random matches: `k` different ones of the `candidates` nearest, or `k` of all latents, which may be the same."""
     generator = torch.Generator().manual_seed(context.seed("random matches", link.name))
     if options.candidates == "all":
         sides = (len(source), len(target)), (len(target), len(source))
@@ -111,11 +112,13 @@ def _drawn(options: Flow, context: StageContext, link: Link, source: Tensor, tar
 
 
 def _any(widths: tuple[int, int], k: int, generator: torch.Generator) -> Nearest:
+    # With replacement: different ones would need a permutation of the dictionary per latent.
     indices = torch.randint(widths[1], (widths[0], k), generator=generator)
-    return Nearest(indices, torch.ones(indices.shape))
+    return Nearest(indices, torch.ones(indices.shape))  # above 0, so that all are entries of the map
 
 
 def _some(found: Nearest, k: int, generator: torch.Generator) -> Nearest:
+    # The largest of uniform numbers are a uniform draw without replacement; NOBODY is drawn when nothing else is left.
     drawn = torch.rand(found.indices.shape, generator=generator).to(found.scores.device)
     chosen = drawn.masked_fill(found.indices == NOBODY, -1).topk(k, dim=1).indices
     return Nearest(found.indices.gather(1, chosen), found.scores.gather(1, chosen))

@@ -1,4 +1,8 @@
-"""Removing predecessors and looking at what they led to."""
+"""What `flow_deactivation` does: removes predecessors at single tokens and looks at what they led to.
+
+Documents are read in batches. The untouched pass of a batch gives its cases, an active latent at a sampled token each; then
+every case runs again from the block before the predecessors on, with their contribution taken away at its token.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
-WHO: dict[Removed, tuple[Part, ...]] = {
+REMOVED_PARTS: dict[Removed, tuple[Part, ...]] = {
     "all": ("residual", "mlp", "attention"),
     "residual": ("residual",),
     "modules": ("mlp", "attention"),
@@ -33,7 +37,7 @@ WHO: dict[Removed, tuple[Part, ...]] = {
 
 @torch.no_grad()
 def measure_deactivation(study: FlowDeactivation, context: StageContext) -> Findings:
-    """See harness/latentbench/flow/metrics.py."""
+    """The findings of `flow_deactivation` (metrics.py): sums per document over all layers."""
     maps: FlowMaps = context.subject()
     targets = study.sites(maps.residual)
     if not targets:
@@ -135,10 +139,10 @@ class _Batch:
         self.layer.add("flow_deactivation.cases", owners, torch.ones(len(owners)))
         acting = {part: self._acting(found, part) for part in self.sources}
         after: dict[Removed, Tensor] = {}
-        for who in dict.fromkeys(self.study.parts):
-            chosen = [part for part in WHO[who] if part in self.sources]
+        for removed in dict.fromkeys(self.study.parts):
+            chosen = [part for part in REMOVED_PARTS[removed] if part in self.sources]
             on = torch.stack([(acting[part] != 0).any(1) for part in chosen]).any(0) if chosen else None
-            after[who] = self._try(rows, found, who, {part: acting[part] for part in chosen}, on, owners)
+            after[removed] = self._try(rows, found, removed, {part: acting[part] for part in chosen}, on, owners)
         if self.study.exhaustive:
             self._exhaust(rows, found, owners, after)
 
@@ -179,16 +183,16 @@ class _Batch:
         self,
         rows: RerunRows,
         found: _Found,
-        who: Removed,
+        removed: Removed,
         acting: dict[Part, Tensor],
         on: Tensor | None,
         owners: Tensor,
     ) -> Tensor:
         """[C] what remains when the active matches of some parts are removed together; NaN in cases that have none."""
         after = torch.full_like(found.before, torch.nan)
-        name = f"flow_deactivation.{who}"
+        name = f"flow_deactivation.{removed}"
         chosen = owners.new_empty(0) if on is None else on.nonzero()[:, 0]
-        for part in ("tried", "deactivated", "change"):
+        for part in ("tried", "deactivated", "change"):  # so that they exist where no case is tried, and are 0
             self.layer.add(f"{name}.{part}", owners[:0], owners[:0])
         if not len(chosen):
             return after
@@ -225,9 +229,12 @@ class _Batch:
         able = torch.stack([tried.isfinite() for tried in after.values()]).any(0).nonzero()[:, 0]
         chosen = able[_some(found.cases.rows[able], self.study.exhaustive, self.generator)]
         lowest = {part: self._lowest(rows, found, chosen, part) for part in self.sources}
-        for who, matched in after.items():
-            name, kept = f"flow_deactivation.{{}}.{who}", matched[chosen].isfinite()
-            best = torch.stack([lowest[part] for part in WHO[who] if part in lowest] or [matched[chosen]]).amin(0)
+        for removed, matched in after.items():
+            name, kept = f"flow_deactivation.{{}}.{removed}", matched[chosen].isfinite()
+            # Without SAEs at these parts nothing was tried, so that `kept` leaves out what stands in for the best here.
+            best = torch.stack(
+                [lowest[part] for part in REMOVED_PARTS[removed] if part in lowest] or [matched[chosen]]
+            ).amin(0)
             for kind, values in (("exhaustive", best), ("matched", matched[chosen])):
                 self._note(name.format(kind), owners[chosen][kept], found.before[chosen][kept], values[kept])
 
@@ -239,6 +246,7 @@ class _Batch:
             activations = found.active[part][found.tokens[chosen][number], latent]
             delta = ((self.study.r - 1) * activations)[:, None] * self.rows_of[part][latent]
             outcome = self._rerun(rows, found.cases.part(chosen[number]), {self.sources[part]: delta})
+            # The same case once per active latent: the least of its results.
             least.scatter_reduce_(0, number, outcome.activations, "amin")
         return least
 
@@ -246,13 +254,14 @@ class _Batch:
 def sampled(ordinary: Tensor, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(rows, columns) of up to `tokens` random ordinary tokens of every row, row by row."""
     drawn = torch.rand(ordinary.shape, generator=generator).to(ordinary.device).masked_fill(~ordinary, -1)
+    # The largest of uniform numbers are a uniform draw without replacement.
     values, columns = drawn.topk(min(tokens, ordinary.shape[1]), dim=1)
     rows, slots = (values >= 0).nonzero(as_tuple=True)
     return rows, columns[rows, slots]
 
 
 def _some(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Numbers of up to `count` random cases of every row."""
+    """Numbers of up to `count` random cases of every row: shuffled, grouped by row, and the first of each group kept."""
     order = torch.randperm(len(rows), generator=generator).to(rows.device)
     order = order[torch.argsort(rows[order], stable=True)]
     sizes = torch.bincount(rows)

@@ -98,7 +98,7 @@ def traced(maps: FlowMaps, seed: LatentNode, *, back: bool = True, forth: bool =
         tracer.walk(seed, tracer.successors)
     if back:
         tracer.walk(seed, tracer.predecessors)
-        for node in list(tracer.nodes):
+        for node in list(tracer.nodes):  # after all latents of the stream, since nothing leads on from a module
             tracer.take(tracer.modules(node))
     reached = {node.site for node in tracer.nodes}
     known_origins = {site: origins(maps, site) for site in maps.residual if site in reached}
@@ -108,7 +108,7 @@ def traced(maps: FlowMaps, seed: LatentNode, *, back: bool = True, forth: bool =
 
 
 class _Tracer:
-    """Nodes and edges found so far."""
+    """Nodes and edges found so far; a dictionary without values keeps nodes in the order in which they were found."""
 
     def __init__(self, maps: FlowMaps, limit: int) -> None:
         self.nodes: dict[LatentNode, None] = {}

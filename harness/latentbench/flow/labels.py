@@ -163,7 +163,7 @@ def _statistics(maps: FlowMaps, site: Site, lengths: Tensor) -> LayerStatistics:
     return LayerStatistics(
         site,
         maps.width(site),
-        {label: count / len(lengths) for label, count in zip(LABELS, counts, strict=False)},
+        {label: count / len(lengths) for label, count in zip(LABELS, counts, strict=False)},  # none at the first site
         None if before is None else lost(before),
         None if outward is None else lost(outward.target),
         float(lengths.mean()),

@@ -48,6 +48,7 @@ class LatentMap:
         """The composition: this map, then `following`. A path is as good as its worst step; of the paths from one latent
         to another the best counts, and as many latents are kept as the wider of the two maps has matches."""
         reached, lost = self.indices.clamp_min(0), ~self.active()
+        # [width, k, k'] paths through every match in between, then [width, k · k'].
         dead = (lost[:, :, None] | ~following.active()[reached]).flatten(1)
         scores = torch.minimum(self.scores[:, :, None], following.scores[reached]).flatten(1)
         cosines = torch.minimum(self.cosines[:, :, None], following.cosines[reached]).flatten(1)
@@ -83,12 +84,12 @@ def _best_paths(indices: Tensor, scores: Tensor, cosines: Tensor, kept: int, wid
 
 @dataclass(frozen=True)
 class FlowMaps:
-    """All maps of a cell, both ways, and the section that made them."""
+    """All maps of a cell, both ways, and the options that made them."""
 
     options: Flow
     sites: tuple[Site, ...]
     maps: Mapping[tuple[Site, Site], LatentMap]
-    """(from, to) to map."""
+    """(from, to) to map: two for every link."""
     d_in: int
     """Dimensions of the hidden states."""
 

@@ -59,9 +59,9 @@ number      ĥ                                                  better
 ==========  =================================================  ===============
 
 `encoded` is the encoder-decoder operator W_dec,L W_enc,(L+n) with the biases and the activation of SAE_(L+n): all latents
-carry on to all others, whatever the map. `scales` says how large a carried activation is: `norm` a · ‖w‖ / ‖w'‖, the same vector length; `threshold` a · θ' / θ, as
-folded SAEs pass it on (SAE Match, eq. 4); `activation` a · ā' / ā with mean activations on the texts the maps may be fitted
-on. Units are documents.
+carry on to all others, whatever the map. `scales` says how large a carried activation is: `norm` a · ‖w‖ / ‖w'‖, the same
+vector length; `threshold` a · θ' / θ, as folded SAEs pass it on (SAE Match, eq. 4); `activation` a · ā' / ā with mean
+activations on the texts the maps may be fitted on. Units are documents.
 
 `flow_deactivation`. Does removing a latent's predecessor remove the latent? (Feature Flow, arXiv 2502.03032, §4.2), version 2.
 
@@ -97,8 +97,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from latentbench.flow.options import LABELS, Flow, unfoldable, unread
-from latentbench.flow.topology import block_of, problems, targets
+from latentbench.flow.options import LABELS, Flow, missing_texts, unfoldable
+from latentbench.flow.topology import block_of, targets, untraceable
 from latentbench.metrics.base import Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.study import Study
@@ -123,8 +123,8 @@ class FlowStudy(Study):
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """Sites through which no flow can be traced, and scales that these SAEs and texts do not give."""
         thresholds = unfoldable(experiment) if "threshold" in self.folds else ()
-        texts = unread(_flow(experiment), experiment) if "activation" in self.folds else ()
-        return (*problems(experiment.sites), *(f"{self.metric}: {message}" for message in (*thresholds, *texts)))
+        texts = missing_texts(_flow(experiment), experiment) if "activation" in self.folds else ()
+        return (*untraceable(experiment.sites), *(f"{self.metric}: {message}" for message in (*thresholds, *texts)))
 
     def fold_texts(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Identity of the texts that mean activations are taken on, those maps may be fitted on; None where none are."""

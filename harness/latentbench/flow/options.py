@@ -1,5 +1,6 @@
-"""The spec's `flow:` section: how latents of neighbouring sites are matched, when a match counts, and what can be said
-against it from the spec alone, without torch.
+"""The spec's `flow:`: how latents of neighbouring sites are matched and when a match counts, without torch.
+
+Here is also what can be said against an experiment from its spec alone, for `flow:`, its metrics and `method: flow` alike.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ Span = Annotated[tuple[Block, Block], AfterValidator(_ordered)]
 
 
 def unfoldable(experiment: ExperimentView) -> Iterator[str]:
-    """Every kind of SAE of the experiment whose thresholds cannot be folded, with where it stands.
+    """A sentence for every kind of SAE whose thresholds cannot be folded, with where it stands.
 
-    Loaded ones tell only when they are read.
+    Loaded ones are not among them: what they are is known only when they are read.
     """
     said: dict[str, str] = {}
     for site in experiment.sites:
-        section = experiment.section_at(site)
-        if isinstance(section, Variant) and not section.foldable:
-            said.setdefault(section.variant, str(site))
+        sae = experiment.section_at(site)
+        if isinstance(sae, Variant) and not sae.foldable:
+            said.setdefault(sae.variant, str(site))
     for variant, place in said.items():
         yield f"the {variant} SAE at {place} has no positive thresholds to fold; use mean activations (`activation`) instead"
 
 
-def unread(flow: Flow | None, experiment: ExperimentView) -> Iterator[str]:
+def missing_texts(flow: Flow | None, experiment: ExperimentView) -> Iterator[str]:
     """Why there are no texts to take activations on, where there are none."""
     try:
         if flow is not None:
@@ -182,7 +183,7 @@ class Flow(Subject):
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         folded = unfoldable(experiment) if self.folding == "threshold" else ()
-        texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
+        texts = missing_texts(self, experiment) if self.reads_tokens or self.domain is not None else ()
         return (*folded, *texts)
 
     def make(self, context: StageContext) -> Content:

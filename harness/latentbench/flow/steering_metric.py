@@ -74,8 +74,8 @@ def rate_at(cost: float, base: Array, n: Array, texts: Array, *settings: Array) 
     x, y = np.take_along_axis(losses, order, 0), np.take_along_axis(rates, order, 0)
     found: Array = np.full_like(x[0], np.nan)
     for low, high, start, end in zip(x, x[1:], y, y[1:], strict=False):
-        way = (cost - low) / np.where(high > low, high - low, 1)
-        found = np.where((low <= cost) & (cost <= high), start + (end - start) * way, found)
+        between = (cost - low) / np.where(high > low, high - low, 1)
+        found = np.where((low <= cost) & (cost <= high), start + (end - start) * between, found)
     return found
 
 
@@ -140,7 +140,7 @@ class FlowSteering(FlowStudy):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        wrong = [way for way in self.schedules if "linear" in way or "exponential" in way]
+        wrong = [schedule for schedule in self.schedules if "linear" in schedule or "exponential" in schedule]
         if wrong and self.action == "deactivate":
             raise ValueError(f"action: deactivate has no schedule {', '.join(wrong)}")
         if self.costs and len(set(self.strengths)) < 2:
@@ -196,19 +196,21 @@ class FlowSteering(FlowStudy):
 
     def settings(self) -> tuple[tuple[Schedule, float], ...]:
         """Every schedule with every strength."""
-        return tuple((way, s) for way in dict.fromkeys(self.schedules) for s in dict.fromkeys(self.strengths))
+        return tuple((schedule, s) for schedule in dict.fromkeys(self.schedules) for s in dict.fromkeys(self.strengths))
 
     def numbers(self) -> tuple[Estimator, ...]:
         base = self._number("base_rate", "fraction", None, truediv, ("base.target", "texts"), {})
-        each = (number for way, strength in self.settings() for number in self._of(way, strength))
-        ways = tuple(dict.fromkeys(self.schedules))
-        others = tuple(way for way in ways if way != "single" and "single" in ways)
-        rates = (self._at("rate_at_cost", rate_at, cost, way) for cost in self.costs for way in ways)
-        gains = (self._at("gain_at_cost", gain_at, cost, way, "single") for cost in self.costs for way in others)
+        each = (number for schedule, strength in self.settings() for number in self._of(schedule, strength))
+        schedules = tuple(dict.fromkeys(self.schedules))
+        others = tuple(schedule for schedule in schedules if schedule != "single" and "single" in schedules)
+        rates = (self._at("rate_at_cost", rate_at, cost, schedule) for cost in self.costs for schedule in schedules)
+        gains = (
+            self._at("gain_at_cost", gain_at, cost, schedule, "single") for cost in self.costs for schedule in others
+        )
         return (base, *each, *rates, *gains)
 
-    def _of(self, way: Schedule, strength: float) -> tuple[Estimator, ...]:
-        name, params = setting_name(way, strength), {"schedule": way, "strength": strength}
+    def _of(self, schedule: Schedule, strength: float) -> tuple[Estimator, ...]:
+        name, params = setting_name(schedule, strength), {"schedule": schedule, "strength": strength}
         more = self.action == "activate"
         plain = (
             self._number("rate", "fraction", more, truediv, (f"{name}.target", "texts"), params),
@@ -227,11 +229,13 @@ class FlowSteering(FlowStudy):
         inputs = {rating: (f"{name}.{rating}", f"{name}.judged") for rating, _ in rated}
         return (*plain, *(self._number(r, "score", better, truediv, inputs[r], judged) for r, better in rated))
 
-    def _at(self, name: str, formula: Callable[..., Array], cost: float, *ways: Schedule) -> Estimator:
-        settings = [setting_name(way, strength) for way in ways for strength in dict.fromkeys(self.strengths)]
+    def _at(self, name: str, formula: Callable[..., Array], cost: float, *schedules: Schedule) -> Estimator:
+        settings = [
+            setting_name(schedule, strength) for schedule in schedules for strength in dict.fromkeys(self.strengths)
+        ]
         steered = (f"{setting}.{statistic}" for setting in settings for statistic in ("target", "loss"))
         inputs = ("base.loss", "predictions", "texts", *steered)
-        params = {"schedule": ways[0], "cost": cost}
+        params = {"schedule": schedules[0], "cost": cost}
         number = self._number(name, "fraction", self.action == "activate", partial(formula, cost), inputs, params)
         return replace(number, undefined=f"no two strengths cost less and more than {cost:g} nats per token")
 
@@ -243,17 +247,17 @@ class FlowSteering(FlowStudy):
         return Estimator(f"flow_steering.{name}", 2, unit, better, names, formula, params=told)
 
 
-def setting_name(way: Schedule, strength: float) -> str:
+def setting_name(schedule: Schedule, strength: float) -> str:
     """As statistics of a setting are called."""
-    return f"{way}={strength:g}"
+    return f"{schedule}={strength:g}"
 
 
-def cumulative(way: Schedule) -> bool:
+def cumulative(schedule: Schedule) -> bool:
     """Whether it acts on more than the seeds' own layers."""
-    return way not in ("single", "random")
+    return schedule not in ("single", "random")
 
 
-def schedule_of(way: Schedule) -> Growth:
+def growth_of(schedule: Schedule) -> Growth:
     """How strength depends on the layer of a path, for the seeds' and the random ones' alike."""
     growths: tuple[Growth, ...] = ("constant", "linear", "exponential")
-    return next(growth for growth in growths if way.endswith(growth))
+    return next(growth for growth in growths if schedule.endswith(growth))

@@ -1,7 +1,7 @@
-"""Generating with and without steering, and looking at where the texts went.
+"""What `flow_steering` does: generates with and without steering and looks at where the texts went.
 
-Before the first text it is settled which latents a study acts on: seeds, their routes through the layers, and random latents
-in their place.
+Before the first text is written a plan settles what the study acts on: the seed latents, their routes through the layers, and
+for controls random latents in their place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from latentbench.flow.graph import LatentNode, parse_node
 from latentbench.flow.interventions import along, graph_nodes, only, removal, route
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.matching import decoder_rows, thresholds
-from latentbench.flow.steering_metric import FlowSteering, Schedule, cumulative, schedule_of, setting_name
+from latentbench.flow.steering_metric import FlowSteering, Schedule, cumulative, growth_of, setting_name
 from latentbench.flow.text_scores import DomainClassifier, Text, rated
 from latentbench.flow.topology import block_of
 from latentbench.interventions.intervention import Intervention, Receipt, Untouched
@@ -37,11 +37,11 @@ from latentbench.study.study import Findings
 
 @dataclass(frozen=True)
 class SteeredLatents:
-    """The latents of a study."""
+    """The latents that a study acts on."""
 
     routes: Mapping[LatentNode, tuple[LatentNode, ...]]
     """Seed to what cumulative schedules act on for its sake, first layer to last: its path, or to remove it its graph."""
-    strangers: Mapping[LatentNode, LatentNode]
+    controls: Mapping[LatentNode, LatentNode]
     """A random latent of the same site in the place of every seed and of every latent of a route; empty where none is
     asked for."""
     wanted: int
@@ -66,16 +66,16 @@ class SteeredLatents:
         return all(len(nodes) < 2 for nodes in self.routes.values())
 
 
-def chosen(
+def steered_latents(
     study: FlowSteering, context: StageContext, maps: FlowMaps, texts: Mapping[str, TokenRows]
 ) -> SteeredLatents:
-    """Seeds, routes and strangers; `texts` are the documents of each domain that latents may be chosen on."""
+    """Seeds, routes and controls; `texts` are the documents of each domain that latents may be chosen on."""
     seeds = tuple(dict.fromkeys(map(parse_node, study.seeds))) or _telling(study, context, maps, texts)
     routes = {seed: _route(study, maps, seed) for seed in seeds}
     found = SteeredLatents(routes, {}, len(set(study.seeds)) or study.select)
-    if not any(way.startswith("random") for way in study.schedules):
+    if not any(schedule.startswith("random") for schedule in study.schedules):
         return found
-    return SteeredLatents(routes, _strangers(study, context, texts, found.nodes), found.wanted)
+    return SteeredLatents(routes, _controls(study, context, texts, found.nodes), found.wanted)
 
 
 def _route(study: FlowSteering, maps: FlowMaps, seed: LatentNode) -> tuple[LatentNode, ...]:
@@ -104,7 +104,7 @@ def _seed_site(study: FlowSteering, maps: FlowMaps) -> Site:
     return found
 
 
-def _strangers(
+def _controls(
     study: FlowSteering, context: StageContext, texts: Mapping[str, TokenRows], nodes: Iterable[LatentNode]
 ) -> dict[LatentNode, LatentNode]:
     """Random latents that fire (to be removed: in the target domain) and are none of `nodes`; all different."""
@@ -121,6 +121,7 @@ def _strangers(
             raise InvalidInput(
                 f"flow_steering: only {len(others)} other latents fire at {site}, too few to stand in for {len(taken)}"
             )
+        # The purpose is a name of its own: what controls are called in code must not change which are drawn.
         drawn = np.random.default_rng(context.seed("strangers", str(site))).permutation(others)
         found |= {node: LatentNode(site, int(latent)) for node, latent in zip(taken, drawn, strict=False)}
     return found
@@ -140,7 +141,7 @@ def _rates(
 
 @torch.no_grad()
 def measure_steering(study: FlowSteering, context: StageContext) -> Findings:
-    """See harness/latentbench/flow/steering_metric.py."""
+    """The findings of `flow_steering` (steering_metric.py): statistics per prompt, and the texts of every setting."""
     plan = _planned(study, context)
     statistics: dict[str, Array] = {"texts": np.ones(len(plan.prompts))}
     shown: dict[str, Json] = {}
@@ -186,21 +187,21 @@ class _Plan:
     def settings(self) -> list[tuple[Schedule, float]]:
         """What is measured: cumulative schedules only where they differ from a single layer."""
         lone = self.chosen.degenerate()
-        return [(way, s) for way, s in self.study.settings() if not (lone and cumulative(way))]
+        return [(schedule, s) for schedule, s in self.study.settings() if not (lone and cumulative(schedule))]
 
-    def intervention(self, way: Schedule, strength: float) -> Intervention:
+    def intervention(self, schedule: Schedule, strength: float) -> Intervention:
         """What one setting does to the model."""
         routes: list[tuple[LatentNode, ...]] = [(seed,) for seed in self.chosen.seeds]
-        if cumulative(way):
+        if cumulative(schedule):
             routes = list(self.chosen.routes.values())
-        if way.startswith("random"):
-            routes = [tuple(self.chosen.strangers[node] for node in nodes) for nodes in routes]
+        if schedule.startswith("random"):
+            routes = [tuple(self.chosen.controls[node] for node in nodes) for nodes in routes]
         together = [node for nodes in routes for node in nodes]
         if self.study.action == "deactivate":
             return removal(self.context.saes(), together, strength)
-        if not cumulative(way):
+        if not cumulative(schedule):
             return only(self.atoms, together, strength)
-        return along(self.atoms, routes, schedule_of(way), strength, alpha=self.study.alpha)
+        return along(self.atoms, routes, growth_of(schedule), strength, alpha=self.study.alpha)
 
     def told(self) -> dict[str, Json]:
         """What was chosen, for reports."""
@@ -209,7 +210,7 @@ class _Plan:
             "seeds": [str(seed) for seed in routes],
             "paths": {str(seed): [str(node) for node in nodes] for seed, nodes in routes.items()},
             "path_lengths": {str(seed): len(nodes) for seed, nodes in routes.items()},
-            "random": {str(node): str(other) for node, other in self.chosen.strangers.items()},
+            "random": {str(node): str(other) for node, other in self.chosen.controls.items()},
         }
 
     def warnings(self) -> tuple[str, ...]:
@@ -262,13 +263,15 @@ class _Plan:
 def _planned(study: FlowSteering, context: StageContext) -> _Plan:
     maps: FlowMaps = context.subject()
     halves = {name: _halves(context, context.tokens(name)) for name in study.domains(context.experiment)}
+    # The classifier counts tokens: every id that the model can write has a column, whatever the tokenizer knows.
     vocabulary = context.model().model.config.get_text_config().vocab_size
     classifier = DomainClassifier.trained({name: half.train_texts for name, half in halves.items()}, vocabulary)
+    # Held-out texts are cut as generated ones are, so that `accuracy` is that of texts of their length.
     cut = slice(study.prompt_tokens, study.prompt_tokens + study.tokens)
     held_out = {name: [text[cut] for text in half.test_texts if len(text) > cut.start] for name, half in halves.items()}
     prompts, documents, units = _prompts(study, halves[study.beginning(context.experiment)])
-    found = chosen(study, context, maps, {name: half.train for name, half in halves.items()})
-    steered = (*found.nodes, *found.strangers.values())
+    found = steered_latents(study, context, maps, {name: half.train for name, half in halves.items()})
+    steered = (*found.nodes, *found.controls.values())
     atoms = _atoms(study, context, maps, steered) if study.action == "activate" else {}
     accuracy = classifier.accuracy(held_out)
     return _Plan(study, context, classifier, accuracy, found, atoms, prompts.to(context.device), documents, units)

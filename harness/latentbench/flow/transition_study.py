@@ -1,4 +1,7 @@
-"""How much of the next layer's hidden states codes carried through a map explain."""
+"""What `flow_transition` does: how much of a later layer's hidden states codes carried through a map explain.
+
+One pass over a domain gives the errors of every kind of prediction and the variance around the domain's mean.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ Pair = tuple[Site, Site]
 
 
 def measure_transition(study: FlowTransition, context: StageContext) -> Findings:
-    """See harness/latentbench/flow/metrics.py."""
+    """The findings of `flow_transition` (metrics.py): sums per document over all layers, and the layers one by one."""
     maps: FlowMaps = context.subject()
     statistics: dict[str, dict[str, Array]] = {domain: {} for domain in study.domains(context.experiment)}
     details: dict[str, list[Json]] = {domain: [] for domain in statistics}
@@ -81,7 +84,10 @@ def transition(
 
 
 class _Sums:
-    """Per-document sums, filled batch by batch in the order of the documents."""
+    """Per-document sums, filled batch by batch in the order of the documents.
+
+    In float64: `variance` is a small difference of large sums where the stream's mean is large, as it is in many models.
+    """
 
     def __init__(self, documents: int) -> None:
         self.errors: dict[str, Tensor] = {}
@@ -96,7 +102,7 @@ class _Sums:
         self.errors.setdefault(name, torch.zeros(self._documents, dtype=torch.float64))[batch.rows] = per_row
 
     def note_states(self, batch: Batch, states: Tensor) -> None:
-        """What `variance` needs."""
+        """Keeps what `variance` needs: the mean is known only after the last batch, and states are too many to be kept."""
         rows = batch.ordinary.nonzero()[:, 0]
         wide = states.double()
         sums = wide.new_zeros(len(batch.ids), states.shape[1]).index_add_(0, rows, wide)
@@ -113,6 +119,7 @@ class _Sums:
 
 
 def _spread(batch: Batch, values: Tensor) -> Tensor:
+    """[B] sums of values per ordinary token [N]."""
     rows = batch.ordinary.nonzero()[:, 0]
     sums: Tensor = values.new_zeros(len(batch.ids)).index_add_(0, rows, values)
     return sums.cpu()
