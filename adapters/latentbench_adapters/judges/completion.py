@@ -20,13 +20,13 @@ from latentbench.core.spec_model import Json
 _ROUNDING = 1e-3
 """How far above 0 a log-probability may be rounded."""
 _MOST_ALTERNATIVES = 20
-"""Of the protocol."""
+"""As many as the protocol allows."""
 _MOST_TOKENS = 10**9
 """More than any model reads or writes; what a server counts beyond it is no count."""
 
 
 class _Part(BaseModel):
-    """Of its lists only the first fault is looked for: a hostile one may have a million."""
+    """A part of an answer. Of its lists only the first fault is looked for: a hostile one may have a million."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 

@@ -29,7 +29,7 @@ _HEAD = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)
 
 
 def lm_eval_version() -> str:
-    """Of the installed package. Raises NotAvailable when there is none."""
+    """Version of the installed package. Raises NotAvailable when there is none."""
     try:
         return version("lm-eval")
     except PackageNotFoundError as error:

@@ -119,7 +119,7 @@ class _Question:
     context: str
     settings: GenerationSettings
     seed: int | None
-    """Of its random numbers; None where greedy."""
+    """Seed of its random numbers; None where greedy."""
     key: str
 
 
@@ -147,7 +147,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
             super().__init__(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch)
         self.language_model, self.intervention = lm, intervention or Untouched()
         self.receipt = Receipt()
-        """Of everything generated or scored so far; answers from the cache leave none."""
+        """What happened in everything generated or scored so far; answers from the cache leave none."""
         self.remembered = 0
         """Answers that came from the cache."""
         self.shortened = 0

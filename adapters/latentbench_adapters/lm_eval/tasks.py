@@ -99,8 +99,11 @@ def task_identity(task: str, roots: Roots, commits: Mapping[str, str] = NONE) ->
 
 
 def _digest(path: Path) -> str:
-    """Of a task file of ours. Where its functions are imported from is no part of what is asked: keys have the name that this
-    package had when the first of them were made."""
+    """Digest of a task file of ours.
+
+    Where its functions are imported from is no part of what is asked: keys have the name that this package had when the
+    first of them were made.
+    """
     return hashlib.sha256(path.read_bytes().replace(b"latentbench_adapters.", b"adapters.")).hexdigest()
 
 
@@ -194,7 +197,7 @@ class LmEvalProblems:
 
     @cached_property
     def documents_digest(self) -> str:
-        """Of what is asked and what the right answer is."""
+        """Digest of what is asked and what the right answers are."""
         asked = [[list(map(repr, group[0].args)), str(self.gold(group))] for group in self.groups]
         return digest("documents", asked)
 

@@ -73,7 +73,7 @@ class LayerSums:
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Name to [documents] float64."""
     receipt: Receipt = field(default_factory=Receipt)
-    """Of all interventions together."""
+    """The receipts of all interventions added up."""
 
     def add(self, name: str, documents: Tensor, values: Tensor) -> None:
         """Adds one value per case to the sums of the documents they belong to."""

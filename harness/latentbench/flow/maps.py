@@ -70,7 +70,7 @@ class LatentMap:
 
 
 def _best_paths(indices: Tensor, scores: Tensor, cosines: Tensor, kept: int, width: int) -> LatentMap:
-    """Of paths [width, P] to latents `indices`, −inf where there is none, the best to each latent, and the `kept` best."""
+    """From paths [width, P] to latents `indices`, of score −inf where there is none: the best to each latent, the `kept` best of those."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, indices.gather(1, order).argsort(dim=1, stable=True))  # by latent, its best path first
     indices, scores, cosines = (paths.gather(1, order) for paths in (indices, scores, cosines))

@@ -60,11 +60,17 @@ def _active(context: StageContext, tokens: EvalTokens, sites: tuple[Site, ...]) 
     """[width] bool by site: active at some ordinary token of the documents."""
     found: dict[Site, Tensor] = {}
     for group in groups(sites):
-        saes = held(context, group)
-        found |= {site: torch.zeros(sae.width, dtype=torch.bool) for site, sae in saes.items()}
-        for batch in batches(context, TokenRows.of(tokens)):
-            for site, codes in codes_at(context, saes, batch).items():
-                found[site][codes.indices[codes.values != 0].cpu()] = True
+        found |= _active_in(context, tokens, group)
+    return found
+
+
+def _active_in(context: StageContext, tokens: EvalTokens, sites: list[Site]) -> dict[Site, Tensor]:
+    # A function of its own, so that one group's SAEs are let go before the next group's are read.
+    saes = held(context, sites)
+    found = {site: torch.zeros(sae.width, dtype=torch.bool) for site, sae in saes.items()}
+    for batch in batches(context, TokenRows.of(tokens)):
+        for site, codes in codes_at(context, saes, batch).items():
+            found[site][codes.indices[codes.values != 0].cpu()] = True
     return found
 
 
@@ -252,7 +258,7 @@ class TopTokens:
     """[width, SHOWN] float32 highest activation on that token; 0 beside −1."""
 
     def joined(self, other: TopTokens) -> TopTokens:
-        """Of both together (two domains)."""
+        """The top tokens of both together, of two domains for example."""
         ids, values = torch.cat([self.ids, other.ids], 1), torch.cat([self.values, other.values], 1)
         latents = torch.arange(len(ids))[:, None].expand_as(ids)
         on = (ids >= 0).flatten()

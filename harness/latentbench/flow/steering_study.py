@@ -287,7 +287,7 @@ class _Halves:
     """Ordinary tokens of each document."""
     test_texts: list[Text]
     units: Units
-    """Of the documents for testing."""
+    """Which of the documents for testing are one unit."""
 
 
 def _halves(context: StageContext, tokens: EvalTokens) -> _Halves:

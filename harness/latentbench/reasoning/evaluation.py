@@ -74,7 +74,7 @@ class Outcomes:
         return found | {f"{prefix}solved_in[{k}]": pass_at(k, samples, solved) for k in ks_of(samples)}
 
     def to_content(self) -> Content:
-        """For the store."""
+        """The outcomes as the store keeps them."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _FIELDS}
         texts: Json = [list(samples) for samples in self.texts]
         about = {"documents": self.documents, "shortened": self.shortened, "lm_eval": dict(self.lm_eval)}
@@ -108,6 +108,7 @@ def outcomes(lm: TaskModel, tasks: Sequence[TaskProblems], samples: int) -> Outc
 
 def _scored(lm: TaskModel, problems: TaskProblems, samples: int) -> list[list[ScoredAnswer]]:
     """Answers and what they were worth, [problems][samples]."""
+    # The samples of a request stand together, as `_by_sample` reads them; the n-th of equal requests gets sample n.
     requests = [instance for group in problems.groups for instance in group for _ in range(samples)]
     if problems.generative:
         answers = lm.answers(requests)
@@ -189,7 +190,7 @@ def _options(study: ReasoningAccuracy) -> TaskOptions:
 
 
 def _payload(suite: TaskSuite, study: ReasoningAccuracy, context: StageContext, tasks: Sequence[TaskProblems]) -> Json:
-    """Everything that the base model's answers and their scores depend on, besides the model."""
+    """Everything that the unsteered model's answers and their scores depend on, besides the model."""
     documents = [problems.documents_digest for problems in tasks]
     return {
         "version": study.version,
@@ -217,7 +218,10 @@ def _units(tasks: Sequence[TaskProblems]) -> Units:
 
 
 def _gain_p(study: ReasoningAccuracy, units: Units, statistics: Mapping[str, Array]) -> MetricValue:
-    """The p-value of the gain: every problem's two results are exchanged."""
+    """The p-value of the gain: every unit's two results are exchanged.
+
+    Computed here and not by a formula over sums, because the gain is a difference within a row, not between two.
+    """
     summed = units.summed(statistics)
     named = ((f"{study.metric}.{side}correct", f"{study.metric}.answers") for side in ("", "base_"))
     ours, theirs = (np.stack([summed[name] for name in names], axis=1) for names in named)

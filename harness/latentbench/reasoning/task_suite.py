@@ -48,7 +48,7 @@ class TaskOptions:
     system: str | None = None
     """System instruction; None: none."""
     temperature: float = 0.0
-    """Of sampling; 0 decodes greedily. The task's own is never used, so that rows differ in what their specs say."""
+    """Temperature of sampling; 0 decodes greedily. The task's own is never used, so that rows differ in what their specs say."""
     max_new_tokens: int | None = None
     """Longest answer."""
     metric: str | None = None
@@ -106,7 +106,7 @@ class TaskProblems(Protocol):
 
     @property
     def documents_digest(self) -> str:
-        """Of what is asked and what the right answers are."""
+        """Digest of what is asked and what the right answers are."""
 
     def asked(self, group: Sequence[TaskRequest]) -> tuple[str, ...]:
         """What a problem asks and its right answer, white space folded: equal for problems that are one unit."""
@@ -124,7 +124,7 @@ class TaskModel(Protocol):
 
     @property
     def receipt(self) -> Receipt:
-        """Of everything generated or scored so far; answers from the cache leave none."""
+        """What happened in everything generated or scored so far; answers from the cache leave none."""
 
     @property
     def remembered(self) -> int:
@@ -138,7 +138,7 @@ class TaskModel(Protocol):
         """A written answer to every request, in order; the n-th of equal requests gets sample n, with a seed of its own."""
 
     def loglikelihood(self, requests: Sequence[TaskRequest]) -> list[tuple[float, bool]]:
-        """Of every given answer: its log-likelihood, and whether greedy decoding would write it."""
+        """For every given answer its log-likelihood and whether greedy decoding would write it, in order."""
 
     def apply_chat_template(self, conversation: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text in the model's own template."""
@@ -152,7 +152,7 @@ class TaskSuite(ABC):
 
     @abstractmethod
     def suite_version(self) -> str:
-        """Of the library that is installed. Without torch; raises NotAvailable when there is none."""
+        """Version of the library that is installed. Without torch; raises NotAvailable when there is none."""
 
     @abstractmethod
     def identity(self, task: str, roots: Roots, commits: Mapping[str, str]) -> Json:
