@@ -1,7 +1,7 @@
 """Texts that the steered model wrote, and what it and the unsteered model compute over the very same tokens.
 
 Everything in this package compares two passes over one text, so that a difference is the vector's doing and not another
-continuation's.
+continuation's. `passages_of` and `injection_of` give a study the text and the vectors of its cell.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from latentbench.activations.blocks import decoder_blocks, hidden_state
 from latentbench.activations.capture import capturing
 from latentbench.activations.vocabulary import padding_of
+from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.interventions.generation import Sampling, answers, prompt_ids
-from latentbench.interventions.intervention import Intervention, Layout, Untouched
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.intervention import Intervention, Layout, Stack, Untouched
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.mechanism.metrics.study import MechanismStudy
+from latentbench.study.context import StageContext
 
 ROWS = 16
 """Most texts per forward pass."""
@@ -78,6 +83,28 @@ class Trace:
     """Per layer [B, heads, T, T], where asked for."""
     arriving: dict[int, Tensor] = field(default_factory=dict)
     """Where asked for, what the blocks put out before anything is added to it: layer to [B, T, d]."""
+
+
+def passages_of(study: MechanismStudy, context: StageContext) -> Passages:
+    """What the cell's steered model writes after the prompts of a study's problems."""
+    prompts = [problem.prompt for problem in study.asked(context)]
+    return continuations(context.model(), context.subject(), prompts, study.new_tokens)
+
+
+def injection_of(context: StageContext) -> VectorInjection:
+    """The cell's vectors, those of a stack summed by layer. Raises InvalidInput when it steers by something else."""
+    made = context.subject()
+    if isinstance(made, VectorInjection):
+        return made
+    parts = made.parts if isinstance(made, Stack) else ()
+    adding = [part for part in parts if isinstance(part, VectorInjection)]
+    if not adding or len(adding) < len(parts) or len({part.scope for part in adding}) > 1:
+        raise InvalidInput("this cell adds no vectors at the same tokens, so there is no mechanism of them to look at")
+    # Added at the same tokens, two vectors of a layer are one: their sum, at the scales that the parts have.
+    sums: dict[int, Tensor] = {}
+    for layer, delta in (pair for part in adding for pair in part.deltas.items()):
+        sums[layer] = sums[layer] + delta if layer in sums else delta
+    return VectorInjection(SteeringVectors(sums), scope=adding[0].scope)
 
 
 @torch.no_grad()

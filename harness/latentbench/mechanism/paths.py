@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
@@ -34,16 +35,62 @@ from latentbench.activations.resume import resumed_logits
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.interventions.injection import VectorInjection, injecting
-from latentbench.mechanism.passages import Passages, Trace, trace
-
-Mode = Literal["no_patch", "skip_attention", "skip_layer", "queries", "keys", "values"]
-MODES: tuple[Mode, ...] = ("no_patch", "skip_attention", "skip_layer", "queries", "keys", "values")
+from latentbench.interventions.intervention import Layout
+from latentbench.mechanism.metrics.paths import MODES, LogitAttribution, Mode, PathPatching
+from latentbench.mechanism.metrics.study import DOMAIN
+from latentbench.mechanism.output_tokens import probability_shift, token_text
+from latentbench.mechanism.passages import Passages, Trace, injection_of, passages_of, trace
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings
 
 _PROJECTIONS = {"queries": ("q_proj",), "keys": ("k_proj",), "values": ("v_proj",)}
 _OUTPUTS = ("o_proj", "dense", "c_proj", "out_proj")
 """Names of the projection whose input is the concatenation of all heads' outputs."""
 _PLACES = 64
 """Positions whose probabilities exist in float64 at once."""
+
+
+def measure_path_patching(study: PathPatching, context: StageContext) -> Findings:
+    """KL per passage and mode of the vector at the penultimate layer; nothing but a warning where there is none."""
+    lm, injection = context.model(), _penultimate(context)
+    if injection is None:
+        return Findings(warnings=("path_patching: there is no vector at the penultimate layer",))
+    found = path_patching(lm, injection, passages_of(study, context))
+    statistics = {f"path_patching.{mode}": values.numpy() for mode, values in found.modes.items()}
+    statistics["path_patching.tokens"] = found.tokens.numpy()
+    total = found.tokens.sum()
+    details = {
+        "heads": (found.heads.sum(0) / total).tolist(),
+        "only_heads": (found.only_heads.sum(0) / total).tolist(),
+        "modes": {mode: float(values.sum() / total) for mode, values in found.modes.items()},
+        "positions": found.positions[:256].tolist(),
+    }
+    return Findings({DOMAIN: statistics}, details=details, units=study.units(context))
+
+
+def _penultimate(context: StageContext) -> VectorInjection | None:
+    """The cell's injection with the vector of the penultimate layer alone; None without one."""
+    made = injection_of(context)
+    layer = len(decoder_blocks(context.model().model)) - 2
+    if layer not in made.vectors.layers:
+        return None
+    return VectorInjection(made.vectors.only(layer), made.scale, made.scope, made.relative)
+
+
+def measure_logit_attribution(study: LogitAttribution, context: StageContext) -> Findings:
+    """Shares per passage for the token that steering boosts most often; nothing but a warning where none was written."""
+    lm, injection, passages = context.model(), injection_of(context), passages_of(study, context)
+    token = probability_shift(lm, injection, passages).top()
+    if token is None:
+        return Findings(warnings=("logit_attribution: the steered model wrote nothing",))
+    found = attribution(lm, injection, passages, token)
+    parts = {"direct": found.direct, "attention": found.attention, "mlp": found.mlp}
+    sums = {name: values.sum(1) for name, values in parts.items()} | {"change": found.change, "rest": found.rest}
+    statistics = {f"logit_attribution.{name}": values.numpy() for name, values in sums.items()}
+    statistics["logit_attribution.passages"] = np.ones(len(found.change))
+    layers = {name: values.mean(0).tolist() for name, values in parts.items()}
+    details = {"token": token_text(lm, token), "layers": layers}
+    return Findings({DOMAIN: statistics}, details=details, units=study.units(context))
 
 
 @dataclass(frozen=True)
@@ -129,17 +176,12 @@ class _Batch:
         if layer is not None:
             deltas = {layer: next(iter(deltas.values()))}
         deltas = {index: delta.to(self.lm.device) for index, delta in deltas.items()}
-        layout = self._layout()
+        layout = Layout(self.passages.prompt_lengths, self.passages.real)
         with injecting(self.lm.model, deltas, self.injection.scope, layout), ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)
             logits = trace(self.lm, self.passages).logits
         return divergence(self.logits, logits)
-
-    def _layout(self) -> Any:
-        from latentbench.interventions.intervention import Layout
-
-        return Layout(self.passages.prompt_lengths, self.passages.real)
 
     def _summed(self, kl: Tensor) -> Tensor:
         return (kl * self.passages.predicting).sum(1).cpu()

@@ -102,20 +102,16 @@ class ReinforcedMethod(SteeringMethod):
 class RlMethod(ReinforcedMethod):
     """One vector per layer, trained from zero."""
 
+    implementation: ClassVar[str] = "latentbench.steering.rl_training:train_vectors"
+
     method: Literal["rl"] = "rl"
-
-    def make(self, lab: StageContext) -> Content:
-        """The vectors of the best checkpoint, and the training curve."""
-        from latentbench.steering.build import content_of, layers_of
-        from latentbench.steering.rl_training import TrainableVectors, train_by_rl
-
-        trained = train_by_rl(self, lab, TrainableVectors(layers_of(self, lab.model()), self.scope))
-        vectors = {int(name.removeprefix("layer_")): tensor for name, tensor in trained.best.items()}
-        return content_of(vectors, trained.norms, **trained.meta())
 
 
 class LoraMethod(ReinforcedMethod):
     """Baseline: a low-rank adapter on each block's down-projection, trained the same way (peft, α = rank, no dropout)."""
+
+    implementation: ClassVar[str] = "latentbench.steering.rl_training:train_lora"
+    adds_vectors: ClassVar[bool] = False
 
     method: Literal["lora"] = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -128,16 +124,7 @@ class LoraMethod(ReinforcedMethod):
             raise ValueError("an adapter acts at all tokens, at an absolute scale and learning rate")
         return self
 
-    def make(self, lab: StageContext) -> Content:
-        """The adapter's weights of the best checkpoint, and the training curve."""
-        from latentbench.steering.build import layers_of
-        from latentbench.steering.rl_training import TrainableLora, train_by_rl
-
-        seed = lab.seed("steering", "lora")
-        trained = train_by_rl(self, lab, TrainableLora(layers_of(self, lab.model()), self.rank, seed))
-        return Content(trained.best, {**trained.meta(), "layers": list(layers_of(self, lab.model()))})
-
-    def read(self, content: Content, lab: StageContext) -> Intervention:
+    def read(self, content: Content, context: StageContext) -> Intervention:
         from latentbench.interventions.lora import LoraAdapter
 
         return LoraAdapter(dict(content.tensors), tuple(content.meta["layers"]), self.rank, self.scale)
