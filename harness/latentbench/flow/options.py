@@ -180,12 +180,12 @@ class Flow(Subject):
         texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
         return (*folded, *texts)
 
-    def make(self, lab: StageContext) -> Content:
+    def make(self, context: StageContext) -> Content:
         from latentbench.flow.build import build_maps
 
-        return build_maps(self, lab)
+        return build_maps(self, context)
 
-    def read(self, content: Content, lab: StageContext) -> FlowMaps:
+    def read(self, content: Content, context: StageContext) -> FlowMaps:
         """The maps by pair of sites."""
         from latentbench.flow.maps import FlowMaps
 
