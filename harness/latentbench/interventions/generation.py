@@ -114,6 +114,7 @@ def prompt_ids(lm: LanguageModel, prompts: Sequence[str]) -> list[list[int]]:
     token: nothing could be written after it.
     """
     tokenizer: Any = lm.tokenizer
+    # Chat templates write the opening token into the text; the tokenizer would put a second one before it.
     bos, rows = tokenizer.bos_token, embedding_rows(lm.model)
     brings = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
     ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=not brings)["input_ids"]
@@ -151,7 +152,7 @@ def answers(
     row instead and goes through `generate`.
     """
     done: list[Answer] = []
-    per_batch = max(1, rows // samples)
+    per_batch = max(1, rows // samples)  # in prompts; the samples of one prompt are always written together
     for first in range(0, len(prompts), per_batch):
         ids = [[*row, *ending] for row in prompt_ids(lm, prompts[first : first + per_batch])]
         done += _batch(lm, ids, sampling, samples, generator, layout or Layout())
@@ -159,7 +160,7 @@ def answers(
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids [B, T] and mask [B, T] of rows that end together."""
+    """Ids [B, T] and mask [B, T] of rows that end together, so that every row's next token is predicted in the last column."""
     longest = max(map(len, rows))
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
@@ -196,7 +197,7 @@ class Stops:
         """The most generated tokens that `found` reads of a row."""
 
     def found(self, rows: Sequence[Sequence[int]]) -> list[bool]:
-        """Of each row of generated ids, whether one of `texts` ends in its last token."""
+        """For each row of generated ids, whether one of `texts` ends in its last token."""
         if not self.texts or not rows:
             return [False] * len(rows)
         recent = [list(row[-self.window :]) for row in rows]
@@ -217,6 +218,7 @@ class Stops:
 @contextmanager
 def _without_defaults(model: Any) -> Iterator[None]:
     """While open, the model's generation config says nothing that `generate()` could fill in."""
+    # `generate()` fills in from this attribute even beside a whole configuration as its argument.
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
@@ -264,6 +266,7 @@ def _batch(
         for (row, token), holds in zip(going, found, strict=True):
             stopped[row] = token in stops.tokens or holds
             over[row] = stopped[row] or len(written[row]) == most[row]
+    # Decoded whole and not token by token, since characters may be spread over tokens.
     texts = lm.tokenizer.batch_decode(written, skip_special_tokens=True)
     return [
         Answer(ids, stops.cut(text), not by_itself)

@@ -99,7 +99,7 @@ class SteeringVectors:
         }
 
     def only(self, *layers: int) -> SteeringVectors:
-        """Of some layers. Raises InvalidInput for a layer without a vector."""
+        """The vectors of some layers alone. Raises InvalidInput for a layer without a vector."""
         if missing := [layer for layer in layers if layer not in self.vectors]:
             raise InvalidInput(f"no steering vector for layers {missing}; there are some for {list(self.layers)}")
         return replace(self, vectors={layer: self.vectors[layer] for layer in layers})
@@ -144,7 +144,7 @@ class SteeringVectors:
         return made
 
     def made_for(self, tag: Json, where: str) -> SteeringVectors:
-        """Itself. Raises RefusedFile when it is known to be of another model or revision than `tag`."""
+        """Gives itself back. Raises RefusedFile when it is known to be of another model or revision than `tag`."""
         if self.model is not None and self.model != tag:
             raise RefusedFile(
                 f"{where}: these steering vectors were made for another model or revision: "

@@ -114,7 +114,7 @@ class ProbabilityShift:
     """The same at all other positions."""
 
     def top(self) -> int | None:
-        """The token most often boosted most at the first position."""
+        """The token most often boosted most at the first position; of several the one with the lowest id."""
         return max(self.boosted, key=lambda token: (len(self.boosted[token]), -token), default=None)
 
     def tokens(self, lm: LanguageModel, count: int = 20) -> list[dict[str, Json]]:
@@ -125,6 +125,7 @@ class ProbabilityShift:
             {
                 "token": token_text(lm, token),
                 "id": token,
+                # Enough for a box plot; a report of thousands of passages stays small.
                 "first": [round(value, 5) for value in self.boosted.get(token, [])[:500]],
                 "later": [round(value, 5) for value in self.boosted_later.get(token, [])[:500]],
             }
@@ -152,6 +153,7 @@ def probability_shift(lm: LanguageModel, intervention: Intervention, passages: P
 
 def _moved(steered: Tensor, plain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B, T] total variation, largest increase, and the token that has it."""
+    # Softmax in float32: half precision knows no probability to more than three digits, and most shifts are small ones.
     difference = steered.float().softmax(-1) - plain.float().softmax(-1)
     increase, token = difference.max(-1)
     return difference.abs().sum(-1).double() / 2, increase, token

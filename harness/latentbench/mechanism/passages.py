@@ -35,7 +35,10 @@ NUMBERS = 2**27
 
 @dataclass(frozen=True)
 class Passages:
-    """Prompts with what the steered model wrote after them, padded on the right."""
+    """Prompts with what the steered model wrote after them.
+
+    Padded on the right, where causal attention hides it and a token's column is its position.
+    """
 
     ids: Tensor
     """[B, T] token ids."""
@@ -113,6 +116,7 @@ def continuations(lm: LanguageModel, intervention: Intervention, prompts: Sequen
     prefixed, layout = [prompt + intervention.prefix for prompt in prompts], Layout()
     with intervention.applied(lm, layout):
         answered = answers(lm, prefixed, Sampling(new_tokens), layout=layout)
+    # The very ids that were written: text tokenised again could be cut elsewhere, and then it is another passage.
     starts = prompt_ids(lm, prefixed)
     rows = [[*start, *answer.ids] for start, answer in zip(starts, answered, strict=True)]
     longest, padding = max(map(len, rows)), padding_of(lm)
@@ -148,12 +152,15 @@ def trace(
 
 @contextmanager
 def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, every pass leaves here what the blocks `layers` put out, as hooks that are installed do not see it."""
+    """While open, every pass leaves here what the blocks `layers` put out, before any other hook has changed it.
+
+    Steering prepends its hooks, so this one, prepended after it, sees the block's own output.
+    """
     found: dict[int, Tensor] = {}
 
     def keeping(layer: int) -> Callable[..., None]:
         def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[layer] = hidden_state(output).clone()
+            found[layer] = hidden_state(output).clone()  # the next block may write into it
 
         return keep
 
@@ -166,7 +173,7 @@ def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[d
 
 @contextmanager
 def eager_attention(lm: LanguageModel) -> Iterator[None]:
-    """While open, attention is computed in the form that can tell its patterns."""
+    """While open, attention is computed in the plain form that holds its patterns; fused kernels never do."""
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation("eager")
     try:

@@ -43,6 +43,7 @@ from latentbench.mechanism.passages import Passages, Trace, injection_of, passag
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
+# By the names of LLaMA and its many descendants; where one matrix makes all three (GPT-2, GPT-NeoX) the mode is absent.
 _PROJECTIONS = {"queries": ("q_proj",), "keys": ("k_proj",), "values": ("v_proj",)}
 _OUTPUTS = ("o_proj", "dense", "c_proj", "out_proj")
 """Names of the projection whose input is the concatenation of all heads' outputs."""
@@ -154,11 +155,14 @@ class _Batch:
         if mode == "skip_attention":
             return self._kl([_output_patched(self.attention, self.plain[self.attention])])
         if mode == "skip_layer":
+            # A block that reads x and an output with s added is the plain block with the vector one layer further on.
             return self._kl((), layer=len(decoder_blocks(self.lm.model)) - 1)
         found = _named(self.block, _PROJECTIONS[mode])
         return self._kl([_output_patched(module, self.plain[module]) for module in found]) if found else None
 
     def _heads(self, joined: nn.Module | None, heads: int, inverse: bool) -> Tensor:
+        # The output projection reads the heads' outputs side by side, so replacing a slice of its input replaces a head. With
+        # grouped queries the heads are those of the queries.
         if joined is None or not heads or self.plain[joined].shape[-1] % heads:
             return torch.zeros(len(self.passages), 0, dtype=torch.float64)
         plain = self.plain[joined]
@@ -188,7 +192,10 @@ class _Batch:
 
 
 def divergence(plain: Tensor, other: Tensor) -> Tensor:
-    """[B, T] KL(p_plain ‖ p_other) of logits [B, T, vocabulary], in float64, a few positions at a time."""
+    """[B, T] KL(p_plain ‖ p_other) of logits [B, T, vocabulary], in float64, a few positions at a time.
+
+    In float32 the sum over a large vocabulary is off by about 1e-6 nats, as much as a small vector changes.
+    """
     parts = zip(torch.split(plain, _PLACES, 1), torch.split(other, _PLACES, 1), strict=True)
     return torch.cat([_divergence(*part) for part in parts], 1)
 
@@ -220,7 +227,7 @@ def _child(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 def _keeping_output(kept: dict[nn.Module, Tensor]) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        kept[module] = first_tensor(output).clone()
+        kept[module] = first_tensor(output).clone()  # what follows may write into it
 
     return keep
 
@@ -279,13 +286,14 @@ class Attribution:
 
 
 def attribution(lm: LanguageModel, injection: VectorInjection, passages: Passages, token: int) -> Attribution:
-    """Of the logit of `token` at the first generated token of every passage."""
+    """Attributes the change of the logit of `token` at the first generated token of every passage."""
     rows = [_batch(lm, injection, batch, token) for batch in passages.batches(lm)]
     change, direct, attention, mlp = (torch.cat([row[part] for row in rows]) for part in range(4))
     return Attribution(token, change, direct, attention, mlp)
 
 
 def _batch(lm: LanguageModel, injection: VectorInjection, batch: Passages, token: int) -> tuple[Tensor, ...]:
+    """Change [B], and the shares [B, layers] of vectors, attention and MLPs."""
     layers = len(decoder_blocks(lm.model))
     last = Site(index=layers - 1)
     sites = [last, *(Site(index=i, point=p) for i in range(layers) for p in ("attn_out", "mlp_out"))]
@@ -316,6 +324,7 @@ def _gradient(lm: LanguageModel, batch: Passages, run: Trace, last: Site, token:
     hidden = run.states[last].detach().clone().requires_grad_(True)
     with torch.enable_grad():
         logits = resumed_logits(lm.model, last, hidden, batch.ids, batch.real.long())
+        # Rows do not depend on each other, so the gradient of the sum holds the gradient of each.
         wanted = _at(logits, batch.prompt_lengths - 1)[:, token].sum()
         (gradient,) = torch.autograd.grad(wanted, hidden)
     return _at(gradient, batch.prompt_lengths - 1).double()

@@ -182,8 +182,9 @@ class PersistenceSums:
 def persistence(
     lm: LanguageModel, intervention: Intervention, passages: Passages, first: int, vectors: Mapping[int, Tensor]
 ) -> PersistenceSums:
-    """Behind layer `first`. `vectors` are those to compare with, by layer."""
+    """Sums for every block behind layer `first`. `vectors` are those to compare with, by layer."""
     layers = tuple(range(first + 1, len(decoder_blocks(lm.model))))
+    # Cosines to a mean need the mean first, over all passages, so every passage is run a second time.
     means, final = _means(lm, intervention, passages, layers)
     rows = [_cosines(lm, intervention, batch, means, vectors) for batch in passages.batches(lm)]
     diff_diff, diff_vector, relative = (torch.cat([row[part] for row in rows]) for part in range(3))
@@ -197,6 +198,8 @@ def _differences(
     """Layer, Δ [B, T, d] and the plain state's norms [B, T], in float32; one layer at a time."""
     steered, plain = (trace(lm, batch, way, arriving=layers).arriving for way in (intervention, None))
     for layer in layers:
+        # In float32 the difference of two states in half precision is exact. They are taken out of the traces, so that never
+        # more than one layer is held in both.
         before = plain.pop(layer).float()
         yield layer, steered.pop(layer).float() - before, before.norm(dim=-1)
 
@@ -233,6 +236,7 @@ def _cosines(
     for layer, delta, norms in _differences(lm, intervention, batch, tuple(means)):
         columns[0].append(_sum(cosine_similarity(delta, means[layer], dim=-1), chosen))
         vector = vectors.get(layer)
+        # NaN and not 0, which would be a cosine: such layers are left out of the mean.
         unknown = torch.full((len(batch),), torch.nan, dtype=torch.float64)
         columns[1].append(
             unknown if vector is None else _sum(cosine_similarity(delta, vector.to(delta.device), dim=-1), chosen)

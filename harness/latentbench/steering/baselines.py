@@ -136,7 +136,7 @@ class StackMethod(SteeringMethod):
 
     method: Literal["stack"] = "stack"
     parts: Annotated[tuple[Annotated[Any, BeforeValidator(_parsed_method)], ...], Field(min_length=1, max_length=16)]
-    """Sections as under `steering:`, switched on in this order."""
+    """Methods as under `steering:`, switched on in this order."""
 
     @model_validator(mode="after")
     def _own_use(self) -> Any:

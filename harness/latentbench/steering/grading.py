@@ -18,7 +18,7 @@ from latentbench.core.protocols import Problem, ProblemSet
 GradedBy = Literal["number", "boxed"]
 """What makes an answer right: the last number written, or the last boxed expression."""
 Grader = Callable[[str, str], bool]
-"""Of (written, gold answer): whether it is right."""
+"""Called with (written, gold answer): whether the written one is right."""
 
 # A minus is a sign only where no digit or word stands before it: "10-3" holds 10 and 3.
 _NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)")

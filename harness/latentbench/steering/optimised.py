@@ -25,7 +25,7 @@ class Optimizer(SpecModel):
     """AdamW with a constant learning rate after a linear warm-up."""
 
     learning_rate: Positive = 0.03
-    """Of every coordinate of a vector (or of an adapter's weights)."""
+    """Learning rate of every coordinate of a vector (or of an adapter's weights)."""
     unit: Literal["absolute", "residual"] = "absolute"
     """Whether the learning rate of a layer's vector is as stated, or that times mean‖h_l‖ / √d_model, the residual
     stream's root mean square there: one number then fits early and late layers."""
@@ -61,7 +61,7 @@ class ReinforcedMethod(SteeringMethod):
     samples: Annotated[int, Field(ge=2)] = 8
     """Answers drawn per problem."""
     temperature: Positive = 1.0
-    """Of sampling and of the log-probabilities that are trained."""
+    """Temperature of sampling and of the log-probabilities that are trained."""
     max_new_tokens: PositiveInt = 96
     """Longest answer; what is cut off is graded as it stands and trained on."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()

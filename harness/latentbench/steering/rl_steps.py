@@ -52,7 +52,7 @@ class RlRun:
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     problems: Sequence[Problem]
-    """Of all steps, in order."""
+    """Those of all steps, in order."""
     layout: Layout
     """Tells the vectors' hooks where prompts end; written before every pass, by whoever runs it."""
     first: int

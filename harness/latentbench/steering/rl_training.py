@@ -152,7 +152,7 @@ class RlCheckpoint:
                 self.moments[name] = {moment: state[moment].detach().cpu().clone() for moment in _MOMENTS}
 
     def give(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Puts them back."""
+        """Puts the weights and the averages back."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 parameters[name].copy_(weight)
@@ -195,7 +195,7 @@ class RlCheckpoint:
 
 @dataclass(frozen=True)
 class RlResult:
-    """The outcome."""
+    """What a training came to."""
 
     best: Mapping[str, Tensor]
     norms: Mapping[int, float]
@@ -222,7 +222,7 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
     Raises InvalidInput where there are too few problems, or one that the model cannot read or has no room to answer.
     """
     lm = context.model()
-    selection, training = _problems(method, context)
+    selection, training = _problems(method, context)  # of all steps, also of those that a checkpoint has behind it
     # Now, and not by an error in the middle of a training that has run for hours.
     check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))
     norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training])
@@ -232,13 +232,12 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
         optimizer = _optimizer(method, trainable, parameters, norms)
         if progress.step:
             progress.give(parameters, optimizer)
-        else:
-            progress.take(parameters, optimizer)
 
         def after(statistics: StepStatistics) -> None:
             """Notes what a step did, compares checkpoints, and makes the step durable."""
             progress.step += 1
             progress.take(parameters, optimizer)
+            # On problems that no step trains on: the reward of the last steps would favour whichever got the easier ones.
             measured = progress.step % method.select_every == 0 or progress.step == method.steps
             accuracy = _accuracy(method, lm, selection, layout) if measured else None
             if measured and (accuracy is None or progress.best_accuracy is None or accuracy > progress.best_accuracy):
@@ -246,7 +245,7 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
                 progress.best_accuracy = accuracy
             norm = float(torch.stack([weight.double().square().sum() for weight in progress.weights.values()]).sum())
             progress.curve.append(statistics.entry(progress.step, norm**0.5, accuracy))
-            progress.save(context.scratch)
+            progress.save(context.scratch)  # before progress is reported: what was seen to be done is never done again
             context.progress(progress.step, method.steps)
 
         if progress.step < method.steps:
