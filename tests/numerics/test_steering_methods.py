@@ -19,7 +19,7 @@ from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Stack, Untouched
 from latentbench.interventions.vectors import SteeringVectors, write_vectors
 from latentbench.steering.baselines import LoadMethod, NoSteering, PrefixMethod, RandomMethod, StackMethod
-from latentbench.steering.build import residual_norms, vectors_of
+from latentbench.steering.build import residual_norms, vectors_of, width_of
 from latentbench.steering.computed_vectors import direction_of
 from latentbench.steering.contrastive import ContrastiveMethod, SaeLatentMethod
 from latentbench.study.context import Content, StageContext
@@ -222,3 +222,9 @@ def test_a_stack_is_made_of_its_parts(lm: LanguageModel, tmp_path: Path) -> None
     with made.applied(lm) as receipt:
         lm.model(input_ids=torch.tensor([[3, 4]]))
     assert receipt.calls == 2 * LAYERS
+
+
+def test_a_width_that_the_configuration_does_not_say_is_asked_for_by_name(lm: LanguageModel) -> None:
+    assert width_of(lm.model) == WIDTH
+    with pytest.raises(InvalidInput, match="SimpleNamespace has no hidden_size"):
+        width_of(SimpleNamespace(config=SimpleNamespace()))
