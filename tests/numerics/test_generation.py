@@ -17,8 +17,14 @@ from transformers import CompileConfig, GenerationConfig, WatermarkingConfig
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
-from latentbench.interventions.generation import Sampling, answers, generate, ignored_generation_settings, prompt_ids
-from latentbench.interventions.stops import Stops
+from latentbench.interventions.generation import (
+    Sampling,
+    Stops,
+    answers,
+    generate,
+    ignored_generation_settings,
+    prompt_ids,
+)
 from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.steering import language_model
@@ -277,7 +283,7 @@ def test_what_does_not_fit_is_cut_and_counted_or_refused(short: LanguageModel) -
     assert scored(40, 4) == (pytest.approx(scored(9, 4)[0], rel=1e-6), 1)
     with pytest.raises(InvalidInput, match=r"a choice has 13 tokens; this model reads 1 to 12"):
         scored(3, 13)
-    with pytest.raises(InvalidInput, match="9 new tokens after a prompt of 4 do not fit into the context of 12"):
+    with pytest.raises(InvalidInput, match="a prompt of 4 tokens leaves no room for 9 more in the context of 12"):
         write(short, torch.ones(1, 4).long(), Untouched(), tokens=9, temperature=1.0, top_p=1.0, seed=0)
 
 

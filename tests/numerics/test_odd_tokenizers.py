@@ -165,7 +165,7 @@ def test_an_answer_ends_where_the_positions_do_and_a_prompt_without_room_is_refu
     short, cut = answers(lm, ["w5", prompt], Sampling(7))
     assert len(short.ids) == 7
     assert (len(cut.ids), cut.truncated) == (6, True)
-    with pytest.raises(InvalidInput, match="a prompt of 16 tokens leaves no room for an answer in the model's context"):
+    with pytest.raises(InvalidInput, match="a prompt of 16 tokens leaves no room for 1 more in the context"):
         answers(lm, ["w5", " ".join(["w5"] * 16)], Sampling(1))
 
 

@@ -13,9 +13,9 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
+from latentbench.interventions.generation import Stops
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Untouched
-from latentbench.interventions.stops import Stops
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.reasoning.task_suite import AnswerCache, TaskOptions
 from latentbench_adapters.lm_eval.steered_model import SeededSampling, SteeredLM, StopStrings

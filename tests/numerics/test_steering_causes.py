@@ -15,10 +15,15 @@ from latentbench.interventions.generation import Sampling, answers, prompt_ids
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Stack, Untouched
 from latentbench.interventions.vectors import SteeringVectors
-from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs, shared_gain
-from latentbench.mechanism.metrics.study import injection_of, vector_problems
-from latentbench.steering import grading
+from latentbench.mechanism import ablations
+from latentbench.mechanism.ablations import shared_gain
+from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs
+from latentbench.mechanism.metrics.study import vector_problems
+from latentbench.mechanism.passages import injection_of
+from latentbench.steering.baselines import NoSteering, PrefixMethod, RandomMethod, StackMethod
 from latentbench.steering.capability_cost import CapabilityCost
+from latentbench.steering.optimised import LoraMethod, RlMethod
+from latentbench_adapters.pocket.adapter import PocketProblems
 from tests.support.steering import WIDTH, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +61,7 @@ def test_the_first_token_test_appends_the_token_itself(tmp_path: Path, monkeypat
         endings.append(tuple(ending))
         return answers(*args, ending=ending, **more)
 
-    monkeypatch.setattr(grading, "answers", watched)
+    monkeypatch.setattr(ablations, "answers", watched)
     found = study(FirstTokenTest).run(around(tmp_path, VectorInjection(vectors(1))))
     assert [len(ending) for ending in endings] == [0, 0, 1]
     assert found.details["token"] == language_model("llama").tokenizer.decode(list(endings[2]))
@@ -102,24 +107,29 @@ def test_vectors_of_a_stack_are_summed_by_layer(tmp_path: Path) -> None:
         injection_of(around(tmp_path, Stack([VectorInjection(vectors(1)), Untouched("x")])))
 
 
+RL = RlMethod(problems=PocketProblems())
+LORA = LoraMethod(problems=PocketProblems())
+
+
 @pytest.mark.parametrize(
     ("parts", "said"),
     [
-        ([("rl", "all"), ("random", "all")], ()),
-        ([("rl", "all"), ("random", "first")], ("scope",)),
-        ([("rl", "all"), ("lora", "all")], ("'lora' adds none",)),
+        ((RL, RandomMethod(norm=1.0)), ()),
+        ((RL, RandomMethod(norm=1.0, scope="first")), ("scope",)),
+        ((RL, LORA), ("'lora' adds none",)),
+        ((RL, StackMethod(parts=(RL, PrefixMethod(text=" So")))), ("'prefix' adds none",)),
     ],
 )
 def test_stacks_without_one_mechanism_are_refused_before_training(parts: Any, said: tuple[str, ...]) -> None:
-    stack = SimpleNamespace(method="stack", parts=[SimpleNamespace(method=m, scope=s) for m, s in parts])
-    found = vector_problems("logit_lens", SimpleNamespace(steering=stack))  # type: ignore[arg-type]
+    experiment: Any = SimpleNamespace(steering=StackMethod(parts=parts))
+    found = vector_problems("logit_lens", experiment)
     assert len(found) == len(said)
     assert all(part in text for part, text in zip(said, found, strict=True))
 
 
 def test_a_sweep_of_scales_is_for_vectors() -> None:
     asked: Any = CapabilityCost(scales=(0.5, 1.0))
-    for method, complaints in (("lora", 1), ("prefix", 1), ("rl", 0)):
-        experiment = SimpleNamespace(steering=SimpleNamespace(method=method))
-        assert len(asked.problems_in(experiment, None)) == complaints
+    for method, problems in ((LORA, 1), (PrefixMethod(text=" So"), 1), (NoSteering(), 1), (RL, 0)):
+        experiment = SimpleNamespace(steering=method)
+        assert len(asked.problems_in(experiment, None)) == problems
         assert CapabilityCost().problems_in(experiment, None) == ()  # type: ignore[arg-type]

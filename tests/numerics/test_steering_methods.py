@@ -19,7 +19,8 @@ from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Stack, Untouched
 from latentbench.interventions.vectors import SteeringVectors, write_vectors
 from latentbench.steering.baselines import LoadMethod, NoSteering, PrefixMethod, RandomMethod, StackMethod
-from latentbench.steering.build import residual_norms, vectors_of
+from latentbench.steering.build import residual_norms, vectors_of, width_of
+from latentbench.steering.computed_vectors import direction_of
 from latentbench.steering.contrastive import ContrastiveMethod, SaeLatentMethod
 from latentbench.study.context import Content, StageContext
 from tests.support.labs import RuleSAE
@@ -117,11 +118,9 @@ def test_pca_is_the_first_direction_of_the_differences() -> None:
     direction = torch.nn.functional.normalize(torch.randn(WIDTH, generator=generator), dim=0)
     sizes = 3 + torch.rand(50, generator=generator)
     pairs = sizes[:, None] * direction + 0.01 * torch.randn(50, WIDTH, generator=generator)
-    method = ContrastiveMethod(positive=POSITIVE, negative=NEGATIVE, estimate="pca")
     for sign in (1, -1):
-        torch.testing.assert_close(
-            method._direction(sign * pairs), sign * sizes.mean() * direction, atol=0.02, rtol=0.02
-        )
+        expected = sign * sizes.mean() * direction
+        torch.testing.assert_close(direction_of(sign * pairs, "pca"), expected, atol=0.02, rtol=0.02)
 
 
 def test_residual_norms_are_means_over_tokens(lm: LanguageModel) -> None:
@@ -223,3 +222,9 @@ def test_a_stack_is_made_of_its_parts(lm: LanguageModel, tmp_path: Path) -> None
     with made.applied(lm) as receipt:
         lm.model(input_ids=torch.tensor([[3, 4]]))
     assert receipt.calls == 2 * LAYERS
+
+
+def test_a_width_that_the_configuration_does_not_say_is_asked_for_by_name(lm: LanguageModel) -> None:
+    assert width_of(lm.model) == WIDTH
+    with pytest.raises(InvalidInput, match="SimpleNamespace has no hidden_size"):
+        width_of(SimpleNamespace(config=SimpleNamespace()))

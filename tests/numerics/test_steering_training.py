@@ -17,7 +17,7 @@ from latentbench.interventions.generation import left_padded, prompt_ids
 from latentbench.interventions.injection import VectorInjection, injecting
 from latentbench.interventions.intervention import Layout, Scope
 from latentbench.steering import rl_steps
-from latentbench.steering.build import read_problems
+from latentbench.steering.grading import read_problems
 from latentbench.steering.optimised import LoraMethod, ReinforcedMethod, RlMethod
 from latentbench.steering.rl_training import CHECKPOINT_FILE, RlCheckpoint
 from latentbench.study.context import Content
@@ -201,7 +201,7 @@ def test_an_adapter_of_a_model_in_half_precision_is_trained_in_single(tmp_path: 
 def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
     """A short training already changes most answers; the problems it is measured on are not those it chose by."""
     from latentbench.interventions.generation import Sampling, answers
-    from latentbench.steering.rewards import same_last_number
+    from latentbench.steering.grading import same_last_number
 
     lm = PocketModel().load(Roots(tmp_path), torch.device("cpu"))
     plain = {"problems": {"adapter": "pocket"}, "steps": 5, "prompts": 16, "selection": 32}

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
-from latentbench.core.plugins import Choice, plugins
+from latentbench.core.plugins import Choice, implementation, plugins
 from latentbench.core.protocols import Problem
 from latentbench.steering.method import SteeringMethod
 from latentbench_adapters.pocket.adapter import PocketProblems
@@ -132,8 +132,30 @@ def test_layers_count_from_either_end() -> None:
             section("none", layers=wrong).chosen(3)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_makes_its_content_itself_or_names_what_does(method: str) -> None:
+    made = type(section(method))
+    if made.make is SteeringMethod.make:
+        assert callable(implementation(made.implementation))
+    else:
+        assert not hasattr(made, "implementation")
+
+
+def test_an_implementation_that_is_not_there_is_named() -> None:
+    class Lost(SteeringMethod):
+        implementation = "latentbench.steering.computed_vectors:nothing"
+        method: str = "lost"
+
+    with pytest.raises(NotAvailable, match="computed_vectors:nothing cannot be imported"):
+        Lost().make(None)  # type: ignore[arg-type]
+
+
 def test_no_torch_is_imported() -> None:
-    code = "import sys, latentbench.steering.baselines, latentbench.steering.contrastive, latentbench.steering.optimised, latentbench_adapters.problems; "
+    steering = ("baselines", "contrastive", "optimised", "capability_cost", "grading")
+    mechanism = ("ablations", "output_tokens", "paths", "propagation")
+    modules = [f"latentbench.steering.{name}" for name in steering]
+    modules += [f"latentbench.mechanism.metrics.{name}" for name in mechanism]
+    code = f"import sys, {', '.join(modules)}, latentbench_adapters.problems; "
     heavy = "{'torch', 'numpy', 'trl', 'peft', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", f"{code}print({heavy})"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -205,7 +227,7 @@ def test_pocket_problems_of_the_two_splits_differ() -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real problems are not here")
 def test_gsm8k_itself_is_read_and_its_answers_grade_as_right() -> None:
-    from latentbench.steering.rewards import same_last_number
+    from latentbench.steering.grading import same_last_number
 
     prompt, pattern = "Question: {question}\nAnswer:", r"####\s*(.+)"
     section = FileProblems(path="gsm8k/test.jsonl", prompt=prompt, answer_pattern=pattern)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench.steering.rewards import grader, same_boxed, same_last_number
+from latentbench.steering.grading import grader, same_boxed, same_last_number
 
 
 @pytest.mark.parametrize(

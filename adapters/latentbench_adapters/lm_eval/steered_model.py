@@ -24,9 +24,8 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest, seed_of
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json
-from latentbench.interventions.generation import generate
+from latentbench.interventions.generation import Stops, generate
 from latentbench.interventions.intervention import Intervention, Layout, Receipt, Untouched
-from latentbench.interventions.stops import Stops
 from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
 from latentbench_adapters.lm_eval.tasks import quiet
 

@@ -1,8 +1,12 @@
 """Adding vectors to the residual stream of a running model, through hooks that count what they do.
 
-A vector of layer l is added to the output of decoder block l, at the tokens in scope and never at padding. Nothing but
-hooks is installed, so any causal language model whose blocks can be found works, with or without a KV cache. The vectors
-may be parameters: gradients flow into them.
+A vector of layer l is added to the output of decoder block l: h_l(t) ← h_l(t) + Δ_l at every token t in scope, never at
+padding. Nothing but hooks is installed, so any causal language model whose blocks can be found works, with or without a
+KV cache. The vectors may be parameters: gradients flow into them.
+
+A hook that is never called changes nothing and raises nothing (a compiled or replaced forward, a block that is skipped), so
+the result would be an unsteered number in a steered row. That is why every pass is counted on both ends, at the model and at
+each block, and why `applied` fails where the two do not agree.
 """
 
 from __future__ import annotations
@@ -55,6 +59,7 @@ class VectorInjection(Intervention):
         deltas = {layer: delta.to(lm.device) for layer, delta in self.deltas.items()}
         with injecting(lm.model, deltas, self.scope, layout, idle=idle) as receipt:
             yield receipt
+        # |Δ| is measured as it arrived: 0 although something was asked for means that h + Δ rounded back to h everywhere.
         if receipt.steered and not receipt.relative_size and any(map(torch.any, deltas.values())):
             raise CellFailed(
                 f"steering was not applied: the vectors are so small that {lm.model.dtype} rounds all of them away; "
@@ -85,7 +90,8 @@ def injecting(
     hooks = _Hooks(deltas, scope)
     with ExitStack() as stack:
         for layer in deltas:
-            # First of all hooks on the block, so that whoever reads its output reads the steered one.
+            # First of all hooks on the block, so that whoever reads its output reads the steered one. (Only who prepends a
+            # hook later comes before: the other part of a stack, which is a sum, and `mechanism.passages` on purpose.)
             stack.callback(blocks[layer].register_forward_hook(hooks.adding(layer), prepend=True).remove)
         stack.enter_context(watching_passes(model, layout or Layout(), hooks.enter, hooks.leave))
         yield hooks.receipt
@@ -93,11 +99,12 @@ def injecting(
 
 
 def token_norms(states: Tensor) -> Tensor:
-    """[B, T]: norms of hidden states [B, T, d], at least in float32 and never quite zero."""
+    """[B, T]: norms of hidden states [B, T, d], at least in float32 and never quite zero, so that they can divide."""
     return _norms(states).clamp_min(1e-30)
 
 
 def _norms(states: Tensor) -> Tensor:
+    # A norm in bfloat16 would be right to two digits only, and |Δ|/|h| with it.
     norms: Tensor = torch.linalg.vector_norm(states, dim=-1, dtype=torch.promote_types(states.dtype, torch.float32))
     return norms
 
@@ -118,6 +125,8 @@ class _Hooks:
 
     def enter(self, tokens: PassTokens) -> None:
         """Before a pass: decides which of its tokens are changed."""
+        # Calls start anew here and not in `leave`, which a pass that was stopped on the way never reaches: reading hidden
+        # states stops behind the deepest block needed, and the layers after it are then rightly not called.
         self._chosen, self._called = tokens.in_scope(self._scope), []
         self.receipt.passes += 1
         self.receipt.tokens += int(tokens.real.sum()) * len(self._deltas)
@@ -128,9 +137,12 @@ class _Hooks:
 
         def add(block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             hidden = hidden_state(output)
+            # Gradient checkpointing would run blocks again after the pass, and a block can be called by itself: which of
+            # its tokens are in scope is then not known.
             if self._chosen is None or hidden.shape[:2] != self._chosen.shape:
                 self._wrong.append(f"block {layer} ran on {list(hidden.shape[:2])} tokens outside a pass of the model")
                 return output
+            # A sum with a masked Δ and no assignment to the chosen tokens: in place, autograd would lose h.
             steered = hidden + self._chosen[..., None].to(hidden.dtype) * self._deltas[layer].to(hidden.dtype)
             self._note(layer, hidden, steered, self._chosen)
             return with_first_tensor(output, steered)
@@ -148,7 +160,7 @@ class _Hooks:
     def close(self, idle: bool) -> None:
         """Completes the receipt. Raises CellFailed when it does not add up."""
         if self._sums is not None:
-            count, ratios = self._sums.tolist()
+            count, ratios = self._sums.tolist()  # the only time that the device is waited for
             self.receipt.steered = int(count)
             self.receipt.relative_size = ratios / count if count else 0.0
         if self._wrong:

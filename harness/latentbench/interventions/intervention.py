@@ -28,7 +28,7 @@ Scope = Literal["all", "generated", "first", "prompt"]
 
 @dataclass
 class Receipt:
-    """Proof that an intervention happened: what its hooks saw. Checked against the tokens the model processed."""
+    """Proof that an intervention happened: what its hooks saw. It is complete once the intervention is switched off."""
 
     passes: int = 0
     """Forward passes of the model."""
@@ -53,7 +53,7 @@ class Receipt:
             self.last_position = high if self.last_position is None else max(high, self.last_position)
 
     def __add__(self, other: Receipt) -> Receipt:
-        """Of one after the other: sums, and the mean size weighted by steered tokens."""
+        """The receipt of two stretches of work, one after the other: sums, and the mean size by steered tokens."""
         steered = self.steered + other.steered
         size = self.relative_size * self.steered + other.relative_size * other.steered
         first = [r.first_position for r in (self, other) if r.first_position is not None]
@@ -137,5 +137,6 @@ class Stack(Intervention):
         with ExitStack() as stack:
             receipts = [stack.enter_context(part.applied(lm, layout, idle=idle)) for part in self.parts]
             yield receipt
+        # Filled only now, when every part has completed its own receipt on leaving; in place, since the caller holds it.
         vars(receipt).update(vars(sum(receipts, Receipt())))
         receipt.passes = max((one.passes for one in receipts), default=0)  # they saw the same ones

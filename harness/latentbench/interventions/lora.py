@@ -18,11 +18,16 @@ from latentbench.interventions.injection import token_norms
 from latentbench.interventions.intervention import Intervention, Layout, Receipt
 from latentbench.interventions.passes import PassTokens, watching_passes
 
+# The last matrix of an MLP as the architectures of transformers call it.
 _NAMES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "dense_output")
 
 
 class LoraAdapter(Intervention):
-    """A trained adapter: weights `A.l` [r, d_ff] and `B.l` [d_model, r]; Δ = scale · B A u at the projection's output."""
+    """A trained adapter: weights `A.l` [r, d_ff] and `B.l` [d_model, r]; Δ = scale · B A u at the projection's output.
+
+    u [d_ff] is what the projection reads (LoRA, arXiv 2106.09685, with α = r, so that nothing but `scale` multiplies). Raises
+    InvalidInput when it is switched on in a model whose projections have other shapes.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor], layers: tuple[int, ...], rank: int, scale: float = 1.0) -> None:
         self.weights, self.layers, self.rank, self.scale = dict(weights), layers, rank, scale
@@ -69,6 +74,7 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
     from peft import LoraConfig, inject_adapter_in_model
 
     names, attributes = down_projections(lm.model, layers), set(vars(lm.model))
+    # peft freezes every parameter but its own, and leaves attributes such as `peft_config` on the model.
     frozen = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(names.values()))
     inject_adapter_in_model(config, lm.model)
@@ -80,6 +86,7 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
     try:
         yield adapters
     finally:
+        # Taken out by hand: peft's own `unload` is a method of its wrapper around a whole model, which is not made here.
         for name in names.values():
             parent, _, child = name.rpartition(".")
             layer: Any = lm.model.get_submodule(name)
@@ -98,6 +105,7 @@ def down_projections(model: nn.Module, layers: tuple[int, ...]) -> dict[int, str
 
 
 def _down_projection(block: nn.Module) -> nn.Module:
+    # Looked for inside the MLP first: GPT-2's attention ends in a `c_proj` too.
     mlp = next((child for name, child in block.named_children() if name in ("mlp", "feed_forward", "ffn")), None)
     within = (mlp or mlp_output(block)).named_modules()
     by_name: dict[str, nn.Module] = dict(block.named_children()) | {
@@ -116,7 +124,9 @@ class _Seen:
         self.receipt = Receipt()
         self._layers, self._expected, self._ratios = layers, 0, 0.0
         self._real: Tensor | None = None
+        """[B, T] bool: no padding, of the running pass."""
         self._deltas: dict[int, Tensor] = {}
+        """Layer to the norms [B, T] of what its adapter has just added, until its block is through."""
 
     def enter(self, tokens: PassTokens) -> None:
         """Before a pass."""

@@ -1,4 +1,9 @@
-"""Following a model's forward passes: which tokens each is over, where the prompts end, and what is padding."""
+"""Following a model's forward passes: which tokens each is over, where the prompts end, and what is padding.
+
+A scope such as `generated` is about positions in a text, but a hook sees a tensor: a whole batch of texts, or with a KV cache
+only the newest token of each. What is missing is taken from the call's attention mask, which covers cached tokens too, and
+from where `generate()` was told that the prompts end.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +39,7 @@ class PassTokens:
             raise InvalidInput(
                 f"scope {scope!r} needs to know where the prompts end: use generate(), or set `Layout.prompt_lengths`"
             )
+        # Position t is changed for what it predicts, token t + 1: the last token of the prompt writes the first generated.
         last = self.prompt_lengths.to(self.order.device)[:, None] - 1
         order = self.order
         return {"generated": order >= last, "first": order == last, "prompt": order < last}[scope] & self.real
@@ -47,9 +53,12 @@ Leave = Callable[[], None]
 def watching_passes(model: nn.Module, layout: Layout, enter: Enter, leave: Leave) -> Iterator[None]:
     """While open, `enter` is called before every forward pass of `model` and `leave` after every one that is complete.
 
-    Prompts are those of `layout` or, while `generate()` runs, of its input, with or without a cache.
+    Prompts are those of `layout` or, while `generate()` runs, of its input, with or without a cache. `leave` is not called
+    for a pass that raised, nor for one that a hook stopped on purpose (`latentbench.activations.capture`).
     """
-    prompt: list[int] = []
+    prompt: list[
+        int
+    ] = []  # empty outside of `generate()`; a list, because the wrapper of `generate` sets what hooks read
 
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         enter(_tokens(args, kwargs, layout, prompt[-1] if prompt else None))
@@ -68,7 +77,11 @@ def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout, pr
     given = _given(args, kwargs)
     mask = _mask(given, kwargs, layout)
     length = given.shape[1]
+    # Counted over cached and new tokens alike, so that a token keeps its position whether it is read with its text or alone.
+    # Padding gets the position of the token before it, −1 in front of all; it is masked wherever that matters.
     order = mask.cumsum(1) - 1
+    # The mask that `generate()` hands on grows at the end, so its first columns stay those of the prompt. Its rows are also
+    # those of the pass (several sequences per prompt, beams), which `layout` could not know.
     lengths = layout.prompt_lengths if prompt_columns is None else mask[:, :prompt_columns].sum(1)
     return PassTokens(order[:, -length:], mask[:, -length:], lengths)
 
@@ -105,6 +118,8 @@ def _watched_generate(model: Any, prompt: list[int]) -> Iterator[None]:
         return
     original, own = model.generate, model.__dict__.get("generate")
 
+    # On the instance, in front of the class' own method; where something is there already (another injection), it is called
+    # and put back.
     @wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
         prompt.append(_given(args, kwargs).shape[1])

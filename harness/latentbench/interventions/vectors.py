@@ -3,6 +3,9 @@
 A vector of layer l is added to the output of decoder block l, the residual stream after the block. latentbench's own
 safetensors file says which model they are of. repeng's GGUF control vectors and lm-eval's `.pt` files, which are read
 without unpickling, number layers the same way.
+
+The gguf package believes every count and length that it reads, so a file's header is looked through before it is given
+to that package (format: github.com/ggml-org/ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import io
 import json
 import os
 import re
+import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -30,10 +35,15 @@ from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json
 from latentbench.core.torch_files import is_held, read_archive
-from latentbench.interventions.gguf_header import check_header
 from latentbench.store.files import write_bytes
 
 FORMAT, SCHEMA = "latentbench.steering", "1"
+
+_ARCHITECTURE = "controlvector"
+_DIRECTION = re.compile(r"direction\.(\d+)")
+_HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")
+_LARGEST = 1 << 30
+"""Bytes; 80 vectors that are 8192 wide take 2.5 MiB."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,10 @@ class SteeringVectors:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over layers and bytes of the vectors; who made them, and for what, is not in it."""
+        """sha256 over layers and bytes of the vectors; who made them, and for what, is not in it.
+
+        Answers are cached by it: the same vectors from a training and from a file are the same intervention.
+        """
         total = sha256()
         for layer, vector in self.vectors.items():
             total.update(f"{layer} {len(vector)}\n".encode())
@@ -86,14 +99,14 @@ class SteeringVectors:
         }
 
     def only(self, *layers: int) -> SteeringVectors:
-        """Of some layers. Raises InvalidInput for a layer without a vector."""
+        """The vectors of some layers alone. Raises InvalidInput for a layer without a vector."""
         if missing := [layer for layer in layers if layer not in self.vectors]:
             raise InvalidInput(f"no steering vector for layers {missing}; there are some for {list(self.layers)}")
         return replace(self, vectors={layer: self.vectors[layer] for layer in layers})
 
     def check(self, model: nn.Module) -> None:
         """Raises InvalidInput when `model` has another width or fewer layers."""
-        blocks, width = len(decoder_blocks(model)), _width(model)
+        blocks, width = len(decoder_blocks(model)), residual_width(model)
         if width is not None and width != self.d_model:
             raise InvalidInput(
                 f"these steering vectors are {self.d_model} wide, the residual stream of this model {width}: "
@@ -131,7 +144,7 @@ class SteeringVectors:
         return made
 
     def made_for(self, tag: Json, where: str) -> SteeringVectors:
-        """Itself. Raises RefusedFile when it is known to be of another model or revision than `tag`."""
+        """Gives itself back. Raises RefusedFile when it is known to be of another model or revision than `tag`."""
         if self.model is not None and self.model != tag:
             raise RefusedFile(
                 f"{where}: these steering vectors were made for another model or revision: "
@@ -145,27 +158,13 @@ def model_tag(identity: Json) -> Json:
     return {key: value for key, value in identity.items() if key != "dtype"} if isinstance(identity, dict) else identity
 
 
-def _name(layer: int) -> str:
-    return f"layer.{layer}"
-
-
-def _width(model: Any) -> int | None:
-    """Width of the residual stream, where the configuration says it."""
+def residual_width(model: Any) -> int | None:
+    """Width of a model's residual stream, where its configuration says it."""
     config: Any = getattr(model, "config", None)
+    # A model that also sees or hears keeps the sizes of its language part in a configuration of its own.
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     width = getattr(text, "hidden_size", None)
     return width if isinstance(width, int) else None
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with foreign(f"{path.name} cannot be read as safetensors"), safe_open(path, framework="pt") as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-_ARCHITECTURE = "controlvector"
-_DIRECTION = re.compile(r"direction\.(\d+)")
-_HOOKPOINT = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)")
-_LARGEST = 1 << 30
 
 
 def read_vectors(path: Path) -> SteeringVectors:
@@ -195,7 +194,7 @@ def read_gguf(path: Path) -> SteeringVectors:
     from gguf import GGMLQuantizationType, GGUFReader
 
     with foreign(f"{path.name} is no readable GGUF control vector"):
-        check_header(path)
+        _check_gguf_header(path)
         reader = GGUFReader(path)
         kind = reader.get_field("general.architecture")
         if kind is None or kind.contents() != _ARCHITECTURE:
@@ -205,7 +204,7 @@ def read_gguf(path: Path) -> SteeringVectors:
             name = _DIRECTION.fullmatch(tensor.name)
             if name is None or tensor.tensor_type != GGMLQuantizationType.F32:
                 raise RefusedFile(f"{path.name}: {tensor.name} is no direction in 32-bit floating point")
-            vectors[int(name[1])] = torch.tensor(tensor.data.reshape(-1))
+            vectors[int(name[1])] = torch.tensor(tensor.data.reshape(-1))  # a copy: the reader's arrays map the file
     return _vectors(vectors, path)
 
 
@@ -216,6 +215,7 @@ def write_gguf(vectors: SteeringVectors, path: Path, model_hint: str = "unknown"
     """
     from gguf import GGUFWriter
 
+    # GGUFWriter writes to paths only, and piece by piece; `write_bytes` then replaces `path` at once or not at all.
     handle, draft = tempfile.mkstemp(suffix=".gguf")
     os.close(handle)
     try:
@@ -268,6 +268,15 @@ def write_lm_eval(vectors: SteeringVectors, path: Path, hookpoint: str = "layers
     write_bytes(path, file.getvalue())
 
 
+def _name(layer: int) -> str:
+    return f"layer.{layer}"
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with foreign(f"{path.name} cannot be read as safetensors"), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def _vectors(vectors: Mapping[int, Tensor], path: Path) -> SteeringVectors:
     """Raises RefusedFile that names the file where these are no vectors of one model."""
     try:
@@ -287,6 +296,94 @@ def _lm_eval_entry(hookpoint: str, entry: Any, where: str) -> tuple[int, Tensor]
     coefficient = entry.get("steering_coefficient", 1.0)
     if not isinstance(coefficient, int | float) or not vector.is_floating_point():
         raise RefusedFile(f"{where}: {hookpoint} holds no floating-point vector with a number as coefficient")
+    # A tensor of stride 0 stands for any number of elements in a few bytes, and would be written out in full below.
     if not is_held(vector):
         raise RefusedFile(f"{where}: {hookpoint} stands for more numbers than the file holds")
     return int(name[1]), vector.detach().float().reshape(-1) * float(coefficient)
+
+
+_GGUF_VERSIONS, _LARGEST_COUNT, _LARGEST_HEADER, _DIMENSIONS = (2, 3), 4096, 1 << 24, 4
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of the plain metadata types by number."""
+_TEXT, _LIST = 8, 9
+_PER_BYTE = 8
+"""Most elements of a quantised tensor in a byte."""
+
+
+def _check_gguf_header(path: Path) -> None:
+    """Raises RefusedFile when a count, length or offset in the header cannot be true, or lists hold lists.
+
+    Little endian: magic, version, number of tensors, number of metadata pairs; then pairs of key, type and value; then
+    name, shape, type and offset of every tensor.
+    """
+    with path.open("rb") as file:
+        header = _GgufHeader(file, path)
+        if header.take(4) != b"GGUF" or header.number(4) not in _GGUF_VERSIONS:
+            raise RefusedFile(f"{path.name} is no GGUF file of version 2 or 3")
+        tensors, pairs = header.count(), header.count()
+        for _ in range(pairs):
+            header.text()
+            header.value(header.number(4))
+        for _ in range(tensors):
+            header.tensor()
+
+
+class _GgufHeader:
+    """Reads forward and never believes more than the file can hold; every method takes what it is called after."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.name = file, path.name
+        self.size = path.stat().st_size
+
+    def take(self, count: int) -> bytes:
+        if count > min(self.size, _LARGEST_HEADER) or self.file.tell() > _LARGEST_HEADER:
+            raise self.wrong()
+        found = self.file.read(count)
+        if len(found) != count:
+            raise self.wrong()
+        return found
+
+    def number(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def count(self) -> int:
+        found = self.number(8)
+        if found > _LARGEST_COUNT:
+            raise self.wrong()
+        return found
+
+    def text(self) -> None:
+        self.take(self.number(8))
+
+    def value(self, kind: int) -> None:
+        if kind == _TEXT:
+            self.text()
+        elif kind == _LIST:
+            of, count = struct.unpack("<IQ", self.take(12))
+            if of == _TEXT and count <= _LARGEST_COUNT:
+                for _ in range(count):
+                    self.text()
+            else:
+                # A list has no plain width, so lists of lists end here: the gguf package would descend without limit.
+                self.take(self.width(of) * count)
+        else:
+            self.take(self.width(kind))
+
+    def width(self, kind: int) -> int:
+        if kind not in _SIZES:
+            raise self.wrong()
+        return _SIZES[kind]
+
+    def tensor(self) -> None:
+        self.text()
+        dimensions = self.number(4)
+        if not 1 <= dimensions <= _DIMENSIONS:
+            raise self.wrong()
+        elements = prod(self.number(8) for _ in range(dimensions))
+        self.number(4)  # its type
+        # The gguf package adds in 64 bits: beyond, an offset comes round to the header and is read as numbers.
+        if not 1 <= elements <= _PER_BYTE * self.size or self.number(8) > self.size:
+            raise self.wrong()
+
+    def wrong(self) -> RefusedFile:
+        return RefusedFile(f"{self.name} is no sound GGUF file: its header promises what is not there")

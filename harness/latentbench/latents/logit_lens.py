@@ -5,6 +5,9 @@ its learned scale (and centring, for a LayerNorm), and its unembedding; the norm
 logits their mean over the vocabulary is subtracted, which changes no probability. It is what the direction would do by
 itself at the end of the model: later blocks are left out, and how strongly the norm divides a real hidden state is not
 known, so only the order and the ratios of one latent's numbers mean something.
+
+The lens of steering vectors (harness/latentbench/mechanism/output_tokens.py) leaves the norm out, as the work it reproduces
+does. The two differ on purpose, and their tokens are not comparable.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The lens reads a vector straight through the unembedding. For a vector v and rows w_t of the unembedding: dot_t = w_t · v
 and cos_t = w_t · v / (‖w_t‖ ‖v‖), as in Small Vectors (arXiv 2509.06608, section 5 and its code): the final norm is not
-applied.
+applied. `latentbench.latents.logit_lens`, the lens of SAE latents, does apply it; the two differ on purpose, each as in the
+work it reproduces, and their tokens are not comparable.
 
 The shift is p_steered − p_unsteered over the same text, by position. The total variation
 TV = ½ Σ_t |p_steered(t) − p_unsteered(t)| says how much, the largest increase which token (section 6: for last-layer
@@ -21,8 +22,44 @@ from torch import Tensor
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention
-from latentbench.mechanism.passages import Passages, trace
+from latentbench.mechanism.metrics.output_tokens import LogitLens, TokenShift
+from latentbench.mechanism.metrics.study import DOMAIN
+from latentbench.mechanism.passages import Passages, injection_of, passages_of, trace
+from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings
+
+
+def measure_logit_lens(study: LogitLens, context: StageContext) -> Findings:
+    """The lens of every layer's vector."""
+    lm, vectors = context.model(), injection_of(context).vectors.vectors
+    lenses = {layer: vector_logit_lens(lm, vector, study.tokens) for layer, vector in vectors.items()}
+    values = [
+        MetricValue(
+            id=f"logit_lens.{end}_cosine",
+            version=study.version,
+            value=tokens[0]["cosine"],
+            unit="cosine",
+            higher_is_better=None,
+            params={"layer": layer},
+        )
+        for layer, lens in lenses.items()
+        for end, tokens in (("top", lens.top), ("bottom", lens.bottom))
+    ]
+    layers = [{"layer": layer, "top": lens.top, "bottom": lens.bottom} for layer, lens in lenses.items()]
+    return Findings(values=tuple(values), details={"layers": layers})
+
+
+def measure_token_shift(study: TokenShift, context: StageContext) -> Findings:
+    """Total variation per passage, at the first generated token and summed over the others."""
+    lm, passages = context.model(), passages_of(study, context)
+    shift = probability_shift(lm, context.subject(), passages)
+    ones = np.ones(len(passages))
+    statistics = {"first": shift.first, "rest": shift.rest, "others": shift.others, "passages": ones}
+    named = {f"token_shift.{name}": values for name, values in statistics.items()}
+    details = {"tokens": shift.tokens(lm), "passages": len(passages)}
+    return Findings({DOMAIN: named}, details=details, units=study.units(context))
 
 
 @dataclass(frozen=True)
@@ -77,7 +114,7 @@ class ProbabilityShift:
     """The same at all other positions."""
 
     def top(self) -> int | None:
-        """The token most often boosted most at the first position."""
+        """The token most often boosted most at the first position; of several the one with the lowest id."""
         return max(self.boosted, key=lambda token: (len(self.boosted[token]), -token), default=None)
 
     def tokens(self, lm: LanguageModel, count: int = 20) -> list[dict[str, Json]]:
@@ -88,6 +125,7 @@ class ProbabilityShift:
             {
                 "token": token_text(lm, token),
                 "id": token,
+                # Enough for a box plot; a report of thousands of passages stays small.
                 "first": [round(value, 5) for value in self.boosted.get(token, [])[:500]],
                 "later": [round(value, 5) for value in self.boosted_later.get(token, [])[:500]],
             }
@@ -115,6 +153,7 @@ def probability_shift(lm: LanguageModel, intervention: Intervention, passages: P
 
 def _moved(steered: Tensor, plain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B, T] total variation, largest increase, and the token that has it."""
+    # Softmax in float32: half precision knows no probability to more than three digits, and most shifts are small ones.
     difference = steered.float().softmax(-1) - plain.float().softmax(-1)
     increase, token = difference.max(-1)
     return difference.abs().sum(-1).double() / 2, increase, token

@@ -1,7 +1,7 @@
 """Texts that the steered model wrote, and what it and the unsteered model compute over the very same tokens.
 
 Everything in this package compares two passes over one text, so that a difference is the vector's doing and not another
-continuation's.
+continuation's. `passages_of` and `injection_of` give a study the text and the vectors of its cell.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from latentbench.activations.blocks import decoder_blocks, hidden_state
 from latentbench.activations.capture import capturing
 from latentbench.activations.vocabulary import padding_of
+from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.interventions.generation import Sampling, answers, prompt_ids
-from latentbench.interventions.intervention import Intervention, Layout, Untouched
+from latentbench.interventions.injection import VectorInjection
+from latentbench.interventions.intervention import Intervention, Layout, Stack, Untouched
+from latentbench.interventions.vectors import SteeringVectors
+from latentbench.mechanism.metrics.study import MechanismStudy
+from latentbench.study.context import StageContext
 
 ROWS = 16
 """Most texts per forward pass."""
@@ -30,7 +35,10 @@ NUMBERS = 2**27
 
 @dataclass(frozen=True)
 class Passages:
-    """Prompts with what the steered model wrote after them, padded on the right."""
+    """Prompts with what the steered model wrote after them.
+
+    Padded on the right, where causal attention hides it and a token's column is its position.
+    """
 
     ids: Tensor
     """[B, T] token ids."""
@@ -80,12 +88,35 @@ class Trace:
     """Where asked for, what the blocks put out before anything is added to it: layer to [B, T, d]."""
 
 
+def passages_of(study: MechanismStudy, context: StageContext) -> Passages:
+    """What the cell's steered model writes after the prompts of a study's problems."""
+    prompts = [problem.prompt for problem in study.asked(context)]
+    return continuations(context.model(), context.subject(), prompts, study.new_tokens)
+
+
+def injection_of(context: StageContext) -> VectorInjection:
+    """The cell's vectors, those of a stack summed by layer. Raises InvalidInput when it steers by something else."""
+    made = context.subject()
+    if isinstance(made, VectorInjection):
+        return made
+    parts = made.parts if isinstance(made, Stack) else ()
+    adding = [part for part in parts if isinstance(part, VectorInjection)]
+    if not adding or len(adding) < len(parts) or len({part.scope for part in adding}) > 1:
+        raise InvalidInput("this cell adds no vectors at the same tokens, so there is no mechanism of them to look at")
+    # Added at the same tokens, two vectors of a layer are one: their sum, at the scales that the parts have.
+    sums: dict[int, Tensor] = {}
+    for layer, delta in (pair for part in adding for pair in part.deltas.items()):
+        sums[layer] = sums[layer] + delta if layer in sums else delta
+    return VectorInjection(SteeringVectors(sums), scope=adding[0].scope)
+
+
 @torch.no_grad()
 def continuations(lm: LanguageModel, intervention: Intervention, prompts: Sequence[str], new_tokens: int) -> Passages:
     """Greedy continuations under `intervention`, up to `new_tokens` tokens or the end of the text."""
     prefixed, layout = [prompt + intervention.prefix for prompt in prompts], Layout()
     with intervention.applied(lm, layout):
         answered = answers(lm, prefixed, Sampling(new_tokens), layout=layout)
+    # The very ids that were written: text tokenised again could be cut elsewhere, and then it is another passage.
     starts = prompt_ids(lm, prefixed)
     rows = [[*start, *answer.ids] for start, answer in zip(starts, answered, strict=True)]
     longest, padding = max(map(len, rows)), padding_of(lm)
@@ -121,12 +152,15 @@ def trace(
 
 @contextmanager
 def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, every pass leaves here what the blocks `layers` put out, as hooks that are installed do not see it."""
+    """While open, every pass leaves here what the blocks `layers` put out, before any other hook has changed it.
+
+    Steering prepends its hooks, so this one, prepended after it, sees the block's own output.
+    """
     found: dict[int, Tensor] = {}
 
     def keeping(layer: int) -> Callable[..., None]:
         def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[layer] = hidden_state(output).clone()
+            found[layer] = hidden_state(output).clone()  # the next block may write into it
 
         return keep
 
@@ -139,7 +173,7 @@ def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[d
 
 @contextmanager
 def eager_attention(lm: LanguageModel) -> Iterator[None]:
-    """While open, attention is computed in the form that can tell its patterns."""
+    """While open, attention is computed in the plain form that holds its patterns; fused kernels never do."""
     before = lm.model.config._attn_implementation
     lm.model.set_attn_implementation("eager")
     try:

@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
@@ -34,16 +35,63 @@ from latentbench.activations.resume import resumed_logits
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.interventions.injection import VectorInjection, injecting
-from latentbench.mechanism.passages import Passages, Trace, trace
+from latentbench.interventions.intervention import Layout
+from latentbench.mechanism.metrics.paths import MODES, LogitAttribution, Mode, PathPatching
+from latentbench.mechanism.metrics.study import DOMAIN
+from latentbench.mechanism.output_tokens import probability_shift, token_text
+from latentbench.mechanism.passages import Passages, Trace, injection_of, passages_of, trace
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings
 
-Mode = Literal["no_patch", "skip_attention", "skip_layer", "queries", "keys", "values"]
-MODES: tuple[Mode, ...] = ("no_patch", "skip_attention", "skip_layer", "queries", "keys", "values")
-
+# By the names of LLaMA and its many descendants; where one matrix makes all three (GPT-2, GPT-NeoX) the mode is absent.
 _PROJECTIONS = {"queries": ("q_proj",), "keys": ("k_proj",), "values": ("v_proj",)}
 _OUTPUTS = ("o_proj", "dense", "c_proj", "out_proj")
 """Names of the projection whose input is the concatenation of all heads' outputs."""
 _PLACES = 64
 """Positions whose probabilities exist in float64 at once."""
+
+
+def measure_path_patching(study: PathPatching, context: StageContext) -> Findings:
+    """KL per passage and mode of the vector at the penultimate layer; nothing but a warning where there is none."""
+    lm, injection = context.model(), _penultimate(context)
+    if injection is None:
+        return Findings(warnings=("path_patching: there is no vector at the penultimate layer",))
+    found = path_patching(lm, injection, passages_of(study, context))
+    statistics = {f"path_patching.{mode}": values.numpy() for mode, values in found.modes.items()}
+    statistics["path_patching.tokens"] = found.tokens.numpy()
+    total = found.tokens.sum()
+    details = {
+        "heads": (found.heads.sum(0) / total).tolist(),
+        "only_heads": (found.only_heads.sum(0) / total).tolist(),
+        "modes": {mode: float(values.sum() / total) for mode, values in found.modes.items()},
+        "positions": found.positions[:256].tolist(),
+    }
+    return Findings({DOMAIN: statistics}, details=details, units=study.units(context))
+
+
+def _penultimate(context: StageContext) -> VectorInjection | None:
+    """The cell's injection with the vector of the penultimate layer alone; None without one."""
+    made = injection_of(context)
+    layer = len(decoder_blocks(context.model().model)) - 2
+    if layer not in made.vectors.layers:
+        return None
+    return VectorInjection(made.vectors.only(layer), made.scale, made.scope, made.relative)
+
+
+def measure_logit_attribution(study: LogitAttribution, context: StageContext) -> Findings:
+    """Shares per passage for the token that steering boosts most often; nothing but a warning where none was written."""
+    lm, injection, passages = context.model(), injection_of(context), passages_of(study, context)
+    token = probability_shift(lm, injection, passages).top()
+    if token is None:
+        return Findings(warnings=("logit_attribution: the steered model wrote nothing",))
+    found = attribution(lm, injection, passages, token)
+    parts = {"direct": found.direct, "attention": found.attention, "mlp": found.mlp}
+    sums = {name: values.sum(1) for name, values in parts.items()} | {"change": found.change, "rest": found.rest}
+    statistics = {f"logit_attribution.{name}": values.numpy() for name, values in sums.items()}
+    statistics["logit_attribution.passages"] = np.ones(len(found.change))
+    layers = {name: values.mean(0).tolist() for name, values in parts.items()}
+    details = {"token": token_text(lm, token), "layers": layers}
+    return Findings({DOMAIN: statistics}, details=details, units=study.units(context))
 
 
 @dataclass(frozen=True)
@@ -107,11 +155,14 @@ class _Batch:
         if mode == "skip_attention":
             return self._kl([_output_patched(self.attention, self.plain[self.attention])])
         if mode == "skip_layer":
+            # A block that reads x and an output with s added is the plain block with the vector one layer further on.
             return self._kl((), layer=len(decoder_blocks(self.lm.model)) - 1)
         found = _named(self.block, _PROJECTIONS[mode])
         return self._kl([_output_patched(module, self.plain[module]) for module in found]) if found else None
 
     def _heads(self, joined: nn.Module | None, heads: int, inverse: bool) -> Tensor:
+        # The output projection reads the heads' outputs side by side, so replacing a slice of its input replaces a head. With
+        # grouped queries the heads are those of the queries.
         if joined is None or not heads or self.plain[joined].shape[-1] % heads:
             return torch.zeros(len(self.passages), 0, dtype=torch.float64)
         plain = self.plain[joined]
@@ -129,24 +180,22 @@ class _Batch:
         if layer is not None:
             deltas = {layer: next(iter(deltas.values()))}
         deltas = {index: delta.to(self.lm.device) for index, delta in deltas.items()}
-        layout = self._layout()
+        layout = Layout(self.passages.prompt_lengths, self.passages.real)
         with injecting(self.lm.model, deltas, self.injection.scope, layout), ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)
             logits = trace(self.lm, self.passages).logits
         return divergence(self.logits, logits)
 
-    def _layout(self) -> Any:
-        from latentbench.interventions.intervention import Layout
-
-        return Layout(self.passages.prompt_lengths, self.passages.real)
-
     def _summed(self, kl: Tensor) -> Tensor:
         return (kl * self.passages.predicting).sum(1).cpu()
 
 
 def divergence(plain: Tensor, other: Tensor) -> Tensor:
-    """[B, T] KL(p_plain ‖ p_other) of logits [B, T, vocabulary], in float64, a few positions at a time."""
+    """[B, T] KL(p_plain ‖ p_other) of logits [B, T, vocabulary], in float64, a few positions at a time.
+
+    In float32 the sum over a large vocabulary is off by about 1e-6 nats, as much as a small vector changes.
+    """
     parts = zip(torch.split(plain, _PLACES, 1), torch.split(other, _PLACES, 1), strict=True)
     return torch.cat([_divergence(*part) for part in parts], 1)
 
@@ -178,7 +227,7 @@ def _child(block: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 def _keeping_output(kept: dict[nn.Module, Tensor]) -> Callable[..., None]:
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        kept[module] = first_tensor(output).clone()
+        kept[module] = first_tensor(output).clone()  # what follows may write into it
 
     return keep
 
@@ -237,13 +286,14 @@ class Attribution:
 
 
 def attribution(lm: LanguageModel, injection: VectorInjection, passages: Passages, token: int) -> Attribution:
-    """Of the logit of `token` at the first generated token of every passage."""
+    """Attributes the change of the logit of `token` at the first generated token of every passage."""
     rows = [_batch(lm, injection, batch, token) for batch in passages.batches(lm)]
     change, direct, attention, mlp = (torch.cat([row[part] for row in rows]) for part in range(4))
     return Attribution(token, change, direct, attention, mlp)
 
 
 def _batch(lm: LanguageModel, injection: VectorInjection, batch: Passages, token: int) -> tuple[Tensor, ...]:
+    """Change [B], and the shares [B, layers] of vectors, attention and MLPs."""
     layers = len(decoder_blocks(lm.model))
     last = Site(index=layers - 1)
     sites = [last, *(Site(index=i, point=p) for i in range(layers) for p in ("attn_out", "mlp_out"))]
@@ -274,6 +324,7 @@ def _gradient(lm: LanguageModel, batch: Passages, run: Trace, last: Site, token:
     hidden = run.states[last].detach().clone().requires_grad_(True)
     with torch.enable_grad():
         logits = resumed_logits(lm.model, last, hidden, batch.ids, batch.real.long())
+        # Rows do not depend on each other, so the gradient of the sum holds the gradient of each.
         wanted = _at(logits, batch.prompt_lengths - 1)[:, token].sum()
         (gradient,) = torch.autograd.grad(wanted, hidden)
     return _at(gradient, batch.prompt_lengths - 1).double()

@@ -24,10 +24,89 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from latentbench.activations.blocks import decoder_blocks
+from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention
-from latentbench.mechanism.passages import Passages, Trace, eager_attention, trace
+from latentbench.mechanism.metrics.propagation import AttentionShift, Persistence
+from latentbench.mechanism.metrics.study import DOMAIN
+from latentbench.mechanism.output_tokens import vector_logit_lens
+from latentbench.mechanism.passages import Passages, Trace, eager_attention, injection_of, passages_of, trace
+from latentbench.statistics.arrays import Array
+from latentbench.steering.computed_vectors import vectors_from
+from latentbench.study.context import StageContext
+from latentbench.study.study import Findings
+
+
+def measure_attention_shift(study: AttentionShift, context: StageContext) -> Findings:
+    """Sums per passage over heads, layers and tokens, with how many of them there are."""
+    found = attention_shift(context.model(), context.subject(), passages_of(study, context))
+    statistics: dict[str, Tensor] = {}
+    for name, values in (("heads", found.heads.flatten(1)), ("mlp", found.mlps)):
+        statistics[f"attention_shift.{name}.total"] = values.sum(1)
+        statistics[f"attention_shift.{name}.count"] = found.tokens * values.shape[1]
+    details = {"heads": _per_token(found.heads, found.tokens), "mlps": _per_token(found.mlps, found.tokens)}
+    arrays = {name: values.numpy() for name, values in statistics.items()}
+    return Findings({DOMAIN: arrays}, details=details, units=study.units(context))
+
+
+def measure_persistence(study: Persistence, context: StageContext) -> Findings:
+    """Sums of cosines per passage over tokens and blocks, with how many of them there are.
+
+    Raises InvalidInput where two files to compare with have a vector of the same layer, and what `vectors_from` raises.
+    """
+    lm, injection = context.model(), injection_of(context)
+    vectors = _compared(study, context) if study.files else injection.vectors.vectors
+    found = persistence(lm, injection, passages_of(study, context), injection.vectors.layers[0], vectors)
+    statistics: dict[str, Tensor] = {}
+    for name, values in (("diff_diff", found.diff_diff), ("diff_vector", found.diff_vector)):
+        known = ~values.isnan().any(0)
+        if known.any():
+            statistics[f"persistence.{name}.total"] = values[:, known].sum(1)
+            statistics[f"persistence.{name}.count"] = found.tokens * int(known.sum())
+    lens = vector_logit_lens(lm, found.final)
+    details: dict[str, Json] = {
+        "layers": list(found.layers),
+        "lens": {"top": lens.top, "bottom": lens.bottom},
+        "diff_diff": _per_token(found.diff_diff, found.tokens),
+        "diff_vector": _per_token(found.diff_vector, found.tokens),
+        "relative": _per_token(found.relative, found.tokens),
+        "vectors": "named" if study.files else "own",
+    }
+    arrays = {name: values.numpy() for name, values in statistics.items()}
+    reasons = _reasons(study, found.layers, arrays)
+    return Findings({DOMAIN: arrays}, details=details, reasons=reasons, units=study.units(context))
+
+
+def _compared(study: Persistence, context: StageContext) -> dict[int, Tensor]:
+    """The vectors of all files. Raises InvalidInput where two of them have one for the same layer."""
+    found: dict[int, Tensor] = {}
+    for path in study.files:
+        vectors = vectors_from(path, context).vectors
+        if twice := sorted(found.keys() & vectors.keys()):
+            raise InvalidInput(f"persistence: {path} is not the only file with vectors of layers {twice}")
+        found |= vectors
+    return found
+
+
+def _reasons(study: Persistence, layers: tuple[int, ...], arrays: Mapping[str, Array]) -> dict[str, str]:
+    """Why there is nothing to compute some numbers from."""
+    later = "no block comes after the first steered one"
+    vector = "no vector of a later block to compare with; name separately trained ones with `compare_with`"
+    wanted = {name for number in study.numbers() for name in number.inputs}
+    return dict.fromkeys(wanted - arrays.keys(), vector if layers else later)
+
+
+def _per_token(values: Tensor, tokens: Tensor) -> Json:
+    """Sums [B, …] as means over all tokens, NaN as null."""
+    return _without_nan((values.sum(0) / tokens.sum()).tolist())
+
+
+def _without_nan(value: Json) -> Json:
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if value != value else round(value, 6)  # NaN differs from itself
 
 
 @dataclass(frozen=True)
@@ -103,8 +182,9 @@ class PersistenceSums:
 def persistence(
     lm: LanguageModel, intervention: Intervention, passages: Passages, first: int, vectors: Mapping[int, Tensor]
 ) -> PersistenceSums:
-    """Behind layer `first`. `vectors` are those to compare with, by layer."""
+    """Sums for every block behind layer `first`. `vectors` are those to compare with, by layer."""
     layers = tuple(range(first + 1, len(decoder_blocks(lm.model))))
+    # Cosines to a mean need the mean first, over all passages, so every passage is run a second time.
     means, final = _means(lm, intervention, passages, layers)
     rows = [_cosines(lm, intervention, batch, means, vectors) for batch in passages.batches(lm)]
     diff_diff, diff_vector, relative = (torch.cat([row[part] for row in rows]) for part in range(3))
@@ -118,6 +198,8 @@ def _differences(
     """Layer, Δ [B, T, d] and the plain state's norms [B, T], in float32; one layer at a time."""
     steered, plain = (trace(lm, batch, way, arriving=layers).arriving for way in (intervention, None))
     for layer in layers:
+        # In float32 the difference of two states in half precision is exact. They are taken out of the traces, so that never
+        # more than one layer is held in both.
         before = plain.pop(layer).float()
         yield layer, steered.pop(layer).float() - before, before.norm(dim=-1)
 
@@ -154,6 +236,7 @@ def _cosines(
     for layer, delta, norms in _differences(lm, intervention, batch, tuple(means)):
         columns[0].append(_sum(cosine_similarity(delta, means[layer], dim=-1), chosen))
         vector = vectors.get(layer)
+        # NaN and not 0, which would be a cosine: such layers are left out of the mean.
         unknown = torch.full((len(batch),), torch.nan, dtype=torch.float64)
         columns[1].append(
             unknown if vector is None else _sum(cosine_similarity(delta, vector.to(delta.device), dim=-1), chosen)

@@ -1,11 +1,11 @@
-"""What methods share when they make their content: problems, hidden states of texts, and the way to and from `Content`."""
+"""What methods share when they make their content: layers, hidden states of texts, and the way to and from `Content`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,26 +14,18 @@ from latentbench.activations.blocks import decoder_blocks
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.vocabulary import last_position, padding_of
 from latentbench.core.errors import CellFailed, InvalidInput
-from latentbench.core.paths import Roots
-from latentbench.core.protocols import LanguageModel, Problem, ProblemSet
+from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import left_padded, prompt_ids
-from latentbench.interventions.vectors import SteeringVectors, model_tag
+from latentbench.interventions.vectors import SteeringVectors, model_tag, residual_width
 from latentbench.study.context import Content, StageContext
 
-if TYPE_CHECKING:
-    from latentbench.steering.method import SteeringMethod
-
-_ROWS, _LAYER = 32, "layer."
+_ROWS = 32
+_LAYER = "layer."
+"""Begins the name of a vector among the tensors of a `Content`; the number of its block follows."""
 _NORM_TEXTS, _NORM_CHARACTERS = 64, 2000
-
-
-def read_problems(problems: ProblemSet, roots: Roots, count: int | None = None) -> list[Problem]:
-    """The first `count` problems (or all) after `skip`, never more than `limit`."""
-    most = problems.limit if count is None else min(count, problems.limit or count)
-    stop = None if most is None else problems.skip + most
-    return list(islice(problems.problems(roots), problems.skip, stop))
+"""How much text the residual stream's mean norm is taken over; a mean over thousands of tokens does not need more."""
 
 
 def content_of(vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None = None, **meta: Json) -> Content:
@@ -46,14 +38,15 @@ def content_of(vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None 
     return Content(tensors, {"residual_norms": {str(layer): norm for layer, norm in (norms or {}).items()}, **meta})
 
 
-def vectors_of(content: Content, lab: StageContext) -> SteeringVectors:
-    """The vectors in what `content_of` made, for the lab's model."""
-    return vectors_in(content, model_tag(lab.experiment.model.identity(lab.roots)))
+def vectors_of(content: Content, context: StageContext) -> SteeringVectors:
+    """The vectors in what `content_of` made, for the cell's model."""
+    return vectors_in(content, model_tag(context.experiment.model.identity(context.roots)))
 
 
 def vectors_in(content: Content, tag: Json) -> SteeringVectors:
-    """The same, for the model that `tag` stands for unless they came from a file, which says what they were made for.
+    """The vectors in what `content_of` made, for the model that `tag` stands for (`model_tag`).
 
+    Those that came from a file keep the model that the file was written for: its `made_for` is in the content.
     Raises CellFailed for content that `content_of` did not make.
     """
     if strange := [name for name in content.tensors if not name.removeprefix(_LAYER).isdecimal()]:
@@ -65,18 +58,25 @@ def vectors_in(content: Content, tag: Json) -> SteeringVectors:
     return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
 
 
-def layers_of(method: SteeringMethod, lm: LanguageModel) -> tuple[int, ...]:
-    """Block numbers the section means in this model."""
+class ChoosesLayers(Protocol):
+    """What `layers_of` needs of a steering method."""
+
+    def chosen(self, blocks: int) -> tuple[int, ...]:
+        """Block numbers in a model of that many blocks."""
+
+
+def layers_of(method: ChoosesLayers, lm: LanguageModel) -> tuple[int, ...]:
+    """Block numbers that the `layers` of a method mean in this model. Raises InvalidInput for one it does not have."""
     return method.chosen(len(decoder_blocks(lm.model)))
 
 
-def neutral_texts(lab: StageContext) -> list[str]:
+def neutral_texts(context: StageContext) -> list[str]:
     """The first texts of the cell's first evaluation domain, none without one."""
-    dataset = next(iter(lab.experiment.dataset.eval.values()), None)
+    dataset = next(iter(context.experiment.dataset.eval.values()), None)
     if dataset is None:
         return []
     count = min(dataset.documents or _NORM_TEXTS, _NORM_TEXTS)
-    texts = islice(dataset.texts(lab.roots), dataset.skip, dataset.skip + count)
+    texts = islice(dataset.texts(context.roots), dataset.skip, dataset.skip + count)
     return [text[:_NORM_CHARACTERS] for text in texts]
 
 
@@ -87,13 +87,13 @@ class Residuals:
     states: Mapping[int, Tensor]
     """Layer to [B, T, d_model]."""
     real: Tensor
-    """[B, T] bool: not padding and no opening token, whose state is unlike all others."""
+    """[B, T] bool: not padding, and not the first of several tokens, whose state is unlike all others."""
 
 
 def residuals(
     lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], whole: bool = True
 ) -> Iterator[Residuals]:
-    """Hidden states after the blocks `layers` of texts read whole, batch by batch, in order.
+    """Hidden states after the blocks `layers`, of texts padded on the left, batch by batch, in order.
 
     Raises InvalidInput for a text without tokens, or with more than the model has positions for; the latter are cut there
     unless they must be read `whole`.
@@ -108,12 +108,14 @@ def residuals(
         ids, mask = left_padded(rows, padding_of(lm), lm.device)
         with torch.no_grad():
             states = hidden_states(lm.model, list(sites.values()), ids, mask)
+        # Without the first real token, on which attention rests that has nowhere to go: its norm can be a hundred times the
+        # others' and would be most of any mean (Massive Activations, arXiv 2402.17762). Alone it is all there is.
         real = mask.bool() & ~((mask.cumsum(1) == 1) & (mask.sum(1, keepdim=True) > 1))
         yield Residuals({layer: states[site] for layer, site in sites.items()}, real)
 
 
 def residual_norms(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str]) -> dict[int, float]:
-    """Mean norm of the residual stream after each of `layers`, over the tokens of `texts` but their first.
+    """Mean norm of the residual stream after each of `layers`, over the tokens of the first 64 texts but their first.
 
     Empty without texts.
     """
@@ -129,8 +131,10 @@ def residual_norms(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str
 
 
 def width_of(model: Any) -> int:
-    """Width of the residual stream, by the model's configuration."""
-    return int(model.config.get_text_config(decoder=True).hidden_size)
+    """Width of the residual stream. Raises InvalidInput where the model's configuration does not say it."""
+    if (width := residual_width(model)) is None:
+        raise InvalidInput(f"the configuration of {type(model).__name__} has no hidden_size, the width of a vector")
+    return width
 
 
 def unit(vector: Tensor) -> Tensor:

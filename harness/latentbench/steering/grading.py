@@ -1,41 +1,65 @@
-"""How many problems an intervention solves, for tests that compare several on the same ones."""
+"""Problems with verifiable answers: reading them, and whether a text ends in the right answer.
+
+Grading reads text only; nothing in it is executed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import threading
+from collections.abc import Callable
+from decimal import Decimal
 from itertools import islice
+from typing import Literal
 
-import numpy as np
-
-from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
-from latentbench.core.protocols import LanguageModel, Problem, ProblemSet
-from latentbench.interventions.generation import Sampling, answers
-from latentbench.interventions.intervention import Intervention, Layout
-from latentbench.statistics.arrays import Array
-from latentbench.steering.rewards import Grader
+from latentbench.core.protocols import Problem, ProblemSet
+
+GradedBy = Literal["number", "boxed"]
+"""What makes an answer right: the last number written, or the last boxed expression."""
+Grader = Callable[[str, str], bool]
+"""Called with (written, gold answer): whether the written one is right."""
+
+# A minus is a sign only where no digit or word stands before it: "10-3" holds 10 and 3.
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)")
+_SECONDS = 5
 
 
-def problems_of(problems: ProblemSet, count: int, roots: Roots) -> list[Problem]:
-    """The first `count` problems. Raises InvalidInput where there are none."""
-    stop = problems.skip + min(count, problems.limit or count)
-    found = list(islice(problems.problems(roots), problems.skip, stop))
-    if not found:
-        raise InvalidInput("there are no problems to read")
-    return found
+def read_problems(problems: ProblemSet, roots: Roots, count: int | None = None) -> list[Problem]:
+    """The first `count` problems (or all) after `skip`, never more than `limit`."""
+    most = problems.limit if count is None else min(count, problems.limit or count)
+    stop = None if most is None else problems.skip + most
+    return list(islice(problems.problems(roots), problems.skip, stop))
 
 
-def solved(
-    lm: LanguageModel,
-    intervention: Intervention,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    right: Grader,
-    ending: Sequence[int] = (),
-) -> Array:
-    """[problems] 1 where the greedy answer after the prompt and the tokens of `ending` is right."""
-    layout = Layout()
-    prompts = [problem.prompt + intervention.prefix for problem in problems]
-    with intervention.applied(lm, layout):
-        written = answers(lm, prompts, sampling, layout=layout, ending=ending)
-    return np.array([float(right(a.text, p.answer)) for a, p in zip(written, problems, strict=True)])
+def grader(graded_by: GradedBy) -> Grader:
+    """The grader by name."""
+    return {"number": same_last_number, "boxed": same_boxed}[graded_by]
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number written, thousands commas allowed; None where there is none."""
+    found = _NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def same_last_number(written: str, gold: str) -> bool:
+    """Whether the last number written equals the last one of the gold answer, as a number (42 = 42.0 = 0042)."""
+    number = last_number(written)
+    return number is not None and number == last_number(gold)
+
+
+def same_boxed(written: str, gold: str) -> bool:
+    r"""Whether the last `\boxed{}` is the gold answer, by math-verify; False without one or where it cannot be read."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    start = written.rfind("\\boxed")
+    if start < 0:
+        return False
+    # math-verify limits its time by a signal, which only the main thread may set.
+    limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
+    # By default a box comes second to phrases such as "the final answer is".
+    config = [LatexExtractionConfig(boxed_match_priority=0)]
+    answer = parse(written[start:], config, parsing_timeout=limit)
+    expected = parse(f"\\boxed{{{gold}}}", config, parsing_timeout=limit)
+    return bool(answer and expected and verify(expected, answer, timeout_seconds=limit))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from latentbench.core.errors import InvalidInput
+from latentbench.core.plugins import implementation
 from latentbench.core.sites import Layer, block_number
 from latentbench.core.spec_model import Json
 from latentbench.study.context import Content, StageContext, Subject
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def parts_of(steering: Any) -> Iterator[Any]:
-    """The methods that a `steering:` section switches on: those of a stack, else itself; nothing for none."""
+    """The methods that the `steering:` of a spec switches on: those of a stack, else itself; nothing for none."""
     if steering is None:
         return
     if (parts := getattr(steering, "parts", None)) is None:
@@ -28,17 +30,24 @@ def parts_of(steering: Any) -> Iterator[Any]:
 
 
 class SteeringMethod(Subject):
-    """Base of everything a `steering:` section can name.
+    """Base of everything that `steering:` can name.
 
     What is *made* (vectors, an adapter) does not depend on how strongly and where it is then used: scales can be swept
     without training anew.
+
+    A method states its options, which are read without torch, and names what makes its content as `implementation`; one
+    that needs no torch may override `make` instead.
     """
 
     version: ClassVar[int] = 1
+    implementation: ClassVar[str]
+    """`module:function` that makes the content from the method and the stage's context."""
     of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative", "scope"})
     """Fields that say how the content is used, not what it is."""
     measures_norms: ClassVar[bool] = False
     """Whether the residual stream's mean norm is measured on the cell's first evaluation texts."""
+    adds_vectors: ClassVar[bool] = True
+    """Whether it steers by vectors that are the same at every token: what has a scale and a mechanism to be looked at."""
 
     method: str
     layers: Literal["all"] | Layer | tuple[Layer, ...] = "all"
@@ -63,6 +72,7 @@ class SteeringMethod(Subject):
         """What the content is made from: every field but those of use, and the content of what they name."""
         made = {name: value for name, value in self.plain().items() if name not in self.of_use}
         if self.measures_norms and experiment.dataset.eval:
+            # The norms are stored with the vectors, so other texts make other content, even where no scale is relative.
             texts = next(iter(experiment.dataset.eval.values()))
             made["norms_on"] = [texts.identity(roots), texts.skip, texts.documents]
         return made
@@ -72,24 +82,27 @@ class SteeringMethod(Subject):
 
     def chosen(self, blocks: int) -> tuple[int, ...]:
         """Block numbers that `layers` means in a model of that many. Raises InvalidInput for one it does not have."""
-        from latentbench.core.errors import InvalidInput
-
         if self.layers == "all":
             return tuple(range(blocks))
         asked = (self.layers,) if isinstance(self.layers, int) else self.layers
         found = {number for layer in asked if (number := block_number(layer, blocks)) is not None}
-        if len(found) < len(asked):
+        if len(found) < len(asked):  # also where -1 and the last number, say, are one block
             raise InvalidInput(
                 f"steering layers {self.layers}: the model has {blocks} blocks, numbered 0 to {blocks - 1}"
             )
         return tuple(sorted(found))
 
-    def read(self, content: Content, lab: StageContext) -> Intervention:
+    def make(self, context: StageContext) -> Content:
+        """What `implementation` makes. Raises NotAvailable where that cannot be imported."""
+        made: Content = implementation(self.implementation)(self, context)
+        return made
+
+    def read(self, content: Content, context: StageContext) -> Intervention:
         """The content as something that can be switched on."""
         from latentbench.interventions.injection import VectorInjection
         from latentbench.steering.build import vectors_of
 
-        return VectorInjection(vectors_of(content, lab), self.scale, self.scope, self.relative)
+        return VectorInjection(vectors_of(content, context), self.scale, self.scope, self.relative)
 
     def _where(self) -> str:
         return "all layers" if self.layers == "all" else f"layers {self.layers}".replace("(", "").replace(")", "")

@@ -25,7 +25,7 @@ class Optimizer(SpecModel):
     """AdamW with a constant learning rate after a linear warm-up."""
 
     learning_rate: Positive = 0.03
-    """Of every coordinate of a vector (or of an adapter's weights)."""
+    """Learning rate of every coordinate of a vector (or of an adapter's weights)."""
     unit: Literal["absolute", "residual"] = "absolute"
     """Whether the learning rate of a layer's vector is as stated, or that times mean‖h_l‖ / √d_model, the residual
     stream's root mean square there: one number then fits early and late layers."""
@@ -61,7 +61,7 @@ class ReinforcedMethod(SteeringMethod):
     samples: Annotated[int, Field(ge=2)] = 8
     """Answers drawn per problem."""
     temperature: Positive = 1.0
-    """Of sampling and of the log-probabilities that are trained."""
+    """Temperature of sampling and of the log-probabilities that are trained."""
     max_new_tokens: PositiveInt = 96
     """Longest answer; what is cut off is graded as it stands and trained on."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -102,20 +102,16 @@ class ReinforcedMethod(SteeringMethod):
 class RlMethod(ReinforcedMethod):
     """One vector per layer, trained from zero."""
 
+    implementation: ClassVar[str] = "latentbench.steering.rl_training:train_vectors"
+
     method: Literal["rl"] = "rl"
-
-    def make(self, lab: StageContext) -> Content:
-        """The vectors of the best checkpoint, and the training curve."""
-        from latentbench.steering.build import content_of, layers_of
-        from latentbench.steering.rl_training import TrainableVectors, train_by_rl
-
-        trained = train_by_rl(self, lab, TrainableVectors(layers_of(self, lab.model()), self.scope))
-        vectors = {int(name.removeprefix("layer_")): tensor for name, tensor in trained.best.items()}
-        return content_of(vectors, trained.norms, **trained.meta())
 
 
 class LoraMethod(ReinforcedMethod):
     """Baseline: a low-rank adapter on each block's down-projection, trained the same way (peft, α = rank, no dropout)."""
+
+    implementation: ClassVar[str] = "latentbench.steering.rl_training:train_lora"
+    adds_vectors: ClassVar[bool] = False
 
     method: Literal["lora"] = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -128,16 +124,7 @@ class LoraMethod(ReinforcedMethod):
             raise ValueError("an adapter acts at all tokens, at an absolute scale and learning rate")
         return self
 
-    def make(self, lab: StageContext) -> Content:
-        """The adapter's weights of the best checkpoint, and the training curve."""
-        from latentbench.steering.build import layers_of
-        from latentbench.steering.rl_training import TrainableLora, train_by_rl
-
-        seed = lab.seed("steering", "lora")
-        trained = train_by_rl(self, lab, TrainableLora(layers_of(self, lab.model()), self.rank, seed))
-        return Content(trained.best, {**trained.meta(), "layers": list(layers_of(self, lab.model()))})
-
-    def read(self, content: Content, lab: StageContext) -> Intervention:
+    def read(self, content: Content, context: StageContext) -> Intervention:
         from latentbench.interventions.lora import LoraAdapter
 
         return LoraAdapter(dict(content.tensors), tuple(content.meta["layers"]), self.rank, self.scale)

@@ -5,8 +5,12 @@
   is clipped.
 * TRL subtracts the mean of all G rewards of a prompt, leave-one-out that of the other G − 1: the same but for the factor
   G / (G − 1), with which rewards are multiplied here.
-* Rollouts come from `latentbench.interventions.generation`. Those without advantage add nothing to the gradient and are left out of
-  forward and backward; the others run in pieces of similar length.
+* Rollouts come from `latentbench.interventions.generation`. Those without advantage add nothing to the gradient and are
+  left out of forward and backward; the others run in pieces of similar length.
+
+With rollouts y_i of a prompt and r_i = ±1, the loss of a step is −Σ_i A_i Σ_t log π(y_it) / Σ_i |y_i| with the leave-one-out
+advantage A_i = r_i − Σ_{j≠i} r_j / (G − 1) (RLOO, arXiv 2402.14740); `tests/numerics/test_steering_training.py` replays steps
+from this definition.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +35,11 @@ from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import Answer, Sampling, answers, prompt_ids
 from latentbench.interventions.intervention import Layout
-from latentbench.steering.rewards import grader
+from latentbench.steering.grading import grader
+from latentbench.steering.optimised import ReinforcedMethod
 
-if TYPE_CHECKING:
-    from latentbench.steering.optimised import ReinforcedMethod
-
-_PIECE_TOKENS = 8192  # padded tokens per forward pass of a micro-batch
+_PIECE_TOKENS = 8192
+"""Padded tokens per forward pass of a micro-batch: what its logits and activations need of memory grows with them."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class RlRun:
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     problems: Sequence[Problem]
-    """Of all steps, in order."""
+    """Those of all steps, in order."""
     layout: Layout
+    """Tells the vectors' hooks where prompts end; written before every pass, by whoever runs it."""
     first: int
     """Steps already taken."""
     seed: int
+    """All randomness of step s comes from this and s, so that a step does not depend on where the process was started."""
 
 
 @dataclass
@@ -60,12 +65,15 @@ class StepStatistics:
     """What one step saw."""
 
     rewards: list[float] = field(default_factory=list)
-    """±1 per rollout."""
+    """±1 per rollout, those of one prompt together."""
     lengths: list[int] = field(default_factory=list)
+    """Generated tokens per rollout."""
     truncated: int = 0
+    """Rollouts that did not end by themselves."""
     loss: float = 0.0
     gradient_norm: float = 0.0
     samples: int = 1
+    """Rollouts per prompt."""
 
     def entry(self, step: int, norm: float, selection: float | None) -> Json:
         """A line of the training curve."""
@@ -99,10 +107,13 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
 
     class Trainer(GRPOTrainer):
         def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Tensor:
+            # TRL divides by `num_items_in_batch`, the tokens of all rollouts of the step, which every piece still carries:
+            # leaving rows out and cutting columns changes neither the divisor nor the sum.
             parts = []
             for part in informative_pieces(inputs):
                 run.layout.prompt_lengths = part["prompt_mask"].sum(1)
                 parts.append(super().compute_loss(model, part, *rest, **more))
+            # Where all rewards of a prompt agree for every prompt nothing is left, and `backward` needs a graph all the same.
             nothing = torch.stack([parameter.sum() for parameter in run.parameters.values()]).sum() * 0.0
             loss = torch.stack([nothing, *parts]).sum()
             recorder.statistics.loss += float(loss)
@@ -118,6 +129,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
         def on_step_end(self, *arguments: Any, **more: Any) -> None:
             after(recorder.finish())
 
+    # A resumed training is a new, shorter one to TRL: it gets what is left of the problems and starts counting at 0.
     left = run.problems[run.first * method.prompts :]
     trainer = Trainer(
         model=run.lm.model,
@@ -129,7 +141,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
         optimizers=(run.optimizer, _warm_up(run)),
         rollout_func=recorder.rollouts,
     )
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)  # without a progress bar the trainer prints a summary at its end
     return trainer
 
 
@@ -138,6 +150,8 @@ def _config(run: RlRun, folder: str) -> Any:
 
     method = run.method
     rollouts = method.prompts * method.samples
+    # As many micro-batches as are generated at once are accumulated, so that weights never change between sampling and step:
+    # TRL then takes no importance ratio (the log-probabilities stand for their own old ones).
     pieces = rollouts // (method.micro_batch or rollouts)
     config = GRPOConfig(
         output_dir=folder,
@@ -151,12 +165,12 @@ def _config(run: RlRun, folder: str) -> Any:
         scale_rewards="none",
         beta=0.0,
         max_steps=method.steps - run.first,
-        max_grad_norm=method.optimizer.max_grad_norm or 0.0,
-        shuffle_dataset=False,
-        remove_unused_columns=False,
-        gradient_checkpointing=False,
-        disable_dropout=False,
-        bf16=False,
+        max_grad_norm=method.optimizer.max_grad_norm or 0.0,  # 0: not clipped
+        shuffle_dataset=False,  # the problems are in order already, see `rl_training`
+        remove_unused_columns=False,  # `answer` goes to the reward function and to no argument of the model
+        gradient_checkpointing=False,  # it runs blocks a second time, outside of a pass: hooks would refuse
+        disable_dropout=False,  # would set it to 0 for good; `_borrowed` keeps the model in evaluation mode instead
+        bf16=False,  # TRL's default is autocast; the model computes in the data type that the spec says
         use_cpu=run.lm.device.type == "cpu",
         report_to=[],
         logging_strategy="no",
@@ -182,6 +196,7 @@ class _Recorder:
 
     def begin(self) -> None:
         """Before a step: everything random in it follows from its number."""
+        # TRL shuffles a step's rollouts among its micro-batches with the global generator, which also orders their sums.
         torch.manual_seed(seed_of(self._run.seed, "shuffle", self._step))
         self.statistics = StepStatistics(samples=self._run.method.samples)
 
@@ -190,7 +205,7 @@ class _Recorder:
         run, method = self._run, self._run.method
         generator = torch.Generator(run.lm.device)
         generator.manual_seed(seed_of(run.seed, "rollouts", self._step, trainer.accelerator.process_index))
-        once = prompts[:: method.samples]
+        once = prompts[:: method.samples]  # every prompt is read once, and continued `samples` times
         sampling = Sampling(method.max_new_tokens, method.temperature, method.stop)
         self._answers = answers(
             run.lm,
@@ -202,6 +217,7 @@ class _Recorder:
             rows=method.rollout_batch,
         )
         ids = [row for row in prompt_ids(run.lm, once) for _ in range(method.samples)]
+        # TRL requires the key `logprobs`, and reads it only where another engine (vLLM) has written the rollouts.
         return {"prompt_ids": ids, "completion_ids": [answer.ids for answer in self._answers], "logprobs": None}
 
     def rewards(self, answer: list[str], **unused: Any) -> list[float | None]:
@@ -211,6 +227,7 @@ class _Recorder:
         self.statistics.lengths = [len(written.ids) for written in self._answers]
         self.statistics.truncated = sum(written.truncated for written in self._answers)
         samples = self._run.method.samples
+        # r_i − mean of the others = (r_i − mean of all) · G / (G − 1), and TRL subtracts the mean of all.
         return [reward * samples / (samples - 1) for reward in given]
 
     def _graded(self, gold: list[str]) -> list[bool]:
@@ -239,16 +256,17 @@ def informative_pieces(inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     Their losses add up to that of the whole, since each is a sum over tokens divided by the step's number of tokens.
     """
     lengths = inputs["completion_mask"].sum(1)
+    # Advantages of a prompt whose rewards are all alike are 0 but for rounding; others are at least 2 / (G − 1).
     rows = inputs["advantages"].abs().gt(1e-9).nonzero()[:, 0]
     rows = rows[lengths[rows].argsort(descending=True, stable=True)]
     while len(rows):
-        width = int(inputs["prompt_mask"].shape[1] + lengths[rows[0]])
+        width = int(inputs["prompt_mask"].shape[1] + lengths[rows[0]])  # the longest that is left comes first
         piece, rows = rows.split([count := min(len(rows), max(1, _PIECE_TOKENS // width)), len(rows) - count])
         yield _trimmed(inputs, piece, int(lengths[piece[0]]))
 
 
 def _trimmed(inputs: Mapping[str, Any], rows: Tensor, longest: int) -> dict[str, Any]:
-    """Some rows, without columns that are padding in all of them."""
+    """Some rows, without columns that are padding in all of them: prompts are padded on the left, completions on the right."""
     prompts = int(inputs["prompt_mask"][rows].sum(1).max())
     piece: dict[str, Any] = dict(inputs)
     for name in ("prompt_ids", "prompt_mask"):
@@ -281,9 +299,11 @@ def _borrowed(lm: LanguageModel) -> Iterator[None]:
     """
     model: Any = lm.model
     before, training = dict(vars(model)), model.training
+    # The trainer writes its padding token into both configurations and turns the cache off in the first.
     config, generation = dict(vars(model.config)), dict(vars(model.generation_config))
 
     def train(mode: bool = True) -> Any:
+        # TRL looks at `model.training` to tell a step from an evaluation; `nn.Module.train` would switch dropout on below.
         model.training = mode
         return model
 
@@ -304,7 +324,10 @@ def _borrowed(lm: LanguageModel) -> Iterator[None]:
 
 
 def _with_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Positions that do not count padding, for models that know absolute ones."""
+    """Positions that do not count padding, for models that know absolute ones.
+
+    TRL pads prompts on the left and tells no positions, so a model would count columns: another text than was sampled.
+    """
     mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
     if isinstance(mask, Tensor) and mask.ndim == 2 and cache is None and kwargs.get("position_ids") is None:
         kwargs = {**kwargs, "position_ids": positions_in(mask)}

@@ -4,6 +4,8 @@ What step s does is a function of the weights, the optimizer's averages, and see
 killed goes on from its last checkpoint exactly as if nothing had happened. A checkpoint is one safetensors file, so that
 all of it appears at once; no pickle. What is trained (vectors, or an adapter) is installed on the model for a while, then
 gone. The steps themselves are TRL's, see `latentbench.steering.rl_steps`.
+
+`train_vectors` and `train_lora` are what the methods of `latentbench.steering.optimised` name as their implementation.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,16 +34,32 @@ from latentbench.interventions.generation import Sampling, answers, check_prompt
 from latentbench.interventions.injection import injecting
 from latentbench.interventions.intervention import Layout, Scope
 from latentbench.interventions.lora import installed_lora
-from latentbench.steering.build import read_problems, residual_norms, width_of
-from latentbench.steering.rewards import grader
+from latentbench.steering.build import content_of, layers_of, residual_norms, width_of
+from latentbench.steering.grading import grader, read_problems
+from latentbench.steering.optimised import LoraMethod, ReinforcedMethod, RlMethod
 from latentbench.steering.rl_steps import RlRun, StepStatistics, take_steps
 from latentbench.store.files import write_bytes
-from latentbench.study.context import StageContext
-
-if TYPE_CHECKING:
-    from latentbench.steering.optimised import ReinforcedMethod
+from latentbench.study.context import Content, StageContext
 
 Parameters = Mapping[str, nn.Parameter]
+
+
+def train_vectors(method: RlMethod, context: StageContext) -> Content:
+    """The vectors of the best checkpoint, and the training curve. Raises what `train_by_rl` raises."""
+    trained = train_by_rl(method, context, TrainableVectors(layers_of(method, context.model()), method.scope))
+    vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in trained.best.items()}
+    return content_of(vectors, trained.norms, **trained.meta())
+
+
+def train_lora(method: LoraMethod, context: StageContext) -> Content:
+    """The adapter's weights of the best checkpoint, and the training curve. Raises what `train_by_rl` raises."""
+    layers, seed = layers_of(method, context.model()), context.seed("steering", "lora")
+    trained = train_by_rl(method, context, TrainableLora(layers, method.rank, seed))
+    return Content(trained.best, {**trained.meta(), "layers": list(layers)})
+
+
+_LAYER = "layer_"
+"""Begins the name of a vector among the parameters; a dot, as in files, is not allowed in a module's names."""
 
 
 class Trainable(ABC):
@@ -67,28 +85,31 @@ class TrainableVectors(Trainable):
     @contextmanager
     def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
         """The vectors are a child of the model, so that trainers find them, and hooks add them."""
+        # In float32 whatever the model computes in: in bfloat16 a step of 0.03 rounds away on a coordinate of 8 or more.
         width, model = width_of(lm.model), lm.model
         vectors = {layer: nn.Parameter(torch.zeros(width, device=lm.device)) for layer in self.layers}
-        named = {f"layer_{layer}": vector for layer, vector in vectors.items()}
+        named = {f"{_LAYER}{layer}": vector for layer, vector in vectors.items()}
         model.add_module("steering", nn.ParameterDict(named))
         try:
+            # Idle: where all steps were taken before a kill, the model does not run again.
             with injecting(model, vectors, self._scope, layout, idle=True):
                 yield named
         finally:
             del model.steering
 
     def learning_rates(self, rate: float, units: Mapping[int, float]) -> dict[str, float]:
-        return {f"layer_{layer}": rate * units[layer] for layer in self.layers}
+        return {f"{_LAYER}{layer}": rate * units[layer] for layer in self.layers}
 
 
 class TrainableLora(Trainable):
-    """peft's LoRA layers on down-projections; A random, B zero."""
+    """peft's LoRA layers on down-projections: A random and B zero, so that the adapter starts as no change at all."""
 
     def __init__(self, layers: tuple[int, ...], rank: int, seed: int) -> None:
         self.layers, self._rank, self._seed = layers, rank, seed
 
     @contextmanager
     def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
+        # peft draws A from the global generator on installing it; drawn anew here, from the stage's seed.
         with torch.random.fork_rng(devices=[]), installed_lora(lm, self.layers, self._rank) as adapters:
             torch.manual_seed(self._seed)
             for adapter in adapters.values():
@@ -102,11 +123,12 @@ class TrainableLora(Trainable):
 
 CHECKPOINT_FILE = "reinforce.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's state by the names of torch's AdamW."""
 
 
 @dataclass
 class RlCheckpoint:
-    """Everything that the next step depends on, apart from the section and its seed."""
+    """Everything that the next step depends on, apart from the method's options and the stage's seed."""
 
     step: int = 0
     """Steps done."""
@@ -118,7 +140,7 @@ class RlCheckpoint:
     best_step: int = 0
     best_accuracy: float | None = None
     curve: list[Json] = field(default_factory=list)
-    """One entry per step, see `latentbench.steering.rl_training`."""
+    """One entry per step, see `RlResult.meta`."""
 
     def take(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Copies the weights and the optimizer's averages."""
@@ -130,18 +152,20 @@ class RlCheckpoint:
                 self.moments[name] = {moment: state[moment].detach().cpu().clone() for moment in _MOMENTS}
 
     def give(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Puts them back."""
+        """Puts the weights and the averages back."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 parameters[name].copy_(weight)
         for name, moments in self.moments.items():
             parameter = parameters[name]
             restored: dict[str, Any] = {key: moment.to(parameter.device).clone() for key, moment in moments.items()}
+            # A tensor on the CPU, as AdamW makes it itself; it corrects the averages' bias, so it must be that of the step.
             optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **restored}
 
     def save(self, folder: Path) -> None:
         """Replaces the checkpoint in `folder`."""
         tensors = {f"weight/{name}": tensor for name, tensor in self.weights.items()}
+        # safetensors refuses tensors that share memory, which the best weights do when they are those of this step.
         tensors |= {f"best/{name}": tensor.clone() for name, tensor in self.best.items()}
         tensors |= {f"{key}/{name}": t for name, moments in self.moments.items() for key, t in moments.items()}
         numbers = {
@@ -171,7 +195,7 @@ class RlCheckpoint:
 
 @dataclass(frozen=True)
 class RlResult:
-    """The outcome."""
+    """What a training came to."""
 
     best: Mapping[str, Tensor]
     norms: Mapping[int, float]
@@ -192,54 +216,57 @@ class RlResult:
         }
 
 
-def train_by_rl(method: ReinforcedMethod, lab: StageContext, trainable: Trainable) -> RlResult:
-    """Trains, from the last checkpoint in `lab.scratch` if there is one, and returns the best weights.
+def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trainable) -> RlResult:
+    """Trains, from the last checkpoint in `context.scratch` if there is one, and returns the best weights.
 
     Raises InvalidInput where there are too few problems, or one that the model cannot read or has no room to answer.
     """
-    lm = lab.model()
-    selection, training = _problems(method, lab)
-    check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))  # now, not in the middle
+    lm = context.model()
+    selection, training = _problems(method, context)  # of all steps, also of those that a checkpoint has behind it
+    # Now, and not by an error in the middle of a training that has run for hours.
+    check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))
     norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training])
-    progress, layout = RlCheckpoint.load(lab.scratch), Layout()
+    progress, layout = RlCheckpoint.load(context.scratch), Layout()
     base = _accuracy(method, lm, selection, layout)
     with trainable.installed(lm, layout) as parameters, _preserved_random_state():
-        optimizer = _optimizer(method, trainable, parameters, norms, lm)
+        optimizer = _optimizer(method, trainable, parameters, norms)
         if progress.step:
             progress.give(parameters, optimizer)
-        else:
-            progress.take(parameters, optimizer)
 
         def after(statistics: StepStatistics) -> None:
             """Notes what a step did, compares checkpoints, and makes the step durable."""
             progress.step += 1
             progress.take(parameters, optimizer)
+            # On problems that no step trains on: the reward of the last steps would favour whichever got the easier ones.
             measured = progress.step % method.select_every == 0 or progress.step == method.steps
             accuracy = _accuracy(method, lm, selection, layout) if measured else None
-            if _better(progress, accuracy, measured):
+            if measured and (accuracy is None or progress.best_accuracy is None or accuracy > progress.best_accuracy):
                 progress.best, progress.best_step = dict(progress.weights), progress.step
                 progress.best_accuracy = accuracy
             norm = float(torch.stack([weight.double().square().sum() for weight in progress.weights.values()]).sum())
             progress.curve.append(statistics.entry(progress.step, norm**0.5, accuracy))
-            progress.save(lab.scratch)
-            lab.progress(progress.step, method.steps)
+            progress.save(context.scratch)  # before progress is reported: what was seen to be done is never done again
+            context.progress(progress.step, method.steps)
 
         if progress.step < method.steps:
-            take_steps(RlRun(method, lm, parameters, optimizer, training, layout, progress.step, lab.seed("rl")), after)
+            take_steps(
+                RlRun(method, lm, parameters, optimizer, training, layout, progress.step, context.seed("rl")), after
+            )
     return RlResult(progress.best, norms, progress, base)
 
 
-def _problems(method: ReinforcedMethod, lab: StageContext) -> tuple[list[Problem], list[Problem]]:
+def _problems(method: ReinforcedMethod, context: StageContext) -> tuple[list[Problem], list[Problem]]:
     """Selection problems, and the problems of all steps in order."""
     needed = method.steps * method.prompts
-    found = read_problems(method.problems, lab.roots, method.selection + needed)
+    # No more than could be used, and the held-out ones first: which they are does not depend on the number of steps.
+    found = read_problems(method.problems, context.roots, method.selection + needed)
     selection, rest = found[: method.selection], found[method.selection :]
     if len(selection) < method.selection or len(rest) < method.prompts:
         raise InvalidInput(
             f"{method.method}: the problems are {len(found)}, but {method.selection} are held out for selection and "
             f"every step needs {method.prompts} others"
         )
-    order = chain.from_iterable(_epochs(rest, lab.seed("rl", "order")))
+    order = chain.from_iterable(_epochs(rest, context.seed("rl", "order")))
     return selection, list(islice(order, needed))
 
 
@@ -252,7 +279,7 @@ def _epochs(problems: Sequence[Problem], seed: int) -> Iterator[list[Problem]]:
 
 
 def _accuracy(method: ReinforcedMethod, lm: LanguageModel, problems: Sequence[Problem], layout: Layout) -> float | None:
-    """Share of problems answered right, greedily; by the true answer also where the reward is random."""
+    """Share of problems answered right, greedily; by the true answer also where the reward is random. None without any."""
     if not problems:
         return None
     right = grader("number" if method.reward == "random" else method.reward)
@@ -261,22 +288,18 @@ def _accuracy(method: ReinforcedMethod, lm: LanguageModel, problems: Sequence[Pr
     return sum(right(a.text, p.answer) for a, p in zip(written, problems, strict=True)) / len(problems)
 
 
-def _better(progress: RlCheckpoint, accuracy: float | None, measured: bool) -> bool:
-    if accuracy is None:
-        return measured
-    return progress.best_accuracy is None or accuracy > progress.best_accuracy
-
-
 def _optimizer(
     method: ReinforcedMethod,
     trainable: Trainable,
     parameters: Mapping[str, nn.Parameter],
     norms: Mapping[int, float],
-    lm: LanguageModel,
 ) -> torch.optim.AdamW:
+    """AdamW with a learning rate for every parameter; warm-up is the schedule's."""
     options = method.optimizer
     rates = dict.fromkeys(parameters, options.learning_rate)
     if options.unit == "residual":
+        # Adam moves every coordinate by about its learning rate, whatever the gradient's size, so a rate in units of the
+        # stream's root mean square moves all layers by the same share of what they carry.
         width = next(iter(parameters.values())).shape[-1]
         units = {layer: norm / width**0.5 for layer, norm in norms.items()}
         rates |= trainable.learning_rates(options.learning_rate, units)
@@ -290,7 +313,10 @@ def _optimizer(
 
 @contextmanager
 def _preserved_random_state() -> Iterator[None]:
-    """Whatever draws or seeds inside, the global generators are afterwards as they were."""
+    """Whatever draws or seeds inside, the global generators are afterwards as they were.
+
+    TRL seeds all three when it is built, and other stages of the same job run in this process afterwards.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
