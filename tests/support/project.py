@@ -131,7 +131,9 @@ class Workbench:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The command line in a process of its own."""
-        path = os.pathsep.join(map(str, self.python_path))
+        # What finds the package for the tests finds it here too, be it installed or another checkout.
+        found = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+        path = os.pathsep.join([*map(str, self.python_path), *found])
         environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
         return subprocess.Popen(
             [sys.executable, "-c", "from latentbench.cli import main; main()", *arguments],

@@ -17,6 +17,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, ModelFacts
 from latentbench.core.sites import Point, Site
 from latentbench.core.yaml_tree import YamlPath
+from latentbench.metrics.base import statistic_problems
 from latentbench.sae.options import BoostedOptions, EnsembleOptions, FineTunedOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.sources.base import SaeFacts
@@ -182,6 +183,7 @@ def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     yield from _names(experiment, roots)
     yield from _subject(experiment, roots)
     yield from _studies(experiment, roots)
+    yield from _statistics(experiment)
 
 
 def _sections(experiment: Experiment) -> Iterator[Finding]:
@@ -239,6 +241,13 @@ def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
                 yield from ((("metrics", number), message) for message in metric.problems_in(experiment, roots))
             except _WRONG as error:
                 yield from ((("metrics", number), said) for said in _said(error))
+
+
+def _statistics(experiment: Experiment) -> Iterator[Finding]:
+    """What is wrong with statistics that metrics bring along; a study measures its own."""
+    for number, metric in enumerate(experiment.metrics):
+        for message in () if isinstance(metric, Study) else statistic_problems(metric):
+            yield ("metrics", number), f"the metric {metric.metric!r}: {message}"
 
 
 def _said(error: Exception) -> list[str]:
