@@ -74,22 +74,22 @@ PARTS: tuple[Part, ...] = ("residual", "mlp", "attention")
 """In the order of their bits in a group's number."""
 
 
-def run(study: FlowAgreement, lab: StageContext) -> Findings:
+def measure_agreement(study: FlowAgreement, context: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
     statistics: dict[str, dict[str, Array]] = {}
     values: list[MetricValue] = []
     tests: dict[str, list[Json]] = {}
     top: dict[Site, TopTokens] = {}
-    for domain in study.domains(lab.experiment):
-        layers = list(_layers(study, lab, domain, top))
+    for domain in study.domains(context.experiment):
+        layers = list(_layers(study, context, domain, top))
         statistics[domain] = _summed([layer.sums for layer in layers])
         tests[domain] = [test for layer in layers for test in layer.tests]
         values += _separable(study, domain, tests[domain])
     tensors: dict[str, Tensor] = {f"{site}.top_tokens": found.ids for site, found in top.items()}
     seen = sorted({i for found in top.values() for i in found.ids.flatten().tolist()} - {-1})
-    texts = {str(i): lab.tokenizer().decode([i]) for i in seen}
+    texts = {str(i): context.tokenizer().decode([i]) for i in seen}
     details: dict[str, Json] = {"tests": tests, "texts": texts}
-    return Findings(statistics, tuple(values), details, tensors, units=lab.units(statistics))
+    return Findings(statistics, tuple(values), details, tensors, units=context.units(statistics))
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,19 @@ class _Layer:
     tests: list[Json]
 
 
-def _layers(study: FlowAgreement, lab: StageContext, domain: str, top: dict[Site, TopTokens]) -> Iterator[_Layer]:
+def _layers(study: FlowAgreement, context: StageContext, domain: str, top: dict[Site, TopTokens]) -> Iterator[_Layer]:
     """Layer by layer, so that only the codes of one layer and what leads to it are in memory."""
-    maps: FlowMaps = lab.subject()
+    maps: FlowMaps = context.subject()
     for target in maps.residual[1:]:
         sources = {link.part: link.source for link in maps.into(target)}
-        found = firing(lab, lab.tokens(domain), [target, *sources.values()])
+        found = firing(context, context.tokens(domain), [target, *sources.values()])
         for site, codes in found.codes.items():
             kept = top_tokens(codes, found.ids)
             top[site] = top[site].joined(kept) if site in top else kept
         matches = {part: maps.maps[target, site].indices.numpy() for part, site in sources.items()}
         groups = _groups(found, target, sources, matches)
         yield _Layer(
-            _sums(found, groups, sources, matches), list(_tests(study, lab, domain, maps, target, found, groups))
+            _sums(found, groups, sources, matches), list(_tests(study, context, domain, maps, target, found, groups))
         )
 
 
@@ -148,10 +148,16 @@ def _sums(
 
 
 def _tests(
-    study: FlowAgreement, lab: StageContext, domain: str, maps: FlowMaps, target: Site, found: Firing, groups: csr_array
+    study: FlowAgreement,
+    context: StageContext,
+    domain: str,
+    maps: FlowMaps,
+    target: Site,
+    found: Firing,
+    groups: csr_array,
 ) -> Iterator[Json]:
     """Mann-Whitney U between every two groups of latents on sampled tokens, on each score."""
-    rng = np.random.default_rng(lab.seed("group test", domain, str(target)))
+    rng = np.random.default_rng(context.seed("group test", domain, str(target)))
     sampled = groups[_sampled(found.documents, study.tokens, rng)]
     members = {number: np.unique(sampled.indices[sampled.data == number]) for number in np.unique(sampled.data)}
     large = {number: latents for number, latents in members.items() if len(latents) >= study.minimum}

@@ -32,20 +32,20 @@ WHO: dict[Removed, tuple[Part, ...]] = {
 
 
 @torch.no_grad()
-def run(study: FlowDeactivation, lab: StageContext) -> Findings:
+def measure_deactivation(study: FlowDeactivation, context: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
-    maps: FlowMaps = lab.subject()
+    maps: FlowMaps = context.subject()
     targets = study.sites(maps.residual)
     if not targets:
         raise InvalidInput(f"flow_deactivation: there is nothing to look at behind the blocks {study.layers}")
     statistics: dict[str, dict[str, Array]] = {}
     details: dict[str, Json] = {}
-    domains = study.domains(lab.experiment)
+    domains = study.domains(context.experiment)
     for number, domain in enumerate(domains):
         layers = {}
         for done, target in enumerate(targets):
-            layers[target] = deactivated(study, lab, maps, domain, target)
-            lab.progress(number * len(targets) + done + 1, len(domains) * len(targets))
+            layers[target] = deactivated(study, context, maps, domain, target)
+            context.progress(number * len(targets) + done + 1, len(domains) * len(targets))
         statistics[domain] = _summed([layer.sums for layer in layers.values()])
         details[domain] = [
             {
@@ -55,7 +55,9 @@ def run(study: FlowDeactivation, lab: StageContext) -> Findings:
             }
             for site, layer in layers.items()
         ]
-    units = {domain: found.of(slice(_read(study, len(found.numbers)))) for domain, found in lab.units(domains).items()}
+    units = {
+        domain: found.of(slice(_read(study, len(found.numbers)))) for domain, found in context.units(domains).items()
+    }
     return Findings(statistics, details={"layers": details}, units=units)
 
 
@@ -90,14 +92,14 @@ class _Found:
     """[C] float64: untouched losses from the token on."""
 
 
-def deactivated(study: FlowDeactivation, lab: StageContext, maps: FlowMaps, domain: str, target: Site) -> LayerSums:
+def deactivated(study: FlowDeactivation, context: StageContext, maps: FlowMaps, domain: str, target: Site) -> LayerSums:
     """Per-document sums for the latents of one site."""
-    tokens = lab.tokens(domain)
+    tokens = context.tokens(domain)
     count = _read(study, len(tokens.ids))
-    generator = torch.Generator().manual_seed(lab.seed("deactivation", domain, str(target)))
-    layer, saes = LayerSums(count), held(lab, (target, *(link.source for link in maps.into(target))))
-    for batch in batches(lab, TokenRows(tokens.ids[:count], tokens.lengths[:count])):
-        _Batch(study, lab, saes, maps, target, batch, layer, generator).run()
+    generator = torch.Generator().manual_seed(context.seed("deactivation", domain, str(target)))
+    layer, saes = LayerSums(count), held(context, (target, *(link.source for link in maps.into(target))))
+    for batch in batches(context, TokenRows(tokens.ids[:count], tokens.lengths[:count])):
+        _Batch(study, context, saes, maps, target, batch, layer, generator).run()
     return layer
 
 
@@ -112,7 +114,7 @@ class _Batch:
     def __init__(
         self,
         study: FlowDeactivation,
-        lab: StageContext,
+        context: StageContext,
         saes: Mapping[Site, SparseAutoencoder],
         maps: FlowMaps,
         target: Site,
@@ -120,10 +122,10 @@ class _Batch:
         layer: LayerSums,
         generator: torch.Generator,
     ) -> None:
-        self.study, self.lab, self.batch, self.layer, self.target = study, lab, batch, layer, target
+        self.study, self.context, self.batch, self.layer, self.target = study, context, batch, layer, target
         self.saes, self.generator = saes, generator
         self.sources: dict[Part, Site] = {link.part: link.source for link in maps.into(target)}
-        self.indices = {part: maps.maps[target, site].indices.to(lab.device) for part, site in self.sources.items()}
+        self.indices = {part: maps.maps[target, site].indices.to(context.device) for part, site in self.sources.items()}
         self.rows_of = {part: decoder_rows(saes[site], site) for part, site in self.sources.items()}
 
     def run(self) -> None:
@@ -141,7 +143,7 @@ class _Batch:
             self._exhaust(rows, found, owners, after)
 
     def _prepare(self) -> tuple[RerunRows, _Found]:
-        batch, lm = self.batch, self.lab.model()
+        batch, lm = self.batch, self.context.model()
         entry = entry_before(self.sources["residual"])
         sites = {self.target, *self.sources.values(), *([entry] if entry else [])}
         mask, logits = batch.real.long(), None
@@ -209,7 +211,7 @@ class _Batch:
     def _rerun(
         self, rows: RerunRows, cases: RerunCases, deltas: dict[Site, Tensor], *, loss: bool = False
     ) -> RerunOutcome:
-        outcome = rerun(self.lab.model(), self.saes[self.target], self.target, rows, cases, deltas, loss=loss)
+        outcome = rerun(self.context.model(), self.saes[self.target], self.target, rows, cases, deltas, loss=loss)
         self.layer.receipt = self.layer.receipt + outcome.receipt
         return outcome
 

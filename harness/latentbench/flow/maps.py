@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +16,10 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.flow.matching import NOBODY
+from latentbench.flow.options import Flow
 from latentbench.flow.topology import Link, links, residual_sites
 from latentbench.sae.autoencoder import Codes
 from latentbench.study.context import Content
-
-if TYPE_CHECKING:
-    from latentbench.flow.options import Flow
 
 
 @dataclass(frozen=True)

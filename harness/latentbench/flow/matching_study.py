@@ -19,30 +19,30 @@ from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
 
-def run(study: FlowMatching, lab: StageContext) -> Findings:
+def measure_matching(study: FlowMatching, context: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
-    maps: FlowMaps = lab.subject()
+    maps: FlowMaps = context.subject()
     statistics = {}
-    for domain in study.domains(lab.experiment):
-        fired = fires(lab, lab.tokens(domain), maps.residual)
-        statistics[domain] = _statistics(study, lab, maps, fired, domain)
+    for domain in study.domains(context.experiment):
+        fired = fires(context, context.tokens(domain), maps.residual)
+        statistics[domain] = _statistics(study, context, maps, fired, domain)
     return Findings(statistics, details={"layers": layers(maps)})
 
 
 @torch.no_grad()
-def fires(lab: StageContext, tokens: EvalTokens, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
+def fires(context: StageContext, tokens: EvalTokens, sites: tuple[Site, ...]) -> dict[Site, torch.Tensor]:
     """[width] bool by site: active at some ordinary token of the documents."""
     found: dict[Site, torch.Tensor] = {}
     for group in groups(sites):
-        found |= _fires(lab, tokens, group)
+        found |= _fires(context, tokens, group)
     return found
 
 
-def _fires(lab: StageContext, tokens: EvalTokens, sites: list[Site]) -> dict[Site, torch.Tensor]:
-    saes = held(lab, sites)
+def _fires(context: StageContext, tokens: EvalTokens, sites: list[Site]) -> dict[Site, torch.Tensor]:
+    saes = held(context, sites)
     found = {site: torch.zeros(sae.width, dtype=torch.bool) for site, sae in saes.items()}
-    for batch in batches(lab, TokenRows.of(tokens)):
-        for site, codes in codes_at(lab, saes, batch).items():
+    for batch in batches(context, TokenRows.of(tokens)):
+        for site, codes in codes_at(context, saes, batch).items():
             found[site][codes.indices[codes.values != 0].cpu()] = True
     return found
 
@@ -53,7 +53,7 @@ def layers(maps: FlowMaps) -> list[Json]:
 
 
 def _statistics(
-    study: FlowMatching, lab: StageContext, maps: FlowMaps, fired: dict[Site, torch.Tensor], domain: str
+    study: FlowMatching, context: StageContext, maps: FlowMaps, fired: dict[Site, torch.Tensor], domain: str
 ) -> Statistics:
     parts = []
     for before, site in pairwise(maps.residual):
@@ -63,7 +63,7 @@ def _statistics(
         matched = score >= maps.counts(maps.options.thresholds.cut, before)
         parts.append(torch.stack([score, matched, found.labels], 1)[fired[site]])
     score, matched, label = torch.cat(parts).double().numpy().T
-    drawn = np.random.default_rng(lab.seed("latents", domain)).permutation(len(score))[: study.latents]
+    drawn = np.random.default_rng(context.seed("latents", domain)).permutation(len(score))[: study.latents]
     score, matched, label = score[drawn], matched[drawn], label[drawn]
     return {
         "flow_matching.latents": np.ones(len(score)),

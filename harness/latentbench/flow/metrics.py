@@ -100,13 +100,13 @@ from latentbench.flow.options import Flow, unfoldable, unread
 from latentbench.flow.topology import block_of, problems, targets
 from latentbench.metrics.base import Estimator
 from latentbench.statistics.arrays import Array
-from latentbench.study.study import Findings, Study
+from latentbench.study.study import Study
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
     from latentbench.core.sites import Site
     from latentbench.core.spec_model import Json
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 
 class FlowStudy(Study):
@@ -144,6 +144,7 @@ class FlowMatching(FlowStudy):
     """Matching rate, mean score and where latents come from."""
 
     version: ClassVar[int] = 1
+    implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_matching"
 
     metric: Literal["flow_matching"] = "flow_matching"
     latents: PositiveInt = 4096
@@ -161,11 +162,6 @@ class FlowMatching(FlowStudy):
             *(number(label, label, "fraction", None) for label in labels),
         )
 
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.matching_study import run
-
-        return run(self, lab)
-
 
 def _lift(agreed: Array, chance: Array) -> Array:
     return agreed / chance
@@ -175,6 +171,7 @@ class FlowAgreement(FlowStudy):
     """Whether matched latents fire together, and whether scores tell where latents come from."""
 
     version: ClassVar[int] = 1
+    implementation: ClassVar[str] = "latentbench.flow.agreement_study:measure_agreement"
 
     metric: Literal["flow_agreement"] = "flow_agreement"
     tokens: PositiveInt = 5
@@ -199,11 +196,6 @@ class FlowAgreement(FlowStudy):
             number("nowhere", False),
         )
 
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.agreement_study import run
-
-        return run(self, lab)
-
 
 Scale = Literal["norm", "threshold", "activation"]
 
@@ -216,6 +208,7 @@ class FlowTransition(FlowStudy):
     """What an SAE and a map tell of the next layer's hidden states."""
 
     version: ClassVar[int] = 2
+    implementation: ClassVar[str] = "latentbench.flow.transition_study:measure_transition"
 
     metric: Literal["flow_transition"] = "flow_transition"
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = ("norm",)
@@ -241,11 +234,6 @@ class FlowTransition(FlowStudy):
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"texts": self.fold_texts(experiment, roots)}
 
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.transition_study import run
-
-        return run(self, lab)
-
     def _at(self, steps: int) -> tuple[Estimator, ...]:
         told = {} if steps == 1 else {"steps": steps}
 
@@ -270,6 +258,7 @@ class FlowDeactivation(FlowStudy):
     """Deactivation success and activation change."""
 
     version: ClassVar[int] = 2
+    implementation: ClassVar[str] = "latentbench.flow.deactivation_study:measure_deactivation"
 
     metric: Literal["flow_deactivation"] = "flow_deactivation"
     r: float = 0.0
@@ -309,11 +298,6 @@ class FlowDeactivation(FlowStudy):
     def sites(self, residual: Iterable[Site]) -> tuple[Site, ...]:
         """The residual sites whose latents are looked at, of all."""
         return tuple(site for site in targets(residual) if self.layers is None or block_of(site) in self.layers)
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.deactivation_study import run
-
-        return run(self, lab)
 
     def _of(self, part: Removed) -> tuple[Estimator, ...]:
         made = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.plugins import implementation
 from latentbench.core.spec_model import Json, SpecModel
 from latentbench.flow.topology import block_of, parse_latent, residual_sites
 from latentbench.sae.options.base import Variant
@@ -18,7 +19,6 @@ from latentbench.study.context import Content, StageContext, Subject
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
     from latentbench.core.protocols import DatasetAdapter
-    from latentbench.flow.maps import FlowMaps
     from latentbench.study.context import ExperimentView
 
 Block = Annotated[int, Field(ge=0)]
@@ -180,16 +180,13 @@ class Flow(Subject):
         texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
         return (*folded, *texts)
 
-    def make(self, lab: StageContext) -> Content:
-        from latentbench.flow.build import build_maps
+    def make(self, context: StageContext) -> Content:
+        made: Content = implementation("latentbench.flow.build:build_maps")(self, context)
+        return made
 
-        return build_maps(self, lab)
-
-    def read(self, content: Content, lab: StageContext) -> FlowMaps:
-        """The maps by pair of sites."""
-        from latentbench.flow.maps import FlowMaps
-
-        return FlowMaps.from_content(content, self)
+    def read(self, content: Content, context: StageContext) -> Any:
+        """The maps by pair of sites, as a `FlowMaps` (maps.py)."""
+        return implementation("latentbench.flow.maps:FlowMaps").from_content(content, self)
 
     def texts(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Identity of what is read by maps and studies that need activations. Raises InvalidInput where there is none."""

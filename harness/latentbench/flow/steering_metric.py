@@ -56,11 +56,10 @@ from latentbench.flow.topology import block_of, residual_sites
 from latentbench.metrics.base import Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.context import Longest
-from latentbench.study.study import Findings
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
 
@@ -94,6 +93,7 @@ class FlowSteering(FlowStudy):
     """How far steering moves generated text into a domain."""
 
     version: ClassVar[int] = 2
+    implementation: ClassVar[str] = "latentbench.flow.steering_study:measure_steering"
 
     metric: Literal["flow_steering"] = "flow_steering"
     target: str
@@ -208,11 +208,6 @@ class FlowSteering(FlowStudy):
         rates = (self._at("rate_at_cost", rate_at, cost, way) for cost in self.costs for way in ways)
         gains = (self._at("gain_at_cost", gain_at, cost, way, "single") for cost in self.costs for way in others)
         return (base, *each, *rates, *gains)
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.steering_study import run
-
-        return run(self, lab)
 
     def _of(self, way: Schedule, strength: float) -> tuple[Estimator, ...]:
         name, params = setting_name(way, strength), {"schedule": way, "strength": strength}

@@ -23,26 +23,26 @@ Scales = dict[Scale, tuple[Tensor, Tensor]]
 Pair = tuple[Site, Site]
 
 
-def run(study: FlowTransition, lab: StageContext) -> Findings:
+def measure_transition(study: FlowTransition, context: StageContext) -> Findings:
     """See harness/latentbench/flow/metrics.py."""
-    maps: FlowMaps = lab.subject()
-    statistics: dict[str, dict[str, Array]] = {domain: {} for domain in study.domains(lab.experiment)}
+    maps: FlowMaps = context.subject()
+    statistics: dict[str, dict[str, Array]] = {domain: {} for domain in study.domains(context.experiment)}
     details: dict[str, list[Json]] = {domain: [] for domain in statistics}
-    means = _means(study, lab, maps)
+    means = _means(study, context, maps)
     carrying = {steps: _carrying(maps, steps) for steps in dict.fromkeys(study.steps)}
     total, done = len(statistics) * sum(map(len, carrying.values())), 0
     for domain, found in statistics.items():
         for steps, chosen in carrying.items():
             layers = {}
             for pair, carried in chosen.items():
-                layers[pair] = transition(lab, domain, carried, *pair, _scales(study, lab, *pair, means))
+                layers[pair] = transition(context, domain, carried, *pair, _scales(study, context, *pair, means))
                 done += 1
-                lab.progress(done, total)
+                context.progress(done, total)
             found |= {
                 f"flow_transition.{name}.{steps}": sums for name, sums in _together(list(layers.values())).items()
             }
             details[domain] += [{"from": str(a), "to": str(b), **_explained(layer)} for (a, b), layer in layers.items()]
-    return Findings(statistics, details={"layers": details}, units=lab.units(statistics))
+    return Findings(statistics, details={"layers": details}, units=context.units(statistics))
 
 
 def _carrying(maps: FlowMaps, steps: int) -> dict[Pair, LatentMap]:
@@ -59,15 +59,15 @@ def _together(layers: list[dict[str, Tensor]]) -> dict[str, Array]:
 
 @torch.no_grad()
 def transition(
-    lab: StageContext, domain: str, carrying: LatentMap, before: Site, after: Site, scales: Scales
+    context: StageContext, domain: str, carrying: LatentMap, before: Site, after: Site, scales: Scales
 ) -> dict[str, Tensor]:
     """[documents] float64 sums: squared errors by kind of prediction, and `variance` around the domain's mean."""
-    tokens = lab.tokens(domain)
-    source, target = lab.saes()[before], lab.saes()[after]
-    carrying = _on(carrying, lab.device)
+    tokens = context.tokens(domain)
+    source, target = context.saes()[before], context.saes()[after]
+    carrying = _on(carrying, context.device)
     sums = _Sums(len(tokens.ids))
-    for batch in batches(lab, TokenRows.of(tokens)):
-        states = hidden_states(lab.model().model, (before, after), batch.ids, batch.real.long())
+    for batch in batches(context, TokenRows.of(tokens)):
+        states = hidden_states(context.model().model, (before, after), batch.ids, batch.real.long())
         given, wanted = (states[site][batch.ordinary].float() for site in (before, after))
         codes = source.encode(given)
         copied = source.decode(codes)
@@ -118,22 +118,24 @@ def _spread(batch: Batch, values: Tensor) -> Tensor:
     return sums.cpu()
 
 
-def _means(study: FlowTransition, lab: StageContext, maps: FlowMaps) -> dict[Site, Tensor]:
+def _means(study: FlowTransition, context: StageContext, maps: FlowMaps) -> dict[Site, Tensor]:
     """Mean activations at every residual site, where they are asked for."""
-    return mean_active(lab, texts_of(maps.options, lab), maps.residual) if "activation" in study.scales else {}
+    return mean_active(context, texts_of(maps.options, context), maps.residual) if "activation" in study.scales else {}
 
 
 def _scales(
-    study: FlowTransition, lab: StageContext, before: Site, after: Site, means: Mapping[Site, Tensor]
+    study: FlowTransition, context: StageContext, before: Site, after: Site, means: Mapping[Site, Tensor]
 ) -> Scales:
     """What activations are divided by at one site and multiplied by at the other, per way of scaling."""
-    saes = lab.saes()
+    saes = context.saes()
     ways: dict[Scale, Callable[[Site], Tensor]] = {
         "norm": lambda site: _inverse_norms(saes[site], site),
         "threshold": lambda site: thresholds(saes[site], site),
         "activation": lambda site: means[site],
     }
-    return {s: (ways[s](before).to(lab.device), ways[s](after).to(lab.device)) for s in dict.fromkeys(study.scales)}
+    return {
+        s: (ways[s](before).to(context.device), ways[s](after).to(context.device)) for s in dict.fromkeys(study.scales)
+    }
 
 
 def _inverse_norms(sae: SparseAutoencoder, site: Site) -> Tensor:

@@ -44,12 +44,12 @@ from latentbench.metrics.base import Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.steering.method import parts_of
 from latentbench.study.context import Longest
-from latentbench.study.study import Findings, Study
+from latentbench.study.study import Study
 from latentbench_adapters.lm_eval.task_file import is_path
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 
 def ks_of(samples: int) -> tuple[int, ...]:
@@ -75,6 +75,7 @@ class ReasoningAccuracy(Study):
     """Accuracy of the steered model on an lm-eval task, paired with the model without steering."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
+    implementation: ClassVar[str] = "latentbench.reasoning.evaluation:evaluate"
 
     metric: Literal["reasoning_accuracy"] = "reasoning_accuracy"
     task: Annotated[str, Field(min_length=1, max_length=300)]
@@ -191,11 +192,6 @@ class ReasoningAccuracy(Study):
             *(_estimator(row, params) for row in _NUMBERS),
             *(_pass_at(k, side, params) for k in ks_of(self.samples) for side in ("", "base_")),
         )
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.reasoning.evaluation import evaluate
-
-        return evaluate(self, lab)
 
 
 def _share(part: Array, whole: Array) -> Array:

@@ -134,16 +134,18 @@ def _means(problems: TaskProblems, rows: Sequence[Sequence[Marked]]) -> Iterator
 SHARED = "reasoning_base"
 
 
-def evaluate(study: ReasoningAccuracy, lab: StageContext) -> Findings:
+def evaluate(study: ReasoningAccuracy, context: StageContext) -> Findings:
     """Findings of one cell. Raises InvalidInput for a subject that is no intervention, NotAvailable for the task."""
-    intervention = lab.subject()
+    intervention = context.subject()
     if not isinstance(intervention, Intervention):
         raise InvalidInput("reasoning_accuracy needs something to steer with: a `steering:` section")
-    lm = _steered(study, lab, intervention)
-    tasks = load(study.task, _options(study), lab.roots, lab.cache / "datasets", lm.apply_chat_template)
+    lm = _steered(study, context, intervention)
+    tasks = load(study.task, _options(study), context.roots, context.cache / "datasets", lm.apply_chat_template)
     if study.samples > 1 and not all(problems.generative for problems in tasks):
         raise InvalidInput(f"{study.task} has choices to compare and none to write: `samples` must be 1")
-    base = Outcomes.from_content(lab.shared(SHARED, _payload(study, lab, tasks), lambda: _base(study, lab, tasks)))
+    base = Outcomes.from_content(
+        context.shared(SHARED, _payload(study, context, tasks), lambda: _base(study, context, tasks))
+    )
     steered, units = outcomes(lm, tasks, study.samples), _units(tasks)
     statistics = _statistics(study, steered, base)
     return Findings(
@@ -156,15 +158,15 @@ def evaluate(study: ReasoningAccuracy, lab: StageContext) -> Findings:
     )
 
 
-def _steered(study: ReasoningAccuracy, lab: StageContext, intervention: Intervention | None) -> SteeredLM:
+def _steered(study: ReasoningAccuracy, context: StageContext, intervention: Intervention | None) -> SteeredLM:
     return SteeredLM(
-        lab.model(),
+        context.model(),
         intervention,
-        identity=lab.experiment.model.identity(lab.roots),
-        responses=AnswerCache(lab.cache / "responses.sqlite3"),
+        identity=context.experiment.model.identity(context.roots),
+        responses=AnswerCache(context.cache / "responses.sqlite3"),
         batch=study.batch,
         seed=study.seed,
-        progress=lab.progress,
+        progress=context.progress,
     )
 
 
@@ -173,19 +175,19 @@ def _options(study: ReasoningAccuracy) -> TaskOptions:
     return TaskOptions(metric=study.scored_by, **{name: getattr(study, name) for name in fields})
 
 
-def _payload(study: ReasoningAccuracy, lab: StageContext, tasks: list[TaskProblems]) -> Json:
+def _payload(study: ReasoningAccuracy, context: StageContext, tasks: list[TaskProblems]) -> Json:
     """Everything that the base model's answers and their scores depend on, besides the model."""
     documents = [problems.documents_digest for problems in tasks]
     return {
         "version": study.version,
-        "task": task_identity(study.task, lab.roots, study.commits),
+        "task": task_identity(study.task, context.roots, study.commits),
         "documents": documents,
         **study.settings(),
     }
 
 
-def _base(study: ReasoningAccuracy, lab: StageContext, tasks: list[TaskProblems]) -> Content:
-    return outcomes(_steered(study, lab, None), tasks, study.samples).to_content()
+def _base(study: ReasoningAccuracy, context: StageContext, tasks: list[TaskProblems]) -> Content:
+    return outcomes(_steered(study, context, None), tasks, study.samples).to_content()
 
 
 def _statistics(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> dict[str, np.ndarray]:
