@@ -23,14 +23,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from latentbench.metrics.base import BudgetedMetric, Estimator, Metric, Tally
+from latentbench.metrics.base import BudgetedMetric, Estimator, Metric, Tally, ratio
 from latentbench.metrics.value import MetricValue
 from latentbench.sae.cost import SaeCost, linear_cost, variant_cost
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.statistics.arrays import Counts
 
-_L0 = Estimator("l0", 1, "latents/token", None, ("l0", "tokens"), lambda active, tokens: active / tokens)
+_L0 = Estimator("l0", 1, "latents/token", None, ("l0", "tokens"), ratio)
 
 
 def _dead_fraction(firing: Counts, tokens: int) -> float:
