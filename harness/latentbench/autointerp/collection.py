@@ -37,6 +37,7 @@ from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
 NEIGHBOURS = 8
 _AT_ONCE = 64
+"""Latents whose cosines to all others exist together."""
 
 
 def decoder_neighbours(sae: SparseAutoencoder, latents: Integers) -> tuple[Integers, list[list[int]]]:
@@ -90,6 +91,7 @@ class Collector:
         self._middle = 2 * (protocol.radius // 2) + 1
         """Of a window's tokens, how many can be the strongest."""
         self._reservoir = TopWindows(protocol.reservoir, self._window)
+        # More than are explained from: what overlaps or repeats another is left out when questions are built.
         self._strongest = TopWindows(max(SHOWN, protocol.explain), self._window)
         self._drawn_active = np.zeros((len(self._drawn.document), len(self._watched)), dtype=np.bool_)
         self._histogram = torch.zeros(self._count * BINS, dtype=torch.int64)

@@ -22,6 +22,7 @@ CHARACTERS_PER_TOKEN = 3
 REPLY_TOKENS = 1024
 """The longest reply of a judge that states no limit (`max_tokens`)."""
 _AT_ONCE = 32
+"""Requests handed to a judge together."""
 
 
 class Prices(SpecModel):
@@ -50,6 +51,7 @@ class RequestBudget:
 
     def ask(self, judge: Judge, requests: Sequence[Messages], roots: Roots, cache: Path) -> Iterator[Reply]:
         """One reply per request, in order. Raises InvalidInput before a request that could exceed a limit."""
+        # In parts, because what replies have cost decides how many more can be afforded.
         for start in range(0, len(requests), _AT_ONCE):
             todo = self._affordable(judge, requests[start : start + _AT_ONCE])
             for reply in judge.chat(todo, roots, cache) if todo else ():
@@ -65,6 +67,7 @@ class RequestBudget:
             requests = requests[: max(0, self.max_requests - self.requests)]
         if self.max_cost is None or self.prices is None:
             return requests
+        # What a reply costs is known only afterwards, so each counts as if it were as long as it may be.
         longest, cost = getattr(judge, "max_tokens", REPLY_TOKENS), self.spent
         for number, messages in enumerate(requests):
             cost += self.prices.of(estimated_tokens(messages), longest)

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from latentbench.study.context import StageContext
 
 ABSORBERS, LEAST_COSINE, FULL_SHARE = 3, 0.1, 0.4
+"""Absorbing latents that count, their least cosine to the letter's direction, and the share of what is needed that one
+must give for full absorption; see absorption.py."""
 MOST_SPLITS = 10
+"""Most main latents of a letter."""
 LEAST_WORDS = 5
 """Fewest words of a letter, in training and held out."""
 _WORD = re.compile(r"(?:[Ġ▁]|^)([A-Za-z]{2,})")
@@ -135,6 +138,7 @@ def word_states(model: LanguageModel, site: Site, prefix: str, most: int) -> Wor
     with torch.no_grad():
         for ids in torch.split(rows, _BATCH) if words else ():
             states.append(hidden_states(model.model, [site], ids.to(model.device))[site][:, -1].float().cpu())
+    # Two words in five, by their content: the same for every model that has the word.
     held_out = np.array([_hashed(word)[0] % 5 < 2 for word in words], dtype=bool)
     return Words(tuple(words), torch.cat(states), held_out)
 

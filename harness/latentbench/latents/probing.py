@@ -79,6 +79,7 @@ def fit(x: Array, labels: Labels, per_feature: bool = False) -> Probe:
     scale = np.where(scale > 0, scale, 1.0)
     fitted: Any = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=_ITERATIONS)
     fitted.fit((x - centre) / scale, labels)
+    # Back to the units of x: w·(x − c)/s + b = (w/s)·x + b − c·(w/s).
     direction = fitted.coef_[0] / scale
     return Probe(direction, float(fitted.intercept_[0] - centre @ direction))
 

@@ -131,6 +131,7 @@ class LatentUsage:
     def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
         """(token ids [width, k] int32, counts [width, k] int32) most frequent first; count 0 is padding."""
         latents, tokens, counts = self._pairs.table()
+        # By count, and then stably by latent: within each latent the most frequent stay first.
         order = torch.argsort(counts, descending=True, stable=True)
         order = order[torch.argsort(latents[order], stable=True)]
         rank = rank_in_group(latents[order])
@@ -235,7 +236,7 @@ class Windows:
 
 
 class TopExamples:
-    """Keeps the strongest examples of the documents given to `add`."""
+    """Keeps the strongest examples of the documents given to `add`; negative activations are counted, but never shown."""
 
     def __init__(self, width: int, examples: int, window: int, device: torch.device) -> None:
         self.found = Windows.empty(width, examples, window, device)
@@ -244,6 +245,7 @@ class TopExamples:
     def add(self, part: Encoded) -> None:
         """Looks through one batch of whole documents."""
         entries = NonzeroActivations.of(part.codes)
+        # Most activations are weaker than what is kept, and are left out before anything is sorted.
         weakest = self.found.peaks[:, -1]
         peaks = document_peaks(entries, part.batch.rows, entries.values > weakest[entries.latents])
         order = torch.argsort(entries.values[peaks], descending=True, stable=True)
@@ -295,6 +297,7 @@ def document_peaks(entries: NonzeroActivations, rows: Tensor, wanted: Tensor) ->
 
 def activations_at(entries: NonzeroActivations, numbers: Tensor, latents: Tensor, width: int) -> Tensor:
     """[C, window] activations of `latents` [C] at the tokens `numbers` [C, window] of the batch (-1: none)."""
+    # Looked up by binary search among the pairs that are not zero, so that nothing dense of the width is made.
     keys, order = (entries.tokens * width + entries.latents).sort()
     wanted = numbers * width + latents[:, None]
     places = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)

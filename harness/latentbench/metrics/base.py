@@ -144,10 +144,10 @@ class Metric(SpecModel):
         """The numbers this metric reports per domain and budget."""
         return ()
 
-    def of_sae(self, section: Any, d_in: int, width: int, l0: float) -> Iterable[MetricValue]:
+    def of_sae(self, options: Any, d_in: int, width: int, l0: float) -> Iterable[MetricValue]:
         """Numbers that belong to the SAE itself and not to a domain.
 
-        `section` is the SAE's part of the spec, `l0` its active latents per token on the first evaluation domain.
+        `options` are the SAE's part of the spec, `l0` its active latents per token on the first evaluation domain.
         """
         return ()
 

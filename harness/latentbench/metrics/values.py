@@ -86,7 +86,7 @@ def _estimated(
         said = (reasons[name] for name in missing if name in reasons)
         return null_value(estimator, domain, next(said, f"not measured: {', '.join(missing)}"), params)
     inputs = np.stack([statistics[name] for name in names], axis=1)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # 0/0 is no mistake here, it becomes null with the sums as the reason
         value = float(estimator.formula(*inputs.sum(0)))
     if not math.isfinite(value):
         reason = estimator.undefined or _why_not_finite(names, inputs.sum(0).tolist())

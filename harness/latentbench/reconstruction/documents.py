@@ -191,7 +191,8 @@ class Predictions:
     @staticmethod
     def of(logits: Tensor, ids: Tensor, real: Tensor) -> Predictions:
         """From clean logits [B, T, vocabulary], token ids [B, T] and the mask of real tokens [B, T]."""
-        mask = real[:, 1:]
+        mask = real[:, 1:]  # a document's last position predicts nothing that is known
+        # Kept for the whole batch: every substitution at every site is held against it.
         clean = torch.cat([torch.log_softmax(chunk.float(), -1) for chunk in _chunks(logits[:, :-1][mask])])
         return Predictions(mask, ids[:, 1:][mask], clean)
 

@@ -224,6 +224,7 @@ class SiteStatistics:
             self.failures[request.name] = kept.with_traceback(None)
 
     def _add_sae(self, request: MeasurementRequest, batch: DocumentBatch, x: Tensor, losses: Losses | None) -> None:
+        # Here and not in front of the pass: an SAE that cannot be moved costs itself alone.
         request.sae.to(x.device).eval()
         for budget in request.budgets:
             gathered = self._gathered[request.name, budget]
@@ -285,6 +286,7 @@ def measure(
     known = {site: baseline for site, baseline in (baselines or {}).items() if site in splices}
     missing = {site for site, splice in splices.items() if site not in known or (splice and not known[site].spliced)}
     domain = Domain(language_model, tokens, forward_tokens, progress)
+    # Σ‖x − x̄‖² and the ablation with x̄ need the mean before the first batch, which costs a pass where it is not known.
     unseen = [site for site in splices if site not in known]
     domain.passes = int(bool(unseen)) + int(bool(missing or requests))
     means = {site: baseline.mean for site, baseline in known.items()} | domain.means(unseen)
@@ -311,7 +313,7 @@ def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
         if splices:
             states, logits = hidden_states_and_logits(domain.model, reads, batch.ids, attention_mask)
             clean = Predictions.of(logits, batch.ids, batch.real)
-            del logits
+            del logits  # as many as the predictions made of them; the resumed forwards below make their own
         else:
             states = hidden_states(domain.model, reads, batch.ids, attention_mask)
         for statistics in gathering:
