@@ -70,13 +70,13 @@ def test_shuffled_labels_are_at_chance(tmp_path: Path, monkeypatch: pytest.Monke
     generator, build = np.random.default_rng(0), run.build_questions
 
     def shuffled(*arguments: Any) -> Any:
-        case = build(*arguments)
+        built = build(*arguments)
         for name in ("detection", "fuzzing"):
-            items = getattr(case, name)
+            items = getattr(built, name)
             truths = generator.permutation([item.truth for item in items]).tolist()
             relabelled = tuple(type(i)(i.window, truth, i.marks) for i, truth in zip(items, truths, strict=True))
-            object.__setattr__(case, name, relabelled)
-        return case
+            object.__setattr__(built, name, relabelled)
+        return built
 
     monkeypatch.setattr(run, "build_questions", shuffled)
     found = scored(tmp_path, fires_on(token_sets(60)), width=60)

@@ -16,10 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from latentbench.core.errors import InvalidInput
 from latentbench.latents import decoder_similarity, survey
 from latentbench.latents.decoder_similarity import agreement, consistency, matched_cosines
+from latentbench.latents.encoding import Encoded, encoded
 from latentbench.latents.logit_lens import final_norm, logit_lens
-from latentbench.latents.survey import PADDING, Encoded, LatentUsage, NonzeroActivations, PairCounts, TopExamples
+from latentbench.latents.survey import PADDING, LatentUsage, NonzeroActivations, PairCounts, TopExamples
 from latentbench.reconstruction.documents import DocumentBatch
 from latentbench.sae.autoencoder import Codes
+from tests.support.passes import LM, MIDDLE, TOKENS, ToySAE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -239,3 +241,17 @@ def test_logit_lens_leaves_the_norms_bias_out() -> None:
     expected = (centred / centred.pow(2).mean().add(norm.eps).sqrt()) @ model.lm_head.weight.t()
     assert found.top.item() == expected.argmax().item()
     assert found.bottom.item() == expected.argmin().item()
+
+
+def test_documents_are_encoded_at_every_budget_by_an_sae_in_evaluation_mode() -> None:
+    sae = ToySAE()
+    sae.train()
+    parts = list(encoded(LM, sae, MIDDLE, TOKENS, budgets=(None, 2), forward_tokens=40))
+    assert not sae.training
+    assert [part.budget for part in parts] == [None, 2] * (len(parts) // 2)
+    assert all(first.states is second.states for first, second in zip(parts[::2], parts[1::2], strict=True))
+    assert {part.codes.values.shape[1] for part in parts[1::2]} == {2}
+    found = sorted(number for part in parts[::2] for number in part.batch.documents.tolist())
+    assert found == list(range(len(TOKENS.ids)))
+    batch = parts[0].batch
+    assert torch.equal(batch.ids[batch.rows, batch.positions], batch.token_ids)

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import latentbench.autointerp.passes as ground_module
 import latentbench.autointerp.study as run_module
 from latentbench.autointerp.judging import requests_per_latent
 from latentbench.autointerp.metric import Autointerp
@@ -31,8 +30,9 @@ from latentbench.autointerp.sampling import (
 from latentbench.autointerp.scores import SHOWN, AutointerpDetails, area_under_roc, score_of
 from latentbench.autointerp.windows import LatentQuestions, Question, TokenTexts, Window, check_disjoint
 from latentbench.core.errors import LatentbenchError
-from tests.support.interviews import LOG, Scripted, asked, cases_of, details_of, window
-from tests.support.labs import fires_at_random, fires_on, lab_of, random_texts, token_sets, words_tokenizer
+from latentbench.reconstruction import documents
+from tests.support.autointerp import LOG, Scripted, asked, details_of, questions_of, window
+from tests.support.labs import VOCABULARY, fires_at_random, fires_on, lab_of, random_texts, token_sets, words_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,32 +114,32 @@ def test_a_real_run_asks_about_nothing_it_explained_from(
     # Few words and short documents: without care many windows would be equal.
     texts = [*random_texts(60, 30), *random_texts(60, 30)]
     sets = token_sets(16)
-    cases = cases_of(
+    every = questions_of(
         monkeypatch, tmp_path, 16, fires_on(sets), texts, latents=16, hard_negatives=hard,
         explain_examples=8, test_examples=9,
     )  # fmt: skip
-    assert len(cases) > 10
-    for case in cases:
-        explained, questions = (*case.active, *case.inactive), (*case.detection, *case.fuzzing)
+    assert len(every) > 10
+    for built in every:
+        explained, questions = (*built.active, *built.inactive), (*built.detection, *built.fuzzing)
         assert not {w.text for w in explained} & {item.text for item in questions}
-        assert len({item.text for item in case.detection}) == len(case.detection) == 18
-        assert sum(item.truth for item in case.detection) == 9
-        assert (len(case.active), len(case.inactive)) == (8, 8)
+        assert len({item.text for item in built.detection}) == len(built.detection) == 18
+        assert sum(item.truth for item in built.detection) == 9
+        assert (len(built.active), len(built.inactive)) == (8, 8)
 
 
 @pytest.mark.parametrize("hard", ["none", "same_token"])
 def test_every_label_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard: str) -> None:
     sets = token_sets(12)
     names = {latent: {f" w{i}" for i in row} for latent, row in enumerate(sets.tolist())}
-    for case in cases_of(monkeypatch, tmp_path, 12, fires_on(sets), latents=12, hard_negatives=hard):
-        mine = names[case.latent]
-        for item in case.detection:
+    for built in questions_of(monkeypatch, tmp_path, 12, fires_on(sets), latents=12, hard_negatives=hard):
+        mine = names[built.latent]
+        for item in built.detection:
             assert item.truth == any(token in mine for token in item.window.tokens)
-        for item in case.fuzzing:
+        for item in built.fuzzing:
             marked = {t for t, mark in zip(item.window.tokens, item.marks or (), strict=True) if mark}
             assert item.truth == (marked <= mine)
             assert item.truth or not marked & mine
-        kinds = Counter((item.truth, item.window.peak > 0) for item in case.fuzzing)
+        kinds = Counter((item.truth, item.window.peak > 0) for item in built.fuzzing)
         assert kinds == {(True, True): 12, (False, True): 6, (False, False): 6}
 
 
@@ -148,10 +148,10 @@ def test_hard_negatives_hold_a_token_of_the_latent(tmp_path: Path, monkeypatch: 
     sets = token_sets(8)
     rule = fires_on(sets)
     rules = lambda tokens, noise: rule(tokens, noise) * (noise > 0.5)[:, None]  # noqa: E731
-    for case in cases_of(monkeypatch, tmp_path, 8, rules, latents=8, hard_negatives="same_token"):
-        mine = {f" w{i}" for i in sets[case.latent].tolist()}
-        held = sum(bool(mine & set(item.window.tokens)) for item in case.detection if not item.truth)
-        assert held == case.hard >= 15
+    for built in questions_of(monkeypatch, tmp_path, 8, rules, latents=8, hard_negatives="same_token"):
+        mine = {f" w{i}" for i in sets[built.latent].tolist()}
+        held = sum(bool(mine & set(item.window.tokens)) for item in built.detection if not item.truth)
+        assert held == built.hard >= 15
 
 
 def test_examples_are_taken_evenly_over_quantiles() -> None:
@@ -163,11 +163,11 @@ def test_examples_are_taken_evenly_over_quantiles() -> None:
 
     protocol = Autointerp(explain_examples=8, test_examples=12, quantiles=4, radius=2).protocol
     train = ExamplePool(windows(0, 40), windows(0, 40)[::-1], silent(0))
-    case = build_questions(0, train, ExamplePool(windows(1, 40), [], silent(1)), protocol, 0)
-    assert isinstance(case, LatentQuestions)
-    asked_peaks = sorted(item.window.peak for item in case.detection if item.truth)
+    built = build_questions(0, train, ExamplePool(windows(1, 40), [], silent(1)), protocol, 0)
+    assert isinstance(built, LatentQuestions)
+    asked_peaks = sorted(item.window.peak for item in built.detection if item.truth)
     assert np.histogram(asked_peaks, [0.5, 10.5, 20.5, 30.5, 40.5])[0].tolist() == [3, 3, 3, 3]
-    assert [w.peak for w in case.active][:2] == [40, 39]
+    assert [w.peak for w in built.active][:2] == [40, 39]
 
 
 def test_windows_that_share_tokens_are_used_once() -> None:
@@ -200,8 +200,8 @@ def test_the_prompts_do_not_tell_how_many_are_true(tmp_path: Path) -> None:
 
 
 def test_the_number_of_true_questions_in_a_batch_varies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = cases_of(monkeypatch, tmp_path, 30, fires_on(token_sets(30)), latents=30)
-    counts = Counter(sum(item.truth for item in case.detection[:8]) for case in cases)
+    every = questions_of(monkeypatch, tmp_path, 30, fires_on(token_sets(30)), latents=30)
+    counts = Counter(sum(item.truth for item in built.detection[:8]) for built in every)
     assert len(counts) >= 4
 
 
@@ -285,7 +285,7 @@ def test_few_windows_exclude_a_latent(tmp_path: Path) -> None:
 def test_findings_do_not_depend_on_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric, rules = Autointerp(latents=6), fires_on(token_sets(6))
     found = metric.run(lab_of(tmp_path, 6, lambda tokens, noise: rules(tokens, 0 * noise))).details
-    monkeypatch.setattr(ground_module, "_FORWARD_TOKENS", 300)
+    monkeypatch.setattr(documents, "_LOGITS_PER_FORWARD", 300 * VOCABULARY)
     assert metric.run(lab_of(tmp_path, 6, lambda tokens, noise: rules(tokens, 0 * noise))).details == found
 
 

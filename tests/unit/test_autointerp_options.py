@@ -14,7 +14,7 @@ from latentbench.autointerp.metric import Autointerp
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench_adapters.judges.openai import OpenAIJudge
-from tests.support.interviews import LOG, Scripted, asked
+from tests.support.autointerp import LOG, Scripted, asked
 from tests.support.labs import fires_on, lab_of, token_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -54,10 +54,10 @@ def test_a_number_that_depends_on_the_scale_is_noticed(
 def test_a_number_that_depends_on_the_batch_is_noticed(
     ward: truths.PocketFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentbench.reconstruction import shared_pass
+    from latentbench.reconstruction import statistics
 
-    real = shared_pass.squared_norms
-    monkeypatch.setattr(shared_pass, "squared_norms", lambda vectors: real(vectors) / len(vectors))
+    real = statistics.squared_norms
+    monkeypatch.setattr(statistics, "squared_norms", lambda vectors: real(vectors) / len(vectors))
     assert not truths._batches(ward).passed
 
 

@@ -1,7 +1,7 @@
 """The second pass: windows of the sampled latents and of what is easily taken for them, as text, latent by latent.
 
-Per latent and side two bounded sets are kept: a reservoir, which is a uniform sample of its peaks (one peak per piece of
-`window` tokens), and the strongest. Quantiles are taken within the reservoir later, so that every quantile is sampled
+Per latent and side two bounded sets are kept: a reservoir, which is a uniform sample of its peaks (one peak per segment
+of `window` tokens), and the strongest. Quantiles are taken within the reservoir later, so that every quantile is sampled
 evenly without knowing its borders beforehand. What the latents do in the windows drawn beforehand says which of them are inactive.
 """
 
@@ -37,6 +37,7 @@ from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
 NEIGHBOURS = 8
 _AT_ONCE = 64
+"""Latents whose cosines to all others exist together."""
 
 
 def decoder_neighbours(sae: SparseAutoencoder, latents: Integers) -> tuple[Integers, list[list[int]]]:
@@ -68,8 +69,8 @@ class Collected:
     """By group, in random order."""
     strongest: FiringWindows
     """By group, strongest first."""
-    pool_active: NDArray[np.bool_]
-    """[places, watched] whether each watched latent fires anywhere in the window."""
+    drawn_active: NDArray[np.bool_]
+    """[drawn, watched] whether each watched latent fires anywhere in each of the windows drawn beforehand."""
     histogram: Integers
     """[latents, BINS]"""
 
@@ -80,18 +81,19 @@ class Collector:
     `maximum` [width] are the largest activations, for the histograms.
     """
 
-    def __init__(self, ground: EvaluationSetup, latents: Integers, neighbours: Integers, maximum: Floats) -> None:
-        protocol = ground.protocol
-        self._latents, self._count, self._width = latents, len(latents), ground.sae.width
+    def __init__(self, setup: EvaluationSetup, latents: Integers, neighbours: Integers, maximum: Floats) -> None:
+        protocol = setup.protocol
+        self._latents, self._count, self._width = latents, len(latents), setup.sae.width
         self._watched = np.concatenate([latents, neighbours])
         self._maximum = torch.from_numpy(maximum[latents])
-        self._sides, self._lengths, self._pool = ground.sides, ground.texts.lengths, ground.pool
-        self._window, self._seed = protocol.window, seed_of(ground.seed, "windows")
+        self._sides, self._lengths, self._drawn = setup.sides, setup.texts.lengths, setup.drawn
+        self._window, self._seed = protocol.window, seed_of(setup.seed, "windows")
         self._middle = 2 * (protocol.radius // 2) + 1
         """Of a window's tokens, how many can be the strongest."""
         self._reservoir = TopWindows(protocol.reservoir, self._window)
+        # More than are explained from: what overlaps or repeats another is left out when questions are built.
         self._strongest = TopWindows(max(SHOWN, protocol.explain), self._window)
-        self._pool_active = np.zeros((len(self._pool.document), len(self._watched)), dtype=np.bool_)
+        self._drawn_active = np.zeros((len(self._drawn.document), len(self._watched)), dtype=np.bool_)
         self._histogram = torch.zeros(self._count * BINS, dtype=torch.int64)
 
     def add(self, batch: DocumentBatch, codes: Codes) -> None:
@@ -101,29 +103,30 @@ class Collector:
             len(self._watched), device=column_of.device
         )
         values = by_document(watched(codes, column_of, len(self._watched)), batch, self._window).cpu()
-        self._add_pool(batch, values)
+        self._add_drawn(batch, values)
         self._add_peaks(batch, values[..., : self._count])
         self._add_histogram(values[..., : self._count])
 
     def finished(self) -> Collected:
         """Everything gathered."""
         histogram = self._histogram.view(self._count, BINS).numpy()
-        return Collected(self._reservoir.kept(), self._strongest.kept(), self._pool_active, histogram)
+        return Collected(self._reservoir.kept(), self._strongest.kept(), self._drawn_active, histogram)
 
-    def _add_pool(self, batch: DocumentBatch, values: Tensor) -> None:
+    def _add_drawn(self, batch: DocumentBatch, values: Tensor) -> None:
+        """What the watched latents do in those of the drawn windows whose documents are in the batch."""
         row_of = np.full(len(self._sides), -1, dtype=np.int64)
         row_of[batch.documents.numpy()] = np.arange(len(batch.documents))
-        rows = row_of[self._pool.document]
+        rows = row_of[self._drawn.document]
         here = np.flatnonzero(rows >= 0)
-        windows = cut(values, torch.from_numpy(rows[here]), torch.from_numpy(self._pool.start[here]), self._window)
-        self._pool_active[here] = (windows > 0).any(1).numpy()
+        windows = cut(values, torch.from_numpy(rows[here]), torch.from_numpy(self._drawn.start[here]), self._window)
+        self._drawn_active[here] = (windows > 0).any(1).numpy()
 
     def _add_peaks(self, batch: DocumentBatch, values: Tensor) -> None:
-        """One window around the strongest token of each piece of `window` tokens in which a latent fires."""
-        pieces = values.view(len(values), values.shape[1] // self._window, self._window, self._count)
-        peak, offset = pieces.max(2)
-        row, piece, column = (peak > 0).nonzero(as_tuple=True)
-        centre = (piece * self._window + offset[row, piece, column]).numpy()
+        """One window around the strongest token of each segment of `window` tokens in which a latent fires."""
+        segments = values.view(len(values), values.shape[1] // self._window, self._window, self._count)
+        peak, offset = segments.max(2)
+        row, segment, column = (peak > 0).nonzero(as_tuple=True)
+        centre = (segment * self._window + offset[row, segment, column]).numpy()
         document = batch.documents[row].numpy()
         latent = self._latents[column.numpy()]
         # Not always in the middle, or the place of a mark would tell whether it is right.
@@ -133,7 +136,7 @@ class Collector:
         activations = values[row[:, None], steps, column[:, None]].numpy()
         found = FiringWindows(column.numpy() * 2 + self._sides[document], document, start, activations)
         self._reservoir.add(found, priorities(self._seed, latent, document, centre))
-        self._strongest.add(found, -peak[row, piece, column].double().numpy())
+        self._strongest.add(found, -peak[row, segment, column].double().numpy())
 
     def _add_histogram(self, values: Tensor) -> None:
         *_, column = place = (values > 0).nonzero(as_tuple=True)
@@ -144,9 +147,9 @@ class Collector:
 class ExamplePools:
     """Everything collected at one budget; `near` [latents] are the columns of each latent's neighbours."""
 
-    def __init__(self, ground: EvaluationSetup, collected: Collected, near: Sequence[Sequence[int]], seed: int) -> None:
-        self._texts, self._pool, self._collected = ground.texts, ground.pool, collected
-        self._pool_sides, self._protocol = ground.sides[ground.pool.document], ground.protocol
+    def __init__(self, setup: EvaluationSetup, collected: Collected, near: Sequence[Sequence[int]], seed: int) -> None:
+        self._texts, self._drawn, self._collected = setup.texts, setup.drawn, collected
+        self._drawn_sides, self._protocol = setup.sides[setup.drawn.document], setup.protocol
         self._near, self._seed = near, seed
 
     def histogram(self, column: int) -> tuple[int, ...]:
@@ -157,17 +160,17 @@ class ExamplePools:
         """The strongest windows of the latent in this column."""
         return self._texts.windows(_group(self._collected.strongest, column * 2 + side))
 
-    def material(self, column: int, side: int) -> ExamplePool:
+    def pool(self, column: int, side: int) -> ExamplePool:
         """What the latent in this column has on one side."""
         reservoir = self._texts.windows(_group(self._collected.reservoir, column * 2 + side))
         strongest = self.strongest(column, side)
-        silent = ~self._collected.pool_active[:, column] & (self._pool_sides == side)
+        silent = ~self._collected.drawn_active[:, column] & (self._drawn_sides == side)
         order = np.random.default_rng([self._seed, column, side]).permutation(np.flatnonzero(silent))
         hard = self._are_hard(order, column, {window.peak_token for window in (*strongest, *reservoir)})
         wanted = self._protocol.reservoir
         # Several times as many as wanted, because overlapping and equal texts are left out.
         chosen = np.concatenate([order[hard][:wanted], order[~hard][:wanted]])
-        inactive = self._texts.inactive(self._pool, chosen, self._protocol.window)
+        inactive = self._texts.inactive(self._drawn, chosen, self._protocol.window)
         return ExamplePool(reservoir, strongest, inactive, frozenset(range(min(int(hard.sum()), wanted))))
 
     def shown(self, column: int, count: int) -> tuple[ShownExample, ...]:
@@ -184,15 +187,15 @@ class ExamplePools:
             for window, side in found[:count]
         )
 
-    def _are_hard(self, places: Integers, column: int, peaks: set[str]) -> NDArray[np.bool_]:
-        """[places] whether each drawn window is of the kind that is easily taken for one with the latent."""
+    def _are_hard(self, chosen: Integers, column: int, peaks: set[str]) -> NDArray[np.bool_]:
+        """[chosen] whether each of these drawn windows is easily taken for one with the latent."""
         if self._protocol.hard_negatives == "neighbours":
-            return np.asarray(self._collected.pool_active[places][:, self._near[column]].any(1))
-        hard = np.zeros(len(places), dtype=np.bool_)
+            return np.asarray(self._collected.drawn_active[chosen][:, self._near[column]].any(1))
+        hard = np.zeros(len(chosen), dtype=np.bool_)
         if self._protocol.hard_negatives == "same_token":
-            for i, place in enumerate(places.tolist()):
-                document, start = int(self._pool.document[place]), int(self._pool.start[place])
-                hard[i] = not peaks.isdisjoint(self._texts.pieces(document, start, self._protocol.window))
+            for i, number in enumerate(chosen.tolist()):
+                document, start = int(self._drawn.document[number]), int(self._drawn.start[number])
+                hard[i] = not peaks.isdisjoint(self._texts.tokens(document, start, self._protocol.window))
         return hard
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Estimator, ratio
 from latentbench.statistics.arrays import Array
 
 HardNegatives = Literal["none", "same_token", "neighbours"]
@@ -75,19 +75,15 @@ def estimators(params: Mapping[str, Json], probabilities: bool) -> tuple[Estimat
         ("detection", "fraction", True, (*RATES[:2], SCORED), _balanced),
         ("fuzzing", "fraction", True, (*RATES[2:], SCORED), _balanced),
         ("above_chance", "fraction", True, (*RATES, SCORED), _above_chance),
-        ("coverage", "fraction", True, (COVERED, SAMPLED), _ratio),
-        ("judge_failures", "fraction", False, (FAILURES, REQUESTS), _ratio),
+        ("coverage", "fraction", True, (COVERED, SAMPLED), ratio),
+        ("judge_failures", "fraction", False, (FAILURES, REQUESTS), ratio),
     ]
     if probabilities:
-        numbers += [(name.removeprefix("autointerp."), "fraction", True, (name, SCORED), _ratio) for name in AREAS]
+        numbers += [(name.removeprefix("autointerp."), "fraction", True, (name, SCORED), ratio) for name in AREAS]
     return tuple(
         Estimator(f"autointerp.{name}", 1, unit, better, inputs, formula, "latents", False, params)
         for name, unit, better, inputs, formula in numbers
     )
-
-
-def _ratio(total: Array, n: Array) -> Array:
-    return total / n
 
 
 def _balanced(tpr: Array, tnr: Array, scored: Array) -> Array:

@@ -22,6 +22,7 @@ CHARACTERS_PER_TOKEN = 3
 REPLY_TOKENS = 1024
 """The longest reply of a judge that states no limit (`max_tokens`)."""
 _AT_ONCE = 32
+"""Requests handed to a judge together."""
 
 
 class Prices(SpecModel):
@@ -37,7 +38,7 @@ class Prices(SpecModel):
 
 @dataclass
 class RequestBudget:
-    """Counts what a study asks; stops before the first request that could exceed a limit.
+    """Counts what a study asks, and stops before the first request that could exceed a limit.
 
     Requests answered from transcripts count too, so that a study that was interrupted ends as it would have otherwise.
     """
@@ -50,6 +51,7 @@ class RequestBudget:
 
     def ask(self, judge: Judge, requests: Sequence[Messages], roots: Roots, cache: Path) -> Iterator[Reply]:
         """One reply per request, in order. Raises InvalidInput before a request that could exceed a limit."""
+        # In parts, because what replies have cost decides how many more can be afforded.
         for start in range(0, len(requests), _AT_ONCE):
             todo = self._affordable(judge, requests[start : start + _AT_ONCE])
             for reply in judge.chat(todo, roots, cache) if todo else ():
@@ -65,6 +67,7 @@ class RequestBudget:
             requests = requests[: max(0, self.max_requests - self.requests)]
         if self.max_cost is None or self.prices is None:
             return requests
+        # What a reply costs is known only afterwards, so each counts as if it were as long as it may be.
         longest, cost = getattr(judge, "max_tokens", REPLY_TOKENS), self.spent
         for number, messages in enumerate(requests):
             cost += self.prices.of(estimated_tokens(messages), longest)
@@ -122,15 +125,15 @@ def requests_per_latent(test: int) -> int:
     return 1 + -(-2 * test // QUESTIONS_PER_REQUEST) + -(-4 * (test // 3) // QUESTIONS_PER_REQUEST)
 
 
-def rule_verdicts(judge: RuleJudge, cases: Sequence[LatentQuestions], progress: Progress) -> list[JudgeVerdict]:
+def rule_verdicts(judge: RuleJudge, questions: Sequence[LatentQuestions], progress: Progress) -> list[JudgeVerdict]:
     """The judge learns one rule per latent and answers by it."""
     verdicts = []
-    for done, case in enumerate(cases, 1):
-        rule = judge.learn(case.active, [window.tokens for window in case.inactive])
-        detection = rule.detect([item.window.tokens for item in case.detection])
-        fuzzing = rule.fuzz([(item.window.tokens, item.marks or ()) for item in case.fuzzing])
+    for done, asked in enumerate(questions, 1):
+        rule = judge.learn(asked.active, [window.tokens for window in asked.inactive])
+        detection = rule.detect([item.window.tokens for item in asked.detection])
+        fuzzing = rule.fuzz([(item.window.tokens, item.marks or ()) for item in asked.fuzzing])
         verdicts.append(JudgeVerdict(rule.explanation, tuple(detection), tuple(fuzzing), requests=1))
-        progress(done, len(cases))
+        progress(done, len(questions))
     return verdicts
 
 
@@ -141,18 +144,18 @@ class ChatSession:
     judge: Judge
     roots: Roots
     cache: Path
-    ledger: RequestBudget
+    request_budget: RequestBudget
     progress: Progress
 
-    def verdicts(self, cases: Sequence[LatentQuestions]) -> list[JudgeVerdict]:
+    def verdicts(self, questions: Sequence[LatentQuestions]) -> list[JudgeVerdict]:
         """First all explanations, then all questions about the latents that were explained.
 
         Raises NotAvailable when the judge is gone, InvalidInput before a request that could exceed a limit.
         """
-        verdicts = [JudgeVerdict() for _ in cases]
-        for verdict, reply in zip(verdicts, self._replies([explain(case.active) for case in cases]), strict=True):
+        verdicts = [JudgeVerdict() for _ in questions]
+        for verdict, reply in zip(verdicts, self._replies([explain(q.active) for q in questions]), strict=True):
             _explained(verdict, reply)
-        self._ask(list(_batches(cases, verdicts)))
+        self._ask(list(_batches(questions, verdicts)))
         return verdicts
 
     def _ask(self, batches: Sequence[_QuestionBatch]) -> None:
@@ -162,7 +165,7 @@ class ChatSession:
             self.progress(done, len(batches))
 
     def _replies(self, prompts: Sequence[Messages]) -> Iterator[Reply]:
-        return answered(self.ledger.ask(self.judge, prompts, self.roots, self.cache), self.judge.label)
+        return answered(self.request_budget.ask(self.judge, prompts, self.roots, self.cache), self.judge.label)
 
 
 @dataclass(frozen=True)
@@ -186,9 +189,9 @@ class _QuestionBatch:
             self.verdict.fuzzing += tuple(map(float, given))
 
 
-def _batches(cases: Sequence[LatentQuestions], verdicts: Sequence[JudgeVerdict]) -> Iterator[_QuestionBatch]:
-    for case, verdict in zip(cases, verdicts, strict=True):
-        for items in (case.detection, case.fuzzing) if verdict.explanation is not None else ():
+def _batches(questions: Sequence[LatentQuestions], verdicts: Sequence[JudgeVerdict]) -> Iterator[_QuestionBatch]:
+    for asked, verdict in zip(questions, verdicts, strict=True):
+        for items in (asked.detection, asked.fuzzing) if verdict.explanation is not None else ():
             for start in range(0, len(items), QUESTIONS_PER_REQUEST):
                 yield _QuestionBatch(verdict, items[start : start + QUESTIONS_PER_REQUEST])
 

@@ -99,6 +99,7 @@ class LogOdds:
             for label, features in zip(window.labels, _features(window.tokens, view), strict=True):
                 self.counts[label].update(features)
                 totals[label] += 1
+        # Smoothed, so that neither class is empty and its logarithm finite.
         self._base = (totals[True] + 0.5) / (totals[True] + totals[False] + 1)
         seen = self.counts[True].keys() | self.counts[False].keys()
         self.weights = {feature: self._weight(feature) for feature in seen}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from latentbench.autointerp.definition import HardNegatives, ScoringProtocol, estimators
-from latentbench.autointerp.judging import CHARACTERS_PER_TOKEN, Prices, RequestBudget, requests_per_latent
+from latentbench.autointerp.judging import CHARACTERS_PER_TOKEN, Prices, requests_per_latent
 from latentbench.autointerp.lexical_judge import LexicalJudge
 from latentbench.autointerp.prompts import VERSION as PROMPTS
 from latentbench.core.judges import RuleJudge
@@ -19,10 +19,10 @@ from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Judge
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import BudgetedMetric, Estimator
-from latentbench.study.study import Findings, Study
+from latentbench.study.study import Study
 
 if TYPE_CHECKING:
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 _CHARACTERS, _INSTRUCTIONS, _REPLY = 4.5, 900, 60
 """Rough sizes for the preview: characters of a token, characters of a prompt's instructions, tokens of a reply."""
@@ -32,6 +32,7 @@ class Autointerp(BudgetedMetric, Study):
     """Detection and fuzzing of explanations of sampled latents, by a judge, with intervals over latents."""
 
     version: ClassVar[int] = 1
+    implementation: ClassVar[str] = "latentbench.autointerp.study:measure_autointerp"
     handling: ClassVar[frozenset[str]] = frozenset({"max_requests", "max_cost", "prices"})
 
     metric: Literal["autointerp"] = "autointerp"
@@ -107,13 +108,6 @@ class Autointerp(BudgetedMetric, Study):
             f"at most {requests:,} requests to {self.judge.label}{limit}, about {prompt:,.0f} tokens read and "
             f"{reply:,.0f} written{cost}"
         )
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.autointerp.study import findings
-
-        ledger = RequestBudget(self.max_requests, self.max_cost, self.prices)
-        domain = self.domains(lab.experiment)[0]
-        return findings(lab, self.judge, self.protocol, domain, ledger, self.measured_at())
 
     def _prompt_tokens(self) -> float:
         """Roughly, of all prompts about one latent."""

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from latentbench.activations.capture import hidden_states
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
 from latentbench.autointerp.definition import ScoringProtocol
 from latentbench.autointerp.sampling import (
@@ -32,7 +31,8 @@ from latentbench.autointerp.windows import TokenTexts, Window
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.sites import Site
-from latentbench.reconstruction.documents import DocumentBatch, Domain
+from latentbench.latents.encoding import encoded
+from latentbench.reconstruction.documents import DocumentBatch
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.study.context import StageContext
 
@@ -40,8 +40,7 @@ from latentbench.study.context import StageContext
 def places_in_batch(batch: DocumentBatch) -> tuple[Tensor, Tensor]:
     """Of the batch's N ordinary tokens: row in the batch [N], and number among the row's ordinary tokens [N]."""
     order = batch.ordinary.cumsum(1) - 1
-    rows = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
-    return rows[batch.ordinary], order[batch.ordinary]
+    return batch.rows, order[batch.ordinary]
 
 
 def watched(codes: Codes, column_of: Tensor, columns: int) -> Tensor:
@@ -70,8 +69,8 @@ def cut(values: Tensor, row: Tensor, start: Tensor, window: int) -> Tensor:
 class DocumentTexts:
     """Ordinary tokens of the documents: neither padding nor special."""
 
-    def __init__(self, tokens: EvalTokens, pieces: TokenTexts, special: NDArray[np.bool_]) -> None:
-        self._ids, self._pieces = tokens.ids.numpy(), pieces
+    def __init__(self, tokens: EvalTokens, texts: TokenTexts, special: NDArray[np.bool_]) -> None:
+        self._ids, self._texts = tokens.ids.numpy(), texts
         self._ordinary = real_mask(tokens.lengths, tokens.ids.shape[1]).numpy() & ~special
         self.lengths: Integers = self._ordinary.sum(1).astype(np.int64)
         """[documents] numbers of ordinary tokens."""
@@ -81,23 +80,23 @@ class DocumentTexts:
         """The texts of evaluation documents."""
         return DocumentTexts(tokens, TokenTexts(tokenizer), special_mask(tokens.ids, tokenizer).numpy())  # type: ignore[arg-type]
 
-    def pieces(self, document: int, start: int, window: int) -> tuple[str, ...]:
-        """The texts of at most `window` ordinary tokens."""
+    def tokens(self, document: int, start: int, window: int) -> tuple[str, ...]:
+        """The texts of at most `window` ordinary tokens, one by one."""
         ids = self._ids[document][self._ordinary[document]][start : start + window]
-        return tuple(self._pieces[token] for token in ids.tolist())
+        return tuple(self._texts[token] for token in ids.tolist())
 
     def windows(self, found: FiringWindows) -> list[Window]:
         """Windows in which a latent fires."""
         parts = zip(found.document.tolist(), found.start.tolist(), found.activations, strict=True)
         return [self._window(document, start, activations.tolist()) for document, start, activations in parts]
 
-    def inactive(self, places: DrawnWindows, chosen: Integers, window: int) -> list[Window]:
-        """Windows without the latent."""
+    def inactive(self, drawn: DrawnWindows, chosen: Integers, window: int) -> list[Window]:
+        """Windows without the latent, of those drawn beforehand."""
         silent = [0.0] * window
-        return [self._window(int(places.document[i]), int(places.start[i]), silent) for i in chosen]
+        return [self._window(int(drawn.document[i]), int(drawn.start[i]), silent) for i in chosen]
 
     def _window(self, document: int, start: int, activations: list[float]) -> Window:
-        tokens = self.pieces(document, start, len(activations))
+        tokens = self.tokens(document, start, len(activations))
         return Window(tokens, tuple(activations[: len(tokens)]), document, start)
 
 
@@ -106,16 +105,15 @@ CodesConsumer = Callable[[Budget, DocumentBatch, Codes], None]
 
 PASSES = 2
 
-_POOL = 2048
+_DRAWN = 2048
 """Windows per side that inactive ones are taken from."""
-_FORWARD_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class EvaluationSetup:
-    """One SAE on one domain. All but `lab` and `sae` follows from the tokens, the protocol and the seed."""
+    """One SAE on one domain. All but `context` and `sae` follows from the tokens, the protocol and the seed."""
 
-    lab: StageContext
+    context: StageContext
     site: Site
     sae: SparseAutoencoder
     protocol: ScoringProtocol
@@ -124,44 +122,40 @@ class EvaluationSetup:
     texts: DocumentTexts
     sides: Integers
     """[documents] 0 (train) or 1 (test)."""
-    pool: DrawnWindows
+    drawn: DrawnWindows
+    """Windows of both sides, drawn before anything is known of activations."""
 
     @staticmethod
-    def of(lab: StageContext, protocol: ScoringProtocol, domain: str) -> EvaluationSetup:
+    def of(context: StageContext, protocol: ScoringProtocol, domain: str) -> EvaluationSetup:
         """Raises InvalidInput unless the cell has exactly one SAE."""
-        saes = lab.saes()
-        if len(saes) != 1:
-            raise InvalidInput(f"autointerp needs one SAE, the spec has {len(saes)}")
-        seed, tokens = lab.seed("autointerp"), lab.tokens(domain)
-        texts, halves = DocumentTexts.of(tokens, lab.tokenizer()), sides(tokens.units.shared(tokens.digests), seed)
-        pool = _drawn(texts.lengths, halves, protocol.window, seed)
-        return EvaluationSetup(lab, *next(iter(saes.items())), protocol, seed, tokens, texts, halves, pool)
+        sae, site = context.sae, next(iter(context.saes()))
+        seed, tokens = context.seed("autointerp"), context.tokens(domain)
+        texts = DocumentTexts.of(tokens, context.tokenizer())
+        # By what is one unit: a text and its copy on two sides would be explained from and asked about.
+        halves = sides(tokens.units.shared(tokens.digests), seed)
+        drawn = _drawn(texts.lengths, halves, protocol.window, seed)
+        return EvaluationSetup(context, site, sae, protocol, seed, tokens, texts, halves, drawn)
 
     @property
     def ordinary_tokens(self) -> int:
         """Of all documents."""
         return int(self.texts.lengths.sum())
 
-    @torch.no_grad()
     def each_batch(self, done: int, budgets: Sequence[Budget], take: CodesConsumer) -> None:
         """One pass over the documents: the model once per batch, the SAE once per budget. `done` passes came before."""
         total = len(self.tokens.ids)
 
         def progress(documents: int, _: int) -> None:
-            self.lab.progress(done * total + documents, PASSES * total)
+            self.context.progress(done * total + documents, PASSES * total)
 
-        domain = Domain(self.lab.model(), self.tokens, _FORWARD_TOKENS, progress)
-        for batch in domain.batches():
-            states = hidden_states(domain.model, [self.site], batch.ids, batch.real.long())
-            x = states[self.site][batch.ordinary].float()
-            self.sae.to(x.device).eval()
-            for budget in budgets:
-                take(budget, batch, _checked(self.sae.encode(x, budget)))
+        model = self.context.model()
+        for part in encoded(model, self.sae, self.site, self.tokens, budgets=budgets, progress=progress):
+            take(part.budget, part.batch, _checked(part.codes))
 
 
 def _drawn(lengths: Integers, halves: Integers, window: int, seed: int) -> DrawnWindows:
     drawn = [
-        random_windows(lengths, halves == side, window, _POOL, seed_of(seed, "places", side)) for side in (TRAIN, TEST)
+        random_windows(lengths, halves == side, window, _DRAWN, seed_of(seed, "places", side)) for side in (TRAIN, TEST)
     ]
     return DrawnWindows(np.concatenate([p.document for p in drawn]), np.concatenate([p.start for p in drawn]))
 
@@ -180,12 +174,12 @@ class FiringCounts:
     """[width] tokens on which each latent fires."""
     maximum: Floats
     """[width] largest absolute activation."""
-    cells: Integers
-    """[2, width] pieces of `window` tokens, on either side, in which the latent fires at least once."""
+    segments: Integers
+    """[2, width] segments of `window` tokens, on either side, in which the latent fires at least once."""
 
     def eligible(self, explain: int, test: int) -> np.ndarray:
         """[width] bool: enough windows on both sides."""
-        enough: np.ndarray = (self.cells[0] >= explain) & (self.cells[1] >= test)
+        enough: np.ndarray = (self.segments[0] >= explain) & (self.segments[1] >= test)
         return enough
 
 
@@ -196,7 +190,7 @@ class FiringCounter:
         self._width, self._sides, self._window = width, torch.from_numpy(sides), window
         self._firing = torch.zeros(width, dtype=torch.int64)
         self._maximum = torch.zeros(width)
-        self._cells = torch.zeros(2 * width, dtype=torch.int64)
+        self._segments = torch.zeros(2 * width, dtype=torch.int64)
 
     def add(self, batch: DocumentBatch, codes: Codes) -> None:
         """Takes the codes of a batch's ordinary tokens."""
@@ -205,14 +199,15 @@ class FiringCounter:
         self._firing += torch.bincount(latent, minlength=self._width)
         self._maximum.scatter_reduce_(0, latent, strength, "amax")
         rows, order = (place.cpu()[:, None].expand(active.shape)[active.cpu()] for place in places_in_batch(batch))
-        self._count_cells(latent, rows, order // self._window, batch.documents)
+        self._count_segments(latent, rows, order // self._window, batch.documents)
 
-    def _count_cells(self, latent: Tensor, row: Tensor, cell: Tensor, documents: Tensor) -> None:
-        per_row = int(cell.max()) + 1 if len(cell) else 1
-        distinct = torch.unique((row * per_row + cell) * self._width + latent)
+    def _count_segments(self, latent: Tensor, row: Tensor, segment: Tensor, documents: Tensor) -> None:
+        per_row = int(segment.max()) + 1 if len(segment) else 1
+        # One number for each latent in each segment, so that firing twice in one counts once.
+        distinct = torch.unique((row * per_row + segment) * self._width + latent)
         side = self._sides[documents[distinct // self._width // per_row]]
-        self._cells += torch.bincount(side * self._width + distinct % self._width, minlength=2 * self._width)
+        self._segments += torch.bincount(side * self._width + distinct % self._width, minlength=2 * self._width)
 
     def finished(self) -> FiringCounts:
         """The counts."""
-        return FiringCounts(self._firing.numpy(), self._maximum.numpy(), self._cells.view(2, -1).numpy())
+        return FiringCounts(self._firing.numpy(), self._maximum.numpy(), self._segments.view(2, -1).numpy())

@@ -79,9 +79,9 @@ def _evenly(windows: Sequence[Window], quantiles: int) -> list[Window]:
     return [windows[part[turn]] for turn in range(longest) for part in parts if turn < len(part)]
 
 
-def _hard_first(material: ExamplePool) -> list[Window]:
-    numbers = sorted(range(len(material.inactive)), key=lambda i: i not in material.hard)
-    return [material.inactive[i] for i in numbers]
+def _hard_first(pool: ExamplePool) -> list[Window]:
+    numbers = sorted(range(len(pool.inactive)), key=lambda i: i not in pool.hard)
+    return [pool.inactive[i] for i in numbers]
 
 
 def _fuzzing(

@@ -77,6 +77,7 @@ class TopWindows:
     def _prune(self) -> None:
         found = FiringWindows(*(np.concatenate(parts) for parts in zip(*self._found, strict=True)))
         keys = np.concatenate(self._keys)
+        # Equal keys are ordered by place, so that what is kept does not depend on the order in which windows came.
         order = np.lexsort((found.start, found.document, keys, found.group))
         groups = found.group[order]
         rank = np.arange(len(groups)) - np.searchsorted(groups, groups)
@@ -88,6 +89,7 @@ TRAIN, TEST = 0, 1
 """The two sides: documents that explanations, and documents that scores are made from."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
+"""2**64 divided by the golden ratio: the increment of SplitMix64."""
 
 
 def sides(digests: Sequence[str], seed: int) -> Integers:
@@ -115,7 +117,7 @@ def priorities(seed: int, *numbers: Integers) -> Array:
     state = np.full(len(numbers[0]), seed % 2**64, dtype=np.uint64)
     for part in numbers:
         state = _mixed(state ^ _mixed(part.astype(np.uint64)))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53  # 53 bits, which a float64 holds without rounding
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -152,6 +154,7 @@ def random_windows(lengths: Integers, chosen: NDArray[np.bool_], window: int, co
     ends = np.cumsum(lengths[documents])
     total = int(ends[-1]) if len(ends) else 0
     drawn = np.random.default_rng(seed).permutation(total)[:count]
+    # Tokens of all chosen documents are numbered through; `right`, since a document's end is the next one's first.
     which = np.searchsorted(ends, drawn, side="right")
     document = documents[which]
     centre = drawn - (ends[which] - lengths[document])

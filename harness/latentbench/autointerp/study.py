@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentbench.autointerp.collection import Collected, Collector, ExamplePools, decoder_neighbours
-from latentbench.autointerp.definition import ScoringProtocol
 from latentbench.autointerp.judging import ChatSession, JudgeVerdict, RequestBudget, rule_verdicts
 from latentbench.autointerp.passes import Budget, EvaluationSetup, FiringCounter, FiringCounts
 from latentbench.autointerp.questions import build_questions
@@ -30,6 +30,11 @@ from latentbench.core.protocols import Judge
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
+if TYPE_CHECKING:
+    from latentbench.autointerp.metric import Autointerp
+
+_FEW, _MANY_FAILURES = 0.2, 0.05
+"""Shares of alive latents that a score speaks for, and of failed requests, from which on readers are warned."""
 TOO_FEW = "fires in too few windows to be explained and scored"
 """Why an alive latent is not eligible."""
 _FAILED = "requests to the judge failed"
@@ -50,51 +55,58 @@ class Sampled:
     """Of each latent, the columns of its neighbours among `latents` and `neighbours`."""
 
 
-def interpret(
-    lab: StageContext,
-    judge: Judge,
-    protocol: ScoringProtocol,
-    domain: str,
-    ledger: RequestBudget,
-    budgets: Sequence[Budget],
-) -> AutointerpDetails:
-    """Everything found out about the SAE at each budget."""
-    ground = EvaluationSetup.of(lab, protocol, domain)
-    sampled = _sampled(ground, budgets)
-    collected = _collected(ground, sampled)
-    interview = _Judging(ground, judge, ledger)
-    return AutointerpDetails(
-        domain=domain,
-        judge=judge.label,
-        documents=len(ground.tokens.ids),
-        tokens=ground.ordinary_tokens,
-        seed=ground.seed,
-        budgets=tuple(interview.about(sample, collected[sample.budget]) for sample in sampled),
+def measure_autointerp(study: Autointerp, context: StageContext) -> Findings:
+    """Runs the study at every budget."""
+    details = interpret(study, context)
+    # Statistics of one study on one domain have one length, and budgets may have differently many eligible latents.
+    rows = max(len(budget.latents) for budget in details.budgets)
+    sums = [latent_statistics(budget, rows, study.judge.graded) for budget in details.budgets]
+    return Findings(
+        statistics={details.domain: {name: values for part in sums for name, values in part.items()}},
+        details=details.plain(),
+        warnings=tuple(_warnings(details)),
     )
 
 
-def _sampled(ground: EvaluationSetup, budgets: Sequence[Budget]) -> list[Sampled]:
+def interpret(study: Autointerp, context: StageContext) -> AutointerpDetails:
+    """Everything found out about the SAE at each budget."""
+    (domain,) = study.domains(context.experiment)
+    setup, judge = EvaluationSetup.of(context, study.protocol, domain), study.judge
+    sampled = _sampled(setup, study.measured_at())
+    collected = _collected(setup, sampled)
+    judging = _Judging(setup, judge, RequestBudget(study.max_requests, study.max_cost, study.prices))
+    return AutointerpDetails(
+        domain=domain,
+        judge=judge.label,
+        documents=len(setup.tokens.ids),
+        tokens=setup.ordinary_tokens,
+        seed=setup.seed,
+        budgets=tuple(judging.about(sample, collected[sample.budget]) for sample in sampled),
+    )
+
+
+def _sampled(setup: EvaluationSetup, budgets: Sequence[Budget]) -> list[Sampled]:
     """The first pass."""
-    surveys = {budget: FiringCounter(ground.sae.width, ground.sides, ground.protocol.window) for budget in budgets}
-    ground.each_batch(0, budgets, lambda budget, batch, codes: surveys[budget].add(batch, codes))
-    return [_sample(ground, budget, survey.finished()) for budget, survey in surveys.items()]
+    surveys = {budget: FiringCounter(setup.sae.width, setup.sides, setup.protocol.window) for budget in budgets}
+    setup.each_batch(0, budgets, lambda budget, batch, codes: surveys[budget].add(batch, codes))
+    return [_sample(setup, budget, survey.finished()) for budget, survey in surveys.items()]
 
 
-def _sample(ground: EvaluationSetup, budget: Budget, surveyed: FiringCounts) -> Sampled:
-    protocol = ground.protocol
+def _sample(setup: EvaluationSetup, budget: Budget, surveyed: FiringCounts) -> Sampled:
+    protocol = setup.protocol
     eligible = surveyed.eligible(protocol.explain, protocol.test)
-    latents = stratified(surveyed.firing, eligible, protocol.latents, seed_of(ground.seed, "latents", budget))
+    latents = stratified(surveyed.firing, eligible, protocol.latents, seed_of(setup.seed, "latents", budget))
     neighbours: Integers = np.zeros(0, dtype=np.int64)
     near: list[list[int]] = [[] for _ in latents]
     if protocol.hard_negatives == "neighbours":
-        neighbours, near = decoder_neighbours(ground.sae, latents)
+        neighbours, near = decoder_neighbours(setup.sae, latents)
     return Sampled(budget, surveyed, int(eligible.sum()), latents, neighbours, near)
 
 
-def _collected(ground: EvaluationSetup, sampled: Sequence[Sampled]) -> dict[Budget, Collected]:
+def _collected(setup: EvaluationSetup, sampled: Sequence[Sampled]) -> dict[Budget, Collected]:
     """The second pass."""
-    collectors = {s.budget: Collector(ground, s.latents, s.neighbours, s.surveyed.maximum) for s in sampled}
-    ground.each_batch(1, list(collectors), lambda budget, batch, codes: collectors[budget].add(batch, codes))
+    collectors = {s.budget: Collector(setup, s.latents, s.neighbours, s.surveyed.maximum) for s in sampled}
+    setup.each_batch(1, list(collectors), lambda budget, batch, codes: collectors[budget].add(batch, codes))
     return {budget: collector.finished() for budget, collector in collectors.items()}
 
 
@@ -102,29 +114,25 @@ def _collected(ground: EvaluationSetup, sampled: Sequence[Sampled]) -> dict[Budg
 class _Judging:
     """A judge and what it is asked about."""
 
-    ground: EvaluationSetup
+    setup: EvaluationSetup
     judge: Judge
-    ledger: RequestBudget
+    request_budget: RequestBudget
 
     def about(self, sampled: Sampled, collected: Collected) -> BudgetDetails:
         """Explanations and scores of the latents of one budget."""
-        materials = ExamplePools(
-            self.ground, collected, sampled.near, seed_of(self.ground.seed, "inactive", sampled.budget)
-        )
-        cases = [self._case(latent, column, materials) for column, latent in enumerate(sampled.latents.tolist())]
-        verdicts = iter(self._asked([case for case in cases if isinstance(case, LatentQuestions)]))
-        answered = [
-            next(verdicts) if isinstance(case, LatentQuestions) else JudgeVerdict(problem=case) for case in cases
-        ]
+        pools = ExamplePools(self.setup, collected, sampled.near, seed_of(self.setup.seed, "inactive", sampled.budget))
+        built = [self._questions(latent, column, pools) for column, latent in enumerate(sampled.latents.tolist())]
+        verdicts = iter(self._verdicts([one for one in built if isinstance(one, LatentQuestions)]))
+        answered = [next(verdicts) if isinstance(one, LatentQuestions) else JudgeVerdict(problem=one) for one in built]
         latents = tuple(
-            self._detail(column, sampled, case, verdict, materials)
-            for column, (case, verdict) in enumerate(zip(cases, answered, strict=True))
+            self._detail(column, sampled, questions, verdict, pools)
+            for column, (questions, verdict) in enumerate(zip(built, answered, strict=True))
         )
         alive = int((sampled.surveyed.firing > 0).sum())
         too_few = {TOO_FEW: alive - sampled.eligible} if alive > sampled.eligible else {}
         return BudgetDetails(
             budget=sampled.budget,
-            width=self.ground.sae.width,
+            width=self.setup.sae.width,
             alive=alive,
             eligible=sampled.eligible,
             excluded=too_few
@@ -132,28 +140,33 @@ class _Judging:
             latents=latents,
         )
 
-    def _case(self, latent: int, column: int, materials: ExamplePools) -> LatentQuestions | str:
-        train, test = (materials.material(column, side) for side in (TRAIN, TEST))
-        return build_questions(
-            latent, train, test, self.ground.protocol, seed_of(self.ground.seed, "questions", latent)
-        )
+    def _questions(self, latent: int, column: int, pools: ExamplePools) -> LatentQuestions | str:
+        """What is asked about the latent in this column, or the reason why it cannot be scored."""
+        train, test = (pools.pool(column, side) for side in (TRAIN, TEST))
+        return build_questions(latent, train, test, self.setup.protocol, seed_of(self.setup.seed, "questions", latent))
 
-    def _asked(self, cases: Sequence[LatentQuestions]) -> list[JudgeVerdict]:
-        lab = self.ground.lab
+    def _verdicts(self, questions: Sequence[LatentQuestions]) -> list[JudgeVerdict]:
+        context = self.setup.context
         if isinstance(self.judge, RuleJudge):
-            return rule_verdicts(self.judge, cases, lab.progress)
-        return ChatSession(self.judge, lab.roots, lab.cache, self.ledger, lab.progress).verdicts(cases)
+            return rule_verdicts(self.judge, questions, context.progress)
+        chat = ChatSession(self.judge, context.roots, context.cache, self.request_budget, context.progress)
+        return chat.verdicts(questions)
 
     def _detail(
-        self, column: int, sampled: Sampled, case: LatentQuestions | str, verdict: JudgeVerdict, materials: ExamplePools
+        self,
+        column: int,
+        sampled: Sampled,
+        questions: LatentQuestions | str,
+        verdict: JudgeVerdict,
+        pools: ExamplePools,
     ) -> LatentDetail:
         latent, probabilities = int(sampled.latents[column]), self.judge.graded
-        excluded = case if isinstance(case, str) else verdict.excluded
-        asked = case if isinstance(case, LatentQuestions) and excluded is None else None
+        excluded = questions if isinstance(questions, str) else verdict.excluded
+        asked = questions if isinstance(questions, LatentQuestions) and excluded is None else None
         maximum = float(sampled.surveyed.maximum[latent])
         return LatentDetail(
             latent=latent,
-            density=float(sampled.surveyed.firing[latent] / self.ground.ordinary_tokens),
+            density=float(sampled.surveyed.firing[latent] / self.setup.ordinary_tokens),
             max_activation=maximum,
             explanation=verdict.explanation,
             detection=score_of(asked.detection, verdict.detection, probabilities) if asked else None,
@@ -161,33 +174,10 @@ class _Judging:
             excluded=excluded,
             requests=verdict.requests,
             failures=verdict.failures,
-            hard_negatives=case.hard if isinstance(case, LatentQuestions) else 0,
-            examples=materials.shown(column, SHOWN),
-            histogram=Histogram(maximum=maximum, counts=materials.histogram(column)),
+            hard_negatives=questions.hard if isinstance(questions, LatentQuestions) else 0,
+            examples=pools.shown(column, SHOWN),
+            histogram=Histogram(maximum=maximum, counts=pools.histogram(column)),
         )
-
-
-_FEW, _MANY_FAILURES = 0.2, 0.05
-"""Shares of alive latents that a score speaks for, and of failed requests, from which on readers are warned."""
-
-
-def findings(
-    lab: StageContext,
-    judge: Judge,
-    protocol: ScoringProtocol,
-    domain: str,
-    ledger: RequestBudget,
-    budgets: Sequence[int | None],
-) -> Findings:
-    """Runs the study at every budget."""
-    details = interpret(lab, judge, protocol, domain, ledger, budgets)
-    rows = max(len(budget.latents) for budget in details.budgets)
-    sums = [latent_statistics(budget, rows, judge.graded) for budget in details.budgets]
-    return Findings(
-        statistics={domain: {name: values for part in sums for name, values in part.items()}},
-        details=details.plain(),
-        warnings=tuple(_warnings(details)),
-    )
 
 
 def _warnings(details: AutointerpDetails) -> Iterator[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TokenTexts:
-    """The text of single tokens, spaces included, so that the pieces of a window joined are its text.
+    """The text of single tokens, spaces included, so that those of a window joined are its text.
 
     A token that is part of a character becomes U+FFFD, as tokenizers decode it.
     """

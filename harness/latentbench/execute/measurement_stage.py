@@ -10,6 +10,7 @@ from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.sites import Site
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
+from latentbench.metrics.base import declared
 from latentbench.plan.stages import CellStages, DomainStages, Stage
 from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.reconstruction.statistics import Baseline, Measurement
@@ -132,9 +133,11 @@ class MeasurementRunner:
         missing = {budget: stage for budget, stage in domain.measurements.items() if stage.ref in refs}
         if not missing:
             return {}
-        sae = subject.sae()
+        sae, metrics = subject.sae(), subject.cell.experiment.shared_metrics
         return {
-            stage.key: MeasurementRequest(stage.key, sae, subject.site, (budget,), splice=bool(stage.payload["splice"]))
+            stage.key: MeasurementRequest(
+                stage.key, sae, subject.site, (budget,), bool(stage.payload["splice"]), declared(metrics, budget)
+            )
             for budget, stage in missing.items()
         }
 

@@ -17,37 +17,31 @@ short prefix, for each letter ℓ:
 | `absorption.full` | 1 if no main latent is active and the largest of those c_i ≥ 0.4 · needed, else 0 |
 
 The numbers are null, with the reason, where fewer than `min_letters` letters can be read from the model: then there is
-nothing to absorb. Not the protocol of SAEBench, whose scores are not comparable with these. Version 1.
+nothing to absorb. This is not the protocol of SAEBench, whose scores are not comparable with these. Version 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator
-from latentbench.metrics.value import MetricValue
-from latentbench.statistics.arrays import Array
-from latentbench.study.study import Findings, Study
+from latentbench.metrics.base import Estimator, ratio
+from latentbench.study.study import Study
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 DOMAIN = "first_letter"
 """The task, as a column group of its own."""
 
 
-def _mean(total: Array, words: Array) -> Array:
-    return total / words
-
-
 def _of_words(name: str) -> Estimator:
     return Estimator(
-        f"absorption.{name}", 1, "fraction", False, (f"absorption.{name}", "absorption.words"), _mean, units="words"
+        f"absorption.{name}", 1, "fraction", False, (f"absorption.{name}", "absorption.words"), ratio, units="words"
     )
 
 
@@ -56,6 +50,8 @@ NUMBERS = (_of_words("fraction"), _of_words("full"))
 
 class Absorption(Study):
     """How much of a first letter's direction latents of single words have taken over."""
+
+    implementation: ClassVar[str] = "latentbench.latents.first_letter:measure_absorption"
 
     metric: Literal["absorption"] = "absorption"
     prefix: Annotated[str, Field(max_length=200)] = "The word is"
@@ -77,56 +73,3 @@ class Absorption(Study):
 
     def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         return {DOMAIN: {"layer": str(experiment.sites[0]), **self.plain()}}
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.latents.decoder_similarity import decoder_of
-        from latentbench.latents.first_letter import absorptions, readable_letters, word_states
-
-        site, rows = next(iter(lab.saes())), decoder_of(lab.sae)
-        words = word_states(lab.model(), site, self.prefix, self.words)
-        letters, scores = readable_letters(words, self.min_f1)
-        details: dict[str, Json] = {"words": len(words), "f1": scores}
-        if len(letters) < self.min_letters:
-            reason = _refusal(len(words), scores, self)
-            return Findings(values=_nulls(reason), details=details, warnings=(f"absorption: {reason}",))
-        found = absorptions(words, letters, lab.sae, rows, self.split_gain)
-        statistics = {f"absorption.{name}": array for name, array in found.statistics.items()}
-        details |= {"splits": found.splits}
-        return Findings({DOMAIN: statistics}, (_splits(found.splits),), details)
-
-
-def _refusal(words: int, scores: Mapping[str, float], study: Absorption) -> str:
-    able = sum(score >= study.min_f1 for score in scores.values())
-    best = f"; the best letter has {max(scores.values()):.2f}" if scores else ""
-    return (
-        f"of {words} single-token words, {able} first letters can be read from the hidden states with F1 ≥ "
-        f"{study.min_f1:g}, fewer than {study.min_letters}{best}"
-    )
-
-
-def _nulls(reason: str) -> tuple[MetricValue, ...]:
-    return tuple(
-        MetricValue(
-            id=number.id,
-            version=number.version,
-            domain=DOMAIN,
-            value=None,
-            null_reason=reason,
-            unit=number.unit,
-            higher_is_better=number.higher_is_better,
-        )
-        for number in NUMBERS
-    )
-
-
-def _splits(splits: Mapping[str, int]) -> MetricValue:
-    mean = sum(splits.values()) / len(splits)
-    return MetricValue(
-        id="absorption.splits",
-        version=1,
-        domain=DOMAIN,
-        value=mean,
-        unit="latents/letter",
-        higher_is_better=None,
-        n=len(splits),
-    )

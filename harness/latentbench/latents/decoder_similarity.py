@@ -1,4 +1,5 @@
-"""Cosines of decoder directions: nearest latents of one SAE, and how far SAEs that differ only in their seed find the same latents.
+"""Cosines of decoder directions: the study `decoder` (decoder.py), nearest latents of one SAE, and how far SAEs that differ
+only in their seed find the same latents.
 
 Cosines are computed in chunks: no matrix of width × width exists, except for the Hungarian method.
 
@@ -22,10 +23,11 @@ first SAE and Gaussian rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,11 +35,36 @@ from torch.nn import functional as F
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
+from latentbench.latents.decoder import DOMAIN, Decoder
+from latentbench.metrics.values import null_value
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.linear import linear_weights
+from latentbench.statistics.arrays import Array
+from latentbench.study.study import Findings
+
+if TYPE_CHECKING:
+    from latentbench.study.context import StageContext
 
 _ENTRIES = 1 << 24
 """Cosines that exist at once."""
+
+
+def measure_decoder(study: Decoder, context: StageContext) -> Findings:
+    """Both cosines of every latent; nulls with the reason for an SAE without a dictionary."""
+    try:
+        rows = decoder_of(context.sae).float()
+    except InvalidInput as error:
+        return Findings(values=tuple(null_value(number, DOMAIN, str(error)) for number in study.numbers()))
+    real = rows.norm(dim=1) > 0
+    found = {"max_cosine": nearest(rows, 1).cosines[:, 0]} if len(rows) > 1 else {}
+    with suppress(InvalidInput):  # no linear encoder: "not measured: decoder.linear_encoder_cosine"
+        found["linear_encoder_cosine"] = row_cosines(encoder_of(context.sae).float(), rows)
+    return Findings({DOMAIN: _statistics(found, real)})
+
+
+def _statistics(found: Mapping[str, Tensor], real: Tensor) -> dict[str, Array]:
+    values = {name: (value * real).double().cpu().numpy() for name, value in found.items()}
+    return {f"decoder.{name}": value for name, value in {**values, "latents": real.double().cpu().numpy()}.items()}
 
 
 class Neighbours(NamedTuple):

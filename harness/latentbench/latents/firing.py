@@ -17,32 +17,22 @@ latent follows single tokens, which is neither good nor bad in itself. Version 1
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator
-from latentbench.statistics.arrays import Array
-from latentbench.study.study import Findings, Study
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from latentbench.latents.survey import Survey
-    from latentbench.study.context import StageContext
+from latentbench.metrics.base import Estimator, ratio
+from latentbench.study.study import Study
 
 DENSE = 0.1
+"""Share of tokens above which a latent that fires is dense."""
 TOP_TOKENS = 10
-
-
-def _mean(total: Array, alive: Array) -> Array:
-    return total / alive
+"""Most frequent tokens kept per latent."""
 
 
 def _of_alive(name: str, unit: str, better: bool | None) -> Estimator:
     return Estimator(
-        f"latents.{name}", 1, unit, better, (f"latents.{name}", "latents.alive"), _mean, units="latents", paired=False
+        f"latents.{name}", 1, unit, better, (f"latents.{name}", "latents.alive"), ratio, units="latents", paired=False
     )
 
 
@@ -58,6 +48,8 @@ NUMBERS = (
 class Latents(Study):
     """Token entropy, multi-token ratio, density and top examples of every latent."""
 
+    implementation: ClassVar[str] = "latentbench.latents.survey:measure_latents"
+
     metric: Literal["latents"] = "latents"
     examples: Annotated[int, Field(ge=1, le=50)] = 6
     """Strongest examples kept per latent and domain, at most one per document."""
@@ -66,37 +58,3 @@ class Latents(Study):
 
     def numbers(self) -> tuple[Estimator, ...]:
         return NUMBERS
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.latents.survey import survey
-
-        sae, site = lab.sae, next(iter(lab.saes()))
-        model, domains = lab.model(), self.domains(lab.experiment)
-        statistics: dict[str, dict[str, Array]] = {}
-        tensors: dict[str, Tensor] = {}
-        details: dict[str, Json] = {}
-        for number, name in enumerate(domains):
-            found = survey(model, sae, site, lab.tokens(name), self.examples, self.window, TOP_TOKENS)
-            statistics[name] = _statistics(found)
-            tensors |= {f"{name}/{key}": tensor for key, tensor in found.tensors().items()}
-            details[name] = {"tokens": found.tokens, "density_histogram": found.density_histogram()}
-            lab.progress(number + 1, len(domains))
-        return Findings(statistics=statistics, details={"domains": details}, tensors=tensors)
-
-
-def _statistics(found: Survey) -> dict[str, Array]:
-    """Per latent; 0 for those that never fire."""
-    import numpy as np
-
-    firing, tokens = found.firing.double().numpy(), max(1, found.tokens)
-    alive = firing > 0
-    documents = np.maximum(found.documents.numpy(), 1)
-    values = {
-        "alive": alive,
-        "token_entropy": found.entropy.numpy(),
-        "multi_token_ratio": found.repeated.numpy() / documents,
-        "log_density": np.log10(np.where(alive, firing, tokens) / tokens),
-        "max_activation": found.largest.double().numpy(),
-        "dense_fraction": firing / tokens > DENSE,
-    }
-    return {f"latents.{name}": value.astype(np.float64) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The first-letter task: words of the vocabulary, probes for their letters, and what latents do on them."""
+"""The study `absorption` (absorption.py): words of the vocabulary, probes for their first letters, and what latents do on them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,70 @@ from torch import Tensor
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.vocabulary import check_ids, embedding_rows, known
 from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
+from latentbench.latents.absorption import DOMAIN, NUMBERS, Absorption
+from latentbench.latents.decoder_similarity import decoder_of
 from latentbench.latents.probing import Labels, Probe, by_mean_difference, columns, f1, fit, sparse_matrix
+from latentbench.metrics.value import MetricValue
+from latentbench.metrics.values import null_value
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.statistics.arrays import Array
+from latentbench.study.study import Findings
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
     from transformers import PreTrainedTokenizerBase
 
     from latentbench.core.protocols import LanguageModel
+    from latentbench.study.context import StageContext
 
 ABSORBERS, LEAST_COSINE, FULL_SHARE = 3, 0.1, 0.4
+"""Absorbing latents that count, their least cosine to the letter's direction, and the share of what is needed that one
+must give for full absorption; see absorption.py."""
 MOST_SPLITS = 10
+"""Most main latents of a letter."""
 LEAST_WORDS = 5
 """Fewest words of a letter, in training and held out."""
 _WORD = re.compile(r"(?:[Ġ▁]|^)([A-Za-z]{2,})")
 _BATCH = 256
+
+
+def measure_absorption(study: Absorption, context: StageContext) -> Findings:
+    """Absorption of every letter that can be read; nulls with the reason where these are too few."""
+    site, rows = next(iter(context.saes())), decoder_of(context.sae)
+    words = word_states(context.model(), site, study.prefix, study.words)
+    letters, scores = readable_letters(words, study.min_f1)
+    details: dict[str, Json] = {"words": len(words), "f1": scores}
+    if len(letters) < study.min_letters:
+        reason = _refusal(len(words), scores, study)
+        nulls = tuple(null_value(number, DOMAIN, reason) for number in NUMBERS)
+        return Findings(values=nulls, details=details, warnings=(f"absorption: {reason}",))
+    found = absorptions(words, letters, context.sae, rows, study.split_gain)
+    statistics = {f"absorption.{name}": array for name, array in found.statistics.items()}
+    details |= {"splits": found.splits}
+    return Findings({DOMAIN: statistics}, (_splits(found.splits),), details)
+
+
+def _refusal(words: int, scores: Mapping[str, float], study: Absorption) -> str:
+    able = sum(score >= study.min_f1 for score in scores.values())
+    best = f"; the best letter has {max(scores.values()):.2f}" if scores else ""
+    return (
+        f"of {words} single-token words, {able} first letters can be read from the hidden states with F1 ≥ "
+        f"{study.min_f1:g}, fewer than {study.min_letters}{best}"
+    )
+
+
+def _splits(splits: Mapping[str, int]) -> MetricValue:
+    mean = sum(splits.values()) / len(splits)
+    return MetricValue(
+        id="absorption.splits",
+        version=1,
+        domain=DOMAIN,
+        value=mean,
+        unit="latents/letter",
+        higher_is_better=None,
+        n=len(splits),
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +138,7 @@ def word_states(model: LanguageModel, site: Site, prefix: str, most: int) -> Wor
     with torch.no_grad():
         for ids in torch.split(rows, _BATCH) if words else ():
             states.append(hidden_states(model.model, [site], ids.to(model.device))[site][:, -1].float().cpu())
+    # Two words in five, by their content: the same for every model that has the word.
     held_out = np.array([_hashed(word)[0] % 5 < 2 for word in words], dtype=bool)
     return Words(tuple(words), torch.cat(states), held_out)
 

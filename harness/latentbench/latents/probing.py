@@ -1,4 +1,7 @@
-"""Linear probes on hidden states and on a few latents, the choice of those latents, and documents as mean codes to probe for their domain."""
+"""The study `sparse_probing` (sparse_probing.py): documents as mean codes, and probes for the domain that each is from.
+
+The linear probes and the choice of latents serve the first-letter task too.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,41 @@ import torch
 from numpy.typing import NDArray
 
 from latentbench.activations.tokens import EvalTokens, units_together
+from latentbench.core.errors import CellFailed
 from latentbench.core.sites import Site
-from latentbench.latents.survey import Encoded, encoded
+from latentbench.latents.encoding import Encoded, encoded
+from latentbench.latents.sparse_probing import CORRECT_RESIDUAL, DOMAIN, WEIGHT, SparseProbing, correct_from
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.statistics.arrays import Array
 from latentbench.statistics.units import Units
+from latentbench.study.study import Findings
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from latentbench.core.protocols import LanguageModel
+    from latentbench.study.context import StageContext
 
 Labels = NDArray[np.bool_]
 
 _STRENGTH = 1.0
 """Inverse of the L2 penalty, for inputs of unit scale."""
 _ITERATIONS = 1000
+
+
+def measure_sparse_probing(study: SparseProbing, context: StageContext) -> Findings:
+    """Tells the domains apart from every number of latents. Raises CellFailed for domains of too few documents."""
+    sae, site = context.sae, next(iter(context.saes()))
+    tokens = [context.tokens(name) for name in study.domains(context.experiment)]
+    data = ProbedDocuments.joined([documents_of(context.model(), sae, site, part) for part in tokens], tokens)
+    if problem := data.problem():
+        raise CellFailed(f"sparse_probing: {problem}")
+    correct = {correct_from(k): data.correct(k) for k in dict.fromkeys(study.k)}
+    correct[CORRECT_RESIDUAL] = data.correct(None)
+    weight = data.weights()
+    weighted = {name: hits * weight for name, hits in correct.items()}
+    units = {} if data.units is None else {DOMAIN: data.units.of(data.held_out)}
+    return Findings({DOMAIN: {**weighted, WEIGHT: weight}}, units=units)
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,7 @@ def fit(x: Array, labels: Labels, per_feature: bool = False) -> Probe:
     scale = np.where(scale > 0, scale, 1.0)
     fitted: Any = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=_ITERATIONS)
     fitted.fit((x - centre) / scale, labels)
+    # Back to the units of x: w·(x − c)/s + b = (w/s)·x + b − c·(w/s).
     direction = fitted.coef_[0] / scale
     return Probe(direction, float(fitted.intercept_[0] - centre @ direction))
 
@@ -194,7 +217,7 @@ def held_out(digest: str) -> bool:
 def _mean_codes(part: Encoded, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
     """(documents, latents, mean activation per token), one entry per pair that occurs."""
     active = part.codes.values != 0
-    owner = part.rows[:, None].expand_as(part.codes.indices)[active]
+    owner = part.batch.rows[:, None].expand_as(part.codes.indices)[active]
     pairs, place = torch.unique(owner * width + part.codes.indices[active], return_inverse=True)
     sums = torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
     sums.index_add_(0, place, part.codes.values[active].double())
@@ -206,6 +229,6 @@ def _mean_codes(part: Encoded, width: int) -> tuple[NDArray[np.int64], NDArray[n
 def _mean_states(part: Encoded) -> Array:
     counts = part.batch.ordinary.sum(1)
     sums = torch.zeros(len(counts), part.states.shape[1], dtype=torch.float64, device=part.states.device)
-    sums.index_add_(0, part.rows, part.states.double())
+    sums.index_add_(0, part.batch.rows, part.states.double())
     means: Array = (sums / counts.clamp_min(1)[:, None]).cpu().numpy()
     return means

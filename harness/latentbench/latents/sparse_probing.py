@@ -14,30 +14,34 @@ package are not used, because they need downloads, TransformerLens models and pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator
-from latentbench.statistics.arrays import Array
-from latentbench.study.study import Findings, Study
+from latentbench.metrics.base import Estimator, ratio
+from latentbench.study.study import Study
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 DOMAIN = "which_domain"
 """The task, as a column group of its own."""
-_WEIGHT = "sparse_probing.weight"
+WEIGHT = "sparse_probing.weight"
+"""What a document counts, so that every domain counts the same; the statistics of hits are weighted too."""
+CORRECT_RESIDUAL = "sparse_probing.correct_residual"
 
 
-def _mean(correct: Array, weight: Array) -> Array:
-    return correct / weight
+def correct_from(k: int) -> str:
+    """The statistic of hits from k latents."""
+    return f"sparse_probing.correct_{k}"
 
 
 class SparseProbing(Study):
     """Accuracy of telling the evaluation domains apart from k latents."""
+
+    implementation: ClassVar[str] = "latentbench.latents.probing:measure_sparse_probing"
 
     metric: Literal["sparse_probing"] = "sparse_probing"
     k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16)
@@ -46,12 +50,12 @@ class SparseProbing(Study):
     def numbers(self) -> tuple[Estimator, ...]:
         sparse = [
             Estimator(
-                "sparse_probing.accuracy", 1, "fraction", True, (_correct(k), _WEIGHT), _mean, params={"latents": k}
+                "sparse_probing.accuracy", 1, "fraction", True, (correct_from(k), WEIGHT), ratio, params={"latents": k}
             )
             for k in dict.fromkeys(self.k)
         ]
-        dense = ("sparse_probing.correct_residual", _WEIGHT)
-        return *sparse, Estimator("sparse_probing.residual_accuracy", 1, "fraction", None, dense, _mean)
+        dense = (CORRECT_RESIDUAL, WEIGHT)
+        return *sparse, Estimator("sparse_probing.residual_accuracy", 1, "fraction", None, dense, ratio)
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         if len(experiment.dataset.eval) < 2:
@@ -62,23 +66,3 @@ class SparseProbing(Study):
         data = experiment.dataset.eval
         texts = {name: {**one.plain(), "identity": one.identity(roots)} for name, one in data.items()}
         return {DOMAIN: {"layer": str(experiment.sites[0]), "domains": texts}}
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.core.errors import CellFailed
-        from latentbench.latents.probing import ProbedDocuments, documents_of
-
-        sae, site = lab.sae, next(iter(lab.saes()))
-        tokens = [lab.tokens(name) for name in self.domains(lab.experiment)]
-        data = ProbedDocuments.joined([documents_of(lab.model(), sae, site, part) for part in tokens], tokens)
-        if problem := data.problem():
-            raise CellFailed(f"sparse_probing: {problem}")
-        correct = {_correct(k): data.correct(k) for k in dict.fromkeys(self.k)}
-        correct["sparse_probing.correct_residual"] = data.correct(None)
-        weight = data.weights()
-        weighted = {name: hits * weight for name, hits in correct.items()}
-        units = {} if data.units is None else {DOMAIN: data.units.of(data.held_out)}
-        return Findings({DOMAIN: {**weighted, _WEIGHT: weight}}, units=units)
-
-
-def _correct(k: int) -> str:
-    return f"sparse_probing.correct_{k}"

@@ -2,54 +2,65 @@
 
 Nothing is kept of the codes themselves. Usage takes a few numbers per latent and 16 bytes per distinct pair of latent and token;
 examples are the windows of tokens around a latent's peaks, at most one per document: width × examples × window token ids and
-activations, whatever the number of documents. The study `latents` and reports read the outcome, a Survey.
+activations, whatever the number of documents. The study `latents` (firing.py) and reports read the outcome, a Survey.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from latentbench.activations.capture import hidden_states
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.reconstruction.documents import DocumentBatch, Domain, Progress
+from latentbench.latents.encoding import Encoded, encoded
+from latentbench.latents.firing import DENSE, TOP_TOKENS, Latents
+from latentbench.reconstruction.documents import Progress
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.statistics.arrays import Array
+from latentbench.study.study import Findings
 
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel
+    from latentbench.study.context import StageContext
 
-_TOKENS_PER_FORWARD = 4096
+
+def measure_latents(study: Latents, context: StageContext) -> Findings:
+    """Surveys every domain of the study; the surveys' tensors are kept for reports."""
+    sae, site = context.sae, next(iter(context.saes()))
+    model, domains = context.model(), study.domains(context.experiment)
+    statistics: dict[str, dict[str, Array]] = {}
+    tensors: dict[str, Tensor] = {}
+    details: dict[str, Json] = {}
+    for number, name in enumerate(domains):
+        found = survey(model, sae, site, context.tokens(name), study.examples, study.window, TOP_TOKENS)
+        statistics[name] = _statistics(found)
+        tensors |= {f"{name}/{key}": tensor for key, tensor in found.tensors().items()}
+        details[name] = {"tokens": found.tokens, "density_histogram": found.density_histogram()}
+        context.progress(number + 1, len(domains))
+    return Findings(statistics=statistics, details={"domains": details}, tensors=tensors)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Whole documents and the codes of their N ordinary tokens, in row-major order."""
-
-    batch: DocumentBatch
-    states: Tensor
-    """[N, d_in] float32 hidden states."""
-    codes: Codes
-
-    @property
-    def rows(self) -> Tensor:
-        """[N] int64: the token's document, counted within the batch."""
-        return self.batch.ordinary.nonzero()[:, 0]
-
-    @property
-    def positions(self) -> Tensor:
-        """[N] int64: the token's place in its document, BOS at 0."""
-        return self.batch.ordinary.nonzero()[:, 1]
-
-    @property
-    def ids(self) -> Tensor:
-        """[N] int64 token ids."""
-        return self.batch.ids[self.batch.ordinary]
+def _statistics(found: Survey) -> dict[str, Array]:
+    """What the numbers of the study sum, per latent; 0 for those that never fire."""
+    firing, tokens = found.firing.double().numpy(), max(1, found.tokens)
+    alive = firing > 0
+    documents = np.maximum(found.documents.numpy(), 1)
+    values = {
+        "alive": alive,
+        "token_entropy": found.entropy.numpy(),
+        "multi_token_ratio": found.repeated.numpy() / documents,
+        # A latent that never fires gets log10(1) = 0, not −∞.
+        "log_density": np.log10(np.where(alive, firing, tokens) / tokens),
+        "max_activation": found.largest.double().numpy(),
+        "dense_fraction": firing / tokens > DENSE,
+    }
+    return {f"latents.{name}": value.astype(np.float64) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -69,24 +80,6 @@ class NonzeroActivations:
         active = codes.values != 0
         tokens = active.nonzero()[:, 0]
         return NonzeroActivations(codes.indices[active], codes.values[active], tokens)
-
-
-@torch.no_grad()
-def encoded(
-    model: LanguageModel,
-    sae: SparseAutoencoder,
-    site: Site,
-    tokens: EvalTokens,
-    *,
-    forward_tokens: int = _TOKENS_PER_FORWARD,
-    progress: Progress | None = None,
-) -> Iterator[Encoded]:
-    """All documents of a domain in batches of at most `forward_tokens` padded tokens, longest documents first."""
-    domain = Domain(model, tokens, forward_tokens, progress)
-    domain.passes = 1
-    for batch in domain.batches():
-        states = hidden_states(domain.model, [site], batch.ids, batch.real.long())[site][batch.ordinary].float()
-        yield Encoded(batch, states, sae.encode(states))
 
 
 BINS_PER_OCTAVE = 2
@@ -122,10 +115,10 @@ class LatentUsage:
         self.tokens += len(part.states)
         self.firing += torch.bincount(entries.latents, minlength=self.width)
         self.largest.scatter_reduce_(0, entries.latents, entries.values.abs().float(), "amax")
-        self._count_documents(entries.latents, part.rows[entries.tokens], len(part.batch.documents))
+        self._count_documents(entries.latents, part.batch.rows[entries.tokens], len(part.batch.documents))
         place = entries.latents * BINS + activation_bins(entries.values)
         self.histogram += torch.bincount(place, minlength=self.width * BINS).view(self.width, BINS)
-        self._pairs.add(entries.latents, part.ids[entries.tokens])
+        self._pairs.add(entries.latents, part.batch.token_ids[entries.tokens])
 
     def entropy(self) -> Tensor:
         """[width] float64, bits: H = −Σ_v p_v log2 p_v, where p_v is the share of token v among the latent's
@@ -138,6 +131,7 @@ class LatentUsage:
     def top_tokens(self, k: int) -> tuple[Tensor, Tensor]:
         """(token ids [width, k] int32, counts [width, k] int32) most frequent first; count 0 is padding."""
         latents, tokens, counts = self._pairs.table()
+        # By count, and then stably by latent: within each latent the most frequent stay first.
         order = torch.argsort(counts, descending=True, stable=True)
         order = order[torch.argsort(latents[order], stable=True)]
         rank = rank_in_group(latents[order])
@@ -242,7 +236,7 @@ class Windows:
 
 
 class TopExamples:
-    """Keeps the strongest examples of the documents given to `add`."""
+    """Keeps the strongest examples of the documents given to `add`; negative activations are counted, but never shown."""
 
     def __init__(self, width: int, examples: int, window: int, device: torch.device) -> None:
         self.found = Windows.empty(width, examples, window, device)
@@ -251,8 +245,9 @@ class TopExamples:
     def add(self, part: Encoded) -> None:
         """Looks through one batch of whole documents."""
         entries = NonzeroActivations.of(part.codes)
+        # Most activations are weaker than what is kept, and are left out before anything is sorted.
         weakest = self.found.peaks[:, -1]
-        peaks = document_peaks(entries, part.rows, entries.values > weakest[entries.latents])
+        peaks = document_peaks(entries, part.batch.rows, entries.values > weakest[entries.latents])
         order = torch.argsort(entries.values[peaks], descending=True, stable=True)
         order = order[torch.argsort(entries.latents[peaks][order], stable=True)]
         rank = rank_in_group(entries.latents[peaks][order])
@@ -263,16 +258,17 @@ class TopExamples:
     def _windows(self, part: Encoded, entries: NonzeroActivations, best: Tensor) -> Windows:
         """The windows around the entries `best` [C], each field without the dimension of examples."""
         tokens, latents = entries.tokens[best], entries.latents[best]
-        rows, positions, lengths = part.rows[tokens], part.positions[tokens], part.batch.real.sum(1)
+        batch = part.batch
+        rows, positions, lengths = batch.rows[tokens], batch.positions[tokens], batch.real.sum(1)
         starts = (positions - self._window // 2).clamp(max=lengths[rows] - self._window).clamp_min(0)
         places = starts[:, None] + torch.arange(self._window, device=starts.device)
         inside = places < lengths[rows][:, None]
-        places = places.clamp_max(part.batch.ids.shape[1] - 1)
-        ids = part.batch.ids[rows[:, None], places].masked_fill(~inside, PADDING)
-        number = torch.full(part.batch.ordinary.shape, PADDING, device=tokens.device)
-        number[part.batch.ordinary] = torch.arange(len(part.states), device=tokens.device)
+        places = places.clamp_max(batch.ids.shape[1] - 1)
+        ids = batch.ids[rows[:, None], places].masked_fill(~inside, PADDING)
+        number = torch.full(batch.ordinary.shape, PADDING, device=tokens.device)
+        number[batch.ordinary] = torch.arange(len(part.states), device=tokens.device)
         numbers = number[rows[:, None], places].masked_fill(~inside, PADDING)
-        documents = part.batch.documents.to(rows.device)[rows]
+        documents = batch.documents.to(rows.device)[rows]
         activations = activations_at(entries, numbers, latents, len(self.found.peaks))
         return Windows(entries.values[best].float(), documents.int(), starts.int(), ids.int(), activations.half())
 
@@ -301,6 +297,7 @@ def document_peaks(entries: NonzeroActivations, rows: Tensor, wanted: Tensor) ->
 
 def activations_at(entries: NonzeroActivations, numbers: Tensor, latents: Tensor, width: int) -> Tensor:
     """[C, window] activations of `latents` [C] at the tokens `numbers` [C, window] of the batch (-1: none)."""
+    # Looked up by binary search among the pairs that are not zero, so that nothing dense of the width is made.
     keys, order = (entries.tokens * width + entries.latents).sort()
     wanted = numbers * width + latents[:, None]
     places = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)

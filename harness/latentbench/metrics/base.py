@@ -2,7 +2,8 @@
 
 Every metric of an SAE on a domain is a function of sums of per-document sufficient statistics. That one fact gives
 document-clustered intervals and paired tests for all of them (the formula is re-evaluated on re-weighted sums) without
-running the model again.
+running the model again. Which sums are measured for every SAE is defined in
+harness/latentbench/reconstruction/statistics.py; a metric that needs another one declares it as a `Statistic`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,27 @@ from latentbench.core.spec_model import SpecModel
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array, Counts
 
+MEASUREMENT_VERSION = 1
+"""Raised when the same SAE and documents give other stored statistics. It is in the key of every measurement, and it
+stands here because plans, which import no torch, read it too."""
+
 BUDGETED = "@"
 """Separates a statistic's name from the budget it was measured at, e.g. `squared_error@8`."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A sum that a metric needs and latentbench does not measure by itself: one number per token, summed per document."""
+
+    name: str
+    """`<metric>.<what>`, as in records; it holds no `@`."""
+    implementation: str
+    """`module:function` of a `TokenStatistic` (harness/latentbench/reconstruction/statistics.py). It is imported where
+    it is measured, so that declaring it imports no torch."""
+    shared: bool = False
+    """Whether it follows from the model and the documents alone, so that it is measured once and not at every budget."""
+    version: int = 1
+    """Raised when the same SAE and documents give other values: it is in the measurement's key, the code is not."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,7 @@ class Estimator:
     unit: str
     higher_is_better: bool | None
     inputs: tuple[str, ...]
-    """Names of the statistics whose sums the formula takes, in order. See harness/latentbench/measure for their definitions."""
+    """Names of the statistics whose sums the formula takes, in order."""
     formula: Callable[..., Array]
     """Elementwise over arrays of sums, so that thousands of bootstrap resamples cost one call. May return NaN
     (e.g. 0/0); the caller turns that into null with a reason."""
@@ -43,15 +63,22 @@ class Estimator:
     """What else tells this number from others of the same id (a judge, a temperature): they are never ranked together."""
     undefined: str | None = None
     """What it means when the formula gives NaN; default: the sums it was given."""
+    statistics: tuple[Statistic, ...] = ()
+    """Those of `inputs` that the metric brings along."""
 
     def names(self, budget: int | None) -> tuple[str, ...]:
         """The statistics to read when measured at `budget` active latents (None: as trained)."""
-        return tuple(name if name in SHARED else at_budget(name, budget) for name in self.inputs)
+        shared = self._shared_names
+        return tuple(name if name in shared else at_budget(name, budget) for name in self.inputs)
 
     @property
     def shared(self) -> bool:
         """Whether the number is the same for every SAE and every budget (e.g. the clean cross-entropy)."""
-        return all(name in SHARED for name in self.inputs)
+        return self._shared_names.issuperset(self.inputs)
+
+    @property
+    def _shared_names(self) -> frozenset[str]:
+        return SHARED.union(statistic.name for statistic in self.statistics if statistic.shared)
 
 
 @dataclass(frozen=True)
@@ -88,11 +115,16 @@ def at_budget(name: str, budget: int | None) -> str:
     return name if budget is None else f"{name}{BUDGETED}{budget}"
 
 
+def ratio(total: Array, n: Array) -> Array:
+    """The formula of a mean: a sum over units by their number, or by the sum of whatever it is a share of."""
+    return total / n
+
+
 class Metric(SpecModel):
     """A metric that a spec can ask for; its fields are the parameters. Plugs in through `latentbench.metrics`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"sae"})
-    """Sections of the spec the metric cannot do without."""
+    """Parts of the spec that the metric cannot do without."""
     splices: ClassVar[bool] = False
     """Whether the reconstruction must be spliced into the model (a resumed forward), not only computed."""
     version: ClassVar[int] = 1
@@ -112,10 +144,10 @@ class Metric(SpecModel):
         """The numbers this metric reports per domain and budget."""
         return ()
 
-    def of_sae(self, section: Any, d_in: int, width: int, l0: float) -> Iterable[MetricValue]:
+    def of_sae(self, options: Any, d_in: int, width: int, l0: float) -> Iterable[MetricValue]:
         """Numbers that belong to the SAE itself and not to a domain.
 
-        `section` is its part of the spec, `l0` its active latents per token on the first evaluation domain.
+        `options` are the SAE's part of the spec, `l0` its active latents per token on the first evaluation domain.
         """
         return ()
 
@@ -130,10 +162,31 @@ class BudgetedMetric(Metric):
     budgets: tuple[PositiveInt, ...] | None = None
     """Active latents per token at which to report the metric as well; the SAE as trained is always reported."""
 
-    @property
-    def label(self) -> str:
-        """What tells it from the other metrics of its spec, in which no two may have the same."""
-        return self.metric
-
     def measured_at(self) -> tuple[int | None, ...]:
         return (None, *dict.fromkeys(self.budgets or ()))
+
+
+def declared(metrics: Iterable[Metric], budget: int | None) -> tuple[Statistic, ...]:
+    """The statistics that `metrics` bring along and want measured at `budget`, each once, ordered by name.
+
+    Shared ones are measured with the SAE as it was trained and at no other budget: they would be the same there.
+    """
+    wanted = {
+        statistic.name: statistic
+        for metric in metrics
+        for estimator in metric.numbers()
+        for statistic in estimator.statistics
+        if (budget is None if statistic.shared else budget in metric.measured_at())
+    }
+    return tuple(wanted[name] for name in sorted(wanted))
+
+
+def statistic_problems(metric: Metric) -> tuple[str, ...]:
+    """What is wrong with the statistics that a metric brings along: their names are how every stored sum is found."""
+    brought = dict.fromkeys(statistic for estimator in metric.numbers() for statistic in estimator.statistics)
+    misnamed = [s.name for s in brought if BUDGETED in s.name or not s.name.startswith(f"{metric.metric}.")]
+    twice = {s.name for s in brought if sum(other.name == s.name for other in brought) > 1}
+    return (
+        *(f"its statistic {name!r} must be called `{metric.metric}.…`, without {BUDGETED!r}" for name in misnamed),
+        *(f"two of its statistics are called {name!r}" for name in sorted(twice)),
+    )

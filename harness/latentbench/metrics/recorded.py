@@ -43,9 +43,9 @@ def current_versions(metrics: str) -> dict[str, int]:
 
 
 def _installed(metrics: str) -> Iterator[Metric]:
-    for section in json.loads(metrics):
+    for asked in json.loads(metrics):
         try:
-            metric = plugins("metrics")[section["metric"]].model_validate(section)
+            metric = plugins("metrics")[asked["metric"]].model_validate(asked)
         except (KeyError, TypeError, ValidationError, NotAvailable):
             continue
         if isinstance(metric, Metric):

@@ -43,6 +43,17 @@ def metric_values(
     ]
 
 
+def null_value(
+    number: Estimator | Tally,
+    domain: str,
+    reason: str,
+    params: Mapping[str, Json] | None = None,
+    n: int | None = None,
+) -> MetricValue:
+    """A number that could not be computed, and why."""
+    return _value(number, domain, dict(params or {}), value=None, null_reason=reason, n=n)
+
+
 def _domain_values(
     metrics: Iterable[Metric],
     domain: str,
@@ -73,13 +84,13 @@ def _estimated(
     missing = [name for name in names if name not in statistics]
     if missing:
         said = (reasons[name] for name in missing if name in reasons)
-        return _null(estimator, domain, params, next(said, f"not measured: {', '.join(missing)}"))
+        return null_value(estimator, domain, next(said, f"not measured: {', '.join(missing)}"), params)
     inputs = np.stack([statistics[name] for name in names], axis=1)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # 0/0 is no mistake here, it becomes null with the sums as the reason
         value = float(estimator.formula(*inputs.sum(0)))
     if not math.isfinite(value):
         reason = estimator.undefined or _why_not_finite(names, inputs.sum(0).tolist())
-        return _null(estimator, domain, params, reason, len(inputs))
+        return null_value(estimator, domain, reason, params, len(inputs))
     bounds = document_interval(estimator.formula, inputs, seed=seed, units=estimator.units)
     interval = Interval(**bounds._asdict()) if bounds else None
     return _value(estimator, domain, params, value=value, n=len(inputs), ci=interval)
@@ -88,24 +99,18 @@ def _estimated(
 def _tallied(tally: Tally, budget: int | None, domain: str, statistics: Statistics, firing: Firing) -> MetricValue:
     params: dict[str, Json] = {} if budget is None else {"budget": budget}
     if budget not in firing or "tokens" not in statistics:
-        return _null(tally, domain, params, "not measured: firing counts")
+        return null_value(tally, domain, "not measured: firing counts", params)
     tokens = int(statistics["tokens"].sum())
     value = tally.formula(firing[budget], tokens)
     params |= {"tokens": tokens}
     if not math.isfinite(value):
-        return _null(tally, domain, params, f"not finite over {tokens} tokens")
+        return null_value(tally, domain, f"not finite over {tokens} tokens", params)
     return _value(tally, domain, params, value=value, n=len(statistics["tokens"]))
 
 
 def _why_not_finite(names: Iterable[str], sums: Iterable[float]) -> str:
     # As text, because the sums themselves may be NaN or infinite.
     return "not finite, from " + ", ".join(f"{name} = {total:g}" for name, total in zip(names, sums, strict=True))
-
-
-def _null(
-    number: Estimator | Tally, domain: str, params: dict[str, Json], reason: str, n: int | None = None
-) -> MetricValue:
-    return _value(number, domain, params, value=None, null_reason=reason, n=n)
 
 
 def _value(number: Estimator | Tally, domain: str, params: dict[str, Json], **fields: Json) -> MetricValue:

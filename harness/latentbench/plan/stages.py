@@ -20,7 +20,8 @@ from latentbench.core.hashing import digest
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_empty
+from latentbench.metrics.base import MEASUREMENT_VERSION, declared
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.spec.cells import Cell
@@ -123,10 +124,7 @@ class CellStages:
 
 
 TOKENS_VERSION = 1
-"""Raised when the same documents become other tokens."""
-# `latentbench.reconstruction.statistics` has the same number; it imports torch, and plans must not.
-MEASUREMENT_VERSION = 1
-"""Raised when the same documents and weights give other stored statistics."""
+"""Raised when the same documents and tokenizer give other stored tokens."""
 
 
 def stages_of(cell: Cell, roots: Roots) -> CellStages:
@@ -306,7 +304,13 @@ def _domain(
     baseline = Stage("baseline", f"{name}: the model without an SAE", place, (tokens,))
     measurements = {}
     for budget in budgets:
-        payload = {"budget": budget, "splice": splices(experiment, budget), "version": MEASUREMENT_VERSION}
+        payload = {
+            "budget": budget,
+            "splice": splices(experiment, budget),
+            "version": MEASUREMENT_VERSION,
+            "statistics": {s.name: s.version for s in declared(experiment.shared_metrics, budget)},
+        }
+        payload = without_empty("statistics", payload)
         title = f"{name}: SAE" + ("" if budget is None else f" at budget {budget}")
         measurements[budget] = Stage("measurement", title, payload, (sae.stage, baseline))
     return DomainStages(tokens, baseline, measurements)

@@ -25,12 +25,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from latentbench.metrics.base import BudgetedMetric, Estimator
+from latentbench.metrics.base import BudgetedMetric, Estimator, ratio
 from latentbench.statistics.arrays import Array
-
-
-def _mean(total: Array, n: Array) -> Array:
-    return total / n
 
 
 def _increase(sae: Array, clean: Array, n: Array) -> Array:
@@ -46,7 +42,7 @@ def _kl_recovered(sae: Array, zero: Array) -> Array:
 
 
 def _nats(name: str, statistic: str, better: bool | None) -> Estimator:
-    return Estimator(f"cross_entropy.{name}", 1, "nats/token", better, (statistic, "predictions"), _mean)
+    return Estimator(f"cross_entropy.{name}", 1, "nats/token", better, (statistic, "predictions"), ratio)
 
 
 def _loss_recovered(reference: str) -> Estimator:

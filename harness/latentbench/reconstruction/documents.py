@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel
 
 
+TOKENS_PER_FORWARD = 4096
+"""Padded tokens of one forward pass over documents: enough to keep a device busy with a small model, few enough that
+the activations of a large one fit. Numbers depend on it in their last bits only."""
+
+
 @dataclass(frozen=True)
 class DocumentBatch:
     """Documents that are run together, padded to the longest of them."""
@@ -34,6 +39,21 @@ class DocumentBatch:
     """[B, T] bool: not padding."""
     ordinary: Tensor
     """[B, T] bool: neither padding nor special."""
+
+    @property
+    def rows(self) -> Tensor:
+        """[N] int64: the document of each ordinary token, counted within the batch."""
+        return self.ordinary.nonzero()[:, 0]
+
+    @property
+    def positions(self) -> Tensor:
+        """[N] int64: the place of each ordinary token in its document, BOS at 0."""
+        return self.ordinary.nonzero()[:, 1]
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[N] int64: the id of each ordinary token."""
+        return self.ids[self.ordinary]
 
 
 def document_batches(
@@ -171,7 +191,8 @@ class Predictions:
     @staticmethod
     def of(logits: Tensor, ids: Tensor, real: Tensor) -> Predictions:
         """From clean logits [B, T, vocabulary], token ids [B, T] and the mask of real tokens [B, T]."""
-        mask = real[:, 1:]
+        mask = real[:, 1:]  # a document's last position predicts nothing that is known
+        # Kept for the whole batch: every substitution at every site is held against it.
         clean = torch.cat([torch.log_softmax(chunk.float(), -1) for chunk in _chunks(logits[:, :-1][mask])])
         return Predictions(mask, ids[:, 1:][mask], clean)
 

@@ -29,17 +29,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from latentbench.metrics.base import BudgetedMetric, Estimator
+from latentbench.metrics.base import BudgetedMetric, Estimator, ratio
 from latentbench.statistics.arrays import Array
 
-
-def _ratio(total: Array, n: Array) -> Array:
-    return total / n
-
-
-_MSE = Estimator("mse", 1, "squared activation/dimension", False, ("squared_error", "elements"), _ratio)
-_COSINE = Estimator("cosine", 1, "cosine", True, ("cosine", "tokens"), _ratio)
-_NORM_RATIO = Estimator("norm_ratio", 1, "ratio", None, ("norm_ratio", "tokens"), _ratio)
+_MSE = Estimator("mse", 1, "squared activation/dimension", False, ("squared_error", "elements"), ratio)
+_COSINE = Estimator("cosine", 1, "cosine", True, ("cosine", "tokens"), ratio)
+_NORM_RATIO = Estimator("norm_ratio", 1, "ratio", None, ("norm_ratio", "tokens"), ratio)
 
 
 class MSE(BudgetedMetric):
@@ -83,9 +78,8 @@ def _variance_estimator(name: str, *inputs: str) -> Estimator:
 _ESTIMATORS: dict[str, Estimator] = {
     "centred": _variance_estimator("centred", "squared_error", "total_variance"),
     "residual_variance": _variance_estimator("residual_variance", "residual_variance", "total_variance"),
-    "token_ratio": Estimator(
-        "explained_variance.token_ratio", 1, "fraction", True, ("token_ratio", "tokens"), lambda total, n: total / n
-    ),
+    # The statistic is 1 − … of each token already, so its mean is the number.
+    "token_ratio": Estimator("explained_variance.token_ratio", 1, "fraction", True, ("token_ratio", "tokens"), ratio),
     "uncentred": _variance_estimator("uncentred", "squared_error", "squared_norm"),
 }
 

@@ -23,9 +23,12 @@ from latentbench.activations.residual import hook_point
 from latentbench.activations.resume import needs_block_input, resumed_logits
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
+from latentbench.core.errors import InvalidInput
+from latentbench.core.plugins import implementation
 from latentbench.core.sites import Site
-from latentbench.metrics.base import at_budget
+from latentbench.metrics.base import Statistic, at_budget
 from latentbench.reconstruction.documents import (
+    TOKENS_PER_FORWARD,
     DocumentBatch,
     DocumentSums,
     Domain,
@@ -35,40 +38,39 @@ from latentbench.reconstruction.documents import (
     squared_norms,
     vector_sums,
 )
-from latentbench.reconstruction.statistics import Baseline, Measurement
-from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.reconstruction.statistics import TOKEN_STATISTICS, Baseline, Measurement, TokenBatch
+from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.statistics.arrays import Array
 
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel
 
-_TINY = 1e-300
-"""Makes the cosine with a zero vector 0."""
-
 
 class Reconstructions:
-    """Everything measured of one SAE at one budget on one domain."""
+    """Everything measured of one SAE at one budget on one domain; `declared` is what metrics bring along."""
 
-    def __init__(self, sae: SparseAutoencoder, budget: int | None, documents: int) -> None:
-        self._sae, self._budget = sae, budget
+    def __init__(
+        self, sae: SparseAutoencoder, budget: int | None, documents: int, declared: Sequence[Statistic] = ()
+    ) -> None:
+        self._sae, self._budget, self._declared = sae, budget, declared
         self._sums = DocumentSums(documents)
         self._firing = torch.zeros(sae.width, dtype=torch.int64)
 
     def add(self, batch: DocumentBatch, x: Tensor, mean: Tensor) -> Tensor:
         """Takes the hidden states [N, d] float32 of the batch's ordinary tokens and returns their reconstructions.
 
-        `mean` [d] is the domain's. Raises whatever the SAE raises.
+        `mean` [d] is the domain's. Raises whatever the SAE or a declared statistic raises.
         """
         codes = self._sae.encode(x, self._budget)
         reconstruction = self._sae.decode(codes).to(x.dtype)
         if reconstruction.shape != x.shape:
             raise ValueError(f"reconstructions of shape {tuple(reconstruction.shape)} for {tuple(x.shape)} given")
         self._firing += codes.firing_counts(self._sae.width).cpu()
-        sums = {
-            name: per_document(values, batch.ordinary)
-            for name, values in _per_token(x, reconstruction, mean, codes).items()
-        }
-        self._sums.put(batch, **sums, error=vector_sums(x - reconstruction, batch))
+        tokens = TokenBatch(x, mean, reconstruction, codes, batch.token_ids, batch.positions)
+        values = {name: statistic(tokens) for name, statistic in TOKEN_STATISTICS.items()}
+        values |= {statistic.name: _declared_values(statistic, tokens) for statistic in self._declared}
+        sums = {name: per_document(found, batch.ordinary) for name, found in values.items()}
+        self._sums.put(batch, **sums, error=vector_sums(tokens.error, batch))
         return reconstruction
 
     def add_losses(self, batch: DocumentBatch, cross_entropy: Tensor, divergence: Tensor) -> None:
@@ -83,17 +85,19 @@ class Reconstructions:
         return Measurement(name, self._budget, statistics, self._firing.numpy())
 
 
-def _per_token(x: Tensor, reconstruction: Tensor, mean: Tensor, codes: Codes) -> dict[str, Tensor]:
-    """Statistics [N] of each token."""
-    squared_error, squared_x, squared_hat = map(squared_norms, (x - reconstruction, x, reconstruction))
-    product = (x * reconstruction).sum(-1, dtype=torch.float64)
-    return {
-        "squared_error": squared_error,
-        "token_ratio": 1 - squared_error / squared_norms(x - mean),
-        "cosine": product / (squared_x * squared_hat).sqrt().clamp_min(_TINY),
-        "norm_ratio": (squared_hat / squared_x).sqrt(),
-        "l0": codes.l0,
-    }
+def _declared_values(statistic: Statistic, tokens: TokenBatch) -> Tensor:
+    """What a statistic from outside gives, [N]. It may be anyone's, so its shape is not taken on trust."""
+    values = implementation(statistic.implementation)(tokens)
+    count = len(tokens.x)
+    if not isinstance(values, Tensor) or values.shape != (count,) or values.is_complex():
+        given = (
+            f"a tensor {list(values.shape)} of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+        )
+        raise InvalidInput(
+            f"the statistic {statistic.name!r} ({statistic.implementation}) gave {given}; it must give one real number "
+            f"for each token, here a tensor [{count}]"
+        )
+    return values.to(tokens.x.device)
 
 
 def _residual_variance(squared_error: Tensor, errors: Tensor, tokens: Tensor) -> Array:
@@ -123,6 +127,8 @@ class MeasurementRequest:
     budgets: tuple[int | None, ...] = (None,)
     splice: bool = False
     """Whether the reconstruction is also spliced into the model, for `ce_sae` and `kl_sae`."""
+    statistics: tuple[Statistic, ...] = ()
+    """What metrics bring along, measured at each of the budgets."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,9 @@ class SiteStatistics:
         self.site, self._mean, self._wanted = site, torch.from_numpy(mean), wanted
         self._requests = [request for request in requests if request.site == site]
         self._sums = DocumentSums(documents)
-        self._gathered = {(r.name, b): Reconstructions(r.sae, b, documents) for r in self._requests for b in r.budgets}
+        self._gathered = {
+            (r.name, b): Reconstructions(r.sae, b, documents, r.statistics) for r in self._requests for b in r.budgets
+        }
         self.failures: dict[str, Exception] = {}
 
     @property
@@ -216,6 +224,7 @@ class SiteStatistics:
             self.failures[request.name] = kept.with_traceback(None)
 
     def _add_sae(self, request: MeasurementRequest, batch: DocumentBatch, x: Tensor, losses: Losses | None) -> None:
+        # Here and not in front of the pass: an SAE that cannot be moved costs itself alone.
         request.sae.to(x.device).eval()
         for budget in request.budgets:
             gathered = self._gathered[request.name, budget]
@@ -236,11 +245,6 @@ def _losses(
         return clean.losses(resumed_logits(model, site, hidden, batch.ids, batch.real.long(), entrance))
 
     return losses
-
-
-__all__ = ["MeasurementRequest", "PassResults", "Progress", "measure"]
-
-_TOKENS_PER_FORWARD = 4096
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,7 @@ def measure(
     baselines: Mapping[Site, Baseline] | None = None,
     sites: Collection[Site] = (),
     splice_sites: Collection[Site] = (),
-    forward_tokens: int = _TOKENS_PER_FORWARD,
+    forward_tokens: int = TOKENS_PER_FORWARD,
     progress: Progress | None = None,
 ) -> PassResults:
     """Per-document statistics of one domain for all `requests`, and the baselines of their sites.
@@ -282,6 +286,7 @@ def measure(
     known = {site: baseline for site, baseline in (baselines or {}).items() if site in splices}
     missing = {site for site, splice in splices.items() if site not in known or (splice and not known[site].spliced)}
     domain = Domain(language_model, tokens, forward_tokens, progress)
+    # Σ‖x − x̄‖² and the ablation with x̄ need the mean before the first batch, which costs a pass where it is not known.
     unseen = [site for site in splices if site not in known]
     domain.passes = int(bool(unseen)) + int(bool(missing or requests))
     means = {site: baseline.mean for site, baseline in known.items()} | domain.means(unseen)
@@ -308,7 +313,7 @@ def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
         if splices:
             states, logits = hidden_states_and_logits(domain.model, reads, batch.ids, attention_mask)
             clean = Predictions.of(logits, batch.ids, batch.real)
-            del logits
+            del logits  # as many as the predictions made of them; the resumed forwards below make their own
         else:
             states = hidden_states(domain.model, reads, batch.ids, attention_mask)
         for statistics in gathering:

@@ -23,14 +23,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from latentbench.metrics.base import BudgetedMetric, Estimator, Metric, Tally
+from latentbench.metrics.base import BudgetedMetric, Estimator, Metric, Tally, ratio
 from latentbench.metrics.value import MetricValue
 from latentbench.sae.cost import SaeCost, linear_cost, variant_cost
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.statistics.arrays import Counts
 
-_L0 = Estimator("l0", 1, "latents/token", None, ("l0", "tokens"), lambda active, tokens: active / tokens)
+_L0 = Estimator("l0", 1, "latents/token", None, ("l0", "tokens"), ratio)
 
 
 def _dead_fraction(firing: Counts, tokens: int) -> float:
@@ -65,19 +65,19 @@ class ComputeCost(Metric):
 
     metric: Literal["cost"] = "cost"
 
-    def of_sae(self, section: Variant | LoadedSae, d_in: int, width: int, l0: float) -> Iterator[MetricValue]:
-        known = _compute_cost(section, d_in, width, l0)
+    def of_sae(self, options: Variant | LoadedSae, d_in: int, width: int, l0: float) -> Iterator[MetricValue]:
+        known = _compute_cost(options, d_in, width, l0)
         yield _cost_value("cost.parameters", known.parameters, "parameters")
         yield _cost_value("cost.encoder", known.encoder, "MAC/token")
         yield _cost_value("cost.decoder", known.decoder, "MAC/token")
 
 
-def _compute_cost(section: Variant | LoadedSae, d_in: int, width: int, l0: float) -> SaeCost:
-    if isinstance(section, LoadedSae):
+def _compute_cost(options: Variant | LoadedSae, d_in: int, width: int, l0: float) -> SaeCost:
+    if isinstance(options, LoadedSae):
         return linear_cost(d_in, width, l0)
     for active in (None, l0):  # measured where the variant fixes no number of active latents
         try:
-            return variant_cost(section, d_in, active)
+            return variant_cost(options, d_in, active)
         except ValueError:
             continue
     return linear_cost(d_in, width, l0)  # on top of a loaded SAE, of which only the width is known

@@ -17,12 +17,16 @@ Over its predictions of real tokens (positions 1 … length−1; the one made fr
     ce_zero, ce_mean   … with 0, x̄ in x's place            kl_zero, kl_mean   Σ KL(clean ‖ with 0, x̄ in x's place)
 
 In every substitution special tokens keep their own hidden states. The left column is shared by all SAEs at a site.
+
+A metric from outside may bring further sums over ordinary tokens: see `Statistic` in
+harness/latentbench/metrics/base.py for how they are declared, and `TokenBatch` for what they are computed from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,14 +35,81 @@ from torch import Tensor
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import at_budget
+from latentbench.reconstruction.documents import squared_norms
+from latentbench.sae.autoencoder import Codes
 from latentbench.statistics.arrays import Array, Counts
-
-VERSION = 1
-"""Raised when the same SAE and documents give different statistics."""
 
 SPLICED_BASELINE = ("ce_clean", "ce_zero", "ce_mean", "kl_zero", "kl_mean")
 
 _PREFIX = "statistics."
+
+_TINY = 1e-300
+"""Makes the cosine with a zero vector 0. Squares of float32 are 0 or at least 1e-45, so no other cosine is touched."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What statistics of tokens are computed from: the N ordinary tokens of a batch of whole documents and one SAE.
+
+    The tensors are shared with everything else that is measured in the pass and must not be changed. Norms are float64
+    and computed once, however many statistics take them.
+    """
+
+    x: Tensor
+    """[N, d] float32: hidden states."""
+    mean: Tensor
+    """[d] float64: mean hidden state over the domain's ordinary tokens."""
+    reconstruction: Tensor
+    """[N, d] float32: what the SAE makes of them."""
+    codes: Codes
+    """The latents that are active on each token."""
+    ids: Tensor
+    """[N] int64: token ids."""
+    positions: Tensor
+    """[N] int64: the token's place in its document, BOS at 0."""
+
+    @cached_property
+    def error(self) -> Tensor:
+        """[N, d] float32: x − x̂."""
+        return self.x - self.reconstruction
+
+    @cached_property
+    def squared_error(self) -> Tensor:
+        """[N] ‖x − x̂‖²."""
+        return squared_norms(self.error)
+
+    @cached_property
+    def squared_norm(self) -> Tensor:
+        """[N] ‖x‖²."""
+        return squared_norms(self.x)
+
+    @cached_property
+    def squared_reconstruction(self) -> Tensor:
+        """[N] ‖x̂‖²."""
+        return squared_norms(self.reconstruction)
+
+
+TokenStatistic = Callable[[TokenBatch], Tensor]
+"""One number [N] of each token, which the pass adds up per document in float64. It is called without gradients."""
+
+
+def _token_ratio(batch: TokenBatch) -> Tensor:
+    return 1 - batch.squared_error / squared_norms(batch.x - batch.mean)
+
+
+def _cosine(batch: TokenBatch) -> Tensor:
+    product = (batch.x * batch.reconstruction).sum(-1, dtype=torch.float64)
+    return product / (batch.squared_norm * batch.squared_reconstruction).sqrt().clamp_min(_TINY)
+
+
+TOKEN_STATISTICS: Mapping[str, TokenStatistic] = {
+    "squared_error": lambda batch: batch.squared_error,
+    "token_ratio": _token_ratio,
+    "cosine": _cosine,
+    "norm_ratio": lambda batch: (batch.squared_reconstruction / batch.squared_norm).sqrt(),
+    "l0": lambda batch: batch.codes.l0,
+}
+"""The statistics that are measured of every SAE."""
 
 
 @dataclass(frozen=True)

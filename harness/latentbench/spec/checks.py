@@ -12,6 +12,7 @@ from latentbench.core.errors import SpecError, SpecProblem
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.validation_errors import problem_at
+from latentbench.metrics.base import statistic_problems
 from latentbench.sae.options import BoostedOptions, EnsembleOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.spec.cells import SpecFile
@@ -56,6 +57,7 @@ def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     yield from misfits(experiment, roots)
     yield from _subject(experiment, roots)
     yield from _studies(experiment, roots)
+    yield from _statistics(experiment)
 
 
 def _sections(experiment: Experiment) -> Iterator[Finding]:
@@ -211,6 +213,13 @@ def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
                 yield from ((("metrics", number), message) for message in metric.problems_in(experiment, roots))
             except UNREADABLE as error:
                 yield from ((("metrics", number), said) for said in _said(error))
+
+
+def _statistics(experiment: Experiment) -> Iterator[Finding]:
+    """What is wrong with statistics that metrics bring along; a study measures its own."""
+    for number, metric in enumerate(experiment.metrics):
+        for message in () if isinstance(metric, Study) else statistic_problems(metric):
+            yield ("metrics", number), f"the metric {metric.metric!r}: {message}"
 
 
 def _said(error: Exception) -> list[str]:

@@ -53,13 +53,13 @@ def details_of(metric: Autointerp, *arguments: Any, **more: Any) -> AutointerpDe
     return AutointerpDetails.model_validate(metric.run(lab_of(*arguments, **more)).details)
 
 
-def cases_of(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> list[LatentQuestions]:
-    """The cases a real run builds."""
+def questions_of(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> list[LatentQuestions]:
+    """The questions that a real run builds."""
     built: list[LatentQuestions | str] = []
     build = run_module.build_questions
     monkeypatch.setattr(run_module, "build_questions", lambda *a: built.append(build(*a)) or built[-1])
     Autointerp(**options).run(lab_of(*arguments))
-    return [case for case in built if isinstance(case, LatentQuestions)]
+    return [questions for questions in built if isinstance(questions, LatentQuestions)]
 
 
 def window(text: str, active: Sequence[int] = (), document: int = 0, start: int = 0, strength: float = 1.0) -> Window:

@@ -1,0 +1,56 @@
+"""Documents with the codes of their tokens, batch by batch: what every study of latents reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentbench.activations.capture import hidden_states
+from latentbench.activations.tokens import EvalTokens
+from latentbench.core.sites import Site
+from latentbench.reconstruction.documents import TOKENS_PER_FORWARD, DocumentBatch, Domain, Progress
+from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+
+if TYPE_CHECKING:
+    from latentbench.core.protocols import LanguageModel
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Whole documents and the codes of their N ordinary tokens, in row-major order."""
+
+    batch: DocumentBatch
+    states: Tensor
+    """[N, d_in] float32 hidden states."""
+    codes: Codes
+    budget: int | None = None
+    """Active latents per token that the SAE was limited to; None: as trained."""
+
+
+@torch.no_grad()
+def encoded(
+    model: LanguageModel,
+    sae: SparseAutoencoder,
+    site: Site,
+    tokens: EvalTokens,
+    *,
+    budgets: Sequence[int | None] = (None,),
+    forward_tokens: int = TOKENS_PER_FORWARD,
+    progress: Progress | None = None,
+) -> Iterator[Encoded]:
+    """All documents of a domain in batches of at most `forward_tokens` padded tokens, longest documents first.
+
+    The model reads a batch once, the SAE once per budget, in their order. As in the pass that all SAEs share, the SAE is moved
+    to the model's device and put into evaluation mode.
+    """
+    sae.to(model.device).eval()
+    domain = Domain(model, tokens, forward_tokens, progress)
+    domain.passes = 1
+    for batch in domain.batches():
+        states = hidden_states(domain.model, [site], batch.ids, batch.real.long())[site][batch.ordinary].float()
+        for budget in budgets:
+            yield Encoded(batch, states, sae.encode(states, budget), budget)
