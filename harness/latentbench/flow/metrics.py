@@ -91,14 +91,14 @@ documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from latentbench.flow.options import Flow, unfoldable, unread
 from latentbench.flow.topology import block_of, problems, targets
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
 
@@ -144,6 +144,10 @@ class FlowMatching(FlowStudy):
     """Matching rate, mean score and where latents come from."""
 
     version: ClassVar[int] = 1
+    displays: ClassVar[Mapping[str, Display]] = {
+        "flow_matching.rate": Display("Matched", 120),
+        "flow_matching.score": Display("Matching", 130),
+    }
 
     metric: Literal["flow_matching"] = "flow_matching"
     latents: PositiveInt = 4096
@@ -175,6 +179,7 @@ class FlowAgreement(FlowStudy):
     """Whether matched latents fire together, and whether scores tell where latents come from."""
 
     version: ClassVar[int] = 1
+    displays: ClassVar[Mapping[str, Display]] = {"flow_agreement.residual": Display("Agreement", 140)}
 
     metric: Literal["flow_agreement"] = "flow_agreement"
     tokens: PositiveInt = 5
@@ -216,6 +221,7 @@ class FlowTransition(FlowStudy):
     """What an SAE and a map tell of the next layer's hidden states."""
 
     version: ClassVar[int] = 2
+    displays: ClassVar[Mapping[str, Display]] = {"flow_transition.carried": Display("Carried over", 160)}
 
     metric: Literal["flow_transition"] = "flow_transition"
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = ("norm",)
@@ -270,6 +276,7 @@ class FlowDeactivation(FlowStudy):
     """Deactivation success and activation change."""
 
     version: ClassVar[int] = 2
+    displays: ClassVar[Mapping[str, Display]] = {"flow_deactivation.success": Display("Deactivation", 150)}
 
     metric: Literal["flow_deactivation"] = "flow_deactivation"
     r: float = 0.0

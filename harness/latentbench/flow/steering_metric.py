@@ -40,7 +40,7 @@ strength costs as much or none as little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -53,7 +53,7 @@ from latentbench.core.spec_model import Json, without_empty
 from latentbench.flow.metrics import FlowStudy, share
 from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
 from latentbench.flow.topology import block_of, residual_sites
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.context import Longest
 from latentbench.study.study import Findings
@@ -94,6 +94,11 @@ class FlowSteering(FlowStudy):
     """How far steering moves generated text into a domain."""
 
     version: ClassVar[int] = 2
+    displays: ClassVar[Mapping[str, Display]] = {
+        "flow_steering.shift": Display("Steered", 170),
+        "flow_steering.rate_at_cost": Display("Steered at cost", 180),
+        "flow_steering.gain_at_cost": Display("Gain at cost"),
+    }
 
     metric: Literal["flow_steering"] = "flow_steering"
     target: str

@@ -23,12 +23,12 @@ nothing to absorb. Not the protocol of SAEBench, whose scores are not comparable
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
@@ -56,6 +56,8 @@ NUMBERS = (_of_words("fraction"), _of_words("full"))
 
 class Absorption(Study):
     """How much of a first letter's direction latents of single words have taken over."""
+
+    displays: ClassVar[Mapping[str, Display]] = {"absorption.fraction": Display("Absorption", 80)}
 
     metric: Literal["absorption"] = "absorption"
     prefix: Annotated[str, Field(max_length=200)] = "The word is"

@@ -14,12 +14,12 @@ package are not used, because they need downloads, TransformerLens models and pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings, Study
 
@@ -38,6 +38,8 @@ def _mean(correct: Array, weight: Array) -> Array:
 
 class SparseProbing(Study):
     """Accuracy of telling the evaluation domains apart from k latents."""
+
+    displays: ClassVar[Mapping[str, Display]] = {"sparse_probing.accuracy": Display("Probing", 70)}
 
     metric: Literal["sparse_probing"] = "sparse_probing"
     k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16)

@@ -9,51 +9,15 @@ from typing import Any, Literal
 
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
-from latentbench.leaderboard.load import LoadedRecord
+from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord
+from latentbench.metrics.base import Display
+from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Status
 from latentbench.statistics.paired import counted
 
 Standing = Literal["best", "tied", "behind"]
 BadgeKind = Literal["imported", "partial", "failed", "dirty", "old", "superseded", "warning"]
-
-LABELS = {
-    "explained_variance.centred": "EV centred",
-    "explained_variance.residual_variance": "EV residual var.",
-    "explained_variance.token_ratio": "EV token ratio",
-    "explained_variance.uncentred": "EV uncentred",
-    "cross_entropy.clean": "CE clean",
-    "cross_entropy.sae": "CE with SAE",
-    "cross_entropy.zero": "CE zero-ablated",
-    "cross_entropy.mean": "CE mean-ablated",
-    "cross_entropy.increase": "CE increase",
-    "cross_entropy.loss_recovered_zero": "Loss rec. (zero)",
-    "cross_entropy.loss_recovered_mean": "Loss rec. (mean)",
-    "cross_entropy.kl": "KL",
-    "cross_entropy.kl_recovered": "KL recovered",
-    "l0": "L0",
-    "dead_fraction": "Dead",
-    "mse": "MSE",
-    "cosine": "Cosine",
-    "norm_ratio": "Norm ratio",
-    "autointerp.score": "Autointerp",
-    "reasoning_accuracy.accuracy": "Accuracy",
-    "reasoning_accuracy.gain": "Accuracy gain",
-    "capability_cost.kl": "KL to the unsteered",
-    "sparse_probing.accuracy": "Probing",
-    "absorption.fraction": "Absorption",
-    "flow_matching.rate": "Matched",
-    "flow_matching.score": "Matching",
-    "flow_agreement.residual": "Agreement",
-    "flow_deactivation.success": "Deactivation",
-    "flow_transition.carried": "Carried over",
-    "flow_steering.shift": "Steered",
-    "flow_steering.rate_at_cost": "Steered at cost",
-    "flow_steering.gain_at_cost": "Gain at cost",
-    "training.tokens_per_second": "Training speed",
-    "training.memory": "Training memory",
-}
-"""Short column headings; other metrics are headed by their id."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +47,19 @@ class Column:
 
     @property
     def label(self) -> str:
-        """Short heading without the domain."""
-        return LABELS.get(self.metric, self.metric) + (f" @{self.budget}" if self.budget is not None else "")
+        """Short heading without the domain: the number's id where its metric gives it none."""
+        heading = self.display.heading if self.display else self.metric
+        return heading + (f" @{self.budget}" if self.budget is not None else "")
+
+    @property
+    def display(self) -> Display | None:
+        """How the number is to be shown, as its metric says."""
+        return ON_MACHINE.get(self.metric) or display_of(self.metric)
+
+    @property
+    def headline(self) -> int | None:
+        """Its place in the default table, None where it does not stand there."""
+        return self.display.headline if self.display else None
 
 
 @lru_cache(maxsize=4096)

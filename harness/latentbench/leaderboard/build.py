@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics as stats
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from latentbench.core.hashing import canonical
@@ -93,26 +93,6 @@ def _named(value: Json) -> dict[str, Json] | None:
     return None
 
 
-DEFAULT_COLUMNS = (
-    "l0",
-    "explained_variance.centred",
-    "cross_entropy.increase",
-    "cross_entropy.loss_recovered_zero",
-    "dead_fraction",
-    "autointerp.score",
-    "sparse_probing.accuracy",
-    "absorption.fraction",
-    "reasoning_accuracy.accuracy",
-    "reasoning_accuracy.gain",
-    "capability_cost.kl",
-    "flow_matching.rate",
-    "flow_matching.score",
-    "flow_agreement.residual",
-    "flow_deactivation.success",
-    "flow_transition.carried",
-    "flow_steering.shift",
-    "flow_steering.rate_at_cost",
-)
 MOST = 3
 """Columns of one metric on one domain in the short table, where it was measured with several parameters."""
 NOT_IDENTITY = frozenset({"resources", "metrics"})
@@ -323,33 +303,37 @@ def _listed(blocks: Sequence[str]) -> str:
 
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
-    """All columns in order of domain, then of the records' metrics, with metrics of the short table first."""
+    """All columns in order of domain, then headlines by their place, then the others as the records list them."""
     by_key = {c.key: c for row in rows for cell in row.measured for c in map(Column.of, cell.numbers)}
     found = list(by_key.values())
     domains = list(dict.fromkeys(column.domain for column in found))
-    order = {metric: position for position, metric in enumerate(DEFAULT_COLUMNS)}
 
-    def place(column: Column) -> tuple[int, int, int, int]:
-        position = order.get(column.metric, len(order))
+    def place(column: Column) -> tuple[int, float, int, int]:
+        position = math.inf if column.headline is None else column.headline
         return domains.index(column.domain), position, column.budget or 0, column.version
 
     return tuple(sorted(found, key=place))
 
 
 def default_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
-    """The short table: the known core numbers as trained, and one number of every other family of metrics."""
+    """The short table: the headlines of SAEs as trained; where no metric has one, one number of every family of metrics."""
     columns = [c for c in columns if c.metric not in ON_MACHINE] or columns
     trained = [c for c in columns if c.budget is None] or list(columns)
-    families = {c.metric.partition(".")[0] for c in trained if c.metric in DEFAULT_COLUMNS}
-    shown: list[Column] = []
-    for column in trained:
-        family = column.metric.partition(".")[0]
-        seen = any(c.metric.partition(".")[0] == family and c.domain == column.domain for c in shown)
-        times = sum((c.metric, c.domain) == (column.metric, column.domain) for c in shown)
-        if (column.metric in DEFAULT_COLUMNS and times < MOST) or (family not in families and not seen):
+    if headlines := [c for c in trained if c.headline is not None]:
+        return _first(headlines, MOST, lambda column: column.metric)
+    return _first(trained, 1, lambda column: column.metric.partition(".")[0])
+
+
+def _first(columns: Iterable[Column], most: int, kind: Callable[[Column], str]) -> tuple[Column, ...]:
+    """On every domain the first `most` columns of each kind."""
+    seen: Counter[tuple[str | None, str]] = Counter()
+    shown = []
+    for column in columns:
+        place = column.domain, kind(column)
+        if seen[place] < most:
             shown.append(column)
-    core = [c for c in shown if c.metric in DEFAULT_COLUMNS]
-    return tuple(core or shown)
+        seen[place] += 1
+    return tuple(shown)
 
 
 def values_of(

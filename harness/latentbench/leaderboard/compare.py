@@ -23,8 +23,7 @@ from latentbench.statistics.arrays import Array
 from latentbench.statistics.paired import ALPHA, TestResult, estimate, holm, seed_test, swap_shares
 
 MOVERS = 5
-MOVING = ("explained_variance.centred", "cross_entropy.increase", "reasoning_accuracy.accuracy")
-"""Numbers for which the documents (or problems) that changed most are named."""
+"""Units that are named where a number's metric asks for it (`Display.movers`)."""
 NOTHING_TO_TEST = "one number per run"
 
 
@@ -114,7 +113,8 @@ def compare(a: Side, b: Side, source: StatisticsReader | None = None) -> Compari
     columns = _columns(a, b)
     ours, theirs = values_of(a.cells, columns, source), values_of(b.cells, columns, source)
     changes = [_change(c, ours[c.key], theirs[c.key], a, b, c.domain in comparable, source) for c in columns]
-    movers = {c.key: _movers(c, a, b, source) for c in columns if c.metric in MOVING and c.domain in comparable}
+    moving = [c for c in columns if c.display and c.display.movers and c.domain in comparable]
+    movers = {c.key: _movers(c, a, b, source) for c in moving}
     return Comparison(
         a=a,
         b=b,

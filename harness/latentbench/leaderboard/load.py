@@ -15,6 +15,7 @@ from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.leaderboard.render.text import plain
+from latentbench.metrics.base import Display
 from latentbench.metrics.value import MetricValue
 from latentbench.records.integrity import read_statistics
 from latentbench.records.record import Record
@@ -22,8 +23,8 @@ from latentbench.records.results import RECORDS, read_record
 from latentbench.statistics.arrays import Statistics
 
 SPEED, MEMORY = "training.tokens_per_second", "training.memory"
-ON_MACHINE = frozenset({SPEED, MEMORY})
-"""Ids that stand in no record's metrics: other machines and loads give others."""
+ON_MACHINE = {SPEED: Display("Training speed"), MEMORY: Display("Training memory")}
+"""Numbers that stand in no record's metrics, since another machine or load gives others; no metric declares them."""
 
 
 def on_machine(record: Record) -> Iterator[MetricValue]:

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from latentbench.core.spec_model import Json
 from latentbench.mechanism.metrics.study import methods_without_vectors
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.statistics.arrays import Array, Statistics
 from latentbench.study.study import Findings, Study
 
@@ -44,6 +44,7 @@ class CapabilityCost(Study):
     """Cross-entropy and KL divergence that steering causes on neutral text, against its scale."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
+    displays: ClassVar[Mapping[str, Display]] = {"capability_cost.kl": Display("KL to the unsteered", 110)}
 
     metric: Literal["capability_cost"] = "capability_cost"
     scales: Annotated[tuple[float, ...], Field(max_length=100)] = ()
