@@ -8,10 +8,10 @@ from typing import Literal, get_args
 
 from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.board import Board
-from latentbench.leaderboard.build import board_of, suite_of, within
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import compare
 from latentbench.leaderboard.inference import StatisticsReader
-from latentbench.leaderboard.load import LoadedResults, load
+from latentbench.leaderboard.load import LoadedResults, load, suite_of, within
 from latentbench.leaderboard.render import comparison, data, html, latex, markdown, terminal
 from latentbench.leaderboard.row_details import curves_of, pages_of
 from latentbench.leaderboard.select import select

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
-from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord
+from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, age_of
 from latentbench.metrics.base import Display
 from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue
@@ -144,7 +144,7 @@ class Row:
     @cached_property
     def newest(self) -> LoadedRecord:
         """The newest cell with numbers, or the newest of all."""
-        return max(self.measured or self.cells, key=lambda cell: (cell.created, cell.path))
+        return max(self.measured or self.cells, key=age_of)
 
     @cached_property
     def complete(self) -> bool:
@@ -236,3 +236,16 @@ class Board:
     """Paths of older records that newer ones replace."""
     problems: tuple[str, ...]
     """Files that could not be used, each with the reason."""
+
+
+def ranked(rows: Iterable[Row], shown: Sequence[Column]) -> tuple[Row, ...]:
+    """Best first in the first column that has a direction; then rows that are not ranked; then rows without numbers."""
+    leading = next((column for column in shown if column.higher_is_better is not None), None)
+
+    def place(row: Row) -> tuple[int, float, str, str]:
+        value = row.values[leading.key].value if leading and row.measured else None
+        if leading is None or value is None:
+            return (2 if not row.measured else 1, 0.0, row.spec, row.label)
+        return (0 if row.complete else 1, -value if leading.higher_is_better else value, row.spec, row.label)
+
+    return tuple(sorted(rows, key=place))

@@ -10,22 +10,23 @@ from dataclasses import replace
 
 from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json
-from latentbench.leaderboard.board import Badge, Board, Column, Fact, Row, RowGroup, Value
+from latentbench.leaderboard.board import Badge, Board, Column, Fact, Row, RowGroup, Value, ranked
 from latentbench.leaderboard.inference import MissingStatistics, StatisticsReader, interval_of, units_of, verdicts_of
-from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, LoadedResults
+from latentbench.leaderboard.load import (
+    ON_MACHINE,
+    UNMEASURED,
+    LoadedRecord,
+    LoadedResults,
+    RowKey,
+    age_of,
+    group_key,
+    newest,
+    row_key,
+    within,
+)
 from latentbench.metrics.recorded import current_versions
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record
-from latentbench.sae.options.training import TrainingOptions
-
-UNMEASURED = ""
-"""Key of the group of rows that have no numbers and no siblings with numbers."""
-
-
-def group_key(record: Record) -> str:
-    """Rows with equal keys were measured alike on the same domains."""
-    keys = {domain: agreed.key for domain, agreed in record.comparability.items()}
-    return canonical(keys) if keys else UNMEASURED
 
 
 def merged_groups(records: Iterable[Record]) -> dict[str, str]:
@@ -95,11 +96,7 @@ def _named(value: Json) -> dict[str, Json] | None:
 
 MOST = 3
 """Columns of one metric on one domain in the short table, where it was measured with several parameters."""
-NOT_IDENTITY = frozenset({"resources", "metrics"})
-"""Sections of a resolved spec that do not change what was trained."""
 _PARTIAL = "Shown, not ranked: the missing seeds may be the bad ones."
-Line = tuple[str, str, str]
-"""Spec name, label, and for imported records how they were measured: one tool may write a file per task or domain."""
 
 
 def board_of(
@@ -131,65 +128,19 @@ def _remedy(cell: LoadedRecord) -> str:
     return f"`{cell.command}` {'makes' if cell.record.imported else 'computes'} it again"
 
 
-def within(spec: str, suite: str | None) -> bool:
-    """Whether a spec is the one named, lies in the folder of that name, or nothing is named."""
-    return suite is None or f"{spec}/".startswith(f"{suite.rstrip('/')}/")
-
-
-def suite_of(name: str) -> str:
-    """First component of a spec's name."""
-    return name.partition("/")[0]
-
-
-def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[LoadedRecord]]:
-    """For each spec, label and seed the newest record; and all others.
-
-    Seeds left over from an older version of the spec are among the others: the rows of a table must not mix versions.
-    """
-    by_seed: dict[tuple[Line, int], list[LoadedRecord]] = defaultdict(list)
-    for cell in cells:
-        by_seed[_line(cell.record), cell.record.seed].append(cell)
-    lines: dict[Line, list[LoadedRecord]] = defaultdict(list)
-    older: list[LoadedRecord] = []
-    for (line, _), found in sorted(by_seed.items()):
-        *replaced, latest = sorted(found, key=_age)
-        older += replaced
-        lines[line].append(latest)
-    current: list[LoadedRecord] = []
-    for members in lines.values():
-        identity = _identity(max(members, key=_age).record)
-        for cell in members:
-            (current if _identity(cell.record) == identity else older).append(cell)
-    return current, older
-
-
-def _line(record: Record) -> Line:
-    return record.spec.name, record.label, group_key(record) if record.imported else ""
-
-
-def _age(cell: LoadedRecord) -> tuple[object, str]:
-    return cell.created, cell.path
-
-
-def _identity(record: Record) -> str:
-    kept = {name: value for name, value in record.resolved.items() if name not in NOT_IDENTITY}
-    training = kept.get("training") or {}
-    return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
-
-
-def _placed(current: Sequence[LoadedRecord]) -> dict[str, dict[Line, list[LoadedRecord]]]:
+def _placed(current: Sequence[LoadedRecord]) -> dict[str, dict[RowKey, list[LoadedRecord]]]:
     """Group key to line to cells. A cell without numbers stands with its line, its spec, or by itself."""
-    placed: dict[str, dict[Line, list[LoadedRecord]]] = defaultdict(lambda: defaultdict(list))
-    homes: dict[Line | str, str] = {}
+    placed: dict[str, dict[RowKey, list[LoadedRecord]]] = defaultdict(lambda: defaultdict(list))
+    homes: dict[RowKey | str, str] = {}
     groups = merged_groups(cell.record for cell in current)
-    measured = sorted((cell for cell in current if cell.record.status == "ok"), key=_age)
+    measured = sorted((cell for cell in current if cell.record.status == "ok"), key=age_of)
     for cell in measured:
-        line = _line(cell.record)
+        line = row_key(cell.record)
         key = homes[line] = homes[line[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
         placed[key][line].append(cell)
     for cell in current:
         if cell.record.status != "ok":
-            line = _line(cell.record)
+            line = row_key(cell.record)
             known = (homes[place] for place in (line, line[0], _setting(cell.record)) if place in homes)
             placed[next(known, groups[group_key(cell.record)])][line].append(cell)
     return placed
@@ -202,14 +153,14 @@ def _setting(record: Record) -> str:
 
 
 def _rows(
-    placed: Mapping[str, Mapping[Line, list[LoadedRecord]]],
+    placed: Mapping[str, Mapping[RowKey, list[LoadedRecord]]],
     current: Sequence[LoadedRecord],
     superseded: Sequence[LoadedRecord],
 ) -> dict[str, list[Row]]:
     expected: dict[str, set[int]] = defaultdict(set)
     for cell in current:
         expected[cell.record.spec.name].add(cell.record.seed)
-    older = Counter(_line(cell.record) for cell in superseded)
+    older = Counter(row_key(cell.record) for cell in superseded)
     rows: dict[str, list[Row]] = {}
     for key, lines in placed.items():
         for (spec, label, measured), cells in lines.items():
@@ -386,16 +337,3 @@ def _seed_mean_interval(
         return None, None, str(error)
     low, high = interval_of(evidence)
     return low, high, None if low is not None else f"too few {evidence.units} for an interval"
-
-
-def ranked(rows: Iterable[Row], shown: Sequence[Column]) -> tuple[Row, ...]:
-    """Best first in the first column that has a direction; then rows that are not ranked; then rows without numbers."""
-    leading = next((column for column in shown if column.higher_is_better is not None), None)
-
-    def place(row: Row) -> tuple[int, float, str, str]:
-        value = row.values[leading.key].value if leading and row.measured else None
-        if leading is None or value is None:
-            return (2 if not row.measured else 1, 0.0, row.spec, row.label)
-        return (0 if row.complete else 1, -value if leading.higher_is_better else value, row.spec, row.label)
-
-    return tuple(sorted(rows, key=place))

@@ -17,7 +17,7 @@ from latentbench.leaderboard.inference import (
     difference_of,
     mismatch,
 )
-from latentbench.leaderboard.load import LoadedRecord
+from latentbench.leaderboard.select import Side
 from latentbench.records.record import Comparability
 from latentbench.statistics.arrays import Array
 from latentbench.statistics.paired import ALPHA, TestResult, estimate, holm, seed_test, swap_shares
@@ -25,19 +25,6 @@ from latentbench.statistics.paired import ALPHA, TestResult, estimate, holm, see
 MOVERS = 5
 """Units that are named where a number's metric asks for it (`Display.movers`)."""
 NOTHING_TO_TEST = "one number per run"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One or several runs of one spec and label, by seed."""
-
-    name: str
-    cells: tuple[LoadedRecord, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of the runs."""
-        return tuple(cell.record.seed for cell in self.cells)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
 from latentbench.autointerp.scores import AutointerpDetails, LatentDetail, ShownExample
+from latentbench.autointerp.windows import TokenTexts
 from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
 from latentbench.latents.decoder_similarity import Neighbours, decoder_of, nearest
@@ -17,7 +20,9 @@ from latentbench.latents.logit_lens import Lens, logit_lens
 from latentbench.latents.survey import BINS_PER_OCTAVE, LOWEST, PADDING, Survey, Windows
 from latentbench.leaderboard.render.html import embedded, offline_page
 from latentbench.report.cells import Sources
-from latentbench.report.page_values import Vocabulary, short
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def explained_latents(details: AutointerpDetails | None) -> dict[int, LatentDetail]:
@@ -261,3 +266,37 @@ def _autointerp(sources: Sources) -> Json:
         "eligible": trained.eligible if trained else 0,
         "excluded": dict(trained.excluded) if trained else {},
     }
+
+
+@overload
+def short(value: float) -> float: ...
+@overload
+def short(value: float | None) -> float | None: ...
+def short(value: float | None) -> float | None:
+    """Three significant digits; None for what is missing or not finite, which JSON cannot hold."""
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) and abs(value) < 1000 else float(f"{value:.3g}")
+
+
+class Vocabulary:
+    """Texts in the order of their first use."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._pieces = TokenTexts(tokenizer)
+        self.special: frozenset[int] = frozenset(tokenizer.all_special_ids)
+        """Ids that stand for no text."""
+        self._numbers: dict[str, int] = {}
+
+    def token(self, token: int) -> int:
+        """The number of a token of the model."""
+        return self.text(self._pieces[token])
+
+    def text(self, text: str) -> int:
+        """The number of any text."""
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts by number."""
+        return list(self._numbers)

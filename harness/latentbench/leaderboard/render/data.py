@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.build import suite_of
-from latentbench.leaderboard.render.markdown import chosen_columns
+from latentbench.leaderboard.load import suite_of
+from latentbench.leaderboard.render.text import chosen_columns
 
 if TYPE_CHECKING:
     import pandas as pd

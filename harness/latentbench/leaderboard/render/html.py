@@ -18,10 +18,9 @@ from markupsafe import Markup
 
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.build import suite_of
 from latentbench.leaderboard.inference import StatisticsReader, pairwise
-from latentbench.leaderboard.render.markdown import decimals_of
-from latentbench.leaderboard.render.text import DECIMALS
+from latentbench.leaderboard.load import suite_of
+from latentbench.leaderboard.render.text import DECIMALS, decimals_of
 from latentbench.leaderboard.row_details import provenances
 
 HERE = Path(__file__).parent
