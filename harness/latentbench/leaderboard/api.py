@@ -1,4 +1,4 @@
-"""What the command line calls."""
+"""The leaderboard and comparisons of a results folder as text, in any format: what the command line calls."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def leaderboard(
     _known_suite(loaded, suite)
     if format == "md":
         return markdown.page(_by_suite(loaded, suite, short=not columns), columns)
+    # The other formats show every column, so every column needs its intervals and tests.
     short = not columns and format in ("terminal", "latex")
     board = board_of(loaded, suite, source, short=short)
     _known_columns(board, columns)

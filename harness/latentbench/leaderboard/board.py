@@ -106,7 +106,7 @@ class RowVerdict:
 
 @dataclass(frozen=True)
 class Badge:
-    """Something the reader must know before trusting a row."""
+    """Something the reader must know before trusting a row; `text` stands in tables, `detail` where there is room."""
 
     kind: BadgeKind
     text: str
@@ -202,7 +202,10 @@ class RowGroup:
         return {domain: ", ".join(_counted(ns, units) for units, ns in by.items()) for domain, by in found.items()}
 
     def heading(self, column: Column) -> str:
-        """The column's label, with what tells it from others of that label on its domain (a judge, a version)."""
+        """The column's label, with what tells it from others of that label on its domain (a judge, a version).
+
+        What all of them share says nothing and is left out.
+        """
         same = [c for c in self.columns if (c.domain, c.label) == (column.domain, column.label)]
         told = [f"v{column.version}"] if len({c.version for c in same}) > 1 else []
         common = set.intersection(*(set(c.params.split(",")) for c in same))

@@ -1,4 +1,4 @@
-"""Records become a board: the newest record of every cell, rows over seeds, groups of rows measured alike, columns."""
+"""Records become a board: rows over seeds, groups of rows measured alike, columns, and the short table among them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def merged_groups(records: Iterable[Record]) -> dict[str, str]:
     """
     domains = {group_key(r): {d: agreed.key for d, agreed in r.comparability.items()} for r in records}
     groups: list[tuple[dict[str, str], list[str]]] = []
+    # In an order of their own, so that the order in which files were read does not decide who stands with whom.
     for own in sorted(domains, key=lambda key: (-len(domains[key]), key)):
         fits = (g for g in groups if domains[own].items() & g[0].items() and _agree(domains[own], g[0]))
         home = next(fits, None)
@@ -129,20 +130,22 @@ def _remedy(cell: LoadedRecord) -> str:
 
 
 def _placed(current: Sequence[LoadedRecord]) -> dict[str, dict[RowKey, list[LoadedRecord]]]:
-    """Group key to line to cells. A cell without numbers stands with its line, its spec, or by itself."""
+    """Group key to row to cells. A cell without numbers stands with its row, its spec, what was to be measured like it, or
+    by itself: a run that failed is shown beside those it was meant to be compared with.
+    """
     placed: dict[str, dict[RowKey, list[LoadedRecord]]] = defaultdict(lambda: defaultdict(list))
     homes: dict[RowKey | str, str] = {}
     groups = merged_groups(cell.record for cell in current)
     measured = sorted((cell for cell in current if cell.record.status == "ok"), key=age_of)
     for cell in measured:
-        line = row_key(cell.record)
-        key = homes[line] = homes[line[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
-        placed[key][line].append(cell)
+        row = row_key(cell.record)
+        key = homes[row] = homes[row[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
+        placed[key][row].append(cell)
     for cell in current:
         if cell.record.status != "ok":
-            line = row_key(cell.record)
-            known = (homes[place] for place in (line, line[0], _setting(cell.record)) if place in homes)
-            placed[next(known, groups[group_key(cell.record)])][line].append(cell)
+            row = row_key(cell.record)
+            known = (homes[place] for place in (row, row[0], _setting(cell.record)) if place in homes)
+            placed[next(known, groups[group_key(cell.record)])][row].append(cell)
     return placed
 
 
@@ -162,8 +165,8 @@ def _rows(
         expected[cell.record.spec.name].add(cell.record.seed)
     older = Counter(row_key(cell.record) for cell in superseded)
     rows: dict[str, list[Row]] = {}
-    for key, lines in placed.items():
-        for (spec, label, measured), cells in lines.items():
+    for key, members in placed.items():
+        for (spec, label, measured), cells in members.items():
             ordered = tuple(sorted(cells, key=lambda cell: cell.record.seed))
             row = Row(spec, label, ordered, tuple(sorted(expected[spec])))
             rows.setdefault(key, []).append(replace(row, badges=tuple(_badges(row, older[spec, label, measured]))))

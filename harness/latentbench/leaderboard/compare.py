@@ -25,6 +25,7 @@ from latentbench.statistics.paired import ALPHA, TestResult, estimate, holm, see
 MOVERS = 5
 """Units that are named where a number's metric asks for it (`Display.movers`)."""
 NOTHING_TO_TEST = "one number per run"
+"""Why a number of the whole run (parameters, cost) has a difference and no test."""
 
 
 @dataclass(frozen=True)

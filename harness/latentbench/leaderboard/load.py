@@ -1,5 +1,7 @@
 """Records and their statistics as they lie on disk: all that can be read, and every file that cannot, with the reason.
 
+Which of several records is the current one of its spec, label and seed is decided here too, for tables and exports alike.
+
 What training cost on the machine that did it joins a record's numbers here: shown next to the cost by formula, never ranked.
 """
 
@@ -136,7 +138,7 @@ RowKey = tuple[str, str, str]
 """What makes records one row, whatever their seeds: spec name, label, and for imported records how they were measured,
 since one tool may write a file per task or domain."""
 NOT_IDENTITY = frozenset({"resources", "metrics"})
-"""Sections of a resolved spec that do not change what was trained."""
+"""Parts of a resolved spec that do not change what was trained or steered: only others make a record of another version."""
 
 
 def within(spec: str, suite: str | None) -> bool:
@@ -157,14 +159,14 @@ def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[Load
     by_seed: dict[tuple[RowKey, int], list[LoadedRecord]] = defaultdict(list)
     for cell in cells:
         by_seed[row_key(cell.record), cell.record.seed].append(cell)
-    lines: dict[RowKey, list[LoadedRecord]] = defaultdict(list)
+    rows: dict[RowKey, list[LoadedRecord]] = defaultdict(list)
     older: list[LoadedRecord] = []
-    for (line, _), found in sorted(by_seed.items()):
+    for (row, _), found in sorted(by_seed.items()):
         *replaced, latest = sorted(found, key=age_of)
         older += replaced
-        lines[line].append(latest)
+        rows[row].append(latest)
     current: list[LoadedRecord] = []
-    for members in lines.values():
+    for members in rows.values():
         identity = _identity(max(members, key=age_of).record)
         for cell in members:
             (current if _identity(cell.record) == identity else older).append(cell)
@@ -182,12 +184,13 @@ def age_of(cell: LoadedRecord) -> tuple[object, str]:
 
 
 def _identity(record: Record) -> str:
+    """What was trained, by which records of one row over several seeds are told from those of an older version."""
     kept = {name: value for name, value in record.resolved.items() if name not in NOT_IDENTITY}
     training = kept.get("training") or {}
     return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
 
 
 def group_key(record: Record) -> str:
-    """Rows with equal keys were measured alike on the same domains."""
+    """Records with equal keys were measured alike on the same domains."""
     keys = {domain: agreed.key for domain, agreed in record.comparability.items()}
     return canonical(keys) if keys else UNMEASURED

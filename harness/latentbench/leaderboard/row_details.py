@@ -51,6 +51,7 @@ SHOWN = ("normalised", "l0", "dead")
 ROWS = 500
 """Rows whose curves go into a page; thousands would make it slow to open."""
 POINTS = 60
+"""Points of a curve that are kept: as many as its drawing, a few hundred pixels wide, can show."""
 
 
 def curves_of(board: Board, store: Path | None) -> dict[str, Json]:

@@ -206,7 +206,7 @@ def _change(change: MetricChange) -> Json:
 
 
 WIDTH = 130.0
-"""Of the drawing of an interval, in pixels."""
+"""Pixels that the drawing of an interval is wide."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Numbers and foreign text as every renderer shows them."""
+"""Numbers, text from elsewhere, columns and rows as every renderer shows them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from latentbench.leaderboard.board import Column, Row, RowGroup, ranked
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-])")
 """Everything that means something in the middle of a line or table cell; an underscore within a word does not."""
 DECIMALS = {"fraction": 3, "cosine": 4, "latents/token": 1, "nats/token": 3}
-
-
+"""Digits after the point by unit; the HTML report has them from here, so that both show the same."""
 MOST_DECIMALS = 5
 THOUSANDS = 1e4
 """Counts from here on are written out."""
