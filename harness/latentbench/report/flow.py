@@ -1,4 +1,4 @@
-"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering did.
+"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering along the graphs did.
 
 Its data comes from the store: explanations from a file or from autointerp studies of the same SAEs, numbers from the
 record. One of its graphs can also be written for other programs.
@@ -37,6 +37,7 @@ from latentbench.study.storage import from_content
 from latentbench.study.study import Findings
 
 _MAX_BYTES = 64 << 20
+"""Of a file of explanations: a sentence for each of some hundred thousand latents."""
 
 
 def explained(record: Record, project: Project) -> dict[str, str]:
@@ -232,7 +233,10 @@ def _texts(setting: Json) -> list[str]:
 def write(
     project: Project, run: str, latents: list[str], output: Path | None, to: str, explanations: Path | None
 ) -> list[str]:
-    """Writes the file and returns what to say; explanations of the file go before those that are stored. Raises InvalidInput, RefusedFile or NotAvailable."""
+    """Writes the page, or one graph in another format, and returns what to say about it.
+
+    Explanations in the file `explanations` go before those that are stored. Raises InvalidInput, RefusedFile or NotAvailable.
+    """
     record = flow_record(project.results, run)
     cell = flow_cell(record, project)
     given = explained(record, project) | (read_explanations(explanations) if explanations else {})

@@ -1,4 +1,7 @@
-"""The page about latents of one SAE: which latents it shows, their examples, explanations and neighbours."""
+"""The page about latents of one SAE: which latents it shows, their examples, explanations and neighbours.
+
+Thousands of latents make megabytes, so numbers have three digits, and each text stands once and is referred to by number.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def chosen(surveys: dict[str, Survey], sampled: dict[int, LatentDetail], most: i
     first = sorted(sampled)[:most]
     others = [latent for latent in _by_density(surveys).tolist() if latent not in sampled]
     room = most - len(first)
-    if len(others) > room:
+    if len(others) > room:  # evenly, for the rarest and the densest latents are the ones that show a broken SAE
         others = [others[i * len(others) // room] for i in range(room)]
     return sorted([*first, *others])
 
@@ -51,7 +54,7 @@ def _by_density(surveys: dict[str, Survey]) -> Tensor:
 
 
 def of_survey(windows: Windows, number: int, domain: int, vocabulary: Vocabulary) -> list[Json]:
-    """Those of one latent from a pass over the documents, without special tokens, on which no SAE is run."""
+    """The examples of one latent from a pass over the documents, without special tokens, on which no SAE is run."""
     found = []
     for peak, document, ids, activations in zip(
         windows.peaks[number].tolist(),
@@ -68,7 +71,7 @@ def of_survey(windows: Windows, number: int, domain: int, vocabulary: Vocabulary
 
 
 def of_details(examples: Iterable[ShownExample], domain: int, vocabulary: Vocabulary) -> list[Json]:
-    """Those of one latent from an autointerp study."""
+    """The examples of one latent from an autointerp study."""
     return [
         [domain, e.document, [vocabulary.text(text) for text in e.tokens], _active(e.activations), e.split]
         for e in examples
@@ -199,7 +202,7 @@ def _interpretation(sampled: LatentDetail | None) -> Json:
 def _examples(
     number: int, sources: Sources, sampled: LatentDetail | None, vocabulary: Vocabulary, domains: list[str]
 ) -> Json:
-    """Of the autointerp study on its domain, where the latent was sampled; else the strongest of the pass."""
+    """A latent's examples on every domain: those of the autointerp study where it was sampled, else the strongest of the pass."""
     details, found = sources.autointerp, []
     own = details.domain if details and sampled and sampled.examples else None
     for domain, name in enumerate(domains):
@@ -241,8 +244,8 @@ def _alive(surveys: Mapping[str, Survey]) -> int | None:
 
 def _facts(sources: Sources) -> Json:
     record, experiment = sources.record, sources.experiment
-    section = experiment.section_at(experiment.sites[0]).plain()
-    kind = section.get("variant") or f"loaded from {section.get('load', {}).get('adapter', 'elsewhere')}"
+    options = experiment.section_at(experiment.sites[0]).plain()
+    kind = options.get("variant") or f"loaded from {options.get('load', {}).get('adapter', 'elsewhere')}"
     model = getattr(experiment.model, "id", experiment.model.adapter)
     tokens = {name: found.tokens for name, found in sources.surveys.items()}
     return {
