@@ -15,8 +15,7 @@ from latentbench.flow.labels import layer_statistics
 from latentbench.flow.options import Flow
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record
-from latentbench.report.flow import rendered
-from latentbench.report.flow_steering import TEXTS, steering_of
+from latentbench.report.flow import TEXTS, rendered, steering_of
 from latentbench.study.study import Findings
 from tests.support import browser
 from tests.support.browser import Browser, requested

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import unicodedata
 from pathlib import Path
 
 import jsonschema
@@ -13,7 +15,7 @@ import yaml
 
 from latentbench.cli.app import app
 from latentbench.core.errors import SpecProblem
-from latentbench.core.text import one_line, printable
+from latentbench.core.text import one_line, printable, visible
 from tests.conftest import Command
 from tests.support.project import Workbench
 from tests.unit.leaderboard_factory import Planted, write
@@ -167,6 +169,19 @@ def test_printable_makes_every_control_character_visible(code: int) -> None:
     text = f"a{chr(code)}b"
     assert one_line(text) == f"a\\u{code:04x}b"
     assert printable(text) == (text if text[1] in "\n\t" else one_line(text))
+    assert visible(text) == (text if text[1] == "\n" else one_line(text))
+
+
+def test_exactly_what_unicode_calls_control_separator_surrogate_or_reordering_mark_is_escaped() -> None:
+    marks = {"\u061c", "\u200e", "\u200f"}
+    orders = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+    def unsafe(character: str) -> bool:
+        steers = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        return steers or character in marks or unicodedata.bidirectional(character) in orders
+
+    every = [chr(code) for code in range(sys.maxunicode + 1)]
+    assert one_line("".join(every)) == "".join(f"\\u{ord(c):04x}" if unsafe(c) else c for c in every)
 
 
 def test_ordinary_text_of_any_language_is_left_alone() -> None:

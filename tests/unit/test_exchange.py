@@ -1,4 +1,4 @@
-"""Doors in: what other tools wrote is read under our names, and what is not ours keeps its own."""
+"""Import: what other tools wrote is read under our names, and what is not ours keeps its own."""
 
 from __future__ import annotations
 

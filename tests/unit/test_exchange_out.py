@@ -1,4 +1,4 @@
-"""Doors out: tables, logs and runs for other tools hold the numbers of the records, and are whole or not there."""
+"""Export: tables, logs and runs for other tools hold the numbers of the records, and are whole or not there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doors through the command line, on a small experiment that is really run."""
+"""Import and export through the command line, on a small experiment that is really run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doors in, as a whole: all files or none, nothing twice, nothing outside, and our own exports come back."""
+"""Import as a whole: all files or none, nothing twice, nothing outside, and our own exports come back."""
 
 from __future__ import annotations
 

@@ -26,8 +26,7 @@ from latentbench.latents.sparse_probing import SparseProbing
 from latentbench.latents.survey import Survey
 from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
-from latentbench.report.latents import chosen
-from latentbench.report.page_values import short
+from latentbench.report.latents import chosen, short
 from latentbench.sae import options as o
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.study.context import StageContext

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.text import visible
 from latentbench.leaderboard.api import leaderboard, write_leaderboard_md
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render.html import embedded
-from latentbench.leaderboard.render.text import decimals, markdown, number, p_value, plain, seconds, spread
+from latentbench.leaderboard.render.text import decimals, markdown, number, p_value, seconds, spread
 from latentbench.leaderboard.row_details import provenances
 from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
@@ -218,8 +219,8 @@ def test_the_command_runs_only_the_cells_of_its_row(tmp_path: Path) -> None:
 
 
 def test_plain_text_shows_what_it_neutralises() -> None:
-    assert plain("a\x1b[31mb\u202ec\x9b") == "a\\u001b[31mb\\u202ec\\u009b"
-    assert plain("Ω – 漢字\n") == "Ω – 漢字\n"
+    assert visible("a\x1b[31mb\u202ec\x9b") == "a\\u001b[31mb\\u202ec\\u009b"
+    assert visible("Ω – 漢字\n") == "Ω – 漢字\n"
 
 
 def test_markdown_keeps_words_and_escapes_marks() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latentbench.core.hashing import digest, file_digest
-from latentbench.core.plugins import plugins
+from latentbench.core.plugins import plugin
 from latentbench.leaderboard.api import leaderboard
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
@@ -20,7 +20,7 @@ from latentbench.leaderboard.compare import NOTHING_TO_TEST, compare
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.select import select
 from latentbench.metrics import recorded
-from latentbench.metrics.base import Estimator, Metric
+from latentbench.metrics.base import Display, Estimator, Metric
 from latentbench.metrics.value import Interval, MetricValue
 from latentbench.metrics.values import metric_values
 from latentbench.records.integrity import sealed
@@ -58,11 +58,15 @@ class Solved(Metric):
 
 
 @pytest.fixture(autouse=True)
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = {**plugins("metrics"), "judged": Judged, "solved": Solved}
-    monkeypatch.setattr(recorded, "plugins", lambda group: both)
-    recorded.estimators.cache_clear()
-    recorded.tallies.cache_clear()
+def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    ours = {"judged": Judged, "solved": Solved}
+    monkeypatch.setattr(recorded, "plugin", lambda group, name: ours.get(name) or plugin(group, name))
+    remembered = recorded.display_of, recorded.estimators, recorded.tallies
+    for function in remembered:
+        function.cache_clear()
+    yield
+    for function in remembered:
+        function.cache_clear()
 
 
 def latents(score: float, n: int = 64, seed: int = 0, judge: str = "words") -> dict[str, np.ndarray]:
@@ -187,7 +191,7 @@ def test_paired_units_must_be_equally_many(tmp_path: Path) -> None:
 
 
 def test_comparing_latents_is_unpaired_and_names_no_movers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentbench.leaderboard.compare.MOVING", ("judged.score", "cross_entropy.increase"))
+    monkeypatch.setattr(Judged, "displays", {"judged.score": Display("Judged", movers=True)})
     write(tmp_path, "a/one", {"general": latents(0.6)})
     write(tmp_path, "a/two", {"general": latents(0.9, 40)})
     found = compare(select(load(tmp_path), "a/one"), select(load(tmp_path), "a/two"))

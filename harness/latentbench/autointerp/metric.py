@@ -5,6 +5,7 @@ The definition of every number stands in harness/latentbench/autointerp/definiti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
@@ -18,7 +19,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Judge
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import BudgetedMetric, Estimator
+from latentbench.metrics.base import BudgetedMetric, Display, Estimator
 from latentbench.study.study import Study
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Autointerp(BudgetedMetric, Study):
     version: ClassVar[int] = 1
     implementation: ClassVar[str] = "latentbench.autointerp.study:measure_autointerp"
     handling: ClassVar[frozenset[str]] = frozenset({"max_requests", "max_cost", "prices"})
+    displays: ClassVar[Mapping[str, Display]] = {"autointerp.score": Display("Autointerp", 60)}
 
     metric: Literal["autointerp"] = "autointerp"
     judge: Annotated[Judge, Choice("judges", "adapter")] = LexicalJudge()

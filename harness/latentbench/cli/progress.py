@@ -107,7 +107,7 @@ def print_json_summary(plan: Plan, unfinished: dict[str, str], project: Project,
     print_json({"cells": cells, "unfinished": unfinished, "seconds": round(seconds, 1)})
 
 
-class Display:
+class ProgressDisplay:
     """Progress of a run, fed with events."""
 
     def __init__(self, plan: Plan, left: Estimate | None = None, quiet: bool = False) -> None:

@@ -168,7 +168,7 @@ def status(
 
 
 def _run(specs: Specs, project: Project, choice: CellSelection, placement: Placement, as_json: bool) -> None:
-    from latentbench.cli.progress import Display, print_json_summary, print_summary
+    from latentbench.cli.progress import ProgressDisplay, print_json_summary, print_summary
     from latentbench.execute.batch_status import estimate
     from latentbench.execute.run import compute, prepare, unfinished
     from latentbench.leaderboard.api import write_leaderboard_md
@@ -176,7 +176,7 @@ def _run(specs: Specs, project: Project, choice: CellSelection, placement: Place
     started = time.monotonic()
     meant = choice.of(prepare(project, specs or []), project.results)
     made = choice.first(meant)
-    with Display(made, estimate(made, project.results, placement.slots(made)), quiet=as_json) as display:
+    with ProgressDisplay(made, estimate(made, project.results, placement.slots(made)), quiet=as_json) as display:
         compute(made, project, placement, display.report)
     left = unfinished(meant, project)
     code = INCOMPLETE if left else 0

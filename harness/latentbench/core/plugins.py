@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
@@ -30,7 +30,7 @@ GROUPS = ("models", "datasets", "problems", "variants", "sources", "methods", "m
 def plugins(group: Group) -> dict[str, type[SpecModel]]:
     """All registered spec models of a group by name. Raises NotAvailable for a plug-in that is broken or doubled."""
     found: dict[str, type[SpecModel]] = {}
-    for point in sorted(entry_points(group=f"latentbench.{group}"), key=lambda p: p.name):
+    for point in _points(group):
         try:
             loaded = point.load()
         except (ImportError, AttributeError) as error:
@@ -46,14 +46,20 @@ def plugin(group: Group, name: str) -> Any:
 
     Raises NotAvailable where none or several are installed, or it cannot be imported.
     """
-    points = entry_points(group=f"latentbench.{group}", name=name)
+    points = [point for point in _points(group) if point.name == name]
     if len({point.value for point in points}) != 1:
         raise NotAvailable(f"{len(points)} installed packages provide {name!r} in latentbench.{group}; it needs one")
-    point = next(iter(points))
+    point = points[0]
     try:
         return point.load()
     except (ImportError, AttributeError) as error:
         raise NotAvailable(f"the plug-in {point.name} = {point.value} cannot be imported: {error}") from error
+
+
+@cache
+def _points(group: Group) -> tuple[EntryPoint, ...]:
+    """What is registered, by name. Read once: each look goes through the metadata of every installed package."""
+    return tuple(sorted(entry_points(group=f"latentbench.{group}"), key=lambda point: point.name))
 
 
 def implementation(reference: str) -> Any:

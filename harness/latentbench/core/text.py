@@ -1,10 +1,10 @@
-"""Sentences: counted words, and text of others made safe to print."""
+"""Text that is shown: counted words, and text from elsewhere made safe to print."""
 
 import re
 
 # C0 and C1 controls, line and paragraph separators, marks that reorder text, and halves of surrogate pairs.
 _UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_IN_TEXT, _IN_LINE = re.compile(f"[{_UNSAFE}]"), re.compile(f"[\t\n{_UNSAFE}]")
+_IN_TEXT, _IN_CELL, _IN_LINE = (re.compile(f"[{more}{_UNSAFE}]") for more in ("", "\t", "\t\n"))
 
 
 def plural(count: int, word: str) -> str:
@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     Line feeds and tabs stay. The escapes are those of JSON, so that JSON stays JSON.
     """
     return _IN_TEXT.sub(_escaped, text)
+
+
+def visible(text: str) -> str:
+    """Text as `printable` makes it, without tabs, which would push the columns of a table apart; line feeds stay."""
+    return _IN_CELL.sub(_escaped, text)
 
 
 def one_line(text: str) -> str:

@@ -1,10 +1,10 @@
 """Import and export: result files of other tools become records that say so, our records become files that they read.
 
-importing        files → records below results/records/imported/, all of them or none
+importing        import: files to records below results/records/imported/, all of them or none
 foreign          a result of another tool, read strictly, before it becomes a record
-saebench         core results of SAEBench, both ways; its other evaluations in, also from its older layouts
-sae_lens         evaluations of sae-lens (JSON and CSV) in
-sae_metrics      the numbers that both report, under our names
-lm_eval          results of the LM Evaluation Harness in
-every_eval_ever  logs in the Every Eval Ever schema out
-exporting        folders of such files, model cards, runs of an experiment tracker"""
+saebench         import of SAEBench's evaluations, from its older layouts too; export of core results
+sae_lens         import of sae-lens' evaluations (JSON and CSV)
+sae_metrics      the numbers that SAEBench and sae-lens both report, under our names
+lm_eval          import of results of the LM Evaluation Harness
+every_eval_ever  export of logs in the Every Eval Ever schema
+exporting        export: folders of such files, model cards, runs of an experiment tracker"""

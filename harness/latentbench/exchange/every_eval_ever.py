@@ -9,6 +9,7 @@ import sys
 from datetime import datetime
 from importlib.metadata import version
 
+from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Column
 from latentbench.leaderboard.inference import units_of
@@ -18,7 +19,7 @@ from latentbench.records.record import Record
 
 SCHEMA = "0.2.2"
 BOUNDED = ("dead_fraction", "reasoning_accuracy.accuracy", "autointerp.score")
-"""Fractions that cannot be negative either."""
+"""Fractions that cannot be negative either, as an explained variance or a recovered loss can."""
 _LOWEST = {"nats/token": 0.0, "latents/token": 0.0, "cosine": -1.0, "parameters": 0.0, "MAC/token": 0.0}
 _HIGHEST = {"fraction": 1.0, "cosine": 1.0}
 
@@ -108,14 +109,10 @@ def _model(record: Record) -> dict[str, Json]:
 
 
 def _scalar(value: Json) -> str | float | bool | None:
-    """The schema's parameters are not nested."""
-    from latentbench.core.hashing import canonical
-
+    """A parameter as the schema wants it, not nested: what holds more than one value becomes JSON in a string."""
     return value if value is None or isinstance(value, str | int | float) else canonical(value)
 
 
 def _strings(values: Json) -> dict[str, str]:
-    """The schema's details are text."""
-    from latentbench.core.hashing import canonical
-
+    """Details as the schema wants them: every value is a string."""
     return {str(k): v if isinstance(v, str) else canonical(v) for k, v in values.items()}

@@ -17,8 +17,7 @@ from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable
 from latentbench.core.spec_model import Json
 from latentbench.exchange import every_eval_ever, saebench
 from latentbench.exchange.foreign import word
-from latentbench.leaderboard.build import newest, within
-from latentbench.leaderboard.load import LoadedRecord, LoadedResults
+from latentbench.leaderboard.load import LoadedRecord, LoadedResults, newest, within
 from latentbench.leaderboard.render.text import markdown, number
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record

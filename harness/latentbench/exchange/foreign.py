@@ -1,4 +1,7 @@
-"""A result of another tool, before it becomes a record."""
+"""A result of another tool, read strictly, before it becomes a record.
+
+The files come from anywhere: whatever a record cannot hold becomes null with a reason or is refused here, once for all tools.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ DEEPEST = 32
 Z = 1.959963984540054
 """Standard errors on either side that hold 95 % of a normal distribution."""
 _DIGITS = 18
-"""Of whole numbers that every reader of JSON holds exactly."""
+"""Digits of the longest whole number that every reader of JSON holds exactly, in 64 bits; longer ones become floats."""
 _LONGEST_WORD = 60
+"""Characters of a part of a name: file systems take 255 bytes for the parts of a file's name together."""
 MINUS_ONE = "−1 in the imported file, where the tool writes it for NaN"
 
 
@@ -82,7 +86,7 @@ def mapping(value: Json, what: str) -> dict[str, Json]:
 
 
 def optional_mapping(value: Json) -> dict[str, Json]:
-    """A JSON object, or an empty one for anything else: of what only describes a result."""
+    """A JSON object, or an empty one for anything else: for what only describes a result and need not be there."""
     return value if isinstance(value, dict) else {}
 
 
@@ -105,7 +109,10 @@ def metric_value(
     stderr: Json = None,
     what: str = "",
 ) -> MetricValue:
-    """A number under our form. Raises RefusedFile for what is neither a number nor null."""
+    """A number in our form. Raises RefusedFile for what is neither a number nor null.
+
+    `better` is whether higher is better (None: never ranked), `stderr` a standard error that becomes a normal interval.
+    """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise RefusedFile(f"{what or id} must be a number, not {_kind(value)}")
     known = None if value is None or not math.isfinite(value) else float(value)

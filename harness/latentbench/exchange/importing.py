@@ -46,7 +46,7 @@ def import_files(results: Path, files: Sequence[Path]) -> list[Imported]:
         for item in (item for item in made if item.new):
             write_json(item.path, sealed(item.record))
             written.append(item.path)
-    except BaseException:
+    except BaseException:  # an interrupt too: all files or none
         for path in written:
             with suppress(OSError):
                 path.unlink()

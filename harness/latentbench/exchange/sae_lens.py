@@ -55,7 +55,7 @@ def _read(entry: Mapping[str, Json], where: str) -> ForeignResult:
     if not centred and any(m.id.endswith("variance.as_imported") for m in found):
         warnings.append("explained_variance of this version may mix up E[x²] and E[x]: not ranked.")
     model, site = _model(mapping(entry.get("sae_cfg") or {}, f"{where}: sae_cfg"))
-    # Batches decide which tokens were read; the git hash and switches do not.
+    # Batches decide which tokens were read; the git hash and switches do not, and must not keep rows apart.
     settings = {
         k: config.get(k)
         for k in sorted(config)

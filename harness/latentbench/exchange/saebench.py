@@ -1,4 +1,4 @@
-"""Result files of SAEBench: `<release>_<sae>_eval_results.json`, in (of every layout) and, for core numbers, out.
+"""Result files of SAEBench (`<release>_<sae>_eval_results.json`): import of every layout, export of core numbers.
 
 The layouts that these files had, each read into today's:
 
@@ -197,6 +197,7 @@ def _millis(date: Json) -> int | None:
 
 TOOL, OURS = "saebench", "latentbench"
 CLASS_DEFAULTS = {"n_eval_reconstruction_batches": 10, "n_eval_sparsity_variance_batches": 1}
+"""Of SAEBench's configuration class: a file with both was measured by somebody who set neither."""
 _DATE_LIMIT = 253402300800000  # the year 10000, in milliseconds
 FIELDS = {
     "model_behavior_preservation": ("kl_div_score", "kl_div_with_ablation", "kl_div_with_sae"),
@@ -222,7 +223,7 @@ CAUTIONS = {
 
 
 _SETTINGS = ("num_bins", "k")
-"""Of MDL, beside the numbers: what they were measured with."""
+"""What MDL writes beside its numbers and measured them with: parameters, not numbers."""
 
 
 def read(data: Json, name: str) -> list[ForeignResult]:

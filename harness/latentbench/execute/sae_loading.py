@@ -22,6 +22,7 @@ from latentbench.sae import artifact
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.options.training import TRAINING_FILE
 from latentbench.sae.sources.base import sae_lens_format
 from latentbench.store.files import read_json
 from latentbench.store.store import MANIFEST, Store
@@ -110,7 +111,7 @@ def load_stored(store: Store, key: str, section: Variant | LoadedSae, roots: Roo
     pairs = zip(parents, section.base_sections, strict=True)
     bases = tuple(load_stored(store, parent, below, roots) for parent, below in pairs)
     sae = artifact.load(found.folder, tuple(base.sae for base in bases))
-    trained = (found.folder / artifact.TRAINING).is_file()
+    trained = (found.folder / TRAINING_FILE).is_file()
     return StoredSae(section, sae, bases, artifact.load_training(found.folder) if trained else None)
 
 

@@ -29,6 +29,7 @@ from latentbench.sae.activation_stream import ActivationStream
 from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.options.training import TRAINING_FILE
 from latentbench.sae.trainer import NativeTrainer, train
 from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
 from latentbench.spec.cells import Cell
@@ -168,7 +169,7 @@ class TrainingRunner:
     def memory_of(self, made: SaeStages) -> int | None:
         """Bytes that its training took, as its record has it; None where there is none, or one of earlier versions."""
         folder = self.store.folder(made.stage.kind, made.stage.key)
-        if not (folder / artifact.TRAINING).is_file():
+        if not (folder / TRAINING_FILE).is_file():
             return None
         found = artifact.load_training(folder).get("memory_bytes")
         return found if isinstance(found, int) else None

@@ -91,7 +91,7 @@ documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import truediv
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -99,7 +99,7 @@ from pydantic import Field, PositiveInt
 
 from latentbench.flow.options import LABELS, Flow, missing_texts, unfoldable
 from latentbench.flow.topology import block_of, targets, untraceable
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.study import Study
 
@@ -141,6 +141,10 @@ class FlowMatching(FlowStudy):
 
     version: ClassVar[int] = 1
     implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_matching"
+    displays: ClassVar[Mapping[str, Display]] = {
+        "flow_matching.rate": Display("Matched", 120),
+        "flow_matching.score": Display("Matching", 130),
+    }
 
     metric: Literal["flow_matching"] = "flow_matching"
     latents: PositiveInt = 4096
@@ -163,6 +167,7 @@ class FlowAgreement(FlowStudy):
 
     version: ClassVar[int] = 1
     implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_agreement"
+    displays: ClassVar[Mapping[str, Display]] = {"flow_agreement.residual": Display("Agreement", 140)}
 
     metric: Literal["flow_agreement"] = "flow_agreement"
     tokens: PositiveInt = 5
@@ -200,6 +205,7 @@ class FlowTransition(FlowStudy):
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.flow.transition_study:measure_transition"
+    displays: ClassVar[Mapping[str, Display]] = {"flow_transition.carried": Display("Carried over", 160)}
 
     metric: Literal["flow_transition"] = "flow_transition"
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = ("norm",)
@@ -250,6 +256,7 @@ class FlowDeactivation(FlowStudy):
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.flow.deactivation_study:measure_deactivation"
+    displays: ClassVar[Mapping[str, Display]] = {"flow_deactivation.success": Display("Deactivation", 150)}
 
     metric: Literal["flow_deactivation"] = "flow_deactivation"
     r: float = 0.0

@@ -40,7 +40,7 @@ strength costs as much or none as little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from operator import truediv
@@ -54,7 +54,7 @@ from latentbench.core.spec_model import Json, without_empty
 from latentbench.flow.metrics import FlowStudy
 from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
 from latentbench.flow.topology import block_of, residual_sites
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.context import Longest
 
@@ -95,6 +95,11 @@ class FlowSteering(FlowStudy):
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.flow.steering_study:measure_steering"
+    displays: ClassVar[Mapping[str, Display]] = {
+        "flow_steering.shift": Display("Steered", 170),
+        "flow_steering.rate_at_cost": Display("Steered at cost", 180),
+        "flow_steering.gain_at_cost": Display("Gain at cost"),
+    }
 
     metric: Literal["flow_steering"] = "flow_steering"
     target: str

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator, ratio
+from latentbench.metrics.base import Display, Estimator, ratio
 from latentbench.study.study import Study
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Absorption(Study):
     """How much of a first letter's direction latents of single words have taken over."""
 
     implementation: ClassVar[str] = "latentbench.latents.first_letter:measure_absorption"
+    displays: ClassVar[Mapping[str, Display]] = {"absorption.fraction": Display("Absorption", 80)}
 
     metric: Literal["absorption"] = "absorption"
     prefix: Annotated[str, Field(max_length=200)] = "The word is"

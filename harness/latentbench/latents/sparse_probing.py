@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator, ratio
+from latentbench.metrics.base import Display, Estimator, ratio
 from latentbench.study.study import Study
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class SparseProbing(Study):
     """Accuracy of telling the evaluation domains apart from k latents."""
 
     implementation: ClassVar[str] = "latentbench.latents.probing:measure_sparse_probing"
+    displays: ClassVar[Mapping[str, Display]] = {"sparse_probing.accuracy": Display("Probing", 70)}
 
     metric: Literal["sparse_probing"] = "sparse_probing"
     k: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16)

@@ -1,10 +1,11 @@
 """From records to tables: the leaderboard, the HTML report and the comparison of two runs.
 
 api          what the command line calls
-load         records and their per-document statistics from disk
-build        records → Board: rows over seeds, groups of rows that were measured alike, columns
+load         records and their per-document statistics from disk, and which record is the current one
 board        what a leaderboard is: columns, values, rows, groups
+build        records → Board: rows over seeds, groups of rows that were measured alike, columns
 inference    intervals, tests and ties of rows, from their statistics per unit
-compare      two runs or sets of runs;  select: which records a reader means
+select       which records a reader means
+compare      two runs or sets of runs
 row_details  what the report shows of a row beside its numbers
-render       one module per format"""
+render       one module per format, and `text` for what they share"""

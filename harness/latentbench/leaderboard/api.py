@@ -1,4 +1,4 @@
-"""What the command line calls."""
+"""The leaderboard and comparisons of a results folder as text, in any format: what the command line calls."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal, get_args
 
 from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.board import Board
-from latentbench.leaderboard.build import board_of, suite_of, within
+from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import compare
 from latentbench.leaderboard.inference import StatisticsReader
-from latentbench.leaderboard.load import LoadedResults, load
+from latentbench.leaderboard.load import LoadedResults, load, suite_of, within
 from latentbench.leaderboard.render import comparison, data, html, latex, markdown, terminal
 from latentbench.leaderboard.row_details import curves_of, pages_of
 from latentbench.leaderboard.select import select
@@ -42,6 +42,7 @@ def leaderboard(
     _known_suite(loaded, suite)
     if format == "md":
         return markdown.page(_by_suite(loaded, suite, short=not columns), columns)
+    # The other formats show every column, so every column needs its intervals and tests.
     short = not columns and format in ("terminal", "latex")
     board = board_of(loaded, suite, source, short=short)
     _known_columns(board, columns)

@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
-from latentbench.leaderboard.load import LoadedRecord
+from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, age_of
+from latentbench.metrics.base import Display
+from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Status
 from latentbench.statistics.paired import counted
 
 Standing = Literal["best", "tied", "behind"]
 BadgeKind = Literal["imported", "partial", "failed", "dirty", "old", "superseded", "warning"]
-
-LABELS = {
-    "explained_variance.centred": "EV centred",
-    "explained_variance.residual_variance": "EV residual var.",
-    "explained_variance.token_ratio": "EV token ratio",
-    "explained_variance.uncentred": "EV uncentred",
-    "cross_entropy.clean": "CE clean",
-    "cross_entropy.sae": "CE with SAE",
-    "cross_entropy.zero": "CE zero-ablated",
-    "cross_entropy.mean": "CE mean-ablated",
-    "cross_entropy.increase": "CE increase",
-    "cross_entropy.loss_recovered_zero": "Loss rec. (zero)",
-    "cross_entropy.loss_recovered_mean": "Loss rec. (mean)",
-    "cross_entropy.kl": "KL",
-    "cross_entropy.kl_recovered": "KL recovered",
-    "l0": "L0",
-    "dead_fraction": "Dead",
-    "mse": "MSE",
-    "cosine": "Cosine",
-    "norm_ratio": "Norm ratio",
-    "autointerp.score": "Autointerp",
-    "reasoning_accuracy.accuracy": "Accuracy",
-    "reasoning_accuracy.gain": "Accuracy gain",
-    "capability_cost.kl": "KL to the unsteered",
-    "sparse_probing.accuracy": "Probing",
-    "absorption.fraction": "Absorption",
-    "flow_matching.rate": "Matched",
-    "flow_matching.score": "Matching",
-    "flow_agreement.residual": "Agreement",
-    "flow_deactivation.success": "Deactivation",
-    "flow_transition.carried": "Carried over",
-    "flow_steering.shift": "Steered",
-    "flow_steering.rate_at_cost": "Steered at cost",
-    "flow_steering.gain_at_cost": "Gain at cost",
-    "training.tokens_per_second": "Training speed",
-    "training.memory": "Training memory",
-}
-"""Short column headings; other metrics are headed by their id."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +47,19 @@ class Column:
 
     @property
     def label(self) -> str:
-        """Short heading without the domain."""
-        return LABELS.get(self.metric, self.metric) + (f" @{self.budget}" if self.budget is not None else "")
+        """Short heading without the domain: the number's id where its metric gives it none."""
+        heading = self.display.heading if self.display else self.metric
+        return heading + (f" @{self.budget}" if self.budget is not None else "")
+
+    @property
+    def display(self) -> Display | None:
+        """How the number is to be shown, as its metric says."""
+        return ON_MACHINE.get(self.metric) or display_of(self.metric)
+
+    @property
+    def headline(self) -> int | None:
+        """Its place in the default table, None where it does not stand there."""
+        return self.display.headline if self.display else None
 
 
 @lru_cache(maxsize=4096)
@@ -131,7 +106,7 @@ class RowVerdict:
 
 @dataclass(frozen=True)
 class Badge:
-    """Something the reader must know before trusting a row."""
+    """Something the reader must know before trusting a row; `text` stands in tables, `detail` where there is room."""
 
     kind: BadgeKind
     text: str
@@ -169,7 +144,7 @@ class Row:
     @cached_property
     def newest(self) -> LoadedRecord:
         """The newest cell with numbers, or the newest of all."""
-        return max(self.measured or self.cells, key=lambda cell: (cell.created, cell.path))
+        return max(self.measured or self.cells, key=age_of)
 
     @cached_property
     def complete(self) -> bool:
@@ -227,7 +202,10 @@ class RowGroup:
         return {domain: ", ".join(_counted(ns, units) for units, ns in by.items()) for domain, by in found.items()}
 
     def heading(self, column: Column) -> str:
-        """The column's label, with what tells it from others of that label on its domain (a judge, a version)."""
+        """The column's label, with what tells it from others of that label on its domain (a judge, a version).
+
+        What all of them share says nothing and is left out.
+        """
         same = [c for c in self.columns if (c.domain, c.label) == (column.domain, column.label)]
         told = [f"v{column.version}"] if len({c.version for c in same}) > 1 else []
         common = set.intersection(*(set(c.params.split(",")) for c in same))
@@ -261,3 +239,16 @@ class Board:
     """Paths of older records that newer ones replace."""
     problems: tuple[str, ...]
     """Files that could not be used, each with the reason."""
+
+
+def ranked(rows: Iterable[Row], shown: Sequence[Column]) -> tuple[Row, ...]:
+    """Best first in the first column that has a direction; then rows that are not ranked; then rows without numbers."""
+    leading = next((column for column in shown if column.higher_is_better is not None), None)
+
+    def place(row: Row) -> tuple[int, float, str, str]:
+        value = row.values[leading.key].value if leading and row.measured else None
+        if leading is None or value is None:
+            return (2 if not row.measured else 1, 0.0, row.spec, row.label)
+        return (0 if row.complete else 1, -value if leading.higher_is_better else value, row.spec, row.label)
+
+    return tuple(sorted(rows, key=place))

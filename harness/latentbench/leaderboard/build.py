@@ -1,31 +1,32 @@
-"""Records become a board: the newest record of every cell, rows over seeds, groups of rows measured alike, columns."""
+"""Records become a board: rows over seeds, groups of rows measured alike, columns, and the short table among them."""
 
 from __future__ import annotations
 
 import math
 import statistics as stats
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json
-from latentbench.leaderboard.board import Badge, Board, Column, Fact, Row, RowGroup, Value
+from latentbench.leaderboard.board import Badge, Board, Column, Fact, Row, RowGroup, Value, ranked
 from latentbench.leaderboard.inference import MissingStatistics, StatisticsReader, interval_of, units_of, verdicts_of
-from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, LoadedResults
+from latentbench.leaderboard.load import (
+    ON_MACHINE,
+    UNMEASURED,
+    LoadedRecord,
+    LoadedResults,
+    RowKey,
+    age_of,
+    group_key,
+    newest,
+    row_key,
+    within,
+)
 from latentbench.metrics.recorded import current_versions
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record
-from latentbench.sae.options.training import TrainingOptions
-
-UNMEASURED = ""
-"""Key of the group of rows that have no numbers and no siblings with numbers."""
-
-
-def group_key(record: Record) -> str:
-    """Rows with equal keys were measured alike on the same domains."""
-    keys = {domain: agreed.key for domain, agreed in record.comparability.items()}
-    return canonical(keys) if keys else UNMEASURED
 
 
 def merged_groups(records: Iterable[Record]) -> dict[str, str]:
@@ -36,6 +37,7 @@ def merged_groups(records: Iterable[Record]) -> dict[str, str]:
     """
     domains = {group_key(r): {d: agreed.key for d, agreed in r.comparability.items()} for r in records}
     groups: list[tuple[dict[str, str], list[str]]] = []
+    # In an order of their own, so that the order in which files were read does not decide who stands with whom.
     for own in sorted(domains, key=lambda key: (-len(domains[key]), key)):
         fits = (g for g in groups if domains[own].items() & g[0].items() and _agree(domains[own], g[0]))
         home = next(fits, None)
@@ -93,33 +95,9 @@ def _named(value: Json) -> dict[str, Json] | None:
     return None
 
 
-DEFAULT_COLUMNS = (
-    "l0",
-    "explained_variance.centred",
-    "cross_entropy.increase",
-    "cross_entropy.loss_recovered_zero",
-    "dead_fraction",
-    "autointerp.score",
-    "sparse_probing.accuracy",
-    "absorption.fraction",
-    "reasoning_accuracy.accuracy",
-    "reasoning_accuracy.gain",
-    "capability_cost.kl",
-    "flow_matching.rate",
-    "flow_matching.score",
-    "flow_agreement.residual",
-    "flow_deactivation.success",
-    "flow_transition.carried",
-    "flow_steering.shift",
-    "flow_steering.rate_at_cost",
-)
 MOST = 3
 """Columns of one metric on one domain in the short table, where it was measured with several parameters."""
-NOT_IDENTITY = frozenset({"resources", "metrics"})
-"""Sections of a resolved spec that do not change what was trained."""
 _PARTIAL = "Shown, not ranked: the missing seeds may be the bad ones."
-Line = tuple[str, str, str]
-"""Spec name, label, and for imported records how they were measured: one tool may write a file per task or domain."""
 
 
 def board_of(
@@ -151,67 +129,23 @@ def _remedy(cell: LoadedRecord) -> str:
     return f"`{cell.command}` {'makes' if cell.record.imported else 'computes'} it again"
 
 
-def within(spec: str, suite: str | None) -> bool:
-    """Whether a spec is the one named, lies in the folder of that name, or nothing is named."""
-    return suite is None or f"{spec}/".startswith(f"{suite.rstrip('/')}/")
-
-
-def suite_of(name: str) -> str:
-    """First component of a spec's name."""
-    return name.partition("/")[0]
-
-
-def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[LoadedRecord]]:
-    """For each spec, label and seed the newest record; and all others.
-
-    Seeds left over from an older version of the spec are among the others: the rows of a table must not mix versions.
+def _placed(current: Sequence[LoadedRecord]) -> dict[str, dict[RowKey, list[LoadedRecord]]]:
+    """Group key to row to cells. A cell without numbers stands with its row, its spec, what was to be measured like it, or
+    by itself: a run that failed is shown beside those it was meant to be compared with.
     """
-    by_seed: dict[tuple[Line, int], list[LoadedRecord]] = defaultdict(list)
-    for cell in cells:
-        by_seed[_line(cell.record), cell.record.seed].append(cell)
-    lines: dict[Line, list[LoadedRecord]] = defaultdict(list)
-    older: list[LoadedRecord] = []
-    for (line, _), found in sorted(by_seed.items()):
-        *replaced, latest = sorted(found, key=_age)
-        older += replaced
-        lines[line].append(latest)
-    current: list[LoadedRecord] = []
-    for members in lines.values():
-        identity = _identity(max(members, key=_age).record)
-        for cell in members:
-            (current if _identity(cell.record) == identity else older).append(cell)
-    return current, older
-
-
-def _line(record: Record) -> Line:
-    return record.spec.name, record.label, group_key(record) if record.imported else ""
-
-
-def _age(cell: LoadedRecord) -> tuple[object, str]:
-    return cell.created, cell.path
-
-
-def _identity(record: Record) -> str:
-    kept = {name: value for name, value in record.resolved.items() if name not in NOT_IDENTITY}
-    training = kept.get("training") or {}
-    return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
-
-
-def _placed(current: Sequence[LoadedRecord]) -> dict[str, dict[Line, list[LoadedRecord]]]:
-    """Group key to line to cells. A cell without numbers stands with its line, its spec, or by itself."""
-    placed: dict[str, dict[Line, list[LoadedRecord]]] = defaultdict(lambda: defaultdict(list))
-    homes: dict[Line | str, str] = {}
+    placed: dict[str, dict[RowKey, list[LoadedRecord]]] = defaultdict(lambda: defaultdict(list))
+    homes: dict[RowKey | str, str] = {}
     groups = merged_groups(cell.record for cell in current)
-    measured = sorted((cell for cell in current if cell.record.status == "ok"), key=_age)
+    measured = sorted((cell for cell in current if cell.record.status == "ok"), key=age_of)
     for cell in measured:
-        line = _line(cell.record)
-        key = homes[line] = homes[line[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
-        placed[key][line].append(cell)
+        row = row_key(cell.record)
+        key = homes[row] = homes[row[0]] = homes[_setting(cell.record)] = groups[group_key(cell.record)]
+        placed[key][row].append(cell)
     for cell in current:
         if cell.record.status != "ok":
-            line = _line(cell.record)
-            known = (homes[place] for place in (line, line[0], _setting(cell.record)) if place in homes)
-            placed[next(known, groups[group_key(cell.record)])][line].append(cell)
+            row = row_key(cell.record)
+            known = (homes[place] for place in (row, row[0], _setting(cell.record)) if place in homes)
+            placed[next(known, groups[group_key(cell.record)])][row].append(cell)
     return placed
 
 
@@ -222,17 +156,17 @@ def _setting(record: Record) -> str:
 
 
 def _rows(
-    placed: Mapping[str, Mapping[Line, list[LoadedRecord]]],
+    placed: Mapping[str, Mapping[RowKey, list[LoadedRecord]]],
     current: Sequence[LoadedRecord],
     superseded: Sequence[LoadedRecord],
 ) -> dict[str, list[Row]]:
     expected: dict[str, set[int]] = defaultdict(set)
     for cell in current:
         expected[cell.record.spec.name].add(cell.record.seed)
-    older = Counter(_line(cell.record) for cell in superseded)
+    older = Counter(row_key(cell.record) for cell in superseded)
     rows: dict[str, list[Row]] = {}
-    for key, lines in placed.items():
-        for (spec, label, measured), cells in lines.items():
+    for key, members in placed.items():
+        for (spec, label, measured), cells in members.items():
             ordered = tuple(sorted(cells, key=lambda cell: cell.record.seed))
             row = Row(spec, label, ordered, tuple(sorted(expected[spec])))
             rows.setdefault(key, []).append(replace(row, badges=tuple(_badges(row, older[spec, label, measured]))))
@@ -323,33 +257,37 @@ def _listed(blocks: Sequence[str]) -> str:
 
 
 def _columns(rows: Iterable[Row]) -> tuple[Column, ...]:
-    """All columns in order of domain, then of the records' metrics, with metrics of the short table first."""
+    """All columns in order of domain, then headlines by their place, then the others as the records list them."""
     by_key = {c.key: c for row in rows for cell in row.measured for c in map(Column.of, cell.numbers)}
     found = list(by_key.values())
     domains = list(dict.fromkeys(column.domain for column in found))
-    order = {metric: position for position, metric in enumerate(DEFAULT_COLUMNS)}
 
-    def place(column: Column) -> tuple[int, int, int, int]:
-        position = order.get(column.metric, len(order))
+    def place(column: Column) -> tuple[int, float, int, int]:
+        position = math.inf if column.headline is None else column.headline
         return domains.index(column.domain), position, column.budget or 0, column.version
 
     return tuple(sorted(found, key=place))
 
 
 def default_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
-    """The short table: the known core numbers as trained, and one number of every other family of metrics."""
+    """The short table: the headlines of SAEs as trained; where no metric has one, one number of every family of metrics."""
     columns = [c for c in columns if c.metric not in ON_MACHINE] or columns
     trained = [c for c in columns if c.budget is None] or list(columns)
-    families = {c.metric.partition(".")[0] for c in trained if c.metric in DEFAULT_COLUMNS}
-    shown: list[Column] = []
-    for column in trained:
-        family = column.metric.partition(".")[0]
-        seen = any(c.metric.partition(".")[0] == family and c.domain == column.domain for c in shown)
-        times = sum((c.metric, c.domain) == (column.metric, column.domain) for c in shown)
-        if (column.metric in DEFAULT_COLUMNS and times < MOST) or (family not in families and not seen):
+    if headlines := [c for c in trained if c.headline is not None]:
+        return _first(headlines, MOST, lambda column: column.metric)
+    return _first(trained, 1, lambda column: column.metric.partition(".")[0])
+
+
+def _first(columns: Iterable[Column], most: int, kind: Callable[[Column], str]) -> tuple[Column, ...]:
+    """On every domain the first `most` columns of each kind."""
+    seen: Counter[tuple[str | None, str]] = Counter()
+    shown = []
+    for column in columns:
+        place = column.domain, kind(column)
+        if seen[place] < most:
             shown.append(column)
-    core = [c for c in shown if c.metric in DEFAULT_COLUMNS]
-    return tuple(core or shown)
+        seen[place] += 1
+    return tuple(shown)
 
 
 def values_of(
@@ -402,16 +340,3 @@ def _seed_mean_interval(
         return None, None, str(error)
     low, high = interval_of(evidence)
     return low, high, None if low is not None else f"too few {evidence.units} for an interval"
-
-
-def ranked(rows: Iterable[Row], shown: Sequence[Column]) -> tuple[Row, ...]:
-    """Best first in the first column that has a direction; then rows that are not ranked; then rows without numbers."""
-    leading = next((column for column in shown if column.higher_is_better is not None), None)
-
-    def place(row: Row) -> tuple[int, float, str, str]:
-        value = row.values[leading.key].value if leading and row.measured else None
-        if leading is None or value is None:
-            return (2 if not row.measured else 1, 0.0, row.spec, row.label)
-        return (0 if row.complete else 1, -value if leading.higher_is_better else value, row.spec, row.label)
-
-    return tuple(sorted(rows, key=place))

@@ -17,28 +17,15 @@ from latentbench.leaderboard.inference import (
     difference_of,
     mismatch,
 )
-from latentbench.leaderboard.load import LoadedRecord
+from latentbench.leaderboard.select import Side
 from latentbench.records.record import Comparability
 from latentbench.statistics.arrays import Array
 from latentbench.statistics.paired import ALPHA, TestResult, estimate, holm, seed_test, swap_shares
 
 MOVERS = 5
-MOVING = ("explained_variance.centred", "cross_entropy.increase", "reasoning_accuracy.accuracy")
-"""Numbers for which the documents (or problems) that changed most are named."""
+"""Units that are named where a number's metric asks for it (`Display.movers`)."""
 NOTHING_TO_TEST = "one number per run"
-
-
-@dataclass(frozen=True)
-class Side:
-    """One or several runs of one spec and label, by seed."""
-
-    name: str
-    cells: tuple[LoadedRecord, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of the runs."""
-        return tuple(cell.record.seed for cell in self.cells)
+"""Why a number of the whole run (parameters, cost) has a difference and no test."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +101,8 @@ def compare(a: Side, b: Side, source: StatisticsReader | None = None) -> Compari
     columns = _columns(a, b)
     ours, theirs = values_of(a.cells, columns, source), values_of(b.cells, columns, source)
     changes = [_change(c, ours[c.key], theirs[c.key], a, b, c.domain in comparable, source) for c in columns]
-    movers = {c.key: _movers(c, a, b, source) for c in columns if c.metric in MOVING and c.domain in comparable}
+    moving = [c for c in columns if c.display and c.display.movers and c.domain in comparable]
+    movers = {c.key: _movers(c, a, b, source) for c in moving}
     return Comparison(
         a=a,
         b=b,

@@ -40,7 +40,7 @@ from latentbench.statistics.paired import (
 from latentbench.statistics.unpaired import unpaired_difference, unpaired_interval, unpaired_test
 
 _KEPT = 64
-"""Records whose statistics stay in memory."""
+"""Records whose statistics stay in memory: a column's rows are asked for again and again, a results folder may not fit."""
 
 
 class MissingStatistics(LatentbenchError):
@@ -61,7 +61,7 @@ class UnitStatistics:
 
 
 class StatisticsReader:
-    """Reads evidence; remembers what it read last and what it had to refuse."""
+    """Reads statistics per unit; remembers what it read last and what it had to refuse."""
 
     def __init__(self) -> None:
         self.problems: dict[str, str] = {}
@@ -69,7 +69,7 @@ class StatisticsReader:
         self._numbers: dict[str, dict[str, MetricValue]] = {}
 
     def evidence(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
-        """Evidence for a column over the seeds of a row. Raises Unusable."""
+        """What intervals and tests of a column need, over the seeds of a row. Raises MissingStatistics."""
         estimator = estimator_of(cells[0], column)
         if estimator is None:
             raise MissingStatistics("no per-document statistics")
@@ -162,7 +162,7 @@ def tested(a: UnitStatistics, b: UnitStatistics) -> TestResult:
 
 
 def condensed(evidence: UnitStatistics) -> UnitStatistics:
-    """Evidence that gives the same tests at less cost."""
+    """Statistics that give the same tests at less cost: one average seed, to which the paired tests are indifferent."""
     return replace(evidence, inputs=(mean_over_seeds(evidence.inputs),)) if evidence.paired else evidence
 
 
@@ -240,6 +240,7 @@ def _judged(
     others = [row for row in contenders if row.id != best.id]
     found = {row.id: tests[row.id, column.key] for row in others}
     tested = [row for row in others if found[row.id].p is not None]
+    # Which row is best was decided by the same data, so the comparisons with it are picked out of those of all pairs.
     family = len(contenders) * (len(contenders) - 1) // 2
     adjusted = holm([found[row.id].p or 0.0 for row in tested], family)
     verdicts: RowVerdicts = {(row.id, column.key): RowVerdict(None, None, found[row.id].reason) for row in others}

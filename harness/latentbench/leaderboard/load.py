@@ -1,5 +1,7 @@
 """Records and their statistics as they lie on disk: all that can be read, and every file that cannot, with the reason.
 
+Which of several records is the current one of its spec, label and seed is decided here too, for tables and exports alike.
+
 What training cost on the machine that did it joins a record's numbers here: shown next to the cost by formula, never ranked.
 """
 
@@ -7,23 +9,27 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, RefusedFile
-from latentbench.leaderboard.render.text import plain
+from latentbench.core.hashing import canonical
+from latentbench.core.text import visible
+from latentbench.metrics.base import Display
 from latentbench.metrics.value import MetricValue
 from latentbench.records.integrity import read_statistics
 from latentbench.records.record import Record
 from latentbench.records.results import RECORDS, read_record
+from latentbench.sae.options.training import TrainingOptions
 from latentbench.statistics.arrays import Statistics
 
 SPEED, MEMORY = "training.tokens_per_second", "training.memory"
-ON_MACHINE = frozenset({SPEED, MEMORY})
-"""Ids that stand in no record's metrics: other machines and loads give others."""
+ON_MACHINE = {SPEED: Display("Training speed"), MEMORY: Display("Training memory")}
+"""Numbers that stand in no record's metrics, since another machine or load gives others; no metric declares them."""
 
 
 def on_machine(record: Record) -> Iterator[MetricValue]:
@@ -69,9 +75,9 @@ class LoadedRecord:
         """What makes the record again, and no others of its spec."""
         record = self.record
         if record.imported:
-            return f"latentbench import {shlex.quote(plain(record.imported.file))}"
-        chosen = f" --filter {shlex.quote(plain(f'[{record.label}]'))}" if record.label else ""
-        return f"latentbench run {shlex.quote(plain(record.spec.path))}{chosen}"
+            return f"latentbench import {shlex.quote(visible(record.imported.file))}"
+        chosen = f" --filter {shlex.quote(visible(f'[{record.label}]'))}" if record.label else ""
+        return f"latentbench run {shlex.quote(visible(record.spec.path))}{chosen}"
 
     def statistics(self) -> Statistics:
         """All statistics beside the record. Raises RefusedFile when they are absent, damaged or not ours."""
@@ -124,3 +130,67 @@ def _json_files(folder: Path) -> Iterator[Path]:
         folders.sort()
         yield from (link for name in folders if (link := Path(parent, name)).is_symlink())
         yield from (Path(parent, name) for name in sorted(files) if name.endswith(".json") and not name.startswith("."))
+
+
+UNMEASURED = ""
+"""Key of the group of rows that have no numbers and no siblings with numbers."""
+RowKey = tuple[str, str, str]
+"""What makes records one row, whatever their seeds: spec name, label, and for imported records how they were measured,
+since one tool may write a file per task or domain."""
+NOT_IDENTITY = frozenset({"resources", "metrics"})
+"""Parts of a resolved spec that do not change what was trained or steered: only others make a record of another version."""
+
+
+def within(spec: str, suite: str | None) -> bool:
+    """Whether a spec is the one named, lies in the folder of that name, or nothing is named."""
+    return suite is None or f"{spec}/".startswith(f"{suite.rstrip('/')}/")
+
+
+def suite_of(name: str) -> str:
+    """First component of a spec's name."""
+    return name.partition("/")[0]
+
+
+def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[LoadedRecord]]:
+    """For each spec, label and seed the newest record; and all others.
+
+    Seeds left over from an older version of the spec are among the others: the rows of a table must not mix versions.
+    """
+    by_seed: dict[tuple[RowKey, int], list[LoadedRecord]] = defaultdict(list)
+    for cell in cells:
+        by_seed[row_key(cell.record), cell.record.seed].append(cell)
+    rows: dict[RowKey, list[LoadedRecord]] = defaultdict(list)
+    older: list[LoadedRecord] = []
+    for (row, _), found in sorted(by_seed.items()):
+        *replaced, latest = sorted(found, key=age_of)
+        older += replaced
+        rows[row].append(latest)
+    current: list[LoadedRecord] = []
+    for members in rows.values():
+        identity = _identity(max(members, key=age_of).record)
+        for cell in members:
+            (current if _identity(cell.record) == identity else older).append(cell)
+    return current, older
+
+
+def row_key(record: Record) -> RowKey:
+    """The row that a record belongs to."""
+    return record.spec.name, record.label, group_key(record) if record.imported else ""
+
+
+def age_of(cell: LoadedRecord) -> tuple[object, str]:
+    """What records are ordered by in time. Of two from the same second the path decides, so that tables never flicker."""
+    return cell.created, cell.path
+
+
+def _identity(record: Record) -> str:
+    """What was trained, by which records of one row over several seeds are told from those of an older version."""
+    kept = {name: value for name, value in record.resolved.items() if name not in NOT_IDENTITY}
+    training = kept.get("training") or {}
+    return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
+
+
+def group_key(record: Record) -> str:
+    """Records with equal keys were measured alike on the same domains."""
+    keys = {domain: agreed.key for domain, agreed in record.comparability.items()}
+    return canonical(keys) if keys else UNMEASURED

@@ -12,6 +12,7 @@ from latentbench.core.errors import DamagedArtifact, StoreError
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Board, Row
 from latentbench.leaderboard.load import LoadedRecord
+from latentbench.sae.options.training import TRAINING_FILE
 from latentbench.store.files import read_json
 from latentbench.store.store import Store
 
@@ -50,7 +51,7 @@ SHOWN = ("normalised", "l0", "dead")
 ROWS = 500
 """Rows whose curves go into a page; thousands would make it slow to open."""
 POINTS = 60
-_TRAINING = "training.json"  # latentbench.sae.artifact names it too, and imports torch
+"""Points of a curve that are kept: as many as its drawing, a few hundred pixels wide, can show."""
 
 
 def curves_of(board: Board, store: Path | None) -> dict[str, Json]:
@@ -66,7 +67,7 @@ def curves_of(board: Board, store: Path | None) -> dict[str, Json]:
 def _of_cell(store: Store, cell: LoadedRecord) -> list[tuple[str, Json]]:
     keys = {name: key for name, key in cell.record.keys.items() if store.has("sae", key)}
     named = [(f"seed {cell.record.seed}" + (f", {name}" if len(keys) > 1 else ""), key) for name, key in keys.items()]
-    return [(name, curve) for name, key in named if (curve := _curve(store.folder("sae", key) / _TRAINING))]
+    return [(name, curve) for name, key in named if (curve := _curve(store.folder("sae", key) / TRAINING_FILE))]
 
 
 def _curve(path: Path) -> Json:

@@ -93,6 +93,19 @@ class Tally:
     """Of the firing counts [width] of one domain and the number of tokens they were counted over."""
 
 
+@dataclass(frozen=True)
+class Display:
+    """How tables and comparisons show a number. The metric that reports the number says so."""
+
+    heading: str
+    """Of its column; a number without a `Display` is headed by its id."""
+    headline: int | None = None
+    """Its place among the columns of the default table, lowest first, with gaps for the numbers of other packages; None:
+    the number stands only where every column is asked for."""
+    movers: bool = False
+    """Whether a comparison names the units (documents, problems) on which the number differs most."""
+
+
 SHARED = frozenset(
     {
         "tokens",
@@ -127,6 +140,8 @@ class Metric(SpecModel):
     """Parts of the spec that the metric cannot do without."""
     splices: ClassVar[bool] = False
     """Whether the reconstruction must be spliced into the model (a resumed forward), not only computed."""
+    displays: ClassVar[Mapping[str, Display]] = {}
+    """How its numbers are shown, by their full id; a metric of another package says it in the same way."""
     version: ClassVar[int] = 1
 
     metric: str

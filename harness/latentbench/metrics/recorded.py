@@ -1,24 +1,39 @@
 """The metrics behind a record's numbers, as this installation knows them.
 
-Every function takes the `metrics` of a resolved experiment as canonical JSON (`Record.metrics_section`): hundreds of
-records share a few of them. A metric of another version or of a plug-in that is not installed is passed over.
+`display_of` takes a number's id. The other functions take the `metrics` of a resolved experiment as canonical JSON
+(`Record.metrics_section`): hundreds of records share a few of them. A metric of another version, or of a plug-in that is
+not installed or cannot be imported, is passed over, and the others are found all the same.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from pydantic import ValidationError
 
 from latentbench.core.errors import NotAvailable
-from latentbench.core.plugins import plugins
-from latentbench.metrics.base import Estimator, Metric
+from latentbench.core.plugins import plugin
+from latentbench.metrics.base import Display, Estimator, Metric
 from latentbench.metrics.value import settings_text
 
 Number = tuple[str, int, str]
 """Id, version and settings of a number, by which a record names its estimator."""
+
+
+@cache
+def display_of(id: str) -> Display | None:
+    """How the metric that reports the number `id` wants it shown; None where it does not say or is not installed here.
+
+    The metric is found by the first part of the id, which is the name it is registered under. That it is asked for alone
+    matters: one plug-in that cannot be imported must not blank the headings of all others.
+    """
+    try:
+        metric = plugin("metrics", id.partition(".")[0])
+    except NotAvailable:
+        return None
+    return metric.displays.get(id) if isinstance(metric, type) and issubclass(metric, Metric) else None
 
 
 @lru_cache(maxsize=64)
@@ -45,7 +60,7 @@ def current_versions(metrics: str) -> dict[str, int]:
 def _installed(metrics: str) -> Iterator[Metric]:
     for asked in json.loads(metrics):
         try:
-            metric = plugins("metrics")[asked["metric"]].model_validate(asked)
+            metric = plugin("metrics", asked["metric"]).model_validate(asked)
         except (KeyError, TypeError, ValidationError, NotAvailable):
             continue
         if isinstance(metric, Metric):

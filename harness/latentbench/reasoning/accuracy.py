@@ -41,7 +41,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from latentbench.core.protocols import ProblemSet
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Estimator
+from latentbench.metrics.base import Display, Estimator
 from latentbench.reasoning.task_suite import installed_suite, is_path
 from latentbench.statistics.arrays import Array
 from latentbench.steering.method import parts_of
@@ -77,6 +77,10 @@ class ReasoningAccuracy(Study):
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
     implementation: ClassVar[str] = "latentbench.reasoning.evaluation:evaluate"
+    displays: ClassVar[Mapping[str, Display]] = {
+        "reasoning_accuracy.accuracy": Display("Accuracy", 90, movers=True),
+        "reasoning_accuracy.gain": Display("Accuracy gain", 100),
+    }
 
     metric: Literal["reasoning_accuracy"] = "reasoning_accuracy"
     task: Annotated[str, Field(min_length=1, max_length=300)]

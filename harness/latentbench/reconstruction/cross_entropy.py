@@ -23,9 +23,10 @@ zeroed. They also leave out predictions made *from* a special token. Means are t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from latentbench.metrics.base import BudgetedMetric, Estimator, ratio
+from latentbench.metrics.base import BudgetedMetric, Display, Estimator, ratio
 from latentbench.statistics.arrays import Array
 
 
@@ -67,6 +68,17 @@ class CrossEntropy(BudgetedMetric):
     """Next-token loss with the reconstruction spliced into the model, against the clean and the ablated model."""
 
     splices: ClassVar[bool] = True
+    displays: ClassVar[Mapping[str, Display]] = {
+        "cross_entropy.clean": Display("CE clean"),
+        "cross_entropy.sae": Display("CE with SAE"),
+        "cross_entropy.zero": Display("CE zero-ablated"),
+        "cross_entropy.mean": Display("CE mean-ablated"),
+        "cross_entropy.increase": Display("CE increase", 30, movers=True),
+        "cross_entropy.loss_recovered_zero": Display("Loss rec. (zero)", 40),
+        "cross_entropy.loss_recovered_mean": Display("Loss rec. (mean)"),
+        "cross_entropy.kl": Display("KL"),
+        "cross_entropy.kl_recovered": Display("KL recovered"),
+    }
 
     metric: Literal["cross_entropy"] = "cross_entropy"
 

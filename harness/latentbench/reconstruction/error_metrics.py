@@ -25,11 +25,12 @@ here it is the domain's, so that the number does not depend on the batch size.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from latentbench.metrics.base import BudgetedMetric, Estimator, ratio
+from latentbench.metrics.base import BudgetedMetric, Display, Estimator, ratio
 from latentbench.statistics.arrays import Array
 
 _MSE = Estimator("mse", 1, "squared activation/dimension", False, ("squared_error", "elements"), ratio)
@@ -40,6 +41,8 @@ _NORM_RATIO = Estimator("norm_ratio", 1, "ratio", None, ("norm_ratio", "tokens")
 class MSE(BudgetedMetric):
     """Mean squared error per dimension."""
 
+    displays: ClassVar[Mapping[str, Display]] = {"mse": Display("MSE")}
+
     metric: Literal["mse"] = "mse"
 
     def numbers(self) -> tuple[Estimator, ...]:
@@ -49,6 +52,8 @@ class MSE(BudgetedMetric):
 class Cosine(BudgetedMetric):
     """Mean cosine between hidden state and reconstruction."""
 
+    displays: ClassVar[Mapping[str, Display]] = {"cosine": Display("Cosine")}
+
     metric: Literal["cosine"] = "cosine"
 
     def numbers(self) -> tuple[Estimator, ...]:
@@ -57,6 +62,8 @@ class Cosine(BudgetedMetric):
 
 class NormRatio(BudgetedMetric):
     """Mean ratio of the reconstruction's norm to the hidden state's."""
+
+    displays: ClassVar[Mapping[str, Display]] = {"norm_ratio": Display("Norm ratio")}
 
     metric: Literal["norm_ratio"] = "norm_ratio"
 
@@ -86,6 +93,13 @@ _ESTIMATORS: dict[str, Estimator] = {
 
 class ExplainedVariance(BudgetedMetric):
     """Share of the hidden states' variance that the reconstruction keeps."""
+
+    displays: ClassVar[Mapping[str, Display]] = {
+        "explained_variance.centred": Display("EV centred", 20, movers=True),
+        "explained_variance.residual_variance": Display("EV residual var."),
+        "explained_variance.token_ratio": Display("EV token ratio"),
+        "explained_variance.uncentred": Display("EV uncentred"),
+    }
 
     metric: Literal["explained_variance"] = "explained_variance"
     estimators: Annotated[tuple[ExplainedVarianceName, ...], Field(min_length=1)] = ("centred",)

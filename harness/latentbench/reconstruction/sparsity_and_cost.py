@@ -20,10 +20,10 @@ here. All version 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
-from latentbench.metrics.base import BudgetedMetric, Estimator, Metric, Tally, ratio
+from latentbench.metrics.base import BudgetedMetric, Display, Estimator, Metric, Tally, ratio
 from latentbench.metrics.value import MetricValue
 from latentbench.sae.cost import SaeCost, linear_cost, variant_cost
 from latentbench.sae.options import Variant
@@ -43,6 +43,8 @@ _DEAD = Tally("dead_fraction", 1, "fraction", False, _dead_fraction)
 class L0(BudgetedMetric):
     """Active latents per token."""
 
+    displays: ClassVar[Mapping[str, Display]] = {"l0": Display("L0", 10)}
+
     metric: Literal["l0"] = "l0"
 
     def numbers(self) -> tuple[Estimator, ...]:
@@ -51,6 +53,8 @@ class L0(BudgetedMetric):
 
 class DeadFraction(BudgetedMetric):
     """Share of latents that never fire on the evaluated tokens of the domain."""
+
+    displays: ClassVar[Mapping[str, Display]] = {"dead_fraction": Display("Dead", 50)}
 
     metric: Literal["dead_fraction"] = "dead_fraction"
 

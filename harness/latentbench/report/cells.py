@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import ValidationError
 
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
@@ -121,7 +122,7 @@ def sources_of(record: Record, project: Project, say: Say) -> Sources:
     surveys = _stored_surveys(store, record)
     model: LanguageModel | None = None
     try:
-        model = _load(experiment, project)
+        model = experiment.model.load(project.roots, torch.device("cpu"))
     except NotAvailable as error:
         notes.append(f"Without tokens promoted by each latent: {error}.")
     if not surveys and model is not None:
@@ -139,12 +140,6 @@ def stored_study(store: Store, record: Record, name: str) -> Findings | None:
     key = record.keys.get(f"study/{name}")
     content = stored_content(store, "study", key) if key else None
     return from_content(content) if content else None
-
-
-def _load(experiment: Experiment, project: Project) -> LanguageModel:
-    import torch
-
-    return experiment.model.load(project.roots, torch.device("cpu"))
 
 
 def autointerp_of(store: Store, record: Record) -> AutointerpDetails | None:

@@ -1,4 +1,4 @@
-"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering did.
+"""The page of a flow cell: graphs of some seed latents, how layers differ, and what steering along the graphs did.
 
 Its data comes from the store: explanations from a file or from autointerp studies of the same SAEs, numbers from the
 record. One of its graphs can also be written for other programs.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from latentbench.flow.graph import FlowGraph, LatentNode, parse_node, traced
 from latentbench.flow.graph_export import FORMATS, Note, Notes, plain
 from latentbench.flow.labels import layer_statistics, path_lengths, rules, rules_in_words
 from latentbench.flow.maps import FlowMaps
+from latentbench.flow.steering_metric import setting_name
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render.html import embedded, offline_page
 from latentbench.leaderboard.row_details import page_path
+from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record
 from latentbench.report.cells import autointerp_of, cell_of, experiment_of
-from latentbench.report.flow_steering import steering_of
 from latentbench.report.latents import explained_latents as sampled
 from latentbench.spec.project import Project
 from latentbench.store.files import write_bytes
@@ -35,6 +36,7 @@ from latentbench.study.storage import from_content
 from latentbench.study.study import Findings
 
 _MAX_BYTES = 64 << 20
+"""Of a file of explanations: a sentence for each of some hundred thousand latents."""
 
 
 def explained(record: Record, project: Project) -> dict[str, str]:
@@ -67,6 +69,8 @@ def read_explanations(path: Path) -> dict[str, str]:
 
 SCRIPTS = ("dom.js", "axes.js", "flow-state.js", "flow-graph.js", "flow-about.js", "flow-steering.js", "flow-app.js")
 DEFAULT_SEEDS = 3
+TEXTS = 6
+"""Texts shown per setting."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +184,57 @@ def _warnings(cell: FlowCell) -> list[str]:
     return ["Top tokens are missing: they come from the metric flow_agreement, which this cell does not have."]
 
 
+def steering_of(record: Record, study: Findings | None) -> dict[str, Json] | None:
+    """The page's data; None where the cell was not steered. Without the study in the store there are no texts."""
+    numbers = {
+        metric.id.partition(".")[2]: metric for metric in record.metrics if metric.id.startswith("flow_steering.")
+    }
+    if (base := numbers.get("base_rate")) is None:
+        return None
+    shown = study.details.get("settings", {}) if study else {}
+    return {
+        "target": base.params["target"],
+        "action": base.params["action"],
+        "start": base.domain,
+        "base": {"rate": _with_interval(base), "texts": _texts(shown.get("base"))},
+        "accuracy": numbers["accuracy"].value if "accuracy" in numbers else None,
+        "settings": [
+            {"schedule": way, "strength": strength, **found, "texts": _texts(shown.get(setting_name(way, strength)))}
+            for (way, strength), found in _settings(record.metrics, "strength").items()
+        ],
+        "costs": [
+            {"schedule": way, "cost": cost, **found}
+            for (way, cost), found in _settings(record.metrics, "cost").items()
+        ],
+    }  # fmt: skip
+
+
+def _settings(metrics: Iterable[MetricValue], by: str) -> dict[tuple[Json, Json], dict[str, Json]]:
+    """Numbers by schedule and strength, or cost."""
+    found: dict[tuple[Json, Json], dict[str, Json]] = {}
+    for metric in metrics:
+        name = metric.id.partition(".")[2]
+        if metric.id.startswith("flow_steering.") and by in metric.params:
+            found.setdefault((metric.params["schedule"], metric.params[by]), {})[name] = _with_interval(metric)
+    return found
+
+
+def _with_interval(metric: MetricValue) -> dict[str, Json]:
+    ends = {"low": metric.ci.low, "high": metric.ci.high} if metric.ci else {"low": None, "high": None}
+    return {"value": metric.value, "reason": metric.null_reason, **ends}
+
+
+def _texts(setting: Json) -> list[str]:
+    return list(setting["texts"][:TEXTS]) if setting else []
+
+
 def write(
     project: Project, run: str, latents: list[str], output: Path | None, to: str, explanations: Path | None
 ) -> list[str]:
-    """Writes the file and returns what to say; explanations of the file go before those that are stored. Raises InvalidInput, RefusedFile or NotAvailable."""
+    """Writes the page, or one graph in another format, and returns what to say about it.
+
+    Explanations in the file `explanations` go before those that are stored. Raises InvalidInput, RefusedFile or NotAvailable.
+    """
     record = flow_record(project.results, run)
     cell = flow_cell(record, project)
     given = explained(record, project) | (read_explanations(explanations) if explanations else {})

@@ -1,15 +1,21 @@
-"""The page about latents of one SAE: which latents it shows, their examples, explanations and neighbours."""
+"""The page about latents of one SAE: which latents it shows, their examples, explanations and neighbours.
+
+Thousands of latents make megabytes, so numbers have three digits, and each text stands once and is referred to by number.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
 from latentbench.autointerp.scores import AutointerpDetails, LatentDetail, ShownExample
+from latentbench.autointerp.windows import TokenTexts
 from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
 from latentbench.latents.decoder_similarity import Neighbours, decoder_of, nearest
@@ -17,7 +23,9 @@ from latentbench.latents.logit_lens import Lens, logit_lens
 from latentbench.latents.survey import BINS_PER_OCTAVE, LOWEST, PADDING, Survey, Windows
 from latentbench.leaderboard.render.html import embedded, offline_page
 from latentbench.report.cells import Sources
-from latentbench.report.page_values import Vocabulary, short
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def explained_latents(details: AutointerpDetails | None) -> dict[int, LatentDetail]:
@@ -31,7 +39,7 @@ def chosen(surveys: dict[str, Survey], sampled: dict[int, LatentDetail], most: i
     first = sorted(sampled)[:most]
     others = [latent for latent in _by_density(surveys).tolist() if latent not in sampled]
     room = most - len(first)
-    if len(others) > room:
+    if len(others) > room:  # evenly, for the rarest and the densest latents are the ones that show a broken SAE
         others = [others[i * len(others) // room] for i in range(room)]
     return sorted([*first, *others])
 
@@ -46,7 +54,7 @@ def _by_density(surveys: dict[str, Survey]) -> Tensor:
 
 
 def of_survey(windows: Windows, number: int, domain: int, vocabulary: Vocabulary) -> list[Json]:
-    """Those of one latent from a pass over the documents, without special tokens, on which no SAE is run."""
+    """The examples of one latent from a pass over the documents, without special tokens, on which no SAE is run."""
     found = []
     for peak, document, ids, activations in zip(
         windows.peaks[number].tolist(),
@@ -63,7 +71,7 @@ def of_survey(windows: Windows, number: int, domain: int, vocabulary: Vocabulary
 
 
 def of_details(examples: Iterable[ShownExample], domain: int, vocabulary: Vocabulary) -> list[Json]:
-    """Those of one latent from an autointerp study."""
+    """The examples of one latent from an autointerp study."""
     return [
         [domain, e.document, [vocabulary.text(text) for text in e.tokens], _active(e.activations), e.split]
         for e in examples
@@ -194,7 +202,7 @@ def _interpretation(sampled: LatentDetail | None) -> Json:
 def _examples(
     number: int, sources: Sources, sampled: LatentDetail | None, vocabulary: Vocabulary, domains: list[str]
 ) -> Json:
-    """Of the autointerp study on its domain, where the latent was sampled; else the strongest of the pass."""
+    """A latent's examples on every domain: those of the autointerp study where it was sampled, else the strongest of the pass."""
     details, found = sources.autointerp, []
     own = details.domain if details and sampled and sampled.examples else None
     for domain, name in enumerate(domains):
@@ -236,8 +244,8 @@ def _alive(surveys: Mapping[str, Survey]) -> int | None:
 
 def _facts(sources: Sources) -> Json:
     record, experiment = sources.record, sources.experiment
-    section = experiment.section_at(experiment.sites[0]).plain()
-    kind = section.get("variant") or f"loaded from {section.get('load', {}).get('adapter', 'elsewhere')}"
+    options = experiment.section_at(experiment.sites[0]).plain()
+    kind = options.get("variant") or f"loaded from {options.get('load', {}).get('adapter', 'elsewhere')}"
     model = getattr(experiment.model, "id", experiment.model.adapter)
     tokens = {name: found.tokens for name, found in sources.surveys.items()}
     return {
@@ -261,3 +269,37 @@ def _autointerp(sources: Sources) -> Json:
         "eligible": trained.eligible if trained else 0,
         "excluded": dict(trained.excluded) if trained else {},
     }
+
+
+@overload
+def short(value: float) -> float: ...
+@overload
+def short(value: float | None) -> float | None: ...
+def short(value: float | None) -> float | None:
+    """Three significant digits; None for what is missing or not finite, which JSON cannot hold."""
+    if value is None or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) and abs(value) < 1000 else float(f"{value:.3g}")
+
+
+class Vocabulary:
+    """Texts in the order of their first use."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._pieces = TokenTexts(tokenizer)
+        self.special: frozenset[int] = frozenset(tokenizer.all_special_ids)
+        """Ids that stand for no text."""
+        self._numbers: dict[str, int] = {}
+
+    def token(self, token: int) -> int:
+        """The number of a token of the model."""
+        return self.text(self._pieces[token])
+
+    def text(self, text: str) -> int:
+        """The number of any text."""
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts by number."""
+        return list(self._numbers)

@@ -79,7 +79,7 @@ def page(record: Record, project: Project) -> str:
     if "subject" not in record.keys or not record.resolved.get("steering"):
         raise InvalidInput(f"{record.spec.name} does not steer; `report steering` is for cells with `steering:`")
     cell = SteeredCell(record, Store(project.store), project.results)
-    panels = [panel for section in _SECTIONS for panel in section(cell)]
+    panels = [panel for make in _PANELS for panel in make(cell)]
     folder = files("latentbench.leaderboard.render"), files("latentbench.report")
     template = Environment(autoescape=True).from_string(folder[1].joinpath("steering.html").read_text("utf-8"))
     return template.render(
@@ -296,7 +296,7 @@ def _pairs(cell: SteeredCell) -> Iterator[Panel]:
         yield Panel("Pairs of layers", about, figures.heatmap(table, "layer", "layer", labels))
 
 
-_SECTIONS: tuple[Callable[[SteeredCell], Iterator[Panel]], ...] = (
+_PANELS: tuple[Callable[[SteeredCell], Iterator[Panel]], ...] = (
     _accuracy,
     _receipts,
     _training,

@@ -19,8 +19,9 @@ from latentbench.core.errors import RefusedFile
 from latentbench.core.plugins import plugins
 from latentbench.sae.autoencoder import SparseAutoencoder, weights_digest
 from latentbench.sae.options import Variant
+from latentbench.sae.options.training import TRAINING_FILE
 
-WEIGHTS, HEADER, TRAINING = "sae.safetensors", "sae.json", "training.json"
+WEIGHTS, HEADER = "sae.safetensors", "sae.json"
 SCHEMA = 1
 
 
@@ -45,7 +46,7 @@ def save(
     }
     _write(folder / HEADER, header)
     if training is not None:
-        _write(folder / TRAINING, training)
+        _write(folder / TRAINING_FILE, training)
 
 
 def load(folder: Path, bases: tuple[SparseAutoencoder, ...] = ()) -> SparseAutoencoder:
@@ -67,7 +68,7 @@ def load(folder: Path, bases: tuple[SparseAutoencoder, ...] = ()) -> SparseAutoe
 
 def load_training(folder: Path) -> dict[str, Any]:
     """The training record saved beside an SAE. Raises RefusedFile when it is missing or malformed."""
-    return _read(folder / TRAINING)
+    return _read(folder / TRAINING_FILE)
 
 
 def _options(header: dict[str, Any], folder: Path) -> Variant:

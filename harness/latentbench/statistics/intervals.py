@@ -21,6 +21,7 @@ from scipy.special import ndtr, stdtrit
 from latentbench.statistics.arrays import Array
 
 RESAMPLES = 2000
+"""Enough that the ends of a 95 % interval rest on some fifty resamples each."""
 MINIMUM_DOCUMENTS = 10
 """Below this the bootstrap distribution is too coarse for an interval."""
 METHOD = "{} bootstrap, expanded percentile"
@@ -45,9 +46,11 @@ def document_interval(
     documents = len(statistics)
     if documents < MINIMUM_DOCUMENTS:
         return None
+    # One matrix product instead of 2,000 passes: every number is a formula over sums, so weights are all a resample is.
     sums = weights(documents, seed) @ statistics
     with np.errstate(all="ignore"):
         values = formula(*sums.T)
+    # Leaving out the resamples on which a ratio is 0/0 would leave an interval of other documents than were measured.
     if not np.isfinite(values).all():
         return None
     low, high = np.quantile(values, expanded_levels(documents, level))
@@ -56,16 +59,24 @@ def document_interval(
 
 @lru_cache(maxsize=4)
 def weights(documents: int, seed: int = 0, resamples: int = RESAMPLES) -> Array:
-    """[resamples, documents] how often each document is drawn in each resample."""
+    """[resamples, documents] how often each document is drawn in each resample.
+
+    They depend on the number of documents and the seed alone: two rows over the same documents are drawn alike, which pairs
+    them, and the same records give the same table on every machine.
+    """
     generator = np.random.default_rng([seed, documents])
     drawn = generator.multinomial(documents, np.full(documents, 1 / documents), size=resamples).astype(np.float64)
-    drawn.flags.writeable = False
+    drawn.flags.writeable = False  # the cache hands the same array to everybody
     return drawn
 
 
 @lru_cache(maxsize=256)
 def expanded_levels(documents: int, level: float) -> tuple[float, float]:
-    """The two quantile levels of the expanded percentile interval."""
+    """The two quantile levels of the expanded percentile interval.
+
+    √(n/(n−1)) undoes the bias of the bootstrap's variance, which divides by n; t instead of z allows for that variance being
+    estimated. At n = 10 and 95 % the levels are 0.9 % and 99.1 % instead of 2.5 % and 97.5 %.
+    """
     widened = math.sqrt(documents / (documents - 1)) * stdtrit(documents - 1, (1 + level) / 2)
     tail = float(ndtr(-widened))
     return tail, 1 - tail

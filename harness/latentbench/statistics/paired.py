@@ -5,9 +5,8 @@ nothing but the sign of that document's share of the difference. The share of do
 when that document alone is exchanged, at the pooled sums (`swap_shares`); a paired t-test of these shares against zero
 is the studentised form of the exact exchange test. It keeps its size (≤ 6 % at a nominal 5 %, 30 to 300 documents,
 unequal lengths, skewed errors; simulated in tests/unit/test_statistics.py; 6.2 to 6.5 % where one side is extremely
-skewed and the other is not) where tests linearised at the two
-estimates themselves reach 7 to 9 %. Its p-value is never below 2 / 2^n, the smallest the exact test can reach, and so
-fewer than six documents can show nothing.
+skewed and the other is not) where tests linearised at the two estimates themselves reach 7 to 9 %. Its p-value is never
+below 2 / 2^n, the smallest the exact test can reach, and so fewer than six documents can show nothing.
 
 *Interval of a difference.* The same bootstrap weights re-evaluate both (harness/latentbench/statistics/intervals.py).
 
@@ -106,6 +105,7 @@ def exchange_test(formula: Formula, a: Array, b: Array, units: str = "documents"
     """Two-sided paired test that the formula agrees on A and B, over statistics [units, inputs]."""
     if len(a) < MINIMUM_UNITS:
         return TestResult(None, f"not testable with n = {counted(len(a), units)}")
+    # 2^n exchanges cannot all be tried; the t-test of the shares stands for them at the cost of one evaluation.
     shares, scale = swap_shares(formula, a, b)
     if not np.isfinite(shares).all():
         return TestResult(None, f"not testable: the formula is not finite when {units} are exchanged")
@@ -118,7 +118,12 @@ def counted(n: int, units: str) -> str:
 
 
 def swap_shares(formula: Formula, a: Array, b: Array) -> tuple[Array, float]:
-    """[documents] each document's share of A minus B, and the size of the numbers themselves."""
+    """[documents] each document's share of A minus B, and the size of the numbers themselves.
+
+    At the pooled sums P = (ΣA + ΣB) / 2, which the null hypothesis says both sides have, document i moves the difference by
+    f(P + (a_i − b_i)/2) − f(P − (a_i − b_i)/2); exchanging its statistics turns the sign. For a formula that is linear in the
+    sums the shares add up to f(ΣA) − f(ΣB) exactly.
+    """
     pooled, half = (a + b).sum(0) / 2, (a - b) / 2
     with np.errstate(all="ignore"):
         shares: Array = formula(*(pooled + half).T) - formula(*(pooled - half).T)
@@ -127,11 +132,15 @@ def swap_shares(formula: Formula, a: Array, b: Array) -> tuple[Array, float]:
 
 
 def _two_sided(shares: Array, scale: float) -> float:
+    """p of a t-test that the shares have mean zero, with the two cases that would divide by rounding."""
     n = len(shares)
+    # The same SAE measured twice differs in the last bits: that is no finding, however regular those bits are.
     if np.abs(shares).sum() <= ROUNDING * scale:
         return 1.0
+    # Of 2^n exchanges at least the observed one and its mirror image are as extreme.
     floor = 2.0 ** (1 - n)
     spread = float(shares.std(ddof=1))
+    # Every document says exactly the same (a planted offset): t would be infinite.
     if spread <= ROUNDING * abs(float(shares.mean())):
         return floor
     t = float(shares.mean()) / spread * n**0.5
@@ -139,13 +148,16 @@ def _two_sided(shares: Array, scale: float) -> float:
 
 
 def seed_test(differences: Sequence[float]) -> TestResult:
-    """Exact two-sided sign-flip test over differences paired by seed."""
+    """Exact two-sided sign-flip test over differences paired by seed: the share of sign patterns whose sum is as far from zero.
+
+    A handful of seeds is too few to assume a distribution; the exact test needs only that signs are arbitrary under the null.
+    """
     n = len(differences)
     if n < MINIMUM_UNITS:
         return TestResult(None, f"not testable with n = {n} seed{'s' * (n != 1)}")
     values = np.asarray(differences, dtype=np.float64)
     flips = _signs(n) @ values
-    # Ties with the observed sum must count although summation order differs.
+    # Patterns whose sum equals the observed one count, and must although summation order differs in the last bits.
     reached = np.abs(flips) >= abs(values.sum()) - ROUNDING * np.abs(values).sum()
     return TestResult(float(reached.mean()))
 
@@ -155,12 +167,14 @@ def _signs(n: int) -> Array:
     if n <= MAXIMUM_EXACT:
         return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
     signs = np.random.default_rng(n).choice((1.0, -1.0), size=(1 << MAXIMUM_EXACT, n))
-    signs[0] = 1.0
+    signs[0] = 1.0  # with the observed pattern among them p is never 0 and the test keeps its size
     return signs
 
 
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
-    """Holm-adjusted p-values, in the order given.
+    """Holm-adjusted p-values (Holm 1979), in the order given: the i-th smallest of m times m − i + 1, never falling.
+
+    It bounds the chance of any false claim among them whatever the dependence of the tests, which share documents here.
 
     `family` is the number of hypotheses where only some are at hand: comparing everything with the observed best uses
     the family of all pairs, because which row is best was decided by the same data. Unknown ones can only lie later

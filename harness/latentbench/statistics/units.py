@@ -1,9 +1,9 @@
 """What counts once: things that repeat each other are one independent unit of intervals and tests.
 
 A hundred copies of five documents say no more than the five. Every number is a formula over sums
-(harness/latentbench/metrics/base.py), so where the statistics of copies are added up into those of one unit, the number stays what it
-was, and whatever draws, exchanges or leaves out units takes copies together: there is no second code path. Which things
-are one depends on the things alone, so two rows over the same documents merge them alike and stay paired.
+(harness/latentbench/metrics/base.py), so where the statistics of copies are added up into those of one unit, the number
+stays what it was, and whatever draws, exchanges or leaves out units takes copies together: there is no second code path.
+Which things are one depends on the things alone, so two rows over the same documents merge them alike and stay paired.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ def units_of(*likenesses: Iterable[Hashable]) -> Units:
 
     Each likeness gives one value per thing, in the same order.
     """
+    # Here and not above: scipy.sparse takes a fifth of a second to import, and only measuring needs it.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
+    # One link per thing and likeness, to the first that is like it, spans the same components as all pairs would.
     links = [link for likeness in likenesses for link in _links(likeness)]
     if not links:
         return Units(np.zeros(0, dtype=np.int64))
@@ -69,6 +71,7 @@ def units_of(*likenesses: Iterable[Hashable]) -> Units:
     count = int(things.max()) + 1
     graph = coo_array((np.ones(len(links), dtype=np.int8), (things, firsts)), shape=(count, count))
     _, labels = connected_components(graph, directed=False)
+    # The components' labels are scipy's choice; numbered by first appearance they are the same in every version.
     _, first, numbers = np.unique(labels, return_index=True, return_inverse=True)
     return Units(np.argsort(np.argsort(first))[numbers].astype(np.int64))
 

@@ -86,13 +86,16 @@ def _variances(formula: Formula, samples: Sequence[Sample]) -> Array:
 
 
 def _jackknife(formula: Formula, stats: Array) -> float:
+    """v_j of one sample: from the formula with each unit left out, all at once."""
     n = len(stats)
     with np.errstate(all="ignore"):
+        # A formula that ignores its inputs (a constant) gives one number for all.
         without = np.broadcast_to(formula(*(stats.sum(0) - stats).T), n)
         return float((n - 1) * without.var())
 
 
 def _freedom(variances: Array, samples: Sequence[Sample]) -> float:
+    """Degrees of freedom of Welch and Satterthwaite: close to those of the sample that contributes most of the variance."""
     each = sum(v**2 / (len(sample.stats) - 1) for v, sample in zip(variances, samples, strict=True))
     return float(variances.sum() ** 2 / each)
 
@@ -109,6 +112,8 @@ def _two_sided(value: float, variances: Array, samples: Sequence[Sample], scale:
 def _floor(a: Inputs, b: Inputs) -> float:
     """The smallest p-value of a permutation of all units among the sides."""
     ours, theirs = (sum(len(stats) for stats in side) for side in (a, b))
+    # Two of all divisions, the observed one and its mirror image. Python's integers keep the binomial exact; where it has
+    # hundreds of digits the quotient is 0, which floors nothing.
     return 2 / math.comb(ours + theirs, ours)
 
 
@@ -120,7 +125,7 @@ def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> tupl
     variances = _variances(formula, samples)
     if not (np.isfinite(values).all() and np.isfinite(variances).all()):
         return None, None
-    if not variances.any():
+    if not variances.any():  # all units alike: the degrees of freedom would be 0/0
         return center, center
     tail = float(ndtr(-stdtrit(_freedom(variances, samples), (1 + level) / 2)))
     low, high = np.quantile(values, (tail, 1 - tail))
@@ -128,7 +133,10 @@ def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> tupl
 
 
 def _deviations(formula: Formula, sample: Sample) -> Array:
-    """[resamples] deviations of c_j θ_j over resamples, freed of the bootstrap's bias towards small variances."""
+    """[resamples] deviations of c_j θ_j over resamples, freed of the bootstrap's bias towards small variances.
+
+    The factor √(n_j / (n_j − 1)) has to stand here and not in the quantile levels as for documents: samples differ in n_j.
+    """
     n = len(sample.stats)
     with np.errstate(all="ignore"):
         drawn = np.asarray(formula(*_resampled(sample).T), dtype=np.float64)
@@ -138,8 +146,13 @@ def _deviations(formula: Formula, sample: Sample) -> Array:
 
 
 def _resampled(sample: Sample) -> Array:
-    """[resamples, inputs] sums over units drawn again. A matrix of weights for ten thousands of latents would be slow."""
+    """[resamples, inputs] sums over units drawn again.
+
+    One resample at a time: the matrix of weights that documents use would take 2,000 × 8 bytes for each of tens of thousands
+    of latents.
+    """
     n = len(sample.stats)
+    # `stream` gives every sample draws of its own; with equal draws two SAEs would be paired by latent number.
     generator = np.random.default_rng([sample.stream, n])
     draws = (np.bincount(generator.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
     return np.stack([counts @ sample.stats for counts in draws])

@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from latentbench.core.spec_model import Json
+from latentbench.core.text import visible
 from latentbench.leaderboard.board import Fact
-from latentbench.leaderboard.compare import Comparison, DomainMatch, MetricChange, Mover, Side
+from latentbench.leaderboard.compare import Comparison, DomainMatch, MetricChange, Mover
 from latentbench.leaderboard.render.html import offline_page
-from latentbench.leaderboard.render.text import decimals, fact, markdown, number, p_value, plain
+from latentbench.leaderboard.render.text import decimals, fact, markdown, number, p_value
+from latentbench.leaderboard.select import Side
 
 HEADS = ("number", "A", "B", "B − A", "95 % interval", "p (Holm)", "better", "over seeds")
 _ALIGNED = (":--", "--:", "--:", "--:", "--:", "--:", ":--", ":--")
@@ -72,7 +74,7 @@ def verdict_on(match: DomainMatch) -> str:
 
 def _cells(change: MetricChange) -> tuple[str, ...]:
     unit, domain = change.column.unit, change.column.domain
-    low, high, places = change.low, change.high, decimals_of(change)
+    low, high, places = change.low, change.high, _decimals_of(change)
     return (
         change.column.label + (f", {domain}" if domain else ""),
         number(change.a.value, unit, places),
@@ -99,7 +101,7 @@ def said_by_all(changes: Sequence[MetricChange]) -> str | None:
     return next(iter(said), "") if len(said) < 2 else None
 
 
-def decimals_of(change: MetricChange) -> int | None:
+def _decimals_of(change: MetricChange) -> int | None:
     """Digits after the point of both numbers and of their difference."""
     halves = () if change.low is None or change.high is None else ((change.high - change.low) / 2,)
     return decimals(change.column.unit, halves)
@@ -112,7 +114,7 @@ def signed(value: float | None, unit: str, places: int | None = None) -> str:
 
 def field_values(found: Fact) -> tuple[str, str, str]:
     """A field that differs, with A's value and B's."""
-    return plain(found.path), plain(fact(found.there)), plain(fact(found.here))
+    return visible(found.path), visible(fact(found.there)), visible(fact(found.here))
 
 
 def _field(found: Fact) -> str:
@@ -152,28 +154,28 @@ def _seeds_column(found: Comparison) -> tuple[str, int]:
 
 def _terminal_parts(found: Comparison) -> Iterator[RenderableType]:
     for name, side in (("A", found.a), ("B", found.b)):
-        yield Text(plain(f"{name}  {side.name}  seeds {_seeds(side.seeds)}"), style="bold")
+        yield Text(visible(f"{name}  {side.name}  seeds {_seeds(side.seeds)}"), style="bold")
     yield Text("differs in" if found.fields else "nothing differs in the experiments", style="bold")
     for field in found.fields:
-        yield Text(plain(f"  {_field(field)}"))
+        yield Text(visible(f"  {_field(field)}"))
     for match in found.domains:
-        yield Text(plain(verdict_on(match)), style="" if match.comparable else "yellow")
+        yield Text(visible(verdict_on(match)), style="" if match.comparable else "yellow")
     table = Table(header_style="bold", show_edge=False, pad_edge=False)
     said, shown = _seeds_column(found)
     for position, head in enumerate(HEADS[:shown]):
         table.add_column(head, justify="right" if 0 < position < 6 else "left")
     for change in found.changes:
         style = "green" if change.better else ""
-        table.add_row(*(Text(plain(cell), style=style) for cell in _cells(change)[:shown]))
+        table.add_row(*(Text(visible(cell), style=style) for cell in _cells(change)[:shown]))
     yield table
     if said:
         yield Text(said.strip(), style="dim")
     units = {change.column.key: change.a.units for change in found.changes}
     for key, movers in found.movers.items():
         moved = ", ".join(f"{m.document} ({m.share:+.1e})" for m in movers)
-        yield Text(plain(f"{units[key]} that moved {key} most: {moved}"), style="dim")
+        yield Text(visible(f"{units[key]} that moved {key} most: {moved}"), style="dim")
     for problem in found.problems:
-        yield Text(plain(f"could not be used: {problem}"), style="yellow")
+        yield Text(visible(f"could not be used: {problem}"), style="yellow")
 
 
 def _seeds(seeds: tuple[int, ...]) -> str:
@@ -204,7 +206,7 @@ def _change(change: MetricChange) -> Json:
 
 
 WIDTH = 130.0
-"""Of the drawing of an interval, in pixels."""
+"""Pixels that the drawing of an interval is wide."""
 
 
 @dataclass(frozen=True)
@@ -229,11 +231,11 @@ def as_html(found: Comparison) -> str:
         sides=[_side_data("A", found.a), _side_data("B", found.b)],
         verdicts=list(_verdicts(found)),
         fields=[field_values(fact) for fact in found.fields],
-        matches=[{"text": plain(verdict_on(match)), "comparable": match.comparable} for match in found.domains],
+        matches=[{"text": visible(verdict_on(match)), "comparable": match.comparable} for match in found.domains],
         domains=by_domain,
         grid=_grid(found.changes),
         movers=list(_movers(found)),
-        problems=[plain(problem) for problem in found.problems],
+        problems=[visible(problem) for problem in found.problems],
         legend=LEGEND.replace("`", ""),
         seeds=said_by_all(found.changes),
         width=WIDTH,
@@ -242,7 +244,7 @@ def as_html(found: Comparison) -> str:
 
 def _side_data(letter: str, side: Side) -> Json:
     records = [{"seed": cell.record.seed, "path": cell.path} for cell in side.cells]
-    return {"letter": letter, "name": plain(side.name), "records": records}
+    return {"letter": letter, "name": visible(side.name), "records": records}
 
 
 def _verdicts(found: Comparison) -> Iterator[Json]:
@@ -272,7 +274,7 @@ def _spans(changes: Sequence[MetricChange]) -> dict[str, float]:
 
 
 def _number(change: MetricChange, span: float | None) -> Json:
-    unit, places = change.column.unit, decimals_of(change)
+    unit, places = change.column.unit, _decimals_of(change)
     return {
         "label": change.column.label,
         "id": f"{change.column.metric}@{change.column.version}",
@@ -316,7 +318,7 @@ def _grid(changes: Sequence[MetricChange]) -> Json:
 def _cell(change: MetricChange | None) -> Json:
     if change is None:
         return {"text": "", "better": None}
-    return {"text": signed(change.difference, change.column.unit, decimals_of(change)), "better": change.better}
+    return {"text": signed(change.difference, change.column.unit, _decimals_of(change)), "better": change.better}
 
 
 def _movers(found: Comparison) -> Iterator[Json]:

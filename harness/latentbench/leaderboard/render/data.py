@@ -1,4 +1,4 @@
-"""The board as data: nested JSON, and a long table with one line per number (CSV)."""
+"""The board as data: nested JSON, and a long table with one line per number (CSV, Parquet)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.build import suite_of
-from latentbench.leaderboard.render.markdown import chosen_columns
+from latentbench.leaderboard.load import suite_of
+from latentbench.leaderboard.render.text import chosen_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ FIELDS = (
     "badges", "wall_seconds", "records",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes text that starts so for a formula."""
+"""A spreadsheet takes text that starts so for a formula, and a formula can run programs: such cells get a quote in front."""
 _WHOLE = ["version", "budget", "n"]
 _REAL = ["value", "low", "high", "seed_sd", "p_holm", "wall_seconds"]
 _TRUTH = ["higher_is_better", "complete"]

@@ -18,10 +18,9 @@ from markupsafe import Markup
 
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.build import suite_of
 from latentbench.leaderboard.inference import StatisticsReader, pairwise
-from latentbench.leaderboard.render.markdown import decimals_of
-from latentbench.leaderboard.render.text import DECIMALS
+from latentbench.leaderboard.load import suite_of
+from latentbench.leaderboard.render.text import DECIMALS, decimals_of
 from latentbench.leaderboard.row_details import provenances
 
 HERE = Path(__file__).parent
@@ -31,6 +30,7 @@ def offline_page(
     template: str, scripts: Iterable[str], styles: Iterable[str] = ("style.css",), folder: Path = HERE, **context: Json
 ) -> str:
     """The template with scripts, styles and their hashes for the page's policy; files not in `folder` are those here."""
+    # Template and scripts are ours and stand unescaped; whatever a record says comes in as data and is escaped or embedded.
     script = Markup("'use strict';\n(() => {\n" + "\n".join(_read_beside(name, folder) for name in scripts) + "\n})();")
     style = Markup("\n".join(_read_beside(name, folder) for name in styles))
     hashes = {"script_hash": _hash(script), "style_hash": _hash(style)}
@@ -74,7 +74,7 @@ PAIRWISE_ROWS = 100
 def page(
     board: Board, source: StatisticsReader | None = None, *, curves: Json | None = None, pages: Json | None = None
 ) -> str:
-    """The report. `curves` (curves.py) and `pages` (pages.py) are by row id."""
+    """The report. `curves` and `pages` are by row id, as `curves_of` and `pages_of` of `row_details` give them."""
     return offline_page(
         "template.html",
         SCRIPTS,

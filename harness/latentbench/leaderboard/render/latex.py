@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from latentbench.core.text import visible
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.render.markdown import chosen_columns, decimals_of
-from latentbench.leaderboard.render.text import number, plain, spread
+from latentbench.leaderboard.render.text import chosen_columns, decimals_of, number, spread
 
 _SPECIAL = re.compile(r"[\\{}$&#^_%~<>|\"]")
 _ESCAPES = {
@@ -26,7 +26,7 @@ def page(board: Board, columns: Sequence[str] | None = None) -> str:
 
 def escaped(text: str) -> str:
     """Text from a record that LaTeX sets as it stands."""
-    shown = _SPECIAL.sub(lambda found: _ESCAPES.get(found[0], "\\" + found[0]), plain(text).replace("\n", " "))
+    shown = _SPECIAL.sub(lambda found: _ESCAPES.get(found[0], "\\" + found[0]), visible(text).replace("\n", " "))
     return shown.replace("±", r"$\pm$").replace("≈", r"$\approx$").replace("–", "--").replace("·", r"$\cdot$")
 
 

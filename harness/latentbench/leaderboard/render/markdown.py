@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.build import ranked
-from latentbench.leaderboard.render.text import decimals, fact, markdown, number, seconds, spread
+from latentbench.leaderboard.render.text import (
+    by_domain,
+    chosen_columns,
+    decimals_of,
+    fact,
+    markdown,
+    number,
+    seconds,
+    spread,
+)
 
 LEGEND = """\
 Numbers are means over seeds; ± is half the width of the 95 % interval over the independent units named with each
@@ -52,31 +60,8 @@ def _tables(group: RowGroup, columns: Sequence[Column]) -> Iterable[str]:
         yield f"Also measured, in the report: {'; '.join(others)}."
 
 
-def by_domain(group: RowGroup, columns: Sequence[Column], domain: str | None) -> tuple[list[Column], tuple[Row, ...]]:
-    """A domain's columns, and its rows, best first: those with a number there and those without any."""
-    own = [column for column in columns if column.domain == domain]
-    rows = [r for r in group.rows if not r.measured or any(r.values[c.key].value is not None for c in own)]
-    return own, ranked(rows, own)
-
-
 def _domain(group: RowGroup, name: str) -> str:
     return markdown(f"{name} ({group.counts[name]})" if name in group.counts else name)
-
-
-def chosen_columns(group: RowGroup, wanted: Sequence[str] | None) -> tuple[Column, ...]:
-    """The short table's columns, or those whose key, metric id or label is wanted (`all` for every column)."""
-    if not wanted:
-        return group.shown
-    if "all" in wanted:
-        return group.columns
-    return tuple(c for c in group.columns if {c.key, c.metric, c.metric.partition(".")[0], c.label} & set(wanted))
-
-
-def decimals_of(group: RowGroup, column: Column) -> int | None:
-    """Digits after the point of a column's numbers."""
-    values = [row.values[column.key] for row in group.rows if column.key in row.values]
-    widths = [value.high - value.low for value in values if value.high is not None and value.low is not None]
-    return decimals(column.unit, [width / 2 for width in widths] if column.higher_is_better is not None else ())
 
 
 def _table(group: RowGroup, columns: Sequence[Column], rows: Sequence[Row]) -> str:

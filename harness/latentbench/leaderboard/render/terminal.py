@@ -10,9 +10,9 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from latentbench.core.text import visible
 from latentbench.leaderboard import board as b
-from latentbench.leaderboard.render.markdown import by_domain, chosen_columns, decimals_of
-from latentbench.leaderboard.render.text import fact, number, plain, spread
+from latentbench.leaderboard.render.text import by_domain, chosen_columns, decimals_of, fact, number, spread
 
 LEGEND = "● best   ≈ cannot be told from the best"
 INTERVALS = "   ± half the 95 % interval over the documents, problems or latents of the domain"
@@ -33,10 +33,10 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for group in self.board.groups:
-            yield Text(plain(group.title), style="bold")
+            yield Text(visible(group.title), style="bold")
             for apart in group.differs:
                 yield Text(
-                    plain(f"apart for its {apart.path}: {fact(apart.here)} (above: {fact(apart.there)})"), style="dim"
+                    visible(f"apart for its {apart.path}: {fact(apart.here)} (above: {fact(apart.there)})"), style="dim"
                 )
             yield from _tables(group, chosen_columns(group, self.columns), options.max_width)
             yield ""
@@ -58,7 +58,7 @@ def _remarks(board: b.Board, intervals: bool) -> Iterator[RenderableType]:
     if board.superseded:
         yield Text(f"older records not shown: {len(board.superseded)}", style="dim")
     for problem in board.problems:
-        yield Text(plain(f"could not be used: {problem}"), style="yellow")
+        yield Text(visible(f"could not be used: {problem}"), style="yellow")
 
 
 def _tables(group: b.RowGroup, columns: Sequence[b.Column], width: int) -> Iterator[Table]:
@@ -67,9 +67,9 @@ def _tables(group: b.RowGroup, columns: Sequence[b.Column], width: int) -> Itera
     for domain in domains:
         own, rows = by_domain(group, columns, domain)
         shown = [_column(group, column, rows, width >= WIDE) for column in own]
-        names = [Text(plain(f"{row.spec} {row.label}".rstrip())) for row in rows]
+        names = [Text(visible(f"{row.spec} {row.label}".rstrip())) for row in rows]
         counts = group.counts.get(domain or "")
-        heading = Text(plain(f"{domain or 'spec'} ({counts})" if counts else domain or "spec"))
+        heading = Text(visible(f"{domain or 'spec'} ({counts})" if counts else domain or "spec"))
         # Long names are folded before columns are torn apart.
         room = width - min(max(map(cell_width, (heading, *names))), max(NAMES, width // 3))
         for fitting in _fitting([*shown, *_notes(rows)], room):
@@ -119,13 +119,13 @@ def _table(heading: Text, names: Sequence[Text], columns: Sequence[Shown]) -> Ta
 
 def _column(group: b.RowGroup, column: b.Column, rows: Sequence[b.Row], intervals: bool) -> Shown:
     places = decimals_of(group, column)
-    lines = plain(group.heading(column)).replace(" (", "\n(").replace(", ", ",\n")
+    lines = visible(group.heading(column)).replace(" (", "\n(").replace(", ", ",\n")
     return Shown(Text(lines), [_number(group, row, column, places, intervals) for row in rows])
 
 
 def _notes(rows: Sequence[b.Row]) -> list[Shown]:
     """What is to be said of some rows."""
-    notes = [Text(plain("; ".join(badge.text for badge in row.badges)), style="yellow") for row in rows]
+    notes = [Text(visible("; ".join(badge.text for badge in row.badges)), style="yellow") for row in rows]
     return [Shown(Text("notes"), notes, prose=True)] if any(notes) else []
 
 

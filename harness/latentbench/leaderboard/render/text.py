@@ -1,4 +1,4 @@
-"""Numbers and foreign text as every renderer shows them."""
+"""Numbers, text from elsewhere, columns and rows as every renderer shows them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import json
 import math
 import re
 import statistics
-import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from latentbench.core.spec_model import Json
+from latentbench.core.text import visible
+from latentbench.leaderboard.board import Column, Row, RowGroup, ranked
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-])")
 """Everything that means something in the middle of a line or table cell; an underscore within a word does not."""
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 DECIMALS = {"fraction": 3, "cosine": 4, "latents/token": 1, "nats/token": 3}
-
-
+"""Digits after the point by unit; the HTML report has them from here, so that both show the same."""
 MOST_DECIMALS = 5
 THOUSANDS = 1e4
 """Counts from here on are written out."""
@@ -31,6 +30,13 @@ def decimals(unit: str, halves: Collection[float] = ()) -> int | None:
         return None
     middle = statistics.median([half for half in halves if half > 0] or [1.0])
     return max(DECIMALS[unit], min(MOST_DECIMALS, math.ceil(-math.log10(2 * middle))))
+
+
+def decimals_of(group: RowGroup, column: Column) -> int | None:
+    """Digits after the point of a column's numbers."""
+    values = [row.values[column.key] for row in group.rows if column.key in row.values]
+    widths = [value.high - value.low for value in values if value.high is not None and value.low is not None]
+    return decimals(column.unit, [width / 2 for width in widths] if column.higher_is_better is not None else ())
 
 
 def number(value: float | None, unit: str, places: int | None = None) -> str:
@@ -74,20 +80,24 @@ def seconds(value: float | None) -> str:
     return f"{value:.1f} s"
 
 
-def plain(text: str) -> str:
-    """Text from a record with everything that could steer a terminal or reorder a line made visible."""
-    return "".join(_visible(character) for character in text)
-
-
 def markdown(text: str) -> str:
     """Text from a record as one inert line of Markdown."""
-    shown = plain(text.replace("\r", " ").replace("\n", " ")).replace("&", "&amp;").replace("<", "&lt;")
+    shown = visible(text.replace("\r", " ").replace("\n", " ")).replace("&", "&amp;").replace("<", "&lt;")
     # GitHub makes links of bare addresses.
     return _MARKDOWN.sub(r"\\\1", shown.replace(">", "&gt;").replace("://", ":&#47;&#47;"))
 
 
-def _visible(character: str) -> str:
-    if character == "\n":
-        return character
-    unsafe = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _BIDI
-    return f"\\u{ord(character):04x}" if unsafe else character
+def chosen_columns(group: RowGroup, wanted: Sequence[str] | None) -> tuple[Column, ...]:
+    """The short table's columns, or those whose key, metric id or label is wanted (`all` for every column)."""
+    if not wanted:
+        return group.shown
+    if "all" in wanted:
+        return group.columns
+    return tuple(c for c in group.columns if {c.key, c.metric, c.metric.partition(".")[0], c.label} & set(wanted))
+
+
+def by_domain(group: RowGroup, columns: Sequence[Column], domain: str | None) -> tuple[list[Column], tuple[Row, ...]]:
+    """A domain's columns, and its rows, best first: those with a number there and those without any."""
+    own = [column for column in columns if column.domain == domain]
+    rows = [r for r in group.rows if not r.measured or any(r.values[c.key].value is not None for c in own)]
+    return own, ranked(rows, own)

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from latentbench.core.spec_model import SpecModel
 
+TRAINING_FILE = "training.json"
+"""Beside an SAE's weights, where it was trained: the curve and what training took."""
 TOKENS_PER_DEVICE = 32
 """Least share of a batch, on average: a random share of it is then empty less than once in 10^13 steps and devices."""
 
