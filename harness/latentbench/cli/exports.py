@@ -182,10 +182,10 @@ def _steered(record: Record, wanted: str) -> tuple[Experiment, SteeringMethod]:
 def _vectors(record: Record, experiment: Experiment, method: SteeringMethod, project: Project) -> SteeringVectors:
     from dataclasses import replace
 
-    from latentbench.execute.job_inputs import stored_content
     from latentbench.interventions.vectors import model_tag
     from latentbench.steering.build import vectors_in
     from latentbench.store.store import Store
+    from latentbench.study.storage import stored_content
 
     content = stored_content(Store(project.store), "subject", record.keys["subject"])
     if content is None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import FileStore
 
 from latentbench.core.errors import CellFailed, InvalidInput
+from latentbench.distributed.worker_process import LOST_PEER
 
 
 class ProcessGroup:
@@ -83,10 +84,6 @@ def global_mean(values: Tensor, team: ProcessGroup) -> Tensor:
     total, tokens = team.sum(torch.stack([values.detach().sum(), own.new_tensor(len(values))]).double())
     shift: Tensor = (total / tokens).to(own) - own.detach()
     return own + shift
-
-
-LOST_PEER = 75
-"""Exit code of a member that ends because another does not answer: it is not the one to blame."""
 
 
 class TorchProcessGroup(ProcessGroup):

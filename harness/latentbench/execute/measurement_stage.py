@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.sites import Site
+from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
 from latentbench.plan.stages import CellStages, DomainStages, Stage
 from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
@@ -16,8 +17,6 @@ from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
 from latentbench.store.store import Ref, Store
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

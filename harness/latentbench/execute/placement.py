@@ -128,7 +128,8 @@ def resolve_device(device: str) -> str:
 @contextmanager
 def _ray_jobs(plan: Plan, project: Project, placement: Placement) -> Iterator[list[Job]]:
     """Joins the cluster and gives the jobs of a plan there. Raises InvalidInput when no node can ever run one."""
-    from latentbench.distributed.ray_cluster import fitted, joined, nodes, slots
+    from latentbench.distributed.ray_cluster import joined, nodes, slots
+    from latentbench.execute.ray_executor import fitted
 
     device_of = partial(_ray_device, placement.device)
     device_of(0)  # refuses a wrong one before the cluster is bothered

@@ -12,17 +12,68 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentbench.distributed.ray_cluster import PASSED_ON, ResourceRequest, nodes, work
+from latentbench.core.errors import InvalidInput
+from latentbench.distributed.ray_cluster import PASSED_ON, ClusterNode, ResourceRequest, can_run, nodes, work
 from latentbench.distributed.worker_process import GRACE_SECONDS, POLL_SECONDS, Event, EventHandler, WorkerFailure
 from latentbench.execute.executors import SubmittedJob, submit
 from latentbench.execute.job import Job
 
 _LOOK_SECONDS = 3.0
 """How often the nodes are looked at while jobs wait for one."""
+_NAMED = 20
+"""Cells that an error names."""
+
+
+def request_of(job: Job) -> ResourceRequest:
+    """What a job reserves on its node: its threads and memory for each process that trains, and the GPUs its cells ask for.
+
+    On GPUs whose number or part no cell says, one for each device that trains.
+    """
+    gpus, memory = 0 if job.device == "cpu" else job.gpus or job.devices, job.memory_asked
+    return ResourceRequest(job.threads * job.devices, gpus, memory and memory * job.devices)
+
+
+def fitted(jobs: Iterable[Job], found: list[ClusterNode]) -> list[Job]:
+    """The jobs as they are placed: threads nobody asked for are no more than the largest node has, and a group that
+    together asks for more than a node has is taken apart.
+
+    Raises InvalidInput that names the cells whose request no node can ever satisfy, and what the nodes have.
+    """
+    largest = max((int(node.cpus) for node in found), default=1)
+    placed = [job if job.states_threads else _thinned(job, largest) for job in jobs]
+    _refuse([cell for job in placed for cell in job.single_cells()], found)
+    parts = ([job] if can_run(request_of(job), found) else job.single_cells() for job in placed)
+    return [job for part in parts for job in part]
+
+
+def _thinned(job: Job, cpus: int) -> Job:
+    return replace(job, threads=max(1, min(job.threads, cpus // job.devices)))
+
+
+def _refuse(cells: Iterable[Job], found: list[ClusterNode]) -> None:
+    """Raises InvalidInput when no node can ever run one of these jobs of one cell each."""
+    refused: dict[ResourceRequest, list[str]] = {}
+    for job in cells:
+        if not can_run(request_of(job), found):
+            refused.setdefault(request_of(job), []).append(job.cells[0].cell.title)
+    if not refused:
+        return
+    lines = [f"{request}: {_some(titles)}" for request, titles in refused.items()]
+    have = "; ".join(sorted({str(node) for node in found})) or "none is alive"
+    raise InvalidInput(
+        "no node of the Ray cluster can ever run cells that ask for\n  "
+        + "\n  ".join(lines)
+        + f"\nthe nodes have: {have}\nlower `resources:` in the spec (several GPUs are whole ones) or add a node"
+    )
+
+
+def _some(titles: list[str]) -> str:
+    more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
+    return ", ".join(titles[:_NAMED]) + more
 
 
 @dataclass(eq=False)
@@ -67,7 +118,7 @@ class RayExecutor:
         placed = submit(job, self.logs)
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         remote = ray.remote(max_retries=0, num_returns="streaming")(work)
-        stream = remote.options(**ResourceRequest.of(job).options()).remote(str(placed.file), job.limits, variables)
+        stream = remote.options(**request_of(job).options()).remote(str(placed.file), job.limits, variables)
         return _Task(placed, stream)
 
     def _ready(self, running: list[_Task]) -> list[_Task]:
@@ -97,7 +148,7 @@ class RayExecutor:
 
         self._looked, alive = time.monotonic(), nodes()
         for task in running:
-            request = ResourceRequest.of(task.placed.job)
+            request = request_of(task.placed.job)
             if task.node is None and task.loss is None and not any(map(request.fits, alive)):
                 task.loss = WorkerFailure("failed", "NoNode", f"no node is left that has {request}")
                 ray.cancel(task.stream)

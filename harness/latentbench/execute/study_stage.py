@@ -10,6 +10,7 @@ from latentbench.activations.tokens import EvalTokens
 from latentbench.core.errors import CellFailed, NotAvailable
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
+from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored
 from latentbench.plan.stages import CellStages, Stage
 from latentbench.sae.autoencoder import SparseAutoencoder
@@ -20,7 +21,6 @@ from latentbench.study.context import Content, StageContext
 from latentbench.study.storage import from_content, to_content
 from latentbench.study.study import Findings, Study
 
-Progress = Callable[[int, int], None]
 Saes = Callable[[], Mapping[Site, SparseAutoencoder]]
 
 CACHE = "cache"

@@ -10,16 +10,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from latentbench.core.errors import CellFailed, StoreError
-from latentbench.distributed.process_group import LOST_PEER
-from latentbench.distributed.worker_process import POLL_SECONDS, Limits, WorkerProcess, kill
+from latentbench.core.spec_model import Json
+from latentbench.distributed.worker_process import LOST_PEER, POLL_SECONDS, Limits, Progress, WorkerProcess, kill
 from latentbench.execute.job import Job
-from latentbench.execute.training_worker import OUTCOME, RankJob
 from latentbench.spec.cells import Cell
 from latentbench.store.files import read_json, write_json
 
@@ -28,8 +27,39 @@ PATIENCE_SECONDS = 600.0
 _BLAME_SECONDS = 5.0
 """How long the process to blame may take to end after those that only lost it."""
 _SHOWN = 300
+MEETING, OUTCOME = "meeting", "outcome.json"
+"""Files beside the processes' own: where they meet, and what the first one says in the end."""
+_WORKER = "latentbench.execute.training_worker"
 
-Progress = Callable[[int, int], None]
+
+@dataclass(frozen=True)
+class RankJob:
+    """What one process is to do."""
+
+    job: Job
+    """The cells whose SAEs are trained."""
+    keys: tuple[str, ...]
+    """Of the SAEs, all of one stream."""
+    rank: int
+    size: int
+    patience: float
+    """Seconds without a word after which the others are given up."""
+
+    @property
+    def device(self) -> str:
+        """GPUs are taken by number; CPU processes share one processor."""
+        return "cpu" if self.job.device == "cpu" else f"cuda:{self.rank}"
+
+    def to_json(self) -> Json:
+        """As JSON data."""
+        own = {"keys": list(self.keys), "rank": self.rank, "size": self.size, "patience": self.patience}
+        return {**own, "job": self.job.to_json()}
+
+    @staticmethod
+    def from_json(data: Json) -> RankJob:
+        """The inverse of `to_json`."""
+        own = {name: data[name] for name in ("rank", "size", "patience")}
+        return RankJob(Job.from_json(data["job"]), tuple(data["keys"]), **own)
 
 
 @dataclass
@@ -96,7 +126,7 @@ def _started(job: Job, keys: tuple[str, ...], devices: int, folder: Path) -> Ite
             task = RankJob(job, keys, rank, devices, PATIENCE_SECONDS)
             file, log = folder / f"{rank}.json", logs / f"{name}-{keys[0][:8]}-rank{rank}.log"
             write_json(file, task.to_json())
-            ranks.append(_Rank(task, WorkerProcess(file, log, limits, "latentbench.execute.training_worker"), log))
+            ranks.append(_Rank(task, WorkerProcess(file, log, limits, _WORKER), log))
         yield ranks
     finally:
         kill(rank.process for rank in ranks)

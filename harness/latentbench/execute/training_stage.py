@@ -21,6 +21,7 @@ from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import digest, seed_of
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
 from latentbench.execute.training_launcher import TrainingOutcome
 from latentbench.plan.stages import SaeStages, Stage
@@ -38,7 +39,6 @@ from latentbench.store.store import Ref, Store
 CHECKPOINT = "state.safetensors.sha256"
 """A safetensors file followed by the 32 bytes of its sha256: one file, so that both appear at once."""
 
-Progress = Callable[[int, int], None]
 OnDevices = Callable[[dict[str, Cell], int, Progress], TrainingOutcome]
 """Trains SAEs of one stream, given as their keys and cells, on so many devices."""
 AnyTrainee = NativeTrainer | FittedTrainer

@@ -1,7 +1,8 @@
 """`python -m latentbench.execute.training_worker FILE`: one of the processes that train SAEs together, each on a device of its own.
 
-`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and talk through the loopback
-interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end what became of them.
+`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and talk
+through the loopback interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end what became
+of them. Torch is loaded inside of functions: it takes seconds, and before them `serve` must be watching the parent.
 """
 
 from __future__ import annotations
@@ -10,52 +11,18 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentbench.core.errors import CellFailed
-from latentbench.core.spec_model import Json
 from latentbench.distributed.worker_process import Event, EventHandler
-from latentbench.execute.job import Job
+from latentbench.execute.training_launcher import MEETING, OUTCOME, RankJob
 from latentbench.execute.worker import serve
 from latentbench.plan.stages import stages_of
 from latentbench.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from latentbench.execute.training_stage import TrainingRequest
-
-MEETING, OUTCOME = "meeting", "outcome.json"
-
-
-@dataclass(frozen=True)
-class RankJob:
-    """What one process is to do."""
-
-    job: Job
-    """The cells whose SAEs are trained."""
-    keys: tuple[str, ...]
-    """Of the SAEs, all of one stream."""
-    rank: int
-    size: int
-    patience: float
-    """Seconds without a word after which the others are given up."""
-
-    @property
-    def device(self) -> str:
-        """GPUs are taken by number; CPU processes share one processor."""
-        return "cpu" if self.job.device == "cpu" else f"cuda:{self.rank}"
-
-    def to_json(self) -> Json:
-        """As JSON data."""
-        own = {"keys": list(self.keys), "rank": self.rank, "size": self.size, "patience": self.patience}
-        return {**own, "job": self.job.to_json()}
-
-    @staticmethod
-    def from_json(data: Json) -> RankJob:
-        """The inverse of `to_json`."""
-        own = {name: data[name] for name in ("rank", "size", "patience")}
-        return RankJob(Job.from_json(data["job"]), tuple(data["keys"]), **own)
 
 
 def main(path: str) -> int:
