@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from latentbench.cli.options import Allow, Results, StoreFolder, project_of, say
+from latentbench.cli.options import CellArgument, FolderOptions, say, with_option_groups
 from latentbench.core.errors import InvalidInput, NotAvailable
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from latentbench_adapters.sae_lens.export import Origin
 
 
+@with_option_groups
 def export(
-    cell: Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")],
+    cell: CellArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist yet.")],
     to: Annotated[
         Literal["sae_lens", "latentbench", "huggingface"],
@@ -34,9 +35,8 @@ def export(
             "huggingface: a model folder in either format with a card of what was measured."
         ),
     ] = "sae_lens",
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
+    *,
+    folders: FolderOptions,
 ) -> None:
     """Write the SAE of a finished cell to a folder that other tools, or other specs, can load.
 
@@ -46,7 +46,7 @@ def export(
 
     if output.exists():
         raise InvalidInput(f"{output} exists already; choose another folder")
-    project = project_of(results, store, allow)
+    project = folders.project()
     record = record_of(project.results, cell)
     experiment = experiment_of(record)
     stored = stored_sae(record, experiment, project)
@@ -133,8 +133,9 @@ def _weights(stored: StoredSae, folder: Path, origin: Origin) -> str:
     return loading
 
 
+@with_option_groups
 def export_vectors(
-    cell: Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")],
+    cell: CellArgument,
     output: Annotated[
         Path,
         typer.Option(
@@ -144,9 +145,7 @@ def export_vectors(
             "exist yet.",
         ),
     ],
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
+    folders: FolderOptions,
 ) -> None:
     """Write the steering vectors of a finished cell, multiplied by its scale, to a file that other tools read.
 
@@ -157,7 +156,7 @@ def export_vectors(
 
     if output.exists():
         raise InvalidInput(f"{output} exists already; choose another file")
-    project = project_of(results, store, allow)
+    project = folders.project()
     record = cell_of(project.results, cell)
     experiment, method = _steered(record, cell)
     vectors = _vectors(record, experiment, method, project)
