@@ -14,17 +14,14 @@ from pydantic import Field
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
+from latentbench.core.untrusted_files import config_object, optional_positive, positive, read_json
 from latentbench.sae.sources.base import (
     SaeFacts,
     SaeSource,
-    config_object,
     digests,
     model_of,
-    optional_positive,
-    positive,
     sae_folder,
 )
-from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
     from latentbench.core.sites import Point

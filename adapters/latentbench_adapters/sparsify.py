@@ -14,17 +14,14 @@ from pydantic import Field
 from latentbench.core.errors import RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
+from latentbench.core.untrusted_files import config_object, optional_positive, positive, read_json
 from latentbench.sae.sources.base import (
     SaeFacts,
     SaeSource,
-    config_object,
     digests,
-    optional_positive,
-    positive,
     sae_folder,
     site_of,
 )
-from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
     from latentbench.sae.autoencoder import SparseAutoencoder

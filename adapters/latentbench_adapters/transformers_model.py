@@ -5,7 +5,6 @@ A folder's facts are read without torch, its weights are loaded without pickles 
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import AbstractContextManager
 from math import prod
@@ -28,6 +27,7 @@ from latentbench.core.hub import cached_commit, cached_file, cached_folder, is_c
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel, ModelAdapter, ModelFacts
 from latentbench.core.spec_model import Json
+from latentbench.core.untrusted_files import read_json
 from latentbench_adapters.model_files import check_model_folder, folder_identity, refuse_adapter, refuse_kernels
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from latentbench.core.sites import Site
 
-_MAX_CONFIG = 1 << 20
 _SPARE = 1 << 26
 """Numbers that a model may have besides its weights: masks and tables that it computes."""
 
@@ -47,18 +46,6 @@ def folder_facts(folder: Path) -> ModelFacts:
     facts = facts_of(read_json(folder / "config.json"), str(folder))
     check_against_weights(facts, folder)
     return facts
-
-
-def read_json(path: Path) -> Json:
-    """A small JSON file. Raises NotAvailable or RefusedFile."""
-    try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise RefusedFile(f"{path} is larger than a configuration can be")
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise NotAvailable(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise RefusedFile(f"{path} is not JSON: {error}") from None
 
 
 def load_model(source: str, revision: str | None, dtype: str, device: torch.device) -> LanguageModel:

@@ -19,13 +19,14 @@ from latentbench.sae import options as o
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.linear import ConcatenatedSAE, linear_weights
 from latentbench.sae.options.base import LoadedSae
-from latentbench_adapters.sae_lens.export import Origin, export
+from latentbench.sae.sources.base import SaeOrigin
+from latentbench_adapters.sae_lens.export import export
 from latentbench_adapters.sae_lens.saes import LoadedFromSaeLens, from_disk
 from tests.conftest import Command, furnish
 from tests.support.project import Workbench, run
 from tests.support.saes import BASE, D_IN, PLAIN, WIDTH, K, built, hidden_states, on_bases
 
-ORIGIN = Origin("owner/model", Site(index=3), "model.layers.3", 128, "c" * 64)
+ORIGIN = SaeOrigin("owner/model", Site(index=3), "model.layers.3", 128, "c" * 64)
 
 
 def same_reconstruction(sae: SparseAutoencoder, other: SAE | SparseAutoencoder) -> None:

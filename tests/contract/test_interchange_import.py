@@ -17,11 +17,11 @@ from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.sae import artifact
 from latentbench.sae.options import TopKOptions
-from latentbench.sae.sources.base import SaeFacts
+from latentbench.sae.sources.base import SaeFacts, SaeOrigin
 from latentbench.sae.sources.native import NativeSource, load_base
 from latentbench.spec.checks import other_model
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
-from latentbench_adapters.sae_lens.export import Origin, export
+from latentbench_adapters.sae_lens.export import export
 from latentbench_adapters.sae_lens.source import SaeLensSource
 from latentbench_adapters.sparsify import SparsifySource
 from tests.conftest import Command
@@ -133,7 +133,7 @@ def test_the_identity_is_the_content_and_not_the_place(tmp_path: Path) -> None:
 
 
 def test_sae_lens_folders_say_what_they_are_and_lies_are_refused(tmp_path: Path) -> None:
-    export(built(PLAIN["topk"][0]), tmp_path / "lens", Origin(model="gpt2", site=Site(index=1, point="mlp_out")))
+    export(built(PLAIN["topk"][0]), tmp_path / "lens", SaeOrigin(model="gpt2", site=Site(index=1, point="mlp_out")))
     source, path = SaeLensSource(path="lens"), tmp_path / "lens/cfg.json"
     assert source.facts(Roots(tmp_path)) == SaeFacts(12, 48, 1, "mlp_out", "gpt2")
     honest = json.loads(path.read_text())
@@ -297,7 +297,7 @@ def test_saes_of_another_model_are_refused_at_validation(
     bench: Workbench, command: Command, on: str, stated: str, refused: bool
 ) -> None:
     sae = TopKOptions(width=48, k=5).build(128, torch.Generator())
-    export(sae, bench.root / "lens", Origin(model=stated, site=Site(index=0)))
+    export(sae, bench.root / "lens", SaeOrigin(model=stated, site=Site(index=0)))
     text = spec(on.format(load="{adapter: sae_lens, path: lens}")).replace(
         "adapter: transformers, id: ./model", "adapter: pocket"
     )

@@ -68,19 +68,19 @@ def test_a_sae_lens_variant_trains_the_same_every_time_and_reloads_identically(v
     training = TrainingOptions(batch=32, buffer=64, lr=3e-3)
     data = torch.randn(30, 32, 8, generator=torch.Generator().manual_seed(0)) * 3
 
-    def trainee() -> NativeTrainer:
+    def trainer() -> NativeTrainer:
         sae = options.build(8, torch.Generator().manual_seed(7))  # type: ignore[attr-defined]
         return NativeTrainer(sae, Site(index=0), training, steps=30, first_norm=8.0, mean=data[0].mean(0))
 
-    whole, torn = trainee(), trainee()
+    whole, torn = trainer(), trainer()
     torch.manual_seed(123)  # what the global generator does must not matter
     for number, x in enumerate(data):
         whole.step(x)
         if number == 11:
-            state, torn = torn.state(), trainee()
+            state, torn = torn.state(), trainer()
             torn.load_state(state)
         torn.step(x)
-    assert not torch.equal(whole.sae.inner.W_dec, trainee().sae.inner.W_dec), "nothing was learned"  # type: ignore[union-attr]
+    assert not torch.equal(whole.sae.inner.W_dec, trainer().sae.inner.W_dec), "nothing was learned"  # type: ignore[union-attr]
     finished, other = whole.finish(), torn.finish()
     assert artifact.weights_digest(finished) == artifact.weights_digest(other)
     artifact.save(finished, options, 8, tmp_path / "sae")  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from latentbench.sae.options import (
 )
 from latentbench.sae.trainer import Trainer
 from latentbench.sae.variants.controls import FittedTrainer
-from tests.support.trainees import (
+from tests.support.trainers import (
     BASE,
     HERE,
     IDS,
@@ -29,7 +29,7 @@ from tests.support.trainees import (
     base,
     bases,
     trained,
-    trainee,
+    trainer,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,5 +96,5 @@ def test_every_native_variant_builds_what_it_names() -> None:
 
 
 def test_protocol_is_met() -> None:
-    checked: list[Trainer] = [trainee(BASE), FittedTrainer(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
+    checked: list[Trainer] = [trainer(BASE), FittedTrainer(PCAOptions(k=2).build(D, torch.Generator()), HERE)]  # type: ignore[arg-type]
     assert [one.next_block for one in checked] == [0, 0]

@@ -29,10 +29,10 @@ def test_identity_returns_its_input() -> None:
 
 
 def fitted(options: Variant, x: Tensor) -> SparseAutoencoder:
-    trainee = FittedTrainer(options.build(D, rng()), SITE)  # type: ignore[arg-type]
+    trainer = FittedTrainer(options.build(D, rng()), SITE)  # type: ignore[arg-type]
     for part in x.split(7):
-        trainee.step(part)
-    return trainee.finish()
+        trainer.step(part)
+    return trainer.finish()
 
 
 def test_mean_control() -> None:

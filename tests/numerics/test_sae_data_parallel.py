@@ -40,7 +40,7 @@ from latentbench.sae.options import (
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.trainer import NativeTrainer, train
 from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
-from tests.support.teams import Shares, together
+from tests.support.process_groups import Shares, together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,15 +96,15 @@ class Blocks:
 Made = NativeTrainer | FittedTrainer
 
 
-def trainee(name: str, dtype: torch.dtype, team: ProcessGroup = SINGLE_PROCESS) -> Made:
+def trainer(name: str, dtype: torch.dtype, group: ProcessGroup = SINGLE_PROCESS) -> Made:
     options, stream = OPTIONS[name], Blocks(dtype)
     bases = tuple(BASE.build(D, torch.Generator().manual_seed(5)).to(dtype) for _ in options.base_sections)
     sae = options.build(D, torch.Generator().manual_seed(0), bases).to(dtype)
     if isinstance(sae, FittedSAE):
-        return FittedTrainer(sae, HERE, team=team)
+        return FittedTrainer(sae, HERE, group=group)
     assert isinstance(sae, TrainableSAE)
     norm, mean = stream.first_norms[HERE], stream.means[HERE]
-    made = NativeTrainer(sae, HERE, RECIPE, steps=stream.steps, first_norm=norm, mean=mean, team=team)
+    made = NativeTrainer(sae, HERE, RECIPE, steps=stream.steps, first_norm=norm, mean=mean, group=group)
     if options.variant != "boosted":  # some latents that are dead from the start and have to be revived
         with torch.no_grad():
             for key, bias in sae.named_parameters():
@@ -113,16 +113,16 @@ def trainee(name: str, dtype: torch.dtype, team: ProcessGroup = SINGLE_PROCESS) 
     return made
 
 
-def trained(name: str, dtype: torch.dtype, team: ProcessGroup = SINGLE_PROCESS) -> dict[str, Tensor]:
+def trained(name: str, dtype: torch.dtype, group: ProcessGroup = SINGLE_PROCESS) -> dict[str, Tensor]:
     """The last state, which all members hold, and the weights at the end."""
-    one, last = trainee(name, dtype, team), dict[str, Tensor]()
+    one, last = trainer(name, dtype, group), dict[str, Tensor]()
 
     def checkpoint(active: list[Made]) -> None:
         last.update(active[0].state())
-        team.check(last)
+        group.check_identical(last)
 
-    stream = Blocks(dtype) if team is SINGLE_PROCESS else Shares(Blocks(dtype), team)
-    done = train([one], stream, checkpoint, team=team)[one]
+    stream = Blocks(dtype) if group is SINGLE_PROCESS else Shares(Blocks(dtype), group)
+    done = train([one], stream, checkpoint, group=group)[one]
     assert isinstance(done, SparseAutoencoder), done
     return last | {f"weights.{key}": tensor for key, tensor in done.state_dict().items()}
 
@@ -132,10 +132,10 @@ def alone(name: str, kind: str) -> dict[str, Tensor]:
     return trained(name, getattr(torch, kind))
 
 
-def all_of_them(team: ProcessGroup, folder: Path) -> None:
+def all_of_them(group: ProcessGroup, folder: Path) -> None:
     """What each of two processes does."""
     for name, kind in CASES:
-        save_file(trained(name, getattr(torch, kind), team), folder / f"{name}.{kind}.{team.rank}")
+        save_file(trained(name, getattr(torch, kind), group), folder / f"{name}.{kind}.{group.rank}")
 
 
 @pytest.fixture(scope="module")

@@ -75,11 +75,11 @@ def test_an_ensemble_takes_its_boosts_along() -> None:
 
 def test_the_moments_of_a_checkpoint_go_where_the_parameter_is() -> None:
     x = tokens(64)
-    trainee = NativeTrainer(
+    trainer = NativeTrainer(
         TOP.build(D, rng()), SITE, TrainingOptions(batch=64), steps=4, first_norm=1.0, mean=x.mean(0)
     )
-    trainee.step(x)
-    state, weight = trainee.state(), trainee.sae.get_parameter("W_dec")
+    trainer.step(x)
+    state, weight = trainer.state(), trainer.sae.get_parameter("W_dec")
     assert state["adam.W_dec.step"].item() == 1
     moments = _moments(state, "adam.W_dec.", nn.Parameter(weight.to(META)))
     assert {name: t.device for name, t in moments.items()} == dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), META)

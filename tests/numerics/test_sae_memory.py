@@ -21,11 +21,11 @@ def memory_of(options: Variant, base: TrainableSAE | None = None, steps: int = 2
     assert isinstance(sae, TrainableSAE)
     x = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
     recipe = TrainingOptions(batch=N)
-    trainee = NativeTrainer(sae, Site(index=0), recipe, steps=steps, first_norm=6.0, mean=x.mean(0))
+    trainer = NativeTrainer(sae, Site(index=0), recipe, steps=steps, first_norm=6.0, mean=x.mean(0))
     for _ in range(steps):
-        trainee.step(x)
-    assert trainee.training_record()["memory_bytes"] == trainee.usage.peak
-    return trainee.usage.peak
+        trainer.step(x)
+    assert trainer.training_record()["memory_bytes"] == trainer.usage.peak
+    return trainer.usage.peak
 
 
 def test_the_memory_of_training_is_weights_gradients_moments_and_what_a_step_makes() -> None:

@@ -24,7 +24,7 @@ from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.sparse_kernels.dispatch import forced
 from latentbench.sae.trainer import learning_rate, train
 from latentbench.sae.variants.controls import FittedTrainer
-from tests.support.trainees import (
+from tests.support.trainers import (
     BASE,
     HERE,
     IDS,
@@ -38,7 +38,7 @@ from tests.support.trainees import (
     assert_equal_weights,
     interrupted,
     trained,
-    trainee,
+    trainer,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +50,7 @@ def test_resuming_at_every_block_gives_the_same_bits(options: Variant) -> None:
     resumed, again = interrupted(options)
     assert_equal_weights(done, resumed)
     assert straight.training_record() == again.training_record()
-    fresh = trainee(options)
+    fresh = trainer(options)
     fresh.sae.fold_input_scale(fresh.scale)
     moved = [not torch.equal(t, fresh.sae.state_dict()[name]) for name, t in done.state_dict().items()]
     assert any(moved), "training has changed nothing"
@@ -92,17 +92,17 @@ def test_the_number_of_threads_changes_no_bit_of_a_kernel(options: Variant, monk
 def test_an_sae_is_the_same_alone_and_in_a_group() -> None:
     """Dimensions differ, so shared buffers change hands between the two."""
     wanted, _ = trained(BASE)
-    group = [trainee(BatchTopKOptions(width=20, k=2)), trainee(BASE), trainee(BASE, THERE), trainee(OPTIONS[2])]
+    group = [trainer(BatchTopKOptions(width=20, k=2)), trainer(BASE), trainer(BASE, THERE), trainer(OPTIONS[2])]
     outcomes = train(group, Blocks())
     assert_equal_weights(wanted, outcomes[group[1]])  # type: ignore[arg-type]
 
 
 def test_trainees_at_different_blocks_each_see_every_block_once() -> None:
-    ahead, behind = trainee(BASE), trainee(BASE)
+    ahead, behind = trainer(BASE), trainer(BASE)
     taken: dict[int, dict[str, Tensor]] = {}
     train([ahead], Blocks(), checkpoint=lambda alive: taken.update({alive[0].next_block: alive[0].state()}))
     assert sorted(taken) == list(range(1, 11))
-    resumed = trainee(BASE)
+    resumed = trainer(BASE)
     resumed.load_state(taken[6])
     seen: list[tuple[int, int]] = []
     outcomes = train([resumed, behind], Blocks(), progress=lambda done, total: seen.append((done, total)))
@@ -111,7 +111,7 @@ def test_trainees_at_different_blocks_each_see_every_block_once() -> None:
 
 
 def test_a_trainee_that_fails_is_dropped_and_the_others_go_on() -> None:
-    healthy, failing = trainee(BASE, HERE), trainee(BASE, THERE)
+    healthy, failing = trainer(BASE, HERE), trainer(BASE, THERE)
     checkpoints: list[int] = []
     outcomes = train([healthy, failing], Blocks(corrupt=4), checkpoint=lambda alive: checkpoints.append(len(alive)))
     error = outcomes[failing]
@@ -126,16 +126,16 @@ def test_a_trainee_that_fails_is_dropped_and_the_others_go_on() -> None:
 def test_every_sae_is_charged_the_time_of_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is asked for the device of the hidden states right before and right after a step, and nowhere else."""
     asked: list[tuple[str, int]] = []
-    trainees = [trainee(BASE), trainee(BASE)]
+    trainers = [trainer(BASE), trainer(BASE)]
 
     def clock(device: torch.device) -> float:
-        asked.append((device.type, sum(t.next_step for t in trainees)))
+        asked.append((device.type, sum(t.next_step for t in trainers)))
         return float(asked[-1][1])
 
     monkeypatch.setattr("latentbench.sae.trainer.now", clock)
-    train(trainees, Blocks())
+    train(trainers, Blocks())
     assert asked == [("cpu", done) for step in range(40) for done in (step, step + 1)]
-    assert [t.pace.seconds for t in trainees] == [20.0, 20.0]
+    assert [t.throughput.seconds for t in trainers] == [20.0, 20.0]
 
 
 def test_the_clock_waits_for_what_a_device_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +150,11 @@ def test_the_clock_waits_for_what_a_device_was_given(monkeypatch: pytest.MonkeyP
     [(BASE, "", "numba"), (BASE, "torch", "torch"), (OPTIONS[8], "torch", "torch"), (OPTIONS[7], "", "autograd")],
 )
 def test_the_record_says_which_kernels_made_the_steps(options: Variant, forced_to: str, kernels: str) -> None:
-    first = trainee(options)
+    first = trainer(options)
     for batch in Blocks().batches(0):
         first.step(batch[HERE])
     with forced(forced_to):
-        second = trainee(options)
+        second = trainer(options)
         second.load_state(first.state())
         second.step(next(Blocks().batches(1))[HERE])
     before = "autograd" if kernels == "autograd" else "numba"
@@ -163,7 +163,7 @@ def test_the_record_says_which_kernels_made_the_steps(options: Variant, forced_t
 
 
 def test_training_ends_early_when_all_have_failed() -> None:
-    failing = trainee(BASE, THERE)
+    failing = trainer(BASE, THERE)
     seen: list[int] = []
     outcomes = train([failing], Blocks(corrupt=0), progress=lambda done, _: seen.append(done))
     assert isinstance(outcomes[failing], CellFailed)
@@ -171,12 +171,12 @@ def test_training_ends_early_when_all_have_failed() -> None:
 
 
 def test_a_checkpoint_of_another_sae_is_refused() -> None:
-    state = trainee(BASE).state()
+    state = trainer(BASE).state()
     for options in (TopKOptions(width=WIDTH + 1, k=K), StandardOptions(width=WIDTH)):
         with pytest.raises(RefusedFile, match="does not fit"):
-            trainee(options).load_state(state)
+            trainer(options).load_state(state)
     with pytest.raises(RefusedFile, match="does not fit"):
-        trainee(BASE).load_state({})
+        trainer(BASE).load_state({})
 
 
 def test_moments_resume_exactly() -> None:
@@ -200,7 +200,7 @@ def test_moments_resume_exactly() -> None:
 
 
 def test_dead_latents_are_those_silent_for_long_enough() -> None:
-    one = trainee(BASE, recipe=RECIPE.model_copy(update={"dead_after": 96}))
+    one = trainer(BASE, recipe=RECIPE.model_copy(update={"dead_after": 96}))
     one.sae.get_parameter("encoder.bias").data[:4] = -1e6
     counts = []
     for block in range(5):
@@ -217,7 +217,7 @@ def test_dead_latents_are_those_silent_for_long_enough() -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=IDS)
 def test_spare_gradients_do_not_pile_up(options: Variant) -> None:
     release()
-    one, sizes = trainee(options), []
+    one, sizes = trainer(options), []
     for block in range(4):
         for batch in Blocks().batches(block):
             one.step(batch[HERE])
@@ -251,7 +251,7 @@ def test_learning_rate_warms_up_and_decays_to_its_end() -> None:
 
 def test_gradients_are_clipped_together() -> None:
     """With plain gradients of global norm ≫ 1, Adam's first moment is the clipped gradient times 1 − β₁."""
-    one = trainee(BASE, recipe=RECIPE.model_copy(update={"gradient_clip": 0.01}))
+    one = trainer(BASE, recipe=RECIPE.model_copy(update={"gradient_clip": 0.01}))
     one.step(next(Blocks().batches(0))[HERE])
     moments = [one.adam.state[p]["exp_avg"] for p in one.parameters.values()]
     norm = torch.cat([m.flatten() for m in moments]).norm() / 0.1

@@ -222,10 +222,10 @@ def trained(name: str) -> Grads:
     sae = HierarchicalTopKOptions(width=WIDTH, k=K).build(D, torch.Generator().manual_seed(3))
     assert isinstance(sae, TrainableSAE)
     x = torch.randn(N, D, generator=torch.Generator().manual_seed(5))
-    trainee = NativeTrainer(sae, Site(index=0), TrainingOptions(batch=N), steps=9, first_norm=3.0, mean=x.mean(0))
+    trainer = NativeTrainer(sae, Site(index=0), TrainingOptions(batch=N), steps=9, first_norm=3.0, mean=x.mean(0))
     with dispatch.forced(name):
         for _ in range(2):
-            trainee.step(x)
+            trainer.step(x)
     return {key: p.detach() for key, p in sae.named_parameters()}
 
 

@@ -35,10 +35,10 @@ def trained(options: Variant, *bases: SparseAutoencoder, steps: int = 40, double
     sae = sae.double() if double else sae
     recipe = TrainingOptions(batch=64, lr=3e-3, dead_after=640)
     norm = float(x.norm(dim=1).mean())
-    trainee = NativeTrainer(sae, SITE, recipe, steps=steps, first_norm=norm, mean=x.mean(0))
+    trainer = NativeTrainer(sae, SITE, recipe, steps=steps, first_norm=norm, mean=x.mean(0))
     for _ in range(steps):
-        trainee.step(x)
-    return trainee.finish()
+        trainer.step(x)
+    return trainer.finish()
 
 
 def scaled(sae: TrainableSAE, scale: float, x: Tensor) -> Tensor:

@@ -17,8 +17,6 @@ Identity, mean and PCA are no dictionaries of non-negative latents and are refus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +26,11 @@ from sae_lens.registry import get_sae_class
 from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
-from latentbench.core.sites import Site
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.dictionary import SparseDictionarySAE
 from latentbench.sae.encoders import LinearEncoder, ThresholdRule, TopKRule
 from latentbench.sae.linear import LinearWeights, SupportsLinearWeights
+from latentbench.sae.sources.base import ExportedSae, SaeOrigin
 from latentbench.sae.variants.kron import KronEncoder
 from latentbench.sae.variants.penalised import Gated, PenalisedSAE, Standard
 from latentbench.sae.variants.topk import BudgetLoss
@@ -168,65 +166,18 @@ def _fields(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != "metadata"}
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where an SAE comes from; what is not known stays None and is not written."""
-
-    model: str | None = None
-    """Name of the language model, e.g. `EleutherAI/pythia-70m`."""
-    site: Site | None = None
-    """Where its hidden states are read."""
-    hook_module: str | None = None
-    """Path of the module in transformers, e.g. `model.layers.3`."""
-    context: int | None = None
-    """Tokens per sequence it was trained on."""
-    cell: str | None = None
-    """Id of the record's cell."""
-
-    def fields(self) -> dict[str, str | int]:
-        """What is known, in the words of sae-lens' metadata where it has some."""
-        found = {
-            "model_name": self.model,
-            "hook_name": hook_name(self.site) if self.site else None,
-            "hf_hook_name": self.hook_module,
-            "context_size": self.context,
-            "latentbench_version": version("latentbench"),
-            "latentbench_cell": self.cell,
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
-
-    architecture: str
-    """The class that sae-lens will load it as."""
-    equivalence: str
-    """`exact` or `exact at k=…`, after `registered class …, ` where sae-lens needs one of ours."""
-
-    @property
-    def needs_import(self) -> str | None:
-        """The module to import before `SAE.load_from_disk`, or None."""
-        return classes.__name__ if self.architecture in (classes.KRON, classes.GROUPS) else None
-
-
-def hook_name(site: Site) -> str:
-    """TransformerLens' name of a site, e.g. `blocks.3.hook_resid_post`."""
-    return f"blocks.{site.index}.hook_{site.point}"
-
-
-def export(sae: SparseAutoencoder, folder: Path, metadata: Origin | None = None) -> Exported:
+def export(sae: SparseAutoencoder, folder: Path, origin: SaeOrigin | None = None) -> ExportedSae:
     """Writes `sae` to the new `folder` so that `sae_lens.SAE.load_from_disk(folder)` reconstructs the same.
 
     The folder appears whole or not at all. Raises InvalidInput when it exists or when the SAE has no equivalent in
     sae-lens, StoreError when the disk refuses.
     """
     found = equivalent_of(sae)
-    notes = {**(metadata or Origin()).fields(), "latentbench_equivalence": found.equivalence}
+    notes = {**(origin or SaeOrigin()).fields(), "latentbench_equivalence": found.equivalence}
     with new_folder(folder) as draft:
         assembled(found, notes).save_model(draft)
-    return Exported(str(found.config["architecture"]), found.equivalence)
+    architecture = str(found.config["architecture"])
+    return ExportedSae(architecture, found.equivalence, classes.__name__ if architecture in (KRON, GROUPS) else None)
 
 
 def assembled(found: Equivalent, metadata: dict[str, Any]) -> SAE:

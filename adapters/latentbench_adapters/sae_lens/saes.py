@@ -18,9 +18,9 @@ from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder, TrainableSAE, TrainingLoss
 from latentbench.sae.encoders import ThresholdRule, TopKRule
 from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
+from latentbench.sae.sources.base import other_output
 from latentbench_adapters.sae_lens import classes  # noqa: F401  (so that sae-lens knows the classes that exports may need)
 from latentbench_adapters.sae_lens.options import SaeLensOptions
-from latentbench_adapters.sae_lens.source import other_output
 
 _NORMALISING = ("layer_norm", "constant_norm_rescale")
 """Normalisations that sae-lens applies to every token; the others are folded into the weights or not applied."""

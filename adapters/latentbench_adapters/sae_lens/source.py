@@ -12,17 +12,16 @@ from pydantic import Field, model_validator
 from latentbench.core.errors import RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
+from latentbench.core.untrusted_files import config_object, optional_positive, read_json
 from latentbench.sae.sources.base import (
     SaeFacts,
     SaeSource,
-    config_object,
     digests,
     model_of,
-    optional_positive,
+    other_output,
     sae_folder,
     site_of,
 )
-from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
     from latentbench.sae.autoencoder import SparseAutoencoder
@@ -80,12 +79,3 @@ class SaeLensSource(SaeSource):
         if self.path is not None:
             return from_disk(self.folder(roots))
         return from_registry(str(self.release), str(self.id))
-
-
-def other_output(architecture: str, reads: Json, writes: Json) -> str | None:
-    """Why this is no SAE but a model of another hidden state than it reads; None where it is an SAE."""
-    if "transcoder" in architecture:
-        return f"{architecture[:60]!r} is a transcoder: it predicts another hidden state than it reads"
-    if reads and writes and reads != writes:
-        return f"this is a transcoder: it reads {str(reads)[:80]} and predicts {str(writes)[:80]}"
-    return None

@@ -126,9 +126,9 @@ def _train_sae(options: Variant, factor: Tensor, weights: Tensor, generator: tor
     first = features(factor, generator) @ weights.T
     training = TrainingOptions(batch=BATCH)
     norm = float(first.norm(dim=1).mean())
-    trainee = NativeTrainer(sae, Site(index=0), training, steps=steps, first_norm=norm, mean=first.mean(0))
+    trainer = NativeTrainer(sae, Site(index=0), training, steps=steps, first_norm=norm, mean=first.mean(0))
     for _ in range(steps):
-        trainee.step(features(factor, generator) @ weights.T)
-    rows = trainee.finish().decoder_rows()
+        trainer.step(features(factor, generator) @ weights.T)
+    rows = trainer.finish().decoder_rows()
     assert rows is not None
     return nn.functional.normalize(rows, dim=1)

@@ -18,10 +18,9 @@ from typing import Any
 
 from latentbench.activations.tokens import evaluation_tokens, training_tokens
 from latentbench.core.paths import Roots
+from latentbench.core.plugins import plugin
+from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.resources import high_water
-from latentbench_adapters.datasets import FilesDataset
-from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.pocket.text import documents
 
 LINES, CHARACTERS = 1_000_000, 50_000_000
 _CONTEXT, _WORDS_PER_LINE, _SAMPLE = 128, 6, 200
@@ -44,7 +43,7 @@ class TextMemory:
         return self.peak_bytes / self.text_bytes
 
 
-Task = Callable[[FilesDataset, Roots, Any], object]
+Task = Callable[[DatasetAdapter, Roots, Any], object]
 
 
 def run(lines: int = LINES, characters: int = CHARACTERS) -> list[TextMemory]:
@@ -66,14 +65,14 @@ def measure(name: str, task: Task, file: str, content: Iterable[str]) -> TextMem
         return TextMemory(name, path.stat().st_size, peak, seconds)
 
 
-def train(data: FilesDataset, roots: Roots, tokenizer: Any) -> object:
+def train(data: DatasetAdapter, roots: Roots, tokenizer: Any) -> object:
     """All tokens of all documents."""
     more_than_there_are = 1 << 40
     texts = data.texts(roots)
     return training_tokens(texts, tokenizer, context=_CONTEXT, tokens=more_than_there_are, repeat=True)
 
 
-def evaluate(data: FilesDataset, roots: Roots, tokenizer: Any) -> object:
+def evaluate(data: DatasetAdapter, roots: Roots, tokenizer: Any) -> object:
     """The first tokens of the first document."""
     return evaluation_tokens(data.texts(roots), tokenizer, context=_CONTEXT, documents=1)
 
@@ -81,15 +80,17 @@ def evaluate(data: FilesDataset, roots: Roots, tokenizer: Any) -> object:
 def _measured(task: Task, path: Path) -> tuple[int, float]:
     """Peak bytes and seconds in this process."""
     roots = Roots(path.parent)
-    tokenizer = PocketModel().load_tokenizer(roots)
+    tokenizer = plugin("models", "pocket")().load_tokenizer(roots)
     evaluation_tokens(["the first call loads what all need"], tokenizer, context=_CONTEXT)
+    data = plugin("datasets", "files")(path=path.name, split_on="line" if task is train else "file")
     before, start = high_water(), perf_counter()
-    task(FilesDataset(path=path.name, split_on="line" if task is train else "file"), roots, tokenizer)
+    task(data, roots, tokenizer)
     return high_water() - before, perf_counter() - start
 
 
 def _words() -> list[str]:
-    return " ".join(islice(documents("general", "train", 0), _SAMPLE)).split()
+    texts = plugin("datasets", "pocket")(domain="general").texts(Roots(Path.cwd()))
+    return " ".join(islice(texts, _SAMPLE)).split()
 
 
 def _lines(count: int) -> Iterator[str]:

@@ -128,8 +128,8 @@ def native_step(options: Variant, x: Tensor) -> Step:
     assert isinstance(sae, TrainableSAE)
     recipe = TrainingOptions(batch=len(x), buffer=max(len(x), 131_072))
     norm = float(x.norm(dim=1).mean())
-    trainee = NativeTrainer(sae, Site(index=0), recipe, steps=100_000, first_norm=norm, mean=x.mean(0))
-    return lambda: trainee.step(x)
+    trainer = NativeTrainer(sae, Site(index=0), recipe, steps=100_000, first_norm=norm, mean=x.mean(0))
+    return lambda: trainer.step(x)
 
 
 def sae_lens_step(shape: Shape, x: Tensor) -> Step:

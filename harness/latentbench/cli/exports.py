@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from latentbench.execute.sae_loading import StoredSae
     from latentbench.interventions.vectors import SteeringVectors
     from latentbench.records.record import Record
+    from latentbench.sae.sources.base import SaeOrigin
     from latentbench.spec.experiment import Experiment
     from latentbench.spec.project import Project
     from latentbench.steering.method import SteeringMethod
-    from latentbench_adapters.sae_lens.export import Origin
 
 
 @with_option_groups
@@ -57,11 +57,11 @@ def export(
         (_to_sae_lens if to == "sae_lens" else _to_latentbench)(stored, output, origin)
 
 
-def _origin(record: Record, experiment: Experiment, roots: Roots) -> Origin:
-    from latentbench_adapters.sae_lens.export import Origin
+def _origin(record: Record, experiment: Experiment, roots: Roots) -> SaeOrigin:
+    from latentbench.sae.sources.base import SaeOrigin
 
     model, train = experiment.model, experiment.dataset.train
-    return Origin(
+    return SaeOrigin(
         model=_model_name(model),
         site=experiment.sites[0],
         hook_module=model.hook_module(roots, experiment.sites[0]),
@@ -76,16 +76,16 @@ def _model_name(model: ModelAdapter) -> str:
     return f"./{Path(name).name}" if name.startswith(("/", "~")) else name
 
 
-def _to_sae_lens(stored: StoredSae, output: Path, origin: Origin) -> None:
-    from latentbench_adapters.sae_lens.export import export as write
+def _to_sae_lens(stored: StoredSae, output: Path, origin: SaeOrigin) -> None:
+    from latentbench.sae.sources.base import sae_lens_format
 
-    done = write(stored.sae, output, origin)
+    done = sae_lens_format().save(stored.sae, output, origin)
     say(f"wrote {output}: {done.architecture}, {done.equivalence}")
     if done.needs_import:
         say(f"sae-lens reads it after `import {done.needs_import}`")
 
 
-def _to_latentbench(stored: StoredSae, output: Path, origin: Origin) -> None:
+def _to_latentbench(stored: StoredSae, output: Path, origin: SaeOrigin) -> None:
     from latentbench.execute.sae_loading import save_stored
     from latentbench.sae.options.base import LoadedSae
     from latentbench.sae.sources.native import ORIGIN
@@ -99,7 +99,7 @@ def _to_latentbench(stored: StoredSae, output: Path, origin: Origin) -> None:
     say(f"wrote {output}: {stored.section.variant}, exact; load it with {{adapter: latentbench, path: …}}")
 
 
-def _to_huggingface(stored: StoredSae, output: Path, origin: Origin, record: Record) -> None:
+def _to_huggingface(stored: StoredSae, output: Path, origin: SaeOrigin, record: Record) -> None:
     """Nothing is uploaded: the folder is what `hf upload` takes."""
     from latentbench.exchange.exporting import card
     from latentbench.records.integrity import sealed
@@ -112,14 +112,15 @@ def _to_huggingface(stored: StoredSae, output: Path, origin: Origin, record: Rec
     say(f"wrote {output}; upload it with `hf upload YOUR/NAME {output}`")
 
 
-def _weights(stored: StoredSae, folder: Path, origin: Origin) -> str:
+def _weights(stored: StoredSae, folder: Path, origin: SaeOrigin) -> str:
     """Writes the weights in sae-lens' format, or ours where that has no equivalent; returns how to load them."""
-    from latentbench_adapters.sae_lens.export import export as write
+    from latentbench.sae.sources.base import sae_lens_format
 
+    sae_lens = sae_lens_format()
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
         place = Path(beside) / "sae"
         try:
-            done = write(stored.sae, place, origin)
+            done = sae_lens.save(stored.sae, place, origin)
             first = f"import {done.needs_import}  # registers the class\n" if done.needs_import else ""
             loading = f'{first}from sae_lens import SAE\n\nsae = SAE.load_from_disk("path/to/this/folder")'
         except InvalidInput:

@@ -1,7 +1,7 @@
 """The processes that train an SAE together: this one alone, or several that each see their own share of every batch.
 
 All members run the same program from the same seeds and hold the same state; only the tokens differ. What depends on the
-whole batch is added up here. Every method is called by all members in the same order and gives all of them the same.
+whole batch is added up here. Every collective is called by all members in the same order and gives all of them the same.
 
 Several processes on one machine are joined by torch.distributed: NCCL between GPUs, Gloo between CPU processes. Only
 tensors travel: torch's collectives for objects would pickle them.
@@ -18,40 +18,39 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import FileStore
 
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.distributed.worker_process import LOST_PEER
 
 
 class ProcessGroup:
-    """This process alone; `latentbench.distributed.process_group` has the teams of several."""
+    """This process alone: every collective gives back what it is given. Subclasses join several processes."""
 
     rank = 0
-    """Number of this member; the first one writes what is kept."""
+    """Number of this member; member 0 writes what is kept."""
     size = 1
     """How many members there are."""
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_sum(self, tensor: Tensor) -> Tensor:
         """Sum of the members' tensors of one shape; `tensor` may be overwritten."""
         return tensor
 
-    def lowest(self, tensor: Tensor) -> Tensor:
+    def all_min(self, tensor: Tensor) -> Tensor:
         """Smallest of the members' values, element by element; `tensor` may be overwritten."""
         return tensor
 
-    def joined(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
         """The members' vectors, of any length each, one after the other by rank."""
         return values
 
-    def first(self, content: bytes) -> bytes:
-        """What the first member gives."""
+    def broadcast(self, content: bytes) -> bytes:
+        """What member 0 gives; the others' `content` is ignored."""
         return content
 
-    def check(self, state: Mapping[str, Tensor]) -> None:
+    def check_identical(self, state: Mapping[str, Tensor]) -> None:
         """Raises RuntimeError unless all members hold the same bits."""
 
-    def shares(self, error: Exception) -> bool:
+    def is_common_error(self, error: Exception) -> bool:
         """Whether all members meet this error alike, so that they can go on together without what it belongs to."""
         return True
 
@@ -62,26 +61,27 @@ SINGLE_PROCESS = ProcessGroup()
 class UsesProcessGroup:
     """Part of an SAE whose training may look at the whole batch, not at each token alone."""
 
-    team: ProcessGroup = SINGLE_PROCESS
-    """Whose shares make up the batch; set by the trainer."""
+    group: ProcessGroup = SINGLE_PROCESS
+    """The processes whose shares make up the batch; set by the trainer."""
 
 
-def set_process_group(sae: nn.Module, team: ProcessGroup) -> None:
-    """Tells every part of an SAE that has to know whose shares make up the batch."""
+def set_process_group(sae: nn.Module, group: ProcessGroup) -> None:
+    """Gives `group` to every part of an SAE that looks at the whole batch."""
     for part in sae.modules():
         if isinstance(part, UsesProcessGroup):
-            part.team = team
+            part.group = group
 
 
-def global_mean(values: Tensor, team: ProcessGroup) -> Tensor:
+def global_mean(values: Tensor, group: ProcessGroup) -> Tensor:
     """Mean of `values` [n] over the tokens of all members, for losses that are not linear in it.
 
     Its gradient is that of this member's mean: weighted by tokens and added up, those are the gradient of the whole.
     """
     own = values.mean()
-    if team.size == 1:
+    if group.size == 1:
         return own
-    total, tokens = team.sum(torch.stack([values.detach().sum(), own.new_tensor(len(values))]).double())
+    # Collectives carry no gradient, so only the number is exchanged; `own + shift` has its value and `own`'s gradient.
+    total, tokens = group.all_sum(torch.stack([values.detach().sum(), own.new_tensor(len(values))]).double())
     shift: Tensor = (total / tokens).to(own) - own.detach()
     return own + shift
 
@@ -93,26 +93,29 @@ class TorchProcessGroup(ProcessGroup):
         """Waits for the others at the file `meeting`. Who is silent for `patience` seconds is given up."""
         self.rank, self.size, self.device = rank, size, device
         if device.type == "cuda":
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(
+                device
+            )  # torch asks every rank for it: some of NCCL's work goes to the current device
         _collective(
             dist.init_process_group,
             "nccl" if device.type == "cuda" else "gloo",
-            store=FileStore(str(meeting), size),
+            store=dist.FileStore(str(meeting), size),  # a file: no port that another job or user could answer on
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=patience),
         )
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_sum(self, tensor: Tensor) -> Tensor:
         return self._reduced(tensor, dist.ReduceOp.SUM)
 
-    def lowest(self, tensor: Tensor) -> Tensor:
+    def all_min(self, tensor: Tensor) -> Tensor:
         return self._reduced(tensor, dist.ReduceOp.MIN)
 
-    def joined(self, values: Tensor) -> Tensor:
+    def all_gather(self, values: Tensor) -> Tensor:
+        # all_gather takes tensors of one shape, so everybody pads to the longest vector, whose length nobody knows yet.
         lengths = torch.zeros(self.size, dtype=torch.int64)
         lengths[self.rank] = len(values)
-        lengths = self.sum(lengths)
+        lengths = self.all_sum(lengths)
         own = torch.zeros(int(lengths.max()), dtype=values.dtype, device=self.device)
         own[: len(values)] = values
         parts = [torch.empty_like(own) for _ in range(self.size)]
@@ -120,30 +123,33 @@ class TorchProcessGroup(ProcessGroup):
         found = [part[:length] for part, length in zip(parts, lengths.tolist(), strict=True)]
         return torch.cat(found).to(values.device)
 
-    def first(self, content: bytes) -> bytes:
-        length = int(self.sum(torch.tensor([len(content) if self.rank == 0 else 0])))
+    def broadcast(self, content: bytes) -> bytes:
+        length = int(self.all_sum(torch.tensor([len(content) if self.rank == 0 else 0])))
+        # `torch.frombuffer` shares memory, which broadcast writes to: bytes are read-only, a bytearray is not.
         given = bytearray(content) if self.rank == 0 else bytearray(length)
         moved = torch.frombuffer(given, dtype=torch.uint8).to(self.device)
         _collective(dist.broadcast, moved, 0)
         return moved.cpu().numpy().tobytes()
 
-    def check(self, state: Mapping[str, Tensor]) -> None:
+    def check_identical(self, state: Mapping[str, Tensor]) -> None:
         own = torch.stack([_fingerprint(tensor) for _, tensor in sorted(state.items())])
-        if not torch.equal(self.lowest(torch.cat([own, -own])), torch.cat([own, -own])):
+        # One minimum gives both ends, since min(−a) = −max(a): a member equal to both agrees with all the others.
+        if not torch.equal(self.all_min(torch.cat([own, -own])), torch.cat([own, -own])):
             raise RuntimeError("the processes that train one SAE do not hold the same bits any more")
 
-    def shares(self, error: Exception) -> bool:
-        """Those that follow from what all members hold; a full disk or memory is one member's own."""
+    def is_common_error(self, error: Exception) -> bool:
+        """Only errors that follow from what all members hold; a full disk or memory is one member's own."""
         return type(error) in (CellFailed, InvalidInput)
 
     def _reduced(self, tensor: Tensor, operation: Any) -> Tensor:
-        moved = tensor.to(self.device).contiguous()
+        moved = tensor.to(self.device).contiguous()  # NCCL takes only contiguous tensors in GPU memory
         _collective(dist.all_reduce, moved, operation)
         return moved.to(tensor.device)
 
 
 def _collective(operation: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-    """What all members do. When one is gone, this process ends, past everything that puts ordinary errors aside."""
+    """Carries out a collective. When a member is gone this process ends: SystemExit passes whatever contains a cell's
+    errors, because a training that has lost a member cannot go on with the next SAE either."""
     try:
         operation(*arguments, **named)
     except RuntimeError as error:

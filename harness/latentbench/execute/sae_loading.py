@@ -22,6 +22,7 @@ from latentbench.sae import artifact
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
+from latentbench.sae.sources.base import sae_lens_format
 from latentbench.store.files import read_json
 from latentbench.store.store import MANIFEST, Store
 
@@ -132,9 +133,7 @@ def _save_base(base: StoredSae, folder: Path) -> None:
     if isinstance(base.section, Variant):
         save_stored(base, folder)
         return
-    from latentbench_adapters.sae_lens.export import export
-
-    export(base.sae, folder)
+    sae_lens_format().save(base.sae, folder)
 
 
 def _from_source(key: str, section: LoadedSae, roots: Roots) -> SparseAutoencoder:

@@ -138,8 +138,8 @@ class TrainingRunner:
         outcomes = train(list(trainees), stream, self._checkpoint_of(trainees), progress, self.team)
         for trainee, outcome in outcomes.items():
             item = trainees[trainee]
-            trainee.pace.tokens = int(self.team.sum(torch.tensor(trainee.pace.tokens)))
-            self.speeds[item.key] = trainee.pace.tokens_per_second
+            trainee.throughput.tokens = int(self.team.all_sum(torch.tensor(trainee.throughput.tokens)))
+            self.speeds[item.key] = trainee.throughput.tokens_per_second
             if isinstance(outcome, Exception):
                 failures[item.key] = outcome
             else:
@@ -151,7 +151,7 @@ class TrainingRunner:
             return work()
         except BaseException as error:  # one SAE that cannot be made must not cost the others
             kept = contained(error)
-            if not self.team.shares(kept):
+            if not self.team.is_common_error(kept):
                 raise
             failures[key] = kept
             return None
@@ -182,7 +182,7 @@ class TrainingRunner:
             int(first.data.tokens or 0),
             experiment.training,
             seed_of("order", first.tokens.key, first.cell.seed),
-            team=self.team,
+            group=self.team,
         )
 
     def _tokens(self, item: TrainingRequest) -> TrainTokens:
@@ -208,11 +208,11 @@ class TrainingRunner:
             norm, mean = stream.first_norms[site], stream.means[site]
             options = item.cell.experiment.training
             of_stream: dict[str, Any] = {"steps": stream.steps, "first_norm": norm, "mean": mean}
-            trainee = NativeTrainer(sae, site, options, **of_stream, team=self.team)
+            trainee = NativeTrainer(sae, site, options, **of_stream, group=self.team)
         if self.team.rank == 0:
             self._resume(trainee, item.key)
         if self.team.size > 1:
-            trainee.load_state(load(self.team.first(save(trainee.state()))))
+            trainee.load_state(load(self.team.broadcast(save(trainee.state()))))
         return trainee
 
     def _resume(self, trainee: AnyTrainee, key: str) -> None:
@@ -228,7 +228,7 @@ class TrainingRunner:
         def save_all(active: list[AnyTrainee]) -> None:
             for trainee in active:
                 state = trainee.state()
-                self.team.check(state)
+                self.team.check_identical(state)
                 if self.team.rank == 0:
                     folder = self.store.checkpoint(trainees[trainee].key)
                     write_bytes(folder / CHECKPOINT, _sealed(save(state)))

@@ -37,7 +37,7 @@ class ActivationStream:
     its own. `forward_batch` rows are run at a time (default: about 8,192 tokens); rows have no padding, so it changes
     nothing beyond rounding.
 
-    In a team every member runs its own part of a block's rows and keeps those hidden states to itself: its share of a
+    In a group every member runs its own part of a block's rows and keeps those hidden states to itself: its share of a
     batch is what it has of it. All members' shares together are the batch of a process alone.
     """
 
@@ -50,12 +50,12 @@ class ActivationStream:
         options: TrainingOptions,
         order_seed: int,
         forward_batch: int | None = None,
-        team: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         for site in sites:
             hook_point(language_model.model, site)
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
-        self._options, self._seed, self._team = options, order_seed, team
+        self._options, self._seed, self._group = options, order_seed, group
         context = tokens.ids.shape[1]
         self._positions = -(-total_tokens // context)
         self._ordinary = ~special_mask(tokens.ids, language_model.tokenizer)
@@ -63,9 +63,9 @@ class ActivationStream:
         self._forward_batch = forward_batch or max(1, _TOKENS_PER_FORWARD // context)
         self.blocks: int = -(-self._positions // max(1, options.buffer // context))
         """Number of shuffle blocks."""
-        if (fewest := self._positions // self.blocks) < team.size:
+        if (fewest := self._positions // self.blocks) < group.size:
             raise InvalidInput(
-                f"{team.size} devices cannot share {fewest} rows of {context} tokens, which are all that a shuffle block "
+                f"{group.size} devices cannot share {fewest} rows of {context} tokens, which are all that a shuffle block "
                 "holds: raise training.buffer or lower training.devices"
             )
         self._latest_order: tuple[int, Tensor] | None = None
@@ -98,7 +98,7 @@ class ActivationStream:
     def batches(self, block: int) -> Iterator[dict[Site, Tensor]]:
         """The batches of one block: for each site float32 [n, d], n within one of the others and close to `batch`.
 
-        Row i of every site belongs to the same token. In a team, this member's share of them. Raises CellFailed when a
+        Row i of every site belongs to the same token. In a group, this member's share of them. Raises CellFailed when a
         batch is too small for every member to have some of it.
         """
         states = self._harvest(block)
@@ -107,7 +107,7 @@ class ActivationStream:
         edges = torch.tensor([0, *accumulate(map(self._tokens_in, self._parts(block)))])
         order = torch.randperm(self._block_tokens[block], generator=self._generator("tokens", block))
         for chosen in order.tensor_split(count):
-            own = _share(chosen, edges, self._team.rank)
+            own = _share(chosen, edges, self._group.rank)
             yield {site: state[own.to(state.device)].float() for site, state in states.items()}
 
     def _batches_in(self, tokens: int) -> int:
@@ -120,8 +120,8 @@ class ActivationStream:
         return int(self._per_row[rows].sum())
 
     def _parts(self, block: int) -> tuple[Tensor, ...]:
-        """Row numbers of one block, as the members of the team run them."""
-        return self._rows(block).tensor_split(self._team.size)
+        """Row numbers of one block, as the members of the group run them."""
+        return self._rows(block).tensor_split(self._group.size)
 
     def _rows(self, block: int) -> Tensor:
         """Row numbers of one block; blocks differ by at most one row, so that none is a small left-over."""
@@ -150,13 +150,13 @@ class ActivationStream:
     def _first_statistics(self) -> dict[Site, tuple[float, Tensor]]:
         if self._statistics is None:
             self._first = self._run(0)
-            self._statistics = {site: _norm_and_mean(state, self._team) for site, state in self._first.items()}
+            self._statistics = {site: _norm_and_mean(state, self._group) for site, state in self._first.items()}
         return self._statistics
 
     @torch.no_grad()
     def _run(self, block: int) -> dict[Site, Tensor]:
         harvested: dict[Site, Tensor] = {}
-        done, part = 0, self._parts(block)[self._team.rank]
+        done, part = 0, self._parts(block)[self._group.rank]
         for rows in torch.split(part, self._forward_batch):
             ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
             states = {site: state[ordinary] for site, state in hidden_states(self._lm.model, self._sites, ids).items()}
@@ -181,12 +181,12 @@ def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
     return chosen[owners == rank] - edges[rank]
 
 
-def _norm_and_mean(states: Tensor, team: ProcessGroup) -> tuple[float, Tensor]:
+def _norm_and_mean(states: Tensor, group: ProcessGroup) -> tuple[float, Tensor]:
     """Mean norm and mean [d] of all members' hidden states [n, d], summed in float64, a piece at a time."""
     norm, mean = 0.0, states.new_zeros(states.shape[1], dtype=torch.float64)
     for piece in torch.split(states, _TOKENS_PER_FORWARD):
         norm += float(piece.double().norm(dim=1).sum())
         mean += piece.sum(0, dtype=torch.float64)
-    sums = team.sum(torch.cat([mean, mean.new_tensor([norm, len(states)])]))
+    sums = group.all_sum(torch.cat([mean, mean.new_tensor([norm, len(states)])]))
     tokens = sums[-1].clamp_min(1)
     return float(sums[-2] / tokens), (sums[:-2] / tokens).float()

@@ -32,7 +32,7 @@ def save(
     training: dict[str, Any] | None = None,
     bases: tuple[SparseAutoencoder, ...] = (),
 ) -> None:
-    """Writes `sae` to `folder`; `training` is the trainee's `training_record()`; `bases` are referred to by digest."""
+    """Writes `sae` to `folder`; `training` is the trainer's `training_record()`; `bases` are referred to by digest."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().contiguous().cpu().clone() for name, t in sae.state_dict().items()}, folder / WEIGHTS)
     header = {

@@ -126,11 +126,11 @@ class TrainableSAE(SparseAutoencoder, UsesProcessGroup):
 
     @abstractmethod
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
-        """Training loss on (scaled) hidden states `x` [N, d_in]; where a team trains, its member's share of the batch.
+        """Training loss on (scaled) hidden states `x` [N, d_in]; where a group trains, its member's share of the batch.
 
         `dead` is a bool mask [width] of latents that have not fired for the configured number of tokens; `step` of
-        `steps` lets a penalty warm up. Means over tokens are right in a team as they are, since the trainer weights
-        every member by its tokens; whatever else depends on the whole batch is taken over `self.team`.
+        `steps` lets a penalty warm up. Means over tokens are right in a group as they are, since the trainer weights
+        every member by its tokens; whatever else depends on the whole batch is taken over `self.group`.
         """
 
     def after_step(self) -> None:

@@ -56,22 +56,22 @@ def entries_above(pre: Tensor, threshold: Tensor) -> Codes:
 
 
 def top_of_batch(
-    top: Callable[[int], Codes], tokens: int, width: int, total: int, team: ProcessGroup = SINGLE_PROCESS
+    top: Callable[[int], Codes], tokens: int, width: int, total: int, group: ProcessGroup = SINGLE_PROCESS
 ) -> Codes:
     """The `total` largest positive latents of all tokens together, descending per token, padded with zeros.
 
     `top(m)` gives the m largest per token, descending. If no token's m-th reaches the smallest one chosen, nothing
     outside these candidates can belong to the batch's strongest, so the choice is exact; otherwise m is raised.
-    Equal values at the boundary: the earlier token, then the stronger rank wins. In a team, of whose batch `tokens` are
+    Equal values at the boundary: the earlier token, then the stronger rank wins. In a group, of whose batch `tokens` are
     this member's, the batch is that of all members, and of equal values the lower member's win.
     """
-    m = min(width, CANDIDATE_FACTOR * -(-total // (tokens * team.size)))
+    m = min(width, CANDIDATE_FACTOR * -(-total // (tokens * group.size)))
     while True:
         codes = top(m)
-        bound = _smallest(team.joined(codes.values.detach().flatten()), total)
+        bound = _smallest(group.all_gather(codes.values.detach().flatten()), total)
         short = m < width and bool((codes.values[:, -1] >= bound).any())
-        if not team.sum(torch.tensor(int(short))):
-            return _kept(codes, bound, total, team)
+        if not group.all_sum(torch.tensor(int(short))):
+            return _kept(codes, bound, total, group)
         m = min(width, 4 * m)
 
 
@@ -81,12 +81,12 @@ def _smallest(flat: Tensor, total: int) -> Tensor:
     return tiny if total >= len(flat) else flat.kthvalue(len(flat) - total + 1).values.maximum(tiny)
 
 
-def _kept(codes: Codes, bound: Tensor, total: int, team: ProcessGroup) -> Codes:
+def _kept(codes: Codes, bound: Tensor, total: int, group: ProcessGroup) -> Codes:
     above, equal = codes.values > bound, codes.values == bound
-    counts = torch.zeros(team.size, 2, dtype=torch.int64, device=bound.device)
-    counts[team.rank] = torch.stack([above.sum(), equal.sum()])
-    counts = team.sum(counts)
-    room = total - counts[:, 0].sum() - counts[: team.rank, 1].sum()
+    counts = torch.zeros(group.size, 2, dtype=torch.int64, device=bound.device)
+    counts[group.rank] = torch.stack([above.sum(), equal.sum()])
+    counts = group.all_sum(counts)
+    room = total - counts[:, 0].sum() - counts[: group.rank, 1].sum()
     ties = (equal.flatten().cumsum(0) <= room).view_as(equal)
     keep = above | (equal & ties)
     active = max(1, int(keep.sum(1).max()))
@@ -101,7 +101,7 @@ class Encoder(nn.Module, ABC):
         """The k strongest latents of each token, descending."""
 
     @abstractmethod
-    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, team: ProcessGroup = SINGLE_PROCESS) -> Codes:
+    def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, group: ProcessGroup = SINGLE_PROCESS) -> Codes:
         """Those of the `total` strongest latents of all the team's tokens together that belong to `x`."""
 
     @abstractmethod
@@ -138,12 +138,12 @@ class LinearEncoder(Encoder):
         return self._active(top_linear(x, self.weight, self.bias, k), x, shift)
 
     def top_of_batch(
-        self, x: Tensor, total: int, shift: Tensor | None = None, team: ProcessGroup = SINGLE_PROCESS
+        self, x: Tensor, total: int, shift: Tensor | None = None, group: ProcessGroup = SINGLE_PROCESS
     ) -> Codes:
         x = centred(x, shift)
         width = self.weight.shape[0]
         top = partial(top_linear, x, self.weight, self.bias)
-        return self._active(top_of_batch(top, len(x), width, total, team), x, shift)
+        return self._active(top_of_batch(top, len(x), width, total, group), x, shift)
 
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None = None) -> Codes:
         x = centred(x, shift)
@@ -238,8 +238,8 @@ class BatchSelection(Selection):
         self.register_buffer("threshold", torch.tensor(-1.0))
 
     def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
-        tokens = int(self.team.sum(torch.tensor(len(x))))
-        codes = encoder.top_of_batch(x, tokens * self.k, shift, self.team)
+        tokens = int(self.group.all_sum(torch.tensor(len(x))))
+        codes = encoder.top_of_batch(x, tokens * self.k, shift, self.group)
         self._follow(codes.values.detach())
         return codes
 
@@ -251,7 +251,7 @@ class BatchSelection(Selection):
     @torch.no_grad()
     def _follow(self, values: Tensor) -> None:
         positive = values[values > 0]
-        low = self.team.lowest(positive.min() if len(positive) else values.new_tensor(inf))
+        low = self.group.all_min(positive.min() if len(positive) else values.new_tensor(inf))
         if low < inf:
             share = self.momentum if self.followed else 1.0
             self.threshold.lerp_(low.to(self.threshold).expand_as(self.threshold), share)

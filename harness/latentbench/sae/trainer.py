@@ -73,7 +73,7 @@ class Trainer(Protocol):
     """Where its hidden states come from."""
     next_block: int
     """First block it has not seen yet."""
-    pace: Throughput
+    throughput: Throughput
     """How fast its steps were; of this process alone, and never part of its state."""
 
     def step(self, x: Tensor) -> None:
@@ -94,59 +94,59 @@ T = TypeVar("T", bound=Trainer)
 
 
 def train(
-    trainees: Sequence[T],
+    trainers: Sequence[T],
     stream: Stream,
     checkpoint: Callable[[list[T]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    team: ProcessGroup = SINGLE_PROCESS,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[T, Outcome]:
-    """Feeds every batch to every trainee that has not seen its block yet.
+    """Feeds every batch to every trainer that has not seen its block yet.
 
-    `checkpoint(trainees)` is called after every block with those still in training, whose `next_block` has advanced;
-    `progress(blocks done, blocks)` likewise. A trainee that raises is dropped, its exception is its outcome, and the
-    others go on; in a team it must be an error that all members meet, otherwise it is raised.
+    `checkpoint(trainers)` is called after every block with those still in training, whose `next_block` has advanced;
+    `progress(blocks done, blocks)` likewise. A trainer that raises is dropped, its exception is its outcome, and the
+    others go on; in a group it must be an error that all members meet, otherwise it is raised.
     """
     failed: dict[T, Exception] = {}
-    for block in range(min((t.next_block for t in trainees), default=0), stream.blocks):
-        active = [t for t in trainees if t not in failed and t.next_block <= block]
-        _feed(active, stream.batches(block), failed, team)
+    for block in range(min((t.next_block for t in trainers), default=0), stream.blocks):
+        active = [t for t in trainers if t not in failed and t.next_block <= block]
+        _feed(active, stream.batches(block), failed, group)
         active = [t for t in active if t not in failed]
-        for trainee in active:
-            trainee.next_block = block + 1
+        for trainer in active:
+            trainer.next_block = block + 1
         if checkpoint is not None and active:
             checkpoint(active)
         if progress is not None:
             progress(block + 1, stream.blocks)
-        if len(failed) == len(trainees):
+        if len(failed) == len(trainers):
             break
     release()
-    return {trainee: failed.get(trainee) or _finished(trainee) for trainee in trainees}
+    return {trainer: failed.get(trainer) or _finished(trainer) for trainer in trainers}
 
 
 def _feed(
-    trainees: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception], team: ProcessGroup
+    trainers: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception], group: ProcessGroup
 ) -> None:
-    if not trainees:
+    if not trainers:
         return
     for batch in batches:
-        for trainee in trainees:
-            if trainee not in failed:
-                x = batch[trainee.site]
+        for trainer in trainers:
+            if trainer not in failed:
+                x = batch[trainer.site]
                 start = now(x.device)  # what the model or another SAE has queued is not this one's
                 try:
-                    trainee.step(x)
-                except BaseException as error:  # one trainee's failure must not end the others' training
+                    trainer.step(x)
+                except BaseException as error:  # one trainer's failure must not end the others' training
                     kept = contained(error)
-                    if not team.shares(kept):
+                    if not group.is_common_error(kept):
                         raise
-                    failed[trainee] = kept
-                trainee.pace.tokens += len(x)
-                trainee.pace.seconds += now(x.device) - start
+                    failed[trainer] = kept
+                trainer.throughput.tokens += len(x)
+                trainer.throughput.seconds += now(x.device) - start
 
 
-def _finished(trainee: Trainer) -> Outcome:
+def _finished(trainer: Trainer) -> Outcome:
     try:
-        return trainee.finish()
+        return trainer.finish()
     except BaseException as error:  # as above
         return contained(error)
 
@@ -182,10 +182,10 @@ class BatchLoss(NamedTuple):
     """[width] int64: see `TrainingLoss`."""
 
 
-def batch_loss(loss: TrainingLoss, tokens: int, team: ProcessGroup) -> BatchLoss:
+def batch_loss(loss: TrainingLoss, tokens: int, group: ProcessGroup) -> BatchLoss:
     """The members' losses averaged, each weighted by its tokens; in float64, so that a process alone keeps its own."""
     means = torch.stack([loss.total.detach(), loss.reconstruction, loss.auxiliary]).double()
-    sums = team.sum(torch.cat([means.new_tensor([tokens]), means * tokens, loss.firing.double()]))
+    sums = group.all_sum(torch.cat([means.new_tensor([tokens]), means * tokens, loss.firing.double()]))
     count, total, reconstruction, auxiliary = sums[:4].tolist()
     return BatchLoss(int(count), total / count, reconstruction / count, auxiliary / count, sums[4:].long())
 
@@ -202,20 +202,20 @@ class NativeTrainer:
         steps: int,
         first_norm: float,
         mean: Tensor,
-        team: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """`steps`: batches of the whole run; `first_norm`, `mean` [d_in]: of the stream's first block at `site`.
 
-        Every member of `team` has such a trainee in the same state and gives it a share of each batch.
+        Every member of `group` has such a trainer in the same state and gives it a share of each batch.
         """
-        self.sae, self.site, self.training, self.steps, self.team = sae, site, training, steps, team
-        set_process_group(sae, team)
+        self.sae, self.site, self.training, self.steps, self.group = sae, site, training, steps, group
+        set_process_group(sae, group)
         self.scale = sqrt(sae.d_in) / first_norm if training.normalise and first_norm > 0 else 1.0
         self.dead_after = training.dead_after or min(MAX_DEAD_AFTER, max(1, steps * training.batch // 10))
         self.next_block = self.next_step = 0
         self.silent = torch.zeros(sae.width, dtype=torch.int64, device=mean.device)
         self.curve: list[tuple[float, ...]] = []
-        self.pace, self.usage = Throughput(), MemoryUsage()
+        self.throughput, self.usage = Throughput(), MemoryUsage()
         self.devices, self.kernels = Counter[int](), Counter[str]()
         sae.to(mean.device).begin(mean, self.scale)
         self.parameters = {name: p for name, p in sae.named_parameters() if p.requires_grad}
@@ -228,7 +228,7 @@ class NativeTrainer:
         with self.usage.of_step(self.sae, self.adam, x.device) if self._recorded else nullcontext():
             self._step(x * self.scale)
         self.next_step += 1
-        self.devices[self.team.size] += 1
+        self.devices[self.group.size] += 1
         self.kernels[self._kernels] += 1
 
     @property
@@ -243,7 +243,7 @@ class NativeTrainer:
 
     def _step(self, x: Tensor) -> None:
         loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
-        of_all = batch_loss(loss, len(x), self.team)
+        of_all = batch_loss(loss, len(x), self.group)
         lr = learning_rate(self.training, self.next_step, self.steps)
         self._check(of_all, lr)
         (loss.total * (len(x) / of_all.tokens)).backward()  # type: ignore[no-untyped-call]
@@ -262,7 +262,7 @@ class NativeTrainer:
             group["lr"] = lr
         for parameter in self.parameters.values():
             if parameter.grad is not None:
-                parameter.grad = self.team.sum(parameter.grad)
+                parameter.grad = self.group.all_sum(parameter.grad)
         if self.training.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
         self.adam.step()
@@ -279,8 +279,8 @@ class NativeTrainer:
             self.curve.append(self._point(loss, x, lr))
 
     def _point(self, loss: BatchLoss, x: Tensor, lr: float) -> tuple[float, ...]:
-        centre = self.team.sum(x.sum(0)) / loss.tokens
-        spread = self.team.sum((x - centre).pow(2).sum()) / loss.tokens
+        centre = self.group.all_sum(x.sum(0)) / loss.tokens
+        spread = self.group.all_sum((x - centre).pow(2).sum()) / loss.tokens
         l0 = loss.firing.sum().item() / loss.tokens
         dead = int((self.silent >= self.dead_after).sum())
         normalised = loss.reconstruction / max(spread.item(), 1e-30)
@@ -301,7 +301,7 @@ class NativeTrainer:
 
     def _most_memory(self) -> int:
         """Of the member that needs most."""
-        return -int(self.team.lowest(torch.tensor(-self.usage.peak)))
+        return -int(self.group.all_min(torch.tensor(-self.usage.peak)))
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continues exactly where `state` was taken. Raises RefusedFile when it does not fit this SAE."""
@@ -332,7 +332,7 @@ class NativeTrainer:
         return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, **made}
 
     def finish(self) -> SparseAutoencoder:
-        """The SAE in evaluation mode, input scale folded into its weights; the trainee is used up."""
+        """The SAE in evaluation mode, input scale folded into its weights; the trainer is used up."""
         self.usage.peak = self._most_memory()
         self.sae.fold_input_scale(self.scale)
         return self.sae.eval().requires_grad_(False)

@@ -38,7 +38,7 @@ class Variant(SpecModel):
     fitted: ClassVar[bool] = False
     """True for controls that are computed from moments of the hidden states: one pass, no gradient steps."""
     data_parallel: ClassVar[bool] = False
-    """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `team` for the rest."""
+    """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `group` for the rest."""
     budgeted: ClassVar[bool] = False
     """Whether `encode` accepts any budget ≤ `max_budget`."""
     selects: ClassVar[Activation | None] = None

@@ -1,4 +1,7 @@
-"""Sources of trained SAEs: what a plug-in implements, and what all of them share: their folders, the identity of files, and what configurations state.
+"""Ways in and out for trained SAEs: what a plug-in implements, and what all of them share.
+
+In: `SaeSource` is what a spec names under `load:`; beside it stand folders, the identity of files, and what configurations
+state. Out: `SaeFormat` is a format of another library that SAEs are written in and read back from.
 
 Nothing here imports torch: `validate` and `plan` read every SAE a spec names.
 """
@@ -9,16 +12,18 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.errors import NotAvailable
 from latentbench.core.hashing import known_digest
 from latentbench.core.paths import Roots
+from latentbench.core.plugins import plugin
 from latentbench.core.spec_model import Json, SpecModel
 
 if TYPE_CHECKING:
-    from latentbench.core.sites import Point
+    from latentbench.core.sites import Point, Site
     from latentbench.sae.autoencoder import SparseAutoencoder
 
 _TRANSFORMER_LENS = re.compile(r"blocks\.(\d+)\.(?:hook_)?(\w+)")
@@ -74,6 +79,70 @@ class SaeSource(SpecModel):
         """The SAE on the CPU, reading raw hidden states."""
 
 
+@dataclass(frozen=True)
+class SaeOrigin:
+    """Where an SAE comes from; what is not known stays None and is not written."""
+
+    model: str | None = None
+    """Name of the language model, e.g. `EleutherAI/pythia-70m`."""
+    site: Site | None = None
+    """Where its hidden states are read."""
+    hook_module: str | None = None
+    """Path of the module in transformers, e.g. `model.layers.3`."""
+    context: int | None = None
+    """Tokens per sequence it was trained on."""
+    cell: str | None = None
+    """Id of the record's cell."""
+
+    def fields(self) -> dict[str, str | int]:
+        """What is known, in the words of sae-lens' metadata where it has some: other tools look for these."""
+        found = {
+            "model_name": self.model,
+            "hook_name": hook_name(self.site) if self.site else None,
+            "hf_hook_name": self.hook_module,
+            "context_size": self.context,
+            "latentbench_version": version("latentbench"),
+            "latentbench_cell": self.cell,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ExportedSae:
+    """What was written in another library's format."""
+
+    architecture: str
+    """The class that the library will load it as."""
+    equivalence: str
+    """`exact` or `exact at k=…`, after `registered class …, ` where the library needs one of ours."""
+    needs_import: str | None
+    """The module to import before the library can load it, or None."""
+
+
+class SaeFormat(Protocol):
+    """A format of another library for SAEs; found by `plugin("exports", name)`, whose value takes no arguments."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that determine the weights, in a folder of this format."""
+
+    def save(self, sae: SparseAutoencoder, folder: Path, origin: SaeOrigin | None = None) -> ExportedSae:
+        """Writes `sae` to the new `folder`, whole or not at all.
+
+        Raises InvalidInput when the folder exists or the format has no equivalent of the SAE, StoreError when the disk
+        refuses.
+        """
+
+    def load(self, folder: Path) -> SparseAutoencoder:
+        """The SAE in `folder`, on the CPU. Raises RefusedFile when the files do not fit together."""
+
+
+def sae_lens_format() -> SaeFormat:
+    """sae-lens' format, in which SAEs of sources are written. Raises NotAvailable where no package provides it."""
+    made: SaeFormat = plugin("exports", "sae_lens")()
+    return made
+
+
 def sae_folder(roots: Roots, path: str, kind: str, needed: Iterable[str]) -> Path:
     """The folder meant by `path`. Raises NotAvailable when it does not hold the files of a `kind`, OutsideProject for
     links that lead out of the project."""
@@ -92,29 +161,9 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, Json]:
     return {name: known_digest(folder / name) for name in names}
 
 
-def config_object(value: Json, where: str) -> dict[str, Json]:
-    """`value` if it is a JSON object. Raises RefusedFile."""
-    if not isinstance(value, dict):
-        raise RefusedFile(f"{where} must hold a JSON object")
-    return value
-
-
-def positive(config: dict[str, Json], key: str, where: str) -> int:
-    """A whole number of at least 1. Raises RefusedFile when it is absent or anything else."""
-    found = optional_positive(config, key, where)
-    if found is None:
-        raise RefusedFile(f"{where}: {key} is missing")
-    return found
-
-
-def optional_positive(config: dict[str, Json], key: str, where: str) -> int | None:
-    """A whole number of at least 1, or None when it is absent. Raises RefusedFile for anything else."""
-    value = config.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RefusedFile(f"{where}: {key} must be a whole number of at least 1, not {str(value)[:40]!r}")
-    return value
+def hook_name(site: Site) -> str:
+    """TransformerLens' name of a site, e.g. `blocks.3.hook_resid_post`; `site_of` reads it back."""
+    return f"blocks.{site.index}.hook_{site.point}"
 
 
 def site_of(hook: str) -> tuple[int | None, Point | None]:
@@ -127,3 +176,12 @@ def model_of(config: dict[str, Json], *keys: str) -> str | None:
     """The name of the language model under the first of `keys` that has one; None for paths: they mean nothing here."""
     found = next((value for key in keys if isinstance(value := config.get(key), str) and value), None)
     return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]
+
+
+def other_output(architecture: str, reads: Json, writes: Json) -> str | None:
+    """Why this is no SAE but a model of another hidden state than it reads; None where it is an SAE."""
+    if "transcoder" in architecture:
+        return f"{architecture[:60]!r} is a transcoder: it predicts another hidden state than it reads"
+    if reads and writes and reads != writes:
+        return f"this is a transcoder: it reads {str(reads)[:80]} and predicts {str(writes)[:80]}"
+    return None

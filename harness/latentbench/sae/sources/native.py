@@ -15,25 +15,21 @@ from pydantic import Field
 from latentbench.core.errors import RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
-from latentbench.core.untrusted_files import tensor_shapes
+from latentbench.core.untrusted_files import config_object, optional_positive, positive, read_json, tensor_shapes
 from latentbench.sae.sources.base import (
     SaeFacts,
     SaeSource,
-    config_object,
     digests,
     model_of,
-    optional_positive,
-    positive,
     sae_folder,
+    sae_lens_format,
     site_of,
 )
-from latentbench_adapters.transformers_model import read_json
 
 if TYPE_CHECKING:
     from latentbench.sae.autoencoder import SparseAutoencoder
 
 WEIGHTS, HEADER, ORIGIN = "sae.safetensors", "sae.json", "export.json"
-SAE_LENS = ("sae_weights.safetensors", "cfg.json")
 _MAX_DEPTH = 8
 
 
@@ -95,18 +91,15 @@ def base_folders(folder: Path) -> list[Path]:
 
 def load_base(folder: Path, depth: int = 1) -> SparseAutoencoder:
     """The base SAE in `folder`, written by latentbench or in sae-lens' format. Raises RefusedFile."""
-    if (folder / HEADER).is_file():
-        return load_folder(folder, depth)
-    from latentbench_adapters.sae_lens.saes import from_disk
-
-    return from_disk(folder)
+    return load_folder(folder, depth) if (folder / HEADER).is_file() else sae_lens_format().load(folder)
 
 
 def _files(folder: Path, depth: int = 0) -> Iterator[Path]:
     """The files that determine the weights, bases included."""
-    names = (WEIGHTS, HEADER) if (folder / HEADER).is_file() else SAE_LENS
+    native = (folder / HEADER).is_file()
+    names = (WEIGHTS, HEADER) if native else sae_lens_format().files
     yield from (folder / name for name in names if (folder / name).is_file())
-    if names == (WEIGHTS, HEADER) and depth <= _MAX_DEPTH:
+    if native and depth <= _MAX_DEPTH:
         for base in base_folders(folder):
             yield from _files(base, depth + 1)
 

@@ -257,7 +257,7 @@ class Extended(Tuned):
 
     @torch.no_grad()
     def _copy_most_active(self, x: Tensor) -> None:
-        counts = self.team.sum(self.encode(x).firing_counts(self.width))[: self.old]
+        counts = self.group.all_sum(self.encode(x).firing_counts(self.width))[: self.old]
         chosen = counts.argsort(descending=True, stable=True)[: self.width - self.old]
         for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
             parameter[self.old :] = parameter[chosen]

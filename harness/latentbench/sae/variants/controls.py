@@ -44,13 +44,13 @@ class FittedSAE(SparseAutoencoder):
 
 
 class FittedTrainer:
-    """Gathers moments in float64 and fits a control at the end. The sums of a team are those of its members together."""
+    """Gathers moments in float64 and fits a control at the end. The sums of a group are those of its members together."""
 
     def __init__(
-        self, sae: FittedSAE, site: Site, device: torch.device | None = None, team: ProcessGroup = SINGLE_PROCESS
+        self, sae: FittedSAE, site: Site, device: torch.device | None = None, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
         self.sae, self.site, self.next_block = sae.to(device), site, 0
-        self.pace, self.team = Throughput(), team
+        self.throughput, self.group = Throughput(), group
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
         self.products = torch.zeros(sae.d_in, sae.d_in, dtype=torch.float64, device=device)
@@ -58,15 +58,15 @@ class FittedTrainer:
     def step(self, x: Tensor) -> None:
         """Adds hidden states `x` [n, d_in]. Raises CellFailed when they are not finite."""
         x = x.double()
-        if self.team.sum((~torch.isfinite(x)).sum()):
+        if self.group.all_sum((~torch.isfinite(x)).sum()):
             raise CellFailed("the hidden states hold NaN or infinity; try dtype: float32 for the model")
         self.count += len(x)
         self.total += x.sum(0)
         self.products.addmm_(x.t(), x)
 
     def state(self) -> dict[str, Tensor]:
-        """The sums so far and the position, as copies. The first member of a team then has the sums, as after loading."""
-        sums = {name: self.team.sum(getattr(self, name).clone()) for name in ("count", "total", "products")}
+        """The sums so far and the position, as copies. The first member of a group then has the sums, as after loading."""
+        sums = {name: self.group.all_sum(getattr(self, name).clone()) for name in ("count", "total", "products")}
         state = sums | {"position": torch.tensor([self.next_block])}
         self.load_state(state)
         return state
@@ -75,14 +75,14 @@ class FittedTrainer:
         """Continues exactly where `state` was taken. Raises RefusedFile when it does not fit."""
         try:
             for name in ("count", "total", "products"):
-                getattr(self, name).copy_(state[name] if self.team.rank == 0 else torch.zeros_like(state[name]))
+                getattr(self, name).copy_(state[name] if self.group.rank == 0 else torch.zeros_like(state[name]))
             (self.next_block,) = state["position"].tolist()
         except (KeyError, RuntimeError, ValueError) as error:
             raise RefusedFile(f"the checkpoint does not fit this control: {error}") from error
 
     def finish(self) -> SparseAutoencoder:
         """The control. Raises CellFailed when it has seen no hidden states."""
-        count, total, products = map(self.team.sum, (self.count, self.total, self.products))
+        count, total, products = map(self.group.all_sum, (self.count, self.total, self.products))
         if count == 0:
             raise CellFailed("no hidden states to compute this control from")
         mean = total / count

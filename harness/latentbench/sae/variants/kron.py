@@ -72,11 +72,11 @@ class KronEncoder(Encoder):
         return self._active(self.strongest(pre, k), pre, x, shift)
 
     def top_of_batch(
-        self, x: Tensor, total: int, shift: Tensor | None = None, team: ProcessGroup = SINGLE_PROCESS
+        self, x: Tensor, total: int, shift: Tensor | None = None, group: ProcessGroup = SINGLE_PROCESS
     ) -> Codes:
         x = centred(x, shift)
         pre = preactivations(x, self.weight, self.bias)
-        codes = top_of_batch(partial(self.strongest, pre), len(x), self.width, total, team)
+        codes = top_of_batch(partial(self.strongest, pre), len(x), self.width, total, group)
         return self._active(codes, pre, x, shift)
 
     @torch.no_grad()

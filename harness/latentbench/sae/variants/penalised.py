@@ -213,7 +213,7 @@ class JumpReLU(PenalisedSAE):
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
         pre, threshold = self.pre(x).relu(), self.threshold
-        l0 = global_mean(count(pre, threshold, self.bandwidth), self.team)
+        l0 = global_mean(count(pre, threshold, self.bandwidth), self.group)
         penalty = l0 if self.target is None else self.target * (l0 / self.target - 1).pow(2)
         latents = jump(pre, threshold, self.bandwidth)
         return self.fitted(x, latents, self.coefficient * self.warmed(step, steps) * penalty)

@@ -17,7 +17,7 @@ Work = Callable[[ProcessGroup, Path], None]
 
 
 def together(work: Work, folder: Path, size: int = 2, seconds: float = 120) -> list[int]:
-    """Runs `work(team, folder)` in as many processes; their exit codes. Who hangs is killed."""
+    """Runs `work(group, folder)` in as many processes; their exit codes. Who hangs is killed."""
     processes = [_CONTEXT.Process(target=_member, args=(work, rank, size, folder)) for rank in range(size)]
     for process in processes:
         process.start()
@@ -36,9 +36,9 @@ def _member(work: Work, rank: int, size: int, folder: Path) -> None:
 class Shares:
     """Another stream's batches, of which the members have unequal parts, dealt anew for every batch."""
 
-    def __init__(self, whole: object, team: ProcessGroup, first: float = 0.3) -> None:
+    def __init__(self, whole: object, group: ProcessGroup, first: float = 0.3) -> None:
         """`first`: part of the tokens that the first member has."""
-        self.whole, self.team, self.first = whole, team, first
+        self.whole, self.group, self.first = whole, group, first
         self.blocks, self.steps = whole.blocks, whole.steps  # type: ignore[attr-defined]
         self.means, self.first_norms = whole.means, whole.first_norms  # type: ignore[attr-defined]
 
@@ -48,5 +48,5 @@ class Shares:
             tokens = len(next(iter(batch.values())))
             mine = torch.rand(tokens, generator=generator) < self.first
             mine[:2] = torch.tensor([True, False])  # nobody is left without
-            mine = mine if self.team.rank == 0 else ~mine
+            mine = mine if self.group.rank == 0 else ~mine
             yield {site: x[mine] for site, x in batch.items()}

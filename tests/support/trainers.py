@@ -73,7 +73,7 @@ def bases(options: Variant) -> tuple[SparseAutoencoder, ...]:
     return tuple(base() for _ in options.base_sections)
 
 
-def trainee(options: Variant, site: Site = HERE, recipe: TrainingOptions = RECIPE, seed: int = 0) -> NativeTrainer:
+def trainer(options: Variant, site: Site = HERE, recipe: TrainingOptions = RECIPE, seed: int = 0) -> NativeTrainer:
     sae, stream = options.build(D, torch.Generator().manual_seed(seed), bases(options)), Blocks()
     assert isinstance(sae, TrainableSAE)
     norm, mean = stream.first_norms[site], stream.means[site]
@@ -88,7 +88,7 @@ def assert_equal_weights(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
 
 def trained(options: Variant, seed: int = 0) -> tuple[SparseAutoencoder, NativeTrainer]:
     """Trained in one go, alone."""
-    one = trainee(options, seed=seed)
+    one = trainer(options, seed=seed)
     outcome = train([one], Blocks())[one]
     assert isinstance(outcome, SparseAutoencoder), outcome
     return outcome, one
@@ -98,7 +98,7 @@ def interrupted(options: Variant, site: Site = HERE) -> tuple[SparseAutoencoder,
     """Trained with a new process's worth of objects after every block."""
     state: dict[str, Tensor] | None = None
     for block in range(Blocks.blocks):
-        running = trainee(options, site)
+        running = trainer(options, site)
         if state is not None:
             running.load_state(state)
         assert running.next_block == block
