@@ -7,4 +7,6 @@ sae_lens         evaluations of sae-lens (JSON and CSV) in
 sae_metrics      the numbers that both report, under our names
 lm_eval          results of the LM Evaluation Harness in
 every_eval_ever  logs in the Every Eval Ever schema out
-exporting        folders of such files, model cards, runs of an experiment tracker"""
+exporting        folders of such files, model cards, runs of an experiment tracker
+sae_export       the SAE of a cell as a folder for sae-lens, for another spec, or for the hub
+vector_export    the steering vectors of a cell as a file for other tools"""
