@@ -35,6 +35,7 @@ def main(path: str) -> int:
 
 
 def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
+    """Trains together with the processes whose files are in `folder`, and as the first one writes there what came of it."""
     import torch
 
     from latentbench.distributed.process_group import TorchProcessGroup
@@ -42,17 +43,19 @@ def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
     from latentbench.execute.training_stage import TrainingRunner
     from latentbench.store.store import Store
 
+    # All processes are on this machine. Left to choose, Gloo would bind to whatever the host's name resolves to and NCCL to
+    # some network interface, and neither has to work.
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback()
     torch.set_num_threads(task.job.threads)
-    team = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
-    training = TrainingRunner(Store(task.job.store), ModelCache(task.job.roots, task.device), team)
-    failures = training.make(list(_wanted(task)), lambda done, total: report(Event("progress", "", done, total)))
+    group = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
+    training = TrainingRunner(Store(task.job.store), ModelCache(task.job.roots, task.device), group)
+    failures = training.make(list(_requests(task)), lambda done, total: report(Event("progress", "", done, total)))
     if task.rank == 0:
         failed = {key: {"type": type(error).__name__, "message": str(error)} for key, error in failures.items()}
         write_json(folder / OUTCOME, {"failures": failed, "speeds": training.speeds})
 
 
-def _wanted(task: RankJob) -> Iterator[TrainingRequest]:
+def _requests(task: RankJob) -> Iterator[TrainingRequest]:
     """The SAEs, in the order that all processes keep."""
     from latentbench.execute.training_stage import TrainingRequest
 
@@ -68,6 +71,7 @@ def _wanted(task: RankJob) -> Iterator[TrainingRequest]:
 
 
 def _loopback() -> str:
+    """Name of the loopback interface: `lo` on Linux, `lo0` on macOS."""
     return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
 
 
