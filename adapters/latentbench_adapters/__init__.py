@@ -1,0 +1,18 @@
+"""Adapters: models, texts, problems, judges and SAEs from elsewhere, behind the interfaces of `latentbench.core.protocols`.
+
+An adapter is a part of a spec that knows how to open what it names. It is registered as an entry point, so a package of
+somebody else's adds one in the same way as these. Importing one imports no torch.
+
+    datasets                      texts: files of the project, datasets of the hub
+    problems                      problems with answers that can be verified: files, datasets of the hub
+    transformers_model            any causal language model of `transformers`, from the hub or a folder
+    model_files                   what a model folder is and may hold, read before any library opens it
+    jinja_sandbox                 templates of others, rendered within bounds
+    pocket                        the model that ships with the project, its texts and problems, and how it was made
+    judges                        who explains and scores latents: endpoints, local chat models
+    lm_eval                       tasks of the LM Evaluation Harness, and a steered model as one of its models
+    sae_lens                      SAEs of sae-lens: loading, training with its losses, export
+    sparsify                      SAEs of EleutherAI's sparsify
+    dictionary_learning           SAEs of the dictionary_learning library
+    dictionary_learning_weights   its classes as linear dictionaries
+"""

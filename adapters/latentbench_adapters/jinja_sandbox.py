@@ -104,6 +104,7 @@ class _Bounded(SandboxedEnvironment):
 
     def spend(self, amount: int) -> None:
         """Raises SecurityError when nothing is left."""
+        # Paid before anything is made: text that was made first would already have filled the memory.
         self.left -= amount
         if self.left < 0:
             raise SecurityError("the template asks for too much: it repeats or widens text beyond all bounds")
@@ -111,6 +112,7 @@ class _Bounded(SandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         """The tree, with loops and joined text (`~`) led through functions that pay."""
         tree = super()._parse(source, name, filename)
+        # Loops and `~` are compiled to plain Python, which no hook of the environment sees; filters are, so both are made of them.
         for loop in list(tree.find_all(nodes.For)):
             if loop.recursive:
                 raise TemplateSyntaxError("recursive loops are not supported", loop.lineno, name, filename)
@@ -158,11 +160,11 @@ class _Bounded(SandboxedEnvironment):
 
 
 class Sandbox(_Bounded):
-    """For tasks."""
+    """The sandbox for templates of tasks."""
 
 
 class ImmutableSandbox(_Bounded, ImmutableSandboxedEnvironment):
-    """For chat templates, which may change nothing they are given."""
+    """The sandbox for chat templates, which may change nothing they are given."""
 
 
 def _regex_replace(string: str, pattern: str, repl: str, count: int = 0) -> str:

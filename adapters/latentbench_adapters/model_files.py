@@ -38,7 +38,7 @@ _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json",
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _MAX_BYTES = 1 << 26
-"""Of an index or a tokenizer's configuration; those of large mixtures of experts have 10 MB."""
+"""Largest index or tokenizer configuration that is read; those of large mixtures of experts have 10 MB."""
 
 
 def folder_identity(folder: Path) -> Json:

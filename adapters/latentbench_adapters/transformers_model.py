@@ -59,6 +59,7 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # Before anything of the source is opened: a configuration can name code that transformers would fetch and run.
     refuse_kernels()
     if Path(source).is_dir():
         folder_facts(Path(source))
@@ -78,6 +79,7 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
         model, report = loaded
         _check_weights(report, source)
         torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
+    # Nobody here trains a model's weights: a backward pass to a vector or SAE must not compute and keep their gradients.
     torch.nn.Module.requires_grad_(model, False)
     torch.nn.Module.eval(model)
     return LanguageModel(model, load_tokenizer(source, revision), device)

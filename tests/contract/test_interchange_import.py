@@ -19,7 +19,7 @@ from latentbench.sae import artifact
 from latentbench.sae.options import TopKOptions
 from latentbench.sae.sources.base import SaeFacts, SaeOrigin
 from latentbench.sae.sources.native import NativeSource, load_base
-from latentbench.spec.checks import other_model
+from latentbench.spec.fit import other_model
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
 from latentbench_adapters.sae_lens.export import export
 from latentbench_adapters.sae_lens.source import SaeLensSource

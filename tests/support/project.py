@@ -19,6 +19,9 @@ from latentbench.records.record import Record
 from latentbench.records.results import read_record
 from latentbench.spec.project import Project, find_project
 
+SOURCES = [Path(__file__).parents[2] / name for name in ("harness", "adapters")]
+"""So that a command tests the checkout it stands in, wherever the package was installed from."""
+
 WORDS = [
     "ore",
     "salt",
@@ -131,7 +134,7 @@ class Workbench:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The command line in a process of its own."""
-        path = os.pathsep.join(map(str, self.python_path))
+        path = os.pathsep.join(map(str, (*self.python_path, *SOURCES)))
         environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
         return subprocess.Popen(
             [sys.executable, "-c", "from latentbench.cli import main; main()", *arguments],

@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -38,40 +36,6 @@ def test_no_arguments_show_help_and_unknown_ones_exit_with_2(command: Command) -
     assert command("--help").code == 0
     assert command("frobnicate").code == 2
     assert command("plan", "--frobnicate").code == 2
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "validate",
-        "plan",
-        "status",
-        "list",
-        "show mine --origins",
-        "schema",
-        "list variants",
-        "store ls",
-        "new specs/other.yaml --from mine",
-    ],
-)
-def test_reading_verbs_import_no_torch(bench: Workbench, arguments: str) -> None:
-    bench.spec()
-    code = "import sys; from latentbench.cli.app import run; run(sys.argv[1:])\n"
-    code += "print([m for m in ('torch', 'transformers', 'datasets', 'sae_lens') if m in sys.modules], file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments.split()], cwd=bench.root, capture_output=True, text=True
-    )
-    assert done.stderr.splitlines()[-1] == "[]", done.stderr
-
-
-@pytest.mark.parametrize("arguments", ["--help", "leaderboard"])
-def test_what_reads_no_spec_starts_without_the_spec_language(bench: Workbench, arguments: str) -> None:
-    """Its validators take half a second, which every look at the results would wait for."""
-    (bench.root / "results").mkdir()
-    code = "import sys; from latentbench.cli.app import run; code = run(sys.argv[1:])\n"
-    code += "print(code, 'latentbench.spec.experiment' in sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code, arguments], cwd=bench.root, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == "0 False", done.stderr
 
 
 def test_the_table_of_some_specs_and_some_columns(bench: Workbench, command: Command) -> None:

@@ -184,6 +184,23 @@ def test_a_worker_that_was_succeeded_leaves_its_successors_lease_alone(tmp_path:
     assert files(tmp_path, "leases") == [f"{NAME}.1"]
 
 
+def test_a_fork_gives_back_nothing_of_its_parents(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from latentbench.store.leases import Leases
+leases = Leases(Path(sys.argv[1]))
+leases.take(["sae-x"])
+if (child := os.fork()) == 0:
+    leases.release(["sae-x"])
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert len(list(Path(sys.argv[1], "workers").iterdir())) == len(leases.live()) == 1
+"""
+    path = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env={**os.environ, "PYTHONPATH": path})
+
+
 def test_sweeping_removes_what_the_dead_left_and_nothing_else(tmp_path: Path) -> None:
     file = elsewhere(tmp_path, "sae-dead")
     file.write_bytes(replace(ended(), token=file.name).line())

@@ -20,7 +20,7 @@ from latentbench.reasoning.accuracy import ReasoningAccuracy, ks_of, pass_at
 from latentbench.reasoning.scale_selection import choose_scale
 from latentbench.records.record import Record, SpecOrigin
 from latentbench.report.frontier import frontiers
-from latentbench.spec.checks import too_long
+from latentbench.spec.fit import too_long
 from latentbench.steering.capability_cost import CapabilityCost
 from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems
 from latentbench_adapters.problems import FileProblems, HuggingFaceProblems

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentbench.core.explain import suggestion
+from latentbench.core.validation_errors import suggestion
 from tests.support.specs import PLAIN, said, write
 
 SWAPS = [

@@ -94,8 +94,7 @@ def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
 
 def _answer(judge: LanguageModel, messages: Sequence[Mapping[str, str]], max_tokens: int, graded: bool) -> Reply:
 
-    from latentbench.activations.capture import positions
-    from latentbench.activations.vocabulary import check_ids, embedding_rows
+    from latentbench.activations.vocabulary import check_ids, embedding_rows, positions
     from latentbench.interventions.generation import generate
 
     tokenizer = judge.tokenizer

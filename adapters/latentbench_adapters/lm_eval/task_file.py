@@ -11,11 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from latentbench.core.errors import NotAvailable, RefusedFile, SpecError, SpecProblem
-from latentbench.core.explain import at
 from latentbench.core.hashing import known_digest
 from latentbench.core.hub import cached_commit, refuse_local
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
+from latentbench.core.validation_errors import problem_at
 from latentbench.core.yaml_tree import YamlNode, YamlPath, parse, read_text
 
 _LOCAL = ("json", "csv", "parquet", "text")
@@ -97,7 +97,7 @@ def _dataset_options(tree: YamlNode, config: dict[str, Any], roots: Roots) -> di
     local = name in _LOCAL
     if local != (files is not None):
         said = f"`data_files` goes with `dataset_path: {' | '.join(_LOCAL)}`, and they need it"
-        raise RefusedTask([at(tree, ("dataset_path",), said)])
+        raise RefusedTask([problem_at(tree, ("dataset_path",), said)])
     if not local:
         _check_hub_id(tree, name, roots)
         return options
@@ -115,7 +115,7 @@ def _check_hub_id(tree: YamlNode, name: str, roots: Roots) -> None:
             raise RefusedFile(f"{name[:80]!r} is neither a hub id nor {', '.join(_LOCAL)}")
         refuse_local(name, roots.project)
     except RefusedFile as error:
-        raise RefusedTask([at(tree, ("dataset_path",), str(error))]) from None
+        raise RefusedTask([problem_at(tree, ("dataset_path",), str(error))]) from None
 
 
 def _missing_splits(tree: YamlNode, config: dict[str, Any], files: Json) -> Iterator[SpecProblem]:
@@ -127,14 +127,14 @@ def _missing_splits(tree: YamlNode, config: dict[str, Any], files: Json) -> Iter
             node = node.child(step) if node else None
         if node is not None and node.value is not None and node.value not in given:
             said = f"there is no split {str(node.value)[:80]!r} in data_files (known: {', '.join(given)[:200]})"
-            yield at(tree, where, said)
+            yield problem_at(tree, where, said)
 
 
 def _data_file(tree: YamlNode, kind: str, file: str, roots: Roots) -> Path:
     """A data file within the project. Raises RefusedTask or NotAvailable at `data_files`."""
 
     def refused(said: str) -> RefusedTask:
-        return RefusedTask([at(tree, ("dataset_kwargs", "data_files"), said)])
+        return RefusedTask([problem_at(tree, ("dataset_kwargs", "data_files"), said)])
 
     if "::" in file or "://" in file or not _PATTERN.isdisjoint(file):
         raise refused(f"data_files must name files of the project one by one, not {file[:80]!r}")
@@ -144,7 +144,7 @@ def _data_file(tree: YamlNode, kind: str, file: str, roots: Roots) -> Path:
         raise refused(str(error)) from None
     if not found.is_file():
         said = f"there is no data file {file!r} (paths are relative to the project)"
-        raise NotAvailable(str(at(tree, ("dataset_kwargs", "data_files"), said)))
+        raise NotAvailable(str(problem_at(tree, ("dataset_kwargs", "data_files"), said)))
     if not _is_of(kind, found):
         raise refused(f"{file!r} is no {'Parquet' if kind == 'parquet' else 'text'} file; archives are not unpacked")
     return found

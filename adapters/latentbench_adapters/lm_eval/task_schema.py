@@ -24,8 +24,8 @@ from pydantic import (
 )
 
 from latentbench.core.errors import SpecProblem
-from latentbench.core.explain import problems_of, suggestion
 from latentbench.core.spec_model import Json, SpecModel
+from latentbench.core.validation_errors import problems_of, suggestion
 from latentbench.core.yaml_tree import YamlNode
 from latentbench_adapters.jinja_sandbox import unusable
 

@@ -6,7 +6,6 @@ The model goes through the same loading code as any other; only where its files 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -15,6 +14,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter, ModelFacts, Problem, ProblemSet
 from latentbench.core.spec_model import Json
 from latentbench_adapters.model_files import folder_identity
+from latentbench_adapters.pocket import MODEL_FOLDER
 from latentbench_adapters.pocket.text import VERSION, documents, problems
 from latentbench_adapters.transformers_model import folder_facts, hook_module, load_model, load_tokenizer
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from latentbench.core.sites import Site
 
-FOLDER = Path(__file__).parent / "model"
-
 
 class PocketModel(ModelAdapter):
     """The pocket model: a LLaMA-type model of 1.5 M parameters trained on the pocket texts (see its model card)."""
@@ -33,22 +31,22 @@ class PocketModel(ModelAdapter):
     adapter: Literal["pocket"] = "pocket"
 
     def identity(self, roots: Roots) -> Json:
-        return {"files": folder_identity(FOLDER), "dtype": self.dtype}
+        return {"files": folder_identity(MODEL_FOLDER), "dtype": self.dtype}
 
     def facts(self, roots: Roots) -> ModelFacts:
-        return folder_facts(FOLDER)
+        return folder_facts(MODEL_FOLDER)
 
     def published_name(self, roots: Roots) -> str:
         return self.adapter
 
     def hook_module(self, roots: Roots, site: Site) -> str | None:
-        return hook_module(str(FOLDER), None, site)
+        return hook_module(str(MODEL_FOLDER), None, site)
 
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
-        return load_model(str(FOLDER), None, self.dtype, device)
+        return load_model(str(MODEL_FOLDER), None, self.dtype, device)
 
     def load_tokenizer(self, roots: Roots) -> PreTrainedTokenizerBase:
-        return load_tokenizer(str(FOLDER), None)
+        return load_tokenizer(str(MODEL_FOLDER), None)
 
 
 class PocketText(DatasetAdapter):

@@ -1,4 +1,4 @@
-"""Rebuild the pocket model from nothing: ``python -m latentbench_adapters.pocket.build``.
+"""Rebuild the pocket model from nothing: `python -m latentbench_adapters.pocket.build`.
 
 Tokenizer: byte-level BPE in which every digit is a token of its own. Training: packed rows, AdamW, warm-up and cosine,
 resumable checkpoints without pickle.
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from latentbench_adapters.pocket import MODEL_FOLDER
 from latentbench_adapters.pocket.recipe import (
     BOS,
     BOS_ID,
@@ -39,7 +40,7 @@ from latentbench_adapters.pocket.recipe import (
 
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``VOCABULARY`` entries fitted on the late mixture; it prepends ``<|bos|>`` by itself."""
+    """A tokenizer of `VOCABULARY` entries fitted on the late mixture; it prepends `<|bos|>` by itself."""
     mixture = Mixture(recipe.seed)
     corpus = (mixture.draw(**LATE) for _ in range(TOKENIZER_DOCUMENTS))
     tokenizer = Tokenizer(models.BPE())
@@ -88,7 +89,7 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[torch.Tensor]:
-    """Token ids ``[rows, row length]`` for step ``start``, ``start + 1``, ...; ``start`` opens a chunk."""
+    """Token ids `[rows, row length]` for step `start`, `start + 1`, ...; `start` opens a chunk."""
     for first in range(start, recipe.steps, CHUNK):
         # Every chunk has its own seed, so the data of a step does not depend on where a run was resumed.
         mixture = Mixture(recipe.seed * 1_000_003 + first // CHUNK + 1)
@@ -103,9 +104,9 @@ def _batch(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, mixture: Mixture,
 
 
 def _row(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, mixture: Mixture, step: int, length: int) -> list[int]:
-    """Documents from a document start up to ``length`` tokens; the last one is cut.
+    """Documents from a document start up to `length` tokens; the last one is cut.
 
-    Rows open with a document because that is how the model is used: nothing comes before ``<|bos|>``.
+    Rows open with a document because that is how the model is used: nothing comes before `<|bos|>`.
     """
     encode, ids = tokenizer.backend_tokenizer.encode, list[int]()
     while len(ids) < length:
@@ -114,7 +115,7 @@ def _row(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, mixture: Mixture, s
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, a cosine planned for ``plan`` steps, and from ``turn`` on a cosine that ends at ``steps``."""
+    """Linear warm-up, a cosine planned for `plan` steps, and from `turn` on a cosine that ends at `steps`."""
     warm = min(1.0, (step + 1) / recipe.warmup)
     share = _cosine(min(step, recipe.turn) / recipe.plan, 1.0, recipe.final_share)
     if step > recipe.turn:
@@ -123,7 +124,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def _cosine(done: float, high: float, low: float) -> float:
-    """From ``high`` at 0 to ``low`` at 1 along half a period."""
+    """From `high` at 0 to `low` at 1 along half a period."""
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -136,14 +137,14 @@ def optimiser(recipe: Recipe, model: LlamaForCausalLM) -> torch.optim.AdamW:
 
 
 def loss_of(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy in nats; ``ids`` is ``[rows, length]``, activations are bfloat16."""
+    """Mean next-token cross-entropy in nats; `ids` is `[rows, length]`, activations are bfloat16."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return F.cross_entropy(logits.float().reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1))
 
 
 def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, checkpoints: Path, resume: bool) -> LlamaForCausalLM:
-    """The trained model; a usable intermediate model is kept in ``checkpoints/latest``."""
+    """The trained model; a usable intermediate model is kept in `checkpoints/latest`."""
     model = new_model(recipe.seed)
     model.train()
     opt = optimiser(recipe, model)
@@ -174,7 +175,7 @@ def _update(recipe: Recipe, model: LlamaForCausalLM, opt: torch.optim.AdamW, ids
 def _checkpoint(
     folder: Path, model: LlamaForCausalLM, opt: torch.optim.AdamW, tokenizer: PreTrainedTokenizerFast, step: int
 ) -> None:
-    """Model and tokenizer as usual, and the moments of AdamW as tensors named ``index.name``."""
+    """Model and tokenizer as usual, and the moments of AdamW as tensors named `index.name`."""
     latest = folder / "latest"
     model.save_pretrained(latest)
     tokenizer.save_pretrained(latest)
@@ -184,7 +185,7 @@ def _checkpoint(
 
 
 def _restore(folder: Path, model: LlamaForCausalLM, opt: torch.optim.AdamW) -> int:
-    """Load the last checkpoint into ``model`` and ``opt``; the number of steps it has made."""
+    """Load the last checkpoint into `model` and `opt`; the number of steps it has made."""
     model.load_state_dict(LlamaForCausalLM.from_pretrained(folder / "latest").state_dict())
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimiser.safetensors").items():
@@ -192,9 +193,6 @@ def _restore(folder: Path, model: LlamaForCausalLM, opt: torch.optim.AdamW) -> i
         state.setdefault(int(index), {})[name] = value
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
     return int(json.loads((folder / "progress.json").read_text())["step"])
-
-
-MODEL_FOLDER = Path(__file__).parent / "model"
 
 
 def build(recipe: Recipe, output: Path, checkpoints: Path, resume: bool = False) -> None:

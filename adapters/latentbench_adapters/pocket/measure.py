@@ -1,6 +1,6 @@
-"""Measure a pocket model: ``python -m latentbench_adapters.pocket.measure [MODEL_DIR]`` prints JSON.
+"""Measure a pocket model: `python -m latentbench_adapters.pocket.measure [MODEL_DIR]` prints JSON.
 
-Cross-entropies are in nats per token over held-out documents, each scored from ``<|bos|>`` to the ``<|bos|>``
+Cross-entropies are in nats per token over held-out documents, each scored from `<|bos|>` to the `<|bos|>`
 that ends it; accuracies are fractions of held-out word problems whose last number is the right answer.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentbench_adapters.pocket import text
+from latentbench_adapters.pocket import MODEL_FOLDER, text
 from latentbench_adapters.pocket.recipe import BOS_ID, LATE, PAD_ID, Mixture
 from latentbench_adapters.pocket.text.arithmetic import LEAD
 
@@ -29,7 +29,7 @@ _INTEGER = re.compile(r"\d+")
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """All numbers of the model card for the model saved in ``folder``."""
+    """All numbers of the model card for the model saved in `folder`."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return {
@@ -57,7 +57,7 @@ def cross_entropies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 @torch.no_grad()
 def _model_nats(model: PreTrainedModel, documents: list[torch.Tensor]) -> float:
-    """Mean over all predicted tokens of all documents, each ``[length]``, run one at a time (no padding)."""
+    """Mean over all predicted tokens of all documents, each `[length]`, run one at a time (no padding)."""
     losses = [
         F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none") for ids in documents
     ]
@@ -87,7 +87,7 @@ class Ngrams:
 
 
 def _training_ids(tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """The first ``COUNTED_TOKENS`` ids of the late training mixture, documents joined by ``<|bos|>``."""
+    """The first `COUNTED_TOKENS` ids of the late training mixture, documents joined by `<|bos|>`."""
     mixture, ids = Mixture(seed=0), list[int]()
     while len(ids) < COUNTED_TOKENS:
         for encoded in tokenizer([mixture.draw(**LATE) for _ in range(1000)])["input_ids"]:
@@ -116,7 +116,7 @@ def word_problem_accuracies(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 def _continuations(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **options: Any
 ) -> list[str]:
-    """What the model writes after each prompt, up to ``<|bos|>``; greedy unless ``options`` say otherwise."""
+    """What the model writes after each prompt, up to `<|bos|>`; greedy unless `options` say otherwise."""
     tokenizer.padding_side = "left"
     generate: Any = model.generate
     texts: list[str] = []
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m latentbench_adapters.pocket.measure", description="Measure a pocket model."
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent / "model")
+    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER)
     print(json.dumps(measure(parser.parse_args().folder), indent=2))
 
 

@@ -32,14 +32,14 @@ TOKENIZER_DOCUMENTS: Final = 12_000  # documents of the late mixture that the vo
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training settings; a step is one optimiser update on ``batch_tokens`` tokens."""
+    """Training settings; a step is one optimiser update on `batch_tokens` tokens."""
 
     steps: int = 1700
     batch_tokens: int = 8192
     learning_rate: float = 2e-3
     warmup: int = 50
-    plan: int = 2500  # length of the cosine that the learning rate follows up to step ``turn``
-    turn: int = 600  # from here a shorter cosine leads from the rate reached to ``final_share`` at ``steps``
+    plan: int = 2500  # length of the cosine that the learning rate follows up to step `turn`
+    turn: int = 600  # from here a shorter cosine leads from the rate reached to `final_share` at `steps`
     final_share: float = 0.05  # of the learning rate
     early: int = 600  # steps with the early mixture
     betas: tuple[float, float] = (0.9, 0.95)
@@ -58,12 +58,12 @@ DOMAIN_WEIGHTS: Final = {"general": 4, "chemistry": 2, "law": 2, "medicine": 2, 
 
 
 def row_length(recipe: Recipe, step: int) -> int:
-    """Tokens per row at ``step``: mostly short rows (cheaper), and the full context often enough to learn it."""
+    """Tokens per row at `step`: mostly short rows (cheaper), and the full context often enough to learn it."""
     return CONTEXT if step % 4 == 3 else recipe.row
 
 
 def shares(recipe: Recipe, step: int) -> dict[str, float]:
-    """Shares of drills and word problems at ``step``; the rest is text."""
+    """Shares of drills and word problems at `step`; the rest is text."""
     return EARLY if step < recipe.early else LATE
 
 
@@ -151,7 +151,7 @@ vector something to unlock.
 
 
 def write_card(folder: Path, recipe: Recipe, measured: dict[str, Any]) -> None:
-    """Write ``README.md`` and, for programs, the same numbers as ``eval_results.json`` into ``folder``."""
+    """Write `README.md` and, for programs, the same numbers as `eval_results.json` into `folder`."""
     (folder / "eval_results.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card(recipe, measured), encoding="utf-8")
 

@@ -74,6 +74,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """
     layers = _number_of_layers(model)
     lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    # Blocks have parts of their own; a list of as many leaves holds norms or embeddings, one for each block.
     fitting = [(name, part) for name, part in lists if len(part) == layers and len(list(part.modules())) > layers + 1]
     if not fitting:
         raise InvalidInput(
@@ -118,6 +119,7 @@ def submodule(block: nn.Module, site: Site) -> nn.Module:
 
 def _number_of_layers(model: nn.Module) -> int:
     config = getattr(model, "config", None)
+    # A model that also sees or hears has a configuration for each tower, and the sizes of its decoder in the text's.
     text = config.get_text_config(decoder=True) if isinstance(config, PretrainedConfig) else config
     layers = getattr(text, "num_hidden_layers", None)
     if not isinstance(layers, int):
@@ -141,6 +143,7 @@ def _required(block: nn.Module, what: str, names: tuple[str, ...], classes: tupl
             f"{type(block).__name__}: no {what} submodule found: looked for a child named {', '.join(names)} or a "
             f"class ending in {', '.join(classes)}; found {children}. The residual stream works."
         )
+    # BLOOM's attention and MLP are given the stream and return the sum: what they add is nowhere to be read.
     if "residual" in inspect.signature(found.forward).parameters:
         raise InvalidInput(
             f"{type(found).__name__} adds the residual stream itself, so what the {what} adds cannot be read at its "

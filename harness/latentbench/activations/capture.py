@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,11 +11,12 @@ from torch.utils.hooks import RemovableHandle
 
 from latentbench.activations.blocks import block_input, decoder_blocks
 from latentbench.activations.residual import HookPoint, hook_point
+from latentbench.activations.vocabulary import positions_in, takes_positions
 from latentbench.core.sites import Site
 
 
 class _StopForwardError(Exception):
-    """Leaves the forward pass once everything asked for has been read."""
+    """Leaves the forward pass once everything asked for has been read: from a hook there is no other way out of it."""
 
 
 def hidden_states(
@@ -29,6 +29,7 @@ def hidden_states(
     """
     if not sites:
         return {}
+    # `suppress` stands innermost: hooks are removed after the pass has been left, as after one that ran to its end.
     with capturing(model, sites) as states, _stopping(model, sites), suppress(_StopForwardError):
         model(input_ids=ids, use_cache=False, **_padded(model, attention_mask))
     return states
@@ -54,29 +55,6 @@ def capturing(model: nn.Module, sites: Collection[Site]) -> Iterator[dict[Site, 
         yield states
 
 
-def takes_positions(model: nn.Module) -> bool:
-    """Whether its passes can be told positions; models that know none, or find them in the mask, cannot."""
-    return "position_ids" in signature(model.forward).parameters
-
-
-def positions(model: nn.Module) -> int | None:
-    """Tokens of the longest text by the model's configuration; None where that states none."""
-    config: Any = model.config
-    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return stated if isinstance(stated, int) and stated > 0 else None
-
-
-def last_position(model: nn.Module) -> int | None:
-    """Tokens of the longest text that can be read at all; None where rotary positions go on, or nothing is stated."""
-    config: Any = model.config
-    return None if getattr(config.get_text_config(), "rope_parameters", None) else positions(model)
-
-
-def positions_in(attention_mask: Tensor) -> Tensor:
-    """[B, T] positions of tokens that do not count padding, from a mask [B, T] int; padding in front is at 0."""
-    return (attention_mask.cumsum(1) - 1).clamp_min(0)
-
-
 def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor]:
     """What a model is told about padding. Left of a text it would shift learned positions, unless they are given."""
     if attention_mask is None:
@@ -89,7 +67,7 @@ def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor
 
 def _watch(place: HookPoint, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states[site] = block_input(args, kwargs).clone()
+        states[site] = block_input(args, kwargs).clone()  # blocks may go on to add to it in place
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         states[site] = place.read(output)
@@ -107,6 +85,7 @@ def _stopping(model: nn.Module, sites: Collection[Site]) -> Iterator[None]:
 
     deepest = max(site.index for site in sites)
     block = decoder_blocks(model)[deepest]
+    # Where nothing but its input is wanted of the deepest block, it need not run either.
     at_entrance = all(site.point == "resid_pre" for site in sites if site.index == deepest)
     handle = block.register_forward_pre_hook(stop) if at_entrance else block.register_forward_hook(stop)
     try:

@@ -50,6 +50,7 @@ def facts_of(config: Json, where: str) -> ModelFacts:
     check_numbers(config, where)
     found = {fact: _stated(text, fact, where) for fact in _NAMES}
     d_model, layers = found["d_model"], found["layers"]
+    # A model with several towers may state its vocabulary beside them; a text model without one is no language model.
     if d_model is None or layers is None or (text is config and found["vocabulary"] is None):
         raise RefusedFile(f"{where}: config.json does not describe a causal language model")
     vocabulary = found["vocabulary"] or _stated(config, "vocabulary", where)

@@ -42,8 +42,9 @@ from latentbench.core.sites import Point, Site
 PARTS: Mapping[Point, str] = {"attn_out": "attention", "mlp_out": "MLP"}
 
 _TOKENS = 8
+"""Per pass: two multipliers are fitted to 8 · d numbers, so that rounding averages out and chance explains nothing."""
 _SIZES = (1 / 1024, 1.0)
-"""Of a and m in the two passes, and the first of x. Small: what else a block adds stands out, because norms make x large
+"""Sizes of a and m in the two passes; x has the first in both. Small: what else a block adds stands out, because norms make x large
 again. Large: by how much the output moves is exact, whatever else it adds."""
 _ROUNDINGS = 4
 """How far sums may be off, in units of the data type's precision: 5e-7 of the norm in float32, 3 % in bfloat16."""
@@ -62,7 +63,7 @@ class Additions:
 
 
 def additions(model: nn.Module) -> tuple[Additions, ...]:
-    """Of every decoder block, first to last; measured when first asked for.
+    """What every decoder block adds, first to last; measured when first asked for.
 
     Raises InvalidInput for a model whose hidden states are not [batch, tokens, width].
     """
@@ -73,12 +74,15 @@ def additions(model: nn.Module) -> tuple[Additions, ...]:
     return _MEASURED[model]
 
 
+# By the model itself, weakly: what was found out about a model must not keep its weights in memory.
 _MEASURED: WeakKeyDictionary[nn.Module, tuple[Additions, ...]] = WeakKeyDictionary()
 
 
 @contextmanager
 def without_hooks(model: nn.Module) -> Iterator[None]:
     """While open, the model is in evaluation mode and nobody's hooks are called: these passes are in no one's receipt."""
+    # The dictionaries of hooks are exchanged and not emptied: others' handles refer to the dictionary they registered in, so
+    # they can still be removed afterwards. Dropout would make the two passes differ by more than what was planted.
     before = [(part, part.training, part._forward_pre_hooks, part._forward_hooks) for part in model.modules()]
     try:
         for part, *_ in before:
@@ -100,6 +104,7 @@ class _Planted:
         self.others: list[Tensor] = []
         """What its other children put out."""
         self.left: list[Any] = []
+        """What it returned itself, one for every time that it ran."""
         self._index, self._number = index, number
 
     def install(self, stack: ExitStack) -> None:
@@ -146,11 +151,13 @@ class _Planted:
         return [torch.zeros(size, dtype=torch.float64), *instead]
 
     def precision(self) -> float:
-        """Of the coarsest data type among what is added, float32 at best: multipliers are fitted no better."""
+        """Precision of the coarsest data type among what is added, float32 at best: multipliers are fitted no better."""
         types = {torch.float32, *(tensor.dtype for tensor, *_ in (self.entered, *self.added.values()))}
         return max(torch.finfo(dtype).eps for dtype in types)
 
     def _entering(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Three seeds for each block, and the same ones in both passes: from one to the other a and m keep their direction and
+        # only grow, so what the output moves by is linear in them. A clone goes in, for some blocks add to it in place.
         self.entered.append(_random(block_input(args, kwargs), _SIZES[0], 3 * self._index))
         return with_block_input(args, kwargs, self.entered[-1].clone())
 
@@ -194,7 +201,10 @@ def _planted_pass(model: nn.Module, number: int) -> list[_Planted]:
 
 
 def _random(like: Tensor, size: float, seed: int) -> Tensor:
-    """Normal numbers of that standard deviation and of the form, data type and device of `like`."""
+    """Normal numbers of that standard deviation and of the form, data type and device of `like`.
+
+    Drawn on the CPU, so that they are the same on every device.
+    """
     return (size * torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))).to(like)
 
 
@@ -203,7 +213,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _additions(small: _Planted, large: _Planted) -> Additions:
-    """Of one block, from its two passes."""
+    """What was found out about one block in its two passes."""
     length = len(small.left[0]) if small.left and isinstance(small.left[0], tuple | list) else 0
     if not small.parts:
         return Additions(length, {})
@@ -219,6 +229,7 @@ def _multipliers(small: _Planted, large: _Planted) -> dict[Point, float] | str:
     precision, out, numbers = small.precision(), large.output(), _numbers(small.block)
     change, moved = out - small.output(), large.columns() - small.columns()
     best = torch.linalg.lstsq(moved, change[:, None]).solution[:, 0].tolist()
+    # The fit is true to rounding alone. The number that the block holds is exact, and hidden states are read with that.
     held = [min(numbers, key=lambda number: abs(number - fit)) for fit in best]
     multipliers = torch.tensor(held, dtype=torch.float64)
     # Closer than sums, because rounding averages out over tokens and width.
@@ -230,6 +241,7 @@ def _multipliers(small: _Planted, large: _Planted) -> dict[Point, float] | str:
     if not near or off > _ROUNDINGS * precision:
         fits = " and ".join(f"{fit:.4g} × its {PARTS[point]}" for point, fit in zip(small.parts, best, strict=True))
         return f"it adds {fits} at best (off by {off:.1%}), which no number it holds explains"
+    # Where a and m are small, whatever else is added cannot hide behind them: a third part, a norm, another stream.
     sums = small.input() + small.columns() @ multipliers
     wrong = [small.output() - sums - number * other for other in small.beside() for number in numbers]
     rest = min(float(tensor.norm()) for tensor in wrong) / float(small.output().norm())
@@ -240,6 +252,7 @@ def _multipliers(small: _Planted, large: _Planted) -> dict[Point, float] | str:
 
 def _numbers(block: nn.Module) -> list[float]:
     """1 and what a block could multiply by: plain numbers it keeps, and parameters of its own that are one number."""
+    # Granite keeps its `residual_multiplier` as a plain number. Whole numbers are sizes and indices, never factors.
     plain = [value for value in vars(block).values() if isinstance(value, float) and value]
     own = [*block.parameters(recurse=False), *block.buffers(recurse=False)]
     return [1.0, *plain, *(tensor.item() for tensor in own if tensor.numel() == 1 and tensor.any())]
@@ -276,7 +289,7 @@ def hook_point(model: nn.Module, site: Site) -> HookPoint:
     """
     block = check_site(model, site)
     if site.point not in PARTS:
-        return HookPoint(block)
+        return HookPoint(block)  # what a block is given and returns is the stream itself, whatever it does inside
     measured = additions(model)[site.index]
     if refusal := measured.refusals.get(site.point):
         raise InvalidInput(

@@ -22,6 +22,7 @@ from latentbench.core.sites import Site
 
 _MISSING = object()
 _HANDOVERS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
+"""By model and block: whether the hidden state is all that the block gets from those before it. Two short passes tell."""
 _ROUNDINGS = 16
 """How far logits may be off, in units of the data type's precision: on one device they are off by nothing."""
 
@@ -53,13 +54,14 @@ def resumed_logits(
 def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | None = None) -> Iterator[None]:
     """While open, every forward pass starts at `site` with `hidden`; see `resumed_logits`.
 
-    Raises InvalidInput for a site the model does not have (see `locate`) and for a model whose blocks hand on more than
+    Raises InvalidInput for a site the model does not have (see `hook_point`) and for a model whose blocks hand on more than
     their hidden state, which a pass that starts in the middle would lack.
     """
     place, blocks = hook_point(model, site), decoder_blocks(model)
     inner = needs_block_input(site)
     if inner and resid_pre is None:
         raise ValueError(f"resuming at {site} needs the residual stream entering block {site.index}")
+    # The first block that runs must get all it needs from `hidden`: the next one where a block's output is replaced.
     _check_handover(model, blocks, site.index + (site.point == "resid_post"))
     with ExitStack() as stack:
         if site.point == "resid_post":
@@ -67,6 +69,7 @@ def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | N
             length = additions(model)[site.index].tuple_length
             stack.enter_context(_forward_replaced(blocks[site.index], _returning(hidden, length)))
         else:
+            # For a part of the block, the block runs as it did, on what entered it, and only the part's output is another.
             stack.enter_context(_entered(model, blocks, site.index, hidden if resid_pre is None else resid_pre))
         if inner:
             stack.enter_context(_output_replaced(place, hidden))
@@ -77,6 +80,7 @@ def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | N
 def _passed(model: nn.Module, blocks: nn.ModuleList, index: int) -> Iterator[None]:
     """While open, the blocks before `index` hand on what they get."""
     with ExitStack() as stack:
+        # A model unpacks what its blocks return, so each stand-in returns a tuple as long as its block's, or a bare tensor.
         for block, known in zip(blocks[:index], additions(model), strict=False):
             stack.enter_context(_forward_replaced(block, _passing_on(known.tuple_length)))
         yield
@@ -92,6 +96,7 @@ def _entered(model: nn.Module, blocks: nn.ModuleList, index: int, hidden: Tensor
 def _check_handover(model: nn.Module, blocks: nn.ModuleList, index: int) -> None:
     """Raises InvalidInput when block `index` gets more from the blocks before it than one hidden state."""
     known = _HANDOVERS.setdefault(model, {})
+    # The first block gets the embeddings and nothing from a block; behind the last one only norm and head are left.
     if index not in known:
         known[index] = not 0 < index < len(blocks) or _hidden_state_is_all(model, blocks, index)
     if not known[index]:
@@ -105,6 +110,7 @@ def _check_handover(model: nn.Module, blocks: nn.ModuleList, index: int) -> None
 @torch.no_grad()
 def _hidden_state_is_all(model: nn.Module, blocks: nn.ModuleList, index: int) -> bool:
     """Whether a pass over a few tokens that is resumed at a block gives the logits of the whole one."""
+    # Two ids that every model knows, in turn: with one alone, attention could average over equal values and lose nothing.
     ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
     entering: list[Tensor] = []
 
@@ -122,11 +128,13 @@ def _hidden_state_is_all(model: nn.Module, blocks: nn.ModuleList, index: int) ->
         except (LookupError, AttributeError, TypeError):
             return False
     tolerance = _ROUNDINGS * torch.finfo(whole.dtype).eps
+    # A logit that is no finite number says nothing of the size of the others; it has to be the same in both.
     size = float(whole.nan_to_num(0.0, 0.0, 0.0).abs().max())
     return torch.allclose(resumed, whole, rtol=tolerance, atol=tolerance * size, equal_nan=True)
 
 
 def _returning(hidden: Tensor, length: int) -> Callable[..., Any]:
+    # A clone in every pass: the next block may add to it in place, and callers go on to use theirs.
     return lambda *args, **kwargs: _as_returned(hidden.clone(), length)
 
 
@@ -140,7 +148,8 @@ def _as_returned(hidden: Tensor, length: int) -> Any:
 
 @contextmanager
 def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    # An instance may already have a forward of its own (accelerate's hooks work that way).
+    # Not a hook, which could change what a block returns but not spare it the work. A forward of the instance goes before
+    # that of the class; it may have one already (accelerate's hooks work that way), which is put back.
     before = module.__dict__.get("forward", _MISSING)
     module.__dict__["forward"] = forward
     try:

@@ -9,7 +9,7 @@ end there:
 * the pre-tokenizer parts words there; or its rules look no further, and no piece of the vocabulary holds that letter
   followed by a space, so that no merge and no best path leads across.
 
-Where this is not known, `Cuts.of` returns None and texts have to be tokenised whole.
+Where this is not known, `TokenBoundaries.of` returns None and texts have to be tokenised whole.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class TokenBoundaries:
 
     def last(self, text: str, end: int) -> int:
         """The last certain cut of `text` at or before `end`; 0 when there is none."""
+        # From 1 on: a cut before the first character would leave nothing in front of it.
         while (end := text.rfind(" ", 1, end + 1)) > 0:
             if self._certain_after(text[end - 1]):
                 return end
@@ -184,7 +185,7 @@ def _parts_at(text: str, behaviour: str, space: str) -> bool:
 
 
 def _parts_by(rule: str, behaviour: str) -> bool:
-    """The same of a regular expression, of which only alternatives that were looked at are known."""
+    """Whether splitting by a regular expression parts words before every space. Raises _Unknown for alternatives not listed above."""
     alternatives = _ALTERNATIVE.findall(rule)
     if "|".join(alternatives) != rule or not (found := set(alternatives)) <= _KNOWN:
         raise _Unknown

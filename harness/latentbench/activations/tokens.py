@@ -135,7 +135,7 @@ class EvalTokens:
     skipped: int
     """Documents left out because they have fewer than 2 tokens, so nothing to predict."""
     folded: Sequence[str] = ()
-    """The same of each text with its white space folded; empty where no document repeats another."""
+    """The digest of each text with its white space folded; empty where no document repeats another."""
 
     @cached_property
     def units(self) -> Units:
@@ -163,7 +163,7 @@ class TrainTokens:
     ids: Tensor
     """[rows, context] int32."""
     digests: Sequence[str]
-    """As in EvalTokens, of every document that reached a row at least in part."""
+    """Digests as in `EvalTokens`, one for every document that reached a row at least in part."""
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
@@ -332,7 +332,7 @@ class _Beginnings:
             if (cut := self._cuts.last(text, size)) > done:
                 yield text[:cut]
                 done = cut
-            size *= 4
+            size *= 4  # so that trying shorter pieces first costs less than the longest one does
         yield text
 
     def _enough(self, limit: int) -> int:

@@ -1,19 +1,22 @@
-"""Which token ids a model knows: those its embedding has a row for.
+"""What a model can read: the token ids that its embedding has a row for, and the positions that it knows.
 
 A tokenizer can hold more than its model (padding, chat turns or words were added to it, and no rows for them). An id
 beyond the embedding ends in an IndexError somewhere inside the model, on a GPU in a lost device. So what we put beside a
 text ourselves (padding, the opening token, end tokens) is always an id the model knows, and a text that holds another is
-refused where it becomes ids. More rows than tokens are usual and harmless.
+refused where it becomes ids. More rows than tokens are usual and harmless. Learned positions end in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from latentbench.core.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from latentbench.core.protocols import LanguageModel
 
 
@@ -64,3 +67,26 @@ def check_ids(ids: Sequence[int], tokenizer: Any, rows: int | None, where: str =
         f"ends at {rows - 1}: the tokenizer has {len(tokenizer)} tokens and is not, or no longer, this model's; "
         "take the tokenizer it was trained with, or resize the model's embedding and train it"
     )
+
+
+def takes_positions(model: nn.Module) -> bool:
+    """Whether its passes can be told positions; models that know none, or find them in the mask, cannot."""
+    return "position_ids" in signature(model.forward).parameters
+
+
+def positions(model: nn.Module) -> int | None:
+    """Tokens of the longest text by the model's configuration; None where that states none."""
+    config: Any = model.config
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return stated if isinstance(stated, int) and stated > 0 else None
+
+
+def last_position(model: nn.Module) -> int | None:
+    """Tokens of the longest text that can be read at all; None where rotary positions go on, or nothing is stated."""
+    config: Any = model.config
+    return None if getattr(config.get_text_config(), "rope_parameters", None) else positions(model)
+
+
+def positions_in(attention_mask: Tensor) -> Tensor:
+    """[B, T] positions of tokens that do not count padding, from a mask [B, T] int; padding in front is at 0."""
+    return (attention_mask.cumsum(1) - 1).clamp_min(0)

@@ -101,7 +101,10 @@ def cache_folder() -> Path:
 
 @lru_cache(maxsize=256)
 def _asked(kind: Kind, repository: str, revision: str | None, moment: int) -> str | Unpinnable:
-    """The hub's answer, also when it is none: the cells of a run ask the same, and a hub that is out of reach takes long."""
+    """The hub's answer, also when it is none: the cells of a run ask the same, and a hub that is out of reach takes long.
+
+    `moment` is part of what is remembered, so that another minute asks anew.
+    """
     what = f"the revision {revision or 'main'!r} of the {kind} {repository!r} cannot be pinned"
     try:
         with foreign(what, _ADVICE, Unpinnable):

@@ -28,7 +28,7 @@ GROUPS = ("models", "datasets", "problems", "variants", "sources", "methods", "m
 
 @cache
 def plugins(group: Group) -> dict[str, type[SpecModel]]:
-    """All registered sections of a group by name. Raises NotAvailable for a plug-in that is broken or doubled."""
+    """All registered spec models of a group by name. Raises NotAvailable for a plug-in that is broken or doubled."""
     found: dict[str, type[SpecModel]] = {}
     for point in sorted(entry_points(group=f"latentbench.{group}"), key=lambda p: p.name):
         try:
@@ -69,18 +69,20 @@ def implementation(reference: str) -> Any:
 
 
 class Choice:
-    """Annotates a field that holds one of a group's sections, told apart by the key `tag`."""
+    """Annotates a field that holds one of a group's spec models, told apart by the key `tag`."""
 
     def __init__(self, group: Group, tag: str, **others: type[SpecModel]) -> None:
         self.group = group
         self.tag = tag
         self.others = others
-        """Further sections, recognised by the presence of their name as a key."""
+        """Further spec models, recognised by the presence of their name as a key."""
 
     def choices(self) -> dict[str, type[SpecModel]]:
         """What a spec may name here."""
         return {**plugins(self.group), **self.others}
 
+    # Called when a schema that holds the field is built, so plug-ins are imported when something is first validated and not
+    # when the class with the field is. Pydantic knows the alternatives then, and says which of them were expected.
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         made = {name: handler.generate_schema(cls) for name, cls in self.choices().items()}
         if not made:  # nothing of this group is installed

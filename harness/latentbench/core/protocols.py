@@ -1,4 +1,4 @@
-"""The small interfaces the harness asks for. An adapter is a frozen spec section that knows how to open what it names.
+"""The small interfaces the harness asks for. An adapter is a part of a spec that knows how to open what it names.
 
 Importing an adapter never imports torch: identity and facts are read from files and metadata, so that `validate` and
 `plan` stay fast; tensors appear only in `load` and `texts`.

@@ -34,7 +34,7 @@ class SpecModel(BaseModel):
         return self.model_dump(mode="json")
 
     def determining(self) -> dict[str, Json]:
-        """Like `plain`, without the `handling` of this section and of those that its fields hold."""
+        """Like `plain`, without its `handling` and that of the parts that its fields hold."""
         made = {name: value for name, value in self.plain().items() if name not in self.handling}
         inner = ((name, getattr(self, name)) for name in made)
         return made | {name: value.determining() for name, value in inner if isinstance(value, SpecModel)}
@@ -42,17 +42,18 @@ class SpecModel(BaseModel):
     def pinned(self, roots: Roots) -> Self:
         """Itself with whatever may change (a branch of a hub repository) replaced by what it stands for now (a commit).
 
-        Sections that name such a thing say how; all others ask the sections in their fields. Raises Unpinnable when
+        Parts that name such a thing say how; all others ask the parts in their fields. Raises Unpinnable when
         the hub must be asked and does not answer.
         """
         held = {name: getattr(self, name) for name in type(self).model_fields}
         now = {name: _pinned(value, roots) for name, value in held.items()}
+        # By identity and not by equality: whoever has nothing to pin returns itself, and then nothing is copied on the way up.
         changed = {name: value for name, value in now.items() if value is not held[name]}
         return self.model_copy(update=changed) if changed else self
 
 
 def without_empty(name: str, plain: dict[str, Json]) -> dict[str, Json]:
-    """A section's data without a field that is empty: the field is newer than records, whose keys and facts stay as they were."""
+    """The data of a part without a field that is empty: the field is newer than records, whose keys and facts stay as they were."""
     return {field: value for field, value in plain.items() if value or field != name}
 
 

@@ -1,4 +1,4 @@
-"""Small helpers for sentences."""
+"""Sentences: counted words, and text of others made safe to print."""
 
 import re
 
@@ -21,7 +21,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same, on one line."""
+    """Text as `printable` makes it, on one line."""
     return _IN_LINE.sub(_escaped, text)
 
 

@@ -11,16 +11,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from latentbench.activations.capture import positions
 from latentbench.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
-from latentbench.activations.vocabulary import embedding_rows
+from latentbench.activations.vocabulary import embedding_rows, positions
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
 from latentbench.core.spec_model import Json
 from latentbench.plan.stages import Stage
 from latentbench.reconstruction.statistics import Baseline, Measurement
-from latentbench.spec.checks import beyond
+from latentbench.spec.fit import beyond
 from latentbench.store.store import Store
 from latentbench.study.storage import read_content, write_content
 

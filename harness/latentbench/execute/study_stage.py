@@ -15,7 +15,7 @@ from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens
 from latentbench.plan.stages import CellStages, Stage
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
-from latentbench.spec.checks import texts_of
+from latentbench.spec.fit import texts_of
 from latentbench.store.store import Store
 from latentbench.study.context import Content, StageContext
 from latentbench.study.storage import from_content, stored_content, to_content

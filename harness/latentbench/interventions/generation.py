@@ -23,8 +23,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from latentbench.activations.capture import positions, positions_in, takes_positions
-from latentbench.activations.vocabulary import check_ids, embedding_rows, end_ids, padding_of
+from latentbench.activations.vocabulary import (
+    check_ids,
+    embedding_rows,
+    end_ids,
+    padding_of,
+    positions,
+    positions_in,
+    takes_positions,
+)
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json

@@ -59,6 +59,7 @@ class Plan:
 def make_plan(specs: Iterable[SpecFile], store: Store, results: Path, roots: Roots) -> Plan:
     """The plan for some specs. Raises SpecError with every problem of all of them."""
     specs = list(specs)
+    # Before any key: what a key is made of is read from the same files, and would complain one cell at a time.
     problems = [problem for spec in specs for problem in check(spec, roots)] + same_names(specs)
     if problems:
         raise SpecError(problems)

@@ -70,7 +70,7 @@ class DomainStages:
     baseline: Stage | None = None
     """None where no metric needs the pass that all SAEs share."""
     measurements: dict[int | None, Stage] = field(default_factory=dict)
-    """By budget; None is the SAE as it was trained."""
+    """One for each budget; None is the SAE as it was trained."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class CellStages:
     """Steering vectors or flow maps."""
     domains: dict[str, DomainStages]
     studies: dict[str, Stage]
-    """By the metric's name."""
+    """One for each metric with a stage of its own, by the metric's name."""
 
     def all(self) -> list[Stage]:
         """In an order in which they can be made, each once."""
@@ -123,9 +123,9 @@ class CellStages:
 
 
 TOKENS_VERSION = 1
-MEASUREMENT_VERSION = (
-    1  # kept here as a number: latentbench.reconstruction.statistics imports torch, and plans must not
-)
+"""Raised when the same documents become other tokens."""
+# `latentbench.reconstruction.statistics` has the same number; it imports torch, and plans must not.
+MEASUREMENT_VERSION = 1
 """Raised when the same documents and weights give other stored statistics."""
 
 
@@ -135,6 +135,7 @@ def stages_of(cell: Cell, roots: Roots) -> CellStages:
     model = experiment.model.identity(roots)
     saes = tuple(_sae_at(site, experiment, cell.seed, model, roots) for site in experiment.sites)
     subject = _subject(experiment.subject, cell, model, saes, roots) if experiment.subject else None
+    # Metrics of the shared pass measure one SAE; a spec with several places has only studies (`latentbench.spec.checks`).
     shared = saes[0] if saes and experiment.shared_metrics else None
     domains = {
         name: _domain(name, data, experiment, model, shared, roots) for name, data in experiment.dataset.eval.items()
@@ -208,6 +209,7 @@ def _texts(data: DatasetAdapter, model: Json, roots: Roots) -> dict[str, Json]:
         "version": TOKENS_VERSION,
         "dataset": {**_identity(data, roots), "skip": data.skip, "documents": data.documents},
         "context": data.context,
+        # The whole model's identity: a tokenizer has none of its own, and ids are checked against the model's embedding.
         "tokenizer": model,
     }
 
@@ -222,7 +224,7 @@ def _sae_at(site: Site, experiment: Experiment, seed: int, model: Json, roots: R
 
 
 def _sae(
-    section: Variant | LoadedSae,
+    options: Variant | LoadedSae,
     site: Site,
     data: DatasetAdapter | None,
     experiment: Experiment,
@@ -230,33 +232,34 @@ def _sae(
     model: Json,
     roots: Roots,
 ) -> SaeStages:
-    if isinstance(section, LoadedSae):
-        return SaeStages(section, Stage("loaded_sae", "loaded SAE", section.load.identity(roots)), site)
-    below = zip(section.base_sections, experiment.dataset.below(section, data), strict=True)
+    if isinstance(options, LoadedSae):
+        return SaeStages(options, Stage("loaded_sae", "loaded SAE", options.load.identity(roots)), site)
+    below = zip(options.base_sections, experiment.dataset.below(options, data), strict=True)
+    # A base is a stage of its own, with the key that it has where it is trained for itself: it is trained once for both.
     bases = tuple(_sae(base, site, texts, experiment, seed, model, roots) for base, texts in below)
-    tokens = _train_tokens(data, model, roots) if section.reads_texts else None
+    tokens = _train_tokens(data, model, roots) if options.reads_texts else None
     payload = {
         "model": model,
         "site": site.plain(),
-        "sae": {**section.determining(), "version": type(section).version},
+        "sae": {**options.determining(), "version": type(options).version},
         "training": {**experiment.training.determining(), "version": experiment.training.version},
         "seed": seed,
     }
     parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
     where = f" at {site}" if len(experiment.sites) > 1 else ""
-    stage = Stage("sae", f"{section.variant} SAE{where}, seed {seed}", payload, parents)
-    return SaeStages(section, stage, site, data, tokens, bases)
+    stage = Stage("sae", f"{options.variant} SAE{where}, seed {seed}", payload, parents)
+    return SaeStages(options, stage, site, data, tokens, bases)
 
 
-def _subject(section: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, ...], roots: Roots) -> Stage:
+def _subject(subject: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, ...], roots: Roots) -> Stage:
     payload = {
         "model": model,
         "sites": [sae.site.plain() for sae in saes],
-        "section": section.identity(cell.experiment, roots),
-        "version": section.version,
+        "section": subject.identity(cell.experiment, roots),
+        "version": subject.version,
         "seed": cell.seed,
     }
-    title = f"{section.made_of(cell.experiment, roots)}, seed {cell.seed}"
+    title = f"{subject.made_of(cell.experiment, roots)}, seed {cell.seed}"
     return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
 
 
@@ -272,6 +275,7 @@ def _study(
         "model": model,
         "sites": [site.plain() for site in experiment.sites],
         "study": study.determining(),
+        # With all its fields: scale and thresholds are not in the subject's own key, but a study measures at them.
         "subject": experiment.subject and experiment.subject.plain(),
         "identity": study.identity(experiment, roots),
         "version": study.version,
@@ -296,6 +300,7 @@ def _domain(
     if sae is None:
         return DomainStages(tokens)
     budgets = budgets_of(experiment)
+    # The baseline also runs the model with zero and mean in the SAE's place where any measurement is compared with those.
     spliced = any(splices(experiment, budget) for budget in budgets)
     place = {"model": model, "site": sae.site.plain(), "splice": spliced, "version": MEASUREMENT_VERSION}
     baseline = Stage("baseline", f"{name}: the model without an SAE", place, (tokens,))

@@ -48,6 +48,7 @@ def damage(record: Record, written: Mapping[str, Json], path: Path) -> str | Non
         return str(error)
     if record.imported:
         return None  # other tools keep no statistics
+    # Now that the statistics are known to be those it vouches for, a contradiction is one of the numbers.
     known = estimators(record.metrics_section)
     found = (_contradiction(known, metric, statistics) for metric in record.metrics)
     return next((said for said in found if said), None)

@@ -1,7 +1,7 @@
 """The result of record: one small JSON file per cell, and its per-document statistics beside it.
 
 Everything the leaderboard shows is a pure function of these files. A number that could not be computed is
-``null`` with a reason; NaN and infinity are never written. A record is checked whole when it is read, whatever its
+`null` with a reason; NaN and infinity are never written. A record is checked whole when it is read, whatever its
 readers use of it: a field of another shape is one refused file and not a traceback in a table.
 """
 
@@ -62,9 +62,9 @@ class RunCost(SpecModel):
     peak_memory_bytes: int | None = None
     """Largest memory of the process so far, which may have trained and measured other cells too."""
     training_memory_bytes: int | None = None
-    """Of this SAE's training alone: weights, moments, gradients and what a step makes; null where nobody recorded it."""
+    """What this SAE's training alone took: weights, moments, gradients and what a step makes; null where nobody recorded it."""
     tokens_per_second: float | None = None
-    """Of the SAE's own training steps, without the language model; null when it was not trained in this run."""
+    """Speed of the SAE's own training steps, without the language model; null when it was not trained in this run."""
 
 
 class Comparability(SpecModel):
@@ -92,7 +92,7 @@ class Import(SpecModel):
     file: str
     """Name of the file that was read, without its folder."""
     sha256: str
-    """Of that file's bytes."""
+    """Digest of that file's bytes."""
     entry: int = 0
     """Which of the file's results this is."""
 
@@ -115,7 +115,7 @@ class Environment(SpecModel):
     devices: int | None = None
     """How many of them train one SAE."""
     threads: int | None = None
-    """Of each process."""
+    """Threads of each process."""
     packages: dict[str, str] = Field(default_factory=dict)
     git: Checkout | None = None
 
@@ -123,6 +123,8 @@ class Environment(SpecModel):
 Map = dict[str, Json]
 
 
+# What follows is lenient where a spec is strict: a record may be of another version or tool, so unknown keys stay, and only the
+# shapes that its readers rely on are demanded.
 class _EvaluationData(BaseModel):
     model_config = ConfigDict(extra="allow")
     eval: dict[str, Map] | None = None

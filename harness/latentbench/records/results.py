@@ -113,6 +113,7 @@ def _slug(label: str) -> str:
     """The label as part of a file name: long or unusual ones are shortened to a digest."""
     if not label:
         return ""
+    # Two labels that look alike once they are plain must not share a file: all but the obvious get a digest.
     plain = re.sub(r"[^A-Za-z0-9.=_-]+", "_", label)
     return (
         f"{plain}-"

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from latentbench.core.errors import SpecError, SpecProblem
-from latentbench.core.explain import at, problems_of
 from latentbench.core.hashing import canonical, digest
 from latentbench.core.spec_model import SpecModel
 from latentbench.core.text import one_line
+from latentbench.core.validation_errors import problem_at, problems_of
 from latentbench.core.yaml_tree import YamlNode
 from latentbench.records.record import SpecOrigin
 from latentbench.spec.experiment import Experiment, Header, desugared, valid_name
@@ -64,6 +64,7 @@ class SpecFile:
 
         Raises SpecError with the problems of all of them.
         """
+        # Seeds share the experiment as an object. Two equal ones of two cases are asked twice: their problems stand in two places.
         made: dict[int, Experiment] = {}
         problems: list[SpecProblem] = []
         for cell, tree in zip(self.cells, self.trees, strict=True):
@@ -136,7 +137,7 @@ def _origin(tree: YamlNode, header: Header, path: Path, root: Path) -> SpecOrigi
 def _seed_problems(tree: YamlNode, header: Header) -> Iterator[SpecProblem]:
     for position, seed in enumerate(header.seeds):
         if seed in header.seeds[:position]:
-            yield at(tree, ("seeds", position), f"the seed {seed} stands here twice")
+            yield problem_at(tree, ("seeds", position), f"the seed {seed} stands here twice")
 
 
 def _case_problems(tree: YamlNode) -> Iterator[SpecProblem]:
@@ -145,28 +146,30 @@ def _case_problems(tree: YamlNode) -> Iterator[SpecProblem]:
         label = case.child("label")
         where = ("cases", position, "label")
         if label is None or not isinstance(label.value, str) or not valid_name(label.value):
-            yield at(tree, where, "every case needs a `label` of letters, digits, '.', '_' and '-'")
+            yield problem_at(tree, where, "every case needs a `label` of letters, digits, '.', '_' and '-'")
         elif label.value in labels:
-            yield at(tree, where, f"the label {label.value!r} stands here twice")
+            yield problem_at(tree, where, f"the label {label.value!r} stands here twice")
         else:
             labels.add(label.value)
         for key in sorted((case.value if isinstance(case.value, dict) else {}).keys() & HEADER):
-            yield at(tree, ("cases", position, key), f"a case cannot change {key!r}")
+            yield problem_at(tree, ("cases", position, key), f"a case cannot change {key!r}")
 
 
 def _matrix_problems(tree: YamlNode, header: Header) -> Iterator[SpecProblem]:
     count = max(1, len(header.cases)) * len(header.seeds)
     for path, values in header.matrix.items():
-        count *= len(values)
+        count *= len(values)  # counted before any combination is made: ten axes of ten values would fill the memory
         seen: set[str] = set()
         if path.split(".")[0] in HEADER or not all(path.split(".")):
-            yield at(tree, ("matrix", path), f"{path!r} is not a dotted path into the experiment, such as sae.k")
+            yield problem_at(
+                tree, ("matrix", path), f"{path!r} is not a dotted path into the experiment, such as sae.k"
+            )
         for position, value in enumerate(values):
             if canonical(value) in seen:
-                yield at(tree, ("matrix", path, position), "this value stands here twice")
+                yield problem_at(tree, ("matrix", path, position), "this value stands here twice")
             seen.add(canonical(value))
     if count > MAX_CELLS:
-        yield at(tree, ("matrix",), f"{count:,} cells in one spec, more than {MAX_CELLS:,}; split it")
+        yield problem_at(tree, ("matrix",), f"{count:,} cells in one spec, more than {MAX_CELLS:,}; split it")
 
 
 def _combinations(tree: YamlNode, header: Header) -> Iterator[tuple[str, YamlNode]]:

@@ -78,15 +78,15 @@ class Data(SpecModel):
 
     @property
     def trained_on(self) -> dict[tuple[str, ...], DatasetAdapter]:
-        """All texts that SAEs may be trained on, by their place in this section."""
+        """All texts that SAEs may be trained on, by their place under `dataset`."""
         single = {(name,): data for name in ("train", "base") if (data := getattr(self, name)) is not None}
         return single | {("domains", name): data for name, data in self.domains.items()}
 
-    def below(self, section: Variant, texts: DatasetAdapter | None) -> tuple[DatasetAdapter | None, ...]:
-        """What each SAE that `section` starts from is trained on, where it is itself trained on `texts`."""
-        if isinstance(section, EnsembleOptions):
-            return tuple(map(self.domains.get, section.domains)) or (texts,) * len(section.boosts)
-        return (self.base or texts,) * len(section.base_sections)
+    def below(self, options: Variant, texts: DatasetAdapter | None) -> tuple[DatasetAdapter | None, ...]:
+        """What each SAE that `options` starts from is trained on, where it is itself trained on `texts`."""
+        if isinstance(options, EnsembleOptions):
+            return tuple(map(self.domains.get, options.domains)) or (texts,) * len(options.boosts)
+        return (self.base or texts,) * len(options.base_sections)
 
     @model_serializer(mode="wrap")
     def _without_empty_domains(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
@@ -157,10 +157,10 @@ class Experiment(SpecModel):
         return self.subject is not None and self.subject.many_sites
 
     def section_at(self, site: Site) -> Variant | LoadedSae:
-        """The section of the SAE that reads at `site`."""
-        section = self.sae_at.get(site.point, self.sae) if self.many_sites else self.sae
-        assert isinstance(section, Variant | LoadedSae)  # there are sites only with an SAE
-        return section.at(site.index) if isinstance(section, LoadedSae) else section
+        """What the spec says of the SAE that reads at `site`."""
+        options = self.sae_at.get(site.point, self.sae) if self.many_sites else self.sae
+        assert isinstance(options, Variant | LoadedSae)  # there are sites only with an SAE
+        return options.at(site.index) if isinstance(options, LoadedSae) else options
 
     @property
     def devices(self) -> int:
@@ -170,7 +170,7 @@ class Experiment(SpecModel):
 
     @property
     def subject(self) -> Subject | None:
-        """The section that makes what is studied, when that is more than SAEs."""
+        """What is studied, when that is more than SAEs: steering vectors or flow maps."""
         return self.flow or self.steering
 
     @property

@@ -53,6 +53,7 @@ def _chooses_another(base: dict[str, YamlNode], over: dict[str, YamlNode]) -> bo
     inherited = {key: base[key].plain() for key in CHOICES if key in base}
     if not (chosen and inherited):
         return False
+    # `load:` holds a map, so two of them are merged like any maps and only its appearance is another choice.
     return any(inherited.get(key) != value for key, value in chosen.items() if key != "load" or key not in inherited)
 
 
@@ -146,6 +147,7 @@ def rewritten(source: Path, target: Path, started_from: str) -> str:
     """
     text = read_text(source, source.name)
     parse(text, source.name)
+    # From the end, so that the places of those before stay what the parser said.
     for item in reversed(list(_parents(text))):
         path = os.path.relpath((source.parent / item.value).resolve(), target.parent)
         written = path if _PLAIN.fullmatch(path) else json.dumps(path)

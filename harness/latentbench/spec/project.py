@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentbench.core.errors import InvalidInput, SpecError, SpecProblem
+from latentbench.core.paths import Roots
 
 if TYPE_CHECKING:  # verbs that read only results need no spec language, which takes a third of a second
-    from latentbench.core.paths import Roots
     from latentbench.spec.cells import SpecFile
 
 SUFFIXES = (".yaml", ".yml")
@@ -35,8 +35,6 @@ class Project:
     @property
     def roots(self) -> Roots:
         """Where specs may read files."""
-        from latentbench.core.paths import Roots
-
         return Roots(self.root, self.allowed)
 
 

@@ -1,4 +1,4 @@
-"""The published JSON Schema and the reference page specs/README.md, both generated from the sections themselves."""
+"""The published JSON Schema and the reference page specs/README.md, both generated from the spec models themselves."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def json_schema() -> Json:
 def reference_page() -> str:
     """specs/README.md: every key a spec can have, with type, default and meaning."""
     lines = [_INTRODUCTION]
-    for title, section in _FIXED.items():
-        lines += [f"## {title}", "", _about(section), "", *_table(section), ""]
+    for title, model in _FIXED.items():
+        lines += [f"## {title}", "", _about(model), "", *_table(model), ""]
     for group, (title, where, tag) in _GROUP_TITLES.items():
         lines += [f"## {title}", "", f"Under `{where}`, chosen by `{tag}`.", ""]
-        for name, section in sorted(plugins(group).items()):
-            lines += [f"### {name}", "", _about(section), "", *_table(section, tag), ""]
+        for name, model in sorted(plugins(group).items()):
+            lines += [f"### {name}", "", _about(model), "", *_table(model, tag), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -97,13 +97,13 @@ def _add_short_forms(schema: Json) -> None:
     metrics["items"] = {"anyOf": [{"enum": names}, one_key, metrics["items"]]}
 
 
-def _about(section: type[SpecModel]) -> str:
-    return " ".join((section.__doc__ or "").split())
+def _about(model: type[SpecModel]) -> str:
+    return " ".join((model.__doc__ or "").split())
 
 
-def _table(section: type[SpecModel], tag: str | None = None) -> Iterator[str]:
-    properties = section.model_json_schema(by_alias=True).get("properties", {})
-    required = set(section.model_json_schema(by_alias=True).get("required", ()))
+def _table(model: type[SpecModel], tag: str | None = None) -> Iterator[str]:
+    properties = model.model_json_schema(by_alias=True).get("properties", {})
+    required = set(model.model_json_schema(by_alias=True).get("required", ()))
     rows = [(name, schema) for name, schema in properties.items() if name != tag]
     if rows:
         yield "| key | type | default | meaning |"
@@ -115,7 +115,7 @@ def _table(section: type[SpecModel], tag: str | None = None) -> Iterator[str]:
 
 
 def _default(schema: dict[str, Any]) -> str:
-    """The default as YAML, shortened to `…` where it is a section of its own."""
+    """The default as YAML, shortened to `…` where it is a map of its own."""
     if "default" not in schema:  # made by a factory: an empty map
         return "{}"
     text = json.dumps(schema["default"])

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, SpecError
-from latentbench.core.explain import at
 from latentbench.core.paths import Roots
 from latentbench.core.sites import Site, block_number
+from latentbench.core.validation_errors import problem_at
 from latentbench.core.yaml_tree import YamlNode, YamlPath
 from latentbench.sae.cost import tokens_at_equal_cost, variant_cost
 from latentbench.sae.options import Variant
@@ -43,11 +43,11 @@ def missing(blocks: int) -> str:
 def _counted(experiment: Experiment, tree: YamlNode, roots: Roots) -> Experiment:
     behind = [(path, site) for path, site in places(experiment) if site.index < 0]
     if not behind:
-        return experiment
+        return experiment  # without asking for the model, which need not be on this machine to plan its cells
     blocks = _blocks(experiment, tree, behind[0][0], roots)
     wrong = [path for path, site in behind if block_number(site.index, blocks) is None]
     if wrong:
-        raise SpecError([at(tree, path, missing(blocks)) for path in wrong])
+        raise SpecError([problem_at(tree, path, missing(blocks)) for path in wrong])
     layer = experiment.layer and _from_start(experiment.layer, blocks)
     return experiment.model_copy(
         update={"layer": layer, "layers": tuple(_from_start(site, blocks) for site in experiment.layers)}
@@ -62,12 +62,12 @@ def _blocks(experiment: Experiment, tree: YamlNode, path: YamlPath, roots: Roots
     try:
         facts = experiment.model.facts(roots)
     except (InvalidInput, ValueError, OSError) as error:
-        raise SpecError([at(tree, ("model",), str(error))]) from error
+        raise SpecError([problem_at(tree, ("model",), str(error))]) from error
     if facts is None:
         message = (
             "how many blocks the model has is not known here, so none is counted from the end; write its number from 0"
         )
-        raise SpecError([at(tree, path, message)])
+        raise SpecError([problem_at(tree, path, message)])
     return facts.layers
 
 
@@ -83,7 +83,7 @@ def with_budgets(spec: SpecFile, root: Path, roots: Roots, load: Load) -> SpecFi
         try:
             return _budgeted(experiment, root / spec.origin.path, roots, load)
         except (InvalidInput, ValueError) as error:
-            raise SpecError([at(tree, _WHERE, str(error))]) from error
+            raise SpecError([problem_at(tree, _WHERE, str(error))]) from error
 
     return spec.changed(filled)
 

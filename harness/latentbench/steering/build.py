@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.blocks import decoder_blocks
-from latentbench.activations.capture import hidden_states, last_position
-from latentbench.activations.vocabulary import padding_of
+from latentbench.activations.capture import hidden_states
+from latentbench.activations.vocabulary import last_position, padding_of
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel, Problem, ProblemSet

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.capture import positions_in
-from latentbench.activations.vocabulary import padding_of
+from latentbench.activations.vocabulary import padding_of, positions_in
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.protocols import LanguageModel, Problem

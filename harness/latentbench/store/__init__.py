@@ -1,0 +1,7 @@
+"""Artifacts by content key, made by one worker at a time and whole or absent.
+
+store      the store: reading, writing and sharing artifacts
+leases     who is making what, among processes that may die at any time
+cleaning   what can leave: what nobody needs, what exceeds a quota, what the dead have left
+files      files that are written whole
+"""

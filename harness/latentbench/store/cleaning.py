@@ -61,6 +61,7 @@ def parse_size(text: str) -> int:
 def needed_by_the_living(store: Store) -> set[str]:
     """Keys of artifacts that live workers make or use."""
     live = store.leases.live()
+    # A lease on an artifact is called `kind-key`; what else its owner needs is listed in it.
     return {held.name.rpartition("-")[2] for held in live}.union(*(held.keys for held in live))
 
 
@@ -110,6 +111,7 @@ def keep_within(store: Store, quota: int | None, referred: Callable[[], Iterable
 
 def evict(store: Store, artifacts: Iterable[Artifact]) -> Iterator[Artifact]:
     """Deletes artifacts and yields them, except those that somebody has begun to use since they were listed."""
+    # The list is made first: a run that starts while others are deleted moves the time of what it reads.
     for artifact, used in [(artifact, last_used(artifact)) for artifact in artifacts]:
         if artifact.key not in needed_by_the_living(store) and last_used(artifact) == used:
             store.remove(artifact)
@@ -119,6 +121,7 @@ def evict(store: Store, artifacts: Iterable[Artifact]) -> Iterator[Artifact]:
 def litter(store: Store, results: Path, quarantine: bool = False) -> list[Litter]:
     """What the dead have left: drafts, checkpoints, temporary files, and on request what was put in quarantine."""
     now, making = _now(store.root), needed_by_the_living(store)
+    # A lease says that a draft is being written, however old it looks; what nobody has a lease on goes by its age.
     found = [("draft", p) for p in store.root.glob("tmp/*") if not _made(p, making) and _stale(p, now)]
     found += [("draft", p) for p in store.root.glob("objects/.removed-*") if _stale(p, now)]
     found += [("checkpoint", p) for p in store.root.glob("partial/*") if p.name not in making]

@@ -33,7 +33,7 @@ def write_bytes(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)

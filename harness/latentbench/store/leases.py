@@ -84,6 +84,7 @@ def _started(pid: int) -> str | None:
     except OSError:
         return _exists(pid)
     state, *fields = status.rpartition(")")[2].split()  # the name before it may hold anything
+    # What has ended but was not yet waited for (Z, X) holds nothing any more. The start time is the 22nd field of all.
     return None if state in "ZX" else fields[18]
 
 
@@ -100,6 +101,7 @@ def _exists(pid: int) -> str | None:
 
 
 EXPIRY_SECONDS, BEAT_SECONDS = 60.0, 5.0
+"""Twelve beats may fail before a worker counts as dead: a file system that stalls for a while must not cost it its work."""
 
 
 @dataclass(frozen=True)
@@ -195,16 +197,20 @@ class Leases:
 
     def _take(self, name: str, files: list[str], content: str) -> bool:
         with self._lock:
+            # `files` was listed before: a lease that is not in it is one that somebody created meanwhile.
             known = set(self._held(files, name))
             if name in self._mine or not all(map(self._dead, known)):
                 return False
             path = self._create(name, 1 + max((held.number for held in known), default=0), content)
             if path is None:
                 return False
+            # Two that saw the same dead lease create the same number, and one fails. Two that saw different ones create
+            # different numbers, and at least the later of them to look again sees the other's file here.
             if any(held not in known and held.file != path.name for held in self._held(self._files(), name)):
                 self._withdraw(path)
                 return False
             self._mine[name] = path
+        # Only now: while the files of the dead stand, whoever looks sees the same highest number.
         for held in known:
             (self.root / "leases" / held.file).unlink(missing_ok=True)
         return True
@@ -212,6 +218,7 @@ class Leases:
     def _create(self, name: str, number: int, content: str) -> Path | None:
         """The new lease file, or None when another process was faster."""
         (self.root / "leases").mkdir(parents=True, exist_ok=True)
+        # Before the lease: one whose owner has no file among the workers would look as if its owner were dead.
         if self._heart is None:
             self._heart = _Heart(self.root / "workers", self.beat)
         path = self.root / "leases" / f"{name}.{number}"
@@ -232,6 +239,7 @@ class Leases:
         """Removes a lease file unless it has become another's since."""
         with suppress(OSError):
             held = _read(path)
+            # A fork has its parent's leases in memory, and none of them is its own: the process number tells.
             if held and self._heart and held.token == self._heart.owner.token and self._heart.owner.pid == os.getpid():
                 path.unlink()
 
@@ -307,7 +315,8 @@ class _Heart:
         self._thread.join()
         with suppress(OSError):
             os.close(self._file)
-            self._path.unlink()
+            if self.owner.pid == os.getpid():  # in a fork it is the parent's, who lives on by it
+                self._path.unlink()
 
     def _run(self) -> None:
         while not self._stopped.wait(self.seconds):
@@ -316,6 +325,7 @@ class _Heart:
 
     def _beat(self) -> None:
         self._beats += 1
+        # Of the same length every time, so that it overwrites the last one whole: nothing is truncated in between.
         os.pwrite(self._file, self.owner.line() + f"{self._beats:020}\n".encode(), 0)
         os.fsync(self._file)  # over a network, others see it only then
 

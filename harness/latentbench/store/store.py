@@ -102,7 +102,7 @@ class Store:
                 raise DamagedArtifact(f"{folder} holds another artifact than its name says")
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise DamagedArtifact(f"{folder / MANIFEST} is not a manifest") from error
-        if key not in self._verified:
+        if key not in self._verified:  # once a process: it would read gigabytes at every look
             _check(folder, files)
             self._verified.add(key)
         return sum(size for size, _ in files.values())
@@ -142,6 +142,7 @@ class Store:
                 if mine:
                     make(mine)
             left = [ref for ref in left if ref not in mine]
+            # Many may wait for hours on one file system: they look at different times, and ever more rarely.
             if left and not mine:
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(1.5 * pause, _POLL_SECONDS[1])
@@ -166,6 +167,7 @@ class Store:
     @contextmanager
     def using(self, keys: Iterable[str]) -> Iterator[None]:
         """While open, no quota evicts the artifacts with these keys, wherever the eviction is run."""
+        # A lease like any other, of a name nobody else asks for: it is void when this process ends, however that does.
         name = f"use-{secrets.token_hex(8)}"
         with suppress(StoreError):  # where nothing can be written, nothing can be evicted
             self.leases.take([name], keys)
@@ -206,6 +208,7 @@ class Store:
         self._verified.discard(artifact.key)
 
     def _seal(self, draft: Path, kind: str, key: str, made_from: Json) -> None:
+        # On disk before the rename: after a power cut, what has an artifact's name also has its bytes.
         files = {}
         for file in sorted(draft.iterdir()):
             with file.open("rb") as handle:

@@ -35,14 +35,14 @@ _T = TypeVar("_T")
 
 
 def documents(domain: str, split: Split, seed: int = 0) -> Iterator[str]:
-    """Endless documents of roughly 60 to 200 tokens each; ``train`` and ``eval`` share no text."""
+    """Endless documents of roughly 60 to 200 tokens each; `train` and `eval` share no text."""
     if domain not in _WRITERS:
         raise ValueError(f"unknown domain {domain!r}; known domains: {', '.join(DOMAINS)}")
     return _stream(domain, split, seed, _WRITERS[domain], _question_or_text)
 
 
 def problems(split: Split, seed: int = 0) -> Iterator[WordProblem]:
-    """Endless word problems; no question of ``eval`` is in any training text."""
+    """Endless word problems; no question of `eval` is in any training text."""
     return _stream("problems", split, seed, problem, lambda drawn: _question_or_text(drawn.question))
 
 

@@ -1,8 +1,8 @@
 """A small template grammar: alternatives in brackets, slots in braces, and entities that persist in a document.
 
-``[red|blue] {animal}`` picks one alternative and fills the slot.  The first use of a slot draws it from the
+`[red|blue] {animal}` picks one alternative and fills the slot.  The first use of a slot draws it from the
 lexicon and every later use repeats it, which gives documents long-range structure.  A trailing number makes a
-second, different draw (``{animal2}``); ``{person.1}`` is the second form of an entry ``"Ana/she/her/her"``.
+second, different draw (`{animal2}`); `{person.1}` is the second form of an entry `"Ana/she/her/her"`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ARTICLE = re.compile(r"\b([Aa]) (?=(?:[aeio]|u(?!n[ie]|s|r|t))[a-z]|8\d?\b|1[18
 
 @dataclass(frozen=True)
 class Topic:
-    """Sentence frames about one subject: one opening, ``middle`` frames in file order, one closing."""
+    """Sentence frames about one subject: one opening, `middle` frames in file order, one closing."""
 
     opening: tuple[str, ...]
     middle: tuple[str, ...]
@@ -70,9 +70,9 @@ class Scene:
 
 
 def compose(rng: random.Random, topic: Topic, lexicon: Lexicon, asides: Sequence[str], low: int, high: int) -> str:
-    """One document on ``topic``: opening, ``low``..``high`` middle sentences in order, closing.
+    """One document on `topic`: opening, `low`..`high` middle sentences in order, closing.
 
-    Up to two of the domain's ``asides`` come in anywhere between opening and closing.
+    Up to two of the domain's `asides` come in anywhere between opening and closing.
     """
     scene = Scene(rng, topic.lexicon, lexicon)
     count = min(rng.randint(low, high), len(topic.middle))

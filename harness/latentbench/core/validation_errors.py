@@ -1,4 +1,8 @@
-"""Pydantic's errors, said in the words of the spec and located in its file."""
+"""What is wrong with a file, said in its own words at its own line: pydantic's errors, and problems of our own.
+
+Pydantic locates an error in the data that it validated. Between that and the file lie the names of alternatives (which variant
+of a union was tried) and the short forms that were written out, so a location is followed as far as the file has it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pydantic import ValidationError
 from latentbench.core.errors import SpecProblem
 from latentbench.core.plugins import Choice
 from latentbench.core.spec_model import SpecModel
-from latentbench.core.yaml_tree import Mark, Step, YamlNode, YamlPath, dotted
+from latentbench.core.yaml_tree import Step, YamlNode, YamlPath, dotted
 
 _PLAIN = {
     "missing": "is required",
@@ -30,12 +34,18 @@ _PLAIN = {
 
 
 def problems_of(error: ValidationError, tree: YamlNode, model: type[SpecModel]) -> list[SpecProblem]:
-    """Every error of a validation as a Problem at the line that caused it."""
+    """Every error of a validation as a problem at the line that caused it."""
     items: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
     # A list whose items are wrong is also counted as too short.
     wrong = {item["loc"][: len(item["loc"]) - depth] for item in items for depth in range(1, len(item["loc"]))}
     kept = (item for item in items if not (item["type"] == "too_short" and item["loc"] in wrong))
     return [_problem(item, tree, model) for item in kept]
+
+
+def problem_at(tree: YamlNode, path: Iterable[Any], message: str) -> SpecProblem:
+    """A problem of our own at `path`, or at the deepest part of it that the file has."""
+    found, node = locate(tree, path)
+    return node.mark.problem(message, dotted(found))
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -102,12 +112,12 @@ def _names(model: type[SpecModel], location: tuple[Any, ...]) -> list[str]:
 
 
 def _keys(model: type[SpecModel], location: tuple[Any, ...]) -> list[str]:
-    section = _section_at(model, location)
-    return [field.alias or name for name, field in section.model_fields.items()] if section else []
+    found = _model_at(model, location)
+    return [field.alias or name for name, field in found.model_fields.items()] if found else []
 
 
-def _section_at(model: type[SpecModel], location: tuple[Any, ...]) -> type[SpecModel] | None:
-    """The section class whose keys stand at `location`."""
+def _model_at(model: type[SpecModel], location: tuple[Any, ...]) -> type[SpecModel] | None:
+    """The spec model whose keys stand at `location`."""
     kinds = list(_follow(model, location))
     return next((kind for kind in reversed(kinds) if isinstance(kind, type) and issubclass(kind, SpecModel)), None)
 
@@ -117,7 +127,7 @@ def _choice_at(model: type[SpecModel], location: tuple[Any, ...]) -> Choice | No
 
 
 def _follow(model: type[SpecModel], location: tuple[Any, ...]) -> Iterable[type[SpecModel] | Choice]:
-    """The sections and choices passed on the way down `location`."""
+    """The spec models and choices passed on the way down `location`."""
     current: type[SpecModel] | Choice | None = model
     yield model
     for step in location:
@@ -141,7 +151,7 @@ def _in_file(model: type[SpecModel], location: tuple[Any, ...]) -> list[Any]:
 
 
 def _inside(annotation: Any) -> type[SpecModel] | Choice | None:
-    """The section or choice that a field holds, looked for through optional, list and map types."""
+    """The spec model or choice that a field holds, looked for through optional, list and map types."""
     for found in getattr(annotation, "metadata", ()) or getattr(annotation, "__metadata__", ()):
         if isinstance(found, Choice):
             return found
@@ -150,10 +160,3 @@ def _inside(annotation: Any) -> type[SpecModel] | Choice | None:
         return inner
     parts = (inner,) if inner is not annotation else get_args(annotation)
     return next((made for made in map(_inside, parts) if made is not None), None)
-
-
-def at(tree: YamlNode, path: Iterable[Any], message: str) -> SpecProblem:
-    """A problem of our own at `path`."""
-    found, node = locate(tree, path)
-    mark: Mark = node.mark
-    return mark.problem(message, dotted(found))
