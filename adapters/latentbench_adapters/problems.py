@@ -1,5 +1,6 @@
-"""Rows of a table as problems with verifiable answers: from JSON Lines files (`adapter: files`) and from the Hugging Face hub (`adapter: huggingface`).
+"""Rows of a table as problems with verifiable answers.
 
+They come from JSON Lines files (`adapter: files`) or from the Hugging Face hub (`adapter: huggingface`).
 A prompt template makes the problem of a row; a pattern says where the gold answer stands in the answer field.
 """
 

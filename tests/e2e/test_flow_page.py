@@ -10,8 +10,8 @@ from selenium.webdriver import ActionChains, Keys
 
 from latentbench.core.sites import Site
 from latentbench.flow.graph import LatentNode, traced
+from latentbench.flow.graph_export import Note
 from latentbench.flow.labels import layer_statistics
-from latentbench.flow.notes import Note
 from latentbench.flow.options import Flow
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record

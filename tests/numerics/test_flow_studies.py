@@ -14,10 +14,10 @@ from torch import Tensor
 from latentbench.activations.capture import hidden_states
 from latentbench.core.sites import Site
 from latentbench.flow.activity import Activity
-from latentbench.flow.agreement_study import top_tokens
 from latentbench.flow.deactivation_study import sampled
 from latentbench.flow.interventions import TokenEdit
 from latentbench.flow.maps import FlowMaps
+from latentbench.flow.matching_study import top_tokens
 from latentbench.flow.metrics import FlowAgreement, FlowDeactivation, FlowMatching, FlowTransition
 from latentbench.flow.options import Flow
 from latentbench.sae.autoencoder import Codes

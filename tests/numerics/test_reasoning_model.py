@@ -17,9 +17,9 @@ from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Untouched
 from latentbench.interventions.stops import Stops
 from latentbench.interventions.vectors import SteeringVectors
-from latentbench.reasoning.task_suite import AnswerCache
+from latentbench.reasoning.task_suite import AnswerCache, TaskOptions
 from latentbench_adapters.lm_eval.steered_model import SeededSampling, SteeredLM, StopStrings
-from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, load, quiet
+from latentbench_adapters.lm_eval.tasks import LmEvalProblems, load, quiet
 from latentbench_adapters.pocket.adapter import PocketModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,12 +45,12 @@ def untouched(lm: LanguageModel) -> Iterator[None]:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
 
 
-def task(lm: SteeredLM, name: str = "pocket_problems", **options: Any) -> TaskProblems:
+def task(lm: SteeredLM, name: str = "pocket_problems", **options: Any) -> LmEvalProblems:
     (problems,) = load(name, TaskOptions(**{"limit": 24, **options}), ROOTS, Path("unused"), lm.apply_chat_template)
     return problems
 
 
-def texts(lm: SteeredLM, problems: TaskProblems, samples: int = 1) -> list[str]:
+def texts(lm: SteeredLM, problems: LmEvalProblems, samples: int = 1) -> list[str]:
     return lm.generate_until([i for group in problems.groups for i in group for _ in range(samples)])
 
 
@@ -60,7 +60,7 @@ def instances(kind: str, *arguments: tuple[Any, ...]) -> list[Any]:
     return [Instance(kind, {}, given, number) for number, given in enumerate(arguments)]
 
 
-def evaluated(model: Any, problems: TaskProblems) -> Any:
+def evaluated(model: Any, problems: LmEvalProblems) -> Any:
     """lm-eval's own evaluation of a task."""
     from lm_eval import evaluate
 
@@ -168,8 +168,8 @@ def test_a_prefix_ends_every_prompt(lm: LanguageModel) -> None:
     problems = task(plain)
     prompts = [(group[0].args[0] + lead, group[0].args[1]) for group in problems.groups]
     assert texts(prefixed, problems) == plain.generate_until(instances("generate_until", *prompts))
-    verdicts = problems.verdicts([[text] for text in texts(prefixed, problems)])
-    assert sum(verdict.correct for verdict in verdicts) > 20  # led to go step by step, the model can do it
+    scores = problems.scores([[text] for text in texts(prefixed, problems)])
+    assert sum(score.correct for score in scores) > 20  # led to go step by step, the model can do it
     scored = prefixed.loglikelihood(instances("loglikelihood", ("Tom has 3 pens.", " Ann")), disable_tqdm=True)
     assert scored == plain.loglikelihood(
         instances("loglikelihood", ("Tom has 3 pens." + lead, " Ann")), disable_tqdm=True

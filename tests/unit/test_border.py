@@ -165,10 +165,10 @@ def _scoring(folder: Path) -> Call:
     task = SimpleNamespace(
         task_name="sums", OUTPUT_TYPE="generate_until", _metric_fn_list={"acc": None}, _filters=[], instances=[]
     )
-    problems = tasks.TaskProblems.__new__(tasks.TaskProblems)
+    problems = tasks.LmEvalProblems.__new__(tasks.LmEvalProblems)
     problems.task, problems.name = task, "sums"
     task.apply_filters = lambda: np.filters_of_the_test()  # type: ignore[attr-defined]
-    return lambda: problems.verdicts([])
+    return lambda: problems.scores([])
 
 
 def _asking(folder: Path) -> Call:

@@ -16,10 +16,9 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.flow.graph import FlowGraph, LatentNode, parse_node, traced
-from latentbench.flow.graph_export import FORMATS, to_dot, to_graphml, to_json
+from latentbench.flow.graph_export import FORMATS, Note, to_dot, to_graphml, to_json
 from latentbench.flow.labels import layer_statistics, origins, path_lengths
 from latentbench.flow.maps import FlowMaps
-from latentbench.flow.notes import Note
 from latentbench.flow.options import Flow
 from tests.support.flow import TiedSae, maps_of
 

@@ -16,7 +16,7 @@ from latentbench.flow.metrics import FlowTransition
 from latentbench.flow.options import Flow, Thresholds, unfoldable
 from latentbench.flow.steering_method import FlowMethod
 from latentbench.flow.steering_metric import FlowSteering
-from latentbench.flow.topology import Link, depth, links, problems, residual_sites
+from latentbench.flow.topology import Link, depth, links, residual_sites, untraceable
 from latentbench.spec.experiment import Experiment
 from latentbench.steering.baselines import StackMethod
 
@@ -47,11 +47,11 @@ def test_what_enters_a_block_stands_where_the_block_before_left_it() -> None:
     ],
 )
 def test_sites_that_cannot_be_traced_are_named(sites: list[Site], said: str) -> None:
-    assert said in " ".join(problems(sites))
+    assert said in " ".join(untraceable(sites))
 
 
 def test_consecutive_sites_have_no_problem() -> None:
-    assert problems([R0, R1, R2, M1, A1]) == ()
+    assert untraceable([R0, R1, R2, M1, A1]) == ()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 
 from latentbench.core.errors import LatentbenchError, NotAvailable
 from latentbench.core.paths import Roots
+from latentbench.reasoning.task_suite import TaskOptions
 from latentbench_adapters.lm_eval import catalogue
 from latentbench_adapters.lm_eval.task_file import RefusedTask, read_task
-from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, _refused, load, task_identity
+from latentbench_adapters.lm_eval.tasks import LmEvalProblems, _refused, load, task_identity
 from tests.support.hostile_tasks import SOUND, hostile_tasks, lay_traps, sound_text
 
 Count = Callable[[str, object], None]
@@ -55,12 +56,12 @@ class Trap:
         return self.canary.read_text() if self.canary.exists() else ""
 
 
-def scored(problems: TaskProblems) -> bool:
+def scored(problems: LmEvalProblems) -> bool:
     """Whether answers to a task can be scored."""
     answer = "so 2" if problems.generative else (-1.0, True)
     try:
         assert problems.documents_digest
-        problems.verdicts([[answer] * len(group) for group in problems.groups])
+        problems.scores([[answer] * len(group) for group in problems.groups])
     except LatentbenchError:
         return False
     return True

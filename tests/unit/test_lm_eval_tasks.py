@@ -14,10 +14,10 @@ import yaml
 
 from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
 from latentbench.core.paths import Roots
-from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
-from latentbench_adapters.lm_eval.catalogue import find_task, members, read_shipped_task
-from latentbench_adapters.lm_eval.task_file import is_path, read_task
-from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, load, task_identity
+from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer, TaskOptions, installed_suite, is_path
+from latentbench_adapters.lm_eval.catalogue import find_task, lm_eval_version, members, read_shipped_task
+from latentbench_adapters.lm_eval.task_file import read_task
+from latentbench_adapters.lm_eval.tasks import LmEvalProblems, load, task_identity
 from latentbench_adapters.pocket import text
 from latentbench_adapters.pocket.tasks import documents
 
@@ -94,9 +94,9 @@ def test_answers_in_latex_can_be_scored_here() -> None:
 def test_where_no_filter_extracts_an_answer_is_a_formula_or_stands_alone(
     monkeypatch: pytest.MonkeyPatch, gold: str, answer: str, formatted: bool
 ) -> None:
-    problems = TaskProblems.__new__(TaskProblems)
+    problems = LmEvalProblems.__new__(LmEvalProblems)
     vars(problems).update(generative=True, filter="none", _fallbacks={})
-    monkeypatch.setattr(TaskProblems, "gold", lambda self, group: gold)
+    monkeypatch.setattr(LmEvalProblems, "gold", lambda self, group: gold)
     assert problems._formatted([SimpleNamespace(resps=[answer])]) == formatted
 
 
@@ -113,13 +113,21 @@ def test_a_name_is_no_pattern(name: str) -> None:
 
 def test_knowing_tasks_imports_neither_lm_eval_nor_torch() -> None:
     code = (
-        "import sys; from pathlib import Path; from latentbench.core.protocols import Roots\n"
-        "from latentbench.reasoning.accuracy import ReasoningAccuracy as R; from latentbench_adapters.lm_eval.tasks import task_identity\n"
-        "R(task='gsm8k'); task_identity('gsm8k', Roots(Path('.')))\n"
+        "import sys; from pathlib import Path; from latentbench.core.paths import Roots\n"
+        "from latentbench.reasoning.accuracy import ReasoningAccuracy as R; from latentbench.reasoning.task_suite import *\n"
+        "R(task='gsm8k').longest_answer(Roots(Path('.'))); installed_suite().identity('gsm8k', Roots(Path('.')), {})\n"
         "print(sorted({'torch', 'lm_eval', 'numpy', 'datasets', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_installed_suite_is_lm_evals() -> None:
+    suite, roots = installed_suite(), Roots(Path())
+    assert suite.suite_version() == lm_eval_version()
+    assert suite.identity("aime24", roots, {}) == task_identity("aime24", roots)
+    assert suite.open_datasets("gsm8k", roots) == ["openai/gsm8k"]
+    assert suite.longest_answer("pocket_problems", roots) == 128
 
 
 def test_the_identity_of_a_hub_task_names_its_dataset() -> None:
@@ -149,9 +157,9 @@ def test_prompts_are_the_questions_and_answers_the_last_number() -> None:
     assert request.args[0] == next(text.problems("eval")).question
     gold = problems.gold(problems.groups[0])
     said = [f" To find out, 1 + 2 = 3. So {gold}.", f" {gold}. No: 0.", " nothing"]
-    verdicts = [problems.verdicts([[answer]] * 3)[0] for answer in said]
-    assert [verdict.correct for verdict in verdicts] == [1, 0, 0]
-    assert [verdict.formatted for verdict in verdicts] == [True, True, False]
+    scores = [problems.scores([[answer]] * 3)[0] for answer in said]
+    assert [score.correct for score in scores] == [1, 0, 0]
+    assert [score.formatted for score in scores] == [True, True, False]
 
 
 # -- task files -----------------------------------------------------------------------------------------------------
@@ -161,7 +169,7 @@ def test_a_task_file_with_local_data_is_loaded(roots: Roots) -> None:
     (problems,) = loaded(roots, written(roots), limit=4, num_fewshot=0, max_new_tokens=5)
     assert [group[0].args[0] for group in problems.groups] == [f"Q: {a} + {a}?\nA:" for a in range(4)]
     assert problems.groups[0][0].args[1]["max_gen_toks"] == 5
-    assert [verdict.correct for verdict in problems.verdicts([["0"], ["2"], ["5"], ["6"]])] == [1, 1, 0, 1]
+    assert [score.correct for score in problems.scores([["0"], ["2"], ["5"], ["6"]])] == [1, 1, 0, 1]
 
 
 REFUSED = {

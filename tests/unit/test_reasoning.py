@@ -17,9 +17,8 @@ from latentbench.core.protocols import ProblemSet
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.accuracy import ReasoningAccuracy, ks_of, pass_at
-from latentbench.reasoning.scale_selection import choose_scale
 from latentbench.records.record import Record, SpecOrigin
-from latentbench.report.frontier import frontiers
+from latentbench.report.frontier import choose_scale, frontiers
 from latentbench.spec.fit import too_long
 from latentbench.steering.capability_cost import CapabilityCost
 from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems

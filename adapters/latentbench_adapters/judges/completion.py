@@ -20,13 +20,13 @@ from latentbench.core.spec_model import Json
 _ROUNDING = 1e-3
 """How far above 0 a log-probability may be rounded."""
 _MOST_ALTERNATIVES = 20
-"""Of the protocol."""
+"""As many as the protocol allows."""
 _MOST_TOKENS = 10**9
 """More than any model reads or writes; what a server counts beyond it is no count."""
 
 
 class _Part(BaseModel):
-    """Of its lists only the first fault is looked for: a hostile one may have a million."""
+    """A part of an answer. Of its lists only the first fault is looked for: a hostile one may have a million."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -107,12 +107,12 @@ def _checked(body: bytes, kind: type[_Completion]) -> _Completion:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"the answer is no chat completion: {place}: {first['msg']}{_complaint(data)}") from None
+        raise ValueError(f"the answer is no chat completion: {place}: {first['msg']}{_server_error(data)}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the answer is no chat completion: not JSON ({error})") from None
 
 
-def _complaint(data: Json) -> str:
+def _server_error(data: Json) -> str:
     """What the server says went wrong; some say so with status 200."""
     error = data.get("error") if isinstance(data, dict) else None
     return f"; the server says {json.dumps(error)[:200]}" if error else ""

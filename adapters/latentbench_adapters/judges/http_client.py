@@ -33,14 +33,14 @@ class BoundedClient(DefaultAsyncHttpxClient):
     What goes wrong is raised as the client's own errors of transport: those are retried.
     """
 
-    def __init__(self, *, seconds: float, pace: RateLimit, graded: bool) -> None:
+    def __init__(self, *, seconds: float, rate: RateLimit, graded: bool) -> None:
         # A redirect could carry the request, and the key, somewhere else.
         super().__init__(follow_redirects=False, headers={"Accept-Encoding": "gzip"})
-        self._seconds, self._pace, self._graded = seconds, pace, graded
+        self._seconds, self._rate, self._graded = seconds, rate, graded
 
     async def send(self, request: Any, **options: Any) -> Any:
         """The answer, read to its end."""
-        await self._pace.wait()
+        await self._rate.wait()  # in here, so that retries count too
         try:
             async with asyncio.timeout(self._seconds):
                 return await self._whole(request, {**options, "stream": True})
@@ -52,7 +52,7 @@ class BoundedClient(DefaultAsyncHttpxClient):
         try:
             body = _unpacked(await _read(response), response.headers.get("content-encoding", ""))
             if response.is_success:
-                reply_in(body, graded=self._graded)
+                reply_in(body, graded=self._graded)  # checked here, where the client still retries
         except ValueError as error:
             if response.is_success:
                 raise _http.RemoteProtocolError(str(error), request=request) from None

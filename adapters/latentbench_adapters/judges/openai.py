@@ -1,8 +1,8 @@
 """`adapter: openai`: a chat model behind any endpoint that speaks the OpenAI chat-completions protocol.
 
 The key comes from an environment variable and is given to the client alone: it is in no spec, identity, transcript, error
-or log, and is struck out of whatever the server sends back (`secret.py`). An answer is bounded in time and size (`wire.py`)
-and checked (`completion.py`).
+or log, and is struck out of whatever the server sends back (`secret.py`). An answer is bounded in time and size
+(`http_client.py`) and checked (`completion.py`).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class OpenAIJudge(Judge):
                 for messages in requests:
                     asking = endpoint.reply(self._request(messages))
                     waiting.append(asyncio.run_coroutine_threadsafe(asking, loop))
-                    if len(waiting) >= 2 * self.concurrency:
+                    if len(waiting) >= 2 * self.concurrency:  # more than are under way, so one slow answer idles none
                         yield self._counted(waiting.popleft().result())
                 while waiting:
                     yield self._counted(waiting.popleft().result())
@@ -161,7 +161,7 @@ class OpenAIJudge(Judge):
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        http = BoundedClient(seconds=self.timeout, pace=RateLimit(self.requests_per_minute), graded=self.probabilities)
+        http = BoundedClient(seconds=self.timeout, rate=RateLimit(self.requests_per_minute), graded=self.probabilities)
         return AsyncOpenAI(
             api_key=key or _NO_KEY,
             base_url=self.base_url,
@@ -183,7 +183,10 @@ class _Endpoint:
     graded: bool
 
     async def reply(self, request: dict[str, Json]) -> Reply:
-        """From the transcripts or the server; whatever the server does wrong is a reply with an error."""
+        """From the transcripts or the server; whatever the server does wrong is a reply with an error.
+
+        Files are read and written in threads: the loop has other requests to attend to.
+        """
         async with self.gate:
             question = {"address": self.address, **request}
             kept = await asyncio.to_thread(self.transcripts.get, question)
@@ -202,7 +205,7 @@ class _Endpoint:
             response = await self.client.chat.completions.with_raw_response.create(**request)
             return reply_in(response.content, graded=self.graded)
         except (OpenAIError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            # Third-party types: an error's body that is not what the protocol says breaks them in many ways.
+            # The client reads an error's body as the protocol has it; one that is otherwise breaks it in many ways.
             return Reply(None, _said(error), lost=_lost(error))
 
 

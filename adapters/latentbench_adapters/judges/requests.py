@@ -20,7 +20,10 @@ from latentbench.store.files import read_json, write_json
 
 
 class Transcripts:
-    """A folder of JSON files, one per request; only successful replies are kept. Requests hold neither key nor header."""
+    """A folder of JSON files, one per request; only successful replies are kept.
+
+    They are kept in the clear and for good, which is safe because requests hold neither the key nor a header.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "judges"
@@ -60,11 +63,13 @@ class RateLimit:
 
     def __init__(self, per_minute: float | None) -> None:
         self._spacing = 60 / per_minute if per_minute else 0.0
+        """Seconds between two requests."""
         self._next = 0.0
 
     async def wait(self) -> None:
         """Returns when the next request may start."""
         now = time.monotonic()
+        # The turn is taken before the sleep: no two requests can get the same one, since nothing is awaited in between.
         start = max(now, self._next)
         self._next = start + self._spacing
         if start > now:

@@ -57,7 +57,7 @@ class TransformersJudge(Judge):
         return self.id if self.revision is None else f"{self.id}@{self.revision}"
 
     def model(self) -> TransformersModel:
-        """The model meant, as a section of its own."""
+        """The model meant, as an adapter of its own."""
         return TransformersModel(id=self.id, revision=self.revision, dtype=self.dtype)
 
     def pinned(self, roots: Roots) -> Self:

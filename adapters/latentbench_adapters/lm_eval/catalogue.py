@@ -20,7 +20,8 @@ import yaml
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
-from latentbench_adapters.lm_eval.task_file import is_path, read_task, task_file_identity
+from latentbench.reasoning.task_suite import is_path
+from latentbench_adapters.lm_eval.task_file import read_task, task_file_identity
 
 POCKET_TASKS = Path(__file__).parents[1] / "pocket" / "tasks"
 """Tasks that ship with this project."""
@@ -28,7 +29,7 @@ _HEAD = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)
 
 
 def lm_eval_version() -> str:
-    """Of the installed package. Raises NotAvailable when there is none."""
+    """Version of the installed package. Raises NotAvailable when there is none."""
     try:
         return version("lm-eval")
     except PackageNotFoundError as error:

@@ -106,6 +106,7 @@ class GenerationSettings:
         temperature = float(known.pop("temperature", 1.0)) if sampled else 0.0
         known.pop("temperature", None)
         for name, value in known.items():
+            # Greedy decoding takes the most likely token, which neither top_p nor top_k ever leaves out.
             if value not in _NEUTRAL.get(name, ()) and not (name in ("top_p", "top_k") and not temperature):
                 raise InvalidInput(f"the task generates with {name} = {value!r}, which is not supported here")
         return GenerationSettings(tuple(string for string in until if string), most, temperature)
@@ -118,7 +119,7 @@ class _Question:
     context: str
     settings: GenerationSettings
     seed: int | None
-    """Of its random numbers; None where greedy."""
+    """Seed of its random numbers; None where greedy."""
     key: str
 
 
@@ -146,7 +147,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
             super().__init__(pretrained=lm.model, tokenizer=copy.deepcopy(lm.tokenizer), batch_size=batch)
         self.language_model, self.intervention = lm, intervention or Untouched()
         self.receipt = Receipt()
-        """Of everything generated or scored so far; answers from the cache leave none."""
+        """What happened in everything generated or scored so far; answers from the cache leave none."""
         self.remembered = 0
         """Answers that came from the cache."""
         self.shortened = 0
@@ -281,6 +282,10 @@ class SteeredLM(HFLM):  # type: ignore[misc]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return super()._encode_pair(context + self.intervention.prefix, continuation)  # type: ignore[no-any-return]
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Log-likelihood of every continuation, and whether greedy decoding would write it, in the order of the requests."""
+        return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _loglikelihood_tokens(

@@ -37,11 +37,6 @@ class RefusedTask(SpecError, RefusedFile):
     """A task file that cannot be used, with everything that is wrong in it and where."""
 
 
-def is_path(task: str) -> bool:
-    """Whether a task is named by its file."""
-    return task.endswith((".yaml", ".yml")) or "/" in task
-
-
 def read_task(path: str, roots: Roots) -> dict[str, Json]:
     """The checked configuration of a task file, data files as absolute paths.
 

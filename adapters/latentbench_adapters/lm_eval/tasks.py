@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,10 @@ from latentbench.core.hub import refuse_local
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.text import folded
+from latentbench.reasoning.task_suite import AnswerScore, TaskOptions, is_path
 from latentbench_adapters.jinja_sandbox import Sandbox, task_templates
 from latentbench_adapters.lm_eval.catalogue import LENGTH, LENGTH_ALIASES, lm_eval_version, members, open_datasets
-from latentbench_adapters.lm_eval.task_file import NONE, documents_commit, is_path, read_task, task_file_identity
+from latentbench_adapters.lm_eval.task_file import NONE, documents_commit, read_task, task_file_identity
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -86,32 +86,6 @@ _PREFERRED_FILTERS = ("flexible-extract",)
 _ANSWER = re.compile(r"\\boxed|\$[^$]+\$")
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """What a spec may change about a task."""
-
-    limit: int | None = None
-    """Problems, of each task of a group."""
-    num_fewshot: int | None = None
-    chat_template: bool = False
-    system: str | None = None
-    temperature: float = 0.0
-    max_new_tokens: int | None = None
-    metric: str | None = None
-    filter: str | None = None
-
-
-@dataclass(frozen=True)
-class AnswerScore:
-    """What one answer was worth."""
-
-    correct: float
-    formatted: bool
-    """Whether an answer could be found in it."""
-    every: dict[str, float]
-    """Every metric of the task, by `metric,filter`, as lm-eval calls them."""
-
-
 def task_identity(task: str, roots: Roots, commits: Mapping[str, str] = NONE) -> Json:
     """What determines a task's documents, prompts and scores, known without importing lm-eval.
 
@@ -125,8 +99,11 @@ def task_identity(task: str, roots: Roots, commits: Mapping[str, str] = NONE) ->
 
 
 def _digest(path: Path) -> str:
-    """Of a task file of ours. Where its functions are imported from is no part of what is asked: keys have the name that this
-    package had when the first of them were made."""
+    """Digest of a task file of ours.
+
+    Where its functions are imported from is no part of what is asked: keys have the name that this package had when the
+    first of them were made.
+    """
     return hashlib.sha256(path.read_bytes().replace(b"latentbench_adapters.", b"adapters.")).hexdigest()
 
 
@@ -136,14 +113,14 @@ def _generated() -> Json:
     return {"pocket": VERSION}
 
 
-def load(task: str, options: TaskOptions, roots: Roots, folder: Path, chat: Callable[..., str]) -> list[TaskProblems]:
+def load(task: str, options: TaskOptions, roots: Roots, folder: Path, chat: Callable[..., str]) -> list[LmEvalProblems]:
     """The task, or every task of a group, with its requests made.
 
     `folder` takes what `datasets` makes of local files, `chat` writes a conversation in the model's template. Raises
     NotAvailable when lm-eval or a dataset refuses, with what it said.
     """
     with _refused(task, "cannot load"):
-        return [TaskProblems(made, options, chat) for made in _made(task, roots, folder)]
+        return [LmEvalProblems(made, options, chat) for made in _made(task, roots, folder)]
 
 
 @contextmanager
@@ -170,11 +147,12 @@ def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
         return list(TaskManager(include_defaults=False).load(config)["tasks"].values())
     for hub in open_datasets(task, roots):
         refuse_local(hub)
+    # The folders of this task alone: to index all of lm-eval's 14,000 files takes seconds.
     folders = sorted({path.parent for path in members(task)})
     return list(TaskManager(include_defaults=False, include_path=folders).load(task)["tasks"].values())
 
 
-class TaskProblems:
+class LmEvalProblems:
     """The problems of one task: documents with their requests, and how answers are scored."""
 
     def __init__(self, task: Any, options: TaskOptions, chat: Callable[..., str]) -> None:
@@ -204,7 +182,7 @@ class TaskProblems:
         if self.generative:
             generation: dict[str, Any] = {"do_sample": options.temperature > 0, "temperature": options.temperature}
             if options.max_new_tokens is not None:
-                for alias in LENGTH_ALIASES:
+                for alias in LENGTH_ALIASES:  # beside our limit it would be a second one
                     (self.task.config.generation_kwargs or {}).pop(alias, None)
                 generation[LENGTH] = options.max_new_tokens
             self.task.set_config("generation_kwargs", generation, update=True)
@@ -219,7 +197,7 @@ class TaskProblems:
 
     @cached_property
     def documents_digest(self) -> str:
-        """Of what is asked and what the right answer is."""
+        """Digest of what is asked and what the right answers are."""
         asked = [[list(map(repr, group[0].args)), str(self.gold(group))] for group in self.groups]
         return digest("documents", asked)
 
@@ -233,16 +211,16 @@ class TaskProblems:
         with _refused(self.name, "cannot state the answers of"):
             return self.task.doc_to_target(group[0].doc)
 
-    def verdicts(self, responses: Sequence[Sequence[Any]]) -> list[AnswerScore]:
-        """One verdict per problem. `responses` holds one response for each request of each problem."""
+    def scores(self, responses: Sequence[Sequence[Any]]) -> list[AnswerScore]:
+        """One score per problem. `responses` holds one response for each request of each problem."""
         for group, given in zip(self.groups, responses, strict=True):
             for instance, response in zip(group, given, strict=True):
                 instance.resps, instance.filtered_resps = [response], {}
         with _refused(self.name, "cannot score answers to"):
             self.task.apply_filters()
-            return [self._verdict(group) for group in self.groups]
+            return [self._score(group) for group in self.groups]
 
-    def _verdict(self, group: Sequence[Instance]) -> AnswerScore:
+    def _score(self, group: Sequence[Instance]) -> AnswerScore:
         results = {
             name: self.task.process_results(group[0].doc, [instance.filtered_resps[name] for instance in group])
             for name in group[0].filtered_resps

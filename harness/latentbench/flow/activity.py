@@ -1,5 +1,7 @@
-"""Which latents fire on which tokens: sparse codes of several sites from one pass over texts, with the document and token of
-every one.
+"""Which latents fire on which tokens: sparse codes of several sites from one pass over texts.
+
+Codes are kept sparse and of a few sites at a time. Everything is over ordinary tokens, neither padding nor special, in the
+order of the documents.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 
 TOKENS_PER_FORWARD = 4096
+"""Tokens of one forward pass, padding included."""
 SITES_AT_ONCE = 4
 """Sites whose SAEs a pass over texts holds: as many as lead to a residual site, and itself. More sites, more passes."""
 
@@ -49,7 +52,7 @@ class Activity:
         return self._parts[0]
 
     def mean_active(self) -> Tensor:
-        """[width] float32: each latent's mean activation where it is active; 1 for one that never is."""
+        """[width] float32: each latent's mean activation where it is active; 1, which scales nothing, for one that never is."""
         codes = self.matrix()
         counts = np.bincount(codes.indices, minlength=self.width)
         sums = np.bincount(codes.indices, weights=codes.data, minlength=self.width)
@@ -58,7 +61,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows of tokens."""
+    """Documents as rows of tokens, padded on the right."""
 
     ids: Tensor
     """[rows, context] integer."""
@@ -75,9 +78,10 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are run together."""
+    """Rows that are run together, cut to the longest of them."""
 
     rows: slice
+    """Which of the documents they are."""
     ids: Tensor
     """[B, T] int64."""
     real: Tensor
@@ -86,36 +90,35 @@ class Batch:
     """[B, T] bool: neither padding nor special."""
 
 
-def texts_of(options: Flow, lab: StageContext) -> TokenRows:
-    """What the section's maps are fitted on. Raises InvalidInput where there is nothing."""
-    data, domain = options.source(lab.experiment)
+def texts_of(options: Flow, context: StageContext) -> TokenRows:
+    """The texts that maps may be fitted on. Raises InvalidInput where the experiment has none."""
+    data, domain = options.source(context.experiment)
     if domain is not None:
-        tokens = lab.tokens(domain)
+        tokens = context.tokens(domain)
         return TokenRows(tokens.ids, tokens.lengths, options.tokens)
-    wanted = max(options.tokens, data.context)
+    wanted = max(options.tokens, data.context)  # one whole row at least, since rows are all that is read
     ids = training_tokens(
-        data.texts(lab.roots),
-        lab.tokenizer(),
+        data.texts(context.roots),
+        context.tokenizer(),
         context=data.context,
         tokens=wanted,
-        repeat=True,
+        repeat=True,  # fewer tokens are enough where the texts end before
         documents=data.documents,
         skip=data.skip,
-        known_ids=embedding_rows(lab.model().model),
+        known_ids=embedding_rows(context.model().model),
     ).ids
     return TokenRows(ids, torch.full((len(ids),), ids.shape[1]), options.tokens)
 
 
-def batches(lab: StageContext, texts: TokenRows) -> Iterator[Batch]:
-    """The rows in order, until `limit` ordinary tokens have been given."""
-    context, left = texts.ids.shape[1], texts.limit
-    step = max(1, TOKENS_PER_FORWARD // context)
+def batches(context: StageContext, texts: TokenRows) -> Iterator[Batch]:
+    """The rows in order, until `limit` ordinary tokens have been given: those beyond it in the last batch are not ordinary."""
+    left, step = texts.limit, max(1, TOKENS_PER_FORWARD // texts.ids.shape[1])
     for start in range(0, len(texts.ids), step):
         rows = slice(start, start + step)
         longest = int(texts.lengths[rows].max())
-        ids = texts.ids[rows, :longest].to(lab.device).long()
-        real = real_mask(texts.lengths[rows], longest).to(lab.device)
-        ordinary = real & ~special_mask(ids, lab.tokenizer())
+        ids = texts.ids[rows, :longest].to(context.device).long()
+        real = real_mask(texts.lengths[rows], longest).to(context.device)
+        ordinary = real & ~special_mask(ids, context.tokenizer())
         if left is not None:
             ordinary &= (ordinary.flatten().cumsum(0) <= left).view_as(ordinary)
             left -= int(ordinary.sum())
@@ -124,9 +127,9 @@ def batches(lab: StageContext, texts: TokenRows) -> Iterator[Batch]:
             return
 
 
-def held(lab: StageContext, sites: Iterable[Site]) -> dict[Site, SparseAutoencoder]:
+def held(context: StageContext, sites: Iterable[Site]) -> dict[Site, SparseAutoencoder]:
     """The SAEs of some sites, in memory as long as this dictionary."""
-    saes = lab.saes()
+    saes = context.saes()
     return {site: saes[site] for site in sites}
 
 
@@ -137,27 +140,27 @@ def groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
         yield given[start : start + SITES_AT_ONCE]
 
 
-def codes_at(lab: StageContext, saes: Mapping[Site, SparseAutoencoder], batch: Batch) -> dict[Site, Codes]:
+def codes_at(context: StageContext, saes: Mapping[Site, SparseAutoencoder], batch: Batch) -> dict[Site, Codes]:
     """Codes of the batch's ordinary tokens at each site, in order."""
-    states = hidden_states(lab.model().model, saes, batch.ids, batch.real.long())
+    states = hidden_states(context.model().model, saes, batch.ids, batch.real.long())
     return {site: sae.encode(states[site][batch.ordinary].float()) for site, sae in saes.items()}
 
 
-def activity(lab: StageContext, texts: TokenRows, sites: Collection[Site]) -> dict[Site, Activity]:
+def activity(context: StageContext, texts: TokenRows, sites: Collection[Site]) -> dict[Site, Activity]:
     """The codes of all ordinary tokens at each site, as sparse matrices."""
-    saes = held(lab, sites)
+    saes = held(context, sites)
     found = {site: Activity(sae.width) for site, sae in saes.items()}
-    for batch in batches(lab, texts):
-        for site, codes in codes_at(lab, saes, batch).items():
+    for batch in batches(context, texts):
+        for site, codes in codes_at(context, saes, batch).items():
             found[site].add(codes)
     return found
 
 
-def mean_active(lab: StageContext, texts: TokenRows, sites: Iterable[Site]) -> dict[Site, Tensor]:
+def mean_active(context: StageContext, texts: TokenRows, sites: Iterable[Site]) -> dict[Site, Tensor]:
     """[width] float32 of each site, see `Activity.mean_active`; any number of sites, some at a time."""
     found: dict[Site, Tensor] = {}
     for group in groups(sites):
-        found |= {site: active.mean_active() for site, active in activity(lab, texts, group).items()}
+        found |= {site: active.mean_active() for site, active in activity(context, texts, group).items()}
     return found
 
 
@@ -177,19 +180,15 @@ class Firing:
     count: int
     """Number of documents."""
 
-    def per_document(self, values: Array) -> Array:
-        """[documents] float64: sums of one value per token [tokens]."""
-        return np.bincount(self.documents, weights=values, minlength=self.count).astype(np.float64)
-
 
 @torch.no_grad()
-def firing(lab: StageContext, tokens: EvalTokens, sites: Collection[Site]) -> Firing:
+def firing(context: StageContext, tokens: EvalTokens, sites: Collection[Site]) -> Firing:
     """One pass over a domain. Memory: 8 bytes per active latent."""
-    saes = held(lab, sites)
+    saes = held(context, sites)
     found = {site: Activity(sae.width) for site, sae in saes.items()}
     documents, ids = [], []
-    for batch in batches(lab, TokenRows.of(tokens)):
-        for site, codes in codes_at(lab, saes, batch).items():
+    for batch in batches(context, TokenRows.of(tokens)):
+        for site, codes in codes_at(context, saes, batch).items():
             found[site].add(codes)
         documents.append(batch.ordinary.nonzero()[:, 0].cpu().numpy() + batch.rows.start)
         ids.append(batch.ids[batch.ordinary].cpu().numpy())

@@ -1,4 +1,4 @@
-"""Making the maps of a `flow:` section out of a cell's SAEs."""
+"""Making the maps that a spec's `flow:` asks for out of a cell's SAEs, link by link."""
 
 from __future__ import annotations
 
@@ -23,67 +23,73 @@ from latentbench.flow.matching import (
     thresholds,
 )
 from latentbench.flow.options import Flow
-from latentbench.flow.topology import Link, links, problems
+from latentbench.flow.topology import Link, links, untraceable
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.study.context import Content, StageContext
 
 Both = tuple[Nearest, Nearest]
+"""Matches of the source's latents and of the target's."""
 Saes = Mapping[Site, SparseAutoencoder]
 
 
 @torch.no_grad()
-def build_maps(options: Flow, lab: StageContext) -> Content:
+def build_maps(options: Flow, context: StageContext) -> Content:
     """All maps of the cell as content. Raises InvalidInput for sites or SAEs that cannot be matched."""
-    saes = lab.saes()
-    if wrong := problems(saes):
+    saes = context.saes()
+    if wrong := untraceable(saes):
         raise InvalidInput("; ".join(wrong))
     neighbours, done = links(saes), 0
     maps: dict[tuple[Site, Site], LatentMap] = {}
-    texts = texts_of(options, lab) if options.reads_tokens else None
+    texts = texts_of(options, context) if options.reads_tokens else None
     for target in dict.fromkeys(link.target for link in neighbours):
         group = [link for link in neighbours if link.target == target]
         # Layer by layer, at the price of more forward passes: the codes of all sites at once would fill the memory.
-        activities = {} if texts is None else activity(lab, texts, [target, *(link.source for link in group)])
+        activities = {} if texts is None else activity(context, texts, [target, *(link.source for link in group)])
         for link in group:
-            maps.update(_linked(options, lab, link, activities))
+            maps.update(_linked(options, context, link, activities))
             done += 1
-            lab.progress(done, len(neighbours))
+            context.progress(done, len(neighbours))
     return FlowMaps(options, tuple(saes), maps, next(iter(saes.values())).d_in).to_content()
 
 
 def _linked(
-    options: Flow, lab: StageContext, link: Link, activities: Mapping[Site, Activity]
+    options: Flow, context: StageContext, link: Link, activities: Mapping[Site, Activity]
 ) -> dict[tuple[Site, Site], LatentMap]:
     """The maps of one link, both ways. Only its two SAEs are held."""
-    saes = held(lab, (link.source, link.target))
-    forward, backward = _matched(options, lab, saes, link, activities)
+    saes = held(context, (link.source, link.target))
+    forward, backward = _matched(options, context, saes, link, activities)
     return dict(_maps(link, forward, backward, saes))
 
 
-def _matched(options: Flow, lab: StageContext, saes: Saes, link: Link, activities: Mapping[Site, Activity]) -> Both:
+def _matched(options: Flow, context: StageContext, saes: Saes, link: Link, activities: Mapping[Site, Activity]) -> Both:
     if options.matching == "pearson":
         return correlated(activities[link.source], activities[link.target], options.k)
-    source, target = _rows(options, lab, saes, link.source, activities), _target(options, lab, saes, link, activities)
+    source, target = (
+        _rows(options, context, saes, link.source, activities),
+        _target(options, context, saes, link, activities),
+    )
     unit = options.folding == "none"
     if options.matching == "permutation":
         limits = {"exact_width": options.exact_width, "neighbours": options.neighbours}
         return assigned(source, target, unit=unit, **limits)
     if options.matching == "random":
-        return _drawn(options, lab, link, source, target)
+        return _drawn(options, context, link, source, target)
     return nearest(source, target, options.k, unit=unit)
 
 
-def _rows(options: Flow, lab: StageContext, saes: Saes, site: Site, activities: Mapping[Site, Activity]) -> Tensor:
-    """What is compared at a site [width, d]: decoder rows, scaled where the section says so."""
-    rows = decoder_rows(saes[site], site).to(lab.device)
+def _rows(options: Flow, context: StageContext, saes: Saes, site: Site, activities: Mapping[Site, Activity]) -> Tensor:
+    """What is compared at a site [width, d]: decoder rows, scaled where the options say so."""
+    rows = decoder_rows(saes[site], site).to(context.device)
     scale = folds(options, saes[site], site, activities)
     return rows if scale is None else rows * scale.to(rows)[:, None]
 
 
-def _target(options: Flow, lab: StageContext, saes: Saes, link: Link, activities: Mapping[Site, Activity]) -> Tensor:
+def _target(
+    options: Flow, context: StageContext, saes: Saes, link: Link, activities: Mapping[Site, Activity]
+) -> Tensor:
     if options.matching == "encoder":
-        return encoder_rows(saes[link.target]).to(lab.device)
-    return _rows(options, lab, saes, link.target, activities)
+        return encoder_rows(saes[link.target]).to(context.device)
+    return _rows(options, context, saes, link.target, activities)
 
 
 def folds(options: Flow, sae: SparseAutoencoder, site: Site, activities: Mapping[Site, Activity]) -> Tensor | None:
@@ -93,9 +99,9 @@ def folds(options: Flow, sae: SparseAutoencoder, site: Site, activities: Mapping
     return activities[site].mean_active() if options.folding == "activation" else None
 
 
-def _drawn(options: Flow, lab: StageContext, link: Link, source: Tensor, target: Tensor) -> Both:
-    """Random matches: `k` different ones of the `candidates` nearest, or of all latents."""
-    generator = torch.Generator().manual_seed(lab.seed("random matches", link.name))
+def _drawn(options: Flow, context: StageContext, link: Link, source: Tensor, target: Tensor) -> Both:
+    """Random matches: `k` different ones of the `candidates` nearest, or `k` of all latents, which may be the same."""
+    generator = torch.Generator().manual_seed(context.seed("random matches", link.name))
     if options.candidates == "all":
         sides = (len(source), len(target)), (len(target), len(source))
         forward, backward = (_any(widths, options.k, generator) for widths in sides)
@@ -106,11 +112,13 @@ def _drawn(options: Flow, lab: StageContext, link: Link, source: Tensor, target:
 
 
 def _any(widths: tuple[int, int], k: int, generator: torch.Generator) -> Nearest:
+    # With replacement: different ones would need a permutation of the dictionary per latent.
     indices = torch.randint(widths[1], (widths[0], k), generator=generator)
-    return Nearest(indices, torch.ones(indices.shape))
+    return Nearest(indices, torch.ones(indices.shape))  # above 0, so that all are entries of the map
 
 
 def _some(found: Nearest, k: int, generator: torch.Generator) -> Nearest:
+    # The largest of uniform numbers are a uniform draw without replacement; NOBODY is drawn when nothing else is left.
     drawn = torch.rand(found.indices.shape, generator=generator).to(found.scores.device)
     chosen = drawn.masked_fill(found.indices == NOBODY, -1).topk(k, dim=1).indices
     return Nearest(found.indices.gather(1, chosen), found.scores.gather(1, chosen))

@@ -1,4 +1,8 @@
-"""Removing predecessors and looking at what they led to."""
+"""What `flow_deactivation` does: removes predecessors at single tokens and looks at what they led to.
+
+Documents are read in batches. The untouched pass of a batch gives its cases, an active latent at a sampled token each; then
+every case runs again from the block before the predecessors on, with their contribution taken away at its token.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
-WHO: dict[Removed, tuple[Part, ...]] = {
+REMOVED_PARTS: dict[Removed, tuple[Part, ...]] = {
     "all": ("residual", "mlp", "attention"),
     "residual": ("residual",),
     "modules": ("mlp", "attention"),
@@ -32,20 +36,20 @@ WHO: dict[Removed, tuple[Part, ...]] = {
 
 
 @torch.no_grad()
-def run(study: FlowDeactivation, lab: StageContext) -> Findings:
-    """See harness/latentbench/flow/metrics.py."""
-    maps: FlowMaps = lab.subject()
+def measure_deactivation(study: FlowDeactivation, context: StageContext) -> Findings:
+    """The findings of `flow_deactivation` (metrics.py): sums per document over all layers."""
+    maps: FlowMaps = context.subject()
     targets = study.sites(maps.residual)
     if not targets:
         raise InvalidInput(f"flow_deactivation: there is nothing to look at behind the blocks {study.layers}")
     statistics: dict[str, dict[str, Array]] = {}
     details: dict[str, Json] = {}
-    domains = study.domains(lab.experiment)
+    domains = study.domains(context.experiment)
     for number, domain in enumerate(domains):
         layers = {}
         for done, target in enumerate(targets):
-            layers[target] = deactivated(study, lab, maps, domain, target)
-            lab.progress(number * len(targets) + done + 1, len(domains) * len(targets))
+            layers[target] = deactivated(study, context, maps, domain, target)
+            context.progress(number * len(targets) + done + 1, len(domains) * len(targets))
         statistics[domain] = _summed([layer.sums for layer in layers.values()])
         details[domain] = [
             {
@@ -55,7 +59,9 @@ def run(study: FlowDeactivation, lab: StageContext) -> Findings:
             }
             for site, layer in layers.items()
         ]
-    units = {domain: found.of(slice(_read(study, len(found.numbers)))) for domain, found in lab.units(domains).items()}
+    units = {
+        domain: found.of(slice(_read(study, len(found.numbers)))) for domain, found in context.units(domains).items()
+    }
     return Findings(statistics, details={"layers": details}, units=units)
 
 
@@ -67,7 +73,7 @@ class LayerSums:
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Name to [documents] float64."""
     receipt: Receipt = field(default_factory=Receipt)
-    """Of all interventions together."""
+    """The receipts of all interventions added up."""
 
     def add(self, name: str, documents: Tensor, values: Tensor) -> None:
         """Adds one value per case to the sums of the documents they belong to."""
@@ -90,14 +96,14 @@ class _Found:
     """[C] float64: untouched losses from the token on."""
 
 
-def deactivated(study: FlowDeactivation, lab: StageContext, maps: FlowMaps, domain: str, target: Site) -> LayerSums:
+def deactivated(study: FlowDeactivation, context: StageContext, maps: FlowMaps, domain: str, target: Site) -> LayerSums:
     """Per-document sums for the latents of one site."""
-    tokens = lab.tokens(domain)
+    tokens = context.tokens(domain)
     count = _read(study, len(tokens.ids))
-    generator = torch.Generator().manual_seed(lab.seed("deactivation", domain, str(target)))
-    layer, saes = LayerSums(count), held(lab, (target, *(link.source for link in maps.into(target))))
-    for batch in batches(lab, TokenRows(tokens.ids[:count], tokens.lengths[:count])):
-        _Batch(study, lab, saes, maps, target, batch, layer, generator).run()
+    generator = torch.Generator().manual_seed(context.seed("deactivation", domain, str(target)))
+    layer, saes = LayerSums(count), held(context, (target, *(link.source for link in maps.into(target))))
+    for batch in batches(context, TokenRows(tokens.ids[:count], tokens.lengths[:count])):
+        _Batch(study, context, saes, maps, target, batch, layer, generator).run()
     return layer
 
 
@@ -112,7 +118,7 @@ class _Batch:
     def __init__(
         self,
         study: FlowDeactivation,
-        lab: StageContext,
+        context: StageContext,
         saes: Mapping[Site, SparseAutoencoder],
         maps: FlowMaps,
         target: Site,
@@ -120,10 +126,10 @@ class _Batch:
         layer: LayerSums,
         generator: torch.Generator,
     ) -> None:
-        self.study, self.lab, self.batch, self.layer, self.target = study, lab, batch, layer, target
+        self.study, self.context, self.batch, self.layer, self.target = study, context, batch, layer, target
         self.saes, self.generator = saes, generator
         self.sources: dict[Part, Site] = {link.part: link.source for link in maps.into(target)}
-        self.indices = {part: maps.maps[target, site].indices.to(lab.device) for part, site in self.sources.items()}
+        self.indices = {part: maps.maps[target, site].indices.to(context.device) for part, site in self.sources.items()}
         self.rows_of = {part: decoder_rows(saes[site], site) for part, site in self.sources.items()}
 
     def run(self) -> None:
@@ -133,15 +139,15 @@ class _Batch:
         self.layer.add("flow_deactivation.cases", owners, torch.ones(len(owners)))
         acting = {part: self._acting(found, part) for part in self.sources}
         after: dict[Removed, Tensor] = {}
-        for who in dict.fromkeys(self.study.parts):
-            chosen = [part for part in WHO[who] if part in self.sources]
+        for removed in dict.fromkeys(self.study.parts):
+            chosen = [part for part in REMOVED_PARTS[removed] if part in self.sources]
             on = torch.stack([(acting[part] != 0).any(1) for part in chosen]).any(0) if chosen else None
-            after[who] = self._try(rows, found, who, {part: acting[part] for part in chosen}, on, owners)
+            after[removed] = self._try(rows, found, removed, {part: acting[part] for part in chosen}, on, owners)
         if self.study.exhaustive:
             self._exhaust(rows, found, owners, after)
 
     def _prepare(self) -> tuple[RerunRows, _Found]:
-        batch, lm = self.batch, self.lab.model()
+        batch, lm = self.batch, self.context.model()
         entry = entry_before(self.sources["residual"])
         sites = {self.target, *self.sources.values(), *([entry] if entry else [])}
         mask, logits = batch.real.long(), None
@@ -177,16 +183,16 @@ class _Batch:
         self,
         rows: RerunRows,
         found: _Found,
-        who: Removed,
+        removed: Removed,
         acting: dict[Part, Tensor],
         on: Tensor | None,
         owners: Tensor,
     ) -> Tensor:
         """[C] what remains when the active matches of some parts are removed together; NaN in cases that have none."""
         after = torch.full_like(found.before, torch.nan)
-        name = f"flow_deactivation.{who}"
+        name = f"flow_deactivation.{removed}"
         chosen = owners.new_empty(0) if on is None else on.nonzero()[:, 0]
-        for part in ("tried", "deactivated", "change"):
+        for part in ("tried", "deactivated", "change"):  # so that they exist where no case is tried, and are 0
             self.layer.add(f"{name}.{part}", owners[:0], owners[:0])
         if not len(chosen):
             return after
@@ -209,7 +215,7 @@ class _Batch:
     def _rerun(
         self, rows: RerunRows, cases: RerunCases, deltas: dict[Site, Tensor], *, loss: bool = False
     ) -> RerunOutcome:
-        outcome = rerun(self.lab.model(), self.saes[self.target], self.target, rows, cases, deltas, loss=loss)
+        outcome = rerun(self.context.model(), self.saes[self.target], self.target, rows, cases, deltas, loss=loss)
         self.layer.receipt = self.layer.receipt + outcome.receipt
         return outcome
 
@@ -223,9 +229,12 @@ class _Batch:
         able = torch.stack([tried.isfinite() for tried in after.values()]).any(0).nonzero()[:, 0]
         chosen = able[_some(found.cases.rows[able], self.study.exhaustive, self.generator)]
         lowest = {part: self._lowest(rows, found, chosen, part) for part in self.sources}
-        for who, matched in after.items():
-            name, kept = f"flow_deactivation.{{}}.{who}", matched[chosen].isfinite()
-            best = torch.stack([lowest[part] for part in WHO[who] if part in lowest] or [matched[chosen]]).amin(0)
+        for removed, matched in after.items():
+            name, kept = f"flow_deactivation.{{}}.{removed}", matched[chosen].isfinite()
+            # Without SAEs at these parts nothing was tried, so that `kept` leaves out what stands in for the best here.
+            best = torch.stack(
+                [lowest[part] for part in REMOVED_PARTS[removed] if part in lowest] or [matched[chosen]]
+            ).amin(0)
             for kind, values in (("exhaustive", best), ("matched", matched[chosen])):
                 self._note(name.format(kind), owners[chosen][kept], found.before[chosen][kept], values[kept])
 
@@ -237,6 +246,7 @@ class _Batch:
             activations = found.active[part][found.tokens[chosen][number], latent]
             delta = ((self.study.r - 1) * activations)[:, None] * self.rows_of[part][latent]
             outcome = self._rerun(rows, found.cases.part(chosen[number]), {self.sources[part]: delta})
+            # The same case once per active latent: the least of its results.
             least.scatter_reduce_(0, number, outcome.activations, "amin")
         return least
 
@@ -244,13 +254,14 @@ class _Batch:
 def sampled(ordinary: Tensor, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(rows, columns) of up to `tokens` random ordinary tokens of every row, row by row."""
     drawn = torch.rand(ordinary.shape, generator=generator).to(ordinary.device).masked_fill(~ordinary, -1)
+    # The largest of uniform numbers are a uniform draw without replacement.
     values, columns = drawn.topk(min(tokens, ordinary.shape[1]), dim=1)
     rows, slots = (values >= 0).nonzero(as_tuple=True)
     return rows, columns[rows, slots]
 
 
 def _some(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Numbers of up to `count` random cases of every row."""
+    """Numbers of up to `count` random cases of every row: shuffled, grouped by row, and the first of each group kept."""
     order = torch.randperm(len(rows), generator=generator).to(rows.device)
     order = order[torch.argsort(rows[order], stable=True)]
     sizes = torch.bincount(rows)

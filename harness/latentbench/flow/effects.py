@@ -102,6 +102,7 @@ def rerun(
         if losses is not None and after is not None:
             losses[chosen] = after
         total = total + receipt
+    # A hook that did not run, or ran elsewhere, would look like a latent that nothing leads to.
     expected = sum(int((delta != 0).any(1).sum()) for delta in deltas.values())
     if total.steered != expected:
         raise CellFailed(f"of {expected} changes at single tokens {total.steered} arrived")
@@ -154,6 +155,7 @@ def _row_loss(logits: Tensor, ids: Tensor, real: Tensor, position: Tensor) -> Te
 
 
 PROMPTS_AT_ONCE = 32
+"""Texts written together. Random numbers are drawn for all rows of a batch, so changing it changes the texts."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def write(
     parts, receipt = [], Receipt()
     for number, part in enumerate(torch.split(prompts, PROMPTS_AT_ONCE)):
         with torch.random.fork_rng(devices=_devices(lm)), intervention.applied(lm) as one:
-            torch.manual_seed(seed + number)
+            torch.manual_seed(seed + number)  # inside of the intervention: what setting it up draws must not shift ours
             ids = generate(
                 lm,
                 part,
@@ -230,7 +232,7 @@ def losses(lm: LanguageModel, texts: TokenRows, intervention: Intervention) -> t
 def _written(lm: LanguageModel, ids: Tensor, prompt: int) -> Written:
     real = torch.ones_like(ids, dtype=torch.bool)
     logits = lm.model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
-    start = torch.full((len(ids),), prompt - 1, device=ids.device)
+    start = torch.full((len(ids),), prompt - 1, device=ids.device)  # the prompt's last token predicts the first written
     loss = losses_from(logits, ids, real, start).cpu().numpy()
     ordinary = ~special_mask(ids, lm.tokenizer)
     ordinary[:, :prompt] = False

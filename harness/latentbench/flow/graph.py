@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.flow.labels import Label, Origins, origins, rules
+from latentbench.flow.labels import Origins, origins, rules
 from latentbench.flow.maps import FlowMaps, LatentMap
 from latentbench.flow.matching import NOBODY
+from latentbench.flow.options import Label
 from latentbench.flow.topology import Part, depth, parse_latent
 
 LIMIT = 2000
@@ -97,7 +98,7 @@ def traced(maps: FlowMaps, seed: LatentNode, *, back: bool = True, forth: bool =
         tracer.walk(seed, tracer.successors)
     if back:
         tracer.walk(seed, tracer.predecessors)
-        for node in list(tracer.nodes):
+        for node in list(tracer.nodes):  # after all latents of the stream, since nothing leads on from a module
             tracer.take(tracer.modules(node))
     reached = {node.site for node in tracer.nodes}
     known_origins = {site: origins(maps, site) for site in maps.residual if site in reached}
@@ -107,7 +108,7 @@ def traced(maps: FlowMaps, seed: LatentNode, *, back: bool = True, forth: bool =
 
 
 class _Tracer:
-    """Nodes and edges found so far."""
+    """Nodes and edges found so far; a dictionary without values keeps nodes in the order in which they were found."""
 
     def __init__(self, maps: FlowMaps, limit: int) -> None:
         self.nodes: dict[LatentNode, None] = {}

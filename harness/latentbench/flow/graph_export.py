@@ -1,19 +1,30 @@
-"""Flow graphs as files for other programs: JSON, DOT (Graphviz) and GraphML."""
+"""Flow graphs as files for other programs, with what people read beside a latent: JSON, DOT (Graphviz) and GraphML."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from latentbench.core.spec_model import Json
 from latentbench.flow.graph import FlowGraph, LatentNode
 from latentbench.flow.labels import rules_in_words
-from latentbench.flow.notes import Note
 from latentbench.flow.topology import depth
 
-Notes = Mapping[LatentNode, Note]
 FORMAT = "latentbench.flow_graph"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What people read beside a latent."""
+
+    explanation: str | None = None
+    tokens: tuple[str, ...] = ()
+    """Texts of the tokens it is most active on, strongest first."""
+
+
+Notes = Mapping[LatentNode, Note]
 
 
 def plain(graph: FlowGraph, notes: Notes | None = None) -> Json:

@@ -62,7 +62,7 @@ class Rescaling(Intervention):
         assert rows is not None
 
         def delta(hidden: Tensor, real: Tensor) -> Tensor:
-            codes = sae.encode(hidden[real].float())
+            codes = sae.encode(hidden[real].float())  # padding is no input that an SAE was made for
             chosen = torch.isin(codes.indices, latents.to(codes.indices.device)) & (codes.values != 0)
             sums = torch.nn.functional.embedding_bag(
                 codes.indices, rows, per_sample_weights=codes.values * chosen, mode="sum"
@@ -122,12 +122,16 @@ def editing(
 
 
 class _Hooks:
+    """The hooks of one `editing`, and the receipt that they fill in."""
+
     def __init__(self, layout: Layout) -> None:
         self.receipt = Receipt()
         self._layout = layout
         self._mask: Tensor | None = None
         self._seen: dict[Site, int] = {}
+        """Calls per site."""
         self._ratio = 0.0
+        """Σ ‖added‖ / ‖hidden state‖ over changed tokens."""
 
     def entering(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a pass: remembers which tokens are no padding."""
@@ -136,7 +140,10 @@ class _Hooks:
         self.receipt.passes += 1
 
     def install(self, place: HookPoint, site: Site, delta: Delta) -> Callable[[], None]:
-        """Hooks a site, before all other hooks on it; returns how to undo that."""
+        """Hooks a site, before all other hooks on it, so that what captures states there reads the changed ones.
+
+        Returns how to undo that.
+        """
 
         def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return place.moved(output, self._added(site, place.read(output), delta))
@@ -170,6 +177,7 @@ class _Hooks:
 
     def _real(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Which tokens are real, and their positions without padding, [B, T]."""
+        # With a KV cache hidden states are those of the new tokens, while the mask is that of the whole text.
         batch, length = hidden.shape[:2]
         mask = self._mask
         whole = hidden.new_ones((batch, length), dtype=torch.bool) if mask is None else mask.bool().to(hidden.device)
@@ -217,6 +225,7 @@ def along(
     Raises InvalidInput when the routes hold no latent.
     """
     vectors: dict[int, Tensor] = {}
+    # Routes are added up after each got its own schedule: they may begin at different blocks, and meet.
     for path in ({block_of(node.site): node for node in nodes} for nodes in routes):
         for block, s in scheduled(schedule, strength, alpha, sorted(path)).items() if path else ():
             _add(vectors, block, s * atoms[path[block]])
@@ -243,6 +252,7 @@ def graph_nodes(maps: FlowMaps, seeds: Sequence[LatentNode], span: Span | None =
     """All latents of the seeds' graphs, MLPs and attention included, whose block lies within `span`."""
     graphs: list[FlowGraph] = [traced(maps, seed) for seed in seeds]
     nodes = dict.fromkeys(node for graph in graphs for node in graph.nodes)
+    # What stands before block 0 goes with it: it can be rescaled, though nothing can be added there by layer.
     return [node for node in nodes if span is None or span[0] <= max(0, block_of(node.site)) <= span[1]]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.flow.maps import FlowMaps, chance_cosine
 from latentbench.flow.matching import NOBODY
+from latentbench.flow.options import LABELS, Label
 from latentbench.flow.topology import Link, Part, depth
 
 PART_NAMES: dict[Part, str] = {"residual": "residual stream", "mlp": "MLPs", "attention": "attention"}
@@ -65,10 +65,6 @@ def _range(cosines: Iterable[float]) -> list[float]:
 def _text(cut: list[float]) -> str:
     low, high = (f"{value:.2f}" for value in cut)
     return low if low == high else f"{low}–{high}"
-
-
-Label = Literal["translated", "processed", "newborn", "unexplained"]
-LABELS: tuple[Label, ...] = ("translated", "processed", "newborn", "unexplained")
 
 
 @dataclass(frozen=True)
@@ -124,6 +120,10 @@ class LayerStatistics:
     """From which cosine on a predecessor counted for births: `thresholds.cut` or what chance gives; None at the first
     site."""
 
+    def plain(self) -> dict[str, Json]:
+        """As JSON data, for reports."""
+        return {**vars(self), "site": str(self.site), "shares": dict(self.shares)}
+
 
 def layer_statistics(maps: FlowMaps) -> list[LayerStatistics]:
     """Birth, death and persistence per residual site, first to last, over all latents of the dictionaries."""
@@ -163,7 +163,7 @@ def _statistics(maps: FlowMaps, site: Site, lengths: Tensor) -> LayerStatistics:
     return LayerStatistics(
         site,
         maps.width(site),
-        {label: count / len(lengths) for label, count in zip(LABELS, counts, strict=False)},
+        {label: count / len(lengths) for label, count in zip(LABELS, counts, strict=False)},  # none at the first site
         None if before is None else lost(before),
         None if outward is None else lost(outward.target),
         float(lengths.mean()),

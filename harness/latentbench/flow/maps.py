@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,12 +16,10 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.flow.matching import NOBODY
+from latentbench.flow.options import Flow
 from latentbench.flow.topology import Link, links, residual_sites
 from latentbench.sae.autoencoder import Codes
 from latentbench.study.context import Content
-
-if TYPE_CHECKING:
-    from latentbench.flow.options import Flow
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class LatentMap:
         """The composition: this map, then `following`. A path is as good as its worst step; of the paths from one latent
         to another the best counts, and as many latents are kept as the wider of the two maps has matches."""
         reached, lost = self.indices.clamp_min(0), ~self.active()
+        # [width, k, k'] paths through every match in between, then [width, k · k'].
         dead = (lost[:, :, None] | ~following.active()[reached]).flatten(1)
         scores = torch.minimum(self.scores[:, :, None], following.scores[reached]).flatten(1)
         cosines = torch.minimum(self.cosines[:, :, None], following.cosines[reached]).flatten(1)
@@ -72,7 +70,7 @@ class LatentMap:
 
 
 def _best_paths(indices: Tensor, scores: Tensor, cosines: Tensor, kept: int, width: int) -> LatentMap:
-    """Of paths [width, P] to latents `indices`, −inf where there is none, the best to each latent, and the `kept` best."""
+    """From paths [width, P] to latents `indices`, of score −inf where there is none: the best to each latent, the `kept` best of those."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, indices.gather(1, order).argsort(dim=1, stable=True))  # by latent, its best path first
     indices, scores, cosines = (paths.gather(1, order) for paths in (indices, scores, cosines))
@@ -86,12 +84,12 @@ def _best_paths(indices: Tensor, scores: Tensor, cosines: Tensor, kept: int, wid
 
 @dataclass(frozen=True)
 class FlowMaps:
-    """All maps of a cell, both ways, and the section that made them."""
+    """All maps of a cell, both ways, and the options that made them."""
 
     options: Flow
     sites: tuple[Site, ...]
     maps: Mapping[tuple[Site, Site], LatentMap]
-    """(from, to) to map."""
+    """(from, to) to map: two for every link."""
     d_in: int
     """Dimensions of the hidden states."""
 

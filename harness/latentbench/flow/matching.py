@@ -92,6 +92,7 @@ def nearest(source: Tensor, target: Tensor, k: int, *, unit: bool = True) -> tup
         BestMatches(len(source), k, dtype, source.device),
         BestMatches(len(target), k, dtype, source.device),
     )
+    # All tiles are written into one buffer: the allocator would hold one of them beside the next.
     buffer = source.new_empty(min(SOURCE_ROWS, len(source)) * min(TARGET_ROWS, len(target)), dtype=dtype)
     for left in range(0, len(source), SOURCE_ROWS):
         rows = rows_of(source[left : left + SOURCE_ROWS], dtype, unit)
@@ -134,10 +135,11 @@ class BestMatches:
         part = slice(start, start + tile.shape[1 - dim])
         if k == 1:
             values, indices = tile.max(dim)
-            better = values > self.scores[part, 0]
+            better = values > self.scores[part, 0]  # not ≥: of equal ones the earlier stays
             self.scores[part, 0] = torch.where(better, values, self.scores[part, 0])
             self.indices[part, 0] = torch.where(better, indices + offset, self.indices[part, 0])
             return
+        # The best of a tile and the best so far hold the best of both: nothing else of the tile is looked at again.
         values, indices = (x if dim == 1 else x.T for x in tile.topk(min(k, others), dim))
         scores = torch.cat([self.scores[part], values], 1)
         self.scores[part], order = scores.topk(k, 1)
@@ -168,6 +170,7 @@ def assigned(
 
 
 def _exact(source: Tensor, target: Tensor, unit: bool) -> tuple[Tensor, Tensor, Tensor]:
+    # float64: SciPy would make such a copy of a float32 matrix anyway.
     left, right = (rows_of(side, torch.float64, unit) for side in (source, target))
     similarity = (left @ right.T).cpu().numpy()
     rows, columns = linear_sum_assignment(similarity, maximize=True)
@@ -192,6 +195,7 @@ def _candidates(source: Tensor, target: Tensor, unit: bool, neighbours: int) -> 
     parts = [_edges(forward), _edges(backward)[[1, 0]], torch.stack([same, same])]
     edges = torch.cat(parts, 1).cpu().numpy()
     scores = torch.cat([forward.scores.flatten(), backward.scores.flatten(), diagonal]).double().cpu().numpy()
+    # An edge may come from both sides and the diagonal; as a sparse matrix its entries would be added up.
     _, first = np.unique(edges[0] * len(target) + edges[1], return_index=True)
     return edges[0, first], edges[1, first], scores[first]
 
@@ -218,6 +222,8 @@ TILE = 1 << 22
 
 @dataclass(frozen=True)
 class _Moments:
+    """Sums over all tokens of one site's activations."""
+
     sums: NDArray[np.float64]
     """Σ z [width]."""
     spread: NDArray[np.float64]

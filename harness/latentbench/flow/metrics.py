@@ -59,9 +59,9 @@ number      ĥ                                                  better
 ==========  =================================================  ===============
 
 `encoded` is the encoder-decoder operator W_dec,L W_enc,(L+n) with the biases and the activation of SAE_(L+n): all latents
-carry on to all others, whatever the map. `scales` says how large a carried activation is: `norm` a · ‖w‖ / ‖w'‖, the same vector length; `threshold` a · θ' / θ, as
-folded SAEs pass it on (SAE Match, eq. 4); `activation` a · ā' / ā with mean activations on the texts the maps may be fitted
-on. Units are documents.
+carry on to all others, whatever the map. `scales` says how large a carried activation is: `norm` a · ‖w‖ / ‖w'‖, the same
+vector length; `threshold` a · θ' / θ, as folded SAEs pass it on (SAE Match, eq. 4); `activation` a · ā' / ā with mean
+activations on the texts the maps may be fitted on. Units are documents.
 
 `flow_deactivation`. Does removing a latent's predecessor remove the latent? (Feature Flow, arXiv 2502.03032, §4.2), version 2.
 
@@ -92,21 +92,22 @@ documents.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import truediv
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from latentbench.flow.options import Flow, unfoldable, unread
-from latentbench.flow.topology import block_of, problems, targets
+from latentbench.flow.options import LABELS, Flow, missing_texts, unfoldable
+from latentbench.flow.topology import block_of, targets, untraceable
 from latentbench.metrics.base import Estimator
 from latentbench.statistics.arrays import Array
-from latentbench.study.study import Findings, Study
+from latentbench.study.study import Study
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
     from latentbench.core.sites import Site
     from latentbench.core.spec_model import Json
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 
 class FlowStudy(Study):
@@ -122,8 +123,8 @@ class FlowStudy(Study):
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """Sites through which no flow can be traced, and scales that these SAEs and texts do not give."""
         thresholds = unfoldable(experiment) if "threshold" in self.folds else ()
-        texts = unread(_flow(experiment), experiment) if "activation" in self.folds else ()
-        return (*problems(experiment.sites), *(f"{self.metric}: {message}" for message in (*thresholds, *texts)))
+        texts = missing_texts(_flow(experiment), experiment) if "activation" in self.folds else ()
+        return (*untraceable(experiment.sites), *(f"{self.metric}: {message}" for message in (*thresholds, *texts)))
 
     def fold_texts(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Identity of the texts that mean activations are taken on, those maps may be fitted on; None where none are."""
@@ -135,15 +136,11 @@ def _flow(experiment: ExperimentView) -> Flow | None:
     return experiment.flow if isinstance(experiment.flow, Flow) else None
 
 
-def share(part: Array, whole: Array) -> Array:
-    """part / whole."""
-    return part / whole
-
-
 class FlowMatching(FlowStudy):
     """Matching rate, mean score and where latents come from."""
 
     version: ClassVar[int] = 1
+    implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_matching"
 
     metric: Literal["flow_matching"] = "flow_matching"
     latents: PositiveInt = 4096
@@ -152,29 +149,20 @@ class FlowMatching(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         def number(name: str, statistic: str, unit: str, better: bool | None) -> Estimator:
             inputs = (f"flow_matching.{statistic}", "flow_matching.latents")
-            return Estimator(f"flow_matching.{name}", 1, unit, better, inputs, share, units="latents", paired=False)
+            return Estimator(f"flow_matching.{name}", 1, unit, better, inputs, truediv, units="latents", paired=False)
 
-        labels = ("translated", "processed", "newborn", "unexplained")
         return (
             number("rate", "matched", "fraction", True),
             number("score", "cosine", "cosine", True),
-            *(number(label, label, "fraction", None) for label in labels),
+            *(number(label, label, "fraction", None) for label in LABELS),
         )
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.matching_study import run
-
-        return run(self, lab)
-
-
-def _lift(agreed: Array, chance: Array) -> Array:
-    return agreed / chance
 
 
 class FlowAgreement(FlowStudy):
     """Whether matched latents fire together, and whether scores tell where latents come from."""
 
     version: ClassVar[int] = 1
+    implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_agreement"
 
     metric: Literal["flow_agreement"] = "flow_agreement"
     tokens: PositiveInt = 5
@@ -187,22 +175,17 @@ class FlowAgreement(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         def number(name: str, better: bool | None) -> Estimator:
             inputs = (f"flow_agreement.{name}", "flow_agreement.firings")
-            return Estimator(f"flow_agreement.{name}", 1, "fraction", better, inputs, share)
+            return Estimator(f"flow_agreement.{name}", 1, "fraction", better, inputs, truediv)
 
         lift = ("flow_agreement.residual", "flow_agreement.residual_chance")
         return (
             number("residual", True),
             number("residual_chance", None),
-            Estimator("flow_agreement.residual_lift", 1, "ratio", True, lift, _lift),
+            Estimator("flow_agreement.residual_lift", 1, "ratio", True, lift, truediv),
             number("mlp", True),
             number("attention", True),
             number("nowhere", False),
         )
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.agreement_study import run
-
-        return run(self, lab)
 
 
 Scale = Literal["norm", "threshold", "activation"]
@@ -216,6 +199,7 @@ class FlowTransition(FlowStudy):
     """What an SAE and a map tell of the next layer's hidden states."""
 
     version: ClassVar[int] = 2
+    implementation: ClassVar[str] = "latentbench.flow.transition_study:measure_transition"
 
     metric: Literal["flow_transition"] = "flow_transition"
     scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = ("norm",)
@@ -241,11 +225,6 @@ class FlowTransition(FlowStudy):
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         return {"texts": self.fold_texts(experiment, roots)}
 
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.transition_study import run
-
-        return run(self, lab)
-
     def _at(self, steps: int) -> tuple[Estimator, ...]:
         told = {} if steps == 1 else {"steps": steps}
 
@@ -270,6 +249,7 @@ class FlowDeactivation(FlowStudy):
     """Deactivation success and activation change."""
 
     version: ClassVar[int] = 2
+    implementation: ClassVar[str] = "latentbench.flow.deactivation_study:measure_deactivation"
 
     metric: Literal["flow_deactivation"] = "flow_deactivation"
     r: float = 0.0
@@ -310,11 +290,6 @@ class FlowDeactivation(FlowStudy):
         """The residual sites whose latents are looked at, of all."""
         return tuple(site for site in targets(residual) if self.layers is None or block_of(site) in self.layers)
 
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.deactivation_study import run
-
-        return run(self, lab)
-
     def _of(self, part: Removed) -> tuple[Estimator, ...]:
         made = [
             self._number("success", "fraction", True, part, "deactivated"),
@@ -334,13 +309,13 @@ class FlowDeactivation(FlowStudy):
     ) -> Estimator:
         inputs = (f"flow_deactivation.{part}.{statistic}", whole or f"flow_deactivation.{part}.tried")
         params = {"part": part, "r": self.r}
-        return Estimator(f"flow_deactivation.{name}", 1, unit, better, inputs, share, params=params)
+        return Estimator(f"flow_deactivation.{name}", 1, unit, better, inputs, truediv, params=params)
 
     def _exhaustive(self, part: Removed) -> tuple[Estimator, ...]:
         def number(who: str, name: str, statistic: str) -> Estimator:
             inputs = (f"flow_deactivation.{who}.{part}.{statistic}", f"flow_deactivation.{who}.{part}.tried")
             params = {"part": part, "r": self.r}
-            return Estimator(f"flow_deactivation.{who}_{name}", 2, "fraction", None, inputs, share, params=params)
+            return Estimator(f"flow_deactivation.{who}_{name}", 2, "fraction", None, inputs, truediv, params=params)
 
         pairs = (("success", "deactivated"), ("change", "change"))
         return tuple(number(who, *pair) for who in ("exhaustive", "matched") for pair in pairs)

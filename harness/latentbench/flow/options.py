@@ -1,15 +1,17 @@
-"""The spec's `flow:` section: how latents of neighbouring sites are matched, when a match counts, and what can be said
-against it from the spec alone, without torch.
+"""The spec's `flow:`: how latents of neighbouring sites are matched and when a match counts, without torch.
+
+Here is also what can be said against an experiment from its spec alone, for `flow:`, its metrics and `method: flow` alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.plugins import implementation
 from latentbench.core.spec_model import Json, SpecModel
 from latentbench.flow.topology import block_of, parse_latent, residual_sites
 from latentbench.sae.options.base import Variant
@@ -18,7 +20,6 @@ from latentbench.study.context import Content, StageContext, Subject
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
     from latentbench.core.protocols import DatasetAdapter
-    from latentbench.flow.maps import FlowMaps
     from latentbench.study.context import ExperimentView
 
 Block = Annotated[int, Field(ge=0)]
@@ -39,20 +40,20 @@ Span = Annotated[tuple[Block, Block], AfterValidator(_ordered)]
 
 
 def unfoldable(experiment: ExperimentView) -> Iterator[str]:
-    """Every kind of SAE of the experiment whose thresholds cannot be folded, with where it stands.
+    """A sentence for every kind of SAE whose thresholds cannot be folded, with where it stands.
 
-    Loaded ones tell only when they are read.
+    Loaded ones are not among them: what they are is known only when they are read.
     """
     said: dict[str, str] = {}
     for site in experiment.sites:
-        section = experiment.section_at(site)
-        if isinstance(section, Variant) and not section.foldable:
-            said.setdefault(section.variant, str(site))
+        sae = experiment.section_at(site)
+        if isinstance(sae, Variant) and not sae.foldable:
+            said.setdefault(sae.variant, str(site))
     for variant, place in said.items():
         yield f"the {variant} SAE at {place} has no positive thresholds to fold; use mean activations (`activation`) instead"
 
 
-def unread(flow: Flow | None, experiment: ExperimentView) -> Iterator[str]:
+def missing_texts(flow: Flow | None, experiment: ExperimentView) -> Iterator[str]:
     """Why there are no texts to take activations on, where there are none."""
     try:
         if flow is not None:
@@ -111,6 +112,11 @@ class Thresholds(High):
     def at(self, block: int) -> High:
         """The high values for the residual stream leaving decoder block `block`."""
         return self.layers.get(block, self)
+
+
+Label = Literal["translated", "processed", "newborn", "unexplained"]
+"""Where a latent of the residual stream comes from, by which of its matches count as high (labels.py)."""
+LABELS: tuple[Label, ...] = get_args(Label)
 
 
 class Flow(Subject):
@@ -177,19 +183,16 @@ class Flow(Subject):
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         folded = unfoldable(experiment) if self.folding == "threshold" else ()
-        texts = unread(self, experiment) if self.reads_tokens or self.domain is not None else ()
+        texts = missing_texts(self, experiment) if self.reads_tokens or self.domain is not None else ()
         return (*folded, *texts)
 
-    def make(self, lab: StageContext) -> Content:
-        from latentbench.flow.build import build_maps
+    def make(self, context: StageContext) -> Content:
+        made: Content = implementation("latentbench.flow.build:build_maps")(self, context)
+        return made
 
-        return build_maps(self, lab)
-
-    def read(self, content: Content, lab: StageContext) -> FlowMaps:
-        """The maps by pair of sites."""
-        from latentbench.flow.maps import FlowMaps
-
-        return FlowMaps.from_content(content, self)
+    def read(self, content: Content, context: StageContext) -> Any:
+        """The maps by pair of sites, as a `FlowMaps` (maps.py)."""
+        return implementation("latentbench.flow.maps:FlowMaps").from_content(content, self)
 
     def texts(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Identity of what is read by maps and studies that need activations. Raises InvalidInput where there is none."""

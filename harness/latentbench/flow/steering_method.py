@@ -57,7 +57,7 @@ class FlowMethod(SteeringMethod):
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"{self.schedule} flow of {', '.join(self.latents)}"
 
-    def make(self, lab: StageContext) -> Content:
+    def make(self, context: StageContext) -> Content:
         """One vector [d] per block of the paths. Raises InvalidInput for latents that no SAE of the spec has."""
         from latentbench.flow.build import build_maps
         from latentbench.flow.graph import parse_node, traced
@@ -65,14 +65,14 @@ class FlowMethod(SteeringMethod):
         from latentbench.flow.matching import decoder_rows
         from latentbench.steering.build import content_of, neutral_texts, residual_norms, unit
 
-        maps = self.matching.read(build_maps(self.matching, lab), lab)
+        maps = self.matching.read(build_maps(self.matching, context), context)
         seeds = [parse_node(text) for text in self.latents]
         paths = {str(seed): traced(maps, seed).path() for seed in seeds}
         nodes = dict.fromkeys(node for path in paths.values() for node in path)
-        rows = {node: decoder_rows(lab.saes()[node.site], node.site)[node.index] for node in nodes}
+        rows = {node: decoder_rows(context.saes()[node.site], node.site)[node.index] for node in nodes}
         atoms = {node: unit(row.float().cpu()) for node, row in rows.items()}
         routes = [route(maps, seed, self.span) for seed in seeds]
         chosen = along(atoms, routes, self.schedule, self.strength, alpha=self.alpha)
         vectors = chosen.vectors.vectors
-        norms = residual_norms(lab.model(), tuple(vectors), neutral_texts(lab))
+        norms = residual_norms(context.model(), tuple(vectors), neutral_texts(context))
         return content_of(vectors, norms, paths={seed: list(map(str, path)) for seed, path in paths.items()})

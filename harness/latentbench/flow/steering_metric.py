@@ -43,6 +43,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from operator import truediv
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -50,17 +51,16 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Judge
 from latentbench.core.spec_model import Json, without_empty
-from latentbench.flow.metrics import FlowStudy, share
+from latentbench.flow.metrics import FlowStudy
 from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
 from latentbench.flow.topology import block_of, residual_sites
 from latentbench.metrics.base import Estimator
 from latentbench.statistics.arrays import Array
 from latentbench.study.context import Longest
-from latentbench.study.study import Findings
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 Schedule = Literal["single", Growth, "random", "random_constant", "random_linear", "random_exponential"]
 
@@ -74,8 +74,8 @@ def rate_at(cost: float, base: Array, n: Array, texts: Array, *settings: Array) 
     x, y = np.take_along_axis(losses, order, 0), np.take_along_axis(rates, order, 0)
     found: Array = np.full_like(x[0], np.nan)
     for low, high, start, end in zip(x, x[1:], y, y[1:], strict=False):
-        way = (cost - low) / np.where(high > low, high - low, 1)
-        found = np.where((low <= cost) & (cost <= high), start + (end - start) * way, found)
+        between = (cost - low) / np.where(high > low, high - low, 1)
+        found = np.where((low <= cost) & (cost <= high), start + (end - start) * between, found)
     return found
 
 
@@ -94,6 +94,7 @@ class FlowSteering(FlowStudy):
     """How far steering moves generated text into a domain."""
 
     version: ClassVar[int] = 2
+    implementation: ClassVar[str] = "latentbench.flow.steering_study:measure_steering"
 
     metric: Literal["flow_steering"] = "flow_steering"
     target: str
@@ -139,7 +140,7 @@ class FlowSteering(FlowStudy):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        wrong = [way for way in self.schedules if "linear" in way or "exponential" in way]
+        wrong = [schedule for schedule in self.schedules if "linear" in schedule or "exponential" in schedule]
         if wrong and self.action == "deactivate":
             raise ValueError(f"action: deactivate has no schedule {', '.join(wrong)}")
         if self.costs and len(set(self.strengths)) < 2:
@@ -150,9 +151,6 @@ class FlowSteering(FlowStudy):
     def _without_no_costs(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Specs without costs keep their keys."""
         return without_empty("costs", made(self))
-
-    def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
-        return tuple(experiment.dataset.eval)
 
     def beginning(self, experiment: ExperimentView) -> str:
         """The domain whose documents begin the texts."""
@@ -198,45 +196,46 @@ class FlowSteering(FlowStudy):
 
     def settings(self) -> tuple[tuple[Schedule, float], ...]:
         """Every schedule with every strength."""
-        return tuple((way, s) for way in dict.fromkeys(self.schedules) for s in dict.fromkeys(self.strengths))
+        return tuple((schedule, s) for schedule in dict.fromkeys(self.schedules) for s in dict.fromkeys(self.strengths))
 
     def numbers(self) -> tuple[Estimator, ...]:
-        base = self._number("base_rate", "fraction", None, share, ("base.target", "texts"), {})
-        each = (number for way, strength in self.settings() for number in self._of(way, strength))
-        ways = tuple(dict.fromkeys(self.schedules))
-        others = tuple(way for way in ways if way != "single" and "single" in ways)
-        rates = (self._at("rate_at_cost", rate_at, cost, way) for cost in self.costs for way in ways)
-        gains = (self._at("gain_at_cost", gain_at, cost, way, "single") for cost in self.costs for way in others)
+        base = self._number("base_rate", "fraction", None, truediv, ("base.target", "texts"), {})
+        each = (number for schedule, strength in self.settings() for number in self._of(schedule, strength))
+        schedules = tuple(dict.fromkeys(self.schedules))
+        others = tuple(schedule for schedule in schedules if schedule != "single" and "single" in schedules)
+        rates = (self._at("rate_at_cost", rate_at, cost, schedule) for cost in self.costs for schedule in schedules)
+        gains = (
+            self._at("gain_at_cost", gain_at, cost, schedule, "single") for cost in self.costs for schedule in others
+        )
         return (base, *each, *rates, *gains)
 
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.flow.steering_study import run
-
-        return run(self, lab)
-
-    def _of(self, way: Schedule, strength: float) -> tuple[Estimator, ...]:
-        name, params = setting_name(way, strength), {"schedule": way, "strength": strength}
+    def _of(self, schedule: Schedule, strength: float) -> tuple[Estimator, ...]:
+        name, params = setting_name(schedule, strength), {"schedule": schedule, "strength": strength}
         more = self.action == "activate"
         plain = (
-            self._number("rate", "fraction", more, share, (f"{name}.target", "texts"), params),
+            self._number("rate", "fraction", more, truediv, (f"{name}.target", "texts"), params),
             self._number("shift", "fraction", more, _shift, (f"{name}.target", "base.target", "texts"), params),
             self._number(
                 "loss_increase", "nats/token", False, _shift, (f"{name}.loss", "base.loss", "predictions"), params
             ),
-            self._number("text_loss", "nats/token", False, share, (f"{name}.text_loss", f"{name}.text_tokens"), params),
+            self._number(
+                "text_loss", "nats/token", False, truediv, (f"{name}.text_loss", f"{name}.text_tokens"), params
+            ),
         )
         if self.judge is None:
             return plain
         judged = {**params, "judge": self.judge.label}
         rated = (("behaviour", more), ("coherence", True), ("total", True))
         inputs = {rating: (f"{name}.{rating}", f"{name}.judged") for rating, _ in rated}
-        return (*plain, *(self._number(r, "score", better, share, inputs[r], judged) for r, better in rated))
+        return (*plain, *(self._number(r, "score", better, truediv, inputs[r], judged) for r, better in rated))
 
-    def _at(self, name: str, formula: Callable[..., Array], cost: float, *ways: Schedule) -> Estimator:
-        settings = [setting_name(way, strength) for way in ways for strength in dict.fromkeys(self.strengths)]
+    def _at(self, name: str, formula: Callable[..., Array], cost: float, *schedules: Schedule) -> Estimator:
+        settings = [
+            setting_name(schedule, strength) for schedule in schedules for strength in dict.fromkeys(self.strengths)
+        ]
         steered = (f"{setting}.{statistic}" for setting in settings for statistic in ("target", "loss"))
         inputs = ("base.loss", "predictions", "texts", *steered)
-        params = {"schedule": ways[0], "cost": cost}
+        params = {"schedule": schedules[0], "cost": cost}
         number = self._number(name, "fraction", self.action == "activate", partial(formula, cost), inputs, params)
         return replace(number, undefined=f"no two strengths cost less and more than {cost:g} nats per token")
 
@@ -248,17 +247,17 @@ class FlowSteering(FlowStudy):
         return Estimator(f"flow_steering.{name}", 2, unit, better, names, formula, params=told)
 
 
-def setting_name(way: Schedule, strength: float) -> str:
+def setting_name(schedule: Schedule, strength: float) -> str:
     """As statistics of a setting are called."""
-    return f"{way}={strength:g}"
+    return f"{schedule}={strength:g}"
 
 
-def cumulative(way: Schedule) -> bool:
+def cumulative(schedule: Schedule) -> bool:
     """Whether it acts on more than the seeds' own layers."""
-    return way not in ("single", "random")
+    return schedule not in ("single", "random")
 
 
-def schedule_of(way: Schedule) -> Growth:
+def growth_of(schedule: Schedule) -> Growth:
     """How strength depends on the layer of a path, for the seeds' and the random ones' alike."""
     growths: tuple[Growth, ...] = ("constant", "linear", "exponential")
-    return next(growth for growth in growths if way.endswith(growth))
+    return next(growth for growth in growths if schedule.endswith(growth))

@@ -1,7 +1,7 @@
-"""Generating with and without steering, and looking at where the texts went.
+"""What `flow_steering` does: generates with and without steering and looks at where the texts went.
 
-Before the first text it is settled which latents a study acts on: seeds, their routes through the layers, and random latents
-in their place.
+Before the first text is written a plan settles what the study acts on: the seed latents, their routes through the layers, and
+for controls random latents in their place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from latentbench.flow.graph import LatentNode, parse_node
 from latentbench.flow.interventions import along, graph_nodes, only, removal, route
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.matching import decoder_rows, thresholds
-from latentbench.flow.steering_metric import FlowSteering, Schedule, cumulative, schedule_of, setting_name
+from latentbench.flow.steering_metric import FlowSteering, Schedule, cumulative, growth_of, setting_name
 from latentbench.flow.text_scores import DomainClassifier, Text, rated
 from latentbench.flow.topology import block_of
 from latentbench.interventions.intervention import Intervention, Receipt, Untouched
@@ -37,11 +37,11 @@ from latentbench.study.study import Findings
 
 @dataclass(frozen=True)
 class SteeredLatents:
-    """The latents of a study."""
+    """The latents that a study acts on."""
 
     routes: Mapping[LatentNode, tuple[LatentNode, ...]]
     """Seed to what cumulative schedules act on for its sake, first layer to last: its path, or to remove it its graph."""
-    strangers: Mapping[LatentNode, LatentNode]
+    controls: Mapping[LatentNode, LatentNode]
     """A random latent of the same site in the place of every seed and of every latent of a route; empty where none is
     asked for."""
     wanted: int
@@ -66,14 +66,16 @@ class SteeredLatents:
         return all(len(nodes) < 2 for nodes in self.routes.values())
 
 
-def chosen(study: FlowSteering, lab: StageContext, maps: FlowMaps, texts: Mapping[str, TokenRows]) -> SteeredLatents:
-    """Seeds, routes and strangers; `texts` are the documents of each domain that latents may be chosen on."""
-    seeds = tuple(dict.fromkeys(map(parse_node, study.seeds))) or _telling(study, lab, maps, texts)
+def steered_latents(
+    study: FlowSteering, context: StageContext, maps: FlowMaps, texts: Mapping[str, TokenRows]
+) -> SteeredLatents:
+    """Seeds, routes and controls; `texts` are the documents of each domain that latents may be chosen on."""
+    seeds = tuple(dict.fromkeys(map(parse_node, study.seeds))) or _telling(study, context, maps, texts)
     routes = {seed: _route(study, maps, seed) for seed in seeds}
     found = SteeredLatents(routes, {}, len(set(study.seeds)) or study.select)
-    if not any(way.startswith("random") for way in study.schedules):
+    if not any(schedule.startswith("random") for schedule in study.schedules):
         return found
-    return SteeredLatents(routes, _strangers(study, lab, texts, found.nodes), found.wanted)
+    return SteeredLatents(routes, _controls(study, context, texts, found.nodes), found.wanted)
 
 
 def _route(study: FlowSteering, maps: FlowMaps, seed: LatentNode) -> tuple[LatentNode, ...]:
@@ -82,11 +84,11 @@ def _route(study: FlowSteering, maps: FlowMaps, seed: LatentNode) -> tuple[Laten
 
 
 def _telling(
-    study: FlowSteering, lab: StageContext, maps: FlowMaps, texts: Mapping[str, TokenRows]
+    study: FlowSteering, context: StageContext, maps: FlowMaps, texts: Mapping[str, TokenRows]
 ) -> tuple[LatentNode, ...]:
     """The latents that fire more often in the target domain, by how much, and lead somewhere; else the first of all."""
     site = _seed_site(study, maps)
-    rates = {name: found[site] for name, found in _rates(lab, texts, (site,)).items()}
+    rates = {name: found[site] for name, found in _rates(context, texts, (site,)).items()}
     telling = rates[study.target] - np.mean([rate for name, rate in rates.items() if name != study.target], axis=0)
     order = [LatentNode(site, int(latent)) for latent in np.argsort(-telling, kind="stable")]
     apt = (node for node in order if telling[node.index] > 0 and len(_route(study, maps, node)) > 1)
@@ -102,15 +104,15 @@ def _seed_site(study: FlowSteering, maps: FlowMaps) -> Site:
     return found
 
 
-def _strangers(
-    study: FlowSteering, lab: StageContext, texts: Mapping[str, TokenRows], nodes: Iterable[LatentNode]
+def _controls(
+    study: FlowSteering, context: StageContext, texts: Mapping[str, TokenRows], nodes: Iterable[LatentNode]
 ) -> dict[LatentNode, LatentNode]:
     """Random latents that fire (to be removed: in the target domain) and are none of `nodes`; all different."""
     here: dict[Site, list[LatentNode]] = {}
     for node in nodes:
         here.setdefault(node.site, []).append(node)
     where = {study.target: texts[study.target]} if study.action == "deactivate" else texts
-    rates = list(_rates(lab, where, here).values())
+    rates = list(_rates(context, where, here).values())
     found: dict[LatentNode, LatentNode] = {}
     for site, taken in here.items():
         firing = np.flatnonzero(np.sum([rate[site] for rate in rates], axis=0) > 0)
@@ -119,25 +121,28 @@ def _strangers(
             raise InvalidInput(
                 f"flow_steering: only {len(others)} other latents fire at {site}, too few to stand in for {len(taken)}"
             )
-        drawn = np.random.default_rng(lab.seed("strangers", str(site))).permutation(others)
+        # The purpose is a name of its own: what controls are called in code must not change which are drawn.
+        drawn = np.random.default_rng(context.seed("strangers", str(site))).permutation(others)
         found |= {node: LatentNode(site, int(latent)) for node, latent in zip(taken, drawn, strict=False)}
     return found
 
 
-def _rates(lab: StageContext, texts: Mapping[str, TokenRows], sites: Collection[Site]) -> dict[str, dict[Site, Array]]:
+def _rates(
+    context: StageContext, texts: Mapping[str, TokenRows], sites: Collection[Site]
+) -> dict[str, dict[Site, Array]]:
     """[width] by domain and site: share of tokens on which each latent fires."""
     rates: dict[str, dict[Site, Array]] = {name: {} for name in texts}
     for group in groups(sites):
         for name, given in texts.items():
-            found = activity(lab, given, group)
+            found = activity(context, given, group)
             rates[name] |= {site: firing_rates(active.matrix()) for site, active in found.items()}
     return rates
 
 
 @torch.no_grad()
-def run(study: FlowSteering, lab: StageContext) -> Findings:
-    """See harness/latentbench/flow/steering_metric.py."""
-    plan = _planned(study, lab)
+def measure_steering(study: FlowSteering, context: StageContext) -> Findings:
+    """The findings of `flow_steering` (steering_metric.py): statistics per prompt, and the texts of every setting."""
+    plan = _planned(study, context)
     statistics: dict[str, Array] = {"texts": np.ones(len(plan.prompts))}
     shown: dict[str, Json] = {}
     settings: list[tuple[str, Intervention]] = [("base", Untouched())]
@@ -147,8 +152,8 @@ def run(study: FlowSteering, lab: StageContext) -> Findings:
         statistics |= {f"{name}.{key}": values for key, values in found.items() if key != "predictions"}
         statistics["predictions"] = found["predictions"]
         shown[name] = {"receipt": vars(receipt), "texts": texts}
-        lab.progress(done + 1, len(settings))
-    domain = study.beginning(lab.experiment)
+        context.progress(done + 1, len(settings))
+    domain = study.beginning(context.experiment)
     named = {f"flow_steering.{name}": values for name, values in statistics.items()}
     details = {**plan.told(), "settings": shown}
     return Findings(
@@ -166,7 +171,7 @@ class _Plan:
     """Everything that is decided before the first text is written."""
 
     study: FlowSteering
-    lab: StageContext
+    context: StageContext
     classifier: DomainClassifier
     accuracy: tuple[float, int]
     chosen: SteeredLatents
@@ -182,21 +187,21 @@ class _Plan:
     def settings(self) -> list[tuple[Schedule, float]]:
         """What is measured: cumulative schedules only where they differ from a single layer."""
         lone = self.chosen.degenerate()
-        return [(way, s) for way, s in self.study.settings() if not (lone and cumulative(way))]
+        return [(schedule, s) for schedule, s in self.study.settings() if not (lone and cumulative(schedule))]
 
-    def intervention(self, way: Schedule, strength: float) -> Intervention:
+    def intervention(self, schedule: Schedule, strength: float) -> Intervention:
         """What one setting does to the model."""
         routes: list[tuple[LatentNode, ...]] = [(seed,) for seed in self.chosen.seeds]
-        if cumulative(way):
+        if cumulative(schedule):
             routes = list(self.chosen.routes.values())
-        if way.startswith("random"):
-            routes = [tuple(self.chosen.strangers[node] for node in nodes) for nodes in routes]
+        if schedule.startswith("random"):
+            routes = [tuple(self.chosen.controls[node] for node in nodes) for nodes in routes]
         together = [node for nodes in routes for node in nodes]
         if self.study.action == "deactivate":
-            return removal(self.lab.saes(), together, strength)
-        if not cumulative(way):
+            return removal(self.context.saes(), together, strength)
+        if not cumulative(schedule):
             return only(self.atoms, together, strength)
-        return along(self.atoms, routes, schedule_of(way), strength, alpha=self.study.alpha)
+        return along(self.atoms, routes, growth_of(schedule), strength, alpha=self.study.alpha)
 
     def told(self) -> dict[str, Json]:
         """What was chosen, for reports."""
@@ -205,7 +210,7 @@ class _Plan:
             "seeds": [str(seed) for seed in routes],
             "paths": {str(seed): [str(node) for node in nodes] for seed, nodes in routes.items()},
             "path_lengths": {str(seed): len(nodes) for seed, nodes in routes.items()},
-            "random": {str(node): str(other) for node, other in self.chosen.strangers.items()},
+            "random": {str(node): str(other) for node, other in self.chosen.controls.items()},
         }
 
     def warnings(self) -> tuple[str, ...]:
@@ -229,8 +234,8 @@ class _Plan:
 
     def measured(self, intervention: Intervention) -> tuple[dict[str, Array], Receipt, list[str]]:
         """Statistics per prompt, the receipt, and the texts."""
-        study, lab = self.study, self.lab
-        lm = lab.model()
+        study, context = self.study, self.context
+        lm = context.model()
         written, receipt = write(
             lm,
             self.prompts,
@@ -238,7 +243,7 @@ class _Plan:
             tokens=study.tokens,
             temperature=study.temperature,
             top_p=study.top_p,
-            seed=lab.seed("texts"),
+            seed=context.seed("texts"),
         )
         loss, predictions = losses(lm, self.documents, intervention)
         found = {
@@ -248,26 +253,28 @@ class _Plan:
             "text_loss": written.loss,
             "text_tokens": written.counts,
         }
-        texts = written.decoded(lab.tokenizer())
+        texts = written.decoded(context.tokenizer())
         if study.judge is not None:
             theme, remove = study.theme or study.target, study.action == "deactivate"
-            found |= rated(texts, theme, study.judge, lab.roots, lab.cache, remove=remove)
+            found |= rated(texts, theme, study.judge, context.roots, context.cache, remove=remove)
         return found, receipt, texts
 
 
-def _planned(study: FlowSteering, lab: StageContext) -> _Plan:
-    maps: FlowMaps = lab.subject()
-    halves = {name: _halves(lab, lab.tokens(name)) for name in study.domains(lab.experiment)}
-    vocabulary = lab.model().model.config.get_text_config().vocab_size
+def _planned(study: FlowSteering, context: StageContext) -> _Plan:
+    maps: FlowMaps = context.subject()
+    halves = {name: _halves(context, context.tokens(name)) for name in study.domains(context.experiment)}
+    # The classifier counts tokens: every id that the model can write has a column, whatever the tokenizer knows.
+    vocabulary = context.model().model.config.get_text_config().vocab_size
     classifier = DomainClassifier.trained({name: half.train_texts for name, half in halves.items()}, vocabulary)
+    # Held-out texts are cut as generated ones are, so that `accuracy` is that of texts of their length.
     cut = slice(study.prompt_tokens, study.prompt_tokens + study.tokens)
     held_out = {name: [text[cut] for text in half.test_texts if len(text) > cut.start] for name, half in halves.items()}
-    prompts, documents, units = _prompts(study, halves[study.beginning(lab.experiment)])
-    found = chosen(study, lab, maps, {name: half.train for name, half in halves.items()})
-    steered = (*found.nodes, *found.strangers.values())
-    atoms = _atoms(study, lab, maps, steered) if study.action == "activate" else {}
+    prompts, documents, units = _prompts(study, halves[study.beginning(context.experiment)])
+    found = steered_latents(study, context, maps, {name: half.train for name, half in halves.items()})
+    steered = (*found.nodes, *found.controls.values())
+    atoms = _atoms(study, context, maps, steered) if study.action == "activate" else {}
     accuracy = classifier.accuracy(held_out)
-    return _Plan(study, lab, classifier, accuracy, found, atoms, prompts.to(lab.device), documents, units)
+    return _Plan(study, context, classifier, accuracy, found, atoms, prompts.to(context.device), documents, units)
 
 
 @dataclass(frozen=True)
@@ -280,11 +287,11 @@ class _Halves:
     """Ordinary tokens of each document."""
     test_texts: list[Text]
     units: Units
-    """Of the documents for testing."""
+    """Which of the documents for testing are one unit."""
 
 
-def _halves(lab: StageContext, tokens: EvalTokens) -> _Halves:
-    special = special_mask(tokens.ids, lab.tokenizer())
+def _halves(context: StageContext, tokens: EvalTokens) -> _Halves:
+    special = special_mask(tokens.ids, context.tokenizer())
     texts = [
         row[: int(n)][~mask[: int(n)]].long().numpy()
         for row, n, mask in zip(tokens.ids, tokens.lengths, special, strict=True)
@@ -305,15 +312,15 @@ def _prompts(study: FlowSteering, half: _Halves) -> tuple[Tensor, TokenRows, Uni
 
 
 def _atoms(
-    study: FlowSteering, lab: StageContext, maps: FlowMaps, nodes: Sequence[LatentNode]
+    study: FlowSteering, context: StageContext, maps: FlowMaps, nodes: Sequence[LatentNode]
 ) -> dict[LatentNode, Tensor]:
     latents: dict[Site, list[LatentNode]] = {}
     for node in dict.fromkeys(nodes):
         latents.setdefault(node.site, []).append(node)
-    means = mean_active(lab, texts_of(maps.options, lab), latents) if study.fold == "activation" else {}
+    means = mean_active(context, texts_of(maps.options, context), latents) if study.fold == "activation" else {}
     found: dict[LatentNode, Tensor] = {}
     for site, here in latents.items():
-        sae, indices = lab.saes()[site], [node.index for node in here]
+        sae, indices = context.saes()[site], [node.index for node in here]
         rows = decoder_rows(sae, site)[indices].float()
         scale = thresholds(sae, site) if study.fold == "threshold" else means.get(site)
         found |= zip(here, rows if scale is None else rows * scale.to(rows)[indices, None], strict=True)

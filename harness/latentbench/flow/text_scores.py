@@ -32,7 +32,8 @@ class DomainClassifier:
 
     domains: tuple[str, ...]
     weights: Array
-    """[domains, vocabulary] log probability of each token."""
+    """[domains, vocabulary] log probability of each token; summed over a text's tokens log P(domain | text) but for a
+    constant."""
 
     @staticmethod
     def trained(texts: Mapping[str, Sequence[Text]], vocabulary: int) -> DomainClassifier:

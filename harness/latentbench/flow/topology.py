@@ -16,7 +16,7 @@ _PARTS: dict[str, Part] = {"mlp_out": "mlp", "attn_out": "attention"}
 
 @dataclass(frozen=True)
 class Link:
-    """Two sites whose latents are matched: what leaves `source` is read again at `target`."""
+    """Two sites whose latents are matched: what `source` holds or writes is part of what `target` reads."""
 
     source: Site
     target: Site
@@ -29,7 +29,7 @@ class Link:
 
     @property
     def name(self) -> str:
-        """As tensors of it are called."""
+        """What stored tensors and seeds of it are called by."""
         return f"{self.source}-{self.target}"
 
 
@@ -89,8 +89,8 @@ def targets(sites: Iterable[Site]) -> tuple[Site, ...]:
     return tuple(residual_sites(sites)[1:])
 
 
-def problems(sites: Iterable[Site]) -> tuple[str, ...]:
-    """Why no flow can be traced through `sites`; nothing where it can."""
+def untraceable(sites: Iterable[Site]) -> tuple[str, ...]:
+    """Why no flow can be traced through `sites`, one sentence each; nothing where it can."""
     given = list(sites)
     residual = residual_sites(given)
     if len(residual) < 2:

@@ -1,4 +1,7 @@
-"""How much of the next layer's hidden states codes carried through a map explain."""
+"""What `flow_transition` does: how much of a later layer's hidden states codes carried through a map explain.
+
+One pass over a domain gives the errors of every kind of prediction and the variance around the domain's mean.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +26,26 @@ Scales = dict[Scale, tuple[Tensor, Tensor]]
 Pair = tuple[Site, Site]
 
 
-def run(study: FlowTransition, lab: StageContext) -> Findings:
-    """See harness/latentbench/flow/metrics.py."""
-    maps: FlowMaps = lab.subject()
-    statistics: dict[str, dict[str, Array]] = {domain: {} for domain in study.domains(lab.experiment)}
+def measure_transition(study: FlowTransition, context: StageContext) -> Findings:
+    """The findings of `flow_transition` (metrics.py): sums per document over all layers, and the layers one by one."""
+    maps: FlowMaps = context.subject()
+    statistics: dict[str, dict[str, Array]] = {domain: {} for domain in study.domains(context.experiment)}
     details: dict[str, list[Json]] = {domain: [] for domain in statistics}
-    means = _means(study, lab, maps)
+    means = _means(study, context, maps)
     carrying = {steps: _carrying(maps, steps) for steps in dict.fromkeys(study.steps)}
     total, done = len(statistics) * sum(map(len, carrying.values())), 0
     for domain, found in statistics.items():
         for steps, chosen in carrying.items():
             layers = {}
             for pair, carried in chosen.items():
-                layers[pair] = transition(lab, domain, carried, *pair, _scales(study, lab, *pair, means))
+                layers[pair] = transition(context, domain, carried, *pair, _scales(study, context, *pair, means))
                 done += 1
-                lab.progress(done, total)
+                context.progress(done, total)
             found |= {
                 f"flow_transition.{name}.{steps}": sums for name, sums in _together(list(layers.values())).items()
             }
             details[domain] += [{"from": str(a), "to": str(b), **_explained(layer)} for (a, b), layer in layers.items()]
-    return Findings(statistics, details={"layers": details}, units=lab.units(statistics))
+    return Findings(statistics, details={"layers": details}, units=context.units(statistics))
 
 
 def _carrying(maps: FlowMaps, steps: int) -> dict[Pair, LatentMap]:
@@ -59,15 +62,15 @@ def _together(layers: list[dict[str, Tensor]]) -> dict[str, Array]:
 
 @torch.no_grad()
 def transition(
-    lab: StageContext, domain: str, carrying: LatentMap, before: Site, after: Site, scales: Scales
+    context: StageContext, domain: str, carrying: LatentMap, before: Site, after: Site, scales: Scales
 ) -> dict[str, Tensor]:
     """[documents] float64 sums: squared errors by kind of prediction, and `variance` around the domain's mean."""
-    tokens = lab.tokens(domain)
-    source, target = lab.saes()[before], lab.saes()[after]
-    carrying = _on(carrying, lab.device)
+    tokens = context.tokens(domain)
+    source, target = context.saes()[before], context.saes()[after]
+    carrying = _on(carrying, context.device)
     sums = _Sums(len(tokens.ids))
-    for batch in batches(lab, TokenRows.of(tokens)):
-        states = hidden_states(lab.model().model, (before, after), batch.ids, batch.real.long())
+    for batch in batches(context, TokenRows.of(tokens)):
+        states = hidden_states(context.model().model, (before, after), batch.ids, batch.real.long())
         given, wanted = (states[site][batch.ordinary].float() for site in (before, after))
         codes = source.encode(given)
         copied = source.decode(codes)
@@ -81,7 +84,10 @@ def transition(
 
 
 class _Sums:
-    """Per-document sums, filled batch by batch in the order of the documents."""
+    """Per-document sums, filled batch by batch in the order of the documents.
+
+    In float64: `variance` is a small difference of large sums where the stream's mean is large, as it is in many models.
+    """
 
     def __init__(self, documents: int) -> None:
         self.errors: dict[str, Tensor] = {}
@@ -96,7 +102,7 @@ class _Sums:
         self.errors.setdefault(name, torch.zeros(self._documents, dtype=torch.float64))[batch.rows] = per_row
 
     def note_states(self, batch: Batch, states: Tensor) -> None:
-        """What `variance` needs."""
+        """Keeps what `variance` needs: the mean is known only after the last batch, and states are too many to be kept."""
         rows = batch.ordinary.nonzero()[:, 0]
         wide = states.double()
         sums = wide.new_zeros(len(batch.ids), states.shape[1]).index_add_(0, rows, wide)
@@ -113,27 +119,30 @@ class _Sums:
 
 
 def _spread(batch: Batch, values: Tensor) -> Tensor:
+    """[B] sums of values per ordinary token [N]."""
     rows = batch.ordinary.nonzero()[:, 0]
     sums: Tensor = values.new_zeros(len(batch.ids)).index_add_(0, rows, values)
     return sums.cpu()
 
 
-def _means(study: FlowTransition, lab: StageContext, maps: FlowMaps) -> dict[Site, Tensor]:
+def _means(study: FlowTransition, context: StageContext, maps: FlowMaps) -> dict[Site, Tensor]:
     """Mean activations at every residual site, where they are asked for."""
-    return mean_active(lab, texts_of(maps.options, lab), maps.residual) if "activation" in study.scales else {}
+    return mean_active(context, texts_of(maps.options, context), maps.residual) if "activation" in study.scales else {}
 
 
 def _scales(
-    study: FlowTransition, lab: StageContext, before: Site, after: Site, means: Mapping[Site, Tensor]
+    study: FlowTransition, context: StageContext, before: Site, after: Site, means: Mapping[Site, Tensor]
 ) -> Scales:
     """What activations are divided by at one site and multiplied by at the other, per way of scaling."""
-    saes = lab.saes()
+    saes = context.saes()
     ways: dict[Scale, Callable[[Site], Tensor]] = {
         "norm": lambda site: _inverse_norms(saes[site], site),
         "threshold": lambda site: thresholds(saes[site], site),
         "activation": lambda site: means[site],
     }
-    return {s: (ways[s](before).to(lab.device), ways[s](after).to(lab.device)) for s in dict.fromkeys(study.scales)}
+    return {
+        s: (ways[s](before).to(context.device), ways[s](after).to(context.device)) for s in dict.fromkeys(study.scales)
+    }
 
 
 def _inverse_norms(sae: SparseAutoencoder, site: Site) -> Tensor:

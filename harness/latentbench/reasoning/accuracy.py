@@ -28,12 +28,13 @@ format when that filter extracts nothing; where a task does not extract, when it
 words than the right answer has.
 
 A gain over a base that fails the format is often a gain in format: read both. A scale or a checkpoint must be chosen on
-other problems than those it is reported on (`pocket_problems_selection`; see `choose_scale` in scale_selection.py).
+other problems than those it is reported on (`pocket_problems_selection`; see `choose_scale` in harness/latentbench/report/frontier.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import truediv
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -41,15 +42,15 @@ from pydantic import Field, PositiveInt, model_validator
 from latentbench.core.protocols import ProblemSet
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import Estimator
+from latentbench.reasoning.task_suite import installed_suite, is_path
 from latentbench.statistics.arrays import Array
 from latentbench.steering.method import parts_of
 from latentbench.study.context import Longest
-from latentbench.study.study import Findings, Study
-from latentbench_adapters.lm_eval.task_file import is_path
+from latentbench.study.study import Study
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.study.context import ExperimentView, StageContext
+    from latentbench.study.context import ExperimentView
 
 
 def ks_of(samples: int) -> tuple[int, ...]:
@@ -75,6 +76,7 @@ class ReasoningAccuracy(Study):
     """Accuracy of the steered model on an lm-eval task, paired with the model without steering."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
+    implementation: ClassVar[str] = "latentbench.reasoning.evaluation:evaluate"
 
     metric: Literal["reasoning_accuracy"] = "reasoning_accuracy"
     task: Annotated[str, Field(min_length=1, max_length=300)]
@@ -113,9 +115,8 @@ class ReasoningAccuracy(Study):
 
     def pinned(self, roots: Roots) -> Self:
         from latentbench.core.hub import resolved_commit
-        from latentbench_adapters.lm_eval.catalogue import open_datasets
 
-        hubs = [hub for hub in open_datasets(self.task, roots) if hub not in self.commits]
+        hubs = [hub for hub in installed_suite().open_datasets(self.task, roots) if hub not in self.commits]
         now = {hub: resolved_commit("dataset", hub, None) for hub in hubs}
         return self.model_copy(update={"commits": self.commits | now}) if now else self
 
@@ -148,9 +149,7 @@ class ReasoningAccuracy(Study):
         return ()
 
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
-        from latentbench_adapters.lm_eval.tasks import task_identity
-
-        task = task_identity(self.task, roots, self.commits)
+        task = installed_suite().identity(self.task, roots, self.commits)
         return task | {"pass_at": list(ks_of(self.samples))} if ks_of(self.samples) else task
 
     def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
@@ -170,19 +169,16 @@ class ReasoningAccuracy(Study):
         return tuple(self._found_wrong(experiment, roots))
 
     def _found_wrong(self, experiment: ExperimentView, roots: Roots) -> Iterator[str]:
-        from latentbench_adapters.lm_eval.catalogue import tests_on
-
         if self.domain in experiment.dataset.eval:
             yield f"an evaluation domain is called {self.domain!r} already; set another `name:` for this metric"
         made_from = (getattr(part, "problems", None) for part in parts_of(experiment.steering))
         trained_on = [problems for problems in made_from if isinstance(problems, ProblemSet)]
-        if any(tests_on(self.task, problems.identity(roots), roots) for problems in trained_on):
+        suite = installed_suite()
+        if any(suite.tests_on(self.task, problems.identity(roots), roots) for problems in trained_on):
             yield f"the steering is made from the very problems that {self.task} tests; take another split for it"
 
     def longest_answer(self, roots: Roots) -> Longest | None:
-        from latentbench_adapters.lm_eval.catalogue import longest_answer
-
-        longest = self.max_new_tokens or longest_answer(self.task, roots)
+        longest = self.max_new_tokens or installed_suite().longest_answer(self.task, roots)
         return Longest(longest, "max_new_tokens") if longest else None
 
     def numbers(self) -> tuple[Estimator, ...]:
@@ -191,15 +187,6 @@ class ReasoningAccuracy(Study):
             *(_estimator(row, params) for row in _NUMBERS),
             *(_pass_at(k, side, params) for k in ks_of(self.samples) for side in ("", "base_")),
         )
-
-    def run(self, lab: StageContext) -> Findings:
-        from latentbench.reasoning.evaluation import evaluate
-
-        return evaluate(self, lab)
-
-
-def _share(part: Array, whole: Array) -> Array:
-    return part / whole
 
 
 def _gain(steered: Array, base: Array, answers: Array) -> Array:
@@ -228,5 +215,5 @@ _NUMBERS: tuple[tuple[str, str, bool | None, tuple[str, ...]], ...] = (
 def _estimator(row: tuple[str, str, bool | None, tuple[str, ...]], params: Mapping[str, Any]) -> Estimator:
     name, unit, better, statistics = row
     inputs = tuple(f"{METRIC}.{statistic}" for statistic in statistics)
-    formula = _gain if name == "gain" else _share
+    formula = _gain if name == "gain" else truediv
     return Estimator(f"{METRIC}.{name}", 1, unit, better, inputs, formula, units="problems", params=params)

@@ -1,6 +1,7 @@
-"""One evaluation of a task: the steered model's answers, the unsteered model's (made once for all cells), and their comparison.
+"""What `reasoning_accuracy` does: the steered model's answers to a task, the unsteered model's, and their comparison.
 
-What answers were worth is kept problem by problem and sample by sample, with the texts (`Outcomes`).
+The unsteered model answers once for all cells that ask it the same. What answers were worth is kept problem by problem and
+sample by sample, with the texts (`Outcomes`).
 """
 
 from __future__ import annotations
@@ -18,23 +19,28 @@ from latentbench.interventions.generation import ignored_generation_settings
 from latentbench.interventions.intervention import Intervention
 from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.accuracy import ks_of, pass_at
-from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
+from latentbench.reasoning.task_suite import (
+    AnswerCache,
+    AnswerScore,
+    TaskAnswer,
+    TaskModel,
+    TaskOptions,
+    TaskProblems,
+    TaskSuite,
+    installed_suite,
+)
 from latentbench.statistics.arrays import Array
 from latentbench.statistics.paired import exchange_test
 from latentbench.statistics.units import Units, units_of
 from latentbench.study.context import Content
 from latentbench.study.study import Findings
-from latentbench_adapters.lm_eval.catalogue import lm_eval_version
-from latentbench_adapters.lm_eval.steered_model import SteeredLM
-from latentbench_adapters.lm_eval.tasks import TaskOptions, TaskProblems, load, task_identity
 
 if TYPE_CHECKING:
     from latentbench.reasoning.accuracy import ReasoningAccuracy
     from latentbench.study.context import StageContext
-    from latentbench_adapters.lm_eval.tasks import AnswerScore
 
 T = TypeVar("T")
-Marked = tuple[TaskAnswer, "AnswerScore"]
+ScoredAnswer = tuple[TaskAnswer, AnswerScore]
 _FIELDS = ("correct", "unformatted", "tokens", "truncated")
 
 
@@ -68,7 +74,7 @@ class Outcomes:
         return found | {f"{prefix}solved_in[{k}]": pass_at(k, samples, solved) for k in ks_of(samples)}
 
     def to_content(self) -> Content:
-        """For the store."""
+        """The outcomes as the store keeps them."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _FIELDS}
         texts: Json = [list(samples) for samples in self.texts]
         about = {"documents": self.documents, "shortened": self.shortened, "lm_eval": dict(self.lm_eval)}
@@ -81,16 +87,16 @@ class Outcomes:
         return Outcomes(**arrays, **content.meta)
 
 
-def outcomes(lm: SteeredLM, tasks: Sequence[TaskProblems], samples: int) -> Outcomes:
+def outcomes(lm: TaskModel, tasks: Sequence[TaskProblems], samples: int) -> Outcomes:
     """`samples` answers of `lm` to every problem of all tasks, scored."""
-    parts = [_marked(lm, problems, samples) for problems in tasks]
+    parts = [_scored(lm, problems, samples) for problems in tasks]
     rows = [row for part in parts for row in part]
     written = all(problems.generative for problems in tasks)
     return Outcomes(
-        correct=_array(rows, lambda answer, verdict: verdict.correct),
-        unformatted=_array(rows, lambda answer, verdict: not verdict.formatted),
-        tokens=_array(rows, lambda answer, verdict: answer.tokens if written else np.nan),
-        truncated=_array(rows, lambda answer, verdict: answer.truncated if written else np.nan),
+        correct=_array(rows, lambda answer, score: score.correct),
+        unformatted=_array(rows, lambda answer, score: not score.formatted),
+        tokens=_array(rows, lambda answer, score: answer.tokens if written else np.nan),
+        truncated=_array(rows, lambda answer, score: answer.truncated if written else np.nan),
         texts=[[answer.text for answer, _ in row] for row in rows],
         lm_eval={
             key: value for problems, part in zip(tasks, parts, strict=True) for key, value in _means(problems, part)
@@ -100,15 +106,16 @@ def outcomes(lm: SteeredLM, tasks: Sequence[TaskProblems], samples: int) -> Outc
     )
 
 
-def _marked(lm: SteeredLM, problems: TaskProblems, samples: int) -> list[list[Marked]]:
+def _scored(lm: TaskModel, problems: TaskProblems, samples: int) -> list[list[ScoredAnswer]]:
     """Answers and what they were worth, [problems][samples]."""
+    # The samples of a request stand together, as `_by_sample` reads them; the n-th of equal requests gets sample n.
     requests = [instance for group in problems.groups for instance in group for _ in range(samples)]
     if problems.generative:
         answers = lm.answers(requests)
         responses: list[Any] = [answer.text for answer in answers]
     else:
-        responses, answers = lm.loglikelihood(requests, disable_tqdm=True), [TaskAnswer("", 0, False)] * len(requests)
-    worth = [problems.verdicts(part) for part in _by_sample(problems, responses, samples)]
+        responses, answers = lm.loglikelihood(requests), [TaskAnswer("", 0, False)] * len(requests)
+    worth = [problems.scores(part) for part in _by_sample(problems, responses, samples)]
     given = [[group[0] for group in part] for part in _by_sample(problems, answers, samples)]
     pairs = [list(zip(*both, strict=True)) for both in zip(given, worth, strict=True)]  # [samples][problems]
     return [list(row) for row in zip(*pairs, strict=True)]
@@ -121,50 +128,59 @@ def _by_sample(problems: TaskProblems, flat: Sequence[T], samples: int) -> list[
     return [[[request[sample] for request in group] for group in nested] for sample in range(samples)]
 
 
-def _array(rows: Sequence[Sequence[Marked]], of: Callable[[TaskAnswer, AnswerScore], float]) -> Array:
-    return np.array([[of(answer, verdict) for answer, verdict in row] for row in rows], dtype=np.float64)
+def _array(rows: Sequence[Sequence[ScoredAnswer]], of: Callable[[TaskAnswer, AnswerScore], float]) -> Array:
+    return np.array([[of(answer, score) for answer, score in row] for row in rows], dtype=np.float64)
 
 
-def _means(problems: TaskProblems, rows: Sequence[Sequence[Marked]]) -> Iterator[tuple[str, float]]:
+def _means(problems: TaskProblems, rows: Sequence[Sequence[ScoredAnswer]]) -> Iterator[tuple[str, float]]:
     firsts = [row[0][1].every for row in rows]
     for key in firsts[0]:
         yield f"{problems.name}/{key}", float(np.mean([every[key] for every in firsts]))
 
 
 SHARED = "reasoning_base"
+"""Kind of the unsteered model's outcomes, which all cells with the same task, settings and model share."""
 
 
-def evaluate(study: ReasoningAccuracy, lab: StageContext) -> Findings:
-    """Findings of one cell. Raises InvalidInput for a subject that is no intervention, NotAvailable for the task."""
-    intervention = lab.subject()
+def evaluate(study: ReasoningAccuracy, context: StageContext) -> Findings:
+    """Findings of one cell.
+
+    Raises InvalidInput for a subject that is no intervention, NotAvailable where the task cannot be loaded or scored.
+    """
+    intervention = context.subject()
     if not isinstance(intervention, Intervention):
         raise InvalidInput("reasoning_accuracy needs something to steer with: a `steering:` section")
-    lm = _steered(study, lab, intervention)
-    tasks = load(study.task, _options(study), lab.roots, lab.cache / "datasets", lm.apply_chat_template)
+    suite = installed_suite()
+    lm = _steered(suite, study, context, intervention)
+    tasks = suite.load(study.task, _options(study), context.roots, context.cache / "datasets", lm.apply_chat_template)
     if study.samples > 1 and not all(problems.generative for problems in tasks):
         raise InvalidInput(f"{study.task} has choices to compare and none to write: `samples` must be 1")
-    base = Outcomes.from_content(lab.shared(SHARED, _payload(study, lab, tasks), lambda: _base(study, lab, tasks)))
+    base = Outcomes.from_content(
+        context.shared(SHARED, _payload(suite, study, context, tasks), lambda: _base(suite, study, context, tasks))
+    )
     steered, units = outcomes(lm, tasks, study.samples), _units(tasks)
     statistics = _statistics(study, steered, base)
     return Findings(
         statistics={study.domain: statistics},
         values=(_gain_p(study, units, statistics),),
-        details=_details(study, lm, tasks, steered, base),
+        details=_details(suite, study, lm, tasks, steered, base),
         tensors={f"{name}_correct": torch.from_numpy(o.correct) for name, o in (("base", base), ("steered", steered))},
-        warnings=tuple(_warnings(study, lm, steered)),
+        warnings=tuple(_warnings(study, context, steered)),
         units={study.domain: units},
     )
 
 
-def _steered(study: ReasoningAccuracy, lab: StageContext, intervention: Intervention | None) -> SteeredLM:
-    return SteeredLM(
-        lab.model(),
+def _steered(
+    suite: TaskSuite, study: ReasoningAccuracy, context: StageContext, intervention: Intervention | None
+) -> TaskModel:
+    return suite.steered(
+        context.model(),
         intervention,
-        identity=lab.experiment.model.identity(lab.roots),
-        responses=AnswerCache(lab.cache / "responses.sqlite3"),
+        identity=context.experiment.model.identity(context.roots),
+        responses=AnswerCache(context.cache / "responses.sqlite3"),
         batch=study.batch,
         seed=study.seed,
-        progress=lab.progress,
+        progress=context.progress,
     )
 
 
@@ -173,19 +189,19 @@ def _options(study: ReasoningAccuracy) -> TaskOptions:
     return TaskOptions(metric=study.scored_by, **{name: getattr(study, name) for name in fields})
 
 
-def _payload(study: ReasoningAccuracy, lab: StageContext, tasks: list[TaskProblems]) -> Json:
-    """Everything that the base model's answers and their scores depend on, besides the model."""
+def _payload(suite: TaskSuite, study: ReasoningAccuracy, context: StageContext, tasks: Sequence[TaskProblems]) -> Json:
+    """Everything that the unsteered model's answers and their scores depend on, besides the model."""
     documents = [problems.documents_digest for problems in tasks]
     return {
         "version": study.version,
-        "task": task_identity(study.task, lab.roots, study.commits),
+        "task": suite.identity(study.task, context.roots, study.commits),
         "documents": documents,
         **study.settings(),
     }
 
 
-def _base(study: ReasoningAccuracy, lab: StageContext, tasks: list[TaskProblems]) -> Content:
-    return outcomes(_steered(study, lab, None), tasks, study.samples).to_content()
+def _base(suite: TaskSuite, study: ReasoningAccuracy, context: StageContext, tasks: Sequence[TaskProblems]) -> Content:
+    return outcomes(_steered(suite, study, context, None), tasks, study.samples).to_content()
 
 
 def _statistics(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> dict[str, np.ndarray]:
@@ -196,13 +212,16 @@ def _statistics(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> 
     return {f"{study.metric}.{name}": values for name, values in named.items()}
 
 
-def _units(tasks: list[TaskProblems]) -> Units:
+def _units(tasks: Sequence[TaskProblems]) -> Units:
     """Which problems are one: those that ask the same and have the same right answer, whatever task they stand in."""
     return units_of(problems.asked(group) for problems in tasks for group in problems.groups)
 
 
 def _gain_p(study: ReasoningAccuracy, units: Units, statistics: Mapping[str, Array]) -> MetricValue:
-    """The p-value of the gain: every problem's two results are exchanged."""
+    """The p-value of the gain: every unit's two results are exchanged.
+
+    Computed here and not by a formula over sums, because the gain is a difference within a row, not between two.
+    """
     summed = units.summed(statistics)
     named = ((f"{study.metric}.{side}correct", f"{study.metric}.answers") for side in ("", "base_"))
     ours, theirs = (np.stack([summed[name] for name in names], axis=1) for names in named)
@@ -221,8 +240,8 @@ def _gain_p(study: ReasoningAccuracy, units: Units, statistics: Mapping[str, Arr
     )
 
 
-def _warnings(study: ReasoningAccuracy, lm: SteeredLM, steered: Outcomes) -> Iterator[str]:
-    if settings := ignored_generation_settings(lm.language_model):
+def _warnings(study: ReasoningAccuracy, context: StageContext, steered: Outcomes) -> Iterator[str]:
+    if settings := ignored_generation_settings(context.model()):
         said = ", ".join(f"{name} {value}" for name, value in settings.items())
         yield f"{study.domain}: answers are plain; the model's own generation config would set {said}"
     if steered.shortened:
@@ -230,11 +249,16 @@ def _warnings(study: ReasoningAccuracy, lm: SteeredLM, steered: Outcomes) -> Ite
 
 
 def _details(
-    study: ReasoningAccuracy, lm: SteeredLM, tasks: list[TaskProblems], steered: Outcomes, base: Outcomes
+    suite: TaskSuite,
+    study: ReasoningAccuracy,
+    lm: TaskModel,
+    tasks: Sequence[TaskProblems],
+    steered: Outcomes,
+    base: Outcomes,
 ) -> dict[str, Json]:
     return {
         "task": study.task,
-        "lm_eval": {"version": lm_eval_version(), "base": dict(base.lm_eval), "steered": dict(steered.lm_eval)},
+        "lm_eval": {"version": suite.suite_version(), "base": dict(base.lm_eval), "steered": dict(steered.lm_eval)},
         "documents": steered.documents,
         "gained": int((steered.correct.sum(1) > base.correct.sum(1)).sum()),
         "lost": int((steered.correct.sum(1) < base.correct.sum(1)).sum()),
@@ -252,7 +276,7 @@ def _shown(count: int, steered: Outcomes, base: Outcomes) -> list[int]:
     return turns[:count]
 
 
-def _example(number: int, tasks: list[TaskProblems], steered: Outcomes, base: Outcomes) -> Json:
+def _example(number: int, tasks: Sequence[TaskProblems], steered: Outcomes, base: Outcomes) -> Json:
     groups = [(problems, group) for problems in tasks for group in problems.groups]
     problems, group = groups[number]
     sides = {

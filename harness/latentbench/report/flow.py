@@ -17,10 +17,9 @@ import torch
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.spec_model import Json
 from latentbench.flow.graph import FlowGraph, LatentNode, parse_node, traced
-from latentbench.flow.graph_export import FORMATS, plain
+from latentbench.flow.graph_export import FORMATS, Note, Notes, plain
 from latentbench.flow.labels import layer_statistics, path_lengths, rules, rules_in_words
 from latentbench.flow.maps import FlowMaps
-from latentbench.flow.notes import Note
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render.html import embedded, offline_page
 from latentbench.leaderboard.row_details import page_path
@@ -67,7 +66,6 @@ def read_explanations(path: Path) -> dict[str, str]:
 
 SCRIPTS = ("dom.js", "axes.js", "flow-state.js", "flow-graph.js", "flow-about.js", "flow-steering.js", "flow-app.js")
 DEFAULT_SEEDS = 3
-Notes = Mapping[LatentNode, Note]
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def page(cell: FlowCell, seeds: Sequence[LatentNode], explanations: Mapping[str,
     """The HTML file."""
     graphs = [traced(cell.maps, seed) for seed in seeds]
     notes = notes_of(cell, graphs, explanations)
-    layers = [{**vars(layer), "site": str(layer.site)} for layer in layer_statistics(cell.maps)]
+    layers = [layer.plain() for layer in layer_statistics(cell.maps)]
     steering = steering_of(cell.record, cell.studies.get("flow_steering"))
     return rendered(_title(cell.record), _facts(cell), graphs, notes, layers, _warnings(cell), steering)
 

@@ -1,4 +1,8 @@
-"""What a stage leaves behind as files of the store, and what a study found as such content; both ways."""
+"""What a stage leaves behind as files of the store, and what a study found as such content; both ways.
+
+Tensors of findings are named `statistics/<domain>/<statistic>`, `units/<domain>` and `tensors/<name>`; the rest is JSON
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,7 @@ def read_content(folder: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
 
 
 def to_content(found: Findings) -> Content:
-    """Statistics are kept as float64 tensors named `statistics/<domain>/<name>`, units only where something repeats.
+    """Findings for the store: statistics as float64, units only where something repeats.
 
     Raises CellFailed for statistics that are not one number per unit: no record could vouch for them.
     """
@@ -74,7 +78,7 @@ def to_content(found: Findings) -> Content:
 
 def _per_unit(name: str, values: object) -> Array:
     try:
-        made = np.array(values, dtype=np.float64)
+        made = np.array(values, dtype=np.float64)  # a copy: safetensors refuses two names for the same memory
     except (TypeError, ValueError) as error:
         raise CellFailed(f"a study's statistics {name} are no numbers: {error}") from None
     if made.ndim != 1:
@@ -83,7 +87,7 @@ def _per_unit(name: str, values: object) -> Array:
 
 
 def from_content(content: Content) -> Findings:
-    """The inverse of `to_content`."""
+    """The inverse of `to_content`; findings stored before there were `reasons` have none."""
     statistics: dict[str, dict[str, np.ndarray]] = {}
     for key, tensor in content.tensors.items():
         if key.startswith(_STATISTICS):
