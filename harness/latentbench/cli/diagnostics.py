@@ -1,4 +1,5 @@
-"""Verbs about this installation: `latentbench doctor` proves that it measures right, `latentbench bench` measures its speed.
+"""Verbs about this installation: `latentbench doctor` proves that it measures right, `latentbench bench` measures its
+speed.
 
 What `bench` prints are ratios of one run, never absolute; it also holds small experiments that need no language model.
 """

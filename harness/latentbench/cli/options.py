@@ -1,7 +1,7 @@
 """Options that several verbs share, alone and in groups, and small helpers for printing.
 
-A group is a dataclass whose fields are options. A verb takes it as one parameter, and `with_option_groups` unfolds it for
-Typer. Names of other packages are imported inside of methods: every start of the command line reads this module.
+A group is a dataclass whose fields are options. A verb takes it as one parameter, and `with_option_groups` unfolds it
+for Typer. Names of other packages are imported inside of methods: every start of the command line reads this module.
 """
 
 from __future__ import annotations

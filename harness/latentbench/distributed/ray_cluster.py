@@ -1,11 +1,11 @@
 """Ray clusters: starting or joining one, what its nodes have, and running a worker process on one of them.
 
-What a node runs is the same worker process as everywhere, with the same limits and log. Only lines of text come back: the node,
-then the worker's events, last how cells were lost that have no record. Imports of Ray are inside of functions: it is an extra,
-and nothing but the `ray` executor needs it.
+What a node runs is the same worker process as everywhere, with the same limits and log. Only lines of text come back:
+the node, then the worker's events, last how cells were lost that have no record. Imports of Ray are inside of
+functions: it is an extra, and nothing but the `ray` executor needs it.
 
-Ray pickles `work` by the name of this module, so a node imports the module before it has the driver's PYTHONPATH. Therefore
-nothing here may import jobs or experiments: they name plug-ins that only that PYTHONPATH leads to.
+Ray pickles `work` by the name of this module, so a node imports the module before it has the driver's PYTHONPATH.
+Therefore nothing here may import jobs or experiments: they name plug-ins that only that PYTHONPATH leads to.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from latentbench.core.text import plural
 from latentbench.distributed.worker_process import POLL_SECONDS, Limits, WorkerFailure, WorkerProcess, stop
 
 OBJECT_STORE_BYTES = 80 << 20
-"""Only paths and lines of text travel. Stated because Ray would take a third of the memory, or fail on a small /dev/shm."""
+"""Only paths and lines of text travel. Stated because Ray would take a third of the memory, or fail on a small
+/dev/shm."""
 
 _SYSTEM = {"worker_niceness": 0}
 """Ray would give workers less of a busy machine than `local` does."""

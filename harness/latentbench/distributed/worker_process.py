@@ -1,8 +1,8 @@
 """One worker in a process of its own: started, listened to, held to its limits, stopped.
 
-A worker tells what it does as one JSON object per line on its standard output (`Event`). What it could not tell, because its
-process is gone, is a `WorkerFailure`. Every executor that has processes uses this; nothing here knows what a worker computes,
-and nothing here loads torch, so that a worker watches its parent before it loads anything heavy.
+A worker tells what it does as one JSON object per line on its standard output (`Event`). What it could not tell,
+because its process is gone, is a `WorkerFailure`. Every executor that has processes uses this; nothing here knows what
+a worker computes, and nothing here loads torch, so that a worker watches its parent before it loads anything heavy.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def export_sae(project: Project, wanted: str, to: SaeTarget, output: Path) -> li
     """Writes the SAE of the cell `wanted` to the new folder `output`; returns lines to show.
 
     Raises InvalidInput when `output` exists, `wanted` is not one cell, or the format has no equivalent of the SAE;
-    NotAvailable when the SAE is no longer in the store; RefusedFile when the record or the SAE's source cannot be relied
-    on; StoreError when the disk refuses.
+    NotAvailable when the SAE is no longer in the store; RefusedFile when the record or the SAE's source cannot be
+    relied on; StoreError when the disk refuses.
     """
     if output.exists():
         raise InvalidInput(f"{output} exists already; choose another folder")
@@ -93,7 +93,8 @@ def _to_hub(stored: StoredSae, output: Path, origin: SaeOrigin, record: Record) 
 
 
 def _write_weights(stored: StoredSae, folder: Path, origin: SaeOrigin) -> str:
-    """Writes the weights in sae-lens' format, or ours where that has no equivalent; returns the code that loads them."""
+    """Writes the weights in sae-lens' format, or ours where that has no equivalent; returns the code that loads
+    them."""
     # Both formats write a folder of their own, so it is made beside the one that is being filled and emptied into it.
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
         place = Path(beside) / "sae"
@@ -121,6 +122,7 @@ def _origin_of(record: Record, experiment: Experiment, roots: Roots) -> SaeOrigi
 
 
 def _model_name(model: ModelAdapter) -> str:
-    """The model's id; of a folder elsewhere on this machine only its name, written as a path: no model of the hub is meant."""
+    """The model's id; of a folder elsewhere on this machine only its name, written as a path: no model of the hub is
+    meant."""
     name = str(getattr(model, "id", model.adapter))
     return f"./{Path(name).name}" if name.startswith(("/", "~")) else name

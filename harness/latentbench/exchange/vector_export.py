@@ -20,7 +20,8 @@ from latentbench.study.storage import stored_content
 
 
 def export_vectors(project: Project, wanted: str, output: Path) -> list[str]:
-    """Writes the vectors of the cell `wanted`, multiplied by its scale, to the new file `output`; returns lines to show.
+    """Writes the vectors of the cell `wanted`, multiplied by its scale, to the new file `output`; returns lines to
+    show.
 
     The suffix of `output` says the format. Raises InvalidInput when the file exists, `wanted` is not one cell or steers
     without vectors; NotAvailable when the vectors are no longer in the store.

@@ -1,8 +1,9 @@
 """How far a batch has come, whoever works on it, and how long the rest will take.
 
-The state is what records and leases say, read again and again. The time left is a guess, and called one: it goes by what earlier
-records of like cells say they took. A record counts a stage that several cells shared in full. So the cells of a group are
-estimated by their slowest, and groups are added up. Other machines, other loads and other group sizes are not accounted for.
+The state is what records and leases say, read again and again. The time left is a guess, and called one: it goes by
+what earlier records of like cells say they took. A record counts a stage that several cells shared in full. So the
+cells of a group are estimated by their slowest, and groups are added up. Other machines, other loads and other group
+sizes are not accounted for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class BatchState:
     without_numbers: dict[str, Record]
     """By title, cells whose last run ended without numbers."""
     at_work: dict[str, str]
-    """By title, cells that some worker makes a stage of now, and which worker; shared stages count for all their cells."""
+    """By title, cells that some worker makes a stage of now, and which worker; shared stages count for all their
+    cells."""
     left: Plan
     """The cells that have no numbers yet."""
 

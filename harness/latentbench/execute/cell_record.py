@@ -56,7 +56,8 @@ def build_record(
     warnings: tuple[str, ...] = (),
     cost: RunCost | None = None,
 ) -> Record:
-    """The record of a cell, with the machine and the code that it is written by. `stages` are None where they are not known."""
+    """The record of a cell, with the machine and the code that it is written by. `stages` are None where they are not
+    known."""
     cell = item.cell
     agreed = {
         name: Comparability(key=digest("comparability", facts), fields=facts)
@@ -155,7 +156,8 @@ def _of_sae(experiment: Experiment, measured: Mapping[str, DomainMeasurement]) -
 
 
 def _statistics(domain: DomainMeasurement) -> Statistics:
-    """Statistics of the model alone and of every budget together; a budget other than the trained one is in the names."""
+    """Statistics of the model alone and of every budget together; a budget other than the trained one is in the
+    names."""
     merged = dict(domain.baseline.statistics)
     for measurement in domain.measurements.values():
         merged |= measurement.statistics

@@ -1,8 +1,9 @@
 """The `local` and `inline` executors, and what every executor does when a worker is lost. Nothing here loads torch.
 
-`local`: every group of cells in a process of its own. A process that raises, hangs, is killed or outgrows its memory costs only
-itself: when a group is lost, its unfinished cells are run again one by one, and a cell that is lost alone gets a record that says
-so. `inline`: in this process, for debuggers and tests; it cannot outlive a crash or enforce a limit.
+`local`: every group of cells in a process of its own. A process that raises, hangs, is killed or outgrows its memory
+costs only itself: when a group is lost, its unfinished cells are run again one by one, and a cell that is lost alone
+gets a record that says so. `inline`: in this process, for debuggers and tests; it cannot outlive a crash or enforce a
+limit.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class SubmittedJob:
     def settle(self, loss: WorkerFailure, report: EventHandler) -> list[Job]:
         """After the worker has ended: writes what is owed and returns the jobs to run in its place.
 
-        `loss` is how the cells were lost that have no new record. Nobody knows which cell of a group ended its worker, so
-        each gets one more run, alone; only a cell that is lost alone is blamed.
+        `loss` is how the cells were lost that have no new record. Nobody knows which cell of a group ended its worker,
+        so each gets one more run, alone; only a cell that is lost alone is blamed.
         """
         left = self.left()
         _name_log(self.job, [item for item in self.job.cells if item not in left], self.log)
@@ -156,5 +157,6 @@ def _read(path: Path) -> Record | None:
 
 
 def _shown(job: Job, log: Path) -> str:
-    """The log as records name it: results are looked at on other machines, where only the part below them is the same."""
+    """The log as records name it: results are looked at on other machines, where only the part below them is the
+    same."""
     return str(log.relative_to(job.results)) if log.is_relative_to(job.results) else log.name

@@ -1,4 +1,5 @@
-"""Computing the cells of a job: training, then measuring, then studies, then records. A cell that fails costs only itself.
+"""Computing the cells of a job: training, then measuring, then studies, then records. A cell that fails costs only
+itself.
 
 What cells have in common is computed once: an error in it is the failure of all that share it.
 """

@@ -1,7 +1,8 @@
 """The measurement stage of a job: one pass per evaluation domain serves every SAE of the job.
 
-The hidden states of a pass are computed once for all SAEs; only what an SAE changes behind its place is run again for each.
-Baselines (the model alone) and measurements are stages of their own: each is made by one worker and then found in the store.
+The hidden states of a pass are computed once for all SAEs; only what an SAE changes behind its place is run again for
+each. Baselines (the model alone) and measurements are stages of their own: each is made by one worker and then found in
+the store.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class MeasurementRunner:
     def run(
         self, subjects: list[MeasuredCell], domain: str, progress: Progress
     ) -> dict[Cell, DomainMeasurement | Exception]:
-        """What is measured on `domain` for cells that read the same documents with the same model, or what went wrong."""
+        """What is measured on `domain` for cells that read the same documents with the same model, or what went
+        wrong."""
         experiment = subjects[0].cell.experiment
         tokens_stage = subjects[0].stages.domains[domain].tokens
         data = experiment.dataset.eval[domain]

@@ -40,7 +40,8 @@ class Placement:
             self._here(plan)
 
     def run(self, plan: Plan, project: Project, report: EventHandler) -> None:
-        """Computes the cells to run, if any; every one has a record afterwards. Raises InvalidInput before anything is run."""
+        """Computes the cells to run, if any; every one has a record afterwards. Raises InvalidInput before anything is
+        run."""
         if not plan.to_run:
             return
         self._consistent()

@@ -1,7 +1,7 @@
 """The `ray` executor: every group of cells is a task of a Ray cluster, which finds the node and leases its GPUs.
 
-Before anything is run, jobs are fitted to the nodes there are, and cells that none of them can ever run are refused: Ray would
-let them wait for ever. Ray only places. The task runs the same worker process as `local`
+Before anything is run, jobs are fitted to the nodes there are, and cells that none of them can ever run are refused:
+Ray would let them wait for ever. Ray only places. The task runs the same worker process as `local`
 (`harness/latentbench/distributed/ray_cluster.py`), and what a lost worker means is decided here and in
 `harness/latentbench/execute/executors.py`: Ray itself never runs anything twice.
 """
@@ -31,7 +31,8 @@ _NAMED = 20
 
 
 def request_of(job: Job) -> ResourceRequest:
-    """What a job reserves on its node: its threads and memory for each process that trains, and the GPUs its cells ask for.
+    """What a job reserves on its node: its threads and memory for each process that trains, and the GPUs its cells ask
+    for.
 
     On GPUs whose number or part no cell says, one for each device that trains.
     """
@@ -94,7 +95,8 @@ class _Task:
 
 
 class RayExecutor:
-    """Runs jobs on the cluster this process has joined, at most `workers` at a time; None leaves that to the cluster."""
+    """Runs jobs on the cluster this process has joined, at most `workers` at a time; None leaves that to the
+    cluster."""
 
     def __init__(self, workers: int | None, logs: Path) -> None:
         self.workers, self.logs = workers, logs

@@ -1,4 +1,5 @@
-"""A run: which cells of a plan are meant, everything from the hub pinned to what it is now, and what is left afterwards."""
+"""A run: which cells of a plan are meant, everything from the hub pinned to what it is now, and what is left
+afterwards."""
 
 from __future__ import annotations
 
@@ -85,8 +86,8 @@ def _last(cell: PlannedCell, results: Path) -> Status | None:
 def prepare(project: Project, given: Iterable[str]) -> Plan:
     """The plan for specs with everything from the hub pinned to what it is now.
 
-    Cells of which that is not known are left out and named in the plan: they cost no others. Raises Unpinnable when none
-    is left, SpecError for specs that are wrong.
+    Cells of which that is not known are left out and named in the plan: they cost no others. Raises Unpinnable when
+    none is left, SpecError for specs that are wrong.
     """
     unpinned: dict[str, str] = {}
     specs = [_pinned(spec, project, unpinned) for spec in load_specs(project, given)]

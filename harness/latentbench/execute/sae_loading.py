@@ -1,7 +1,7 @@
 """SAEs read back: those of a job, cached in memory, and those of finished cells with the SAEs they stand on.
 
-The SAEs of a job are read when they are asked for and let go when they take too much memory. For those of a finished cell
-neither texts nor model are needed.
+The SAEs of a job are read when they are asked for and let go when they take too much memory. For those of a finished
+cell neither texts nor model are needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The study stage of a job: subjects (steering vectors, flow maps) are made and studies are run, each in a context of its own."""
+"""The study stage of a job: subjects (steering vectors, flow maps) are made and studies are run, each in a context of
+its own."""
 
 from __future__ import annotations
 

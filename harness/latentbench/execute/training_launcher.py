@@ -1,8 +1,8 @@
 """Training on several devices, seen from the worker, which starts a process per device.
 
-It passes on how far they are, and stops all of them as soon as one is lost. It takes no part in the training itself, so that
-nothing it waits for can hang. Should the worker itself be killed, the processes see their standard input close and end
-(`harness/latentbench/execute/worker.py`).
+It passes on how far they are, and stops all of them as soon as one is lost. It takes no part in the training itself, so
+that nothing it waits for can hang. Should the worker itself be killed, the processes see their standard input close and
+end (`harness/latentbench/execute/worker.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from latentbench.spec.cells import Cell
 from latentbench.store.files import read_json, write_json
 
 PATIENCE_SECONDS = 600.0
-"""How long the others wait for a process that is alive and silent. Writing a checkpoint or loading a model takes less."""
+"""How long the others wait for a process that is alive and silent. Writing a checkpoint or loading a model takes
+less."""
 _BLAME_SECONDS = 5.0
 """How long the process to blame may take to end after those that only lost it."""
 _SHOWN = 300

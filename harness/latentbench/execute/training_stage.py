@@ -1,7 +1,7 @@
 """The training stage of a job: SAEs that read the same stream of hidden states are trained together.
 
-Running the model costs more than a training step of an SAE, so one pass of the model feeds all SAEs that want the same rows in
-the same order. What the SAEs become does not depend on which of them are trained together.
+Running the model costs more than a training step of an SAE, so one pass of the model feeds all SAEs that want the same
+rows in the same order. What the SAEs become does not depend on which of them are trained together.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class TrainingRunner:
         return [list(group.values()) for group in groups.values()]
 
     def run(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
-        """Makes SAEs of one stream, or waits for those that other workers make. Returns what went wrong, by stage key."""
+        """Makes SAEs of one stream, or waits for those that other workers make. Returns what went wrong, by stage
+        key."""
         failures: dict[str, Exception] = {}
 
         def make(refs: list[Ref]) -> None:  # the store gives those that no other worker is making

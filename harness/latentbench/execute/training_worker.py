@@ -1,8 +1,10 @@
-"""`python -m latentbench.execute.training_worker FILE`: one of the processes that train SAEs together, each on a device of its own.
+"""`python -m latentbench.execute.training_worker FILE`: one of the processes that train SAEs together, each on a device
+of its own.
 
-`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and talk
-through the loopback interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end what became
-of them. Torch is loaded inside of functions: it takes seconds, and before them `serve` must be watching the parent.
+`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and
+talk through the loopback interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end
+what became of them. Torch is loaded inside of functions: it takes seconds, and before them `serve` must be watching the
+parent.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def main(path: str) -> int:
 
 
 def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
-    """Trains together with the processes whose files are in `folder`, and as the first one writes there what came of it."""
+    """Trains together with the processes whose files are in `folder`, and as the first one writes there what came of
+    it."""
     import torch
 
     from latentbench.distributed.process_group import TorchProcessGroup

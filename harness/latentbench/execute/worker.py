@@ -1,8 +1,8 @@
 """`python -m latentbench.execute.worker JOB.json`: computes a job's cells and writes their records.
 
 Events go to standard output, everything else to standard error. The exit code is 0 when every cell has a record,
-whatever its status. Standard input is a pipe that its parent never writes to: when it closes, the parent is gone, nobody
-wants the rest, and the worker ends.
+whatever its status. Standard input is a pipe that its parent never writes to: when it closes, the parent is gone,
+nobody wants the rest, and the worker ends.
 """
 
 from __future__ import annotations
