@@ -105,7 +105,7 @@ class WorkerProcess:
                 stderr=stderr,
                 text=True,
                 env=_environment(limits.threads),
-                start_new_session=True,  # a process group of its own: killed as a whole, and deaf to the terminal's Ctrl-C
+                start_new_session=True,  # a process group of its own: killed as a whole, deaf to the terminal's Ctrl-C
             )
         assert self.process.stdout is not None
         # Read on a thread: a worker whose pipe is full would stand still until somebody looks.

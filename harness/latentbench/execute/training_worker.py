@@ -46,8 +46,8 @@ def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
     from latentbench.execute.training_stage import TrainingRunner
     from latentbench.store.store import Store
 
-    # All processes are on this machine. Left to choose, Gloo would bind to whatever the host's name resolves to and NCCL to
-    # some network interface, and neither has to work.
+    # All processes are on this machine. Left to choose, Gloo would bind to whatever the host's name resolves to and
+    # NCCL to some network interface, and neither has to work.
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback()
     torch.set_num_threads(task.job.threads)
     group = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
