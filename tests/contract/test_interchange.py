@@ -16,7 +16,8 @@ import latentbench_adapters.sae_lens.classes  # noqa: F401  (what users are told
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
-from latentbench.execute.sae_loading import StoredSae, save_stored
+from latentbench.exchange.sae_export import save_stored
+from latentbench.execute.sae_loading import StoredSae
 from latentbench.sae import options as o
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.linear import ConcatenatedSAE, linear_weights

@@ -119,7 +119,7 @@ def test_a_bad_file_costs_only_the_cells_that_name_it(bench: Workbench, command:
     [
         ("latentbench.sae.trainer:NativeTrainer", "step"),
         ("latentbench.sae.trainer:NativeTrainer", "finish"),
-        ("latentbench.execute.training_stage:TrainingRunner", "_trainee"),
+        ("latentbench.execute.training_stage:TrainingRunner", "_trainer"),
         ("latentbench.execute.job_runner:_Run", "_load"),
         ("latentbench.reconstruction.shared_pass:SiteStatistics", "_add_sae"),
         ("latentbench.execute.job_runner:_Run", "_score"),

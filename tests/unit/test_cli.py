@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ import typer.main
 import yaml
 
 from latentbench.cli.app import app
+from latentbench.cli.options import FolderOptions, StoreOptions, with_option_groups
 from latentbench.core.errors import SpecProblem
 from latentbench.core.text import one_line, printable, visible
 from tests.conftest import Command
@@ -204,3 +206,26 @@ def test_a_project_without_specs_says_how_to_get_one(command: Command) -> None:
     done = command("plan")
     assert done.code == 2
     assert "latentbench" in done.err
+
+
+def test_a_group_of_options_is_unfolded_where_it_stands() -> None:
+    seen: list[object] = []
+
+    @with_option_groups
+    def verb(name: str, *, most: int = 3, folders: FolderOptions, as_json: bool = False) -> None:
+        """What it does."""
+        seen.extend([name, most, folders, as_json])
+
+    assert list(inspect.signature(verb).parameters) == ["name", "most", "results", "store", "allow", "as_json"]
+    assert (verb.__name__, verb.__doc__) == ("verb", "What it does.")
+    alone = typer.Typer()
+    alone.command()(verb)
+    alone(["a", "--store", "here", "--allow", "x", "--allow", "y", "--as-json"], standalone_mode=False)
+    assert seen == ["a", 3, FolderOptions(None, Path("here"), [Path("x"), Path("y")]), True]
+
+
+def test_two_groups_of_one_verb_have_no_option_in_common() -> None:
+    def verb(folders: FolderOptions, others: StoreOptions) -> None: ...
+
+    with pytest.raises(ValueError, match="duplicate parameter name: 'results'"):
+        with_option_groups(verb)

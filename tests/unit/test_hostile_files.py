@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from latentbench.core.errors import LatentbenchError, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.exchange.importing import import_files
-from latentbench.execute.job_inputs import read_content, write_content
 from latentbench.interventions.vectors import SteeringVectors, read_vectors, write_vectors
 from latentbench.leaderboard.api import leaderboard
 from latentbench.records.record import Record
@@ -29,6 +28,7 @@ from latentbench.sae.options import TopKOptions
 from latentbench.sae.sources.native import NativeSource
 from latentbench.store.files import read_arrays, read_json, write_arrays
 from latentbench.store.store import MANIFEST, Store
+from latentbench.study.storage import read_content, write_content
 from latentbench_adapters.datasets import FilesDataset
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
 from latentbench_adapters.sae_lens.export import export

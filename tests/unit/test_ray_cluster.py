@@ -9,9 +9,10 @@ import pytest
 
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.distributed import ray_cluster
-from latentbench.distributed.ray_cluster import ClusterNode, ResourceRequest, fitted, joined, slots
+from latentbench.distributed.ray_cluster import ClusterNode, ResourceRequest, joined, slots
 from latentbench.execute.job import Job
 from latentbench.execute.placement import local_jobs
+from latentbench.execute.ray_executor import fitted, request_of
 from latentbench.plan.plan import make_plan
 from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
@@ -42,17 +43,15 @@ def job(bench: Workbench, device: str = "cuda", **changes: Any) -> Job:
     ],
 )
 def test_resources_become_a_request(bench: Workbench, resources: Any, device: str, expected: ResourceRequest) -> None:
-    assert ResourceRequest.of(job(bench, device, resources=resources)) == expected
+    assert request_of(job(bench, device, resources=resources)) == expected
 
 
 def test_each_device_that_trains_reserves_its_own(bench: Workbench) -> None:
     asked = {"cpus": 2, "memory": "1GiB"}
-    assert ResourceRequest.of(job(bench, "cuda", resources=asked, training__devices=2)) == ResourceRequest(
-        4, 2, 2 * GIB
-    )
-    assert ResourceRequest.of(job(bench, "cpu", resources=asked, training__devices=2)) == ResourceRequest(4, 0, 2 * GIB)
+    assert request_of(job(bench, "cuda", resources=asked, training__devices=2)) == ResourceRequest(4, 2, 2 * GIB)
+    assert request_of(job(bench, "cpu", resources=asked, training__devices=2)) == ResourceRequest(4, 0, 2 * GIB)
     (thin,) = fitted([job(bench, "cpu", training__devices=2)], [ClusterNode("a", "a", 2, 0, GIB)])
-    assert (thin.threads, ResourceRequest.of(thin).cpus) == (1, 2)
+    assert (thin.threads, request_of(thin).cpus) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_a_group_that_is_too_much_together_is_taken_apart(bench: Workbench) -> N
     made = job(bench, "cpu", cases=cases)
     nodes = [replace(LARGE, memory=1 * GIB), replace(SMALL, memory=32 * GIB)]
     parts = fitted([made], nodes)
-    assert [(part.cells[0].cell.label, ResourceRequest.of(part)) for part in parts] == [
+    assert [(part.cells[0].cell.label, request_of(part)) for part in parts] == [
         ("wide", ResourceRequest(8)),
         ("fat", ResourceRequest(1, 0, 30 * GIB)),
     ]

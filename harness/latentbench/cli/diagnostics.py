@@ -1,4 +1,5 @@
-"""Verbs about this installation: `latentbench doctor` proves that it measures right, `latentbench bench` measures its speed.
+"""Verbs about this installation: `latentbench doctor` proves that it measures right, `latentbench bench` measures its
+speed.
 
 What `bench` prints are ratios of one run, never absolute; it also holds small experiments that need no language model.
 """
@@ -9,15 +10,16 @@ from typing import Annotated
 
 import typer
 
-from latentbench.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say
+from latentbench.cli.options import AsJson, StoreOptions, print_json, say, with_option_groups
 from latentbench.core.text import one_line, plural
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 _MARKS = {"pass": "pass", "fail": "FAIL", "note": "    "}
 
 
+@with_option_groups
 def doctor(
-    results: Results = None,
-    store: StoreFolder = None,
+    folders: StoreOptions,
     quick: Annotated[bool, typer.Option("--quick", help="Only the surroundings.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +32,7 @@ def doctor(
     from latentbench.doctor.check import run_checks
     from latentbench.doctor.environment import surroundings_checks
 
-    checks = surroundings_checks(project_of(results, store))
+    checks = surroundings_checks(folders.project())
     if not quick:
         from latentbench.doctor.intervals import interval_checks
         from latentbench.doctor.truths import dictionary_checks, metric_checks
@@ -55,7 +57,7 @@ app = typer.Typer(help="Measure speed, and small experiments without a language 
 @app.command()
 def train(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    device: Device = "cpu",
     torch_path: Annotated[
         bool, typer.Option("--torch", help="Also time torch's operations without our kernels.")
     ] = False,
@@ -121,7 +123,7 @@ def flow(
     width: Annotated[int, typer.Option(min=2, help="Latents of each layer.")] = 16_384,
     d_in: Annotated[int, typer.Option(min=2, help="Dimensions of the hidden states.")] = 2_304,
     k: Annotated[int, typer.Option(min=1, help="Matches kept per latent.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Time the matching of layers, both ways, against the bare matrix products it is made of.

@@ -1,7 +1,7 @@
 """What `plan`, `run` and `status --watch` show: live progress on a terminal, plain lines elsewhere.
 
-`run` is fed with the events of its workers. `status --watch` sees a batch from outside: it is refreshed in place on a terminal,
-elsewhere it gives a line per change.
+`run` is fed with the events of its workers. `status --watch` sees a batch from outside: it is refreshed in place on a
+terminal, elsewhere it gives a line per change.
 """
 
 from __future__ import annotations

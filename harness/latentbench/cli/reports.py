@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from latentbench.cli.options import Allow, AsJson, Results, StoreFolder, print_json, project_of, say
+from latentbench.cli.options import AsJson, CellArgument, FolderOptions, Results, print_json, say, with_option_groups
 from latentbench.core.errors import InvalidInput
+from latentbench.spec.project import find_project
 
 if TYPE_CHECKING:
     from latentbench.latents.decoder_similarity import Agreement
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Write pages about latents; compare SAEs of several seeds.", no_args_is_help=True)
 
-Run = Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")]
-
 
 @app.command()
+@with_option_groups
 def latents(
-    run: Run,
+    run: CellArgument,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -33,9 +33,8 @@ def latents(
         ),
     ] = None,
     most: Annotated[int, typer.Option("--latents", min=1, help="Most latents shown.")] = 2000,
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
+    *,
+    folders: FolderOptions,
 ) -> None:
     """Write one offline HTML page about the latents of an SAE: explanations, examples, neighbours, tokens.
 
@@ -46,7 +45,7 @@ def latents(
     from latentbench.report.latents import page
     from latentbench.store.files import write_bytes
 
-    project = project_of(results, store, allow)
+    project = folders.project()
     record = record_of(project.results, run)
     sources = sources_of(record, project, lambda text: say(text, err=True))
     target = output or page_path(project.results, record.cell, "latents")
@@ -57,11 +56,10 @@ def latents(
 
 
 @app.command()
+@with_option_groups
 def consistency(
     run: Annotated[str, typer.Argument(help="A row with several seeds: spec-name[label].")],
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
+    folders: FolderOptions,
     as_json: AsJson = False,
 ) -> None:
     """Compare the decoders of one row's seeds: how far do they find the same latents?
@@ -72,7 +70,7 @@ def consistency(
     from latentbench.latents.decoder_similarity import decoder_of
     from latentbench.report.cells import experiment_of, records_of, sae_of
 
-    project = project_of(results, store, allow)
+    project = folders.project()
     records = records_of(project.results, run)
     found = compare([decoder_of(sae_of(record, experiment_of(record), project)) for record in records])
     lines = {f"{records[a].seed} – {records[b].seed}": pair for (a, b), pair in found.pairs.items()}
@@ -91,11 +89,10 @@ def _line(name: str, found: Agreement) -> str:
 
 
 @app.command()
+@with_option_groups
 def steering(
     runs: Annotated[list[str], typer.Argument(help="Records: cell ids, files, or spec-name[label][seed].")],
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
+    folders: FolderOptions,
 ) -> None:
     """Write one offline HTML page per steered cell: accuracy, training, cost, and what its vectors do in the model.
 
@@ -104,7 +101,7 @@ def steering(
     from latentbench.report.cells import cells_of
     from latentbench.report.steering import write
 
-    project = project_of(results, store, allow)
+    project = folders.project()
     for record in cells_of(project.results, *runs):
         say(f"wrote {write(record, project)}")
 
@@ -128,7 +125,7 @@ def scales(
     from latentbench.leaderboard.load import load
     from latentbench.report.frontier import frontiers
 
-    records = [cell.record for cell in load(project_of(results).results).loaded if cell.record.spec.name == spec]
+    records = [cell.record for cell in load(find_project(results).results).loaded if cell.record.spec.name == spec]
     if not records:
         raise InvalidInput(f"there are no records of {spec}")
     if most_kl < float("inf") and texts is None:
@@ -152,8 +149,9 @@ def _frontier(one: Frontier) -> Iterator[str]:
 
 
 @app.command()
+@with_option_groups
 def flow(
-    run: Run,
+    run: CellArgument,
     latent: Annotated[
         list[str] | None,
         typer.Option("--latent", help="Seed latent SITE:NUMBER, e.g. 3:17 or 3.resid_post:17; repeatable."),
@@ -169,9 +167,8 @@ def flow(
             help='JSON file {"3.resid_post:17": "…"}; by default those of autointerp studies of the same SAEs are shown.'
         ),
     ] = None,
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
+    *,
+    folders: FolderOptions,
 ) -> None:
     """Write the flow graphs of some latents: an offline page to explore, or one graph for other programs.
 
@@ -179,6 +176,6 @@ def flow(
     """
     from latentbench.report.flow import write
 
-    project = project_of(results, store, allow)
+    project = folders.project()
     for line in write(project, run, latent or [], output, to, explanations):
         say(line)

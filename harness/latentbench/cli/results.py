@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from latentbench.cli.options import AsJson, Results, StoreFolder, print_json, project_of, say, table_width
+from latentbench.cli.options import (
+    AsJson,
+    CellArgument,
+    Results,
+    StoreOptions,
+    print_json,
+    say,
+    table_width,
+    with_option_groups,
+)
 from latentbench.core.errors import InvalidInput
 from latentbench.core.text import plural
-
-if TYPE_CHECKING:
-    from latentbench.spec.project import Project
+from latentbench.spec.project import Project, find_project
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File (or folder) to write; default: standard output.")
@@ -22,9 +29,9 @@ Suite = Annotated[str | None, typer.Option(help="Only this spec, or the specs in
 Format = Literal["terminal", "md", "json", "csv", "html", "latex", "parquet", "every-eval-ever", "saebench"]
 
 
+@with_option_groups
 def leaderboard(
-    results: Results = None,
-    store: StoreFolder = None,
+    folders: StoreOptions,
     format: Annotated[Format, typer.Option(help="What to write; the last two are folders of files.")] = "terminal",
     output: Output = None,
     suite: Suite = None,
@@ -42,7 +49,7 @@ def leaderboard(
     """
     from latentbench.leaderboard.api import leaderboard as render
 
-    project = project_of(results, store)
+    project = folders.project()
     if format == "parquet" or format == "every-eval-ever" or format == "saebench":
         if output is None:
             raise InvalidInput(f"--format {format} needs --output")
@@ -55,7 +62,7 @@ def leaderboard(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="A record: cell id, file, or spec-name[label][seed].")],
+    a: CellArgument,
     b: Annotated[str, typer.Argument(help="Another record.")],
     results: Results = None,
     format: Annotated[Literal["terminal", "md", "json", "html"], typer.Option(help="What to write.")] = "terminal",
@@ -68,7 +75,7 @@ def compare(
     """
     from latentbench.leaderboard.api import compare_records
 
-    _emit(compare_records(project_of(results).results, a, b, format, table_width()), output)
+    _emit(compare_records(find_project(results).results, a, b, format, table_width()), output)
 
 
 def import_(
@@ -82,7 +89,7 @@ def import_(
     """
     from latentbench.exchange.importing import import_files
 
-    made = import_files(project_of(results).results, files)
+    made = import_files(find_project(results).results, files)
     if as_json:
         print_json([{"record": str(item.path), "new": item.new, "warnings": item.record.warnings} for item in made])
         return
@@ -108,7 +115,7 @@ def publish(
     from latentbench.exchange.exporting import publish as log
     from latentbench.leaderboard.load import load
 
-    done = log(load(project_of(results).results), to, project, suite)
+    done = log(load(find_project(results).results), to, project, suite)
     say(f"logged {plural(done, 'record')} to {to}, project {project}")
 
 

@@ -8,29 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentbench.cli.options import (
-    Address,
-    Allow,
     AsJson,
-    Device,
-    Executor,
-    Filter,
+    CellOptions,
+    FolderOptions,
     MaxCells,
-    Quota,
-    Results,
-    ShardOption,
-    Specs,
-    StoreFolder,
-    Workers,
+    PlacementOptions,
+    RunFolderOptions,
     print_json,
-    project_of,
     say,
+    with_option_groups,
 )
 from latentbench.core.errors import LatentbenchError
 from latentbench.core.spec_model import Json
 from latentbench.core.text import plural
 
 if TYPE_CHECKING:
-    from latentbench.execute.placement import Placement
     from latentbench.execute.run import CellSelection
     from latentbench.plan.plan import Plan
     from latentbench.records.record import Status
@@ -39,30 +31,16 @@ if TYPE_CHECKING:
 INCOMPLETE = 3
 
 
-def plan(
-    specs: Specs = None,
-    filter: Filter = None,
-    shard: ShardOption = None,
-    executor: Executor = "local",
-    address: Address = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
-    as_json: AsJson = False,
-) -> None:
+@with_option_groups
+def plan(cells: CellOptions, where: PlacementOptions, folders: FolderOptions, as_json: AsJson = False) -> None:
     """Say what a run would do, and why: every cell and stage, re-used or made. Nothing is run.
 
     With `--executor ray` it also refuses cells that no node of the cluster can ever run.
 
     Examples: `latentbench plan quickstart`, `latentbench plan --executor ray --address 10.0.0.1:6379`
     """
-    from latentbench.execute.placement import Placement
-
-    project = project_of(results, store, allow)
-    made = _plan(specs, project, _choice(filter, shard))
-    placement = Placement(executor, address, workers, device)
+    project = folders.project()
+    made, placement = _plan(cells, project), where.placement()
     placement.check(made, project)
     if as_json:
         print_json(_as_json(made))
@@ -73,19 +51,13 @@ def plan(
     print_plan(made, project, estimate(made, project.results, placement.slots(made)))
 
 
+@with_option_groups
 def run(
-    specs: Specs = None,
-    filter: Filter = None,
-    shard: ShardOption = None,
+    cells: CellOptions,
+    *,
     max_cells: MaxCells = None,
-    executor: Executor = "local",
-    address: Address = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    results: Results = None,
-    store: StoreFolder = None,
-    quota: Quota = None,
-    allow: Allow = None,
+    where: PlacementOptions,
+    folders: RunFolderOptions,
     as_json: AsJson = False,
 ) -> None:
     """Compute what is missing, write one record per cell, a page per steered cell, and refresh the leaderboard.
@@ -93,55 +65,37 @@ def run(
     Examples: `latentbench run quickstart`, `latentbench run 'specs/**/*.yaml' --filter 'k=8]' --shard 1/4`,
     `latentbench run --executor ray --address 10.0.0.1:6379`
     """
-    from latentbench.execute.placement import Placement
-    from latentbench.store.cleaning import limit
-
-    limit(quota)
-    project = project_of(results, store, allow)
-    _run(specs, project, _choice(filter, shard, max_cells), Placement(executor, address, workers, device), as_json)
+    _run(cells, cells.selection(max_cells), where, folders, as_json)
 
 
+@with_option_groups
 def retry(
-    specs: Specs = None,
+    *,
     failed: Annotated[bool, typer.Option("--failed", help="Only cells that failed.")] = False,
     timed_out: Annotated[bool, typer.Option("--timed-out", help="Only cells that were stopped for time.")] = False,
-    filter: Filter = None,
-    shard: ShardOption = None,
+    cells: CellOptions,
     max_cells: MaxCells = None,
-    executor: Executor = "local",
-    address: Address = None,
-    workers: Workers = None,
-    device: Device = "auto",
-    results: Results = None,
-    store: StoreFolder = None,
-    quota: Quota = None,
-    allow: Allow = None,
+    where: PlacementOptions,
+    folders: RunFolderOptions,
     as_json: AsJson = False,
 ) -> None:
     """Run only the cells whose last run ended without numbers; by default all of them.
 
     Examples: `latentbench retry`, `latentbench retry quickstart --failed`
     """
-    from latentbench.execute.placement import Placement
-    from latentbench.store.cleaning import limit
-
-    limit(quota)
-    project = project_of(results, store, allow)
     last: tuple[tuple[Status, bool], ...] = (("failed", failed), ("timeout", timed_out))
+    # Neither option means the same as both.
     wanted = frozenset(status for status, asked in last if asked or failed == timed_out)
-    choice = _choice(filter, shard, max_cells, wanted)
-    _run(specs, project, choice, Placement(executor, address, workers, device), as_json)
+    _run(cells, cells.selection(max_cells, wanted), where, folders, as_json)
 
 
+@with_option_groups
 def status(
-    specs: Specs = None,
-    filter: Filter = None,
-    shard: ShardOption = None,
+    cells: CellOptions,
+    *,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until every cell is done, or Ctrl-C.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
-    results: Results = None,
-    store: StoreFolder = None,
-    allow: Allow = None,
+    folders: FolderOptions,
     as_json: AsJson = False,
 ) -> None:
     """Show which cells are done, failed or missing. Exit code 3 when some are not done.
@@ -150,8 +104,8 @@ def status(
 
     Examples: `latentbench status quickstart`, `latentbench status --watch --interval 30`
     """
-    project = project_of(results, store, allow)
-    made = _plan(specs, project, _choice(filter, shard))
+    project = folders.project()
+    made = _plan(cells, project)
     if watch:
         from latentbench.cli.progress import follow
 
@@ -167,17 +121,22 @@ def status(
     raise typer.Exit(INCOMPLETE if made.to_run else 0)
 
 
-def _run(specs: Specs, project: Project, choice: CellSelection, placement: Placement, as_json: bool) -> None:
+def _run(
+    cells: CellOptions, choice: CellSelection, where: PlacementOptions, folders: RunFolderOptions, as_json: bool
+) -> None:
+    """Computes what is missing of the chosen cells, tells how that went, and ends with the exit code."""
     from latentbench.cli.progress import ProgressDisplay, print_json_summary, print_summary
     from latentbench.execute.batch_status import estimate
-    from latentbench.execute.run import compute, prepare, unfinished
+    from latentbench.execute.run import prepare, unfinished
     from latentbench.leaderboard.api import write_leaderboard_md
+    from latentbench.store.cleaning import limit
 
-    started = time.monotonic()
-    meant = choice.of(prepare(project, specs or []), project.results)
+    limit(folders.quota)
+    project, placement, started = folders.project(), where.placement(), time.monotonic()
+    meant = choice.of(prepare(project, cells.given), project.results)
     made = choice.first(meant)
     with ProgressDisplay(made, estimate(made, project.results, placement.slots(made)), quiet=as_json) as display:
-        compute(made, project, placement, display.report)
+        placement.run(made, project, display.report)
     left = unfinished(meant, project)
     code = INCOMPLETE if left else 0
     try:
@@ -208,20 +167,14 @@ def _write_pages(made: Plan, project: Project) -> None:
             say(f"error: the report of {record.spec.name} [{record.label}] was not written: {error}", err=True)
 
 
-def _choice(
-    pattern: str | None, shard: str | None, max_cells: int | None = None, last: frozenset[Status] = frozenset()
-) -> CellSelection:
-    from latentbench.execute.run import CellSelection, Shard
-
-    return CellSelection(pattern, Shard.parse(shard) if shard is not None else None, last, max_cells)
-
-
-def _plan(specs: Specs, project: Project, choice: CellSelection) -> Plan:
+def _plan(cells: CellOptions, project: Project) -> Plan:
+    """The plan of the chosen cells as specs and store are now; unlike a run's, nothing from the hub is pinned."""
     from latentbench.plan.plan import make_plan
     from latentbench.spec.project import load_specs
     from latentbench.store.store import Store
 
-    made = make_plan(load_specs(project, specs or []), Store(project.store), project.results, project.roots)
+    choice = cells.selection()
+    made = make_plan(load_specs(project, cells.given), Store(project.store), project.results, project.roots)
     return choice.of(made, project.results)
 
 

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from latentbench.cli.options import Allow, AsJson, Specs, print_json, project_of, say
+from latentbench.cli.options import Allow, AsJson, Specs, print_json, say
 from latentbench.core.errors import InvalidInput, SpecError, SpecProblem
 from latentbench.core.text import one_line, plural
+from latentbench.spec.project import find_project
 
 
 def new(
@@ -27,7 +28,7 @@ def new(
     from latentbench.spec.project import SUFFIXES, spec_paths
     from latentbench.store.files import write_bytes
 
-    project = project_of()
+    project = find_project()
     target = path if path.suffix in SUFFIXES else path.parent / f"{path.name or 'spec'}.yaml"
     if os.path.exists(target):
         raise InvalidInput(f"{target} exists already; choose another name")
@@ -76,7 +77,7 @@ def show(
     from latentbench.core.yaml_tree import dotted
     from latentbench.spec.project import load_specs
 
-    for loaded in load_specs(project_of(allow=allow), [spec]):
+    for loaded in load_specs(find_project(allowed=allow or ()), [spec]):
         if as_json:
             print_json({"spec": loaded.tree.plain(), "cells": [cell.title for cell in loaded.cells]})
         elif origins:
@@ -122,7 +123,7 @@ def _validated(given: list[str], allow: list[Path] | None) -> tuple[list[SpecPro
     from latentbench.spec.checks import check, same_names
     from latentbench.spec.project import read_specs, spec_paths
 
-    project = project_of(allow=allow)
+    project = find_project(allowed=allow or ())
     paths = spec_paths(project, given)
     loaded, problems = read_specs(project, paths)
     problems += [problem for spec in loaded for problem in check(spec, project.roots)]
@@ -134,7 +135,7 @@ def _spec_rows() -> list[tuple[str, str]]:
     from latentbench.spec.cells import load_spec
     from latentbench.spec.project import spec_paths
 
-    project, rows = project_of(), []
+    project, rows = find_project(), []
     for path in spec_paths(project, []):
         try:
             spec = load_spec(path, project.root)

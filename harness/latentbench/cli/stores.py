@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentbench.cli.options import AsJson, Quota, Results, StoreFolder, print_json, project_of, say
+from latentbench.cli.options import AsJson, Quota, StoreOptions, print_json, say, with_option_groups
 from latentbench.core.errors import DamagedArtifact
 from latentbench.core.spec_model import Json
 from latentbench.core.text import plural
@@ -22,9 +22,10 @@ app = typer.Typer(help="Look after the store of artifacts.", no_args_is_help=Tru
 
 
 @app.command()
-def ls(results: Results = None, store: StoreFolder = None, as_json: AsJson = False) -> None:
+@with_option_groups
+def ls(folders: StoreOptions, as_json: AsJson = False) -> None:
     """List the artifacts with their sizes, and what live workers are making."""
-    opened = Store(project_of(results, store).store)
+    opened = Store(folders.project().store)
     found = list(opened.artifacts())
     if as_json:
         print_json([{"kind": a.kind, "key": a.key, "bytes": a.bytes} for a in found])
@@ -39,9 +40,10 @@ def ls(results: Results = None, store: StoreFolder = None, as_json: AsJson = Fal
 
 
 @app.command()
-def verify(results: Results = None, store: StoreFolder = None) -> None:
+@with_option_groups
+def verify(folders: StoreOptions) -> None:
     """Check the bytes of every artifact; damaged ones are put in quarantine and will be rebuilt."""
-    opened, damaged, sound = Store(project_of(results, store).store), 0, 0
+    opened, damaged, sound = Store(folders.project().store), 0, 0
     for artifact in opened.artifacts():
         try:
             opened.verify(artifact.kind, artifact.key)
@@ -54,10 +56,10 @@ def verify(results: Results = None, store: StoreFolder = None) -> None:
 
 
 @app.command()
+@with_option_groups
 def why(
     key: Annotated[str, typer.Argument(help="Key of an artifact or cell, or its first digits.")],
-    results: Results = None,
-    store: StoreFolder = None,
+    folders: StoreOptions,
     as_json: AsJson = False,
 ) -> None:
     """Say what an artifact was made from, what was made from it, and which records refer to it.
@@ -66,7 +68,7 @@ def why(
     """
     from latentbench.records.lineage import lineage
 
-    project = project_of(results, store)
+    project = folders.project()
     found = lineage(Store(project.store), project.results, key)
     if as_json:
         print_json(_as_json(found))
@@ -76,9 +78,9 @@ def why(
 
 
 @app.command()
+@with_option_groups
 def gc(
-    results: Results = None,
-    store: StoreFolder = None,
+    folders: StoreOptions,
     quota: Quota = None,
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Delete damaged artifacts put aside too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would be deleted.")] = False,
@@ -93,7 +95,7 @@ def gc(
     from latentbench.store.cleaning import beyond, evict, litter, loose, parse_size, size_of
 
     limit = None if quota is None else parse_size(quota)
-    project = project_of(results, store)
+    project = folders.project()
     opened = Store(project.store)
     for piece in litter(opened, project.results, quarantine):
         say(f"{piece.what:<12} {piece.path.name[:40]} {piece.bytes / 2**20:10.2f} MiB")

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from latentbench.core.errors import CellFailed, InvalidInput
+from latentbench.distributed.worker_process import LOST_PEER
 
 
 class ProcessGroup:
@@ -83,10 +84,6 @@ def global_mean(values: Tensor, group: ProcessGroup) -> Tensor:
     total, tokens = group.all_sum(torch.stack([values.detach().sum(), own.new_tensor(len(values))]).double())
     shift: Tensor = (total / tokens).to(own) - own.detach()
     return own + shift
-
-
-LOST_PEER = 75
-"""Exit code of a member that ends because another does not answer: it is not the one to blame."""
 
 
 class TorchProcessGroup(ProcessGroup):

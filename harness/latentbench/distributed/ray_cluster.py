@@ -1,8 +1,11 @@
 """Ray clusters: starting or joining one, what its nodes have, and running a worker process on one of them.
 
-What a node runs is the same worker process as everywhere, with the same limits and log. Only lines of text come back: the node,
-then the worker's events, last how cells were lost that have no record. Imports of Ray are inside of functions: it is an extra,
-and nothing but the `ray` executor needs it.
+What a node runs is the same worker process as everywhere, with the same limits and log. Only lines of text come back:
+the node, then the worker's events, last how cells were lost that have no record. Imports of Ray are inside of
+functions: it is an extra, and nothing but the `ray` executor needs it.
+
+Ray pickles `work` by the name of this module, so a node imports the module before it has the driver's PYTHONPATH.
+Therefore nothing here may import jobs or experiments: they name plug-ins that only that PYTHONPATH leads to.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -26,15 +29,14 @@ from typing import Any
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.text import plural
 from latentbench.distributed.worker_process import POLL_SECONDS, Limits, WorkerFailure, WorkerProcess, stop
-from latentbench.execute.job import Job
 
 OBJECT_STORE_BYTES = 80 << 20
-"""Only paths and lines of text travel. Stated because Ray would take a third of the memory, or fail on a small /dev/shm."""
+"""Only paths and lines of text travel. Stated because Ray would take a third of the memory, or fail on a small
+/dev/shm."""
 
 _SYSTEM = {"worker_niceness": 0}
 """Ray would give workers less of a busy machine than `local` does."""
 _ANSWER_SECONDS = 5.0
-_NAMED = 20
 _ADDRESS = r"[A-Za-z0-9_.\[\]:-]+:\d{1,5}"
 
 
@@ -61,15 +63,6 @@ class ResourceRequest:
     gpus: float = 0
     memory: int | None = None
     """Bytes; None reserves none."""
-
-    @staticmethod
-    def of(job: Job) -> ResourceRequest:
-        """A job on GPUs reserves one for each device that trains, if its cells do not say how many or what part of one.
-
-        Threads and memory are those of each process.
-        """
-        gpus, memory = 0 if job.device == "cpu" else job.gpus or job.devices, job.memory_asked
-        return ResourceRequest(job.threads * job.devices, gpus, memory and memory * job.devices)
 
     def fits(self, node: ClusterNode) -> bool:
         """Whether the node could run it when idle."""
@@ -161,46 +154,8 @@ def slots(found: Iterable[ClusterNode], threads: int, gpus: float) -> int:
     return max(1, sum(map(int, free)))
 
 
-def fitted(jobs: Iterable[Job], found: list[ClusterNode]) -> list[Job]:
-    """The jobs as they are placed: threads nobody asked for are no more than the largest node has, and a group that
-    together asks for more than a node has is taken apart.
-
-    Raises InvalidInput that names the cells whose request no node can ever satisfy, and what the nodes have.
-    """
-    largest = max((int(node.cpus) for node in found), default=1)
-    placed = [job if job.states_threads else _thinned(job, largest) for job in jobs]
-    _refuse([cell for job in placed for cell in job.single_cells()], found)
-    parts = ([job] if _can_run(ResourceRequest.of(job), found) else job.single_cells() for job in placed)
-    return [job for part in parts for job in part]
-
-
-def _thinned(job: Job, cpus: int) -> Job:
-    return replace(job, threads=max(1, min(job.threads, cpus // job.devices)))
-
-
-def _refuse(cells: Iterable[Job], found: list[ClusterNode]) -> None:
-    """Raises InvalidInput when no node can ever run one of these jobs of one cell each."""
-    refused: dict[ResourceRequest, list[str]] = {}
-    for job in cells:
-        if not _can_run(ResourceRequest.of(job), found):
-            refused.setdefault(ResourceRequest.of(job), []).append(job.cells[0].cell.title)
-    if not refused:
-        return
-    lines = [f"{request}: {_some(titles)}" for request, titles in refused.items()]
-    have = "; ".join(sorted({str(node) for node in found})) or "none is alive"
-    raise InvalidInput(
-        "no node of the Ray cluster can ever run cells that ask for\n  "
-        + "\n  ".join(lines)
-        + f"\nthe nodes have: {have}\nlower `resources:` in the spec (several GPUs are whole ones) or add a node"
-    )
-
-
-def _some(titles: list[str]) -> str:
-    more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
-    return ", ".join(titles[:_NAMED]) + more
-
-
-def _can_run(request: ResourceRequest, found: list[ClusterNode]) -> bool:
+def can_run(request: ResourceRequest, found: Iterable[ClusterNode]) -> bool:
+    """Whether some node could run it when idle. Ray divides one GPU among tasks, but several it only gives whole."""
     shareable = request.gpus <= 1 or request.gpus == int(request.gpus)
     return shareable and any(map(request.fits, found))
 

@@ -1,7 +1,8 @@
 """One worker in a process of its own: started, listened to, held to its limits, stopped.
 
-A worker tells what it does as one JSON object per line on its standard output (`Event`). What it could not tell, because its
-process is gone, is a `WorkerFailure`. Every executor that has processes uses this; nothing here knows what a worker computes.
+A worker tells what it does as one JSON object per line on its standard output (`Event`). What it could not tell,
+because its process is gone, is a `WorkerFailure`. Every executor that has processes uses this; nothing here knows what
+a worker computes, and nothing here loads torch, so that a worker watches its parent before it loads anything heavy.
 """
 
 from __future__ import annotations
@@ -20,22 +21,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from latentbench.records.record import Status
+POLL_SECONDS = 0.2
+"""Between two looks at a worker."""
+GRACE_SECONDS = 5.0
+"""What a worker that is asked to end may take before it is killed."""
+LOST_PEER = 75
+"""Exit code of a process that ends because another of its process group does not answer: it is not the one to blame.
 
-Kind = Literal["progress", "done", "note"]
+The number is `EX_TEMPFAIL` of sysexits.h, which neither Python nor a signal uses.
+"""
 
 
 @dataclass(frozen=True)
 class Event:
     """One report of a worker."""
 
-    kind: Kind
+    kind: Literal["progress", "done", "note"]
     text: str
     """What is going on, or which cell is done."""
     done: int = 0
     total: int = 0
     status: str = ""
-    """Of a finished cell: ok, failed, timeout or skipped."""
+    """How a finished cell ended: ok, failed, timeout or skipped."""
 
     def line(self) -> str:
         """The event as one line of JSON."""
@@ -55,27 +62,25 @@ class Event:
 class WorkerFailure:
     """How cells were lost that have no record although their worker has ended."""
 
-    status: Status
+    status: Literal["failed", "timeout"]
     type: str
     message: str
 
 
 EventHandler = Callable[[Event], None]
-
-
-POLL_SECONDS = 0.2
-GRACE_SECONDS = 5.0
+Progress = Callable[[int, int], None]
+"""Is told the steps done and the steps in all."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a worker may use."""
+    """What a worker may use; None is no limit."""
 
     threads: int
     timeout: float | None = None
-    """Seconds."""
+    """Seconds of wall-clock time."""
     memory: int | None = None
-    """Bytes."""
+    """Bytes resident in its process; what it started itself is not counted."""
 
 
 class WorkerProcess:
@@ -85,7 +90,10 @@ class WorkerProcess:
     """
 
     def __init__(self, file: Path, log: Path, limits: Limits, module: str = "latentbench.execute.worker") -> None:
-        """`file`: the job as JSON; `log`: where the worker's standard error goes; `module`: what reads the file."""
+        """`file`: the job as JSON; `log`: where the worker's standard error goes; `module`: what reads the file.
+
+        The module is named and not imported: it stands above this one, and only the process itself pays for loading it.
+        """
         self.limits, self.events = limits, queue.Queue[Event]()
         self.stopped_for: WorkerFailure | None = None
         self._started = time.monotonic()
@@ -97,9 +105,10 @@ class WorkerProcess:
                 stderr=stderr,
                 text=True,
                 env=_environment(limits.threads),
-                start_new_session=True,  # a process group of its own: killed as a whole, and deaf to the terminal's Ctrl-C
+                start_new_session=True,  # a process group of its own: killed as a whole, deaf to the terminal's Ctrl-C
             )
         assert self.process.stdout is not None
+        # Read on a thread: a worker whose pipe is full would stand still until somebody looks.
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self._reader.start()
 
@@ -123,7 +132,7 @@ class WorkerProcess:
         if self.process.poll() is None:
             return False
         self.signal(signal.SIGKILL)  # children it may have left behind
-        self._reader.join(GRACE_SECONDS)
+        self._reader.join(GRACE_SECONDS)  # not for ever: a child with a session of its own may still hold the pipe
         return True
 
     def _excess(self) -> WorkerFailure | None:
@@ -170,6 +179,7 @@ def kill(workers: Iterable[WorkerProcess]) -> None:
 def _environment(threads: int) -> dict[str, str]:
     return {
         **os.environ,
+        # OpenMP and numba read these once, when they are loaded.
         "OMP_NUM_THREADS": str(threads),
         "NUMBA_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
@@ -179,7 +189,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _loss_of(code: int) -> WorkerFailure:
-    if code < 0:
+    if code < 0:  # Popen's way to say that a signal ended the process
         name = signal.Signals(-code).name
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return WorkerFailure("failed", "Killed", f"its process was ended by {name}{hint}")

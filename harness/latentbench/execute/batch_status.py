@@ -1,8 +1,9 @@
 """How far a batch has come, whoever works on it, and how long the rest will take.
 
-The state is what records and leases say, read again and again. The time left is a guess, and called one: it goes by what earlier
-records of like cells say they took. A record counts a stage that several cells shared in full. So the cells of a group are
-estimated by their slowest, and groups are added up. Other machines, other loads and other group sizes are not accounted for.
+The state is what records and leases say, read again and again. The time left is a guess, and called one: it goes by
+what earlier records of like cells say they took. A record counts a stage that several cells shared in full. So the
+cells of a group are estimated by their slowest, and groups are added up. Other machines, other loads and other group
+sizes are not accounted for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class BatchState:
     without_numbers: dict[str, Record]
     """By title, cells whose last run ended without numbers."""
     at_work: dict[str, str]
-    """By title, cells that some worker makes a stage of now, and which worker; shared stages count for all their cells."""
+    """By title, cells that some worker makes a stage of now, and which worker; shared stages count for all their
+    cells."""
     left: Plan
     """The cells that have no numbers yet."""
 
@@ -41,12 +43,13 @@ class BatchState:
 
 @dataclass
 class BatchWatch:
-    """Looks at a batch; a cell that has been seen with numbers is not looked at again."""
+    """Looks at a batch; a cell that has been seen with numbers is not looked at again, since its record stays."""
 
     plan: Plan
     store: Store
     results: Path
     _done: set[str] = field(default_factory=set)
+    """Keys of the cells that have been seen with numbers."""
 
     def look(self) -> BatchState:
         """Where the batch stands now."""
@@ -61,6 +64,7 @@ class BatchWatch:
         return BatchState(len(self.plan.cells) - len(left), ended, self._at_work(left), Plan(left))
 
     def _at_work(self, left: tuple[PlannedCell, ...]) -> dict[str, str]:
+        """By title, the cells with a stage that some worker holds the lease of, and who that is."""
         leases = self.store.leases
         holders = {held.name: str(leases.owner(held) or "a worker") for held in leases.live()}
         found = {}
@@ -115,7 +119,10 @@ class Estimate:
 
 
 def estimate(plan: Plan, results: Path, workers: int) -> Estimate | None:
-    """The time the cells to run will take on so many workers; None when there are none."""
+    """The time the cells to run will take on so many workers; None when there are none.
+
+    It is the larger of two lower bounds: the work of all groups divided among the workers, and the longest group alone.
+    """
     if not plan.to_run:
         return None
     earlier = {name: _earlier(results, name) for name in {cell.cell.origin.name for cell in plan.to_run}}
@@ -149,6 +156,7 @@ def _earlier(results: Path, name: str) -> dict[str | None, Seconds]:
 
 
 def _told(path: Path) -> tuple[str, Seconds]:
+    """Label and seconds of a record, without seconds where it is no good one."""
     try:
         record: Json = json.loads(path.read_bytes())
         seconds = {str(part): float(taken) for part, taken in record["cost"]["wall_seconds"].items()}
@@ -158,6 +166,7 @@ def _told(path: Path) -> tuple[str, Seconds]:
 
 
 def _seconds(cell: PlannedCell, earlier: Mapping[str | None, Seconds]) -> float | None:
+    """What the cell will take alone, without training where its SAEs are in the store; None when nothing is known."""
     like = earlier.get(cell.cell.label) or earlier.get(None)
     if like is None:
         return None

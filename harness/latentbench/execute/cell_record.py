@@ -44,8 +44,87 @@ if TYPE_CHECKING:
 _PACKAGES = ("latentbench", "torch", "transformers", "sae-lens", "numpy", "safetensors", "datasets", "numba", "triton")
 
 
+def build_record(
+    job: Job,
+    item: JobCell,
+    stages: CellStages | None,
+    *,
+    status: Status = "ok",
+    error: Failure | None = None,
+    metrics: list[MetricValue] | None = None,
+    artifacts: tuple[ArtifactRef, ...] = (),
+    warnings: tuple[str, ...] = (),
+    cost: RunCost | None = None,
+) -> Record:
+    """The record of a cell, with the machine and the code that it is written by. `stages` are None where they are not
+    known."""
+    cell = item.cell
+    agreed = {
+        name: Comparability(key=digest("comparability", facts), fields=facts)
+        for name, facts in (comparability(cell, stages, job.roots) if stages else {}).items()
+    }
+    return Record(
+        cell=item.key,
+        spec=cell.origin,
+        label=cell.label,
+        resolved=cell.experiment.plain(),
+        seed=cell.seed,
+        status=status,
+        error=error,
+        keys=stage_keys(stages) if stages else {},
+        comparability=agreed,
+        metrics=tuple(metrics or ()),
+        artifacts=artifacts,
+        warnings=warnings,
+        environment=environment(job.roots.project, job.device, job.threads, job.devices),
+        cost=cost or RunCost(peak_memory_bytes=peak_memory_bytes()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def numbers_of(
+    item: JobCell, measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]
+) -> list[MetricValue]:
+    """Every number of the cell's metrics on every domain."""
+    experiment = item.cell.experiment
+    # By domain, and below it by the name of the statistic or by budget.
+    statistics = {name: dict(_statistics(domain)) for name, domain in measured.items()}
+    firing = {name: {b: m.firing for b, m in domain.measurements.items()} for name, domain in measured.items()}
+    units = {name: domain.tokens.units for name, domain in measured.items()}
+    numbers = [
+        *_of_sae(experiment, measured),
+        *metric_values(experiment.shared_metrics, statistics, firing, units=units),
+    ]
+    for study in experiment.studies:
+        found = findings[study.label]
+        numbers += found.values
+        numbers += metric_values((study,), found.statistics, reasons=found.reasons, units=found.units)
+    return numbers
+
+
+def sidecar_of(measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]) -> Arrays:
+    """Per-unit statistics as they are kept beside the record: `<domain>/<statistic>`, float64 [units]."""
+    statistics = [(name, domain.tokens.units.summed(_statistics(domain))) for name, domain in measured.items()]
+    statistics += [(name, named) for found in findings.values() for name, named in found.summed().items()]
+    return {
+        f"{name}/{statistic}": np.asarray(values, dtype=np.float64)
+        for name, named in statistics
+        for statistic, values in named.items()
+    }
+
+
+def artifacts_of(store: Store, stages: CellStages) -> tuple[ArtifactRef, ...]:
+    """What the record refers to in the store, which no eviction deletes while it is referred to."""
+    kept = [(stage.kind, stage.key) for stage in stages.all() if stage.stored and store.has(stage.kind, stage.key)]
+    sizes = [sum(f.stat().st_size for f in store.folder(kind, key).iterdir()) for kind, key in kept]
+    return tuple(ArtifactRef(kind=kind, key=key, bytes=size) for (kind, key), size in zip(kept, sizes, strict=True))
+
+
 def environment(project: Path, device: str, threads: int, devices: int = 1) -> Environment:
-    """Versions, processor, device, how many of them train one SAE, threads of each, and the state of the code."""
+    """Versions, processor, device, how many of them train one SAE, threads of each, and the state of the code.
+
+    What may explain a difference in rounding or speed between two records of one cell; none of it is in any key.
+    """
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
@@ -61,7 +140,28 @@ def environment(project: Path, device: str, threads: int, devices: int = 1) -> E
 def peak_memory_bytes() -> int:
     """Largest resident set so far, of this process or of one that it started: SAEs may be trained in those."""
     started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    # Of children only those that have been waited for count. The unit is KiB, on macOS bytes.
     return max(high_water(), started if sys.platform == "darwin" else started * 1024)
+
+
+def _of_sae(experiment: Experiment, measured: Mapping[str, DomainMeasurement]) -> Iterator[MetricValue]:
+    """Numbers that belong to the SAE and to no domain, such as its cost; L0 is that of the first domain."""
+    first = next(iter(measured.values()), None)
+    if first is None:
+        return
+    d_in, width = len(first.baseline.mean), len(first.measurements[None].firing)
+    l0 = float(first.measurements[None].statistics["l0"].sum() / first.baseline.statistics["tokens"].sum())
+    for metric in experiment.metrics:
+        yield from metric.of_sae(experiment.sae, d_in, width, l0)
+
+
+def _statistics(domain: DomainMeasurement) -> Statistics:
+    """Statistics of the model alone and of every budget together; a budget other than the trained one is in the
+    names."""
+    merged = dict(domain.baseline.statistics)
+    for measurement in domain.measurements.values():
+        merged |= measurement.statistics
+    return merged
 
 
 @cache
@@ -98,94 +198,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def build_record(
-    job: Job,
-    item: JobCell,
-    stages: CellStages | None,
-    *,
-    status: Status = "ok",
-    error: Failure | None = None,
-    metrics: list[MetricValue] | None = None,
-    artifacts: tuple[ArtifactRef, ...] = (),
-    warnings: tuple[str, ...] = (),
-    cost: RunCost | None = None,
-) -> Record:
-    """The record of a cell."""
-    cell = item.cell
-    agreed = {
-        name: Comparability(key=digest("comparability", facts), fields=facts)
-        for name, facts in (comparability(cell, stages, job.roots) if stages else {}).items()
-    }
-    return Record(
-        cell=item.key,
-        spec=cell.origin,
-        label=cell.label,
-        resolved=cell.experiment.plain(),
-        seed=cell.seed,
-        status=status,
-        error=error,
-        keys=stage_keys(stages) if stages else {},
-        comparability=agreed,
-        metrics=tuple(metrics or ()),
-        artifacts=artifacts,
-        warnings=warnings,
-        environment=environment(job.roots.project, job.device, job.threads, job.devices),
-        cost=cost or RunCost(peak_memory_bytes=peak_memory_bytes()),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def numbers_of(
-    item: JobCell, measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]
-) -> list[MetricValue]:
-    """Every number of the cell's metrics on every domain."""
-    experiment = item.cell.experiment
-    statistics = {name: dict(_statistics(domain)) for name, domain in measured.items()}
-    firing = {name: {b: m.firing for b, m in domain.measurements.items()} for name, domain in measured.items()}
-    units = {name: domain.tokens.units for name, domain in measured.items()}
-    numbers = [
-        *_of_sae(experiment, measured),
-        *metric_values(experiment.shared_metrics, statistics, firing, units=units),
-    ]
-    for study in experiment.studies:
-        found = findings[study.label]
-        numbers += found.values
-        numbers += metric_values((study,), found.statistics, reasons=found.reasons, units=found.units)
-    return numbers
-
-
-def _of_sae(experiment: Experiment, measured: Mapping[str, DomainMeasurement]) -> Iterator[MetricValue]:
-    first = next(iter(measured.values()), None)
-    if first is None:
-        return
-    d_in, width = len(first.baseline.mean), len(first.measurements[None].firing)
-    l0 = float(first.measurements[None].statistics["l0"].sum() / first.baseline.statistics["tokens"].sum())
-    for metric in experiment.metrics:
-        yield from metric.of_sae(experiment.sae, d_in, width, l0)
-
-
-def sidecar_of(measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]) -> Arrays:
-    """Per-unit statistics as they are kept beside the record: `<domain>/<statistic>`, float64 [units]."""
-    statistics = [(name, domain.tokens.units.summed(_statistics(domain))) for name, domain in measured.items()]
-    statistics += [(name, named) for found in findings.values() for name, named in found.summed().items()]
-    return {
-        f"{name}/{statistic}": np.asarray(values, dtype=np.float64)
-        for name, named in statistics
-        for statistic, values in named.items()
-    }
-
-
-def artifacts_of(store: Store, stages: CellStages) -> tuple[ArtifactRef, ...]:
-    """What the record refers to in the store."""
-    kept = [(stage.kind, stage.key) for stage in stages.all() if stage.stored and store.has(stage.kind, stage.key)]
-    sizes = [sum(f.stat().st_size for f in store.folder(kind, key).iterdir()) for kind, key in kept]
-    return tuple(ArtifactRef(kind=kind, key=key, bytes=size) for (kind, key), size in zip(kept, sizes, strict=True))
-
-
-def _statistics(domain: DomainMeasurement) -> Statistics:
-    merged = dict(domain.baseline.statistics)
-    for measurement in domain.measurements.values():
-        merged |= measurement.statistics
-    return merged

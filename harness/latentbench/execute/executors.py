@@ -1,8 +1,9 @@
-"""The `local` and `inline` executors, and what every executor does when a worker is lost. Without torch.
+"""The `local` and `inline` executors, and what every executor does when a worker is lost. Nothing here loads torch.
 
-`local`: every group of cells in a process of its own. A process that raises, hangs, is killed or outgrows its memory costs only
-itself: when a group is lost, its unfinished cells are run again one by one, and a cell that is lost alone gets a record that says
-so. `inline`: in this process, for debuggers and tests; it cannot outlive a crash or enforce a limit.
+`local`: every group of cells in a process of its own. A process that raises, hangs, is killed or outgrows its memory
+costs only itself: when a group is lost, its unfinished cells are run again one by one, and a cell that is lost alone
+gets a record that says so. `inline`: in this process, for debuggers and tests; it cannot outlive a crash or enforce a
+limit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from latentbench.records.results import find_record, read_record, record_path, w
 from latentbench.store.files import write_json
 
 _numbers = count(1)
-
+"""So that no two jobs of this process have one file."""
 
 Stamp = tuple[int, int] | None
 """Inode and time of a record's file. Compared for being different only, so that clocks need not agree."""
@@ -37,11 +38,11 @@ class SubmittedJob:
     file: Path
     """The job as JSON, for the worker."""
     before: tuple[Stamp, ...]
-    """The records there were of its cells."""
+    """The records that there were of its cells when it was handed over, by which a new one is known."""
 
     @property
     def log(self) -> Path:
-        """Where the worker's output goes."""
+        """Where the worker's standard error goes."""
         return self.file.with_suffix(".log")
 
     def left(self) -> list[JobCell]:
@@ -52,7 +53,8 @@ class SubmittedJob:
     def settle(self, loss: WorkerFailure, report: EventHandler) -> list[Job]:
         """After the worker has ended: writes what is owed and returns the jobs to run in its place.
 
-        `loss` is how the cells were lost that have no new record.
+        `loss` is how the cells were lost that have no new record. Nobody knows which cell of a group ended its worker,
+        so each gets one more run, alone; only a cell that is lost alone is blamed.
         """
         left = self.left()
         _name_log(self.job, [item for item in self.job.cells if item not in left], self.log)
@@ -79,6 +81,49 @@ def write_lost(job: Job, item: JobCell, loss: WorkerFailure, log: Path) -> None:
     write_record(
         job.results, item.cell, build_record(job, item, None, status=loss.status, error=error, cost=RunCost()), {}
     )
+
+
+class InlineExecutor:
+    """Runs jobs one after the other in this process."""
+
+    def run(self, jobs: list[Job], report: EventHandler) -> None:
+        """Runs all jobs; every cell has a record afterwards unless the process itself ends."""
+        from latentbench.execute.job_runner import run_job
+
+        for job in jobs:
+            run_job(job, report)
+
+
+Running = dict[WorkerProcess, SubmittedJob]
+
+
+class LocalExecutor:
+    """Runs jobs in subprocesses, at most `workers` at a time."""
+
+    def __init__(self, workers: int, logs: Path) -> None:
+        self.workers, self.logs = workers, logs
+
+    def run(self, jobs: list[Job], report: EventHandler) -> None:
+        """Runs all jobs; every cell has a record afterwards, whatever happened. Ctrl-C stops the workers."""
+        waiting, running = deque(jobs), Running()
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    submitted = submit(waiting.popleft(), self.logs)
+                    running[WorkerProcess(submitted.file, submitted.log, submitted.job.limits)] = submitted
+                time.sleep(POLL_SECONDS)
+                for worker in list(running):
+                    waiting.extend(_advance(worker, running, report))
+        finally:
+            stop(running)
+
+
+def _advance(worker: WorkerProcess, running: Running, report: EventHandler) -> list[Job]:
+    """Passes on what a worker told; when it has ended, settles its job and returns what is to be run again."""
+    ended = worker.ended()  # before its events are taken: the other way round the last ones could be missed
+    for event in worker.new_events():
+        report(event)
+    return running.pop(worker).settle(worker.loss, report) if ended else []
 
 
 def _finished(job: Job, item: JobCell, before: Stamp) -> bool:
@@ -112,47 +157,6 @@ def _read(path: Path) -> Record | None:
 
 
 def _shown(job: Job, log: Path) -> str:
+    """The log as records name it: results are looked at on other machines, where only the part below them is the
+    same."""
     return str(log.relative_to(job.results)) if log.is_relative_to(job.results) else log.name
-
-
-class InlineExecutor:
-    """Runs jobs one after the other in this process."""
-
-    def run(self, jobs: list[Job], report: EventHandler) -> None:
-        """Runs all jobs; every cell has a record afterwards unless the process itself ends."""
-        from latentbench.execute.job_runner import run_job
-
-        for job in jobs:
-            run_job(job, report)
-
-
-Running = dict[WorkerProcess, SubmittedJob]
-
-
-class LocalExecutor:
-    """Runs jobs in subprocesses, at most `workers` at a time."""
-
-    def __init__(self, workers: int, logs: Path) -> None:
-        self.workers, self.logs = workers, logs
-
-    def run(self, jobs: list[Job], report: EventHandler) -> None:
-        """Runs all jobs; every cell has a record afterwards, whatever happened. Ctrl-C stops the workers."""
-        waiting, running = deque(jobs), Running()
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.workers:
-                    placed = submit(waiting.popleft(), self.logs)
-                    running[WorkerProcess(placed.file, placed.log, placed.job.limits)] = placed
-                time.sleep(POLL_SECONDS)
-                for worker in list(running):
-                    waiting.extend(_advance(worker, running, report))
-        finally:
-            stop(running)
-
-
-def _advance(worker: WorkerProcess, running: Running, report: EventHandler) -> list[Job]:
-    """Passes on what a worker told; when it has ended, settles its job and returns what is to be run again."""
-    ended = worker.ended()
-    for event in worker.new_events():
-        report(event)
-    return running.pop(worker).settle(worker.loss, report) if ended else []

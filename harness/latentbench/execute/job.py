@@ -1,7 +1,7 @@
 """Jobs: which cells are computed together, and the worker contract.
 
-Cells that read the same hidden states form a job; a cell's numbers do not depend on it. A job is a JSON file that names cells;
-a worker writes one record per cell.
+Cells that read the same hidden states form a job; a cell's numbers do not depend on it. A job is a JSON file that names
+cells; a worker writes one record per cell.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ class Job:
 
     @property
     def limits(self) -> Limits:
-        """Of the process that computes it: the sum of the cells' timeouts and the largest of their memory limits.
+        """Limits of the process that computes the job: the sum of the cells' timeouts, the largest of their memory
+        limits.
 
-        A cell without a limit lifts it for all.
+        A cell without a limit lifts it for all. One that is too slow or too large thus costs the others of its group
+        only their time: when the process is stopped they are run again one by one, each with its own limits.
         """
         resources = [item.cell.experiment.resources for item in self.cells]
         seconds = [asked.timeout_seconds for asked in resources]
@@ -119,12 +121,8 @@ class Job:
         return Job(cells, Path(data["store"]), Path(data["results"]), roots, data["device"], data["threads"])
 
 
-def job_cells(planned: tuple[PlannedCell, ...]) -> tuple[JobCell, ...]:
-    """The cells of a plan as a job holds them."""
-    return tuple(JobCell(item.cell, item.key) for item in planned)
-
-
 Group = tuple[PlannedCell, ...]
+"""Cells that become one job."""
 
 
 def groups_of(cells: tuple[PlannedCell, ...], workers: int) -> list[Group]:
@@ -136,7 +134,7 @@ def groups_of(cells: tuple[PlannedCell, ...], workers: int) -> list[Group]:
     while len(groups) < workers and max(map(len, groups), default=0) > 1:
         largest = max(groups, key=len)
         groups.remove(largest)
-        # Every other cell: neighbours in a matrix cost alike, so both halves take about the same time.
+        # Every other cell: neighbours in a matrix of options cost alike, so both halves take about the same time.
         groups += [largest[::2], largest[1::2]]
     return groups
 
@@ -149,9 +147,9 @@ def devices_of(cells: Group) -> int:
 def threads_of(cells: Group) -> int:
     """Processor threads of the group's process: what its cells ask for, by default half of the machine.
 
-    Each of the processes that train an SAE on several devices has as many; by default the machine is divided among them.
-
-    The same on every executor, because a matrix product summed by another number of threads rounds differently.
+    Each of the processes that train an SAE on several devices has as many; by default the machine is divided among
+    them. The number is the same on every executor, because a matrix product summed by another number of threads rounds
+    differently.
     """
     asked = [item.cell.experiment.resources.cpus for item in cells]
     stated = [cpus for cpus in asked if cpus is not None]
@@ -159,7 +157,8 @@ def threads_of(cells: Group) -> int:
 
 
 def _stream(planned: PlannedCell) -> str:
-    """What cells of one group share: the model, the devices, and the texts and seed of training or the subject studied."""
+    """What cells of one group share: the model, the devices, and the texts and seed of training or the subject
+    studied."""
     stages = planned.stages
     tokens = next((sae.tokens for sae in stages.saes if sae.tokens), None)
     trained = [tokens.key, planned.cell.seed] if tokens else None

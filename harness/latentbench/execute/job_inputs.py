@@ -5,19 +5,15 @@ What is in the store is read, what is missing is computed and stored. A language
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentbench.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
 from latentbench.activations.vocabulary import embedding_rows, positions
-from latentbench.core.errors import DamagedArtifact, InvalidInput
+from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
 from latentbench.core.spec_model import Json
@@ -25,23 +21,18 @@ from latentbench.plan.stages import Stage
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.spec.fit import beyond
 from latentbench.store.store import Store
-from latentbench.study.context import Content
-
-CONTENT, META = "content.safetensors", "content.json"
+from latentbench.study.storage import read_content, write_content
 
 T = TypeVar("T")
 
 
 def stored(store: Store, stage: Stage, read: Callable[[dict[str, Tensor], dict[str, Json]], T]) -> T | None:
-    """The stage's content from the store, or None when it is not there (or was damaged)."""
-    content = stored_content(store, stage.kind, stage.key)
-    return None if content is None else read(dict(content.tensors), dict(content.meta))
+    """The stage's content from the store as `read` takes it, or None when it is missing or was damaged.
 
-
-def stored_content(store: Store, kind: str, key: str) -> Content | None:
-    """Content by its key, for whoever has a record and no stage; None when it is not in the store."""
-    artifact = store.get(kind, key)
-    return None if artifact is None else Content(*read_content(artifact.folder))
+    Raises DamagedArtifact for files that are what was once written and yet cannot be read as content.
+    """
+    artifact = store.get(*stage.ref)
+    return None if artifact is None else read(*read_content(artifact.folder))
 
 
 def keep(store: Store, stage: Stage, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:
@@ -50,24 +41,10 @@ def keep(store: Store, stage: Stage, tensors: Mapping[str, Tensor], meta: Mappin
         write_content(folder, tensors, meta)
 
 
-def write_content(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:
-    """Tensors and metadata as files of a folder."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / CONTENT)
-    (folder / META).write_text(json.dumps(dict(meta), allow_nan=False), "utf-8")
-
-
-def read_content(folder: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
-    """The inverse of `write_content`. Raises DamagedArtifact."""
-    try:
-        return load_file(folder / CONTENT), json.loads((folder / META).read_text("utf-8"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise DamagedArtifact(f"{folder} cannot be read: {error}") from error
-
-
 def make_train_tokens(
     store: Store, stage: Stage, data: DatasetAdapter, models: ModelCache, model: ModelAdapter
 ) -> TrainTokens:
-    """Packed training rows of a dataset, for one of `models`."""
+    """Packed training rows of a dataset, for one of `models`, from the store or made by one worker alone."""
 
     def make() -> TrainTokens:
         made = training_tokens(
@@ -89,7 +66,7 @@ def make_train_tokens(
 def make_eval_tokens(
     store: Store, stage: Stage, data: DatasetAdapter, models: ModelCache, model: ModelAdapter
 ) -> EvalTokens:
-    """One row per evaluation document of a dataset, for one of `models`."""
+    """One row per evaluation document of a dataset, for one of `models`, from the store or made by one worker alone."""
 
     def make() -> EvalTokens:
         made = evaluation_tokens(
@@ -129,7 +106,7 @@ class ModelCache:
 
         `validate` says so first, unless the model's configuration was not there or leaves it to transformers' default.
         """
-        if adapter not in self._loaded:
+        if adapter not in self._loaded:  # adapters are compared by their fields, so cells that say the same share one
             self._loaded[adapter] = adapter.load(self.roots, self.device)
         room = positions(self._loaded[adapter].model)
         if room is not None and context > room:
@@ -137,7 +114,7 @@ class ModelCache:
         return self._loaded[adapter]
 
     def tokenizer(self, adapter: ModelAdapter) -> Any:
-        """The tokenizer alone."""
+        """The tokenizer alone, for work that may never need the model."""
         if adapter not in self._tokenizers:
             self._tokenizers[adapter] = adapter.load_tokenizer(self.roots)
         return self._tokenizers[adapter]

@@ -1,4 +1,8 @@
-"""Computing the cells of a job: tokens, then training, then measuring, then records. A cell that fails costs only itself."""
+"""Computing the cells of a job: training, then measuring, then studies, then records. A cell that fails costs only
+itself.
+
+What cells have in common is computed once: an error in it is the failure of all that share it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from latentbench.activations.tokens import EvalTokens, TrainTokens, overlap
 from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
 from latentbench.core.text import plural
-from latentbench.distributed.worker_process import Event, EventHandler
+from latentbench.distributed.worker_process import Event, EventHandler, Progress
 from latentbench.execute.cell_record import artifacts_of, build_record, numbers_of, peak_memory_bytes, sidecar_of
 from latentbench.execute.job import Job, JobCell
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
@@ -42,16 +46,18 @@ class _State:
     stages: CellStages | None = None
     error: Failure | None = None
     measured: dict[str, DomainMeasurement] = field(default_factory=dict)
+    """By domain."""
     findings: dict[str, Findings] = field(default_factory=dict)
     """By the study's name."""
     numbers: list[MetricValue] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    """By part of the work; what several cells share is counted in full for each."""
 
 
 def run_job(job: Job, report: EventHandler) -> None:
     """Computes every cell of the job and writes its record, also when it failed."""
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads()  # the inline executor runs in somebody's process
     torch.set_num_threads(job.threads)
     try:
         _Run(job, report).run()
@@ -70,17 +76,19 @@ class _Run:
         self.states = {item.cell: _State(item) for item in job.cells}
         self.saes = SaeCache(self._load)
         self.train_tokens: dict[str, TrainTokens] = {}
+        """By stage key."""
 
     def run(self) -> None:
         for state in self.states.values():
             self._guard([state], "plan", partial(self._find_stages, state))
         needed = {stage.key for state in self._alive() if state.stages for stage in state.stages.all()}
-        quota = quota_of_environment()
+        quota = quota_of_environment()  # a wrong one is refused now and not after hours of work
         with self.store.using(needed):
             self._compute()
         keep_within(self.store, quota, partial(referred_keys, self.job.results))
 
     def _compute(self) -> None:
+        # Records come last and for every cell: until then a cell may still fail.
         self._train()
         for domain in dict.fromkeys(name for s in self._alive() for name in s.item.cell.experiment.dataset.eval):
             self._measure(domain)
@@ -105,12 +113,14 @@ class _Run:
             state.seconds[stage] = state.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def _find_stages(self, state: _State) -> None:
+        """The cell's stages, which must be those that it was planned with: its record is named by their keys."""
         state.stages = stages_of(state.item.cell, self.job.roots)
         if cell_key(state.item.cell, state.stages) != state.item.key:
             raise CellFailed("files changed between planning and running; run it again")
 
     def _train(self) -> None:
         """Trains the SAEs that are missing, those that others stand on first."""
+        # Level 0 needs no other SAE. Those of one level that read the same stream are trained together.
         levels: dict[int, list[tuple[TrainingRequest, _State]]] = defaultdict(list)
         for state in self._alive():
             for level, made in _levels(state.stages):
@@ -132,6 +142,7 @@ class _Run:
                 state.error = _failure("train", failures[key])
 
     def _measure(self, domain: str) -> None:
+        """Measures the SAEs of all cells whose metrics share the pass over the domain's documents."""
         subjects = [
             MeasuredCell(state.item.cell, state.stages, partial(self.saes.get, state.stages.saes[0]))
             for state in self._alive()
@@ -154,23 +165,24 @@ class _Run:
         if state.stages is None:
             return
         saes = self.saes.at({made.site: made for made in state.stages.saes})
-        bench = StudiedCell(state.item.cell, state.stages, lambda: saes)
+        studied = StudiedCell(state.item.cell, state.stages, lambda: saes)
         title = state.item.cell.title
         if state.stages.subject:
             text = f"making {state.stages.subject.title} for {title}"
-            self._guard([state], "subject", partial(self.studying.make_subject, bench, self._progress(text)))
+            self._guard([state], "subject", partial(self.studying.make_subject, studied, self._progress(text)))
         for study in state.item.cell.experiment.studies:
             if state.error is None:
-                self._guard([state], study.label, partial(self._run_study, state, bench, study))
+                self._guard([state], study.label, partial(self._run_study, state, studied, study))
 
-    def _run_study(self, state: _State, bench: StudiedCell, study: Study) -> None:
+    def _run_study(self, state: _State, studied: StudiedCell, study: Study) -> None:
         progress = self._progress(f"{study.label} of {state.item.cell.title}")
-        state.findings[study.label] = self.studying.study(bench, study, progress)
+        state.findings[study.label] = self.studying.study(studied, study, progress)
 
     def _load(self, made: SaeStages) -> SparseAutoencoder:
         return self.training.load(made).to(self.models.device).eval()
 
     def _write(self, state: _State) -> None:
+        """Writes the cell's record, whatever became of it."""
         if state.error is None:
             self._guard([state], "score", partial(self._score, state))
         ok = state.error is None
@@ -231,7 +243,7 @@ class _Run:
                 yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
 
     def _train_tokens(self, state: _State) -> TrainTokens | None:
-        """What the SAE was trained on, read once for all cells that share it."""
+        """What the cell's first trained SAE was trained on, read once for all cells that share it."""
         made = next((made for made in state.stages.saes if made.tokens), None) if state.stages else None
         if made is None or made.tokens is None or made.data is None:
             return None
@@ -241,11 +253,12 @@ class _Run:
             self.train_tokens[made.tokens.key] = tokens
         return self.train_tokens[made.tokens.key]
 
-    def _progress(self, text: str) -> Callable[[int, int], None]:
+    def _progress(self, text: str) -> Progress:
         return lambda done, total: self.report(Event("progress", text, done, total))
 
 
 def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:
+    """The SAEs of a cell and all they stand on, each with its level."""
     for made in stages.saes if stages else ():
         yield from made.levels()
 
@@ -257,5 +270,7 @@ def _repeated(value: MetricValue) -> str:
 
 def _failure(stage: str, error: Exception) -> Failure:
     if not isinstance(error, LatentbenchError):
-        traceback.print_exception(error)  # goes to the worker's log
+        traceback.print_exception(
+            error
+        )  # an error of ours says all in its message; of others the worker's log has more
     return Failure(stage=stage, type=type(error).__name__, message=str(error)[:2000] or type(error).__name__)

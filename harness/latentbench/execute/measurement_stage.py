@@ -1,4 +1,9 @@
-"""The measurement stage of a job: one pass per evaluation domain serves every SAE of the job."""
+"""The measurement stage of a job: one pass per evaluation domain serves every SAE of the job.
+
+The hidden states of a pass are computed once for all SAEs; only what an SAE changes behind its place is run again for
+each. Baselines (the model alone) and measurements are stages of their own: each is made by one worker and then found in
+the store.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from dataclasses import dataclass
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.sites import Site
+from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
 from latentbench.metrics.base import declared
 from latentbench.plan.stages import CellStages, DomainStages, Stage
@@ -17,8 +23,6 @@ from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
 from latentbench.store.store import Ref, Store
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,12 @@ class MeasuredCell:
 
 @dataclass(frozen=True)
 class DomainMeasurement:
-    """What one domain gave for one cell."""
+    """What was measured for one cell on one domain."""
 
     tokens: EvalTokens
     baseline: Baseline
     measurements: dict[int | None, Measurement]
+    """By budget; None is the SAE as it was trained."""
 
 
 class MeasurementRunner:
@@ -61,7 +66,7 @@ class MeasurementRunner:
         self.store, self.models = store, models
 
     def together(self, subjects: list[MeasuredCell], domain: str) -> list[list[MeasuredCell]]:
-        """Subjects that read the same documents with the same model, in groups."""
+        """Cells that read the same documents with the same model, in groups."""
         groups: dict[str, list[MeasuredCell]] = defaultdict(list)
         for subject in subjects:
             groups[subject.stages.domains[domain].tokens.key].append(subject)
@@ -70,7 +75,8 @@ class MeasurementRunner:
     def run(
         self, subjects: list[MeasuredCell], domain: str, progress: Progress
     ) -> dict[Cell, DomainMeasurement | Exception]:
-        """What `domain` gives for subjects that read the same documents with the same model."""
+        """What is measured on `domain` for cells that read the same documents with the same model, or what went
+        wrong."""
         experiment = subjects[0].cell.experiment
         tokens_stage = subjects[0].stages.domains[domain].tokens
         data = experiment.dataset.eval[domain]
@@ -86,6 +92,7 @@ class MeasurementRunner:
         def make(refs: list[Ref]) -> None:
             failures.update(self._pass(subjects, domain, tokens, {*refs}, progress))
 
+        # Baselines first: a measurement is computed against its baseline, which another worker may be making.
         self.store.share({s.baseline(domain).ref for s in subjects}, make_with_baselines)
         alive = [s for s in subjects if s.cell not in failures]
         self.store.share({ref for s in alive for ref in s.measurements(domain)}, make)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from latentbench.core.errors import InvalidInput
 from latentbench.distributed.worker_process import EventHandler
-from latentbench.execute.job import Job, devices_of, groups_of, job_cells, threads_of
+from latentbench.execute.job import Job, JobCell, devices_of, groups_of, threads_of
 from latentbench.plan.plan import Plan, PlannedCell
 from latentbench.spec.project import Project
 
@@ -35,12 +35,15 @@ class Placement:
         self._consistent()
         if self.executor == "ray":
             with _ray_jobs(plan, project, self):
-                pass
+                pass  # entering it is what refuses
         elif devices_of(plan.to_run) > 1:
             self._here(plan)
 
     def run(self, plan: Plan, project: Project, report: EventHandler) -> None:
-        """Computes the cells to run. Every one has a record afterwards. Raises InvalidInput before anything is run."""
+        """Computes the cells to run, if any; every one has a record afterwards. Raises InvalidInput before anything is
+        run."""
+        if not plan.to_run:
+            return
         self._consistent()
         logs = project.results / "logs"
         if self.executor == "ray":
@@ -82,29 +85,12 @@ def local_jobs(plan: Plan, project: Project, device: str, workers: int | None) -
 def local_slots(plan: Plan, device: str = "cpu") -> int:
     """How many groups run at a time on this machine: as many as the threads allow that cells ask for on each device.
 
-    One where cells take several GPUs, for each would take the same.
+    One where cells take several GPUs, since every group would take the same: those from cuda:0 on.
     """
     devices = devices_of(plan.to_run)
     if devices > 1 and device != "cpu":
         return 1
     return max(1, (os.cpu_count() or 2) // (threads_of(plan.to_run) * devices))
-
-
-def _refuse_too_many(plan: Plan, device: str) -> None:
-    """Raises InvalidInput when cells want more devices than this machine has."""
-    wanted = devices_of(plan.to_run)
-    if wanted == 1:
-        return
-    if device == "cpu":
-        there, what = os.cpu_count() or 1, "processor cores"
-    else:
-        import torch
-
-        there, what = torch.cuda.device_count(), "CUDA devices"
-    if ":" in device:
-        raise InvalidInput(f"training.devices: {wanted} takes cuda:0 to cuda:{wanted - 1}; use --device cuda")
-    if wanted > there:
-        raise InvalidInput(f"training.devices: {wanted} is more than the {there} {what} of this machine; lower it")
 
 
 def resolve_device(device: str) -> str:
@@ -125,18 +111,37 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def _refuse_too_many(plan: Plan, device: str) -> None:
+    """Raises InvalidInput when cells want more devices than this machine has."""
+    wanted = devices_of(plan.to_run)
+    if wanted == 1:
+        return
+    if device == "cpu":
+        there, what = os.cpu_count() or 1, "processor cores"
+    else:
+        import torch
+
+        there, what = torch.cuda.device_count(), "CUDA devices"
+    if ":" in device:
+        raise InvalidInput(f"training.devices: {wanted} takes cuda:0 to cuda:{wanted - 1}; use --device cuda")
+    if wanted > there:
+        raise InvalidInput(f"training.devices: {wanted} is more than the {there} {what} of this machine; lower it")
+
+
 @contextmanager
 def _ray_jobs(plan: Plan, project: Project, placement: Placement) -> Iterator[list[Job]]:
     """Joins the cluster and gives the jobs of a plan there. Raises InvalidInput when no node can ever run one."""
-    from latentbench.distributed.ray_cluster import fitted, joined, nodes, slots
+    from latentbench.distributed.ray_cluster import joined, nodes, slots
+    from latentbench.execute.ray_executor import fitted
 
     device_of = partial(_ray_device, placement.device)
-    device_of(0)  # refuses a wrong one before the cluster is bothered
+    device_of(0)  # refuses an unknown device before a cluster is joined or started
     with joined(placement.address):
         jobs, found = list[Job](), nodes()
         for (gpus, devices), cells in _by_gpus(plan.to_run).items():
             device = device_of(gpus)
             leased = 0 if device == "cpu" else gpus or devices
+            # As many groups as run at a time: more would only share less of what their cells have in common.
             free = slots(found, threads_of(cells) * devices, leased)
             jobs += _jobs(cells, project, device, placement.workers or free)
         yield fitted(jobs, found)
@@ -153,7 +158,14 @@ def _ray_device(device: str, gpus: float) -> str:
 
 def _jobs(cells: tuple[PlannedCell, ...], project: Project, device: str, slots: int) -> list[Job]:
     return [
-        Job(job_cells(group), project.store, project.results, project.roots, device, threads_of(group))
+        Job(
+            tuple(JobCell(item.cell, item.key) for item in group),
+            project.store,
+            project.results,
+            project.roots,
+            device,
+            threads_of(group),
+        )
         for group in groups_of(cells, slots)
     ]
 

@@ -1,7 +1,9 @@
 """The `ray` executor: every group of cells is a task of a Ray cluster, which finds the node and leases its GPUs.
 
-Ray only places. The task runs the same worker process as `local` (`harness/latentbench/distributed/ray_cluster.py`), and what a lost worker
-means is decided here and in `harness/latentbench/execute/executors.py`: Ray itself never runs anything twice.
+Before anything is run, jobs are fitted to the nodes there are, and cells that none of them can ever run are refused:
+Ray would let them wait for ever. Ray only places. The task runs the same worker process as `local`
+(`harness/latentbench/distributed/ray_cluster.py`), and what a lost worker means is decided here and in
+`harness/latentbench/execute/executors.py`: Ray itself never runs anything twice.
 """
 
 from __future__ import annotations
@@ -12,24 +14,77 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentbench.distributed.ray_cluster import PASSED_ON, ResourceRequest, nodes, work
+from latentbench.core.errors import InvalidInput
+from latentbench.distributed.ray_cluster import PASSED_ON, ClusterNode, ResourceRequest, can_run, nodes, work
 from latentbench.distributed.worker_process import GRACE_SECONDS, POLL_SECONDS, Event, EventHandler, WorkerFailure
 from latentbench.execute.executors import SubmittedJob, submit
 from latentbench.execute.job import Job
 
 _LOOK_SECONDS = 3.0
 """How often the nodes are looked at while jobs wait for one."""
+_NAMED = 20
+"""Cells that an error names."""
+
+
+def request_of(job: Job) -> ResourceRequest:
+    """What a job reserves on its node: its threads and memory for each process that trains, and the GPUs its cells ask
+    for.
+
+    On GPUs whose number or part no cell says, one for each device that trains.
+    """
+    gpus, memory = 0 if job.device == "cpu" else job.gpus or job.devices, job.memory_asked
+    return ResourceRequest(job.threads * job.devices, gpus, memory and memory * job.devices)
+
+
+def fitted(jobs: Iterable[Job], found: list[ClusterNode]) -> list[Job]:
+    """The jobs as they are placed: threads nobody asked for are no more than the largest node has, and a group that
+    together asks for more than a node has is taken apart.
+
+    Raises InvalidInput that names the cells whose request no node can ever satisfy, and what the nodes have.
+    """
+    # Without this, a driver with more cores than any node would ask for what nobody has.
+    largest = max((int(node.cpus) for node in found), default=1)
+    placed = [job if job.states_threads else _thinned(job, largest) for job in jobs]
+    _refuse([cell for job in placed for cell in job.single_cells()], found)
+    parts = ([job] if can_run(request_of(job), found) else job.single_cells() for job in placed)
+    return [job for part in parts for job in part]
+
+
+def _thinned(job: Job, cpus: int) -> Job:
+    return replace(job, threads=max(1, min(job.threads, cpus // job.devices)))
+
+
+def _refuse(cells: Iterable[Job], found: list[ClusterNode]) -> None:
+    """Raises InvalidInput when no node can ever run one of these jobs of one cell each."""
+    refused: dict[ResourceRequest, list[str]] = {}
+    for job in cells:
+        if not can_run(request_of(job), found):
+            refused.setdefault(request_of(job), []).append(job.cells[0].cell.title)
+    if not refused:
+        return
+    lines = [f"{request}: {_some(titles)}" for request, titles in refused.items()]
+    have = "; ".join(sorted({str(node) for node in found})) or "none is alive"
+    raise InvalidInput(
+        "no node of the Ray cluster can ever run cells that ask for\n  "
+        + "\n  ".join(lines)
+        + f"\nthe nodes have: {have}\nlower `resources:` in the spec (several GPUs are whole ones) or add a node"
+    )
+
+
+def _some(titles: list[str]) -> str:
+    more = f" and {len(titles) - _NAMED} more" if len(titles) > _NAMED else ""
+    return ", ".join(titles[:_NAMED]) + more
 
 
 @dataclass(eq=False)
 class _Task:
-    """A job that Ray has."""
+    """A job that was handed to Ray."""
 
-    placed: SubmittedJob
+    submitted: SubmittedJob
     stream: Any
     """Ray's generator of references to the lines that `work` yields."""
     node: str | None = None
@@ -40,11 +95,13 @@ class _Task:
 
 
 class RayExecutor:
-    """Runs jobs on the cluster this process has joined, at most `workers` at a time."""
+    """Runs jobs on the cluster this process has joined, at most `workers` at a time; None leaves that to the
+    cluster."""
 
     def __init__(self, workers: int | None, logs: Path) -> None:
         self.workers, self.logs = workers, logs
         self._moved: set[str] = set()
+        """Keys of cells that were run again elsewhere, which is done once: a cell may be what brings nodes down."""
         self._looked = time.monotonic()
 
     def run(self, jobs: list[Job], report: EventHandler) -> None:
@@ -62,13 +119,14 @@ class RayExecutor:
             _cancel(running)
 
     def _submit(self, job: Job) -> _Task:
+        """Hands a job to Ray, which is not to retry it: only the records tell what is left to do."""
         import ray
 
-        placed = submit(job, self.logs)
+        submitted = submit(job, self.logs)
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         remote = ray.remote(max_retries=0, num_returns="streaming")(work)
-        stream = remote.options(**ResourceRequest.of(job).options()).remote(str(placed.file), job.limits, variables)
-        return _Task(placed, stream)
+        stream = remote.options(**request_of(job).options()).remote(str(submitted.file), job.limits, variables)
+        return _Task(submitted, stream)
 
     def _ready(self, running: list[_Task]) -> list[_Task]:
         """Tasks with something to tell, after a while of waiting for one."""
@@ -81,13 +139,16 @@ class RayExecutor:
 
     def _settle(self, task: _Task, report: EventHandler) -> list[Job]:
         """The jobs to run in place of one that ended. A cell that a node took down with it is tried once more."""
-        job, loss = task.placed.job, task.loss or WorkerFailure("failed", "WorkerDied", "its task ended without a word")
+        job, loss = (
+            task.submitted.job,
+            task.loss or WorkerFailure("failed", "WorkerDied", "its task ended without a word"),
+        )
         moved = {item.key for item in job.cells}
-        if task.of_node and not moved & self._moved and task.placed.left() == list(job.cells):
+        if task.of_node and not moved & self._moved and task.submitted.left() == list(job.cells):
             self._moved |= moved
             report(Event("note", f"{job.cells[0].cell.title} is run again elsewhere: {loss.message}"))
             return [job]
-        return task.placed.settle(loss, report)
+        return task.submitted.settle(loss, report)
 
     def _drop_stranded(self, running: list[_Task]) -> None:
         """Gives up tasks that wait for nodes that are gone: Ray would let them wait for ever."""
@@ -97,7 +158,7 @@ class RayExecutor:
 
         self._looked, alive = time.monotonic(), nodes()
         for task in running:
-            request = ResourceRequest.of(task.placed.job)
+            request = request_of(task.submitted.job)
             if task.node is None and task.loss is None and not any(map(request.fits, alive)):
                 task.loss = WorkerFailure("failed", "NoNode", f"no node is left that has {request}")
                 ray.cancel(task.stream)
@@ -108,6 +169,7 @@ def _advance(task: _Task, report: EventHandler) -> bool:
     import ray
     from ray.exceptions import RayError
 
+    # Asked before each `next`, which would block until the worker says something.
     while ray.wait([task.stream], timeout=0)[0]:
         try:
             _take(task, json.loads(ray.get(next(task.stream))), report)
@@ -129,6 +191,7 @@ def _take(task: _Task, told: Any, report: EventHandler) -> None:
 
 
 def _node_is_gone(node: str | None, error: Exception) -> bool:
+    """Whether a task was lost with its machine; Ray may report only that the task's process is no more."""
     from ray.exceptions import NodeDiedError, WorkerCrashedError
 
     if not isinstance(error, NodeDiedError | WorkerCrashedError):

@@ -1,4 +1,5 @@
-"""A run: which cells of a plan are meant, everything pinned to what it is now, what is missing computed, and what is left."""
+"""A run: which cells of a plan are meant, everything from the hub pinned to what it is now, and what is left
+afterwards."""
 
 from __future__ import annotations
 
@@ -9,8 +10,6 @@ from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, Unpinnable
 from latentbench.core.yaml_tree import YamlNode
-from latentbench.distributed.worker_process import EventHandler
-from latentbench.execute.placement import Placement
 from latentbench.plan.plan import Plan, PlannedCell, make_plan
 from latentbench.records.record import Status
 from latentbench.records.results import find_record
@@ -38,7 +37,7 @@ class Shard:
 
     def has(self, key: str) -> bool:
         """Whether the cell with this key belongs to it, which depends on nothing else."""
-        return int(key[:15], 16) % self.of == self.number - 1
+        return int(key[:15], 16) % self.of == self.number - 1  # keys are digests: their parts are about equal in size
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def _last(cell: PlannedCell, results: Path) -> Status | None:
 def prepare(project: Project, given: Iterable[str]) -> Plan:
     """The plan for specs with everything from the hub pinned to what it is now.
 
-    Cells of which that is not known are left out and named in the plan: they cost no others. Raises Unpinnable when none
-    is left, SpecError for specs that are wrong.
+    Cells of which that is not known are left out and named in the plan: they cost no others. Raises Unpinnable when
+    none is left, SpecError for specs that are wrong.
     """
     unpinned: dict[str, str] = {}
     specs = [_pinned(spec, project, unpinned) for spec in load_specs(project, given)]
@@ -98,10 +97,19 @@ def prepare(project: Project, given: Iterable[str]) -> Plan:
     return replace(plan, unpinned=unpinned)
 
 
-def compute(plan: Plan, project: Project, placement: Placement, report: EventHandler) -> None:
-    """Computes the cells of a plan that have no numbers yet; every one has a record afterwards."""
-    if plan.to_run:
-        placement.run(plan, project, report)
+def unfinished(plan: Plan, project: Project) -> dict[str, str]:
+    """Title and reason of every cell that has no numbers now."""
+    found = dict(plan.unpinned)
+    for item in plan.cells:
+        record = find_record(project.results, item.cell, item.key)
+        if record is None:
+            found[item.cell.title] = "not run"
+        elif record.status != "ok":
+            error = record.error
+            where = f" (log: {project.results.name}/{error.log})" if error and error.log else ""
+            reason = f"{error.stage}: {error.type}: {error.message}" if error else ""
+            found[item.cell.title] = f"{record.status}: {reason}{where}"
+    return found
 
 
 def _pinned(spec: SpecFile, project: Project, unpinned: dict[str, str]) -> SpecFile:
@@ -129,18 +137,3 @@ def _of_now(experiment: Experiment, project: Project) -> Experiment | Unpinnable
         return error
     except (InvalidInput, ValueError, OSError):
         return experiment  # a name that leads nowhere: the plan says so, with its place in the spec
-
-
-def unfinished(plan: Plan, project: Project) -> dict[str, str]:
-    """Title and reason of every cell that has no numbers now."""
-    found = dict(plan.unpinned)
-    for item in plan.cells:
-        record = find_record(project.results, item.cell, item.key)
-        if record is None:
-            found[item.cell.title] = "not run"
-        elif record.status != "ok":
-            error = record.error
-            where = f" (log: {project.results.name}/{error.log})" if error and error.log else ""
-            reason = f"{error.stage}: {error.type}: {error.message}" if error else ""
-            found[item.cell.title] = f"{record.status}: {reason}{where}"
-    return found

@@ -1,7 +1,7 @@
-"""SAEs read back: those of a job, cached in memory, and those of finished cells with what they stand on.
+"""SAEs read back: those of a job, cached in memory, and those of finished cells with the SAEs they stand on.
 
-The SAEs of a job are read when they are asked for and let go when they take too much memory. For those of a finished cell
-neither texts nor model are needed.
+The SAEs of a job are read when they are asked for and let go when they take too much memory. For those of a finished
+cell neither texts nor model are needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TRAINING_FILE
-from latentbench.sae.sources.base import sae_lens_format
 from latentbench.store.files import read_json
 from latentbench.store.store import MANIFEST, Store
 
@@ -52,6 +51,7 @@ class SaeCache:
             sae = self._alive[key] = self._load(made)
         self._recent[key] = sae
         self._recent.move_to_end(key)
+        # The one just read goes too if it alone is too large: its reader holds it, and `_alive` finds it as long.
         sizes = {name: bytes_of(kept) for name, kept in self._recent.items()}
         while self._recent and sum(sizes.values()) > self._kept:
             sizes.pop(self._recent.popitem(last=False)[0])
@@ -63,11 +63,11 @@ class SaeCache:
 
 
 class _CachedBySite(Mapping[Site, SparseAutoencoder]):
-    def __init__(self, made: Mapping[Site, SaeStages], shelf: SaeCache) -> None:
-        self._made, self._shelf = made, shelf
+    def __init__(self, made: Mapping[Site, SaeStages], cache: SaeCache) -> None:
+        self._made, self._cache = made, cache
 
     def __getitem__(self, site: Site) -> SparseAutoencoder:
-        return self._shelf.get(self._made[site])
+        return self._cache.get(self._made[site])
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._made)
@@ -80,7 +80,7 @@ class _CachedBySite(Mapping[Site, SparseAutoencoder]):
 
 
 def bytes_of(sae: SparseAutoencoder) -> int:
-    """What an SAE's weights take in memory, and those of its bases."""
+    """Bytes that an SAE's weights take in memory, and those of its bases."""
     own = sum(tensor.nbytes for tensor in chain(sae.parameters(), sae.buffers()))
     return own + sum(bytes_of(base) for base in sae.bases)
 
@@ -113,28 +113,6 @@ def load_stored(store: Store, key: str, section: Variant | LoadedSae, roots: Roo
     sae = artifact.load(found.folder, tuple(base.sae for base in bases))
     trained = (found.folder / TRAINING_FILE).is_file()
     return StoredSae(section, sae, bases, artifact.load_training(found.folder) if trained else None)
-
-
-def save_stored(stored: StoredSae, folder: Path) -> None:
-    """Writes the SAE as a folder that `load: {adapter: latentbench}` reads, its bases as folders `base0`, … in it.
-
-    A loaded base is written in sae-lens' format. Raises InvalidInput where that has no equivalent.
-    """
-    assert isinstance(stored.section, Variant)  # a loaded SAE has no options to save
-    from latentbench.sae.sources.native import load_base
-
-    for number, base in enumerate(stored.bases):
-        _save_base(base, folder / f"base{number}")
-    # Bases are referred to by digest, so by the digest of what will be read.
-    bases = tuple(load_base(folder / f"base{number}") for number in range(len(stored.bases)))
-    artifact.save(stored.sae, stored.section, stored.sae.d_in, folder, stored.training, bases)
-
-
-def _save_base(base: StoredSae, folder: Path) -> None:
-    if isinstance(base.section, Variant):
-        save_stored(base, folder)
-        return
-    sae_lens_format().save(base.sae, folder)
 
 
 def _from_source(key: str, section: LoadedSae, roots: Roots) -> SparseAutoencoder:

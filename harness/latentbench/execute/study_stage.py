@@ -1,4 +1,5 @@
-"""The study stage of a job: subjects are made and studies are run, each in a context of its own."""
+"""The study stage of a job: subjects (steering vectors, flow maps) are made and studies are run, each in a context of
+its own."""
 
 from __future__ import annotations
 
@@ -10,18 +11,16 @@ from latentbench.activations.tokens import EvalTokens
 from latentbench.core.errors import CellFailed, NotAvailable
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored
+from latentbench.distributed.worker_process import Progress
+from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens
 from latentbench.plan.stages import CellStages, Stage
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
 from latentbench.spec.fit import texts_of
 from latentbench.store.store import Store
 from latentbench.study.context import Content, StageContext
-from latentbench.study.storage import from_content, to_content
+from latentbench.study.storage import from_content, stored_content, to_content
 from latentbench.study.study import Findings, Study
-
-Progress = Callable[[int, int], None]
-Saes = Callable[[], Mapping[Site, SparseAutoencoder]]
 
 CACHE = "cache"
 """Folder of the store for what is keyed by its own content."""
@@ -33,7 +32,7 @@ class StudiedCell:
 
     cell: Cell
     stages: CellStages
-    saes: Saes
+    saes: Callable[[], Mapping[Site, SparseAutoencoder]]
 
 
 class StudyRunner:
@@ -42,43 +41,48 @@ class StudyRunner:
     def __init__(self, store: Store, models: ModelCache) -> None:
         self.store, self.models = store, models
 
-    def make_subject(self, bench: StudiedCell, progress: Progress) -> None:
+    def make_subject(self, studied: StudiedCell, progress: Progress) -> None:
         """Steering vectors or flow maps, unless they are in the store."""
-        section, stage = bench.cell.experiment.subject, bench.stages.subject
-        if section is None or stage is None:
+        subject, stage = studied.cell.experiment.subject, studied.stages.subject
+        if subject is None or stage is None:
             return
-        lab = self._lab(bench, stage, progress)
+        context = self._context(studied, stage, progress)
 
         def make(_: object) -> None:
-            content = section.make(lab)
+            content = subject.make(context)
             if not isinstance(content, Content):
                 raise CellFailed(f"{stage.title} came as {type(content).__name__}; `make` must return a Content")
-            section.read(content, lab)  # what cannot be read must not be stored: every later run would find it there
+            subject.read(
+                content, context
+            )  # what cannot be read must not be stored: every later run would find it there
             self._finish(stage, content)
 
         self.store.share([stage.ref], make)
 
-    def study(self, bench: StudiedCell, study: Study, progress: Progress) -> Findings:
+    def study(self, studied: StudiedCell, study: Study, progress: Progress) -> Findings:
         """What a study finds, from the store or measured now."""
-        stage = bench.stages.studies[study.label]
-        lab = self._lab(bench, stage, progress)
-        return from_content(self._once(stage, lambda: to_content(study.run(lab))))
+        stage = studied.stages.studies[study.label]
+        context = self._context(studied, stage, progress)
+        # Also what was measured now comes through content: a study must find the same whether it was stored or not.
+        return from_content(self._once(stage, lambda: to_content(study.run(context))))
 
     def _once(self, stage: Stage, make: Callable[[], Content]) -> Content:
-        """The stage's content from the store, or made and stored by one worker alone."""
+        """The stage's content from the store, or made and stored by this worker alone."""
         return self.store.once(
-            *stage.ref, lambda: stored(self.store, stage, Content), lambda: self._finish(stage, make())
+            *stage.ref, lambda: stored_content(self.store, *stage.ref), lambda: self._finish(stage, make())
         )
 
     def _finish(self, stage: Stage, content: Content) -> Content:
+        """Stores the content, after which the stage's checkpoint is of no use."""
         keep(self.store, stage, content.tensors, content.meta)
         self.store.drop_checkpoint(stage.key)
         return content
 
-    def _lab(self, bench: StudiedCell, stage: Stage, progress: Progress) -> StageContext:
-        experiment = bench.cell.experiment
+    def _context(self, studied: StudiedCell, stage: Stage, progress: Progress) -> StageContext:
+        experiment = studied.cell.experiment
+        # The model is refused when it has no positions for the longest text that any part of the cell may read.
         longest = max((data.context for data in texts_of(experiment).values()), default=0)
-        lab = StageContext(
+        context = StageContext(
             experiment=experiment,
             key=stage.key,
             roots=self.models.roots,
@@ -87,26 +91,27 @@ class StudyRunner:
             cache=self.store.root / CACHE,
             model=lambda: self.models.model(experiment.model, longest),
             tokenizer=lambda: self.models.tokenizer(experiment.model),
-            saes=bench.saes,
-            subject=lambda: self._subject(bench, lab),
-            tokens=lambda domain: self._tokens(bench, domain),
-            shared=lambda kind, payload, make: self._shared(bench.stages.model, kind, payload, make),
+            saes=studied.saes,
+            subject=lambda: self._subject(studied, context),
+            tokens=lambda domain: self._tokens(studied, domain),
+            shared=lambda kind, payload, make: self._shared(studied.stages.model, kind, payload, make),
             progress=progress,
         )
-        return lab
+        return context
 
-    def _subject(self, bench: StudiedCell, lab: StageContext) -> Any:
-        section, stage = bench.cell.experiment.subject, bench.stages.subject
-        if section is None or stage is None:
-            raise NotAvailable("the spec has no `steering:` or `flow:` section")
-        content = stored(self.store, stage, Content)
+    def _subject(self, studied: StudiedCell, context: StageContext) -> Any:
+        subject, stage = studied.cell.experiment.subject, studied.stages.subject
+        if subject is None or stage is None:
+            raise NotAvailable("the spec has no `steering:` or `flow:`")
+        content = stored_content(self.store, *stage.ref)
         if content is None:
             raise NotAvailable(f"{stage.title} is not in the store")
-        return section.read(content, lab)
+        return subject.read(content, context)
 
-    def _tokens(self, bench: StudiedCell, domain: str) -> EvalTokens:
-        experiment, stage = bench.cell.experiment, bench.stages.domains[domain].tokens
+    def _tokens(self, studied: StudiedCell, domain: str) -> EvalTokens:
+        experiment, stage = studied.cell.experiment, studied.stages.domains[domain].tokens
         return make_eval_tokens(self.store, stage, experiment.dataset.eval[domain], self.models, experiment.model)
 
     def _shared(self, model: Json, kind: str, payload: Json, make: Callable[[], Content]) -> Content:
+        # Keyed without the cell, so that all cells with this model find what one of them made.
         return self._once(Stage("shared", kind, {"kind": kind, "model": model, "content": payload}), make)

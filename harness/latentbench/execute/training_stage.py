@@ -1,4 +1,8 @@
-"""The training stage of a job: SAEs that read the same stream of hidden states are trained together."""
+"""The training stage of a job: SAEs that read the same stream of hidden states are trained together.
+
+Running the model costs more than a training step of an SAE, so one pass of the model feeds all SAEs that want the same
+rows in the same order. What the SAEs become does not depend on which of them are trained together.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import digest, seed_of
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
 from latentbench.execute.training_launcher import TrainingOutcome
 from latentbench.plan.stages import SaeStages, Stage
@@ -39,10 +44,9 @@ from latentbench.store.store import Ref, Store
 CHECKPOINT = "state.safetensors.sha256"
 """A safetensors file followed by the 32 bytes of its sha256: one file, so that both appear at once."""
 
-Progress = Callable[[int, int], None]
 OnDevices = Callable[[dict[str, Cell], int, Progress], TrainingOutcome]
-"""Trains SAEs of one stream, given as their keys and cells, on so many devices."""
-AnyTrainee = NativeTrainer | FittedTrainer
+"""Trains SAEs of one stream, given as their stage keys and cells, on so many devices."""
+AnyTrainer = NativeTrainer | FittedTrainer
 T = TypeVar("T")
 
 
@@ -55,41 +59,45 @@ class TrainingRequest:
 
     @property
     def key(self) -> str:
-        """Of its stage."""
+        """Key of the SAE's stage."""
         return self.made.stage.key
 
     @property
     def options(self) -> Variant:
-        """Its variant's options."""
+        """Options of its variant."""
         assert isinstance(self.made.section, Variant)  # a loaded SAE is never wanted
         return self.made.section
 
     @property
     def devices(self) -> int:
-        """How many devices it is trained on."""
+        """How many devices it is trained on; one where nothing is read, as for an untrained control."""
         return self.cell.experiment.training.devices if self.options.reads_texts else 1
 
     @property
     def tokens(self) -> Stage:
-        """Its training tokens."""
+        """The stage of its training tokens."""
         assert self.made.tokens is not None
         return self.made.tokens
 
     @property
     def data(self) -> DatasetAdapter:
-        """Its training texts."""
+        """The dataset of its training texts."""
         assert self.made.data is not None
         return self.made.data
 
 
 class TrainingRunner:
-    """Trains what is missing, keeps checkpoints, and stores the result; in a team the first member does the writing."""
+    """Trains what is missing, keeps checkpoints, and stores the result; of a process group only member 0 writes."""
 
     def __init__(
-        self, store: Store, models: ModelCache, team: ProcessGroup = SINGLE_PROCESS, on_devices: OnDevices | None = None
+        self,
+        store: Store,
+        models: ModelCache,
+        group: ProcessGroup = SINGLE_PROCESS,
+        on_devices: OnDevices | None = None,
     ) -> None:
-        """`on_devices` has SAEs trained that want more than one device."""
-        self.store, self.models, self.team, self.on_devices = store, models, team, on_devices
+        """`on_devices` has SAEs trained that want more than one device; None trains them on this one."""
+        self.store, self.models, self.group, self.on_devices = store, models, group, on_devices
         self.speeds: dict[str, float | None] = {}
         """Training tokens per second by stage key, of what was trained here."""
 
@@ -97,17 +105,18 @@ class TrainingRunner:
         """SAEs that read the same stream, in groups; an SAE wanted twice stands once."""
         groups: dict[str, dict[str, TrainingRequest]] = defaultdict(dict)
         for item in wanted:
-            training = item.cell.experiment.training
-            tokens = item.made.tokens
+            training, tokens = item.cell.experiment.training, item.made.tokens
+            # All that decides which tokens are in which batch, and how many processes share it.
             stream = [tokens and tokens.key, item.cell.seed, training.batch, training.buffer, item.devices]
             groups[digest("stream", stream)].setdefault(item.key, item)
         return [list(group.values()) for group in groups.values()]
 
     def run(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
-        """Makes SAEs of one stream, or waits for those that other workers make. Returns what went wrong, by stage key."""
+        """Makes SAEs of one stream, or waits for those that other workers make. Returns what went wrong, by stage
+        key."""
         failures: dict[str, Exception] = {}
 
-        def make(refs: list[Ref]) -> None:
+        def make(refs: list[Ref]) -> None:  # the store gives those that no other worker is making
             mine = [item for item in wanted if item.made.stage.ref in refs]
             several = mine[0].devices > 1 and self.on_devices is not None
             failures.update(self._apart(mine, progress) if several else self.make(mine, progress))
@@ -115,47 +124,30 @@ class TrainingRunner:
         self.store.share([item.made.stage.ref for item in wanted], make)
         return failures
 
-    def _apart(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
-        """Has them made by a process per device."""
-        assert self.on_devices is not None
-        self._tokens(wanted[0])  # made before many want them
-        outcome = self.on_devices({item.key: item.cell for item in wanted}, wanted[0].devices, progress)
-        self.speeds |= outcome.speeds
-        return outcome.failures
-
     def make(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
-        """Makes SAEs of one stream that nobody else makes, in this process and those of its team."""
+        """Makes SAEs of one stream that nobody else makes, in this process and those of its group."""
         failures: dict[str, Exception] = {}
         if not wanted[0].options.reads_texts:
             for item in wanted:
                 self._attempt(failures, item.key, partial(self._keep, item, self._built(item), None))
             return failures
         stream = self._stream(wanted)
-        trainees: dict[AnyTrainee, TrainingRequest] = {}
+        trainers: dict[AnyTrainer, TrainingRequest] = {}
         for item in wanted:
-            trainee = self._attempt(failures, item.key, partial(self._trainee, item, stream))
-            if trainee:
-                trainees[trainee] = item
-        outcomes = train(list(trainees), stream, self._checkpoint_of(trainees), progress, self.team)
-        for trainee, outcome in outcomes.items():
-            item = trainees[trainee]
-            trainee.throughput.tokens = int(self.team.all_sum(torch.tensor(trainee.throughput.tokens)))
-            self.speeds[item.key] = trainee.throughput.tokens_per_second
+            trainer = self._attempt(failures, item.key, partial(self._trainer, item, stream))
+            if trainer:
+                trainers[trainer] = item
+        outcomes = train(list(trainers), stream, self._checkpoint_of(trainers), progress, self.group)
+        for trainer, outcome in outcomes.items():
+            item = trainers[trainer]
+            # Each member counted its own share; all take part in the sum, also for an SAE that failed.
+            trainer.throughput.tokens = int(self.group.all_sum(torch.tensor(trainer.throughput.tokens)))
+            self.speeds[item.key] = trainer.throughput.tokens_per_second
             if isinstance(outcome, Exception):
                 failures[item.key] = outcome
             else:
-                self._keep(item, outcome, trainee)
+                self._keep(item, outcome, trainer)
         return failures
-
-    def _attempt(self, failures: dict[str, Exception], key: str, work: Callable[[], T]) -> T | None:
-        try:
-            return work()
-        except BaseException as error:  # one SAE that cannot be made must not cost the others
-            kept = contained(error)
-            if not self.team.is_common_error(kept):
-                raise
-            failures[key] = kept
-            return None
 
     def load(self, made: SaeStages) -> SparseAutoencoder:
         """An SAE and what it stands on, from the store or from its source. Raises NotAvailable when it is not there."""
@@ -174,6 +166,25 @@ class TrainingRunner:
         found = artifact.load_training(folder).get("memory_bytes")
         return found if isinstance(found, int) else None
 
+    def _apart(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:
+        """Has them made by a process per device."""
+        assert self.on_devices is not None
+        self._tokens(wanted[0])  # made here, so that the processes find them and need not wait for one another
+        outcome = self.on_devices({item.key: item.cell for item in wanted}, wanted[0].devices, progress)
+        self.speeds |= outcome.speeds
+        return outcome.failures
+
+    def _attempt(self, failures: dict[str, Exception], key: str, work: Callable[[], T]) -> T | None:
+        """What `work` gives; what it raises is noted under `key`, unless other members of the group do not meet it."""
+        try:
+            return work()
+        except BaseException as error:  # one SAE that cannot be made must not cost the others
+            kept = contained(error)
+            if not self.group.is_common_error(kept):
+                raise
+            failures[key] = kept
+            return None
+
     def _stream(self, wanted: list[TrainingRequest]) -> ActivationStream:
         first, experiment = wanted[0], wanted[0].cell.experiment
         return ActivationStream(
@@ -183,7 +194,7 @@ class TrainingRunner:
             int(first.data.tokens or 0),
             experiment.training,
             seed_of("order", first.tokens.key, first.cell.seed),
-            group=self.team,
+            group=self.group,
         )
 
     def _tokens(self, item: TrainingRequest) -> TrainTokens:
@@ -199,50 +210,55 @@ class TrainingRunner:
         )
         return item.options.build(facts.d_model, generator, bases).to(self.models.device)
 
-    def _trainee(self, item: TrainingRequest, stream: ActivationStream) -> AnyTrainee:
+    def _trainer(self, item: TrainingRequest, stream: ActivationStream) -> AnyTrainer:
+        """What trains the SAE, where its last checkpoint left off."""
         site, sae = item.made.site, self._built(item)
-        trainee: AnyTrainee
+        trainer: AnyTrainer
         if isinstance(sae, FittedSAE):
-            trainee = FittedTrainer(sae, site, self.models.device, self.team)
+            trainer = FittedTrainer(sae, site, self.models.device, self.group)
         else:
             assert isinstance(sae, TrainableSAE)
             norm, mean = stream.first_norms[site], stream.means[site]
             options = item.cell.experiment.training
             of_stream: dict[str, Any] = {"steps": stream.steps, "first_norm": norm, "mean": mean}
-            trainee = NativeTrainer(sae, site, options, **of_stream, group=self.team)
-        if self.team.rank == 0:
-            self._resume(trainee, item.key)
-        if self.team.size > 1:
-            trainee.load_state(load(self.team.broadcast(save(trainee.state()))))
-        return trainee
+            trainer = NativeTrainer(sae, site, options, **of_stream, group=self.group)
+        if self.group.rank == 0:
+            self._resume(trainer, item.key)
+        if self.group.size > 1:
+            # Not read by each: a checkpoint that only some find or can read would leave them at different blocks.
+            trainer.load_state(load(self.group.broadcast(save(trainer.state()))))
+        return trainer
 
-    def _resume(self, trainee: AnyTrainee, key: str) -> None:
-        """Continues from the checkpoint, if there is a sound one; it does not say how many devices are to go on."""
+    def _resume(self, trainer: AnyTrainer, key: str) -> None:
+        """Continues from the checkpoint, if there is a sound one, whatever number of devices wrote it."""
         folder = self.store.checkpoint(key)
         try:
             if (folder / CHECKPOINT).is_file():
-                trainee.load_state(_unsealed((folder / CHECKPOINT).read_bytes()))
+                trainer.load_state(_unsealed((folder / CHECKPOINT).read_bytes()))
         except (SafetensorError, RefusedFile):
             self.store.quarantine(folder)
 
-    def _checkpoint_of(self, trainees: dict[AnyTrainee, TrainingRequest]) -> Callable[[list[AnyTrainee]], None]:
-        def save_all(active: list[AnyTrainee]) -> None:
-            for trainee in active:
-                state = trainee.state()
-                self.team.check_identical(state)
-                if self.team.rank == 0:
-                    folder = self.store.checkpoint(trainees[trainee].key)
+    def _checkpoint_of(self, trainers: dict[AnyTrainer, TrainingRequest]) -> Callable[[list[AnyTrainer]], None]:
+        """Writes the checkpoints of trainers; a collective, since a state may be summed over the members."""
+
+        def save_all(active: list[AnyTrainer]) -> None:
+            for trainer in active:
+                state = trainer.state()
+                self.group.check_identical(state)
+                if self.group.rank == 0:
+                    folder = self.store.checkpoint(trainers[trainer].key)
                     write_bytes(folder / CHECKPOINT, _sealed(save(state)))
 
         return save_all
 
-    def _keep(self, item: TrainingRequest, sae: SparseAutoencoder, trainee: AnyTrainee | None) -> None:
-        if self.team.rank > 0:
+    def _keep(self, item: TrainingRequest, sae: SparseAutoencoder, trainer: AnyTrainer | None) -> None:
+        """Stores a finished SAE with its training record, after which its checkpoint is of no use."""
+        if self.group.rank > 0:
             return
         stage = item.made.stage
         bases = tuple(self.load(base) for base in item.made.bases)
         with self.store.writing(stage.kind, stage.key, stage.made_from) as folder:
-            record = trainee.training_record() if isinstance(trainee, NativeTrainer) else None
+            record = trainer.training_record() if isinstance(trainer, NativeTrainer) else None
             artifact.save(sae, item.options, sae.d_in, folder, record, bases)
         self.store.drop_checkpoint(stage.key)
 

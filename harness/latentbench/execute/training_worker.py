@@ -1,7 +1,10 @@
-"""`python -m latentbench.execute.training_worker FILE`: one of the processes that train SAEs together, each on a device of its own.
+"""`python -m latentbench.execute.training_worker FILE`: one of the processes that train SAEs together, each on a device
+of its own.
 
-`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and talk through the loopback
-interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end what became of them.
+`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and
+talk through the loopback interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end
+what became of them. Torch is loaded inside of functions: it takes seconds, and before them `serve` must be watching the
+parent.
 """
 
 from __future__ import annotations
@@ -10,52 +13,18 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentbench.core.errors import CellFailed
-from latentbench.core.spec_model import Json
 from latentbench.distributed.worker_process import Event, EventHandler
-from latentbench.execute.job import Job
+from latentbench.execute.training_launcher import MEETING, OUTCOME, RankJob
 from latentbench.execute.worker import serve
 from latentbench.plan.stages import stages_of
 from latentbench.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from latentbench.execute.training_stage import TrainingRequest
-
-MEETING, OUTCOME = "meeting", "outcome.json"
-
-
-@dataclass(frozen=True)
-class RankJob:
-    """What one process is to do."""
-
-    job: Job
-    """The cells whose SAEs are trained."""
-    keys: tuple[str, ...]
-    """Of the SAEs, all of one stream."""
-    rank: int
-    size: int
-    patience: float
-    """Seconds without a word after which the others are given up."""
-
-    @property
-    def device(self) -> str:
-        """GPUs are taken by number; CPU processes share one processor."""
-        return "cpu" if self.job.device == "cpu" else f"cuda:{self.rank}"
-
-    def to_json(self) -> Json:
-        """As JSON data."""
-        own = {"keys": list(self.keys), "rank": self.rank, "size": self.size, "patience": self.patience}
-        return {**own, "job": self.job.to_json()}
-
-    @staticmethod
-    def from_json(data: Json) -> RankJob:
-        """The inverse of `to_json`."""
-        own = {name: data[name] for name in ("rank", "size", "patience")}
-        return RankJob(Job.from_json(data["job"]), tuple(data["keys"]), **own)
 
 
 def main(path: str) -> int:
@@ -68,6 +37,8 @@ def main(path: str) -> int:
 
 
 def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
+    """Trains together with the processes whose files are in `folder`, and as the first one writes there what came of
+    it."""
     import torch
 
     from latentbench.distributed.process_group import TorchProcessGroup
@@ -75,17 +46,19 @@ def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
     from latentbench.execute.training_stage import TrainingRunner
     from latentbench.store.store import Store
 
+    # All processes are on this machine. Left to choose, Gloo would bind to whatever the host's name resolves to and
+    # NCCL to some network interface, and neither has to work.
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback()
     torch.set_num_threads(task.job.threads)
-    team = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
-    training = TrainingRunner(Store(task.job.store), ModelCache(task.job.roots, task.device), team)
-    failures = training.make(list(_wanted(task)), lambda done, total: report(Event("progress", "", done, total)))
+    group = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
+    training = TrainingRunner(Store(task.job.store), ModelCache(task.job.roots, task.device), group)
+    failures = training.make(list(_requests(task)), lambda done, total: report(Event("progress", "", done, total)))
     if task.rank == 0:
         failed = {key: {"type": type(error).__name__, "message": str(error)} for key, error in failures.items()}
         write_json(folder / OUTCOME, {"failures": failed, "speeds": training.speeds})
 
 
-def _wanted(task: RankJob) -> Iterator[TrainingRequest]:
+def _requests(task: RankJob) -> Iterator[TrainingRequest]:
     """The SAEs, in the order that all processes keep."""
     from latentbench.execute.training_stage import TrainingRequest
 
@@ -101,6 +74,7 @@ def _wanted(task: RankJob) -> Iterator[TrainingRequest]:
 
 
 def _loopback() -> str:
+    """Name of the loopback interface: `lo` on Linux, `lo0` on macOS."""
     return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
 
 

@@ -1,8 +1,8 @@
 """`python -m latentbench.execute.worker JOB.json`: computes a job's cells and writes their records.
 
 Events go to standard output, everything else to standard error. The exit code is 0 when every cell has a record,
-whatever its status. Standard input is a pipe that its parent never writes to: when it closes, the parent is gone, nobody
-wants the rest, and the worker ends.
+whatever its status. Standard input is a pipe that its parent never writes to: when it closes, the parent is gone,
+nobody wants the rest, and the worker ends.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from latentbench.execute.job import Job
 from latentbench.store.files import read_json
 
 _GRACE_SECONDS = 5.0
+"""What an orphaned worker may take to release its leases."""
 
 
 def main(path: str) -> int:
@@ -30,7 +31,7 @@ def main(path: str) -> int:
 
     def work(report: EventHandler) -> None:
         job = Job.from_json(read_json(Path(path)))
-        from latentbench.execute.job_runner import run_job
+        from latentbench.execute.job_runner import run_job  # loads torch, by then the parent is watched
 
         run_job(job, report)
 
@@ -38,7 +39,10 @@ def main(path: str) -> int:
 
 
 def serve(work: Callable[[EventHandler], None], grace: float = _GRACE_SECONDS) -> int:
-    """Does `work` under the contract above and gives the exit code. An orphan has `grace` seconds to tidy up."""
+    """Does `work` under the contract above and gives the exit code. An orphan has `grace` seconds to tidy up.
+
+    To be called before anything heavy is imported: until then nobody notices that the parent is gone.
+    """
     signal.signal(signal.SIGTERM, _stop)
     _end_with_parent(grace)
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
@@ -59,7 +63,10 @@ def serve(work: Callable[[EventHandler], None], grace: float = _GRACE_SECONDS) -
 
 
 def _end_with_parent(grace: float) -> None:
-    """Watches the parent's end of standard input, which is then empty for everybody else."""
+    """Watches the parent's end of standard input, which is then empty for everybody else.
+
+    The pipe closes however the parent ends, also by SIGKILL, which the parent cannot tell anybody about.
+    """
     pipe = os.dup(sys.stdin.fileno())
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())
@@ -76,6 +83,7 @@ def _end_with_parent(grace: float) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    """An exception, so that leases and drafts are given up on the way out."""
     raise SystemExit(128 + number)
 
 

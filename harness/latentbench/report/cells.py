@@ -18,7 +18,6 @@ from latentbench.activations.tokens import EvalTokens, evaluation_tokens
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.autointerp.scores import AutointerpDetails
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
-from latentbench.execute.job_inputs import stored_content
 from latentbench.latents.firing import TOP_TOKENS, Latents
 from latentbench.latents.survey import Survey, survey
 from latentbench.leaderboard.load import load
@@ -28,7 +27,7 @@ from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.experiment import Experiment
 from latentbench.spec.project import Project
 from latentbench.store.store import Store
-from latentbench.study.storage import from_content
+from latentbench.study.storage import from_content, stored_content
 from latentbench.study.study import Findings
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ import torch
 
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.spec_model import Json
-from latentbench.execute.job_inputs import stored_content
 from latentbench.flow.graph import FlowGraph, LatentNode, parse_node, traced
 from latentbench.flow.graph_export import FORMATS, Note, Notes, plain
 from latentbench.flow.labels import layer_statistics, path_lengths, rules, rules_in_words
@@ -32,7 +31,7 @@ from latentbench.report.latents import explained_latents as sampled
 from latentbench.spec.project import Project
 from latentbench.store.files import write_bytes
 from latentbench.store.store import Store
-from latentbench.study.storage import from_content
+from latentbench.study.storage import from_content, stored_content
 from latentbench.study.study import Findings
 
 _MAX_BYTES = 64 << 20

@@ -16,7 +16,6 @@ from markupsafe import Markup
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
-from latentbench.execute.job_inputs import stored_content
 from latentbench.leaderboard.row_details import page_path
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record
@@ -26,6 +25,7 @@ from latentbench.report.frontier import Rows, accuracies, accuracy_against_cost,
 from latentbench.spec.project import Project
 from latentbench.store.files import write_bytes
 from latentbench.store.store import Store
+from latentbench.study.storage import stored_content
 
 BASE = "reasoning_accuracy.base"
 

@@ -1,21 +1,56 @@
-"""What a study found, as content of the store and back.
+"""What a stage leaves behind as files of the store, and what a study found as such content; both ways.
 
-Tensors are named `statistics/<domain>/<statistic>`, `units/<domain>` and `tensors/<name>`; the rest is JSON beside them.
+Tensors of findings are named `statistics/<domain>/<statistic>`, `units/<domain>` and `tensors/<name>`; the rest is JSON
+beside them.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from latentbench.core.errors import CellFailed
+from latentbench.core.errors import CellFailed, DamagedArtifact
+from latentbench.core.spec_model import Json
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
 from latentbench.statistics.units import Units
+from latentbench.store.store import Store
 from latentbench.study.context import Content
 from latentbench.study.study import Findings
 
+CONTENT, META = "content.safetensors", "content.json"
 _STATISTICS, _TENSORS, _UNITS = "statistics/", "tensors/", "units/"
+
+
+def stored_content(store: Store, kind: str, key: str) -> Content | None:
+    """Content by its key; None when it is not in the store, or was damaged there and has now been put in quarantine.
+
+    Raises DamagedArtifact for files that are what was once written and yet cannot be read as content.
+    """
+    artifact = store.get(kind, key)
+    return None if artifact is None else Content(*read_content(artifact.folder))
+
+
+def write_content(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> None:
+    """Tensors and metadata as files of a folder. Raises ValueError for numbers that JSON does not have."""
+    # safetensors refuses views that are not contiguous; NaN in JSON would be read by Python alone.
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / CONTENT)
+    (folder / META).write_text(json.dumps(dict(meta), allow_nan=False), "utf-8")
+
+
+def read_content(folder: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """The inverse of `write_content`. Raises DamagedArtifact."""
+    try:
+        return load_file(folder / CONTENT), json.loads((folder / META).read_text("utf-8"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise DamagedArtifact(f"{folder} cannot be read: {error}") from error
 
 
 def to_content(found: Findings) -> Content:
