@@ -17,7 +17,8 @@ from latentbench.interventions.generation import Stops
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Untouched
 from latentbench.interventions.vectors import SteeringVectors
-from latentbench.reasoning.task_suite import AnswerCache, TaskOptions
+from latentbench.reasoning.answer_cache import AnswerCache
+from latentbench.reasoning.task_suite import TaskOptions
 from latentbench_adapters.lm_eval.steered_model import SeededSampling, SteeredLM, StopStrings
 from latentbench_adapters.lm_eval.tasks import LmEvalProblems, load, quiet
 from latentbench_adapters.pocket.adapter import PocketModel

@@ -37,8 +37,11 @@ def test_training_on_the_first_lines_of_a_longer_file_needs_no_more() -> None:
 
 @pytest.mark.parametrize(("file", "content"), [("a.txt", memory._document), ("a.jsonl", memory._json_line)])
 def test_the_first_tokens_of_a_long_document_need_its_text_and_no_tokens_of_it(file: str, content) -> None:  # type: ignore[no-untyped-def]
-    """The text, and once more what it was read from; tokenised whole it was 180 bytes for each byte."""
-    assert growth(lambda characters: measure("", evaluate, file, content(characters)), 2_000_000) < 5
+    """The text, and once more what it was read from; tokenised whole it was 180 bytes for each byte.
+
+    Of one long JSON line it is 4.3 or, in three runs of ten, 5.2: a buffer that grows is copied where it cannot grow in place.
+    """
+    assert growth(lambda characters: measure("", evaluate, file, content(characters)), 2_000_000) < 6
 
 
 def test_the_verb_prints_a_table_and_json() -> None:

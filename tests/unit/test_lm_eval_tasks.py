@@ -14,7 +14,8 @@ import yaml
 
 from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile, StoreError
 from latentbench.core.paths import Roots
-from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer, TaskOptions, installed_suite, is_path
+from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
+from latentbench.reasoning.task_suite import TaskOptions, installed_suite, is_path
 from latentbench_adapters.lm_eval.catalogue import find_task, lm_eval_version, members, read_shipped_task
 from latentbench_adapters.lm_eval.task_file import read_task
 from latentbench_adapters.lm_eval.tasks import LmEvalProblems, load, task_identity

@@ -26,7 +26,7 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import Stops, generate
 from latentbench.interventions.intervention import Intervention, Layout, Receipt, Untouched
-from latentbench.reasoning.task_suite import AnswerCache, TaskAnswer
+from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
 from latentbench_adapters.lm_eval.tasks import quiet
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from latentbench.core.resources import high_water, now
+from latentbench.core.resources import memory_of, now
 from latentbench.flow.matching import SOURCE_ROWS, TARGET_ROWS, nearest
 
 WIDTH, D_IN, PAIRS = 16_384, 2_304, 26
@@ -91,9 +91,7 @@ def _layers(width: int, d_in: int, device: torch.device, seed: int) -> tuple[Ten
 def _peak_of_process(width: int, d_in: int, k: int) -> int:
     nearest(*_layers(256, d_in, torch.device("cpu"), 0), k)
     layers = _layers(width, d_in, torch.device("cpu"), 0)
-    before = high_water()
-    nearest(*layers, k)
-    return high_water() - before
+    return memory_of(lambda: nearest(*layers, k))
 
 
 def _peak_on_device(width: int, d_in: int, k: int, device: torch.device) -> int:

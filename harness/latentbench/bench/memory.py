@@ -20,7 +20,7 @@ from latentbench.activations.tokens import evaluation_tokens, training_tokens
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugin
 from latentbench.core.protocols import DatasetAdapter
-from latentbench.core.resources import high_water
+from latentbench.core.resources import memory_of
 
 LINES, CHARACTERS = 1_000_000, 50_000_000
 _CONTEXT, _WORDS_PER_LINE, _SAMPLE = 128, 6, 200
@@ -83,9 +83,8 @@ def _measured(task: Task, path: Path) -> tuple[int, float]:
     tokenizer = plugin("models", "pocket")().load_tokenizer(roots)
     evaluation_tokens(["the first call loads what all need"], tokenizer, context=_CONTEXT)
     data = plugin("datasets", "files")(path=path.name, split_on="line" if task is train else "file")
-    before, start = high_water(), perf_counter()
-    task(data, roots, tokenizer)
-    return high_water() - before, perf_counter() - start
+    start = perf_counter()
+    return memory_of(lambda: task(data, roots, tokenizer)), perf_counter() - start
 
 
 def _words() -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.core.errors import NotAvailable
-from latentbench.core.resources import high_water
+from latentbench.core.resources import memory_of
 from latentbench.core.sites import Site
 from latentbench.sae.autoencoder import TrainableSAE
 from latentbench.sae.memory import release
@@ -201,9 +201,7 @@ def _peak_of_process(shape: Shape, options: Variant) -> int:
     for kind in (TopKOptions(width=8, k=1), HierarchicalTopKOptions(width=8, k=1)):
         native_step(kind, small)()  # compiles or loads what both need
     x = torch.randn(shape.batch, shape.d_in)
-    before = high_water()
-    _two_steps(options, x)
-    return high_water() - before
+    return memory_of(lambda: _two_steps(options, x))
 
 
 def _peak_on_device(shape: Shape, options: Variant, device: torch.device) -> int:

@@ -5,7 +5,11 @@
     latentbench.problems   problems with answers   latentbench.methods    ways to a steering vector
     latentbench.metrics    metrics                 latentbench.judges     who explains and scores latents
 
-An entry point's name is what a spec writes; its value is a `SpecModel` class that imports no torch.
+An entry point's name is what a spec writes; its value is a `SpecModel` class that imports no torch. Two more groups are asked
+for by name and not written in specs:
+
+    latentbench.exports    formats of other libraries for SAEs (`latentbench.sae.sources.base.SaeFormat`)
+    latentbench.tasks      libraries of reasoning tasks (`latentbench.reasoning.task_suite.TaskSuite`)
 """
 
 from __future__ import annotations

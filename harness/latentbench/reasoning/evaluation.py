@@ -19,10 +19,9 @@ from latentbench.interventions.generation import ignored_generation_settings
 from latentbench.interventions.intervention import Intervention
 from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.accuracy import ks_of, pass_at
+from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
 from latentbench.reasoning.task_suite import (
-    AnswerCache,
     AnswerScore,
-    TaskAnswer,
     TaskModel,
     TaskOptions,
     TaskProblems,

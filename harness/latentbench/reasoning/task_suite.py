@@ -1,26 +1,18 @@
-"""What a library of tasks gives to an evaluation and is given by it, and the file in which answers are kept.
+"""What a library of tasks gives to an evaluation and is given by it.
 
 A `TaskSuite` knows tasks without torch, loads their problems, and makes a model under an intervention answer them. The one
 there is, lm-eval's, is an adapter (adapters/latentbench_adapters/lm_eval/suite.py) that is found through the entry points
 `latentbench.tasks`; specs do not name it, so there is no field for it and no key that depends on its name.
-
-Answers that were generated before are named by everything that determines them (`AnswerCache`). lm-eval's own cache names an
-answer by the request alone, so that a steered model gets the unsteered model's answers. Here the model, the intervention
-(vectors, scale, scope), the request, the settings and the sample are all in the key.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from latentbench.core.errors import StoreError
 from latentbench.core.plugins import plugin
 from latentbench.core.spec_model import Json
 
@@ -28,6 +20,7 @@ if TYPE_CHECKING:
     from latentbench.core.paths import Roots
     from latentbench.core.protocols import LanguageModel
     from latentbench.interventions.intervention import Intervention, Receipt
+    from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
 
 
 def is_path(task: str) -> bool:
@@ -63,18 +56,6 @@ class TaskRequest(Protocol):
     @property
     def args(self) -> tuple[Any, ...]:
         """What is asked; the first is the text that the model reads."""
-
-
-@dataclass(frozen=True)
-class TaskAnswer:
-    """One generated answer."""
-
-    text: str
-    """What was written up to, and without, the end token or stop string."""
-    tokens: int
-    """Generated tokens, the end token not counted."""
-    truncated: bool
-    """Whether the limit on new tokens ended it."""
 
 
 @dataclass(frozen=True)
@@ -207,47 +188,3 @@ def installed_suite() -> TaskSuite:
     """The library that tasks come from. Raises NotAvailable where its adapter is not installed."""
     suite: TaskSuite = plugin("tasks", "lm_eval")()
     return suite
-
-
-_WAIT_SECONDS = 60
-_AT_ONCE = 500
-"""Keys of one query; SQLite takes no more than 999 parameters in older versions."""
-
-
-class AnswerCache:
-    """A file of answers by key: SQLite with JSON text, so several processes may use it and reading it runs no code."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens or creates the file. Raises StoreError where it cannot be used."""
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._connected() as database:
-            database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
-
-    def known(self, keys: Sequence[str]) -> dict[str, TaskAnswer]:
-        """The answers there are among `keys`."""
-        found: dict[str, TaskAnswer] = {}
-        with self._connected() as database:
-            for first in range(0, len(keys), _AT_ONCE):
-                part = keys[first : first + _AT_ONCE]
-                marks = ",".join("?" * len(part))
-                rows = database.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", part)
-                found |= {key: TaskAnswer(**json.loads(answer)) for key, answer in rows}
-        return found
-
-    def add(self, answers: Mapping[str, TaskAnswer]) -> None:
-        """Keeps answers; what is there already stays, because the same key means the same answer."""
-        rows = [(key, json.dumps(asdict(answer), ensure_ascii=False)) for key, answer in answers.items()]
-        with self._connected() as database:
-            database.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", rows)
-
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        # Opened for each use, because SQLite's connections must be carried neither across a fork nor into another thread.
-        try:
-            with closing(sqlite3.connect(self._path, timeout=_WAIT_SECONDS)) as database, database:
-                yield database
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            raise StoreError(
-                f"cannot use the answers in {self._path} ({error}); delete the file to start afresh"
-            ) from error
