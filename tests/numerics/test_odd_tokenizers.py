@@ -15,6 +15,7 @@ from latentbench.interventions.generation import Sampling, answers
 from latentbench.steering.build import residual_norms, residuals
 from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from tests.support.labs import VOCABULARY
+from tests.support.packing import packed_rows
 from tests.support.steering import CONFIGS, WIDTH, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,15 +174,14 @@ def test_an_answer_ends_where_the_positions_do_and_a_prompt_without_room_is_refu
 def test_documents_begin_and_end_with_what_the_tokenizer_has(names: tuple[str, ...]) -> None:
     made, texts = tokenizer(names), ["w5 w6 w7", "w8 w9"]
     words = [made(text, add_special_tokens=False)["input_ids"] for text in texts]
-    begin, end = [made.bos_token_id] if "bos_token" in names else [], [made.eos_token_id]
-    ended = end if "eos_token" in names and not begin else []
+    begin = [made.bos_token_id] if "bos_token" in names else []
     rows = evaluation_tokens(texts, made, context=6)
     for row, length, ids in zip(rows.ids, rows.lengths, words, strict=True):
         assert row[: int(length)].tolist() == [*begin, *ids]
         assert ((row >= 0) & (row < VOCABULARY)).all()
-    flat = [i for ids in words for i in (*begin, *ids, *ended)]
-    trained = training_tokens(texts, made, context=2, tokens=len(flat) // 2 * 2).ids
-    assert trained.flatten().tolist() == flat[: len(flat) // 2 * 2]
+    expected = packed_rows(words, 3, *(begin or [None]), made.eos_token_id if "eos_token" in names else None)
+    trained = training_tokens(texts, made, context=3, tokens=3 * len(expected)).ids
+    assert trained.tolist() == expected
     kept = {getattr(made, f"{name}_id") for name in ("bos_token", "eos_token", "pad_token") if name in names}
     assert special_mask(trained, made).tolist() == [[i in kept for i in row] for row in trained.tolist()]
 

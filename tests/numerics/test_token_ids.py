@@ -287,11 +287,11 @@ def test_a_configuration_with_such_padding_is_loaded(bench: Workbench, padding: 
 
 def test_a_run_says_which_token_the_model_does_not_know(bench: Workbench, command: Command) -> None:
     retokenized(bench, words=["turn"])
-    write_jsonl(bench.root / "data/train.jsonl", ["acid gas " * 600, "ore turn salt"])
-    bench.spec(dataset__train__tokens=1216)
+    write_jsonl(bench.root / "data/train.jsonl", ["acid gas " * 600, "ore turn salt " * 50])
+    bench.spec(dataset__train__tokens=1350)
     done = command("run", "mine", "--executor", "inline")
     assert done.code != 0
     said = " ".join((done.out + done.err).split())
     assert "the token 'turn' has the id 23, but the model's embedding ends at 22" in said
-    assert "the document that starts with 'ore turn salt'" in said
+    assert "the document that starts with 'ore turn salt" in said
     assert "Traceback" not in said

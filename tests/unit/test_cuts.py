@@ -17,6 +17,7 @@ from latentbench.activations.tokens import evaluation_tokens, training_tokens
 from latentbench.core.paths import Roots
 from latentbench_adapters.pocket.adapter import PocketModel
 from tests.support import tokenizer_makes as made
+from tests.support.packing import packed_rows
 from tests.support.tokenizer_makes import LLAMA_3, MADE, SPACES, WORDS
 
 REAL = Path(__file__).parents[3] / "shared/real"
@@ -92,14 +93,13 @@ def test_evaluation_rows_are_those_of_whole_texts(name: str, side: str, texts: l
 def test_training_rows_are_those_of_whole_texts(name: str, texts: list[str], context: int, rows: int) -> None:
     bos = [tokenizer(name).bos_token_id]
     whole = [ids(name, text) for text in texts]
-    flat = [i for row in whole if row for i in (row if row[:1] == bos else bos + row)]
+    expected = packed_rows(whole, context, *bos)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_CHARACTERS_PER_TOKEN", 1)
         patch.setattr(module, "_CHARACTERS_AT_ONCE", 20)
-        if len(flat) >= context:
+        if expected:
             found = training_tokens(texts, tokenizer(name), context=context, tokens=rows * context, repeat=True)
-            kept = min(rows, len(flat) // context) * context
-            assert found.ids.flatten().tolist() == flat[:kept]
+            assert found.ids.tolist() == expected[:rows]
 
 
 REFUSED = {

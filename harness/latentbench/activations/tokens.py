@@ -1,9 +1,10 @@
 """Documents to tokens, for evaluation (one row per document) and for training (packed rows), and the digests of documents.
 
-The beginning-of-sequence rule is the same for both and for every model: a document starts with the tokenizer's BOS
-whenever the tokenizer has one, also where it does not add it by itself (GPT-2, Pythia), because models show their
-usual behaviour, and SAEs are usually trained, behind one. A tokenizer without BOS (Qwen2) gets none, and so does one whose
-BOS the model does not know. Digests say that two documents are letter for letter the same.
+How a row opens is the same for both and for every model: with what the tokenizer puts in front of a text by itself, and with
+its BOS whenever it has one, also where it does not add it (GPT-2, Pythia), because models show their usual behaviour, and
+SAEs are usually trained, behind one. A tokenizer without BOS (Qwen2) gets none, and so does one whose BOS the model does
+not know. docs/tokens.md says how others pack rows and why it is done like this. Digests say that two documents are letter
+for letter the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import torch
@@ -122,6 +123,10 @@ _LARGEST_ID = 2**31 - 1
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
 
 
+Packing = Literal["separated", "documents"]
+"""How training documents come into rows."""
+
+
 @dataclass(frozen=True)
 class EvalTokens:
     """Evaluation documents, one per row."""
@@ -158,21 +163,36 @@ class EvalTokens:
 
 @dataclass(frozen=True)
 class TrainTokens:
-    """Training documents, concatenated and cut into rows without padding."""
+    """Training documents in rows: several in one, cut where it is full, or one in each."""
 
     ids: Tensor
     """[rows, context] int32."""
     digests: Sequence[str]
     """Digests as in `EvalTokens`, one for every document that reached a row at least in part."""
+    lengths: Tensor | None = None
+    """[rows] int32: tokens of each row before its padding, on the right; None where all rows are full."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, special ones included and padding not."""
+        return self.ids.numel() if self.lengths is None else int(self.lengths.sum())
+
+    @property
+    def real(self) -> Tensor:
+        """[rows, context] bool: not padding."""
+        if self.lengths is None:
+            return torch.ones_like(self.ids, dtype=torch.bool)
+        return real_mask(self.lengths, self.ids.shape[1])
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
-        return {"ids": self.ids, "digests": Digests.of(self.digests).to_tensor()}, {}
+        tensors = {"ids": self.ids, "digests": Digests.of(self.digests).to_tensor()}
+        return tensors | ({} if self.lengths is None else {"lengths": self.lengths}), {}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> TrainTokens:
         """The inverse of `to_tensors`."""
-        return TrainTokens(tensors["ids"], Digests.from_tensor(tensors["digests"]))
+        return TrainTokens(tensors["ids"], Digests.from_tensor(tensors["digests"]), tensors.get("lengths"))
 
 
 def evaluation_tokens(
@@ -183,17 +203,18 @@ def evaluation_tokens(
     documents: int | None = None,
     skip: int = 0,
     known_ids: int | None = None,
+    prepend_bos: bool = True,
 ) -> EvalTokens:
-    """One row per document: its first `context` tokens, BOS included.
+    """One row per document: its first `context` tokens, what opens it included unless `prepend_bos` is false.
 
     Reads `documents` documents after the first `skip`. `known_ids` are the rows of the model's embedding: padding and BOS
     are ids below it. Raises InvalidInput when a document holds another, and when none of them has 2 tokens.
     """
-    beginnings, padding = _Beginnings(tokenizer, special=True), padding_id(tokenizer, known_ids)
+    beginnings, padding = _Beginnings(tokenizer, special=prepend_bos), padding_id(tokenizer, known_ids)
     rows, lengths, digests, folded, skipped = array("i"), array("i"), array("Q"), array("Q"), 0
     for batch in _batches(texts, skip, documents):
         for document, ids in zip(batch, beginnings.of(batch, context), strict=True):
-            row = _with_bos(ids, tokenizer, known_ids)[:context]
+            row = (_with_bos(ids, tokenizer, known_ids) if prepend_bos else ids)[:context]
             if len(row) < 2:
                 skipped += 1
                 continue
@@ -219,29 +240,119 @@ def training_tokens(
     documents: int | None = None,
     skip: int = 0,
     known_ids: int | None = None,
+    packing: Packing = "separated",
+    prepend_bos: bool = True,
 ) -> TrainTokens:
-    """Packed rows of `context` tokens holding at least `tokens` tokens, special ones included.
+    """Rows of `context` tokens holding at least `tokens` tokens, special ones included and padding not.
 
-    Each document is led by BOS, or followed by EOS where the tokenizer has no BOS. Attention is not cut at document
-    borders, as is usual for SAE training. Raises InvalidInput when a document holds an id that is not below `known_ids`, the
-    rows of the model's embedding, and when the documents end before `tokens`, unless `repeat`: then every full row there is.
+    `separated`: documents stand end to end, and every row and every document in a row opens as an evaluation row does, as
+    sae-lens packs them; without anything that opens a row (or without `prepend_bos`) EOS follows each document instead.
+    Attention is not cut at document borders. `documents`: one document a row, cut at `context` and padded on the right.
+
+    Raises InvalidInput when a document holds an id that is not below `known_ids`, the rows of the model's embedding, and when
+    the documents end before `tokens`, unless `repeat`: then every full row (every document) there is.
     """
-    wanted = math.ceil(tokens / context) * context
     beginnings = _Beginnings(tokenizer, special=False)
-    flat, digests = array("i"), array("Q")
+    opening = row_opening(tokenizer, known_ids) if prepend_bos else []
+    rows: _PackedRows | _DocumentRows
+    if packing == "documents":
+        rows = _DocumentRows(context, tokens, opening, padding_id(tokenizer, known_ids))
+    else:
+        eos = known(tokenizer.eos_token_id, known_ids)
+        rows = _PackedRows(context, tokens, opening, [] if opening or eos is None else [eos])
+    digests = array("Q")
     for batch in _batches(texts, skip, documents):
-        for document, ids in zip(batch, beginnings.of(batch, wanted - len(flat)), strict=True):
-            if ids and len(flat) < wanted:
+        for document, ids in zip(batch, beginnings.of(batch, rows.longest), strict=True):
+            if ids and rows.wanted > 0:
                 check_ids(ids, tokenizer, known_ids, f"{document}: ")
-                flat.extend(_delimited(ids, tokenizer, known_ids))
+                rows.add(ids)
                 digests.append(document.digest)
-        if len(flat) >= wanted:
+        if rows.wanted <= 0:
             break
-    available = min(len(flat), wanted) // context * context
-    if available == 0 or (available < wanted and not repeat):
-        raise InvalidInput(_too_few(available, tokens, context))
-    del flat[available:]
-    return TrainTokens(_tensor(flat).view(-1, context), collected(digests))
+    if rows.available == 0 or (rows.wanted > 0 and not repeat):
+        raise InvalidInput(_too_few(rows.available, tokens, context))
+    return rows.made(collected(digests))
+
+
+class _PackedRows:
+    """Documents end to end in full rows."""
+
+    def __init__(self, context: int, tokens: int, opening: list[int], ending: list[int]) -> None:
+        self._context, self._total = context, math.ceil(tokens / context) * context
+        self._opening, self._ending = opening[: context - 1], ending
+        self._flat = array("i")
+
+    @property
+    def wanted(self) -> int:
+        """Tokens that are still missing."""
+        return self._total - len(self._flat)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens of a document are needed at most."""
+        return self.wanted
+
+    @property
+    def available(self) -> int:
+        """Tokens in full rows."""
+        return min(len(self._flat), self._total) // self._context * self._context
+
+    def add(self, ids: list[int]) -> None:
+        """Takes a document: a piece to the end of the row, and a piece for every further row."""
+        done, ids = 0, [*ids, *self._ending]
+        while done < len(ids):
+            room = self._context - len(self._flat) % self._context
+            # Where only the opening fits it ends the row, and opens the next one again: in front of the same token.
+            opening = [] if ids[done : done + len(self._opening)] == self._opening else self._opening
+            piece = ids[done : done + max(0, room - len(opening))]
+            self._flat.extend([*opening, *piece][:room])
+            done += len(piece)
+
+    def made(self, digests: Digests) -> TrainTokens:
+        """The rows. To be called once."""
+        del self._flat[self.available :]
+        return TrainTokens(_tensor(self._flat).view(-1, self._context), digests)
+
+
+class _DocumentRows:
+    """A document in each row."""
+
+    def __init__(self, context: int, tokens: int, opening: list[int], padding: int) -> None:
+        self._context, self._total, self._opening, self._padding = context, tokens, opening[: context - 1], padding
+        self._flat, self._lengths = array("i"), array("i")
+        self.longest = context
+        """How many tokens of a document are needed at most."""
+        self.available = 0
+        """Tokens of all rows."""
+
+    @property
+    def wanted(self) -> int:
+        """Tokens that are still missing."""
+        return self._total - self.available
+
+    def add(self, ids: list[int]) -> None:
+        """Takes a document."""
+        opening = [] if ids[: len(self._opening)] == self._opening else self._opening
+        row = [*opening, *ids][: self._context]
+        self._flat.extend([*row, *[self._padding] * (self._context - len(row))])
+        self._lengths.append(len(row))
+        self.available += len(row)
+
+    def made(self, digests: Digests) -> TrainTokens:
+        """The rows. To be called once."""
+        return TrainTokens(_tensor(self._flat).view(-1, self._context), digests, _tensor(self._lengths))
+
+
+def row_opening(tokenizer: PreTrainedTokenizerBase, known_ids: int | None = None) -> list[int]:
+    """What every row begins with: what the tokenizer puts in front of a text, led by BOS where it has one.
+
+    Empty for a tokenizer that puts nothing there and has no BOS, or whose tokens the model does not know.
+    """
+    plain, whole = (tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"] for special in (False, True))
+    # What stands behind the text is told apart by where the text's own tokens are, seen from the end.
+    starts = [start for start in range(len(whole) - len(plain) + 1) if whole[start : start + len(plain)] == plain]
+    opening = _with_bos(whole[: max(starts, default=0)], tokenizer, known_ids)
+    return opening if all(known(token, known_ids) is not None for token in opening) else []
 
 
 def overlap(train: TrainTokens, evaluation: EvalTokens) -> int:
@@ -276,7 +387,7 @@ def _too_few(available: int, tokens: int, context: int) -> str:
     if available == 0:
         return f"the training documents hold less than one row of {context} tokens"
     return (
-        f"the training documents hold {available:,} tokens (in full rows of {context}), fewer than the {tokens:,} "
+        f"the training documents hold {available:,} tokens (in rows of {context}), fewer than the {tokens:,} "
         f"asked for: set `tokens: {available}` or less, or `repeat: true` to go through them more than once"
     )
 
@@ -360,13 +471,6 @@ class _Beginnings:
 def _with_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:
     bos = known(tokenizer.bos_token_id, known_ids)
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-
-
-def _delimited(ids: list[int], tokenizer: PreTrainedTokenizerBase, known_ids: int | None) -> list[int]:
-    if known(tokenizer.bos_token_id, known_ids) is not None:
-        return _with_bos(ids, tokenizer, known_ids)
-    eos = known(tokenizer.eos_token_id, known_ids)
-    return ids if eos is None else [*ids, eos]
 
 
 def _rows(tokens: EvalTokens) -> Iterator[bytes]:

@@ -10,12 +10,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from latentbench.core.paths import Roots
-from latentbench.core.spec_model import Json, SpecModel
+from latentbench.core.spec_model import Json, SpecModel, without_default
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,14 @@ class DatasetAdapter(SpecModel):
     """Tokens to train on; required for training."""
     repeat: bool = False
     """Whether training may read the documents more than once when they hold fewer than `tokens` tokens."""
+    prepend_bos: bool = True
+    """Whether every row begins with BOS, or with what the tokenizer itself puts in front of a text."""
+    packing: Literal["separated", "documents"] = "separated"
+    """How training documents share rows: end to end, each led by BOS, or one document a row. For training alone."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), ("prepend_bos", "packing"), made(self))
 
     @abstractmethod
     def identity(self, roots: Roots) -> Json:

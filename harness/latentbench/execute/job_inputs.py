@@ -44,7 +44,7 @@ def keep(store: Store, stage: Stage, tensors: Mapping[str, Tensor], meta: Mappin
 def make_train_tokens(
     store: Store, stage: Stage, data: DatasetAdapter, models: ModelCache, model: ModelAdapter
 ) -> TrainTokens:
-    """Packed training rows of a dataset, for one of `models`, from the store or made by one worker alone."""
+    """Training rows of a dataset, for one of `models`, from the store or made by one worker alone."""
 
     def make() -> TrainTokens:
         made = training_tokens(
@@ -56,6 +56,8 @@ def make_train_tokens(
             documents=data.documents,
             skip=data.skip,
             known_ids=models.known_ids(model),
+            packing=data.packing,
+            prepend_bos=data.prepend_bos,
         )
         keep(store, stage, *made.to_tensors())
         return made
@@ -76,6 +78,7 @@ def make_eval_tokens(
             documents=data.documents,
             skip=data.skip,
             known_ids=models.known_ids(model),
+            prepend_bos=data.prepend_bos,
         )
         keep(store, stage, *made.to_tensors())
         return made

@@ -1,0 +1,102 @@
+"""Massive activations: how long a hidden state may be to count as ordinary at a place, and which tokens are named.
+
+The limit of a place is a multiple of the median length of its hidden states (`latentbench.core.token_rule` says why). The
+median is taken over tokens that are neither special nor named, of the first block of a training or of the first documents of
+a domain, and stored with what was made under it: SAEs that are measured together are measured on the same tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentbench.core.errors import InvalidInput
+from latentbench.core.sites import Site
+from latentbench.core.token_rule import TokenRule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class NormLimit:
+    """How long a hidden state may be at one place."""
+
+    median: float
+    """Median Euclidean length of the hidden states that it was taken from; NaN where there were none."""
+    length: float
+    """The longest that is ordinary; infinite where none is massive."""
+
+    @staticmethod
+    def of(lengths: Tensor, multiple: float | None) -> NormLimit:
+        """From the lengths [n] of hidden states, in any order; those that are infinite or NaN are not counted.
+
+        The lower of the two middle lengths is the median of an even number, so that it is one that occurs. Where it is 0, as
+        for the output of a block that does nothing, no length is massive.
+        """
+        finite = lengths[lengths.isfinite()]
+        median = float(finite.median()) if len(finite) else math.nan
+        return NormLimit(median, multiple * median if multiple is not None and median > 0 else math.inf)
+
+
+UNLIMITED = NormLimit(math.nan, math.inf)
+"""No length is massive."""
+
+
+@dataclass(frozen=True)
+class OrdinaryTokens:
+    """Which tokens count: not named, and at each place not massive. Special tokens are left out before."""
+
+    named: frozenset[int] = frozenset()
+    """Token ids."""
+    limits: Mapping[Site, NormLimit] = field(default_factory=dict)
+    """By place; none is massive at a place that is not among them."""
+
+    def short(self, site: Site, states: Tensor) -> Tensor:
+        """Bool [...]: which of the hidden states [..., d] at `site` are not massive.
+
+        A state with NaN or infinity is not: it is a fault of the model, which whoever reads it reports.
+        """
+        length = self.limits.get(site, UNLIMITED).length
+        if math.isinf(length):
+            return torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
+        found = lengths(states)
+        return (found <= length) | ~found.isfinite()
+
+
+def lengths(states: Tensor) -> Tensor:
+    """Euclidean lengths [...] float32 of hidden states [..., d] of any type."""
+    return torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
+
+
+def named_mask(ids: Tensor, named: Collection[int]) -> Tensor:
+    """Bool, shaped like `ids`: where a token is one of those named."""
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for token in sorted(named):
+        mask |= ids == token
+    return mask
+
+
+def named_ids(rule: TokenRule, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of the tokens that a rule names. Raises InvalidInput for a text that is not one token."""
+    return frozenset(_id_of(text, tokenizer) for text in rule.named)
+
+
+def _id_of(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    # As the vocabulary spells it first: `<|im_start|>` and `<0x0A>` are tokens, whatever a text with these letters becomes.
+    vocabulary = tokenizer.get_vocab()
+    if text in vocabulary:
+        return int(vocabulary[text])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return int(ids[0])
+    pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
+    raise InvalidInput(
+        f"leave_out: {text!r} is not one token of this model but {len(ids)} ({pieces or 'none'}); name tokens one by one, as the "
+        "vocabulary spells them or as the text that becomes one"
+    )
