@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
 from latentbench.core.token_rule import TokenRule
 
 if TYPE_CHECKING:
@@ -46,6 +47,32 @@ class NormLimit:
 
 UNLIMITED = NormLimit(math.nan, math.inf)
 """No length is massive."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How many tokens a rule left out at one place."""
+
+    limit: NormLimit
+    tokens: int
+    """Those that count."""
+    massive: int
+    named: int
+
+    @property
+    def share(self) -> float:
+        """Of all tokens that are not special, those left out."""
+        return (self.massive + self.named) / max(1, self.tokens + self.massive + self.named)
+
+    def plain(self) -> Json:
+        """As training records have it; an infinite limit is null."""
+        return {
+            "median": self.limit.median if math.isfinite(self.limit.median) else None,
+            "limit": self.limit.length if math.isfinite(self.limit.length) else None,
+            "tokens": self.tokens,
+            "massive": self.massive,
+            "named": self.named,
+        }
 
 
 @dataclass(frozen=True)

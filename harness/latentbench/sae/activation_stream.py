@@ -2,24 +2,30 @@
 
 Training rows are permuted anew in every epoch and cut into blocks of at most `buffer` tokens. The hidden states of one
 block are harvested together, shuffled and cut into batches. What block b holds depends on (tokens, total_tokens,
-options, order_seed, b) alone: a run continues after block b without any saved buffer.
+options, order_seed, rule, b) alone: a run continues after block b without any saved buffer.
+
+Special tokens and those that the rule names are left out by their ids, before the model is run, so that the number of
+batches is known from the start. Massive ones are known only afterwards, and not at all sites alike: each site's batches are
+cut from what is left there, into the same number, and are a little smaller.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
+from latentbench.activations.massive import LeftOut, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.residual import hook_point
 from latentbench.activations.tokens import TrainTokens, special_mask
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from latentbench.sae.options.training import TrainingOptions
 
@@ -34,8 +40,8 @@ class ActivationStream:
 
     `total_tokens` is rounded up to full rows and counts special tokens, whose hidden states are then left out. It may
     exceed what `tokens` holds: every pass over the rows has its own order. A row longer than `buffer` is a block of
-    its own. `forward_batch` rows are run at a time (default: about 8,192 tokens); rows have no padding, so it changes
-    nothing beyond rounding.
+    its own. `forward_batch` rows are run at a time (default: about 8,192 tokens), which changes nothing beyond rounding.
+    `rule` says which tokens are left out besides; its limits are those of block 0.
 
     In a group of processes every member runs its own part of a block's rows and keeps those hidden states to itself: its
     share of a batch is what it has of it. All members' shares together are the batch of a process alone.
@@ -51,15 +57,20 @@ class ActivationStream:
         order_seed: int,
         forward_batch: int | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
+        rule: TokenRule = EVERY_TOKEN,
     ) -> None:
+        """Raises InvalidInput for a site the model lacks, for a named token that is none, and where nothing is left."""
         for site in sites:
             hook_point(language_model.model, site)  # refuses sites that the model lacks, before anything is run
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
-        self._options, self._seed, self._group = options, order_seed, group
+        self._options, self._seed, self._group, self._rule = options, order_seed, group, rule
         context = tokens.ids.shape[1]
         # A position is a row's place in the endless sequence of epochs, of which a training may need more than one.
-        self._positions = -(-total_tokens // context)
-        self._ordinary = ~special_mask(tokens.ids, language_model.tokenizer)
+        self._positions = -(-total_tokens * len(tokens.ids) // tokens.tokens)
+        self._real = None if tokens.lengths is None else tokens.real
+        words = tokens.real & ~special_mask(tokens.ids, language_model.tokenizer)
+        self._named = words & named_mask(tokens.ids, named_ids(rule, language_model.tokenizer))
+        self._ordinary = words & ~self._named
         self._per_row = self._ordinary.sum(1)
         self._forward_batch = forward_batch or max(1, _TOKENS_PER_FORWARD // context)
         # Rounded up, so that no block is larger than the buffer unless a single row is.
@@ -77,22 +88,28 @@ class ActivationStream:
         self.steps: int = sum(map(self._batches_in, self._block_tokens))
         """Exact number of batches of all blocks."""
         if self.steps == 0:
-            raise InvalidInput("the training documents hold nothing but special tokens")
+            named = " and those that `leave_out` names" if rule.named else ""
+            raise InvalidInput(f"the training documents hold nothing but special tokens{named}")
         self._first: dict[Site, Tensor] | None = None
-        self._statistics: dict[Site, tuple[float, Tensor]] | None = None
+        self._statistics: dict[Site, _FirstBlock] | None = None
 
     @property
     def first_norms(self) -> dict[Site, float]:
         """Mean Euclidean norm of the hidden states of block 0 at each site."""
-        return {site: norm for site, (norm, _) in self._first_statistics().items()}
+        return {site: first.norm for site, first in self._first_statistics().items()}
 
     @property
     def means(self) -> dict[Site, Tensor]:
         """Mean hidden state [d] float32 of block 0 at each site."""
-        return {site: mean for site, (_, mean) in self._first_statistics().items()}
+        return {site: first.mean for site, first in self._first_statistics().items()}
+
+    @property
+    def left_out(self) -> dict[Site, LeftOut]:
+        """What the rule leaves out of block 0 at each site."""
+        return {site: first.left_out for site, first in self._first_statistics().items()}
 
     def tokens_seen(self, block: int) -> int:
-        """Hidden states in blocks 0 to `block`, that one included (special tokens are not counted)."""
+        """Tokens in blocks 0 to `block`, that one included; special and named ones are not counted, massive ones are."""
         return sum(self._block_tokens[: block + 1])
 
     def steps_before(self, block: int) -> int:
@@ -102,19 +119,45 @@ class ActivationStream:
     def batches(self, block: int) -> Iterator[dict[Site, Tensor]]:
         """The batches of one block: for each site float32 [n, d], n within one of the others and close to `batch`.
 
-        Row i of every site belongs to the same token. In a group, this member's share of them. Raises CellFailed when a
-        batch is too small for every member to have some of it.
+        Row i of two sites belongs to the same token where the same tokens of the block are massive at both. In a group, this
+        member's share of them. Raises CellFailed when a batch is too small for every member to have some of it.
         """
         states = self._harvest(block)
         if (count := self._batches_in(self._block_tokens[block])) == 0:
             return
-        edges = torch.tensor([0, *accumulate(map(self._tokens_in, self._parts(block)))])
-        # Every member draws the order of the whole block and picks what lies in its own part: no hidden states travel.
-        order = torch.randperm(self._block_tokens[block], generator=self._generator("tokens", block))
-        for chosen in order.tensor_split(count):
-            own = _share(chosen, edges, self._group.rank)
+        kept = {site: self._kept(site, state) for site, state in states.items()}
+        edges = self._edges(kept)
+        orders = {site: self._order_of(block, int(edge[-1]), count).tensor_split(count) for site, edge in edges.items()}
+        for number in range(count):
             # Kept in the model's type until here: a block in float32 would take twice the memory of one in bfloat16.
-            yield {site: state[own.to(state.device)].float() for site, state in states.items()}
+            own = {
+                site: kept[site][_share(order[number], edges[site], self._group.rank)] for site, order in orders.items()
+            }
+            yield {site: state[own[site].to(state.device)].float() for site, state in states.items()}
+
+    def _kept(self, site: Site, states: Tensor) -> Tensor:
+        """[kept] int64, on the CPU: which of this member's hidden states of a block at `site` are not massive."""
+        if self._rule.multiple is None:
+            return torch.arange(len(states))
+        limits = OrdinaryTokens(limits={site: self._first_statistics()[site].left_out.limit})
+        return limits.short(site, states).nonzero()[:, 0].cpu()
+
+    def _edges(self, kept: dict[Site, Tensor]) -> dict[Site, Tensor]:
+        """For each site [members + 1]: how many hidden states the members before each one have together."""
+        counts = torch.zeros(len(kept), self._group.size, dtype=torch.int64)
+        counts[:, self._group.rank] = torch.tensor([len(own) for own in kept.values()])
+        ends = self._group.all_sum(counts).cumsum(1)
+        return {site: torch.cat([end.new_zeros(1), end]) for site, end in zip(kept, ends, strict=True)}
+
+    def _order_of(self, block: int, tokens: int, batches: int) -> Tensor:
+        """The shuffle of what is left of a block at a site. Raises CellFailed where it is not enough for its batches."""
+        if tokens < batches:
+            raise CellFailed(
+                f"of {self._block_tokens[block]} tokens of a block all but {tokens} are massive (longer than {self._rule.multiple} "
+                "times the median): `massive: keep` keeps them"
+            )
+        # Every member draws the order of the whole block and picks what lies in its own part: no hidden states travel.
+        return torch.randperm(tokens, generator=self._generator("tokens", block))
 
     def _batches_in(self, tokens: int) -> int:
         # The nearest number: a block is split evenly, and its batches are then as close to `batch` as equal parts can be.
@@ -157,10 +200,13 @@ class ActivationStream:
         kept, self._first = self._first, None
         return kept if block == 0 and kept is not None else self._run(block)
 
-    def _first_statistics(self) -> dict[Site, tuple[float, Tensor]]:
+    def _first_statistics(self) -> dict[Site, _FirstBlock]:
         if self._statistics is None:
             self._first = self._run(0)
-            self._statistics = {site: _norm_and_mean(state, self._group) for site, state in self._first.items()}
+            named = int(self._named[self._rows(0)].sum())
+            self._statistics = {
+                site: _first_block(state, named, self._rule, self._group) for site, state in self._first.items()
+            }
         return self._statistics
 
     @torch.no_grad()
@@ -170,8 +216,9 @@ class ActivationStream:
         tokens = self._tokens_in(part)
         for rows in torch.split(part, self._forward_batch):
             ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
-            states = {site: state[ordinary] for site, state in hidden_states(self._lm.model, self._sites, ids).items()}
-            for site, state in states.items():
+            mask = () if self._real is None else (self._real[rows].to(self._lm.device).long(),)
+            for site, whole in hidden_states(self._lm.model, self._sites, ids, *mask).items():
+                state = whole[ordinary]
                 # Filled in place: joining the pieces at the end would hold every block twice.
                 if site not in harvested:
                     harvested[site] = state.new_empty(tokens, state.shape[-1])
@@ -195,16 +242,38 @@ def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
     return chosen[owners == rank] - edges[rank]
 
 
-def _norm_and_mean(states: Tensor, group: ProcessGroup) -> tuple[float, Tensor]:
-    """Mean norm and mean [d] of all members' hidden states [n, d], summed in float64, a piece at a time."""
+@dataclass(frozen=True)
+class _FirstBlock:
+    """What is known of a site from block 0, massive tokens left out."""
+
+    norm: float
+    mean: Tensor
+    left_out: LeftOut
+
+
+def _first_block(states: Tensor, named: int, rule: TokenRule, group: ProcessGroup) -> _FirstBlock:
+    own = torch.cat([lengths(piece) for piece in torch.split(states, _TOKENS_PER_FORWARD)])
+    found = group.all_gather(own.cpu())
+    limit = NormLimit.of(found, rule.multiple)
+    massive = int(((found > limit.length) & found.isfinite()).sum())
+    short = (own <= limit.length) | ~own.isfinite()
+    norm, mean = _norm_and_mean(states, short, group)
+    return _FirstBlock(norm, mean, LeftOut(limit, len(found) - massive, massive, named))
+
+
+def _norm_and_mean(states: Tensor, counted: Tensor, group: ProcessGroup) -> tuple[float, Tensor]:
+    """Mean norm and mean [d] of all members' hidden states [n, d] that are `counted` [n], summed in float64."""
     # The statistics scale and centre the whole training, so they must not depend on how sums are cut up: in float64
     # the parts of several members differ from one process's by rounding alone.
     norm, mean = 0.0, states.new_zeros(states.shape[1], dtype=torch.float64)
-    for piece in torch.split(states, _TOKENS_PER_FORWARD):
+    for whole, which in zip(
+        torch.split(states, _TOKENS_PER_FORWARD), torch.split(counted, _TOKENS_PER_FORWARD), strict=True
+    ):
+        piece = whole[which]
         norm += float(piece.double().norm(dim=1).sum())
         mean += piece.sum(0, dtype=torch.float64)
     # One collective for all of it.
-    sums = group.all_sum(torch.cat([mean, mean.new_tensor([norm, len(states)])]))
+    sums = group.all_sum(torch.cat([mean, mean.new_tensor([norm, int(counted.sum())])]))
     # A block of special tokens only has no hidden states.
     tokens = sums[-1].clamp_min(1)
     return float(sums[-2] / tokens), (sums[:-2] / tokens).float()
