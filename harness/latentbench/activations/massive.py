@@ -98,7 +98,8 @@ class OrdinaryTokens:
 
 def lengths(states: Tensor) -> Tensor:
     """Euclidean lengths [...] float32 of hidden states [..., d] of any type."""
-    return torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
+    found: Tensor = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
+    return found
 
 
 def named_mask(ids: Tensor, named: Collection[int]) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
+from latentbench.core.hashing import digest
 from latentbench.core.sites import Site
 from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
@@ -66,10 +67,11 @@ class MeasurementRunner:
         self.store, self.models = store, models
 
     def together(self, subjects: list[MeasuredCell], domain: str) -> list[list[MeasuredCell]]:
-        """Cells that read the same documents with the same model, in groups."""
+        """Cells that read the same tokens of the same documents with the same model, in groups."""
         groups: dict[str, list[MeasuredCell]] = defaultdict(list)
         for subject in subjects:
-            groups[subject.stages.domains[domain].tokens.key].append(subject)
+            rule = subject.cell.experiment.token_rule.plain()
+            groups[digest("pass", [subject.stages.domains[domain].tokens.key, rule])].append(subject)
         return list(groups.values())
 
     def run(
@@ -122,6 +124,7 @@ class MeasurementRunner:
             sites=[s.site for s in subjects],
             splice_sites=[s.site for s in subjects if bases[s.cell].payload["splice"]],
             progress=progress,
+            rule=subjects[0].cell.experiment.token_rule,
         )
         for subject in subjects:
             self._keep_baseline(bases[subject.cell], results.baselines[subject.site])

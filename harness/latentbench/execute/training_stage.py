@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from latentbench.activations.massive import LeftOut
 from latentbench.activations.model_config import facts_of
 from latentbench.activations.tokens import TrainTokens
 from latentbench.core.border import contained
@@ -107,7 +108,8 @@ class TrainingRunner:
         for item in wanted:
             training, tokens = item.cell.experiment.training, item.made.tokens
             # All that decides which tokens are in which batch, and how many processes share it.
-            stream = [tokens and tokens.key, item.cell.seed, training.batch, training.buffer, item.devices]
+            rule = item.cell.experiment.token_rule.plain()
+            stream = [tokens and tokens.key, rule, item.cell.seed, training.batch, training.buffer, item.devices]
             groups[digest("stream", stream)].setdefault(item.key, item)
         return [list(group.values()) for group in groups.values()]
 
@@ -146,7 +148,7 @@ class TrainingRunner:
             if isinstance(outcome, Exception):
                 failures[item.key] = outcome
             else:
-                self._keep(item, outcome, trainer)
+                self._keep(item, outcome, trainer, stream.left_out[item.made.site])
         return failures
 
     def load(self, made: SaeStages) -> SparseAutoencoder:
@@ -195,6 +197,7 @@ class TrainingRunner:
             experiment.training,
             seed_of("order", first.tokens.key, first.cell.seed),
             group=self.group,
+            rule=experiment.token_rule,
         )
 
     def _tokens(self, item: TrainingRequest) -> TrainTokens:
@@ -251,7 +254,9 @@ class TrainingRunner:
 
         return save_all
 
-    def _keep(self, item: TrainingRequest, sae: SparseAutoencoder, trainer: AnyTrainer | None) -> None:
+    def _keep(
+        self, item: TrainingRequest, sae: SparseAutoencoder, trainer: AnyTrainer | None, left_out: LeftOut | None = None
+    ) -> None:
         """Stores a finished SAE with its training record, after which its checkpoint is of no use."""
         if self.group.rank > 0:
             return
@@ -259,6 +264,8 @@ class TrainingRunner:
         bases = tuple(self.load(base) for base in item.made.bases)
         with self.store.writing(stage.kind, stage.key, stage.made_from) as folder:
             record = trainer.training_record() if isinstance(trainer, NativeTrainer) else None
+            if record is not None and left_out is not None:
+                record["left_out"] = left_out.plain()
             artifact.save(sae, item.options, sae.d_in, folder, record, bases)
         self.store.drop_checkpoint(stage.key)
 

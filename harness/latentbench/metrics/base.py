@@ -18,7 +18,7 @@ from latentbench.core.spec_model import SpecModel
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array, Counts
 
-MEASUREMENT_VERSION = 1
+MEASUREMENT_VERSION = 2
 """Raised when the same SAE and documents give other stored statistics. It is in the key of every measurement, and it
 stands here because plans, which import no torch, read it too."""
 
@@ -109,6 +109,8 @@ class Display:
 SHARED = frozenset(
     {
         "tokens",
+        "massive",
+        "named",
         "elements",
         "predictions",
         "squared_norm",

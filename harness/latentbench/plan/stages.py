@@ -123,8 +123,10 @@ class CellStages:
         return list({stage.key: stage for stage in [*found, *self.studies.values()]}.values())
 
 
-TOKENS_VERSION = 1
+TRAIN_TOKENS_VERSION, EVAL_TOKENS_VERSION = 2, 1
 """Raised when the same documents and tokenizer give other stored tokens."""
+STEERED_VERSION = 1
+"""The measurement version of rows without an SAE: theirs does not change with what is measured of one."""
 
 
 def stages_of(cell: Cell, roots: Roots) -> CellStages:
@@ -174,7 +176,12 @@ def _sae_keys(sae: SaeStages, where: str) -> dict[str, str]:
 
 def comparability(cell: Cell, stages: CellStages, roots: Roots) -> dict[str, dict[str, Json]]:
     """By domain, the facts that must agree for two rows to be ranked together on it."""
-    place = {"layer": ", ".join(map(str, cell.experiment.sites))} if cell.experiment.sites else {}
+    # Rows without an SAE say what they always said, so that they are still ranked beside their older ones.
+    sites, version = cell.experiment.sites, STEERED_VERSION
+    place: dict[str, Json] = {}
+    if sites:
+        place = {"layer": ", ".join(map(str, sites)), **_rule(cell.experiment)}
+        version = MEASUREMENT_VERSION
     texts = {
         name: {
             "model": stages.model,
@@ -182,7 +189,7 @@ def comparability(cell: Cell, stages: CellStages, roots: Roots) -> dict[str, dic
             "documents": domain.tokens.payload["dataset"],
             "context": domain.tokens.payload["context"],
             "tokens": domain.tokens.key[:16],
-            "measurement_version": MEASUREMENT_VERSION,
+            "measurement_version": version,
         }
         for name, domain in stages.domains.items()
     }
@@ -202,14 +209,17 @@ def splices(experiment: Experiment, budget: int | None) -> bool:
     return any(metric.splices and budget in metric.measured_at() for metric in experiment.shared_metrics)
 
 
-def _texts(data: DatasetAdapter, model: Json, roots: Roots) -> dict[str, Json]:
-    return {
-        "version": TOKENS_VERSION,
+def _texts(data: DatasetAdapter, model: Json, roots: Roots, version: int) -> dict[str, Json]:
+    made = {
+        "version": version,
         "dataset": {**_identity(data, roots), "skip": data.skip, "documents": data.documents},
         "context": data.context,
         # The whole model's identity: a tokenizer has none of its own, and ids are checked against the model's embedding.
         "tokenizer": model,
+        "prepend_bos": data.prepend_bos,
     }
+    # Evaluation rows are what they were, but where they were not led by BOS.
+    return made if not data.prepend_bos else {name: value for name, value in made.items() if name != "prepend_bos"}
 
 
 def _identity(data: DatasetAdapter, roots: Roots) -> dict[str, Json]:
@@ -241,6 +251,7 @@ def _sae(
         "site": site.plain(),
         "sae": {**options.determining(), "version": type(options).version},
         "training": {**experiment.training.determining(), "version": experiment.training.version},
+        "token_rule": experiment.token_rule.plain(),
         "seed": seed,
     }
     parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
@@ -256,6 +267,7 @@ def _subject(subject: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, .
         "section": subject.identity(cell.experiment, roots),
         "version": subject.version,
         "seed": cell.seed,
+        **_rule(cell.experiment),
     }
     title = f"{subject.made_of(cell.experiment, roots)}, seed {cell.seed}"
     return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
@@ -277,30 +289,38 @@ def _study(
         "subject": experiment.subject and experiment.subject.plain(),
         "identity": study.identity(experiment, roots),
         "version": study.version,
+        **_rule(experiment),
     }
     texts = tuple(domains[name].tokens for name in study.domains(experiment))
     return Stage("study", f"{study.label} study", payload, (*parents, *texts))
 
 
+def _rule(experiment: Experiment) -> dict[str, Json]:
+    """Which tokens count where its SAEs read, for what may read there; without an SAE nothing asks."""
+    return {"token_rule": experiment.token_rule.plain()} if experiment.sites else {}
+
+
 def _train_tokens(data: DatasetAdapter | None, model: Json, roots: Roots) -> Stage:
     if data is None:
         raise InvalidInput("training an SAE needs dataset.train")
-    packing = {"layout": "packed", "tokens": data.tokens, "repeat": data.repeat}
-    return Stage("tokens", f"{data.tokens:,} training tokens", {**_texts(data, model, roots), **packing})
+    packing = {"layout": data.packing, "tokens": data.tokens, "repeat": data.repeat}
+    texts = _texts(data, model, roots, TRAIN_TOKENS_VERSION)
+    return Stage("tokens", f"{data.tokens:,} training tokens", {**texts, **packing})
 
 
 def _domain(
     name: str, data: DatasetAdapter, experiment: Experiment, model: Json, sae: SaeStages | None, roots: Roots
 ) -> DomainStages:
-    tokens = Stage(
-        "tokens", f"{name}: {data.documents} documents", {**_texts(data, model, roots), "layout": "documents"}
-    )
+    texts = _texts(data, model, roots, EVAL_TOKENS_VERSION)
+    tokens = Stage("tokens", f"{name}: {data.documents} documents", {**texts, "layout": "documents"})
     if sae is None:
         return DomainStages(tokens)
     budgets = budgets_of(experiment)
     # The baseline also runs the model with zero and mean in the SAE's place where any measurement is compared with those.
     spliced = any(splices(experiment, budget) for budget in budgets)
-    place = {"model": model, "site": sae.site.plain(), "splice": spliced, "version": MEASUREMENT_VERSION}
+    place = {"model": model, "site": sae.site.plain(), "splice": spliced, "version": MEASUREMENT_VERSION} | _rule(
+        experiment
+    )
     baseline = Stage("baseline", f"{name}: the model without an SAE", place, (tokens,))
     measurements = {}
     for budget in budgets:

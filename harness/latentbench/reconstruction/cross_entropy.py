@@ -1,8 +1,10 @@
 """Cross-entropy: what the model loses when a reconstruction takes the hidden states' place.
 
 For every prediction of a real token (positions 1 … length−1 of each document; the prediction right after BOS counts)
-in nats, version 1. `sae`, `zero` and `mean` replace the hidden states at the site by the reconstruction, by 0, and by
-the domain's mean; special tokens keep theirs in all three, so that the three stand on the same footing.
+in nats, version 2. `sae`, `zero` and `mean` replace the hidden states at the site by the reconstruction, by 0, and by
+the domain's mean; special tokens, named ones and massive ones keep theirs in all three, so that the three stand on the same
+footing (version 1 replaced massive ones). An SAE that would destroy a massive activation is not punished for that here: see
+`every_token`, which counts and replaces all of them.
 
 =======================  ===========================================  ==========================
 number                   formula                                      better
@@ -42,25 +44,25 @@ def _kl_recovered(sae: Array, zero: Array) -> Array:
     return 1 - sae / zero
 
 
-def _nats(name: str, statistic: str, better: bool | None) -> Estimator:
-    return Estimator(f"cross_entropy.{name}", 1, "nats/token", better, (statistic, "predictions"), ratio)
+def _nats(name: str, statistic: str, better: bool | None, version: int = 2) -> Estimator:
+    return Estimator(f"cross_entropy.{name}", version, "nats/token", better, (statistic, "predictions"), ratio)
 
 
 def _loss_recovered(reference: str) -> Estimator:
     inputs = (f"ce_{reference}", "ce_sae", "ce_clean")
-    return Estimator(f"cross_entropy.loss_recovered_{reference}", 1, "fraction", True, inputs, _recovered)
+    return Estimator(f"cross_entropy.loss_recovered_{reference}", 2, "fraction", True, inputs, _recovered)
 
 
 _ESTIMATORS = (
-    _nats("clean", "ce_clean", None),
+    _nats("clean", "ce_clean", None, version=1),
     _nats("sae", "ce_sae", False),
     _nats("zero", "ce_zero", None),
     _nats("mean", "ce_mean", None),
-    Estimator("cross_entropy.increase", 1, "nats/token", False, ("ce_sae", "ce_clean", "predictions"), _increase),
+    Estimator("cross_entropy.increase", 2, "nats/token", False, ("ce_sae", "ce_clean", "predictions"), _increase),
     _loss_recovered("zero"),
     _loss_recovered("mean"),
     _nats("kl", "kl_sae", False),
-    Estimator("cross_entropy.kl_recovered", 1, "fraction", True, ("kl_sae", "kl_zero"), _kl_recovered),
+    Estimator("cross_entropy.kl_recovered", 2, "fraction", True, ("kl_sae", "kl_zero"), _kl_recovered),
 )
 
 

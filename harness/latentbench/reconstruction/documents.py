@@ -7,15 +7,17 @@ predictions at a time: log-probabilities are float32 whatever the model's data t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
+from latentbench.activations.massive import UNLIMITED, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.statistics.arrays import Array
 
 if TYPE_CHECKING:
@@ -38,7 +40,11 @@ class DocumentBatch:
     real: Tensor
     """[B, T] bool: not padding."""
     ordinary: Tensor
-    """[B, T] bool: neither padding nor special."""
+    """[B, T] bool: neither padding nor special nor named by the spec; at a site, not massive there either."""
+
+    def at(self, site: Site, states: Tensor, tokens: OrdinaryTokens) -> DocumentBatch:
+        """The same batch at a site with hidden states [B, T, d]: without the tokens that are massive there."""
+        return replace(self, ordinary=self.ordinary & tokens.short(site, states))
 
     @property
     def rows(self) -> Tensor:
@@ -57,11 +63,11 @@ class DocumentBatch:
 
 
 def document_batches(
-    tokens: EvalTokens, special: Tensor, forward_tokens: int, device: torch.device
+    tokens: EvalTokens, excluded: Tensor, forward_tokens: int, device: torch.device
 ) -> Iterator[DocumentBatch]:
     """All documents, longest first, in batches of at most `forward_tokens` padded tokens (but at least a document).
 
-    `special` [documents, context] marks special tokens. The longest come first so that memory runs out at once or
+    `excluded` [documents, context] marks tokens that do not count, special ones for example. The longest come first so that memory runs out at once or
     never.
     """
     real = real_mask(tokens.lengths, tokens.ids.shape[1])
@@ -73,7 +79,7 @@ def document_batches(
         done += len(chosen)
         part = chosen, slice(0, longest)
         yield DocumentBatch(
-            chosen, tokens.ids[part].to(device).long(), real[part].to(device), (real & ~special)[part].to(device)
+            chosen, tokens.ids[part].to(device).long(), real[part].to(device), (real & ~excluded)[part].to(device)
         )
 
 
@@ -128,18 +134,32 @@ _LOGITS_PER_FORWARD = 2**28
 """Logits of one forward pass (1 GiB in float32), unless a single document has more."""
 
 
+_TOKENS_OF_MEDIAN = 8192
+"""Tokens from which the median length at a site is taken."""
+
+
 class Domain:
-    """A model and the documents of one evaluation domain."""
+    """A model and the documents of one evaluation domain, and which of their tokens count."""
 
     def __init__(
-        self, language_model: LanguageModel, tokens: EvalTokens, forward_tokens: int, progress: Progress | None
+        self,
+        language_model: LanguageModel,
+        tokens: EvalTokens,
+        forward_tokens: int,
+        progress: Progress | None,
+        rule: TokenRule = EVERY_TOKEN,
     ) -> None:
+        """Raises InvalidInput for a text of `rule` that is not one token."""
         self.model, self.device = language_model.model, language_model.device
         self.documents = len(tokens.ids)
         self.passes = 0
         """How often the documents will be run in all, for the progress report."""
-        self._tokens, self._forward_tokens, self._progress = tokens, forward_tokens, progress
-        self._special = special_mask(tokens.ids, language_model.tokenizer)
+        self._tokens, self._forward_tokens, self._progress, self._rule = tokens, forward_tokens, progress, rule
+        special = special_mask(tokens.ids, language_model.tokenizer)
+        named = named_mask(tokens.ids, named_ids(rule, language_model.tokenizer))
+        self.named = (named & ~special & real_mask(tokens.lengths, tokens.ids.shape[1])).sum(1).double()
+        """[documents] float64: tokens that the rule names."""
+        self._excluded = special | named
         self._run = 0
 
     def batches(self) -> Iterator[DocumentBatch]:
@@ -150,20 +170,37 @@ class Domain:
         """
         vocabulary = self.model.config.get_text_config().vocab_size
         limit = min(self._forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
-        for batch in document_batches(self._tokens, self._special, limit, self.device):
+        for batch in document_batches(self._tokens, self._excluded, limit, self.device):
             yield batch
             self._run += len(batch.documents)
             if self._progress is not None:
                 self._progress(self._run, self.passes * self.documents)
 
-    def means(self, sites: Collection[Site]) -> dict[Site, Array]:
-        """Mean hidden state [d] float64 of all ordinary tokens at each site."""
+    def limits(self, sites: Collection[Site]) -> dict[Site, NormLimit]:
+        """How long a hidden state may be at each site, from the first documents that hold 8,192 tokens together.
+
+        In their own order and in passes of a fixed size, so that the limits are the same whatever else is measured.
+        """
+        if not sites or self._rule.multiple is None:
+            return dict.fromkeys(sites, UNLIMITED)
+        counts = (real_mask(self._tokens.lengths, self._tokens.ids.shape[1]) & ~self._excluded).sum(1)
+        first = int((counts.cumsum(0) < _TOKENS_OF_MEDIAN).sum()) + 1
+        some = replace(self._tokens, ids=self._tokens.ids[:first], lengths=self._tokens.lengths[:first])
+        found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        for batch in document_batches(some, self._excluded[:first], TOKENS_PER_FORWARD, self.device):
+            for site, states in hidden_states(self.model, sites, batch.ids, batch.real.long()).items():
+                found[site].append(lengths(states[batch.ordinary]).cpu())
+        return {site: NormLimit.of(torch.cat(parts), self._rule.multiple) for site, parts in found.items()}
+
+    def means(self, sites: Collection[Site], counted: OrdinaryTokens) -> dict[Site, Array]:
+        """Mean hidden state [d] float64 of all tokens that count at each site."""
         sums = {site: DocumentSums(self.documents) for site in sites}
         for batch in self.batches() if sites else ():
             states = hidden_states(self.model, sites, batch.ids, batch.real.long())
             for site in sites:
-                ordinary = states[site][batch.ordinary].float()
-                sums[site].put(batch, tokens=batch.ordinary.sum(1), states=vector_sums(ordinary, batch))
+                here = batch.at(site, states[site], counted)
+                vectors = vector_sums(states[site][here.ordinary].float(), here)
+                sums[site].put(here, tokens=here.ordinary.sum(1), states=vectors)
         return {site: _mean(total["states"], total["tokens"]) for site, total in sums.items()}
 
 

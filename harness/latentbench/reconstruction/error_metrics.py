@@ -1,4 +1,6 @@
-"""How far reconstructions x̂_t are from hidden states x_t: mse, cosine, norm ratio and explained variance. Version 1, over ordinary tokens.
+"""How far reconstructions x̂_t are from hidden states x_t: mse, cosine, norm ratio and explained variance.
+
+Version 2, over ordinary tokens: not special, not named by the spec, and not massive at the site (version 1 counted massive ones).
 
 * `mse` = Σ‖x_t − x̂_t‖² / (tokens · d): the squared error *per dimension*; lower is better, unit of x squared. sae-lens
   reports the error summed over dimensions, d times as much; SAEBench divides that by the batch size once more.
@@ -33,9 +35,9 @@ from pydantic import Field
 from latentbench.metrics.base import BudgetedMetric, Display, Estimator, ratio
 from latentbench.statistics.arrays import Array
 
-_MSE = Estimator("mse", 1, "squared activation/dimension", False, ("squared_error", "elements"), ratio)
-_COSINE = Estimator("cosine", 1, "cosine", True, ("cosine", "tokens"), ratio)
-_NORM_RATIO = Estimator("norm_ratio", 1, "ratio", None, ("norm_ratio", "tokens"), ratio)
+_MSE = Estimator("mse", 2, "squared activation/dimension", False, ("squared_error", "elements"), ratio)
+_COSINE = Estimator("cosine", 2, "cosine", True, ("cosine", "tokens"), ratio)
+_NORM_RATIO = Estimator("norm_ratio", 2, "ratio", None, ("norm_ratio", "tokens"), ratio)
 
 
 class MSE(BudgetedMetric):
@@ -79,14 +81,14 @@ def _fraction_kept(lost: Array, whole: Array) -> Array:
 
 
 def _variance_estimator(name: str, *inputs: str) -> Estimator:
-    return Estimator(f"explained_variance.{name}", 1, "fraction", True, inputs, _fraction_kept)
+    return Estimator(f"explained_variance.{name}", 2, "fraction", True, inputs, _fraction_kept)
 
 
 _ESTIMATORS: dict[str, Estimator] = {
     "centred": _variance_estimator("centred", "squared_error", "total_variance"),
     "residual_variance": _variance_estimator("residual_variance", "residual_variance", "total_variance"),
     # The statistic is 1 − … of each token already, so its mean is the number.
-    "token_ratio": Estimator("explained_variance.token_ratio", 1, "fraction", True, ("token_ratio", "tokens"), ratio),
+    "token_ratio": Estimator("explained_variance.token_ratio", 2, "fraction", True, ("token_ratio", "tokens"), ratio),
     "uncentred": _variance_estimator("uncentred", "squared_error", "squared_norm"),
 }
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.residual import hook_point
 from latentbench.activations.resume import needs_block_input, resumed_logits
 from latentbench.activations.tokens import EvalTokens
@@ -26,6 +27,7 @@ from latentbench.core.border import contained
 from latentbench.core.errors import InvalidInput
 from latentbench.core.plugins import implementation
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import Statistic, at_budget
 from latentbench.reconstruction.documents import (
     TOKENS_PER_FORWARD,
@@ -144,9 +146,15 @@ class SiteStatistics:
     """Gathers, batch by batch, everything wanted at one site."""
 
     def __init__(
-        self, site: Site, mean: Array, documents: int, wanted: WantedBaseline, requests: Sequence[MeasurementRequest]
+        self,
+        site: Site,
+        mean: Array,
+        counted: OrdinaryTokens,
+        documents: int,
+        wanted: WantedBaseline,
+        requests: Sequence[MeasurementRequest],
     ) -> None:
-        self.site, self._mean, self._wanted = site, torch.from_numpy(mean), wanted
+        self.site, self._mean, self._counted, self._wanted = site, torch.from_numpy(mean), counted, wanted
         self._requests = [request for request in requests if request.site == site]
         self._sums = DocumentSums(documents)
         self._gathered = {
@@ -174,10 +182,12 @@ class SiteStatistics:
         self, model: nn.Module, batch: DocumentBatch, states: Mapping[Site, Tensor], clean: Predictions | None
     ) -> None:
         """Takes the clean hidden states [B, T, d] of a batch, and the clean predictions if anything splices."""
+        words = batch.ordinary.sum(1)
+        batch = batch.at(self.site, states[self.site], self._counted)
         x = states[self.site][batch.ordinary].float()
         self._mean = self._mean.to(x.device)
         losses = None if clean is None else _losses(model, self.site, batch, states, clean)
-        self._sums.put(batch, tokens=batch.ordinary.sum(1))
+        self._sums.put(batch, tokens=batch.ordinary.sum(1), massive=words - batch.ordinary.sum(1))
         if self._wanted.baseline:
             self._add_baseline(batch, x)
         if self._wanted.spliced and losses is not None and clean is not None:
@@ -186,9 +196,12 @@ class SiteStatistics:
             if request.name not in self.failures:
                 self._add_isolated(request, batch, x, losses)
 
-    def baseline(self) -> Baseline | None:
-        """The site's baseline, None if it was not wanted."""
-        return Baseline(self.site, self._mean.cpu().numpy(), self._sums.arrays()) if self._wanted.baseline else None
+    def baseline(self, named: Tensor) -> Baseline | None:
+        """The site's baseline, None if it was not wanted; `named` [documents] are the tokens that the rule names."""
+        if not self._wanted.baseline:
+            return None
+        statistics = self._sums.arrays() | {"named": named.numpy()}
+        return Baseline(self.site, self._mean.cpu().numpy(), statistics, self._counted.limits[self.site])
 
     def measurements(self) -> Iterator[Measurement]:
         """The measurements of all SAEs that did not fail. To be called once."""
@@ -239,7 +252,7 @@ def _losses(
     entrance = states[Site(index=site.index, point="resid_pre")] if needs_block_input(site) else None
 
     def losses(replacements: Tensor) -> tuple[Tensor, Tensor]:
-        # Special tokens keep their own hidden states in every substitution.
+        # Special, named and massive tokens keep their own hidden states in every substitution.
         hidden = states[site].clone()
         hidden[batch.ordinary] = replacements.to(hidden.dtype)
         return clean.losses(resumed_logits(model, site, hidden, batch.ids, batch.real.long(), entrance))
@@ -270,8 +283,11 @@ def measure(
     splice_sites: Collection[Site] = (),
     forward_tokens: int = TOKENS_PER_FORWARD,
     progress: Progress | None = None,
+    rule: TokenRule = EVERY_TOKEN,
 ) -> PassResults:
     """Per-document statistics of one domain for all `requests`, and the baselines of their sites.
+
+    `rule` says which tokens count; known baselines were measured under it.
 
     `baselines` are those already known: they are not computed again, unless one lacks the cross-entropies that a
     request at its site splices for. `sites` and `splice_sites` ask for baselines (with cross-entropies) whether or not
@@ -285,15 +301,19 @@ def measure(
         hook_point(language_model.model, site)
     known = {site: baseline for site, baseline in (baselines or {}).items() if site in splices}
     missing = {site for site, splice in splices.items() if site not in known or (splice and not known[site].spliced)}
-    domain = Domain(language_model, tokens, forward_tokens, progress)
+    domain = Domain(language_model, tokens, forward_tokens, progress, rule)
     # Σ‖x − x̄‖² and the ablation with x̄ need the mean before the first batch, which costs a pass where it is not known.
     unseen = [site for site in splices if site not in known]
     domain.passes = int(bool(unseen)) + int(bool(missing or requests))
-    means = {site: baseline.mean for site, baseline in known.items()} | domain.means(unseen)
+    limits = {site: baseline.limit for site, baseline in known.items()} | domain.limits(unseen)
+    counted = OrdinaryTokens(limits=limits)
+    means = {site: baseline.mean for site, baseline in known.items()} | domain.means(unseen, counted)
     wanted = {site: WantedBaseline(site in missing, site in missing and splice) for site, splice in splices.items()}
-    gathering = [SiteStatistics(site, means[site], domain.documents, wanted[site], requests) for site in splices]
+    gathering = [
+        SiteStatistics(site, means[site], counted, domain.documents, wanted[site], requests) for site in splices
+    ]
     _gather(domain, [statistics for statistics in gathering if not statistics.idle])
-    return _results(gathering, known)
+    return _results(gathering, known, domain.named)
 
 
 def _splices(
@@ -320,8 +340,8 @@ def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
             statistics.add(domain.model, batch, states, clean)
 
 
-def _results(gathering: Sequence[SiteStatistics], known: Mapping[Site, Baseline]) -> PassResults:
-    baselines = {statistics.site: statistics.baseline() or known[statistics.site] for statistics in gathering}
+def _results(gathering: Sequence[SiteStatistics], known: Mapping[Site, Baseline], named: Tensor) -> PassResults:
+    baselines = {statistics.site: statistics.baseline(named) or known[statistics.site] for statistics in gathering}
     measurements = [measurement for statistics in gathering for measurement in statistics.measurements()]
     failures = {name: error for statistics in gathering for name, error in statistics.failures.items()}
     return PassResults(baselines, measurements, failures)

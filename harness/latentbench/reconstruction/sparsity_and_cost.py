@@ -5,7 +5,7 @@
 * `dead_fraction` = share of latents that are active on none of the domain's tokens; lower is better. It falls as more
   tokens are looked at, so the number of tokens is part of the result's parameters. 1 − SAEBench `frac_alive`.
 
-Both over ordinary tokens (not BOS, EOS, PAD, SEP, CLS). Cost is given by formula, so that tables can show quality at equal cost:
+Both over ordinary tokens (not special, named or massive), version 2: version 1 counted massive ones. Cost is given by formula, so that tables can show quality at equal cost:
 
 | number | formula |
 | --- | --- |
@@ -15,7 +15,7 @@ Both over ordinary tokens (not BOS, EOS, PAD, SEP, CLS). Cost is given by formul
 
 KronSAE (arXiv 2505.22255, eq. 7), which counts a multiply-accumulate as one operation. Active latents are the variant's k, or
 the measured L0 where it fixes none. Training speed and memory depend on the machine and stand in the record's `cost`, not
-here. All version 1.
+here; version 1.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.statistics.arrays import Counts
 
-_L0 = Estimator("l0", 1, "latents/token", None, ("l0", "tokens"), ratio)
+_L0 = Estimator("l0", 2, "latents/token", None, ("l0", "tokens"), ratio)
 
 
 def _dead_fraction(firing: Counts, tokens: int) -> float:
     return float((firing == 0).mean()) if tokens and firing.size else float("nan")
 
 
-_DEAD = Tally("dead_fraction", 1, "fraction", False, _dead_fraction)
+_DEAD = Tally("dead_fraction", 2, "fraction", False, _dead_fraction)
 
 
 class L0(BudgetedMetric):

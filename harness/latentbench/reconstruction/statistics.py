@@ -1,7 +1,8 @@
 """Per-document sufficient statistics, from which every metric of an SAE on a domain follows.
 
-All are float64 sums over a document. Over its ordinary tokens (not BOS, EOS, PAD, SEP, CLS), with x the hidden state,
-x̂ the reconstruction, e = x − x̂, x̄ and ē their means over all ordinary tokens of the domain, d the dimensions:
+All are float64 sums over a document. Over its ordinary tokens (not BOS, EOS, PAD, SEP, CLS, none that the spec names, and
+none whose hidden state at the site is massive: harness/latentbench/core/token_rule.py), with x the hidden state, x̂ the
+reconstruction, e = x − x̂, x̄ and ē their means over all ordinary tokens of the domain, d the dimensions:
 
     tokens             number of ordinary tokens           squared_error      Σ ‖e‖²
     elements           tokens · d                          residual_variance  Σ ‖e − ē‖²
@@ -16,7 +17,8 @@ Over its predictions of real tokens (positions 1 … length−1; the one made fr
     ce_clean           Σ −log p(next)                      kl_sae             Σ KL(clean ‖ with x̂ in x's place)
     ce_zero, ce_mean   … with 0, x̄ in x's place            kl_zero, kl_mean   Σ KL(clean ‖ with 0, x̄ in x's place)
 
-In every substitution special tokens keep their own hidden states. The left column is shared by all SAEs at a site.
+In every substitution all other tokens keep their own hidden states. The left column is shared by all SAEs at a site, and so
+are `massive` and `named`, the numbers of tokens that the rule leaves out.
 
 A metric from outside may bring further sums over ordinary tokens: see `Statistic` in
 harness/latentbench/metrics/base.py for how they are declared, and `TokenBatch` for what they are computed from.
@@ -25,13 +27,14 @@ harness/latentbench/metrics/base.py for how they are declared, and `TokenBatch` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latentbench.activations.massive import UNLIMITED, NormLimit
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import at_budget
@@ -121,6 +124,8 @@ class Baseline:
     """[d] float64: mean hidden state over the domain's ordinary tokens."""
     statistics: dict[str, Array]
     """The shared statistics, [documents] each."""
+    limit: NormLimit = UNLIMITED
+    """How long a hidden state may be to be ordinary."""
 
     @property
     def spliced(self) -> bool:
@@ -130,16 +135,19 @@ class Baseline:
     def unspliced(self) -> Baseline:
         """The same without cross-entropies and divergences, as a pass that needs none would have given it."""
         kept = {name: values for name, values in self.statistics.items() if name not in SPLICED_BASELINE}
-        return Baseline(self.site, self.mean, kept)
+        return replace(self, statistics=kept)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
-        return _packed(self.statistics) | {"mean": torch.from_numpy(self.mean)}, {"site": self.site.plain()}
+        limit = torch.tensor([self.limit.median, self.limit.length], dtype=torch.float64)
+        tensors = _packed(self.statistics) | {"mean": torch.from_numpy(self.mean), "limit": limit}
+        return tensors, {"site": self.site.plain()}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> Baseline:
         """The inverse of `to_tensors`."""
-        return Baseline(Site(**meta["site"]), tensors["mean"].numpy(), _unpacked(tensors))
+        limit = NormLimit(*tensors["limit"].tolist())
+        return Baseline(Site(**meta["site"]), tensors["mean"].numpy(), _unpacked(tensors), limit)
 
 
 @dataclass(frozen=True)

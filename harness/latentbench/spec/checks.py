@@ -106,6 +106,8 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
             yield ("dataset", "eval", name), "state how many `documents` to measure on"
         if data.tokens is not None:
             yield ("dataset", "eval", name, "tokens"), "evaluation counts `documents`, not tokens"
+        if data.packing != "separated":
+            yield ("dataset", "eval", name, "packing"), "evaluation has one document a row; `packing` is for training"
 
 
 def _trained(

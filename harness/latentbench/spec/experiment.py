@@ -10,7 +10,8 @@ from pydantic import ByteSize, Field, PositiveInt, SerializerFunctionWrapHandler
 from latentbench.core.plugins import GROUPS, Choice, plugins
 from latentbench.core.protocols import DatasetAdapter, ModelAdapter
 from latentbench.core.sites import Point, Site
-from latentbench.core.spec_model import Json, SpecModel, without_empty
+from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.token_rule import DEFAULT_MULTIPLE, TokenRule
 from latentbench.flow.options import Flow
 from latentbench.metrics.base import Metric
 from latentbench.sae.options import EnsembleOptions, Variant
@@ -139,10 +140,24 @@ class Experiment(SpecModel):
     """How latents of the SAEs at `layers` are matched to each other."""
     training: TrainingOptions = TrainingOptions()
     """How the SAE is trained."""
+    massive: Literal["keep"] | Annotated[float, Field(gt=1)] = DEFAULT_MULTIPLE
+    """Tokens whose hidden state, where the SAE reads, is longer than so many times the median there are left out of training
+    and of every number of reconstruction, and keep their own state in substitutions; `keep` leaves none out."""
+    leave_out: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = ()
+    """Tokens that are left out as well, e.g. `["<|im_start|>", "\\n"]`: as the vocabulary spells them, or as their text."""
     metrics: Annotated[tuple[Annotated[Metric, Choice("metrics", "metric")], ...], Field(min_length=1)]
     """What is measured: names, or one-key maps from a name to its options."""
     resources: Resources = Resources()
     """Limits for the executor."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(Experiment, ("massive", "leave_out"), made(self))
+
+    @property
+    def token_rule(self) -> TokenRule:
+        """Which tokens count where its SAEs read."""
+        return TokenRule(None if self.massive == "keep" else self.massive, self.leave_out)
 
     @property
     def sites(self) -> tuple[Site, ...]:

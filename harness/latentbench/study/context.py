@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latentbench.core.paths import Roots
     from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
     from latentbench.core.sites import Site
+    from latentbench.core.token_rule import TokenRule
     from latentbench.sae.autoencoder import SparseAutoencoder
     from latentbench.sae.options.base import LoadedSae, Variant
     from latentbench.statistics.units import Units
@@ -70,6 +71,10 @@ class ExperimentView(Protocol):
     @property
     def flow(self) -> Subject | None:
         """The spec's `flow:`; None without one."""
+
+    @property
+    def token_rule(self) -> TokenRule:
+        """Which tokens count where its SAEs read."""
 
     def section_at(self, site: Site) -> Variant | LoadedSae:
         """The options of the SAE that reads at `site`, one of `sites`: of one to train, or of one that is loaded."""
