@@ -13,15 +13,19 @@ from latentbench.activations.blocks import decoder_blocks, submodule
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import SHARED
 from latentbench.reconstruction import documents
 from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
+from latentbench.reconstruction.statistics import Baseline
 from tests.support.passes import (
     ATTENTION,
     LAST,
     LM,
+    MASSIVE,
     MIDDLE,
     MLP,
+    NAMED,
     TOKENS,
     VOCABULARY,
     D,
@@ -29,11 +33,14 @@ from tests.support.passes import (
     ToySAE,
     flat,
     language_model,
+    planted,
     requests,
 )
 
 
-def plain_statistics(lm: LanguageModel, tokens: EvalTokens, site: Site, sae: ToySAE, budget: int | None):
+def plain_statistics(
+    lm: LanguageModel, tokens: EvalTokens, site: Site, sae: ToySAE, budget: int | None, rule: TokenRule = EVERY_TOKEN
+):
     """The definitions in harness/latentbench/reconstruction/statistics.py, one document at a time, with ordinary forward hooks."""
     target = submodule(decoder_blocks(lm.model)[site.index], site)
 
@@ -52,8 +59,14 @@ def plain_statistics(lm: LanguageModel, tokens: EvalTokens, site: Site, sae: Toy
         return seen[0][0], logits.double().log_softmax(-1)
 
     rows = [tokens.ids[n, : tokens.lengths[n]].long() for n in range(len(tokens.ids))]
-    keep = [~torch.isin(ids, torch.tensor([0, 1])) for ids in rows]
+    words = [~torch.isin(ids, torch.tensor([0, 1])) for ids in rows]
+    named = [torch.isin(ids, torch.tensor([int(name[1:]) for name in rule.named])) for ids in rows]
     clean = [run(ids) for ids in rows]
+    keep = [w & ~n for w, n in zip(words, named, strict=True)]
+    found = sorted(float(v.norm()) for (hidden, _), k in zip(clean, keep, strict=True) for v in hidden[k].double())
+    limit = np.inf if rule.multiple is None else rule.multiple * found[(len(found) - 1) // 2]
+    massive = [(hidden.double().norm(dim=1) > limit) & k for (hidden, _), k in zip(clean, keep, strict=True)]
+    keep = [k & ~m for k, m in zip(keep, massive, strict=True)]
     x = [hidden[k].double() for (hidden, _), k in zip(clean, keep, strict=True)]
     codes = [sae.encode(hidden[k], budget) for (hidden, _), k in zip(clean, keep, strict=True)]
     reconstruction = [sae.decode(c).double() for c in codes]
@@ -78,6 +91,7 @@ def plain_statistics(lm: LanguageModel, tokens: EvalTokens, site: Site, sae: Toy
         ce_sae, kl_sae = substituted(hats)
         ratios = 1 - error.square().sum(1) / (xs - mean).square().sum(1)
         return {
+            "massive": massive[n].sum(), "named": (named[n] & words[n]).sum(),
             "tokens": len(xs), "elements": xs.numel(), "predictions": predictions,
             "squared_norm": xs.square().sum(), "total_variance": (xs - mean).square().sum(),
             "ce_clean": -clean[n][1][torch.arange(predictions), ids[1:]].sum(),
@@ -122,6 +136,44 @@ def test_statistics_are_what_their_definitions_say(config, site: Site, budget: i
     np.testing.assert_allclose(baseline.mean, mean, rtol=1e-5, atol=1e-6)
     assert measurement.firing.tolist() == firing.tolist()
     assert all(("@2" in name) == (budget == 2) for name in measurement.statistics)
+
+
+RULES = [TokenRule(10.0), TokenRule(10.0, (f"w{NAMED}", "w0")), TokenRule(None, (f"w{NAMED}",)), EVERY_TOKEN]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=["massive", "both", "named", "keep"])
+@pytest.mark.parametrize(("config", "site"), [(None, MIDDLE), (None, MLP), (GEMMA, LAST), (NEOX, MIDDLE)])
+def test_massive_and_named_tokens_are_in_no_statistic_and_keep_their_states(
+    config, site: Site, rule: TokenRule
+) -> None:
+    lm, sae = planted(config), ToySAE()
+    with torch.no_grad():
+        expected, mean, firing = plain_statistics(lm, TOKENS, site, sae, None, rule)
+    asked = [MeasurementRequest("sae", sae, site, splice=True)]
+    results = measure(lm, TOKENS, asked, forward_tokens=40, rule=rule)
+    baseline, measurement = results.baselines[site], results.measurements[0]
+    got = baseline.statistics | measurement.statistics
+    assert set(got) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, rtol=2e-5, atol=2e-5 * np.abs(values).max(), err_msg=name)
+    np.testing.assert_allclose(baseline.mean, mean, rtol=1e-5, atol=1e-6)
+    assert measurement.firing.tolist() == firing.tolist()
+    # The planted word is in the residual stream and not in what an MLP adds to it.
+    planted_ones = int((TOKENS.ids == MASSIVE).sum()) if rule.multiple and site is not MLP else 0
+    assert baseline.statistics["massive"].sum() == planted_ones
+    again = measure(lm, TOKENS, asked, baselines=results.baselines, rule=rule).measurements[0]
+    for name, values in again.statistics.items():  # limits of a baseline that is known are not estimated anew
+        np.testing.assert_allclose(values, measurement.statistics[name], rtol=1e-5, atol=1e-5)
+    alone = measure(lm, TOKENS, sites=[site], splice_sites=[site], rule=rule).baselines[site]
+    assert alone.limit == baseline.limit or rule.multiple is None
+    stored = Baseline.from_tensors(*baseline.to_tensors())
+    assert stored.limit == baseline.limit or rule.multiple is None
+
+
+def test_nothing_is_massive_where_nothing_is_ordinary() -> None:
+    only = EvalTokens(torch.tensor([[0, 1, 1]], dtype=torch.int32), torch.tensor([2]), ("0" * 16,), 0)
+    baseline = measure(LM, only, sites=[MIDDLE], rule=TokenRule(10.0)).baselines[MIDDLE]
+    assert (baseline.statistics["tokens"].sum(), baseline.limit.length) == (0, np.inf)
 
 
 def test_an_identity_loses_nothing() -> None:

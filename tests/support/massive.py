@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from latentbench.core.protocols import LanguageModel
 
@@ -30,7 +30,12 @@ def massive_model(dtype: torch.dtype = torch.float32, eos: int | None = None) ->
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2
     )
     model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        row = model.get_input_embeddings().weight[MASSIVE]
-        model.get_input_embeddings().weight[MASSIVE] = 200 * row / row.norm()
+    plant(model, MASSIVE)
     return LanguageModel(model.to(dtype), tokenizer(eos), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def plant(model: PreTrainedModel, token: int, length: float = 200) -> None:
+    """Gives a token an embedding of that length."""
+    rows = model.get_input_embeddings().weight
+    with torch.no_grad():
+        rows[token] *= length / rows[token].norm()

@@ -14,6 +14,7 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from tests.support.massive import plant
 
 BOS, CONTEXT, D, VOCABULARY = 0, 14, 16, 60
 MIDDLE, LAST, MLP, ATTENTION = (
@@ -46,6 +47,15 @@ def documents(count: int = 9, seed: int = 0) -> EvalTokens:
     ids[2, -1] = 1
     ids[torch.arange(CONTEXT) >= lengths[:, None]] = 1
     return EvalTokens(ids.int(), lengths.int(), tuple(f"{n:016x}" for n in range(count)), 0)
+
+
+def planted(config=None) -> LanguageModel:
+    """`language_model` with the word `MASSIVE` massive in its residual stream, and words with names."""
+    made = language_model(config)
+    plant(made.model, MASSIVE, 2000)
+    names = {f"w{token}": token for token in range(VOCABULARY)}
+    named = SimpleNamespace(**vars(made.tokenizer), get_vocab=lambda: names)
+    return LanguageModel(made.model, named, made.device)
 
 
 class ToySAE(SparseAutoencoder):
@@ -90,6 +100,8 @@ class BrokenSAE(ToySAE):
 
 
 LM, TOKENS = language_model(), documents()
+MASSIVE, NAMED = TOKENS.ids[2, 3:5].tolist()
+"""Two words of the longest document."""
 
 
 def flat(results: PassResults) -> dict[str, np.ndarray]:
