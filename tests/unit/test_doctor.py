@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from latentbench.activations.massive import OrdinaryTokens
 from latentbench.cli.app import run
+from latentbench.core.sites import Site
 from latentbench.doctor import environment, intervals, truths
 from latentbench.doctor.check import Check, Finding, both, close, run_checks
+from latentbench.doctor.massive import massive_checks
 from latentbench.reconstruction import error_metrics
 from latentbench.spec.project import Project
 
@@ -70,6 +73,22 @@ def test_company_that_matters_is_noticed(ward: truths.PocketFixture, monkeypatch
 
     monkeypatch.setattr(truths, "_own", own)
     assert not truths._company(ward).passed
+
+
+def test_a_planted_massive_activation_is_left_out() -> None:
+    (check,) = massive_checks()
+    assert check.look().passed
+
+
+def test_a_rule_that_leaves_nothing_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def everything(_: OrdinaryTokens, site: Site, states: torch.Tensor) -> torch.Tensor:
+        return torch.ones(states.shape[:-1], dtype=torch.bool)
+
+    monkeypatch.setattr(OrdinaryTokens, "short", everything)
+    (check,) = massive_checks()
+    finding = check.look()
+    assert finding.passed is False
+    assert "not those with the word left out by name" in finding.detail
 
 
 def test_a_planted_dictionary_is_recognised() -> None:

@@ -35,9 +35,10 @@ def doctor(
     checks = surroundings_checks(folders.project())
     if not quick:
         from latentbench.doctor.intervals import interval_checks
+        from latentbench.doctor.massive import massive_checks
         from latentbench.doctor.truths import dictionary_checks, metric_checks
 
-        checks += [*metric_checks(), *dictionary_checks(), *interval_checks()]
+        checks += [*metric_checks(), *massive_checks(), *dictionary_checks(), *interval_checks()]
     done = []
     for result in run_checks(checks):
         done.append(result)
