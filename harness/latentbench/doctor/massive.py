@@ -61,15 +61,15 @@ class _Planted:
         words = real_mask(self.tokens.lengths, self.tokens.ids.shape[1]) & ~special_mask(
             self.tokens.ids, pocket.model.tokenizer
         )
-        ids, counts = self.tokens.ids[words].unique(return_counts=True)
-        chosen = int((counts / counts.sum() - SHARE).abs().argmin())
-        self.word, self.share = int(ids[chosen]), float(counts[chosen]) / float(counts.sum())
+        counts = self.tokens.ids[words].bincount()
+        self.word = int((counts / counts.sum() - SHARE).abs().argmin())
+        self.share = float(counts[self.word]) / float(counts.sum())
 
     @cached_property
     def model(self) -> LanguageModel:
         """A copy with the word's embedding lengthened."""
         made = copy.deepcopy(self.pocket.model.model)
-        rows = made.get_input_embeddings().weight
+        rows: Tensor = made.get_input_embeddings().weight  # type: ignore[assignment]
         with torch.no_grad():
             rows[self.word] *= TIMES * rows.norm(dim=1).max() / rows[self.word].norm()
         return replace(self.pocket.model, model=made)

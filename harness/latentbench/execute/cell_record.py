@@ -22,6 +22,7 @@ from latentbench.execute.job import Job, JobCell
 from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
 from latentbench.plan.stages import CellStages, comparability, stage_keys
+from latentbench.reconstruction.left_out import EVERY
 from latentbench.records.record import (
     ArtifactRef,
     Checkout,
@@ -156,11 +157,12 @@ def _of_sae(experiment: Experiment, measured: Mapping[str, DomainMeasurement]) -
 
 
 def _statistics(domain: DomainMeasurement) -> Statistics:
-    """Statistics of the model alone and of every budget together; a budget other than the trained one is in the
-    names."""
+    """Statistics of the model alone, of every budget and of every token together, told apart by their names."""
     merged = dict(domain.baseline.statistics)
     for measurement in domain.measurements.values():
         merged |= measurement.statistics
+    if domain.every:
+        merged |= {EVERY + name: values for name, values in _statistics(domain.every).items()}
     return merged
 
 

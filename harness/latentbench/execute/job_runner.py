@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -30,12 +30,16 @@ from latentbench.execute.training_launcher import train_on_devices
 from latentbench.execute.training_stage import TrainingRequest, TrainingRunner
 from latentbench.metrics.value import MetricValue
 from latentbench.plan.stages import CellStages, SaeStages, cell_key, stages_of
+from latentbench.reconstruction.statistics import Baseline
 from latentbench.records.record import Failure, RunCost
 from latentbench.records.results import referred_keys, write_record
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.store.cleaning import keep_within, quota_of_environment
 from latentbench.store.store import Store
 from latentbench.study.study import Findings, Study
+
+MUCH = 0.02
+"""The share of tokens left out above which a row says so."""
 
 
 @dataclass(eq=False)
@@ -143,22 +147,25 @@ class _Run:
 
     def _measure(self, domain: str) -> None:
         """Measures the SAEs of all cells whose metrics share the pass over the domain's documents."""
-        subjects = [
-            MeasuredCell(state.item.cell, state.stages, partial(self.saes.get, state.stages.saes[0]))
-            for state in self._alive()
-            if state.stages and domain in state.stages.domains and state.stages.domains[domain].baseline
-        ]
-        for group in self.measuring.together(subjects, domain):
-            states = [self.states[subject.cell] for subject in group]
-            self._guard(states, "measure", partial(self._measure_group, group, domain))
+        for every in (False, True):  # what counts every token is kept beside what the row itself counts
+            subjects = [
+                MeasuredCell(state.item.cell, state.stages, partial(self.saes.get, state.stages.saes[0]), every)
+                for state in self._alive()
+                if state.stages and (found := state.stages.domains.get(domain))
+                if (found.every if every else found.baseline)
+            ]
+            for group in self.measuring.together(subjects, domain):
+                states = [self.states[subject.cell] for subject in group]
+                self._guard(states, "measure", partial(self._measure_group, group, domain, every))
 
-    def _measure_group(self, group: list[MeasuredCell], domain: str) -> None:
-        text = f"measuring {plural(len(group), 'SAE')} on {domain}"
+    def _measure_group(self, group: list[MeasuredCell], domain: str, every: bool) -> None:
+        text = f"measuring {plural(len(group), 'SAE')} on {domain}" + (", every token" if every else "")
         for cell, outcome in self.measuring.run(group, domain, self._progress(text)).items():
             if isinstance(outcome, Exception):
                 self.states[cell].error = _failure("measure", outcome)
             else:
-                self.states[cell].measured[domain] = outcome
+                measured = self.states[cell].measured
+                measured[domain] = replace(measured[domain], every=outcome) if every else outcome
 
     def _study(self, state: _State) -> None:
         """Makes the cell's subject and runs its studies, each of which is stored when it is done."""
@@ -239,6 +246,7 @@ class _Run:
             wanted = state.item.cell.experiment.dataset.eval[name].documents or 0
             if len(tokens.digests) + tokens.skipped < wanted:
                 yield f"{name}: the dataset holds only {len(tokens.digests) + tokens.skipped} of {wanted} documents"
+            yield from _left_out(name, measured.baseline)
             if tokens.skipped:
                 yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
 
@@ -261,6 +269,16 @@ def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:
     """The SAEs of a cell and all they stand on, each with its level."""
     for made in stages.saes if stages else ():
         yield from made.levels()
+
+
+def _left_out(domain: str, baseline: Baseline) -> Iterator[str]:
+    counts = {name: float(baseline.statistics[name].sum()) for name in ("tokens", "massive", "named")}
+    share = (counts["massive"] + counts["named"]) / max(1.0, sum(counts.values()))
+    if share > MUCH:
+        yield (
+            f"{domain}: {share:.1%} of the tokens are left out, {counts['massive']:.0f} massive ones and {counts['named']:.0f} that "
+            "`leave_out` names: the numbers are about the others"
+        )
 
 
 def _repeated(value: MetricValue) -> str:

@@ -15,6 +15,7 @@ from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.hashing import digest
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
 from latentbench.metrics.base import declared
@@ -33,6 +34,20 @@ class MeasuredCell:
     cell: Cell
     stages: CellStages
     sae: Callable[[], SparseAutoencoder]
+    every: bool = False
+    """Whether every token counts, for the metric that asks for that, instead of those of the spec's own rule."""
+
+    def at(self, domain: str) -> DomainStages:
+        """What is to be measured on a domain."""
+        own = self.stages.domains[domain]
+        stages = own.every if self.every else own
+        assert stages is not None  # only cells with such a metric are measured so
+        return stages
+
+    @property
+    def rule(self) -> TokenRule:
+        """Which tokens count."""
+        return EVERY_TOKEN if self.every else self.cell.experiment.token_rule
 
     @property
     def site(self) -> Site:
@@ -41,13 +56,13 @@ class MeasuredCell:
 
     def baseline(self, domain: str) -> Stage:
         """The model without an SAE on a domain."""
-        stage = self.stages.domains[domain].baseline
+        stage = self.at(domain).baseline
         assert stage is not None  # only cells with shared metrics are measured here
         return stage
 
     def measurements(self, domain: str) -> list[Ref]:
         """What is measured of its SAE on a domain."""
-        return [stage.ref for stage in self.stages.domains[domain].measurements.values()]
+        return [stage.ref for stage in self.at(domain).measurements.values()]
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,8 @@ class DomainMeasurement:
     baseline: Baseline
     measurements: dict[int | None, Measurement]
     """By budget; None is the SAE as it was trained."""
+    every: DomainMeasurement | None = None
+    """The same where every token counts."""
 
 
 class MeasurementRunner:
@@ -70,8 +87,7 @@ class MeasurementRunner:
         """Cells that read the same tokens of the same documents with the same model, in groups."""
         groups: dict[str, list[MeasuredCell]] = defaultdict(list)
         for subject in subjects:
-            rule = subject.cell.experiment.token_rule.plain()
-            groups[digest("pass", [subject.stages.domains[domain].tokens.key, rule])].append(subject)
+            groups[digest("pass", [subject.at(domain).tokens.key, subject.rule.plain()])].append(subject)
         return list(groups.values())
 
     def run(
@@ -80,7 +96,7 @@ class MeasurementRunner:
         """What is measured on `domain` for cells that read the same documents with the same model, or what went
         wrong."""
         experiment = subjects[0].cell.experiment
-        tokens_stage = subjects[0].stages.domains[domain].tokens
+        tokens_stage = subjects[0].at(domain).tokens
         data = experiment.dataset.eval[domain]
         tokens = make_eval_tokens(self.store, tokens_stage, data, self.models, experiment.model)
         failures: dict[Cell, Exception] = {}
@@ -104,7 +120,7 @@ class MeasurementRunner:
         self, subjects: list[MeasuredCell], domain: str, tokens: EvalTokens, refs: set[Ref], progress: Progress
     ) -> dict[Cell, Exception]:
         """One pass over the documents that makes the baselines and measurements among `refs`."""
-        stages = {s.cell: s.stages.domains[domain] for s in subjects}
+        stages = {s.cell: s.at(domain) for s in subjects}
         bases = {s.cell: s.baseline(domain) for s in subjects}
         requests: dict[str, MeasurementRequest] = {}
         failures: dict[Cell, Exception] = {}
@@ -124,7 +140,7 @@ class MeasurementRunner:
             sites=[s.site for s in subjects],
             splice_sites=[s.site for s in subjects if bases[s.cell].payload["splice"]],
             progress=progress,
-            rule=subjects[0].cell.experiment.token_rule,
+            rule=subjects[0].rule,
         )
         for subject in subjects:
             self._keep_baseline(bases[subject.cell], results.baselines[subject.site])
@@ -165,7 +181,7 @@ class MeasurementRunner:
 
     def _collect(self, subject: MeasuredCell, domain: str, tokens: EvalTokens) -> DomainMeasurement:
         baseline = stored_baseline(self.store, subject.baseline(domain))
-        stages = subject.stages.domains[domain].measurements
+        stages = subject.at(domain).measurements
         measurements = {b: stored_measurement(self.store, stage) for b, stage in stages.items()}
         assert baseline is not None  # stored a moment ago
         assert None not in measurements.values()

@@ -18,6 +18,8 @@ from latentbench.core.plugins import plugin
 from latentbench.metrics.base import Display, Estimator, Metric
 from latentbench.metrics.value import settings_text
 
+_ALWAYS = ({"metric": "left_out"},)
+"""What rows with an SAE report without being asked."""
 Number = tuple[str, int, str]
 """Id, version and settings of a number, by which a record names its estimator."""
 
@@ -58,7 +60,7 @@ def current_versions(metrics: str) -> dict[str, int]:
 
 
 def _installed(metrics: str) -> Iterator[Metric]:
-    for asked in json.loads(metrics):
+    for asked in (*json.loads(metrics), *_ALWAYS):
         try:
             metric = plugin("metrics", asked["metric"]).model_validate(asked)
         except (KeyError, TypeError, ValidationError, NotAvailable):

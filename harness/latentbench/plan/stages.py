@@ -21,6 +21,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.metrics.base import MEASUREMENT_VERSION, declared
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
@@ -72,6 +73,13 @@ class DomainStages:
     """None where no metric needs the pass that all SAEs share."""
     measurements: dict[int | None, Stage] = field(default_factory=dict)
     """One for each budget; None is the SAE as it was trained."""
+    every: DomainStages | None = None
+    """The same SAE on the same documents where every token counts; None where no metric asks."""
+
+    def all(self) -> list[Stage]:
+        """In an order in which they can be made."""
+        own = [self.tokens, *([self.baseline] if self.baseline else []), *self.measurements.values()]
+        return [*own, *(self.every.all() if self.every else [])]
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class CellStages:
         found = [stage for sae in self.saes for stage in sae.all()]
         found += [self.subject] if self.subject else []
         for domain in self.domains.values():
-            found += [domain.tokens, *([domain.baseline] if domain.baseline else []), *domain.measurements.values()]
+            found += domain.all()
         return list({stage.key: stage for stage in [*found, *self.studies.values()]}.values())
 
 
@@ -164,6 +172,8 @@ def stage_keys(stages: CellStages) -> dict[str, str]:
             named[f"{name}/baseline"] = domain.baseline.key
         for budget, stage in domain.measurements.items():
             named[f"{name}/measurement" + ("" if budget is None else f"@{budget}")] = stage.key
+        if domain.every:
+            named[f"{name}/every_token"] = domain.every.measurements[None].key
     return named | {f"study/{name}": stage.key for name, stage in stages.studies.items()}
 
 
@@ -333,4 +343,15 @@ def _domain(
         payload = without_empty("statistics", payload)
         title = f"{name}: SAE" + ("" if budget is None else f" at budget {budget}")
         measurements[budget] = Stage("measurement", title, payload, (sae.stage, baseline))
-    return DomainStages(tokens, baseline, measurements)
+    return DomainStages(tokens, baseline, measurements, _every_token(name, tokens, experiment, model, sae))
+
+
+def _every_token(name: str, tokens: Stage, experiment: Experiment, model: Json, sae: SaeStages) -> DomainStages | None:
+    """What is measured where every token counts. The baseline is that of a spec with `massive: keep`."""
+    if (asked := experiment.every_token) is None:
+        return None
+    splice = {"splice": asked.cross_entropy, "version": MEASUREMENT_VERSION}
+    place = {"model": model, "site": sae.site.plain(), **splice, "token_rule": EVERY_TOKEN.plain()}
+    baseline = Stage("baseline", f"{name}: the model without an SAE, every token", place, (tokens,))
+    measurement = Stage("measurement", f"{name}: SAE, every token", {"budget": None, **splice}, (sae.stage, baseline))
+    return DomainStages(tokens, baseline, {None: measurement})

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from latentbench.core.errors import SpecError, SpecProblem
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
+from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.core.validation_errors import problem_at
 from latentbench.metrics.base import statistic_problems
+from latentbench.reconstruction.left_out import EveryToken
 from latentbench.sae.options import BoostedOptions, EnsembleOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.spec.cells import SpecFile
@@ -57,6 +59,7 @@ def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
     yield from misfits(experiment, roots)
     yield from _subject(experiment, roots)
     yield from _studies(experiment, roots)
+    yield from _every_token(experiment)
     yield from _statistics(experiment)
 
 
@@ -215,6 +218,13 @@ def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
                 yield from ((("metrics", number), message) for message in metric.problems_in(experiment, roots))
             except UNREADABLE as error:
                 yield from ((("metrics", number), said) for said in _said(error))
+
+
+def _every_token(experiment: Experiment) -> Iterator[Finding]:
+    """A number about every token says nothing new where every token counts."""
+    for number, metric in enumerate(experiment.metrics):
+        if isinstance(metric, EveryToken) and experiment.token_rule == EVERY_TOKEN:
+            yield ("metrics", number), "`massive: keep` counts every token already: drop this metric"
 
 
 def _statistics(experiment: Experiment) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from latentbench.core.spec_model import Json, SpecModel, without_default, withou
 from latentbench.core.token_rule import DEFAULT_MULTIPLE, TokenRule
 from latentbench.flow.options import Flow
 from latentbench.metrics.base import Metric
+from latentbench.reconstruction.left_out import EveryToken, LeftOutShare
 from latentbench.sae.options import EnsembleOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TrainingOptions
@@ -195,8 +196,15 @@ class Experiment(SpecModel):
 
     @property
     def shared_metrics(self) -> tuple[Metric, ...]:
-        """The metrics of the SAE that share one pass over the documents."""
-        return tuple(metric for metric in self.metrics if not isinstance(metric, Study))
+        """The metrics of the SAE that share one pass over the documents, and the share that all of them leave out."""
+        asked = tuple(metric for metric in self.metrics if not isinstance(metric, Study))
+        said = any(isinstance(metric, LeftOutShare) for metric in asked)
+        return asked if said or not asked else (*asked, LeftOutShare())
+
+    @property
+    def every_token(self) -> EveryToken | None:
+        """The metric that counts what the rule leaves out, where a spec asks for it."""
+        return next((metric for metric in self.metrics if isinstance(metric, EveryToken)), None)
 
 
 class Header(SpecModel):
