@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.latents import decoder_similarity, survey
 from latentbench.latents.decoder_similarity import agreement, consistency, matched_cosines
 from latentbench.latents.encoding import Encoded, encoded
 from latentbench.latents.logit_lens import final_norm, logit_lens
+from latentbench.latents.probing import documents_of
 from latentbench.latents.survey import PADDING, LatentUsage, NonzeroActivations, PairCounts, TopExamples
 from latentbench.reconstruction.documents import DocumentBatch
 from latentbench.sae.autoencoder import Codes
-from tests.support.passes import LM, MIDDLE, TOKENS, ToySAE
+from tests.support.passes import LM, MASSIVE, MIDDLE, TOKENS, ToySAE
+from tests.support.passes import planted as planted_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +53,7 @@ def planted(seed: int, lengths: tuple[int, ...] = (7, 5, 9, 4)) -> tuple[list[En
         part[ordinary] = torch.zeros(tokens, WIDTH).scatter_add(1, indices, values)
         dense[chosen] = part
         batch = DocumentBatch(chosen, ids[chosen], real, ordinary)
-        batches.append(Encoded(batch, torch.zeros(tokens, 2), Codes(values, indices)))
+        batches.append(Encoded(batch, batch.ordinary, torch.zeros(tokens, 2), Codes(values, indices)))
     return batches, dense
 
 
@@ -101,7 +104,14 @@ def test_entropy_of_known_uses() -> None:
     values, indices = torch.ones(4, 2), torch.tensor([[0, 1]] * 4)
     values[1:, 1] = 0
     found = used(
-        [Encoded(DocumentBatch(torch.tensor([0]), ids, real, ordinary), torch.zeros(4, 2), Codes(values, indices))]
+        [
+            Encoded(
+                DocumentBatch(torch.tensor([0]), ids, real, ordinary),
+                ordinary,
+                torch.zeros(4, 2),
+                Codes(values, indices),
+            )
+        ]
     )
     assert found.entropy()[:2].tolist() == [2.0, 0.0]
     assert found.repeated[:2].tolist() == [1, 0]
@@ -255,3 +265,32 @@ def test_documents_are_encoded_at_every_budget_by_an_sae_in_evaluation_mode() ->
     assert found == list(range(len(TOKENS.ids)))
     batch = parts[0].batch
     assert torch.equal(batch.ids[batch.rows, batch.positions], batch.token_ids)
+
+
+def test_latents_are_surveyed_without_massive_tokens() -> None:
+    lm, sae = planted_model(), ToySAE()
+    rules = TokenRule(10.0), TokenRule(None, (f"w{MASSIVE}",))
+    by_length, by_name = (survey.survey(lm, sae, MIDDLE, TOKENS, 3, 8, 5, rule=rule).tensors() for rule in rules)
+    assert by_length.keys() == by_name.keys()
+    for name in ("tokens", "firing", "documents", "repeated", "largest", "entropy", "top_tokens"):
+        assert torch.equal(by_length[name], by_name[name]), name
+    kept = survey.survey(lm, sae, MIDDLE, TOKENS, 3, 8, 5)
+    assert kept.tokens == int(by_length["tokens"]) + int((TOKENS.ids == MASSIVE).sum())
+    pooled = [documents_of(lm, sae, MIDDLE, TOKENS, rule).states for rule in (*rules, EVERY_TOKEN)]
+    assert np.array_equal(pooled[0], pooled[1])
+    assert np.abs(pooled[2]).max() > 10 * np.abs(pooled[0]).max()
+
+
+def test_readers_see_massive_tokens_on_which_nothing_is_active() -> None:
+    lm, sae = planted_model(), ToySAE()
+    pairs = zip(encoded(lm, sae, MIDDLE, TOKENS, rule=TokenRule(10.0)), encoded(lm, sae, MIDDLE, TOKENS), strict=True)
+    massive = 0
+    for part, whole in pairs:
+        assert torch.equal(part.words, whole.batch.ordinary)
+        spread, plain = part.codes_of_words().dense(sae.width), whole.codes.dense(sae.width)
+        long = whole.batch.token_ids == MASSIVE
+        assert not spread[long].any()
+        torch.testing.assert_close(spread[~long], plain[~long])
+        assert part.codes.l0.sum() == part.codes_of_words().l0.sum()
+        massive += int(long.sum())
+    assert massive > 0

@@ -19,6 +19,7 @@ from latentbench.autointerp.windows import Question, Window, check_disjoint
 from latentbench.core.errors import CellFailed, LatentbenchError
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import Problem, ProblemSet
+from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.flow.metrics import FlowAgreement, FlowDeactivation, FlowTransition
 from latentbench.flow.steering_metric import FlowSteering
 from latentbench.flow.steering_study import _halves, _planned
@@ -92,7 +93,7 @@ def probed(folder: Path, texts: dict[str, list[str]]) -> Findings:
     """Sparse probing where latents 0 to 3 fire on some words."""
     lab = lab_of(folder, 8, fires_on(token_sets(8, 12)))
     made = {name: evaluation_tokens(part, lab.tokenizer(), context=CONTEXT) for name, part in texts.items()}
-    experiment: Any = SimpleNamespace(dataset=SimpleNamespace(eval=dict.fromkeys(made)))
+    experiment: Any = SimpleNamespace(dataset=SimpleNamespace(eval=dict.fromkeys(made)), token_rule=EVERY_TOKEN)
     return SparseProbing(k=(2,)).run(replace(lab, experiment=experiment, tokens=made.__getitem__))
 
 

@@ -14,6 +14,7 @@ from latentbench.activations.tokens import EvalTokens, evaluation_tokens
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.study.context import StageContext
 
@@ -90,7 +91,7 @@ def lab_of(
     language_model, keys = tiny_language_model()
     tokens: EvalTokens = evaluation_tokens(texts or random_texts(160), language_model.tokenizer, context=CONTEXT)
     return StageContext(
-        experiment=SimpleNamespace(dataset=SimpleNamespace(eval={domain: None})),  # type: ignore[arg-type]
+        experiment=SimpleNamespace(dataset=SimpleNamespace(eval={domain: None}), token_rule=EVERY_TOKEN),  # type: ignore[arg-type]
         key=key,
         roots=Roots(tmp_path),
         device=torch.device("cpu"),

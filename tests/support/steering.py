@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel, Problem, ProblemSet
+from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.study.context import StageContext
 from tests.support.labs import VOCABULARY, words_tokenizer
 
@@ -58,7 +59,7 @@ def lab(lm: LanguageModel, folder: Path, kill_at: int | None = None, model: Any 
             raise Killed
 
     return StageContext(
-        experiment=SimpleNamespace(model=model, dataset=SimpleNamespace(eval={})),  # type: ignore[arg-type]
+        experiment=SimpleNamespace(model=model, dataset=SimpleNamespace(eval={}), token_rule=EVERY_TOKEN),  # type: ignore[arg-type]
         key="key",
         roots=Roots(folder),
         device=torch.device("cpu"),

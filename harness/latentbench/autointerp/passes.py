@@ -7,7 +7,8 @@ harness/latentbench/autointerp/collection.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from latentbench.activations.massive import named_ids, named_mask
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
 from latentbench.autointerp.definition import ScoringProtocol
 from latentbench.autointerp.sampling import (
@@ -31,10 +33,14 @@ from latentbench.autointerp.windows import TokenTexts, Window
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import TokenRule
 from latentbench.latents.encoding import encoded
 from latentbench.reconstruction.documents import DocumentBatch
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.study.context import StageContext
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def places_in_batch(batch: DocumentBatch) -> tuple[Tensor, Tensor]:
@@ -67,18 +73,22 @@ def cut(values: Tensor, row: Tensor, start: Tensor, window: int) -> Tensor:
 
 
 class DocumentTexts:
-    """Ordinary tokens of the documents: neither padding nor special."""
+    """Tokens of the documents that are neither padding nor special nor named by the spec.
 
-    def __init__(self, tokens: EvalTokens, texts: TokenTexts, special: NDArray[np.bool_]) -> None:
+    Massive ones are among them: a reader of the text sees them, and no latent is active on them.
+    """
+
+    def __init__(self, tokens: EvalTokens, texts: TokenTexts, excluded: NDArray[np.bool_]) -> None:
         self._ids, self._texts = tokens.ids.numpy(), texts
-        self._ordinary = real_mask(tokens.lengths, tokens.ids.shape[1]).numpy() & ~special
+        self._ordinary = real_mask(tokens.lengths, tokens.ids.shape[1]).numpy() & ~excluded
         self.lengths: Integers = self._ordinary.sum(1).astype(np.int64)
         """[documents] numbers of ordinary tokens."""
 
     @staticmethod
-    def of(tokens: EvalTokens, tokenizer: object) -> DocumentTexts:
+    def of(tokens: EvalTokens, tokenizer: PreTrainedTokenizerBase, rule: TokenRule) -> DocumentTexts:
         """The texts of evaluation documents."""
-        return DocumentTexts(tokens, TokenTexts(tokenizer), special_mask(tokens.ids, tokenizer).numpy())  # type: ignore[arg-type]
+        excluded = special_mask(tokens.ids, tokenizer) | named_mask(tokens.ids, named_ids(rule, tokenizer))
+        return DocumentTexts(tokens, TokenTexts(tokenizer), excluded.numpy())
 
     def tokens(self, document: int, start: int, window: int) -> tuple[str, ...]:
         """The texts of at most `window` ordinary tokens, one by one."""
@@ -130,7 +140,7 @@ class EvaluationSetup:
         """Raises InvalidInput unless the cell has exactly one SAE."""
         sae, site = context.sae, next(iter(context.saes()))
         seed, tokens = context.seed("autointerp"), context.tokens(domain)
-        texts = DocumentTexts.of(tokens, context.tokenizer())
+        texts = DocumentTexts.of(tokens, context.tokenizer(), context.experiment.token_rule)
         # By what is one unit: a text and its copy on two sides would be explained from and asked about.
         halves = sides(tokens.units.shared(tokens.digests), seed)
         drawn = _drawn(texts.lengths, halves, protocol.window, seed)
@@ -148,9 +158,10 @@ class EvaluationSetup:
         def progress(documents: int, _: int) -> None:
             self.context.progress(done * total + documents, PASSES * total)
 
-        model = self.context.model()
-        for part in encoded(model, self.sae, self.site, self.tokens, budgets=budgets, progress=progress):
-            take(part.budget, part.batch, _checked(part.codes))
+        model, rule = self.context.model(), self.context.experiment.token_rule
+        for part in encoded(model, self.sae, self.site, self.tokens, rule=rule, budgets=budgets, progress=progress):
+            # Windows were cut by ids alone, before the model was run, so massive tokens keep their places in them.
+            take(part.budget, replace(part.batch, ordinary=part.words), _checked(part.codes_of_words()))
 
 
 def _drawn(lengths: Integers, halves: Integers, window: int, seed: int) -> DrawnWindows:

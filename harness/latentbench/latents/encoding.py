@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
+from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.reconstruction.documents import TOKENS_PER_FORWARD, DocumentBatch, Domain, Progress
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
@@ -24,11 +26,18 @@ class Encoded:
     """Whole documents and the codes of their N ordinary tokens, in row-major order."""
 
     batch: DocumentBatch
+    """`ordinary` without the tokens that are massive where the SAE reads."""
+    words: Tensor
+    """[B, T] bool: the tokens that are ordinary by their ids, massive ones included: what a reader of the text sees."""
     states: Tensor
     """[N, d_in] float32 hidden states."""
     codes: Codes
     budget: int | None = None
     """Active latents per token that the SAE was limited to; None: as trained."""
+
+    def codes_of_words(self) -> Codes:
+        """The codes of all tokens of `words`; nothing is active on massive ones."""
+        return self.codes.spread(self.batch.ordinary[self.words])
 
 
 @torch.no_grad()
@@ -38,19 +47,23 @@ def encoded(
     site: Site,
     tokens: EvalTokens,
     *,
+    rule: TokenRule = EVERY_TOKEN,
     budgets: Sequence[int | None] = (None,),
     forward_tokens: int = TOKENS_PER_FORWARD,
     progress: Progress | None = None,
 ) -> Iterator[Encoded]:
     """All documents of a domain in batches of at most `forward_tokens` padded tokens, longest documents first.
 
-    The model reads a batch once, the SAE once per budget, in their order. As in the pass that all SAEs share, the SAE is moved
+    The model reads a batch once, the SAE once per budget, in their order; `rule` says which tokens it is given. As in the pass that all SAEs share, the SAE is moved
     to the model's device and put into evaluation mode.
     """
     sae.to(model.device).eval()
-    domain = Domain(model, tokens, forward_tokens, progress)
+    domain = Domain(model, tokens, forward_tokens, progress, rule)
     domain.passes = 1
-    for batch in domain.batches():
-        states = hidden_states(domain.model, [site], batch.ids, batch.real.long())[site][batch.ordinary].float()
+    counted = OrdinaryTokens(limits=domain.limits([site]))
+    for whole in domain.batches():
+        found = hidden_states(domain.model, [site], whole.ids, whole.real.long())[site]
+        batch = whole.at(site, found, counted)
+        states = found[batch.ordinary].float()
         for budget in budgets:
-            yield Encoded(batch, states, sae.encode(states, budget), budget)
+            yield Encoded(batch, whole.ordinary, states, sae.encode(states, budget), budget)

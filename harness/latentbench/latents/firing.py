@@ -12,7 +12,7 @@ Per latent i with n_i activations on the T ordinary tokens of a domain:
 
 Entropy and multi-token ratio are the judge-free proxies that arXiv 2505.22255 reports beside its interpretability
 scores (which fall with entropy); what a document is follows from the spec's `context`. Small entropy means that a
-latent follows single tokens, which is neither good nor bad in itself. Version 1.
+latent follows single tokens, which is neither good nor bad in itself. Version 2: massive tokens are not counted, version 1 counted them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOP_TOKENS = 10
 
 def _of_alive(name: str, unit: str, better: bool | None) -> Estimator:
     return Estimator(
-        f"latents.{name}", 1, unit, better, (f"latents.{name}", "latents.alive"), ratio, units="latents", paired=False
+        f"latents.{name}", 2, unit, better, (f"latents.{name}", "latents.alive"), ratio, units="latents", paired=False
     )
 
 
@@ -48,6 +48,7 @@ NUMBERS = (
 class Latents(Study):
     """Token entropy, multi-token ratio, density and top examples of every latent."""
 
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.latents.survey:measure_latents"
 
     metric: Literal["latents"] = "latents"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from latentbench.activations.tokens import EvalTokens, units_together
 from latentbench.core.errors import CellFailed
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.latents.encoding import Encoded, encoded
 from latentbench.latents.sparse_probing import CORRECT_RESIDUAL, DOMAIN, WEIGHT, SparseProbing, correct_from
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
@@ -41,7 +42,8 @@ def measure_sparse_probing(study: SparseProbing, context: StageContext) -> Findi
     """Tells the domains apart from every number of latents. Raises CellFailed for domains of too few documents."""
     sae, site = context.sae, next(iter(context.saes()))
     tokens = [context.tokens(name) for name in study.domains(context.experiment)]
-    data = ProbedDocuments.joined([documents_of(context.model(), sae, site, part) for part in tokens], tokens)
+    rule = context.experiment.token_rule
+    data = ProbedDocuments.joined([documents_of(context.model(), sae, site, part, rule) for part in tokens], tokens)
     if problem := data.problem():
         raise CellFailed(f"sparse_probing: {problem}")
     correct = {correct_from(k): data.correct(k) for k in dict.fromkeys(study.k)}
@@ -190,15 +192,17 @@ class ProbedDocuments:
         return columns(self.latents, by_mean_difference(self.latents[train], ours[train], k))
 
 
-def documents_of(model: LanguageModel, sae: SparseAutoencoder, site: Site, tokens: EvalTokens) -> PooledDocuments:
-    """One domain's documents, in their order, from one pass."""
+def documents_of(
+    model: LanguageModel, sae: SparseAutoencoder, site: Site, tokens: EvalTokens, rule: TokenRule = EVERY_TOKEN
+) -> PooledDocuments:
+    """One domain's documents, in their order, from one pass; `rule` says which of their tokens count."""
     from scipy.sparse import csr_array
 
     rows: list[NDArray[np.int64]] = []
     latents: list[NDArray[np.int64]] = []
     values: list[Array] = []
     states = np.zeros((len(tokens.ids), sae.d_in))
-    for part in encoded(model, sae, site, tokens):
+    for part in encoded(model, sae, site, tokens, rule=rule):
         documents, latent, mean = _mean_codes(part, sae.width)
         rows.append(documents)
         latents.append(latent)

@@ -8,7 +8,8 @@ half of the documents; a document of the other half is given to the domain whose
 
 Chance is 1/C. `sparse_probing.residual_accuracy` is the same with all dimensions of the mean hidden state instead of k
 latents: what there was to be found. Method: arXiv 2502.16681 (k-sparse probing by mean difference); its tasks and
-package are not used, because they need downloads, TransformerLens models and pandas < 3. Version 1.
+package are not used, because they need downloads, TransformerLens models and pandas < 3. Version 2: massive tokens are left
+out, version 1 read them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def correct_from(k: int) -> str:
 class SparseProbing(Study):
     """Accuracy of telling the evaluation domains apart from k latents."""
 
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.latents.probing:measure_sparse_probing"
     displays: ClassVar[Mapping[str, Display]] = {"sparse_probing.accuracy": Display("Probing", 70)}
 
@@ -51,12 +53,12 @@ class SparseProbing(Study):
     def numbers(self) -> tuple[Estimator, ...]:
         sparse = [
             Estimator(
-                "sparse_probing.accuracy", 1, "fraction", True, (correct_from(k), WEIGHT), ratio, params={"latents": k}
+                "sparse_probing.accuracy", 2, "fraction", True, (correct_from(k), WEIGHT), ratio, params={"latents": k}
             )
             for k in dict.fromkeys(self.k)
         ]
         dense = (CORRECT_RESIDUAL, WEIGHT)
-        return *sparse, Estimator("sparse_probing.residual_accuracy", 1, "fraction", None, dense, ratio)
+        return *sparse, Estimator("sparse_probing.residual_accuracy", 2, "fraction", None, dense, ratio)
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         if len(experiment.dataset.eval) < 2:

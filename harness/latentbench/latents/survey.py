@@ -18,6 +18,7 @@ from torch import Tensor
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.latents.encoding import Encoded, encoded
 from latentbench.latents.firing import DENSE, TOP_TOKENS, Latents
 from latentbench.reconstruction.documents import Progress
@@ -38,7 +39,16 @@ def measure_latents(study: Latents, context: StageContext) -> Findings:
     tensors: dict[str, Tensor] = {}
     details: dict[str, Json] = {}
     for number, name in enumerate(domains):
-        found = survey(model, sae, site, context.tokens(name), study.examples, study.window, TOP_TOKENS)
+        found = survey(
+            model,
+            sae,
+            site,
+            context.tokens(name),
+            study.examples,
+            study.window,
+            TOP_TOKENS,
+            rule=context.experiment.token_rule,
+        )
         statistics[name] = _statistics(found)
         tensors |= {f"{name}/{key}": tensor for key, tensor in found.tensors().items()}
         details[name] = {"tokens": found.tokens, "density_histogram": found.density_histogram()}
@@ -366,11 +376,12 @@ def survey(
     window: int,
     top: int,
     progress: Progress | None = None,
+    rule: TokenRule = EVERY_TOKEN,
 ) -> Survey:
-    """Runs the documents once. `examples` windows of `window` tokens and the `top` tokens are kept per latent."""
+    """Runs the documents once; `rule` says which tokens count. `examples` windows of `window` tokens and the `top` tokens are kept per latent."""
     usage = LatentUsage(sae.width, model.model.config.get_text_config().vocab_size, model.device)
     best = TopExamples(sae.width, examples, window, model.device)
-    for part in encoded(model, sae, site, tokens, progress=progress):
+    for part in encoded(model, sae, site, tokens, rule=rule, progress=progress):
         usage.add(part)
         best.add(part)
     return _survey(usage, best.found, top)

@@ -179,7 +179,9 @@ def _measured_surveys(
     for name in experiment.dataset.eval:
         say(f"no `latents` study is stored: reading the documents of {name}")
         tokens = _tokens(store, record, experiment, project, model, name)
-        found[name] = survey(model, sae, site, tokens, options.examples, options.window, TOP_TOKENS)
+        found[name] = survey(
+            model, sae, site, tokens, options.examples, options.window, TOP_TOKENS, rule=experiment.token_rule
+        )
     return found
 
 

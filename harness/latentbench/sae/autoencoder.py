@@ -47,6 +47,13 @@ class Codes(NamedTuple):
         indices = [pad(part.indices, p) for part, p in zip(parts, pads, strict=True)]
         return Codes(torch.cat(values), torch.cat(indices))
 
+    def spread(self, kept: Tensor) -> Codes:
+        """The codes of all M tokens of `kept` [M] bool, which is True at these N: nothing is active on the others."""
+        values = self.values.new_zeros(len(kept), self.values.shape[1])
+        indices = self.indices.new_zeros(values.shape)
+        values[kept], indices[kept] = self.values, self.indices
+        return Codes(values, indices)
+
     @property
     def l0(self) -> Tensor:
         """[N] number of active latents per token."""
