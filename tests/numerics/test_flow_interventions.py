@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from latentbench.activations.blocks import decoder_blocks
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.massive import EVERY_LENGTH, NormLimit, OrdinaryTokens, lengths
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
+from latentbench.core.token_rule import TokenRule
+from latentbench.flow.activity import TokenRows, batches, codes_at, firing, ordinary_tokens
 from latentbench.flow.effects import RerunCases, RerunRows, entry_before, rerun
 from latentbench.flow.graph import LatentNode
 from latentbench.flow.interventions import (
@@ -32,7 +37,8 @@ from latentbench.flow.interventions import (
 from latentbench.flow.options import Flow
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench_adapters.pocket.adapter import PocketModel
-from tests.support.flow import TiedSae, maps_of, unit
+from tests.support.flow import TiedSae, lab_of, maps_of, unit
+from tests.support.passes import MASSIVE, MIDDLE, MLP, TOKENS, ToySAE, planted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +100,41 @@ def test_padding_is_left_alone(lm: LanguageModel, saes: dict[Site, SparseAutoenc
         after = hidden_states(lm.model, [site], ids(), mask)[site]
     assert torch.equal(before[1, 5:], after[1, 5:])
     assert receipt.tokens == 23
+
+
+def test_massive_tokens_are_left_alone(lm: LanguageModel, saes: dict[Site, SparseAutoencoder]) -> None:
+    site, latents = SITES[3], torch.arange(LATENTS)
+    before = hidden_states(lm.model, [site], ids())[site]
+    long = lengths(before) > lengths(before).median()
+    limit = NormLimit(1.0, float(lengths(before).median()))
+    with Rescaling(saes, {site: latents}, 0, OrdinaryTokens(limits={site: limit})).applied(lm) as receipt:
+        after = hidden_states(lm.model, [site], ids())[site]
+    with Rescaling(saes, {site: latents}, 0).applied(lm):
+        whole = hidden_states(lm.model, [site], ids())[site]
+    assert torch.equal(after, torch.where(long[..., None], before, whole))
+    assert 0 < receipt.steered <= int((~long).sum())
+
+
+def test_codes_of_massive_tokens_are_empty_and_keep_their_places() -> None:
+    model, sae = planted(), ToySAE()
+    context = lab_of(
+        {MIDDLE: sae, MLP: sae}, model=lambda: model, experiment=SimpleNamespace(token_rule=TokenRule(10.0))
+    )
+    texts = TokenRows.of(TOKENS)
+    counted = ordinary_tokens(context, texts, (MIDDLE, MLP))
+    massive = 0
+    for batch in batches(context, texts):
+        found, plain = (codes_at(context, {MIDDLE: sae, MLP: sae}, batch, c) for c in (counted, EVERY_LENGTH))
+        long = batch.ids[batch.ordinary] == MASSIVE
+        massive += int(long.sum())
+        assert not found[MIDDLE].values[long].any()
+        for site, tokens in ((MIDDLE, ~long), (MLP, torch.ones_like(long))):
+            expected = plain[site].dense(sae.width)[tokens]
+            torch.testing.assert_close(found[site].dense(sae.width)[tokens], expected)
+    assert massive > 0
+    fired = firing(context, TOKENS, (MIDDLE, MLP))
+    assert fired.codes[MIDDLE].shape == fired.codes[MLP].shape == (len(fired.ids), sae.width)
+    assert fired.codes[MIDDLE][[int(i) for i in np.flatnonzero(fired.ids == MASSIVE)]].nnz == 0
 
 
 def test_generation_is_rescaled_with_a_cache_as_without(lm: LanguageModel, saes: dict[Site, SparseAutoencoder]) -> None:
@@ -223,6 +264,7 @@ def test_identities_tell_interventions_apart(saes: dict[Site, SparseAutoencoder]
         Rescaling(saes, {SITES[0]: torch.tensor([2])}, 0).identity,
         Rescaling(saes, {SITES[0]: torch.tensor([1])}, -1).identity,
         Rescaling(saes, {SITES[1]: torch.tensor([1])}, 0).identity,
+        Rescaling(saes, {SITES[0]: torch.tensor([1])}, 0, OrdinaryTokens(limits={SITES[0]: NormLimit(1, 9)})).identity,
         TokenEdit({SITES[0]: torch.ones(1, 4)}, torch.tensor([1])).identity,
         TokenEdit({SITES[0]: torch.ones(1, 4)}, torch.tensor([2])).identity,
     ]

@@ -44,6 +44,10 @@ class NormLimit:
         median = float(finite.median()) if len(finite) else math.nan
         return NormLimit(median, multiple * median if multiple is not None and median > 0 else math.inf)
 
+    def plain(self) -> Json:
+        """JSON data; what is not finite is null."""
+        return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+
 
 UNLIMITED = NormLimit(math.nan, math.inf)
 """No length is massive."""
@@ -66,13 +70,8 @@ class LeftOut:
 
     def plain(self) -> Json:
         """As training records have it; an infinite limit is null."""
-        return {
-            "median": self.limit.median if math.isfinite(self.limit.median) else None,
-            "limit": self.limit.length if math.isfinite(self.limit.length) else None,
-            "tokens": self.tokens,
-            "massive": self.massive,
-            "named": self.named,
-        }
+        counts = {"tokens": self.tokens, "massive": self.massive, "named": self.named}
+        return {"median": self.limit.plain()["median"], "limit": self.limit.plain()["length"], **counts}
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,10 @@ class OrdinaryTokens:
             return torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device)
         found = lengths(states)
         return (found <= length) | ~found.isfinite()
+
+
+EVERY_LENGTH = OrdinaryTokens()
+"""No token is named, and none is massive anywhere."""
 
 
 def lengths(states: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ order of the documents.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
+from latentbench.activations.massive import NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask, training_tokens
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.sites import Site
@@ -59,6 +60,10 @@ class Activity:
         return torch.from_numpy(np.where(counts > 0, sums / np.maximum(counts, 1), 1.0)).float()
 
 
+_TOKENS_OF_MEDIAN = 8192
+"""Tokens from which the median length at a site is taken."""
+
+
 @dataclass(frozen=True)
 class TokenRows:
     """Documents as rows of tokens, padded on the right."""
@@ -87,7 +92,7 @@ class Batch:
     real: Tensor
     """[B, T] bool: no padding."""
     ordinary: Tensor
-    """[B, T] bool: neither padding nor special."""
+    """[B, T] bool: neither padding nor special nor named by the spec."""
 
 
 def texts_of(options: Flow, context: StageContext) -> TokenRows:
@@ -97,7 +102,7 @@ def texts_of(options: Flow, context: StageContext) -> TokenRows:
         tokens = context.tokens(domain)
         return TokenRows(tokens.ids, tokens.lengths, options.tokens)
     wanted = max(options.tokens, data.context)  # one whole row at least, since rows are all that is read
-    ids = training_tokens(
+    rows = training_tokens(
         data.texts(context.roots),
         context.tokenizer(),
         context=data.context,
@@ -106,19 +111,23 @@ def texts_of(options: Flow, context: StageContext) -> TokenRows:
         documents=data.documents,
         skip=data.skip,
         known_ids=embedding_rows(context.model().model),
-    ).ids
-    return TokenRows(ids, torch.full((len(ids),), ids.shape[1]), options.tokens)
+        packing=data.packing,
+        prepend_bos=data.prepend_bos,
+    )
+    full = torch.full((len(rows.ids),), rows.ids.shape[1])
+    return TokenRows(rows.ids, full if rows.lengths is None else rows.lengths, options.tokens)
 
 
 def batches(context: StageContext, texts: TokenRows) -> Iterator[Batch]:
     """The rows in order, until `limit` ordinary tokens have been given: those beyond it in the last batch are not ordinary."""
     left, step = texts.limit, max(1, TOKENS_PER_FORWARD // texts.ids.shape[1])
+    named = named_ids(context.experiment.token_rule, context.tokenizer())
     for start in range(0, len(texts.ids), step):
         rows = slice(start, start + step)
         longest = int(texts.lengths[rows].max())
         ids = texts.ids[rows, :longest].to(context.device).long()
         real = real_mask(texts.lengths[rows], longest).to(context.device)
-        ordinary = real & ~special_mask(ids, context.tokenizer())
+        ordinary = real & ~special_mask(ids, context.tokenizer()) & ~named_mask(ids, named)
         if left is not None:
             ordinary &= (ordinary.flatten().cumsum(0) <= left).view_as(ordinary)
             left -= int(ordinary.sum())
@@ -140,18 +149,42 @@ def groups(sites: Iterable[Site]) -> Iterator[list[Site]]:
         yield given[start : start + SITES_AT_ONCE]
 
 
-def codes_at(context: StageContext, saes: Mapping[Site, SparseAutoencoder], batch: Batch) -> dict[Site, Codes]:
-    """Codes of the batch's ordinary tokens at each site, in order."""
+@torch.no_grad()
+def ordinary_tokens(context: StageContext, texts: TokenRows, sites: Collection[Site]) -> OrdinaryTokens:
+    """How long a hidden state may be at each site, from the first 8,192 ordinary tokens of the texts."""
+    rule = context.experiment.token_rule
+    if rule.multiple is None:
+        return OrdinaryTokens()
+    found: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    some = replace(texts, limit=min(texts.limit or _TOKENS_OF_MEDIAN, _TOKENS_OF_MEDIAN))
+    for batch in batches(context, some):
+        states = hidden_states(context.model().model, sites, batch.ids, batch.real.long())
+        for site, parts in found.items():
+            parts.append(lengths(states[site][batch.ordinary]).cpu())
+    return OrdinaryTokens(limits={site: NormLimit.of(torch.cat(parts), rule.multiple) for site, parts in found.items()})
+
+
+def codes_at(
+    context: StageContext, saes: Mapping[Site, SparseAutoencoder], batch: Batch, counted: OrdinaryTokens
+) -> dict[Site, Codes]:
+    """Codes of the batch's ordinary tokens at each site, in order; nothing is active on those that are massive there.
+
+    They keep their places, so that token i is the same at every site.
+    """
     states = hidden_states(context.model().model, saes, batch.ids, batch.real.long())
-    return {site: sae.encode(states[site][batch.ordinary].float()) for site, sae in saes.items()}
+    found = {}
+    for site, sae in saes.items():
+        kept = batch.ordinary & counted.short(site, states[site])
+        found[site] = sae.encode(states[site][kept].float()).spread(kept[batch.ordinary])
+    return found
 
 
 def activity(context: StageContext, texts: TokenRows, sites: Collection[Site]) -> dict[Site, Activity]:
     """The codes of all ordinary tokens at each site, as sparse matrices."""
     saes = held(context, sites)
-    found = {site: Activity(sae.width) for site, sae in saes.items()}
+    found, counted = {site: Activity(sae.width) for site, sae in saes.items()}, ordinary_tokens(context, texts, saes)
     for batch in batches(context, texts):
-        for site, codes in codes_at(context, saes, batch).items():
+        for site, codes in codes_at(context, saes, batch, counted).items():
             found[site].add(codes)
     return found
 
@@ -187,8 +220,9 @@ def firing(context: StageContext, tokens: EvalTokens, sites: Collection[Site]) -
     saes = held(context, sites)
     found = {site: Activity(sae.width) for site, sae in saes.items()}
     documents, ids = [], []
+    counted = ordinary_tokens(context, TokenRows.of(tokens), saes)
     for batch in batches(context, TokenRows.of(tokens)):
-        for site, codes in codes_at(context, saes, batch).items():
+        for site, codes in codes_at(context, saes, batch, counted).items():
             found[site].add(codes)
         documents.append(batch.ordinary.nonzero()[:, 0].cpu().numpy() + batch.rows.start)
         ids.append(batch.ids[batch.ordinary].cpu().numpy())

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.massive import OrdinaryTokens
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.flow.activity import Batch, TokenRows, batches, held
+from latentbench.flow.activity import Batch, TokenRows, batches, held, ordinary_tokens
 from latentbench.flow.effects import RerunCases, RerunOutcome, RerunRows, entry_before, losses_from, rerun
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.matching import decoder_rows
@@ -102,8 +103,10 @@ def deactivated(study: FlowDeactivation, context: StageContext, maps: FlowMaps, 
     count = _read(study, len(tokens.ids))
     generator = torch.Generator().manual_seed(context.seed("deactivation", domain, str(target)))
     layer, saes = LayerSums(count), held(context, (target, *(link.source for link in maps.into(target))))
-    for batch in batches(context, TokenRows(tokens.ids[:count], tokens.lengths[:count])):
-        _Batch(study, context, saes, maps, target, batch, layer, generator).run()
+    texts = TokenRows(tokens.ids[:count], tokens.lengths[:count])
+    counted = ordinary_tokens(context, texts, saes)
+    for batch in batches(context, texts):
+        _Batch(study, context, saes, maps, target, batch, layer, generator, counted).run()
     return layer
 
 
@@ -125,9 +128,10 @@ class _Batch:
         batch: Batch,
         layer: LayerSums,
         generator: torch.Generator,
+        counted: OrdinaryTokens,
     ) -> None:
         self.study, self.context, self.batch, self.layer, self.target = study, context, batch, layer, target
-        self.saes, self.generator = saes, generator
+        self.saes, self.generator, self.counted = saes, generator, counted
         self.sources: dict[Part, Site] = {link.part: link.source for link in maps.into(target)}
         self.indices = {part: maps.maps[target, site].indices.to(context.device) for part, site in self.sources.items()}
         self.rows_of = {part: decoder_rows(saes[site], site) for part, site in self.sources.items()}
@@ -159,7 +163,12 @@ class _Batch:
         return rows, self._found(states, logits)
 
     def _found(self, states: dict[Site, Tensor], logits: Tensor | None) -> _Found:
-        where = sampled(self.batch.ordinary, self.study.tokens, self.generator)
+        kept = self.batch.ordinary
+        for (
+            site
+        ) in self.saes:  # a case reads the target and every part before it, so its token must count at all of them
+            kept = kept & self.counted.short(site, states[site])
+        where = sampled(kept, self.study.tokens, self.generator)
         saes = self.saes
         codes = saes[self.target].encode(states[self.target][where].float()).truncated(self.study.latents)
         tokens, slots = (codes.values > 0).nonzero(as_tuple=True)

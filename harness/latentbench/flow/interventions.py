@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.blocks import block_input, with_block_input
+from latentbench.activations.massive import EVERY_LENGTH, OrdinaryTokens
 from latentbench.activations.residual import HookPoint, hook_point
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_empty
 from latentbench.flow.graph import FlowGraph, LatentNode, traced
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.options import Growth, Span
@@ -36,19 +37,27 @@ Delta = Callable[[Tensor, Tensor], Tensor]
 
 
 class Rescaling(Intervention):
-    """h ← h + (r − 1) Σ a · v over some latents, on every token (Feature Flow, arXiv 2502.03032, §3.4).
+    """h ← h + (r − 1) Σ a · v over some latents, on every token that counts (Feature Flow, arXiv 2502.03032, §3.4).
 
-    a is the latent's activation on the hidden state as it arrives, v its decoder row: r = 0 removes the latents, r < 0
+    Massive tokens (`counted`) are left alone: they are no input that the SAEs were made for. a is the latent's activation on the hidden state as it arrives, v its decoder row: r = 0 removes the latents, r < 0
     writes their opposite. Where several sites are changed at once, later ones read what the earlier ones left.
     """
 
-    def __init__(self, saes: Mapping[Site, SparseAutoencoder], latents: Mapping[Site, Tensor], r: float) -> None:
+    def __init__(
+        self,
+        saes: Mapping[Site, SparseAutoencoder],
+        latents: Mapping[Site, Tensor],
+        r: float,
+        counted: OrdinaryTokens = EVERY_LENGTH,
+    ) -> None:
         self.latents = {site: torch.unique(torch.as_tensor(chosen).long()) for site, chosen in latents.items()}
-        self.saes, self.r = {site: saes[site] for site in latents}, r
+        self.saes, self.r, self.counted = {site: saes[site] for site in latents}, r, counted
 
     @property
     def identity(self) -> Json:
-        return {"rescaled": {str(site): chosen.tolist() for site, chosen in self.latents.items()}, "r": self.r}
+        longest = {str(site): limit.plain() for site, limit in self.counted.limits.items() if site in self.latents}
+        made = {"rescaled": {str(site): chosen.tolist() for site, chosen in self.latents.items()}, "r": self.r}
+        return without_empty("longest", made | {"longest": longest})
 
     @contextmanager
     def applied(self, lm: LanguageModel, layout: Layout | None = None, *, idle: bool = False) -> Iterator[Receipt]:
@@ -62,7 +71,8 @@ class Rescaling(Intervention):
         assert rows is not None
 
         def delta(hidden: Tensor, real: Tensor) -> Tensor:
-            codes = sae.encode(hidden[real].float())  # padding is no input that an SAE was made for
+            real = real & self.counted.short(site, hidden)
+            codes = sae.encode(hidden[real].float())  # neither is padding
             chosen = torch.isin(codes.indices, latents.to(codes.indices.device)) & (codes.values != 0)
             sums = torch.nn.functional.embedding_bag(
                 codes.indices, rows, per_sample_weights=codes.values * chosen, mode="sum"
@@ -240,12 +250,17 @@ def only(atoms: Mapping[LatentNode, Tensor], latents: Iterable[LatentNode], stre
     return _injection(vectors)
 
 
-def removal(saes: Mapping[Site, SparseAutoencoder], nodes: Iterable[LatentNode], r: float) -> Intervention:
-    """Rescaling of latents by r wherever they stand."""
+def removal(
+    saes: Mapping[Site, SparseAutoencoder],
+    nodes: Iterable[LatentNode],
+    r: float,
+    counted: OrdinaryTokens = EVERY_LENGTH,
+) -> Intervention:
+    """Rescaling of latents by r wherever they stand, on tokens that count."""
     chosen: dict[Site, list[int]] = {}
     for node in nodes:
         chosen.setdefault(node.site, []).append(node.index)
-    return Rescaling(saes, {site: torch.tensor(indices) for site, indices in chosen.items()}, r)
+    return Rescaling(saes, {site: torch.tensor(indices) for site, indices in chosen.items()}, r, counted)
 
 
 def graph_nodes(maps: FlowMaps, seeds: Sequence[LatentNode], span: Span | None = None) -> list[LatentNode]:

@@ -33,6 +33,7 @@ from latentbench.flow.activity import (
     firing_rates,
     groups,
     held,
+    ordinary_tokens,
 )
 from latentbench.flow.labels import layer_statistics, origins
 from latentbench.flow.maps import FlowMaps
@@ -68,8 +69,9 @@ def _active_in(context: StageContext, tokens: EvalTokens, sites: list[Site]) -> 
     # A function of its own, so that one group's SAEs are let go before the next group's are read.
     saes = held(context, sites)
     found = {site: torch.zeros(sae.width, dtype=torch.bool) for site, sae in saes.items()}
+    counted = ordinary_tokens(context, TokenRows.of(tokens), saes)
     for batch in batches(context, TokenRows.of(tokens)):
-        for site, codes in codes_at(context, saes, batch).items():
+        for site, codes in codes_at(context, saes, batch, counted).items():
             found[site][codes.indices[codes.values != 0].cpu()] = True
     return found
 

@@ -1,6 +1,6 @@
 """The metrics on flow maps: how well latents match, agree, carry hidden states on, and can be deactivated.
 
-`flow_matching`. How well latents match those of the layer before (Feature Flow, arXiv 2502.03032, §3.2), version 1.
+`flow_matching`. How well latents match those of the layer before (Feature Flow, arXiv 2502.03032, §3.2), version 2.
 
 Over latents of residual sites that fire at least once on the domain and have a residual site before theirs; s(P) is the
 cosine between the decoder rows of a latent and of its best match in P, whatever chose the match.
@@ -21,7 +21,7 @@ High is `flow.thresholds.residual` and `.module`, raised to what chance gives li
 report and in exported graphs. Units are latents, drawn evenly from all layers; those of two seeds are not the same, so
 nothing is paired.
 
-`flow_agreement`. Do matched latents fire on the same tokens? (Feature Flow, arXiv 2502.03032, §4.1), version 1.
+`flow_agreement`. Do matched latents fire on the same tokens? (Feature Flow, arXiv 2502.03032, §4.1), version 2.
 
 A firing is an active latent of a residual site, with one before it, at an ordinary token. Its predecessors are its
 matches in the residual stream before (R), the MLP (M) and the attention (A) of the block between; a predecessor fires with
@@ -43,7 +43,7 @@ eight groups (which of R, M, A fire) per layer, the share that a Mann-Whitney U 
 p < 0.001. The paper tests firings; here each latent counts once per group, because firings of one latent are no
 independent draws.
 
-`flow_transition`. Explained variance of the next layer through a map (Feature Flow, arXiv 2502.03032, App. F), version 2.
+`flow_transition`. Explained variance of the next layer through a map (Feature Flow, arXiv 2502.03032, App. F), version 3.
 
 Codes z of SAE_L become codes z T of SAE_(L+n), which its decoder turns into a prediction of the hidden state h of layer
 L+n; T is composed of the maps of n `steps`. With V = Σ ‖h − h̄‖² around the domain's mean and E = Σ ‖h − ĥ‖² over ordinary
@@ -63,7 +63,7 @@ carry on to all others, whatever the map. `scales` says how large a carried acti
 vector length; `threshold` a · θ' / θ, as folded SAEs pass it on (SAE Match, eq. 4); `activation` a · ā' / ā with mean
 activations on the texts the maps may be fitted on. Units are documents.
 
-`flow_deactivation`. Does removing a latent's predecessor remove the latent? (Feature Flow, arXiv 2502.03032, §4.2), version 2.
+`flow_deactivation`. Does removing a latent's predecessor remove the latent? (Feature Flow, arXiv 2502.03032, §4.2), version 3.
 
 At some tokens of each document, for active latents of a residual site with one before it: h ← h + (r − 1) Σ a · v at the
 predecessors' sites, at that token only, with activations a of the untouched state and decoder rows v. z is the latent's
@@ -139,7 +139,7 @@ def _flow(experiment: ExperimentView) -> Flow | None:
 class FlowMatching(FlowStudy):
     """Matching rate, mean score and where latents come from."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_matching"
     displays: ClassVar[Mapping[str, Display]] = {
         "flow_matching.rate": Display("Matched", 120),
@@ -153,7 +153,7 @@ class FlowMatching(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         def number(name: str, statistic: str, unit: str, better: bool | None) -> Estimator:
             inputs = (f"flow_matching.{statistic}", "flow_matching.latents")
-            return Estimator(f"flow_matching.{name}", 1, unit, better, inputs, truediv, units="latents", paired=False)
+            return Estimator(f"flow_matching.{name}", 2, unit, better, inputs, truediv, units="latents", paired=False)
 
         return (
             number("rate", "matched", "fraction", True),
@@ -165,7 +165,7 @@ class FlowMatching(FlowStudy):
 class FlowAgreement(FlowStudy):
     """Whether matched latents fire together, and whether scores tell where latents come from."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.flow.matching_study:measure_agreement"
     displays: ClassVar[Mapping[str, Display]] = {"flow_agreement.residual": Display("Agreement", 140)}
 
@@ -180,13 +180,13 @@ class FlowAgreement(FlowStudy):
     def numbers(self) -> tuple[Estimator, ...]:
         def number(name: str, better: bool | None) -> Estimator:
             inputs = (f"flow_agreement.{name}", "flow_agreement.firings")
-            return Estimator(f"flow_agreement.{name}", 1, "fraction", better, inputs, truediv)
+            return Estimator(f"flow_agreement.{name}", 2, "fraction", better, inputs, truediv)
 
         lift = ("flow_agreement.residual", "flow_agreement.residual_chance")
         return (
             number("residual", True),
             number("residual_chance", None),
-            Estimator("flow_agreement.residual_lift", 1, "ratio", True, lift, truediv),
+            Estimator("flow_agreement.residual_lift", 2, "ratio", True, lift, truediv),
             number("mlp", True),
             number("attention", True),
             number("nowhere", False),
@@ -203,7 +203,7 @@ def _explained(error: Array, variance: Array) -> Array:
 class FlowTransition(FlowStudy):
     """What an SAE and a map tell of the next layer's hidden states."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     implementation: ClassVar[str] = "latentbench.flow.transition_study:measure_transition"
     displays: ClassVar[Mapping[str, Display]] = {"flow_transition.carried": Display("Carried over", 160)}
 
@@ -237,7 +237,7 @@ class FlowTransition(FlowStudy):
         def number(name: str, statistic: str, better: bool | None, **params: str) -> Estimator:
             inputs = (f"flow_transition.{statistic}.{steps}", f"flow_transition.variance.{steps}")
             return Estimator(
-                f"flow_transition.{name}", 1, "fraction", better, inputs, _explained, params={**params, **told}
+                f"flow_transition.{name}", 2, "fraction", better, inputs, _explained, params={**params, **told}
             )
 
         carried = (number("carried", f"carried_{s}", True, scale=s) for s in dict.fromkeys(self.scales))
@@ -254,7 +254,7 @@ def _increase(after: Array, before: Array) -> Array:
 class FlowDeactivation(FlowStudy):
     """Deactivation success and activation change."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     implementation: ClassVar[str] = "latentbench.flow.deactivation_study:measure_deactivation"
     displays: ClassVar[Mapping[str, Display]] = {"flow_deactivation.success": Display("Deactivation", 150)}
 
@@ -307,7 +307,7 @@ class FlowDeactivation(FlowStudy):
             inputs = (f"flow_deactivation.{part}.loss_after", f"flow_deactivation.{part}.loss_before")
             params = {"part": part, "r": self.r}
             made.append(
-                Estimator("flow_deactivation.loss_increase", 1, "fraction", False, inputs, _increase, params=params)
+                Estimator("flow_deactivation.loss_increase", 2, "fraction", False, inputs, _increase, params=params)
             )
         return tuple(made)
 
@@ -316,13 +316,13 @@ class FlowDeactivation(FlowStudy):
     ) -> Estimator:
         inputs = (f"flow_deactivation.{part}.{statistic}", whole or f"flow_deactivation.{part}.tried")
         params = {"part": part, "r": self.r}
-        return Estimator(f"flow_deactivation.{name}", 1, unit, better, inputs, truediv, params=params)
+        return Estimator(f"flow_deactivation.{name}", 2, unit, better, inputs, truediv, params=params)
 
     def _exhaustive(self, part: Removed) -> tuple[Estimator, ...]:
         def number(who: str, name: str, statistic: str) -> Estimator:
             inputs = (f"flow_deactivation.{who}.{part}.{statistic}", f"flow_deactivation.{who}.{part}.tried")
             params = {"part": part, "r": self.r}
-            return Estimator(f"flow_deactivation.{who}_{name}", 2, "fraction", None, inputs, truediv, params=params)
+            return Estimator(f"flow_deactivation.{who}_{name}", 3, "fraction", None, inputs, truediv, params=params)
 
         pairs = (("success", "deactivated"), ("change", "change"))
         return tuple(number(who, *pair) for who in ("exhaustive", "matched") for pair in pairs)

@@ -122,7 +122,7 @@ LABELS: tuple[Label, ...] = get_args(Label)
 class Flow(Subject):
     """Maps between the SAE latents of neighbouring sites (Feature Flow, arXiv 2502.03032)."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     many_sites: ClassVar[bool] = True
 
     matching: Matching = "cosine"
@@ -197,7 +197,8 @@ class Flow(Subject):
     def texts(self, experiment: ExperimentView, roots: Roots) -> Json:
         """Identity of what is read by maps and studies that need activations. Raises InvalidInput where there is none."""
         chosen, name = self.source(experiment)
-        given = {"skip": chosen.skip, "documents": chosen.documents, "context": chosen.context}
+        given: dict[str, Json] = {"skip": chosen.skip, "documents": chosen.documents, "context": chosen.context}
+        given |= {"packing": chosen.packing, "prepend_bos": chosen.prepend_bos}
         return {"from": "training texts" if name is None else "evaluation", "data": chosen.identity(roots), **given}
 
     def source(self, experiment: ExperimentView) -> tuple[DatasetAdapter, str | None]:

@@ -1,4 +1,4 @@
-"""Steering along a flow graph: does generated text move into a domain, and at what price? (Feature Flow, §4.3), version 2.
+"""Steering along a flow graph: does generated text move into a domain, and at what price? (Feature Flow, §4.3), version 3.
 
 `activate`: h_l ← h_l + Σ s_l · v on every token, for the latents v of the seeds' paths (`fold` scales decoder rows). s_l is
 the strength at the seed's layer alone (`single`), at every layer of the path (`constant`), s · exp(α (l − l₀))
@@ -93,7 +93,7 @@ def _shift(steered: Array, base: Array, n: Array) -> Array:
 class FlowSteering(FlowStudy):
     """How far steering moves generated text into a domain."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     implementation: ClassVar[str] = "latentbench.flow.steering_study:measure_steering"
     displays: ClassVar[Mapping[str, Display]] = {
         "flow_steering.shift": Display("Steered", 170),
@@ -249,7 +249,7 @@ class FlowSteering(FlowStudy):
     ) -> Estimator:
         told = {"target": self.target, "action": self.action, **params}
         names = tuple(f"flow_steering.{statistic}" for statistic in inputs)
-        return Estimator(f"flow_steering.{name}", 2, unit, better, names, formula, params=told)
+        return Estimator(f"flow_steering.{name}", 3, unit, better, names, formula, params=told)
 
 
 def setting_name(schedule: Schedule, strength: float) -> str:

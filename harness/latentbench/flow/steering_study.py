@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.tokens import EvalTokens, special_mask
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.flow.activity import TokenRows, activity, firing_rates, groups, mean_active, texts_of
+from latentbench.flow.activity import TokenRows, activity, firing_rates, groups, mean_active, ordinary_tokens, texts_of
 from latentbench.flow.effects import losses, write
 from latentbench.flow.graph import LatentNode, parse_node
 from latentbench.flow.interventions import along, graph_nodes, only, removal, route
@@ -198,10 +200,15 @@ class _Plan:
             routes = [tuple(self.chosen.controls[node] for node in nodes) for nodes in routes]
         together = [node for nodes in routes for node in nodes]
         if self.study.action == "deactivate":
-            return removal(self.context.saes(), together, strength)
+            return removal(self.context.saes(), together, strength, self.counted)
         if not cumulative(schedule):
             return only(self.atoms, together, strength)
         return along(self.atoms, routes, growth_of(schedule), strength, alpha=self.study.alpha)
+
+    @cached_property
+    def counted(self) -> OrdinaryTokens:
+        """Which tokens count where latents are removed, by the documents of the prompts."""
+        return ordinary_tokens(self.context, self.documents, tuple(self.context.saes()))
 
     def told(self) -> dict[str, Json]:
         """What was chosen, for reports."""

@@ -6,6 +6,7 @@ One pass over a domain gives the errors of every kind of prediction and the vari
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from latentbench.activations.capture import hidden_states
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.flow.activity import Batch, TokenRows, batches, mean_active, texts_of
+from latentbench.flow.activity import Batch, TokenRows, batches, mean_active, ordinary_tokens, texts_of
 from latentbench.flow.maps import FlowMaps, LatentMap
 from latentbench.flow.matching import decoder_rows, thresholds
 from latentbench.flow.metrics import FlowTransition, Scale
@@ -68,9 +69,11 @@ def transition(
     tokens = context.tokens(domain)
     source, target = context.saes()[before], context.saes()[after]
     carrying = _on(carrying, context.device)
-    sums = _Sums(len(tokens.ids))
-    for batch in batches(context, TokenRows.of(tokens)):
-        states = hidden_states(context.model().model, (before, after), batch.ids, batch.real.long())
+    sums, counted = _Sums(len(tokens.ids)), ordinary_tokens(context, TokenRows.of(tokens), (before, after))
+    for whole in batches(context, TokenRows.of(tokens)):
+        states = hidden_states(context.model().model, (before, after), whole.ids, whole.real.long())
+        short = counted.short(before, states[before]) & counted.short(after, states[after])
+        batch = replace(whole, ordinary=whole.ordinary & short)
         given, wanted = (states[site][batch.ordinary].float() for site in (before, after))
         codes = source.encode(given)
         copied = source.decode(codes)
