@@ -200,7 +200,7 @@ def test_an_adapter_of_a_model_in_half_precision_is_trained_in_single(tmp_path: 
 @pytest.mark.slow
 def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
     """A short training already changes most answers; the problems it is measured on are not those it chose by."""
-    from latentbench.interventions.generation import Sampling, answers
+    from latentbench.interventions.rollouts import Sampling, answers
     from latentbench.steering.grading import same_last_number
 
     lm = PocketModel().load(Roots(tmp_path), torch.device("cpu"))

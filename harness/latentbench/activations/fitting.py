@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.residual import without_hooks
+from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed
 
 if TYPE_CHECKING:
@@ -157,7 +158,13 @@ _MEASURED: WeakKeyDictionary[nn.Module, RowBytes] = WeakKeyDictionary()
 def _kept_after(lm: LanguageModel, tokens: int) -> int:
     """Bytes of what a model keeps of a text, under whatever name it returns that."""
     ids = torch.ones(1, tokens, dtype=torch.long, device=lm.device)
-    output: Any = lm.model(input_ids=ids, use_cache=True)
+    try:
+        output: Any = lm.model(input_ids=ids, use_cache=True)
+    except BaseException as error:
+        if out_of_memory(error):
+            raise
+        contained(error)  # a model that cannot keep anything
+        return 0
     return _bytes_within({name: value for name, value in output.items() if name != "logits"}, set())
 
 

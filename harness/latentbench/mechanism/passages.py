@@ -20,9 +20,10 @@ from latentbench.activations.vocabulary import padding_of
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
-from latentbench.interventions.generation import Sampling, answers, prompt_ids
+from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Stack, Untouched
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism.metrics.study import MechanismStudy
 from latentbench.study.context import StageContext

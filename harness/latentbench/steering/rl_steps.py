@@ -5,7 +5,7 @@
   is clipped.
 * TRL subtracts the mean of all G rewards of a prompt, leave-one-out that of the other G − 1: the same but for the factor
   G / (G − 1), with which rewards are multiplied here.
-* Rollouts come from `latentbench.interventions.generation`. Those without advantage add nothing to the gradient and are
+* Rollouts come from `latentbench.interventions.rollouts`. Those without advantage add nothing to the gradient and are
   left out of forward and backward; the others run in pieces of similar length.
 
 With rollouts y_i of a prompt and r_i = ±1, the loss of a step is −Σ_i A_i Σ_t log π(y_it) / Σ_i |y_i| with the leave-one-out
@@ -33,8 +33,9 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
-from latentbench.interventions.generation import Answer, Sampling, answers, prompt_ids
+from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.intervention import Layout
+from latentbench.interventions.rollouts import Answer, Sampling, answers
 from latentbench.steering.grading import grader
 from latentbench.steering.optimised import ReinforcedMethod
 

@@ -30,10 +30,11 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
-from latentbench.interventions.generation import Sampling, answers, check_prompts
+from latentbench.interventions.generation import check_prompts
 from latentbench.interventions.injection import injecting
 from latentbench.interventions.intervention import Layout, Scope
 from latentbench.interventions.lora import installed_lora
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.steering.build import content_of, layers_of, residual_norms, width_of
 from latentbench.steering.grading import grader, read_problems
 from latentbench.steering.optimised import LoraMethod, ReinforcedMethod, RlMethod
