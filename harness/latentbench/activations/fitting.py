@@ -55,15 +55,15 @@ class Pieces:
         self.size = max(1, most)
         """The most items that are run at once from here on."""
 
-    def run(self, work: Callable[[Items], Result], items: Items) -> Iterator[Result]:
-        """What `work` gives for each piece of `items` (a sequence or a tensor), in order.
+    def run(self, work: Callable[[Items], Result], items: Items, planned: int | None = None) -> Iterator[Result]:
+        """What `work` gives for each piece of `items` (a sequence or a tensor), in order; no more than `planned` at once.
 
         `work` may be called again with a part of what it was called with before. Raises CellFailed where memory does not
         suffice for a single item.
         """
         done = 0
         while done < len(items):
-            piece: Any = items[done : done + self.size]
+            piece: Any = items[done : done + max(1, min(self.size, planned or self.size))]
             result = self._tried(work, piece)
             if result is None:
                 self._halve(len(piece))

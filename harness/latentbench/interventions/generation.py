@@ -159,6 +159,25 @@ class Stops:
         return known(self._tokenizer.convert_tokens_to_ids(text), rows) if text in named else None
 
 
+class StopStrings(StoppingCriteria):
+    """Ends a row as soon as its generated text holds one of the strings, also where no token border meets theirs."""
+
+    def __init__(self, stops: Stops, prompt: int, rows: int) -> None:
+        self.ended: list[int | None] = [None] * rows
+        """Tokens a row had generated when a string was found in it."""
+        self._stops, self._prompt = stops, prompt
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """[B] bool of `input_ids` [B, T]."""
+        going = [row for row, length in enumerate(self.ended) if length is None]
+        recent = input_ids[going, max(self._prompt, input_ids.shape[1] - self._stops.window) :]
+        found = self._stops.found(recent.tolist())
+        for row, holds in zip(going, found, strict=True):
+            if holds:
+                self.ended[row] = input_ids.shape[1] - self._prompt
+        return torch.tensor([length is not None for length in self.ended], device=input_ids.device)
+
+
 class Drawing(LogitsProcessor):
     """Lets `draw` choose the tokens, [B, 1] of logits [B, vocabulary]. The rest of decoding is told to be greedy."""
 

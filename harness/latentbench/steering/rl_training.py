@@ -35,6 +35,7 @@ from latentbench.interventions.injection import injecting
 from latentbench.interventions.intervention import Layout, Scope
 from latentbench.interventions.lora import installed_lora
 from latentbench.interventions.rollouts import Sampling, answers
+from latentbench.interventions.writing_ways import check_trainable_rollouts
 from latentbench.steering.build import content_of, layers_of, residual_norms, width_of
 from latentbench.steering.grading import grader, read_problems
 from latentbench.steering.optimised import LoraMethod, ReinforcedMethod, RlMethod
@@ -225,6 +226,7 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
     lm = context.model()
     selection, training = _problems(method, context)  # of all steps, also of those that a checkpoint has behind it
     # Now, and not by an error in the middle of a training that has run for hours.
+    check_trainable_rollouts(lm)
     check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))
     norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training])
     progress, layout = RlCheckpoint.load(context.scratch), Layout()
