@@ -94,6 +94,8 @@ def test_plans_follow_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_that_fit(1e12, 64, CPU) == 1  # whether it fits alone, only trying tells
     files |= {"/sys/fs/cgroup/memory.max": "2048000\n", "/sys/fs/cgroup/memory.current": "1536000\n"}
     assert free_bytes(CPU) == 512_000
+    files["/sys/fs/cgroup/memory.stat"] = "anon 1\ninactive_file 1000\nactive_file 200\n"
+    assert free_bytes(CPU) == 513_200
     files["/sys/fs/cgroup/memory.max"] = "max\n"
     assert free_bytes(CPU) == 1_024_000
     files.clear()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.residual import without_hooks
+from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed
 
@@ -141,7 +142,7 @@ def row_bytes(lm: LanguageModel) -> RowBytes:
         with without_hooks(model):
             short, long = (_kept_after(lm, tokens) for tokens in _PROBED)
         token = max(0.0, (long - short) / (_PROBED[1] - _PROBED[0]))
-        item, words = model.dtype.itemsize, int(model.get_input_embeddings().weight.shape[0])
+        item, words = model.dtype.itemsize, embedding_rows(model)
         _MEASURED[model] = RowBytes(
             fixed=max(0.0, short - _PROBED[0] * token),
             token=token,
@@ -185,7 +186,8 @@ def _bytes_within(thing: Any, seen: set[int]) -> int:
 def _widths_at_once(model: nn.Module) -> int:
     """Numbers that a pass holds for each token: a few of the stream's width, and a few of the widest projection's."""
     # What a block needs is freed when the next one begins, so their number does not matter.
-    head, inner = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    inner: Any = model.get_input_embeddings()  # type: ignore[operator]
     projections = (part for part in model.modules() if isinstance(part, nn.Linear) and part is not head)
     widest = max((part.out_features for part in projections), default=0)
     return 8 * int(inner.weight.shape[1]) + 4 * widest
@@ -206,8 +208,13 @@ def _available() -> int | None:
 
 
 def _left_in_group() -> int | None:
-    most, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
-    return max(0, int(most) - int(used)) if most.isdecimal() and used.isdecimal() else None
+    most, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if not (most.isdecimal() and used.isdecimal()):
+        return None
+    # Files that were read count as used until somebody else wants the memory: weights above all.
+    counts = dict(line.split() for line in _text("/sys/fs/cgroup/memory.stat").splitlines())
+    given_back = sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
+    return max(0, int(most) - int(used) + given_back)
 
 
 def _text(path: str) -> str:

@@ -124,7 +124,7 @@ def _by_generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _F
 def _texts(lm: LanguageModel, lengths: Sequence[int]) -> tuple[list[list[int]], Tensor]:
     """Prompts, and tokens [rows, steps] to force behind them; neither holds a token that means something to the model."""
     special = {padding_of(lm), *end_ids(lm), *(getattr(lm.tokenizer, "all_special_ids", None) or ())}
-    head: Any = lm.model.get_output_embeddings()
+    head: Any = lm.model.get_output_embeddings()  # type: ignore[no-untyped-call]
     known = min(embedding_rows(lm.model), *getattr(getattr(head, "weight", None), "shape", [1000])[:1], 1000)
     plain = [token for token in range(known) if token not in special] or [0]
     # On the CPU and from a seed of its own: nothing that is drawn elsewhere may depend on whether this has been asked.
