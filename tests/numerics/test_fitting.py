@@ -43,9 +43,12 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("fits", [1, 2, 3, 5, 11, 20])
+@pytest.mark.parametrize("fits", [1, 3, 11])
 @pytest.mark.parametrize("kind", [list, torch.tensor])
-def test_pieces_are_halved_until_they_fit(error: BaseException, fits: int, kind: Callable[[Any], Any]) -> None:
+def test_pieces_are_halved_until_they_fit(
+    error: BaseException, fits: int, kind: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting.gc, "collect", lambda: None)  # a second each, beside all that other tests have made
     tried: list[int] = []
 
     def work(piece: Any) -> list[int]:
@@ -154,8 +157,7 @@ def steering() -> VectorInjection:
     return VectorInjection(SteeringVectors({layer: torch.randn(WIDTH, generator=generator) for layer in range(LAYERS)}))
 
 
-@pytest.mark.parametrize("late", [0, 3])
-@pytest.mark.parametrize("most", [6, 4, 2])
+@pytest.mark.parametrize(("most", "late"), [(2, 0), (4, 3)])
 def test_answers_survive_memory_that_runs_out(most: int, late: int) -> None:
     lm = language_model("llama")
     expected = answers(lm, PROMPTS, Sampling(8), samples=2)
@@ -194,13 +196,16 @@ def test_prompts_for_which_nothing_suffices_are_one_sentence() -> None:
         answers(lm, PROMPTS, Sampling(8))
 
 
-@pytest.mark.parametrize("intervention", [None, steering()], ids=["plain", "steered"])
-@pytest.mark.parametrize("sampling", [{"do_sample": False}, {"do_sample": True, "temperature": 1.0}])
+@pytest.mark.parametrize(
+    ("intervention", "sampling"),
+    [(None, {"do_sample": True, "temperature": 1.0}), (steering(), {"do_sample": False})],
+    ids=["plain", "steered"],
+)
 def test_evaluated_answers_survive_memory_that_runs_out(intervention: Any, sampling: dict[str, Any]) -> None:
     lm = language_model("llama")
     plain = SteeredLM(lm, intervention)
     expected = plain.answers(requests("generate_until", {"until": [], "max_gen_toks": 8, **sampling}))
-    for most, late in ((1, 0), (3, 0), (3, 4)):
+    for most, late in ((1, 0), (3, 4)):
         small = SteeredLM(lm, intervention)
         with exhausted(lm, most, late) as rows:
             assert small.answers(requests("generate_until", {"until": [], "max_gen_toks": 8, **sampling})) == expected
@@ -208,7 +213,7 @@ def test_evaluated_answers_survive_memory_that_runs_out(intervention: Any, sampl
         assert (small.receipt.tokens, small.receipt.steered) == (plain.receipt.tokens, plain.receipt.steered)
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("most", [1, 3])
 def test_likelihoods_survive_memory_that_runs_out(most: int) -> None:
     lm = language_model("llama")
     whole, small = SteeredLM(lm, steering()), SteeredLM(lm, steering())
