@@ -54,10 +54,12 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     """A model from a folder or a hub id through transformers' auto classes, in evaluation mode.
 
     Raises NotAvailable with what to do when it cannot be had, RefusedFile when its files are damaged, incomplete or do not
-    fit together.
+    fit together, InvalidInput when it is not causal.
     """
     import torch
     from transformers.utils import logging
+
+    from latentbench.activations.causality import check_causal
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Before anything of the source is opened: a configuration can name code that transformers would fetch and run.
@@ -81,6 +83,7 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
         model, report = loaded
         _check_weights(report, source)
         torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
+        check_causal(model)
     # Nobody here trains a model's weights: a backward pass to a vector or SAE must not compute and keep their gradients.
     torch.nn.Module.requires_grad_(model, False)
     torch.nn.Module.eval(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING
 
 from latentbench_adapters.transformers_model import auto_class
 
-LAYERS, WIDTH, WORDS = 4, 32, 101
+LAYERS, WIDTH, WORDS = 4, 32, 121
 
 _SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), WORDS),
@@ -45,6 +45,14 @@ _SIGHTED_ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1
 _LATENT = {"num_key_value_heads": 4, "head_dim": 8}
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
 _EVERY_SECOND = {"layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2)}
+
+
+def _sizes(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything small that a configuration knows, and options of its own."""
+    kind = CONFIG_MAPPING[name]
+    known = {*signature(kind.__init__).parameters, *getattr(kind, "attribute_map", {}), *kind.__dataclass_fields__}
+    wanted = {**{key: value for key, value in _SIZES.items() if key in known}, **options}
+    return {key: value for key, value in wanted.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,7 @@ def _refused(sentence: str, **options: Any) -> Architecture:
 _SUM, _NUMBER, _ITSELF = "do not add up to its output", "no number it holds explains", "adds the residual stream itself"
 _JOINED = "puts out the tokens of all texts in one row"
 _NO_ATTENTION, _NO_MLP = "no attention submodule found", "no MLP submodule found"
+_WITHOUT_TEXT = "does not run on text alone"
 
 
 def _hybrid(*without_attention: int, **options: Any) -> Architecture:
@@ -89,11 +98,18 @@ def _hybrid(*without_attention: int, **options: Any) -> Architecture:
     return Architecture(options, different=dict.fromkeys(without_attention, (_NO_ATTENTION, 1.0)))
 
 
-def _sighted(tower: str, options: Mapping[str, Any] | None = None, vision: Mapping[str, Any] | None = None) -> Architecture:
+def _sighted(
+    tower: str, options: Mapping[str, Any] | None = None, vision: Mapping[str, Any] | None = None
+) -> Architecture:
     """A decoder in a model that also sees."""
     return Architecture(options or {}, tower=tower, beside={"vision_config": {**_VISION, **(vision or {})}})
 
 
+def _hearing(encoder: str) -> dict[str, Any]:
+    return {"audio_config": {**_sizes(encoder, {}), "model_type": encoder}}
+
+
+_EVEN = dict.fromkeys((0, 2), (_NO_ATTENTION, 1.0))
 _CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}
 _DELTA_NET = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
@@ -195,8 +211,10 @@ SLOW: Mapping[str, Architecture] = {
     "mamba": Architecture(attention=_NO_ATTENTION, mlp=_NO_MLP),
     "mamba2": Architecture({"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1}, _NO_ATTENTION, _NO_MLP),
     "falcon_mamba": Architecture(attention=_NO_ATTENTION, mlp=_NO_MLP),
-    "nemotron_h": Architecture({}),
-    "zamba2": Architecture({}),
+    "nemotron_h": Architecture(
+        {"layer_types": ["mamba", "mlp", "attention", "moe"], "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 1},
+        different={0: (_NO_ATTENTION, _NO_MLP), 1: (_NO_ATTENTION, 1.0), 2: (1.0, _NO_MLP), 3: (_NO_ATTENTION, 1.0)},
+    ),
     "recurrent_gemma": _hybrid(0, 1, 3),
     **{
         name: Architecture(residual=r"the form \[\d, \d, 4, 32\] .* keeps several residual streams")
@@ -218,13 +236,15 @@ SIGHTED: Mapping[str, Architecture] = {
     "internvl": _sighted("qwen2", vision={"image_size": [28, 28], "patch_size": [14, 14]}),
     "glm4v": _sighted("glm4v_text", _SIGHTED_ROPE),
     "aya_vision": _sighted("cohere2", vision={"model_type": "siglip_vision_model"}),
-    "llama4": _sighted("llama4_text"),
-    "mllama": _sighted("mllama_text_model", {"cross_attention_layers": [1]}),
-    "qwen3_5": _sighted("qwen3_5_text", _DELTA_NET),
-    "lfm2_vl": _sighted("lfm2", _CONVOLUTIONS),
-    "gemma4": _sighted("gemma4_text", _LAYER_INPUTS),
-    "qwen2_audio": Architecture(tower="qwen2", beside={"audio_config": {"d_model": WIDTH, "encoder_layers": 2}}),
-    "voxtral": Architecture(tower="llama", beside={"audio_config": {"hidden_size": WIDTH, "num_hidden_layers": 2}}),
+    "llama4": replace(_sighted("llama4_text"), mlp=_JOINED),
+    "mllama": replace(
+        _sighted("mllama_text_model", {"cross_attention_layers": [3]}), different={3: (_WITHOUT_TEXT, _WITHOUT_TEXT)}
+    ),
+    "qwen3_5": replace(_sighted("qwen3_5_text", _DELTA_NET), different=_EVEN),
+    "lfm2_vl": replace(_sighted("lfm2", _CONVOLUTIONS), different=_EVEN),
+    "gemma4": Architecture(_LAYER_INPUTS, _NUMBER, _NUMBER, tower="gemma4_text", handover=True),
+    "qwen2_audio": Architecture(tower="qwen2", beside=_hearing("qwen2_audio_encoder")),
+    "voxtral": Architecture(tower="llama", beside=_hearing("voxtral_encoder")),
 }
 """Decoders of text in models that also see or hear."""
 ARCHITECTURES: Mapping[str, Architecture] = {**FAST, **SLOW, **SIGHTED}
@@ -248,11 +268,3 @@ def config_of(name: str) -> Any:
         return CONFIG_MAPPING[name](**_sizes(name, architecture.options))
     text = {**_sizes(architecture.tower, architecture.options), "model_type": architecture.tower}
     return CONFIG_MAPPING[name](text_config=text, **architecture.beside)
-
-
-def _sizes(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything small that a configuration knows, and options of its own."""
-    kind = CONFIG_MAPPING[name]
-    known = {*signature(kind.__init__).parameters, *getattr(kind, "attribute_map", {}), *kind.__dataclass_fields__}
-    wanted = {**{key: value for key, value in _SIZES.items() if key in known}, **options}
-    return {key: value for key, value in wanted.items() if value is not None}

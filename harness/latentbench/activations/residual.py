@@ -60,6 +60,8 @@ class Additions:
     """What it multiplies the outputs of its attention and MLP by before it adds them."""
     refusals: Mapping[Point, str] = field(default_factory=dict)
     """Why that could not be told, or why the output could not be read, of the others that it has."""
+    runs: bool = True
+    """Whether it runs in a pass over text alone; blocks that look at a picture (Mllama's) do not."""
 
 
 def additions(model: nn.Module) -> tuple[Additions, ...]:
@@ -214,7 +216,9 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def _additions(small: _Planted, large: _Planted) -> Additions:
     """What was found out about one block in its two passes."""
-    length = len(small.left[0]) if small.left and isinstance(small.left[0], tuple | list) else 0
+    if not small.left:
+        return Additions(0, {}, runs=False)
+    length = len(small.left[0]) if isinstance(small.left[0], tuple | list) else 0
     if not small.parts:
         return Additions(length, {})
     found = small.oddity() or _multipliers(small, large)
@@ -288,9 +292,14 @@ def hook_point(model: nn.Module, site: Site) -> HookPoint:
     adds to the residual stream. The latter is measured the first time it matters (see `additions`).
     """
     block = check_site(model, site)
+    measured = additions(model)[site.index]
+    if not measured.runs:
+        raise InvalidInput(
+            f"{type(block).__name__} (layer {site.index}) does not run on text alone, so it has no hidden states; choose "
+            "another layer"
+        )
     if site.point not in PARTS:
         return HookPoint(block)  # what a block is given and returns is the stream itself, whatever it does inside
-    measured = additions(model)[site.index]
     if refusal := measured.refusals.get(site.point):
         raise InvalidInput(
             f"{type(block).__name__} (layer {site.index}): {refusal}, so what its {PARTS[site.point]} adds to "
