@@ -38,7 +38,8 @@ _VISION: Mapping[str, Any] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "out_hidden_size", "intermediate_size"), WIDTH),
     **dict.fromkeys(("num_hidden_layers", "depth"), 2),
     **dict.fromkeys(("num_attention_heads", "num_heads"), 4),
-    **{"image_size": 28, "patch_size": 14},
+    "image_size": 28,
+    "patch_size": 14,
 }
 """The other tower of a model that also sees; it is built and never run."""
 _SIGHTED_ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}}
@@ -113,7 +114,8 @@ _EVEN = dict.fromkeys((0, 2), (_NO_ATTENTION, 1.0))
 _CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}
 _DELTA_NET = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
-    **{"linear_num_value_heads": 4, "linear_num_key_heads": 2},
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
     **_EVERY_SECOND,
 }
 _SEVERAL_STREAMS = {
