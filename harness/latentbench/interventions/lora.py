@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from latentbench.activations.blocks import decoder_blocks, first_tensor, mlp_output
+from latentbench.activations.blocks import decoder_blocks, first_tensor, hidden_state, mlp_output
 from latentbench.activations.residual import hook_point, without_hooks
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
@@ -266,7 +266,9 @@ class _Seen:
                 return
             self.receipt.calls += 1
             self.receipt.steered += int(self._real.sum())
-            self._ratios += float((delta / token_norms(first_tensor(output)))[self._real].sum())
+            norms = token_norms(hidden_state(output))
+            # OPT's matrix is given the tokens of all texts in one row.
+            self._ratios += float((delta.reshape(norms.shape) / norms)[self._real].sum())
 
         return hook
 
