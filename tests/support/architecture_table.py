@@ -53,13 +53,15 @@ def capture(lm: LanguageModel) -> str:
     sites = [Site(index=index, point=point) for index in range(LAYERS) for point in ("resid_pre", "resid_post")]
     states = _every(lambda site: hidden_states(lm.model, [site], IDS)[site], sites)
     found = {site: state for site, state in states.items() if isinstance(state, Tensor)}
+    if not found:
+        return _which(states)
     own = lm.model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
-    expect(own is not None and len(own) == LAYERS + 1, f"{len(own or ())} hidden states of its own")
-    for site, state in found.items():
-        expect(state.shape == (*IDS.shape, WIDTH), f"{site} is {list(state.shape)}")
-        # Behind the last block transformers' own are normalised, so only what enters a block is looked at.
-        if site.point == "resid_pre":
-            expect(close(state, own[site.index]), f"{site} is not transformers' own")
+    expect(
+        all(state.shape == (*IDS.shape, WIDTH) for state in found.values()), "another form than [texts, tokens, width]"
+    )
+    # Most architectures list what enters each block that runs, some what leaves it; the last one is normalised.
+    lists = [[state for site, state in found.items() if site.point == point] for point in ("resid_pre", "resid_post")]
+    expect(any(list(map(close, own, one)) == [True] * len(own[:-1]) for one in lists), "not transformers' own")
     for before, after in pairwise(sites[1:]):
         if before.point == "resid_post" and before in found and after in found:
             expect(close(found[before], found[after]), f"{before} is not {after}")
@@ -188,7 +190,9 @@ def _which(found: Mapping[Site, Any]) -> str:
     why = {site.index: one for site, one in found.items() if isinstance(one, str)}
     works = sorted({site.index for site in found} - why.keys())
     sentences = " / ".join(dict.fromkeys(why.values()))
-    return sentences if not works or not why else f"blocks {', '.join(map(str, works))}: {sentences}"
+    if not works or not why:
+        return sentences
+    return f"block{'s' * (len(works) > 1)} {', '.join(map(str, works))}: {sentences}"
 
 
 def _part(lm: LanguageModel, point: Point) -> str:
@@ -240,11 +244,12 @@ def _adapted(lm: LanguageModel, layer: int) -> Tensor:
 def _general(sentence: str) -> str:
     """A refusal without what differs from block to block, model to model and machine to machine."""
     sentence = re.sub(r"^\w+( \(layer \d+\))?: ", "", " ".join(sentence.split()))
+    sentence = re.sub(r"^\w+ \(layer \d+\) ", "the block ", sentence)
     for pattern, instead in (
         (r"looked for a child named .*? found [\w, ]+", "looked for by name and class"),
         (r"\b\w+(?:\.\w+)*\.(\w+)", r"\1"),
         (r"\b[A-Z]\w*(?:ForCausalLM|ForConditionalGeneration|LMHeadModel|Attention|MLP|Model)\b", "it"),
-        (r"-?\d+\.?\d*(e-\d+)?%?( ×)?", "…"),
+        (r"(?<![\w.])-?\d+(\.\d+)?(e[-+]\d+)?%?", "…"),
     ):
         sentence = re.sub(pattern, instead, sentence)
     return sentence
@@ -255,7 +260,7 @@ def page(rows: Mapping[str, Mapping[str, str]]) -> str:
     notes: list[str] = []
 
     def cell(found: str) -> str:
-        works, _, why = found.partition(": ") if found.startswith("blocks ") else ("", "", found)
+        works, _, why = found.partition(": ") if re.match(r"blocks? \d", found) else ("", "", found)
         if why == "yes":
             return "yes"
         marks = [notes.index(one) + 1 for one in why.split(" / ") if one in notes or notes.append(one) is None]

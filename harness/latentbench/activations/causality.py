@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.residual import without_hooks
+from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.errors import InvalidInput
 
 _TOKENS = 8
@@ -21,9 +22,10 @@ _ROUNDINGS = 16
 @torch.no_grad()
 def check_causal(model: nn.Module) -> None:
     """Raises InvalidInput when the second half of a short text changes what is predicted in the first."""
-    # Two ids that every model knows, in turn; exchanged in the second half.
-    text = torch.tensor([[0, 1] * (_TOKENS // 2)], device=next(model.parameters()).device)
-    other = torch.where(torch.arange(_TOKENS, device=text.device) < _TOKENS // 2, text, 1 - text)
+    # Spread over the vocabulary, because a first id may be padding that nothing attends to; turned round in the second half.
+    places = torch.arange(_TOKENS, device=next(model.parameters()).device)[None]
+    text = places * embedding_rows(model) // _TOKENS
+    other = torch.where(places < _TOKENS // 2, text, text.flip(1) // 2)
     with without_hooks(model):
         one, two = (_first_half(model, ids) for ids in (text, other))
     tolerance = _ROUNDINGS * torch.finfo(one.dtype).eps

@@ -67,7 +67,7 @@ class Additions:
 def additions(model: nn.Module) -> tuple[Additions, ...]:
     """What every decoder block adds, first to last; measured when first asked for.
 
-    Raises InvalidInput for a model whose hidden states are not [batch, tokens, width].
+    Raises InvalidInput for a model whose hidden states are not [batch, tokens, width] of the tokens that it is given.
     """
     if model not in _MEASURED:
         with torch.no_grad(), without_hooks(model):
@@ -199,6 +199,11 @@ def _planted_pass(model: nn.Module, number: int) -> list[_Planted]:
         for block in planted:
             block.install(stack)
         model(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long, device=device), use_cache=False)
+    if strange := [tensor.shape[1] for block in planted for tensor in block.entered if tensor.shape[1] != _TOKENS]:
+        raise InvalidInput(
+            f"{type(model).__name__} gives its blocks {strange[0]} tokens for a text of {_TOKENS}, so its hidden states cannot "
+            "be told apart by tokens"
+        )
     return planted
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
@@ -82,15 +81,16 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
     """While open, the down-projections of `layers` are peft's LoRA layers (α = rank, no dropout), yielded by layer."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    names, attributes = down_projections(lm.model, layers), set(vars(lm.model))
-    # peft freezes every parameter but its own, and leaves attributes such as `peft_config` on the model.
-    frozen = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
-    # One pattern for whole names: of a list, peft also adapts every module whose name ends in one of them.
-    exactly = "|".join(map(re.escape, names.values()))
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=exactly)
-    inject_adapter_in_model(config, lm.model)
-    adapters: dict[int, Any] = {layer: lm.model.get_submodule(name) for layer, name in names.items()}
-    for adapter in adapters.values():
+    names = down_projections(lm.model, layers)
+    # peft gets the matrices and not the model: it would freeze everything else, look for names that end alike, and in models
+    # whose type is one with experts adapt those instead.
+    held = nn.ModuleDict({str(layer): lm.model.get_submodule(name) for layer, name in names.items()})
+    frozen = {parameter: parameter.requires_grad for parameter in held.parameters()}
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(held))
+    inject_adapter_in_model(config, held)
+    adapters: dict[int, Any] = {layer: held[str(layer)] for layer in names}
+    for layer, adapter in adapters.items():
+        _put(lm.model, names[layer], adapter)
         for part in (adapter.lora_A["default"], adapter.lora_B["default"]):
             # Small steps would round away in half precision. peft casts what goes in and what comes out.
             part.to(torch.promote_types(part.weight.dtype, torch.float32))
@@ -98,14 +98,15 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
         yield adapters
     finally:
         # Taken out by hand: peft's own `unload` is a method of its wrapper around a whole model, which is not made here.
-        for name in names.values():
-            parent, _, child = name.rpartition(".")
-            layer: Any = lm.model.get_submodule(name)
-            setattr(lm.model.get_submodule(parent), child, layer.get_base_layer())
-        for name, parameter in lm.model.named_parameters():
-            parameter.requires_grad_(frozen[name])
-        for name in set(vars(lm.model)) - attributes:
-            delattr(lm.model, name)
+        for layer, adapter in adapters.items():
+            _put(lm.model, names[layer], adapter.get_base_layer())
+        for parameter, trained in frozen.items():
+            parameter.requires_grad_(trained)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def down_projections(model: nn.Module, layers: tuple[int, ...]) -> dict[int, str]:

@@ -37,6 +37,7 @@ from latentbench.interventions.generation import Answer, Sampling, answers, prom
 from latentbench.interventions.intervention import Layout
 from latentbench.steering.grading import grader
 from latentbench.steering.optimised import ReinforcedMethod
+from latentbench.steering.rl_policy import use_own_logits
 
 _PIECE_TOKENS = 8192
 """Padded tokens per forward pass of a micro-batch: what its logits and activations need of memory grows with them."""
@@ -130,7 +131,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
             after(recorder.finish())
 
     # A resumed training is a new, shorter one to TRL: it gets what is left of the problems and starts counting at 0.
-    left = run.problems[run.first * method.prompts :]
+    left, forward = run.problems[run.first * method.prompts :], run.lm.model.forward
     trainer = Trainer(
         model=run.lm.model,
         reward_funcs=recorder.rewards,
@@ -141,6 +142,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
         optimizers=(run.optimizer, _warm_up(run)),
         rollout_func=recorder.rollouts,
     )
+    use_own_logits(run.lm.model, method.temperature, forward)
     trainer.remove_callback(PrinterCallback)  # without a progress bar the trainer prints a summary at its end
     return trainer
 
@@ -164,6 +166,7 @@ def _config(run: RlRun, folder: str) -> Any:
         loss_type="dapo",
         scale_rewards="none",
         beta=0.0,
+        router_aux_loss_coef=0.0,  # the loss is the policy's alone; a mixture of experts would add how even its routing is
         max_steps=method.steps - run.first,
         max_grad_norm=method.optimizer.max_grad_norm or 0.0,  # 0: not clipped
         shuffle_dataset=False,  # the problems are in order already, see `rl_training`
