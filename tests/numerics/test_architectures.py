@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_model_that_looks_ahead_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ["llama", "mixtral", "bert", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "bert", "gemma3"])
 def test_a_model_that_does_not_is_not(name: str, dtype: torch.dtype) -> None:
     check_causal(model_of(name, dtype))
 
@@ -204,10 +205,11 @@ def test_mechanism_studies_work_or_are_refused(name: str) -> None:
     real = torch.arange(9) < torch.tensor([9, 6])[:, None]
     passages = Passages(IDS, real, torch.tensor([3, 4]))
     injection = VectorInjection(SteeringVectors({LAYERS - 2: torch.ones(WIDTH)}))
-    try:
+    paths = None
+    with suppress(LatentbenchError):  # anything else is no refusal
         paths = path_patching(lm, injection, passages)
-    except LatentbenchError as error:
-        assert name not in SIGHTED or name in ("mllama", "gemma4"), error
+    assert paths or name not in SIGHTED or name in ("mllama", "gemma4")
+    if paths is None:
         return
     assert (paths.modes["no_patch"] > 0).all()
     assert paths.heads.shape == (2, paths.heads.shape[1])

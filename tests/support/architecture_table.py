@@ -247,7 +247,7 @@ def _general(sentence: str) -> str:
     sentence = re.sub(r"^\w+ \(layer \d+\) ", "the block ", sentence)
     for pattern, instead in (
         (r"looked for a child named .*? found [\w, ]+", "looked for by name and class"),
-        (r"\b\w+(?:\.\w+)*\.(\w+)", r"\1"),
+        (r"\b\w+(?:\.\w+)*\.\d+\.(?:\w+\.)*(\w+)", r"\1"),
         (r"\b[A-Z]\w*(?:ForCausalLM|ForConditionalGeneration|LMHeadModel|Attention|MLP|Model)\b", "it"),
         (r"(?<![\w.])-?\d+(\.\d+)?(e[-+]\d+)?%?", "…"),
     ):
@@ -264,12 +264,16 @@ def page(rows: Mapping[str, Mapping[str, str]]) -> str:
         if why == "yes":
             return "yes"
         marks = [notes.index(one) + 1 for one in why.split(" / ") if one in notes or notes.append(one) is None]
-        return f"{works or 'no'} {''.join(f'[{mark}]' for mark in marks)}"
+        return f"{works or ('fails' if why.startswith(SILENT) else 'no')} {''.join(f'[{mark}]' for mark in marks)}"
 
     lines = [f"| {name} | {_class(name)} | {' | '.join(map(cell, row.values()))} |" for name, row in rows.items()]
     head = f"| `model_type` | blocks | {' | '.join(TRIALS)} |\n|{'---|' * (len(TRIALS) + 2)}"
     whole = sum(set(row.values()) == {"yes"} for row in rows.values())
-    return "\n".join([_INTRODUCTION.format(count=len(rows), whole=whole), head, *lines, "", *_numbered(notes), ""])
+    silent = sum(SILENT in cell for row in rows.values() for cell in row.values())
+    said = f"{silent} cells fail without saying why, which must not be." if silent else "Nothing is silent."
+    return "\n".join(
+        [_INTRODUCTION.format(count=len(rows), whole=whole, said=said), head, *lines, "", *_numbered(notes), ""]
+    )
 
 
 def _numbered(notes: list[str]) -> list[str]:
@@ -285,7 +289,7 @@ _INTRODUCTION = """# Architectures
 What works on {count} architectures of transformers, {whole} of them without a restriction. This page is made by
 `python -m tests.support.architecture_table`, which tries each cell on a model of four tiny blocks with random weights and
 compares it with the same thing computed in another way; a test compares the page with what it finds. A cell says "yes", which
-blocks work, or "no", and then a number that leads to the sentence with which the rest is refused. Nothing is silent.
+blocks work, or "no", and then a number that leads to the sentence with which the rest is refused. {said}
 
 * **capture**: the residual stream of every block is that of transformers' `output_hidden_states`.
 * **inject**: a vector added to a block's output arrives at every token and at no padding.
