@@ -105,7 +105,7 @@ def _stated(config: dict[str, Json], fact: str, where: str) -> int | None:
 
 def _listed(config: dict[str, Json]) -> int | None:
     """The number of blocks where their kinds are listed and no number is stated (Nemotron-H)."""
-    kinds = config.get("layer_types")
+    kinds = config.get("layer_types") or config.get("layers_block_type")
     return len(kinds) if isinstance(kinds, list) and 1 <= len(kinds) <= _LARGEST["layers"] else None
 
 
