@@ -20,7 +20,7 @@ from latentbench.mechanism.paths import path_patching
 from latentbench.mechanism.propagation import attention_shift
 from latentbench.steering.rl_policy import use_own_logits
 from latentbench_adapters.transformers_model import auto_class, load_model
-from tests.support.architecture_table import PAGE, SILENT, TRIALS, page, tried
+from tests.support.architecture_table import PAGE, SILENT, TRIALS, VECTOR, page, tried
 from tests.support.architectures import ARCHITECTURES, LAYERS, SIGHTED, WIDTH, WORDS, config_of, model_of
 from tests.support.labs import words_tokenizer
 
@@ -204,7 +204,7 @@ def test_mechanism_studies_work_or_are_refused(name: str) -> None:
     lm = LanguageModel(model_of(name).requires_grad_(False), words_tokenizer(), torch.device("cpu"))
     real = torch.arange(9) < torch.tensor([9, 6])[:, None]
     passages = Passages(IDS, real, torch.tensor([3, 4]))
-    injection = VectorInjection(SteeringVectors({LAYERS - 2: torch.ones(WIDTH)}))
+    injection = VectorInjection(SteeringVectors({LAYERS - 2: VECTOR}))
     paths = None
     with suppress(LatentbenchError):  # anything else is no refusal
         paths = path_patching(lm, injection, passages)

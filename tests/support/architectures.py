@@ -203,7 +203,7 @@ SLOW: Mapping[str, Architecture] = {
     ),
     "bart": _refused(_NUMBER),
     "beam": _refused(_NUMBER),
-    "cpmant": Architecture(attention=_NO_ATTENTION, mlp=_SUM),
+    "cpmant": Architecture(residual=rf"gives its blocks 40 tokens for a text of 8|{_NO_ATTENTION}"),
     "doge": _refused(_NUMBER),
     "minimax": _refused(_NUMBER),
     "mpt": Architecture(attention=_NUMBER, mlp=_ITSELF),
