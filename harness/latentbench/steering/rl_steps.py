@@ -38,6 +38,7 @@ from latentbench.interventions.intervention import Layout
 from latentbench.interventions.rollouts import Answer, Sampling, answers
 from latentbench.steering.grading import grader
 from latentbench.steering.optimised import ReinforcedMethod
+from latentbench.steering.rl_policy import use_own_logits
 
 _PIECE_TOKENS = 8192
 """Padded tokens per forward pass of a micro-batch: what its logits and activations need of memory grows with them."""
@@ -131,7 +132,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
             after(recorder.finish())
 
     # A resumed training is a new, shorter one to TRL: it gets what is left of the problems and starts counting at 0.
-    left = run.problems[run.first * method.prompts :]
+    left, forward = run.problems[run.first * method.prompts :], run.lm.model.forward
     trainer = Trainer(
         model=run.lm.model,
         reward_funcs=recorder.rewards,
@@ -142,6 +143,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
         optimizers=(run.optimizer, _warm_up(run)),
         rollout_func=recorder.rollouts,
     )
+    use_own_logits(run.lm.model, method.temperature, forward)
     trainer.remove_callback(PrinterCallback)  # without a progress bar the trainer prints a summary at its end
     return trainer
 
