@@ -135,6 +135,13 @@ class TrainableSAE(SparseAutoencoder, UsesProcessGroup):
         every member by its tokens; whatever else depends on the whole batch is taken over `self.group`.
         """
 
+    @torch.no_grad()
+    def decay_weights(self, share: float) -> None:
+        """Called before every optimiser step of a run with weight decay: takes this share off all weights that learn."""
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 - share)
+
     def after_step(self) -> None:
         """Called after every optimiser step, e.g. to keep decoder rows at unit norm."""
 
