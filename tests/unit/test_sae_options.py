@@ -12,6 +12,7 @@ from latentbench.reconstruction.sparsity_and_cost import ComputeCost as CostMetr
 from latentbench.sae.cost import SaeCost, cost, linear_cost, tokens_at_equal_cost, variant_cost
 from latentbench.sae.dictionary import default_aux_k
 from latentbench.sae.options import (
+    AuxiliaryLoss,
     BoostedOptions,
     EnsembleOptions,
     ExtendedOptions,
@@ -144,6 +145,13 @@ def test_newer_options_of_training_are_written_only_where_they_are_used() -> Non
     assert TrainingOptions.model_validate(used.plain()) == used
     with pytest.raises(ValidationError, match="a constant learning rate has no decay"):
         TrainingOptions(schedule="constant", decay=0.5)
+
+
+@pytest.mark.parametrize("variant", sorted(name for name, one in VARIANTS.items() if issubclass(one, AuxiliaryLoss)))
+def test_the_kind_of_auxk_is_written_only_where_it_is_not_plain(variant: str) -> None:
+    made = VARIANTS[variant].model_construct(variant=variant)
+    assert "aux_loss" not in made.plain()
+    assert made.model_copy(update={"aux_loss": "normalised"}).plain()["aux_loss"] == "normalised"
 
 
 def test_budgets_are_known_where_they_are_fixed() -> None:

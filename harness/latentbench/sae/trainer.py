@@ -22,7 +22,7 @@ from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed, RefusedFile
 from latentbench.core.resources import now
 from latentbench.core.sites import Site
-from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, set_process_group
+from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, set_process_group, squared_spread
 from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE, TrainingLoss
 from latentbench.sae.encoders import Encoder
 from latentbench.sae.memory import MemoryUsage, gradients, release
@@ -302,9 +302,7 @@ class NativeTrainer:
             self.curve.append(self._point(loss, x, lr))
 
     def _point(self, loss: BatchLoss, x: Tensor, lr: float) -> tuple[float, ...]:
-        centre = self.group.all_sum(x.sum(0)) / loss.tokens
-        # The centre of the whole batch first: spreads about members' own means would add up to less.
-        spread = self.group.all_sum((x - centre).pow(2).sum()) / loss.tokens
+        spread = squared_spread(x, loss.tokens, self.group) / loss.tokens
         l0 = loss.firing.sum().item() / loss.tokens
         dead = int((self.silent >= self.dead_after).sum())
         normalised = loss.reconstruction / max(spread.item(), 1e-30)
