@@ -7,7 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -100,6 +100,13 @@ def numbers_of(
         numbers += found.values
         numbers += metric_values((study,), found.statistics, reasons=found.reasons, units=found.units)
     return numbers
+
+
+def beyond_training(values: Iterable[MetricValue], trained_k: int | None) -> Iterator[MetricValue]:
+    """The numbers, those of a budget above the active latents of training with what these were."""
+    for value in values:
+        beyond = trained_k is not None and value.budget is not None and value.budget > trained_k
+        yield value.model_copy(update={"trained_k": trained_k}) if beyond else value
 
 
 def sidecar_of(measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]) -> Arrays:

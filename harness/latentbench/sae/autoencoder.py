@@ -92,6 +92,11 @@ class SparseAutoencoder(nn.Module, ABC):
         """Dictionary atoms [width, d_in], or None where there is no dictionary (identity)."""
         return None
 
+    @property
+    def trained_k(self) -> int | None:
+        """Active latents of every token in training, where their number is fixed; a budget may be larger."""
+        return None
+
     def settings(self) -> dict[str, float | int | str]:
         """Scalars learned or fixed in training, for people to read (e.g. a threshold); weights hold them exactly."""
         return {}

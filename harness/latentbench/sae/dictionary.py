@@ -13,7 +13,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.distributed.process_group import squared_spread
 from latentbench.sae.autoencoder import Codes, TrainableSAE, TrainingLoss
 from latentbench.sae.encoders import Encoder, LinearEncoder, Selection
-from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
+from latentbench.sae.linear import LatentGroup, LinearWeights, TopKRule, folded_bias
 from latentbench.sae.options.base import AuxiliaryLoss
 from latentbench.sae.sparse_kernels.autograd import sparse_decode
 
@@ -100,7 +100,14 @@ class SparseDictionarySAE(DictionarySAE):
         """What is subtracted from the hidden state before encoding [d_in]."""
         return self.b_dec if self.centred else None
 
+    @property
+    def trained_k(self) -> int | None:
+        rule = self.selection.rule(self.width)
+        return rule.k if isinstance(rule, TopKRule) else None
+
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        if budget is not None and budget > self.width:
+            raise InvalidInput(f"a budget of {budget} active latents cannot exceed the dictionary width {self.width}")
         return self.selection.infer(self.encoder, x, self.shift, budget)
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
