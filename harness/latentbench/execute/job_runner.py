@@ -27,6 +27,7 @@ from latentbench.execute.cell_record import (
     numbers_of,
     peak_memory_bytes,
     sidecar_of,
+    training_warnings,
 )
 from latentbench.execute.job import Job, JobCell
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
@@ -244,6 +245,8 @@ class _Run:
             yield from found.warnings
         yield from dict.fromkeys(map(_repeated, (value for value in state.numbers if value.repeats)))
         yield from dict.fromkeys(map(_beyond, (value for value in state.numbers if value.trained_k)))
+        trained = [below for _, below in _levels(state.stages)]
+        yield from training_warnings([found for made in trained if (found := self.training.record_of(made))])
         train = None
         try:
             train = self._train_tokens(state) if state.measured else None
