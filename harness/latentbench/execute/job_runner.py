@@ -246,7 +246,7 @@ class _Run:
         yield from dict.fromkeys(map(_repeated, (value for value in state.numbers if value.repeats)))
         yield from dict.fromkeys(map(_beyond, (value for value in state.numbers if value.trained_k)))
         trained = [below for _, below in _levels(state.stages)]
-        yield from training_warnings([found for made in trained if (found := self.training.record_of(made))])
+        yield from training_warnings([one for made in trained if (one := self.training.record_of(made))])
         train = None
         try:
             train = self._train_tokens(state) if state.measured else None
