@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -55,6 +56,12 @@ class SpecModel(BaseModel):
 def without_empty(name: str, plain: dict[str, Json]) -> dict[str, Json]:
     """The data of a part without a field that is empty: the field is newer than records, whose keys and facts stay as they were."""
     return {field: value for field, value in plain.items() if value or field != name}
+
+
+def without_default(model: type[SpecModel], names: Collection[str], plain: dict[str, Json]) -> dict[str, Json]:
+    """The data of a part without those of the fields `names` that have their default, for the same reason: they are newer."""
+    fields = model.model_fields
+    return {name: value for name, value in plain.items() if name not in names or value != fields[name].default}
 
 
 def _pinned(value: Any, roots: Roots) -> Any:
