@@ -15,7 +15,6 @@ from latentbench.reasoning.accuracy import ReasoningAccuracy
 from latentbench.reasoning.task_suite import TaskOptions
 from latentbench.spec.project import find_project, load_specs
 from latentbench.steering.method import parts_of
-from latentbench.steering.optimised import ReinforcedMethod
 from latentbench_adapters.lm_eval.catalogue import prompt_form
 from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems
 from latentbench_adapters.problems import HuggingFaceProblems
@@ -155,11 +154,3 @@ def test_shipped_specs_train_and_evaluate_on_the_same_prompts() -> None:
                 assert {continued.form} == trained, cell.title
                 compared += 1
     assert compared > 100
-
-
-def test_methods_of_one_shipped_spec_write_as_many_answers_at_a_time() -> None:
-    """A case that changes the method inherits nothing, and once lost the batch that keys and values must fit into."""
-    for spec in load_specs(find_project(), []):
-        parts = [part for cell in spec.cells for part in parts_of(cell.experiment.steering)]
-        trained = [part for part in parts if isinstance(part, ReinforcedMethod)]
-        assert len({(part.rollout_batch, part.micro_batch, part.stop) for part in trained}) <= 1, spec.origin.name

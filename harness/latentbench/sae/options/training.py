@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from latentbench.core.spec_model import SpecModel
+from latentbench.core.spec_model import Json, SpecModel, without_empty
 
 TRAINING_FILE = "training.json"
 """Beside an SAE's weights, where it was trained: the curve and what training took."""
@@ -21,6 +28,14 @@ class Budget(SpecModel):
     """Path of the other spec, relative to this file."""
     label: str | None = None
     """Which of its experiments, where it has several."""
+    d_model: PositiveInt | None = None
+    """Dimensions of the model's hidden states, for machines on which the model's configuration is not; where it is, the two
+    must agree."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """`d_model` is newer than records."""
+        return without_empty("d_model", made(self))
 
 
 class TrainingOptions(SpecModel):
