@@ -15,8 +15,12 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.chat import asked
 from latentbench.interventions.generation import prompt_ids
+from latentbench.mechanism.metrics.output_tokens import TokenShift
 from latentbench.reasoning.task_suite import TaskOptions
+from latentbench.steering import computed_vectors, rl_training
+from latentbench.steering.contrastive import ContrastiveMethod
 from latentbench.steering.grading import read_problems
+from latentbench.steering.optimised import RlMethod
 from latentbench_adapters.lm_eval.catalogue import prompt_form
 from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from latentbench_adapters.lm_eval.tasks import load
@@ -90,6 +94,22 @@ def test_training_and_evaluation_read_the_same_prompts(template: str, system: st
         assert all(question.strip() in read for question, read in zip(QUESTIONS, trained, strict=True))
         ids, mask = SteeredLM(lm).tok_batch_encode(evaluated)
         assert prompt_ids(lm, trained) == [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+
+
+def test_whatever_reads_problems_reads_them_in_the_template(roots: Roots) -> None:
+    """Training by rewards, contrasts of texts, and studies of what vectors do."""
+    lm = speaking(CHATML)
+    problems = {"adapter": "files", "path": "rows.jsonl", "chat_template": True, "system": "w12"}
+    expected, context = [asked(lm.tokenizer, question, "w12") for question in QUESTIONS], lab(lm, roots.project)
+    sizes = {"steps": 1, "prompts": 1, "samples": 2, "selection": 2}
+    rl = RlMethod.model_validate_json(json.dumps({"problems": problems, **sizes}))
+    selection, training = rl_training._problems(rl, context)
+    assert [problem.prompt for problem in (*selection, *training)] == expected
+    contrast = {"problems": problems, "positive": [" w3"], "negative": [" w4"]}
+    positive, _ = computed_vectors._texts(ContrastiveMethod.model_validate_json(json.dumps(contrast)), context)
+    assert positive == [prompt + " w3" for prompt in expected]
+    study = TokenShift.model_validate_json(json.dumps({"problems_from": problems}))
+    assert [problem.prompt for problem in study.asked(context)] == expected
 
 
 @pytest.mark.parametrize("system", [None, "w12. "])
