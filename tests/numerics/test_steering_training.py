@@ -215,7 +215,7 @@ def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
     method = RlMethod.model_validate_json(json.dumps(plain))
     surroundings = lab(lm, tmp_path, model=PocketModel())
     made: Content = method.make(surroundings)
-    problems = read_problems(PocketProblems(split="eval"), Roots(tmp_path), 64)
+    problems = read_problems(PocketProblems(split="eval"), surroundings, 64)
 
     def accuracy() -> float:
         written = answers(lm, [problem.prompt for problem in problems], Sampling(96))

@@ -24,7 +24,6 @@ from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
 from latentbench.reasoning.task_suite import (
     AnswerScore,
     TaskModel,
-    TaskOptions,
     TaskProblems,
     TaskSuite,
     installed_suite,
@@ -152,7 +151,7 @@ def evaluate(study: ReasoningAccuracy, context: StageContext) -> Findings:
         raise InvalidInput("reasoning_accuracy needs something to steer with: a `steering:` section")
     suite = installed_suite()
     lm = _steered(suite, study, context, intervention)
-    tasks = suite.load(study.task, _options(study), context.roots, context.cache / "datasets", lm.apply_chat_template)
+    tasks = suite.load(study.task, study.options, context.roots, context.cache / "datasets", lm.apply_chat_template)
     if study.samples > 1 and not all(problems.generative for problems in tasks):
         raise InvalidInput(f"{study.task} has choices to compare and none to write: `samples` must be 1")
     if any(problems.generative for problems in tasks):
@@ -184,11 +183,6 @@ def _steered(
         seed=study.seed,
         progress=context.progress,
     )
-
-
-def _options(study: ReasoningAccuracy) -> TaskOptions:
-    fields = ("limit", "num_fewshot", "chat_template", "system", "temperature", "max_new_tokens", "filter")
-    return TaskOptions(metric=study.scored_by, **{name: getattr(study, name) for name in fields})
 
 
 def _payload(suite: TaskSuite, study: ReasoningAccuracy, context: StageContext, tasks: Sequence[TaskProblems]) -> Json:

@@ -262,7 +262,7 @@ def _problems(method: ReinforcedMethod, context: StageContext) -> tuple[list[Pro
     """Selection problems, and the problems of all steps in order."""
     needed = method.steps * method.prompts
     # No more than could be used, and the held-out ones first: which they are does not depend on the number of steps.
-    found = read_problems(method.problems, context.roots, method.selection + needed)
+    found = read_problems(method.problems, context, method.selection + needed)
     selection, rest = found[: method.selection], found[method.selection :]
     if len(selection) < method.selection or len(rest) < method.prompts:
         raise InvalidInput(

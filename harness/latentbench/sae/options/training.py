@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentbench.core.spec_model import Json, SpecModel, without_default
+from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
 
 TRAINING_FILE = "training.json"
 """Beside an SAE's weights, where it was trained: the curve and what training took."""
@@ -28,6 +28,14 @@ class Budget(SpecModel):
     """Path of the other spec, relative to this file."""
     label: str | None = None
     """Which of its experiments, where it has several."""
+    d_model: PositiveInt | None = None
+    """Dimensions of the model's hidden states, for machines on which the model's configuration is not; where it is, the two
+    must agree."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """`d_model` is newer than records."""
+        return without_empty("d_model", made(self))
 
 
 class TrainingOptions(SpecModel):
