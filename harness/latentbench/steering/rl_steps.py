@@ -166,7 +166,7 @@ def _config(run: RlRun, folder: str) -> Any:
         loss_type="dapo",
         scale_rewards="none",
         beta=0.0,
-        router_aux_loss_coef=0.0,  # the loss is the policy's alone; a mixture of experts would add how even its routing is
+        router_aux_loss_coef=0.0,  # else TRL adds a mixture of experts' own loss, which balances experts and rewards nothing
         max_steps=method.steps - run.first,
         max_grad_norm=method.optimizer.max_grad_norm or 0.0,  # 0: not clipped
         shuffle_dataset=False,  # the problems are in order already, see `rl_training`
