@@ -16,18 +16,17 @@ from pydantic import Field, model_validator
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hub import check_dataset, is_commit, resolved_commit
 from latentbench.core.paths import Roots
-from latentbench.core.protocols import Problem, ProblemSet
+from latentbench.core.protocols import SLOT, Problem, ProblemSet
 from latentbench.core.spec_model import Json
 from latentbench_adapters.datasets import FilesDataset, parsed_lines, streamed_rows
-
-SLOT = "{question}"
 
 
 class TemplatedProblems(ProblemSet):
     """Problems made of rows with a question and an answer."""
 
     prompt: Annotated[str, Field(max_length=20_000)] = SLOT
-    """What the model reads; `{question}` stands for the row's question and is all that is replaced."""
+    """What the model reads, or the user says in its chat template; `{question}` stands for the row's question and is all
+    that is replaced."""
     question: Annotated[str, Field(min_length=1)] = "question"
     """Field that holds the question."""
     answer: Annotated[str, Field(min_length=1)] = "answer"
@@ -48,6 +47,10 @@ class TemplatedProblems(ProblemSet):
             if groups != 1:
                 raise ValueError(f"answer_pattern must have one group, which holds the answer; it has {groups}")
         return self
+
+    @property
+    def template(self) -> str:
+        return self.prompt
 
     @abstractmethod
     def rows(self, roots: Roots) -> Iterator[tuple[str, Json]]:

@@ -1,12 +1,14 @@
 """`adapter: transformers`: any causal language model of the Hugging Face hub, or a local folder in that layout.
 
-A folder's facts are read without torch, its weights are loaded without pickles and without code of others.
+A folder's facts are read without torch, its weights are loaded without pickles and without code of others. Of a model that
+also sees or hears the text decoder is measured: it is given text alone (`auto_class`).
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
+from inspect import Parameter, signature
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -52,11 +54,12 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     """A model from a folder or a hub id through transformers' auto classes, in evaluation mode.
 
     Raises NotAvailable with what to do when it cannot be had, RefusedFile when its files are damaged, incomplete or do not
-    fit together.
+    fit together, InvalidInput when it is not causal.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
+
+    from latentbench.activations.causality import check_causal
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Before anything of the source is opened: a configuration can name code that transformers would fetch and run.
@@ -65,10 +68,11 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
         folder_facts(Path(source))
     with _reading(f"the model {source!r}", source):
         refuse_adapter(source, revision)
-        _check_skeleton(source, revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = _config(source, revision)
+        _check_skeleton(config, source)
+        loaded: Any = auto_class(config, source).from_pretrained(
             source,
-            config=_config(source, revision),
+            config=config,
             revision=revision,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
@@ -79,10 +83,41 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
         model, report = loaded
         _check_weights(report, source)
         torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
+        check_causal(model)
     # Nobody here trains a model's weights: a backward pass to a vector or SAE must not compute and keep their gradients.
     torch.nn.Module.requires_grad_(model, False)
     torch.nn.Module.eval(model)
     return LanguageModel(model, load_tokenizer(source, revision), device)
+
+
+def auto_class(config: Any, source: str) -> Any:
+    """The auto class of transformers that builds the model of a configuration: a causal language model, or one that also
+    sees or hears and can be given text alone (LLaVA, Qwen-VL, Mistral 3, Voxtral, …).
+
+    Of an architecture that is registered as both (Llama 4, Qwen3.5), the first loads the text decoder without the other
+    towers. Raises InvalidInput for a configuration of neither kind.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return AutoModelForCausalLM
+    why = _no_text_decoder(AutoModelForMultimodalLM._model_mapping.get(type(config), None), config)
+    if why:
+        raise RefusedFile(f"the model {source!r} is no causal language model: {why}")
+    return AutoModelForMultimodalLM
+
+
+def _no_text_decoder(kind: Any, config: Any) -> str:
+    """Why what a class of transformers builds cannot be read as a decoder of text; empty where it can."""
+    if kind is None:
+        return f"transformers has no class for its type {config.model_type!r} that predicts the next token of a text"
+    text = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        return f"{kind.__name__} is an encoder and a decoder, whose texts are two"
+    asked = [one for one in signature(kind.forward).parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+    if needed := [one.name for one in asked if one.default is one.empty and one.name not in ("self", "input_ids")]:
+        return f"{kind.__name__} cannot run on text alone, it needs {', '.join(needed)}"
+    return ""
 
 
 def load_tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -144,20 +179,19 @@ def _reading(what: str, source: str) -> AbstractContextManager[None]:
 def _skeleton(config: Any, source: str) -> torch.nn.Module:
     """The model without weights: nothing is allocated. Raises RefusedFile for numbers that no model has."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     check_numbers(config.to_dict(), source)
     with torch.device("meta"):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model: torch.nn.Module = auto_class(config, source).from_config(config)
     return model
 
 
-def _check_skeleton(source: str, revision: str | None) -> None:
+def _check_skeleton(config: Any, source: str) -> None:
     """Raises RefusedFile when a configuration asks for more memory than the folder's weights can fill.
 
     transformers allocates whatever the configuration asks for before it sees that the weights are smaller.
     """
-    model = _skeleton(_config(source, revision), source)
+    model = _skeleton(config, source)
     held = sum(map(prod, weight_shapes(Path(source))))
     asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if held and asked > _SPARE + PACKED * held:
@@ -178,7 +212,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 class TransformersModel(ModelAdapter):
-    """A causal language model loaded through `AutoModelForCausalLM`, safetensors only, no remote code."""
+    """A causal language model, or the text decoder of one that also sees or hears: safetensors only, no remote code."""
 
     adapter: Literal["transformers"] = "transformers"
     id: Annotated[str, Field(min_length=1, max_length=300)]

@@ -17,14 +17,8 @@ from transformers import CompileConfig, GenerationConfig, WatermarkingConfig
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
-from latentbench.interventions.generation import (
-    Sampling,
-    Stops,
-    answers,
-    generate,
-    ignored_generation_settings,
-    prompt_ids,
-)
+from latentbench.interventions.generation import Stops, generate, ignored_generation_settings, prompt_ids
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.steering import language_model

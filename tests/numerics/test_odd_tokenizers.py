@@ -11,7 +11,7 @@ import torch
 from latentbench.activations.tokens import evaluation_tokens, special_mask, training_tokens
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
-from latentbench.interventions.generation import Sampling, answers
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.steering.build import residual_norms, residuals
 from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from tests.support.labs import VOCABULARY

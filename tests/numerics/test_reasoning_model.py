@@ -13,13 +13,13 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
-from latentbench.interventions.generation import Stops
+from latentbench.interventions.generation import Stops, StopStrings
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Untouched
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.reasoning.answer_cache import AnswerCache
 from latentbench.reasoning.task_suite import TaskOptions
-from latentbench_adapters.lm_eval.steered_model import SeededSampling, SteeredLM, StopStrings
+from latentbench_adapters.lm_eval.steered_model import SeededSampling, SteeredLM
 from latentbench_adapters.lm_eval.tasks import LmEvalProblems, load, quiet
 from latentbench_adapters.pocket.adapter import PocketModel
 

@@ -50,6 +50,7 @@ RECIPE = TrainingOptions(batch=64, buffer=128, lr=3e-3, dead_after=320)
 BASE = TopKOptions(width=WIDTH, k=K)
 OPTIONS: dict[str, Variant] = {
     "topk": BASE,
+    "topk_aux": TopKOptions(width=WIDTH, k=K, aux_loss="normalised"),
     "batch_topk": BatchTopKOptions(width=WIDTH, k=K),
     "hierarchical_topk": HierarchicalTopKOptions(width=WIDTH, k=K),
     "matryoshka": MatryoshkaOptions(width=WIDTH, k=K, groups=(16, 32)),
@@ -68,7 +69,16 @@ OPTIONS: dict[str, Variant] = {
     "pca": PCAOptions(k=4),
     "untrained": UntrainedOptions(width=WIDTH, k=K),
 }
-REVIVED = ("topk", "batch_topk", "hierarchical_topk", "matryoshka", "kron", "kron_batch", "kron_hierarchical")
+REVIVED = (
+    "topk",
+    "topk_aux",
+    "batch_topk",
+    "hierarchical_topk",
+    "matryoshka",
+    "kron",
+    "kron_batch",
+    "kron_hierarchical",
+)
 """Variants of which AuxK must have been at work."""
 CASES = [(name, "float64") for name in OPTIONS] + [(name, "float32") for name in REVIVED]
 LIMITS = {"float64": 1e-13, "float32": 3e-6}

@@ -186,6 +186,34 @@ def test_gradients_with_dead_latents(dead_count: int, kind: str, dense: int, mon
     assert_same(sae, sae.loss(x, dead, 0, 10).total, reference)
 
 
+@pytest.mark.parametrize("kind", ["topk", "boosted"])
+def test_normalised_auxk_is_relative_to_the_variance_of_the_error(kind: str) -> None:
+    """What is reconstructed is x, or for boosting the base's error; its variance over that of what is still left of it."""
+    topk = TopKOptions(width=WIDTH, k=K, aux_k=8, aux_coefficient=0.7, aux_loss="normalised")
+    sae, x = made(topk), tokens()
+    target = x if kind == "topk" else x.roll(1, 0) ** 2
+    dead = torch.arange(WIDTH) % 7 == 0
+
+    def variance(part: Tensor) -> Tensor:
+        return (part - part.mean(0)).pow(2).sum(1).mean()
+
+    def reference(w: Weights) -> Tensor:
+        latents = linear(w, x)
+        left = target - kept(latents, K) @ w["W_dec"] - w["b_dec"]
+        revived = kept(torch.where(dead, latents, -1), int(dead.sum())).relu() @ w["W_dec"]
+        aux = (left.detach() - revived).pow(2).sum(1).mean()
+        return left.pow(2).sum(1).mean() + 0.7 * aux * (variance(target) / variance(left)).detach()
+
+    assert_same(sae, sae.loss_on(x, target, dead).total, reference)
+
+
+def test_normalised_auxk_has_nothing_to_revive_where_the_error_is_the_same_everywhere() -> None:
+    sae, x = made(TopKOptions(width=WIDTH, k=K, aux_loss="normalised")), torch.ones(N, D, dtype=torch.float64)
+    loss = sae.loss(x, torch.arange(WIDTH) % 7 == 0, 0, 10)
+    assert loss.auxiliary == 0
+    assert torch.isfinite(loss.total)
+
+
 def test_many_dead_latents_have_no_dense_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """What autograd keeps of AuxK grows with aux_k and not with the number of dead latents."""
     sizes: dict[int, int] = {}

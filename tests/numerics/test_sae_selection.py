@@ -11,6 +11,7 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import Codes, TrainableSAE
 from latentbench.sae.encoders import BatchSelection, LinearEncoder, top_of_batch
+from latentbench.sae.linear import ConcatenatedSAE, LinearWeights, TopKRule
 from latentbench.sae.options import (
     BatchTopKOptions,
     GatedOptions,
@@ -103,7 +104,43 @@ def test_a_budget_keeps_the_strongest(options: Variant) -> None:
         codes = sae.encode(x, budget)
         assert codes.values.shape[1] == budget
         assert torch.equal(codes.indices, full.indices[:, :budget])
-    assert torch.equal(sae.encode(x, 99).values, full.values)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TopKOptions(width=WIDTH, k=K),
+        HierarchicalTopKOptions(width=WIDTH, k=K),
+        MatryoshkaOptions(width=WIDTH, k=K, groups=(16, 32), selection="topk"),
+        KronOptions(width=WIDTH, k=K, m=2, n=4),
+        KronOptions(width=WIDTH, k=K, m=2, n=4, kernel="product"),
+        RandomDecoderOptions(width=WIDTH, k=K),
+    ],
+    ids=lambda options: f"{options.variant} {getattr(options, 'kernel', '')}".strip(),
+)
+def test_a_budget_above_the_k_of_training_keeps_that_many(options: Variant) -> None:
+    sae, x = trained(options), tokens(20, 3)
+    assert sae.trained_k == K
+    everything = sae.encoder.some(x, torch.arange(WIDTH), sae.shift)
+    for budget in (K + 1, 3 * K, WIDTH):
+        smallest = everything.sort(dim=1, descending=True).values[:, budget - 1 : budget]
+        wanted = torch.where(everything >= smallest, everything, 0)
+        torch.testing.assert_close(sae.encode(x, budget).dense(WIDTH), wanted)
+    with pytest.raises(InvalidInput, match=f"a budget of {WIDTH + 1} active latents cannot exceed"):
+        sae.encode(x, WIDTH + 1)
+
+
+def test_one_group_of_linear_weights_takes_a_budget_above_its_k_and_several_say_why_not() -> None:
+    sae, x = trained(TopKOptions(width=WIDTH, k=K)), tokens(20, 3)
+    one = ConcatenatedSAE(sae.linear_weights())
+    torch.testing.assert_close(one.encode(x, 3 * K).dense(WIDTH), sae.encode(x, 3 * K).dense(WIDTH))
+    (group,), b_dec = sae.linear_weights()
+    two = ConcatenatedSAE(LinearWeights((group, group._replace(rule=TopKRule(2))), b_dec))
+    assert (one.trained_k, two.trained_k) == (K, K + 2)
+    assert two.encode(x, K + 2).l0.max() <= K + 2
+    with pytest.raises(InvalidInput, match="nothing says which of them may have more"):
+        two.encode(x, K + 3)
+    assert trained(BatchTopKOptions(width=WIDTH, k=K)).trained_k is None
 
 
 def test_hierarchical_gradients_are_the_published_closed_form() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from math import inf
+from math import cos, inf, pi
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from latentbench.sae.options import (
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.sparse_kernels.dispatch import forced
 from latentbench.sae.trainer import learning_rate, train
+from latentbench.sae.variants.boosting import Extended
 from latentbench.sae.variants.controls import FittedTrainer
 from tests.support.trainers import (
     BASE,
@@ -247,6 +250,70 @@ def test_learning_rate_warms_up_and_decays_to_its_end() -> None:
     assert rates[-1] == pytest.approx(1e-4)
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert learning_rate(TrainingOptions(warmup=0), 0, 1) == 8e-4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"schedule": "linear"}, lambda step: 1 - (step - 10) / 89),
+        ({"schedule": "linear", "decay": 0.2}, lambda step: 1 if step < 80 else 1 - (step - 80) / 19),
+        ({"decay": 0.2}, lambda step: 1 if step < 80 else (1 + cos(pi * (step - 80) / 19)) / 2),
+        ({"schedule": "constant"}, lambda step: 1),
+    ],
+    ids=["linear", "linear at the end", "cosine at the end", "constant"],
+)
+def test_schedules_of_the_learning_rate(recipe: dict[str, Any], expected: Callable[[int], float]) -> None:
+    options = TrainingOptions(lr=1e-2, final_lr=1e-4, warmup=0.1, **recipe)
+    rates = [learning_rate(options, step, 100) for step in range(10, 100)]
+    assert rates == pytest.approx([1e-4 + (1e-2 - 1e-4) * expected(step) for step in range(10, 100)], rel=1e-12)
+    assert learning_rate(options, 0, 1) <= 1e-2  # a run of one step is one
+
+
+def test_weight_decay_is_that_of_adamw() -> None:
+    """Two steps of a trainer against torch's AdamW on the gradients that the loss has, everything in float64."""
+    recipe = RECIPE.model_copy(update={"weight_decay": 3.0, "gradient_clip": None})
+    one, oracle = trainer(BASE, recipe=recipe), trainer(BASE, recipe=recipe)
+    for made in (one, oracle):
+        made.sae.double()
+        made.adam.state.clear()
+    adamw = torch.optim.AdamW(oracle.sae.parameters(), betas=recipe.betas, weight_decay=3.0)
+    for step, batch in enumerate(Blocks().batches(0)):
+        x = batch[HERE].double()
+        one.step(x)
+        adamw.param_groups[0]["lr"] = learning_rate(recipe, step, 20)
+        adamw.zero_grad()
+        oracle.sae.loss(x * oracle.scale, oracle.silent >= oracle.dead_after, step, 20).total.backward()
+        adamw.step()
+    for name, weight in oracle.sae.state_dict().items():
+        torch.testing.assert_close(one.sae.state_dict()[name], weight, rtol=1e-12, atol=1e-12)
+    assert one.training_record()["optimiser"] == "AdamW"
+
+
+def test_weight_decay_leaves_frozen_weights_alone() -> None:
+    options = next(one for one in OPTIONS if one.variant == "extended")
+    one = trainer(options, recipe=RECIPE.model_copy(update={"weight_decay": 1.0}))
+    sae = one.sae
+    assert isinstance(sae, Extended)
+    frozen = [sae.encoder.weight, sae.encoder.bias, sae.W_dec]
+    before = [weight[: sae.old].detach().clone() for weight in frozen]
+    for batch in Blocks().batches(0):
+        one.step(batch[HERE])
+    assert all(torch.equal(weight[: sae.old], old) for weight, old in zip(frozen, before, strict=True))
+
+
+@pytest.mark.parametrize(("clip", "share"), [(1e-6, 1.0), (1e6, 0.0), (None, 0.0)])
+def test_the_record_says_how_many_steps_were_clipped(clip: float | None, share: float) -> None:
+    one = trainer(BASE, recipe=RECIPE.model_copy(update={"gradient_clip": clip}))
+    for block in range(2):
+        for batch in Blocks().batches(block):
+            one.step(batch[HERE])
+    record = one.training_record()
+    assert (record["share_clipped"], record["steps"], record["optimiser"]) == (share, 4, "Adam")
+    earlier = one.state()
+    earlier.pop("clipped")
+    resumed = trainer(BASE)
+    resumed.load_state(earlier)
+    assert resumed.training_record()["share_clipped"] is None, "nobody counted the first steps"
 
 
 def test_gradients_are_clipped_together() -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from latentbench.core.errors import InvalidInput
-from latentbench.interventions.generation import Sampling, answers, prompt_ids
+from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Stack, Untouched
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism import ablations
 from latentbench.mechanism.ablations import shared_gain

@@ -14,10 +14,11 @@ from latentbench.activations.capture import hidden_states
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
-from latentbench.interventions.generation import Sampling, answers, left_padded
+from latentbench.interventions.generation import left_padded
 from latentbench.interventions.injection import VectorInjection, injecting
 from latentbench.interventions.intervention import Layout, Receipt, Stack
 from latentbench.interventions.lora import down_projections
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.interventions.vectors import SteeringVectors
 from tests.support.steering import CONFIGS, LAYERS, WIDTH, language_model
 

@@ -22,7 +22,8 @@ from latentbench.steering.optimised import LoraMethod, ReinforcedMethod, RlMetho
 from latentbench.steering.rl_training import CHECKPOINT_FILE, RlCheckpoint
 from latentbench.study.context import Content
 from latentbench_adapters.pocket.adapter import PocketModel, PocketProblems
-from tests.support.steering import Killed, WordProblems, lab, language_model
+from tests.support.hybrids import PADDED, hybrid
+from tests.support.steering import CONFIGS, Killed, WordProblems, lab, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,17 +72,23 @@ def rloo_loss(
 
 
 @pytest.mark.parametrize(
-    ("name", "micro_batch", "scope"), [("llama", None, "all"), ("gpt2", 4, "all"), ("llama", 4, "generated")]
+    ("name", "micro_batch", "scope"),
+    [
+        *(("llama", None, "all"), ("gpt2", 4, "all"), ("llama", 4, "generated")),
+        *(("mamba", 4, "generated"), ("jamba", 4, "all"), ("mixtral", 4, "all")),
+        *(pytest.param(name, 4, "generated", marks=pytest.mark.slow) for name in PADDED),
+    ],
 )
 def test_every_step_is_adam_on_the_rloo_loss(
     tmp_path: Path, name: str, micro_batch: int | None, scope: Scope, rolled: Any
 ) -> None:
     """Three steps replayed from their rollouts by a bare loop over the definition."""
-    lm = language_model(name, torch.float32)
+    lm = language_model(name, torch.float32) if name in CONFIGS else hybrid(name)
+    config = lm.model.config
     plain = {"temperature": 0.7, "micro_batch": micro_batch, "rollout_batch": 7, "scope": scope}
     method = section(**plain, optimizer={"learning_rate": 0.05, "warmup": 1})
     made = method.make(lab(lm, tmp_path))
-    vectors = {layer: torch.zeros(16, requires_grad=True) for layer in range(3)}
+    vectors = {layer: torch.zeros(config.hidden_size, requires_grad=True) for layer in range(config.num_hidden_layers)}
     optimizer = torch.optim.AdamW(list(vectors.values()), lr=0.05, weight_decay=0.0)
     for number, step in enumerate(rolled):
         loss = rloo_loss(lm, step, vectors, 3, 0.7, scope)
@@ -200,7 +207,7 @@ def test_an_adapter_of_a_model_in_half_precision_is_trained_in_single(tmp_path: 
 @pytest.mark.slow
 def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
     """A short training already changes most answers; the problems it is measured on are not those it chose by."""
-    from latentbench.interventions.generation import Sampling, answers
+    from latentbench.interventions.rollouts import Sampling, answers
     from latentbench.steering.grading import same_last_number
 
     lm = PocketModel().load(Roots(tmp_path), torch.device("cpu"))
@@ -208,7 +215,7 @@ def test_the_pocket_model_learns_to_go_step_by_step(tmp_path: Path) -> None:
     method = RlMethod.model_validate_json(json.dumps(plain))
     surroundings = lab(lm, tmp_path, model=PocketModel())
     made: Content = method.make(surroundings)
-    problems = read_problems(PocketProblems(split="eval"), Roots(tmp_path), 64)
+    problems = read_problems(PocketProblems(split="eval"), surroundings, 64)
 
     def accuracy() -> float:
         written = answers(lm, [problem.prompt for problem in problems], Sampling(96))

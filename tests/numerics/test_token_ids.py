@@ -21,7 +21,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.sites import Site
-from latentbench.interventions.generation import Sampling, answers
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.latents.first_letter import vocabulary_words, word_states
 from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.sae.autoencoder import Codes

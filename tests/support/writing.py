@@ -9,8 +9,9 @@ import torch
 
 from latentbench.core.protocols import LanguageModel
 from latentbench.flow.effects import write
-from latentbench.interventions.generation import Sampling, answers, prompt_ids
+from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.intervention import Untouched
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.mechanism.passages import continuations
 from latentbench_adapters.judges.transformers import _answer
 from latentbench_adapters.lm_eval.steered_model import SteeredLM

@@ -170,6 +170,48 @@ def test_examples_are_taken_evenly_over_quantiles() -> None:
     assert [w.peak for w in built.active][:2] == [40, 39]
 
 
+@pytest.mark.parametrize(("quantile", "least"), [(0.5, 21), (0.75, 31)])
+def test_examples_are_those_above_a_quantile(quantile: float, least: int) -> None:
+    """Of peaks 1 to 40, in random order, those above the quantile are explained from and asked about, evenly as ever."""
+    order = np.random.default_rng(0).permutation(40).tolist()
+    pools = [
+        ExamplePool(
+            [window(f"a{side} b{i} c{i}", [1], 10 * i + side, strength=1.0 + i) for i in order],
+            [],
+            [window(f"x{side} y{i} z{i}", (), 10 * i + side + 5) for i in range(40)],
+        )
+        for side in (0, 1)
+    ]
+    protocol = Autointerp(explain_examples=8, test_examples=10, quantiles=2, radius=2, from_quantile=quantile).protocol
+    built = build_questions(0, *pools, protocol, 0)
+    assert isinstance(built, LatentQuestions)
+    for peaks in ([w.peak for w in built.active], [q.window.peak for q in built.detection if q.truth]):
+        assert least <= min(peaks) < least + 5
+        assert max(peaks) > 35
+    assert protocol.before_cut(10) == 10 / (1 - quantile)
+    assert (protocol.reservoir, protocol.spare) == (40 / (1 - quantile), 40)
+    too_high = Autointerp(explain_examples=8, test_examples=18, radius=2, from_quantile=0.75).protocol
+    assert isinstance(build_questions(0, *pools, too_high, 0), str), "ten windows are left, eighteen are needed"
+
+
+def test_a_latent_needs_enough_windows_above_the_quantile(tmp_path: Path) -> None:
+    counts = {}
+    for quantile in (0.0, 0.5, 0.95):
+        metric = Autointerp(latents=6, from_quantile=quantile)
+        budget = details_of(metric, tmp_path, 6, fires_on(token_sets(6))).budgets[0]
+        counts[quantile] = budget.eligible, sum(latent.score is not None for latent in budget.latents)
+    assert counts == {0.0: (6, 6), 0.5: (6, 6), 0.95: (0, 0)}
+
+
+def test_an_explainer_of_its_own_explains_and_the_judge_answers(tmp_path: Path) -> None:
+    LOG.clear()
+    metric = asked(Scripted(fails="explain"), latents=3).model_copy(update={"explainer": Scripted(fails="detect")})
+    details = details_of(metric, tmp_path, 3, fires_on(token_sets(3)))
+    assert details.judge == "scripted, explained by scripted"
+    assert all((latent.failures, latent.excluded) == (0, None) for latent in details.budgets[0].latents)
+    assert Counter(kind for kind, *_ in LOG) == {"explain": 3, "detect": 15, "fuzz": 9}
+
+
 def test_windows_that_share_tokens_are_used_once() -> None:
     assert window("a b c", start=4).overlaps(window("b c d", start=5))
     assert not window("a b c", start=4).overlaps(window("d e", start=7))

@@ -20,6 +20,9 @@ from tests.support.labs import fires_on, lab_of, token_sets
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+CHAT = {"adapter": "openai", "base_url": "http://localhost:1/v1", "model": "m"}
+
+
 def limited(tmp_path: Path, **limits: Any) -> str:
     LOG.clear()
     metric = asked(Scripted(), latents=4, **limits)
@@ -56,6 +59,10 @@ def test_a_budget_of_money_is_never_exceeded(tmp_path: Path) -> None:
         {"test_examples": 2},
         {"judge": {"adapter": "oracle"}},
         {"prices": {"prompt": 1.0}},
+        {"from_quantile": 0.96},
+        {"explainer": {"adapter": "lexical"}},
+        {"explainer": CHAT},
+        {"judge": CHAT, "explainer": {"adapter": "lexical"}},
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
@@ -75,6 +82,26 @@ def test_numbers_of_different_judges_and_protocols_are_told_apart() -> None:
         {"judge": "lexical", "hard_negatives": "same_token"},
     ]
     assert all(number.units == "latents" and not number.paired for number in Autointerp().numbers())
+
+
+def test_who_explains_and_from_which_quantile_stands_where_it_is_said_and_nowhere_else(tmp_path: Path) -> None:
+    newer = {"explainer", "from_quantile"}
+    plain = Autointerp.model_validate({"judge": CHAT})
+    told = Autointerp.model_validate({"judge": CHAT, "explainer": {**CHAT, "model": "n"}, "from_quantile": 0.5})
+    assert not newer & {*plain.plain(), *plain.determining()}
+    assert newer <= told.determining().keys()
+    assert Autointerp.model_validate(told.plain()) == told
+    assert dict(told.numbers()[0].params) == {
+        "judge": "m@localhost:1",
+        "explainer": "n@localhost:1",
+        "from_quantile": 0.5,
+    }
+    assert told.identity(experiment(), Roots(tmp_path)) != plain.identity(experiment(), Roots(tmp_path))
+    assert (
+        (told.preview(experiment(), Roots(tmp_path)) or "")
+        .split(", about")[0]
+        .endswith("m@localhost:1, explained by n@localhost:1")
+    )
 
 
 def experiment(**domains: None) -> Any:

@@ -22,6 +22,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.doctor.check import Check, run_checks
+from latentbench.interventions.chat import asked
 from latentbench.interventions.vectors import SteeringVectors, read_vectors, write_vectors
 from latentbench.sae import artifact
 from latentbench.sae.sources.tensors import read_safetensors, read_torch
@@ -171,9 +172,17 @@ def _scoring(folder: Path) -> Call:
     return lambda: problems.scores([])
 
 
+class _Templated(SimpleNamespace):
+    """A tokenizer with a chat template."""
+
+    chat_template = "{{ messages }}"
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> Any:
+        return np.template_of_the_test()  # type: ignore[attr-defined]
+
+
 def _asking(folder: Path) -> Call:
-    tokenizer = SimpleNamespace(apply_chat_template=lambda *_, **__: np.template_of_the_test())  # type: ignore[attr-defined]
-    judge = LanguageModel(SimpleNamespace(), tokenizer, CPU)  # type: ignore[arg-type]
+    judge = LanguageModel(SimpleNamespace(), _Templated(), CPU)  # type: ignore[arg-type]
 
     def ask() -> None:
         reply = _answer(judge, [{"role": "user", "content": "?"}], 4, graded=False)
@@ -219,6 +228,7 @@ DOORS: dict[str, tuple[str, str, Folder]] = {
     ),
     "scoring": ("numpy", "filters_of_the_test", _scoring),
     "chat template": ("numpy", "template_of_the_test", _asking),
+    "chat template of problems": ("numpy", "template_of_the_test", lambda m: lambda: asked(_Templated(), "?")),
 }  # fmt: skip
 """Where the library's function is (module and class), its name, and our call that uses it, given a folder with a model."""
 

@@ -43,6 +43,27 @@ def test_the_reference_is_counted_at_the_size_of_its_own_model(bench: Workbench)
     assert kron.cells[0].experiment.dataset.train.tokens == round(1024 * costs[0].per_token / costs[1].per_token)
 
 
+def test_the_size_can_be_stated_where_the_model_is_not_here(bench: Workbench) -> None:
+    elsewhere = {"adapter": "transformers", "id": "nobody/nothing", "revision": "c" * 40}
+    bench.spec("topk", model=elsewhere)
+    made: dict[str, object] = {"model": elsewhere, "sae": KRON, "dataset__train__tokens": None}
+    bench.spec("kron", **made, training__budget={"flops_of": "topk.yaml", "d_model": 64})
+    (kron,) = load_specs(bench.project, ["kron"])
+    costs = (variant_cost(TopKOptions(width=32, k=4), 64), variant_cost(KronOptions(**KRON), 64))
+    assert kron.cells[0].experiment.dataset.train is not None
+    assert kron.cells[0].experiment.dataset.train.tokens == round(1024 * costs[0].per_token / costs[1].per_token)
+    bench.spec("kron", **made, training__budget={"flops_of": "topk.yaml"})
+    with pytest.raises(SpecError, match="its config is not cached; state it as `d_model`"):
+        load_specs(bench.project, ["kron"])
+
+
+def test_a_size_that_is_not_the_models_is_refused(bench: Workbench) -> None:
+    bench.spec("topk")
+    bench.spec("kron", sae=KRON, dataset__train__tokens=None, training__budget={"flops_of": "topk.yaml", "d_model": 17})
+    with pytest.raises(SpecError, match="have 16 dimensions, not `d_model: 17`"):
+        load_specs(bench.project, ["kron"])
+
+
 def test_the_path_of_a_budget_is_in_no_key_but_its_tokens_are(bench: Workbench) -> None:
     bench.spec("topk")
     bench.spec("copy")

@@ -89,6 +89,23 @@ def test_markdown_marks_best_ties_and_badges(results: Path) -> None:
     assert "context: 256 (there: 128)" in leaderboard(results, "md", suite="mine")
 
 
+def test_numbers_measured_with_more_latents_than_in_training_are_marked(tmp_path: Path) -> None:
+    (path,) = write(tmp_path, Planted(domains=("general",)))
+    (dead,) = (metric for metric in json.loads(path.read_text())["metrics"] if metric["id"] == "dead_fraction")
+    at = {k: dead | {"params": {**dead["params"], "budget": k}, "value": k / 1000} for k in (8, 64)}
+    at[64]["trained_k"] = 16
+    rewritten(path, metrics=[*json.loads(path.read_text())["metrics"], *at.values()])
+    marks = {"md": "†", "terminal": "†", "latex": r"$^\dagger$"}
+    for format, mark in marks.items():
+        page = leaderboard(tmp_path, format, columns=["dead_fraction"])  # type: ignore[arg-type]
+        numbers = re.findall(rf"0\.\d+(?:{re.escape(mark)})?", page)
+        assert [n for n in numbers if "0.008" in n or "0.064" in n] == ["0.008", f"0.064{mark}"], format
+        assert "with more active latents per token than the SAE was trained with" in page
+        assert mark not in leaderboard(tmp_path, format, columns=["l0"]), "nothing is marked there"  # type: ignore[arg-type]
+    lines = csv.DictReader(io.StringIO(leaderboard(tmp_path, "csv", columns=["dead_fraction"])))
+    assert [(line["budget"], line["trained_k"]) for line in lines] == [("", ""), ("8", ""), ("64", "16")]
+
+
 def test_refused_files_are_named(results: Path) -> None:
     (results / "records" / "bad.json").write_text("{")
     for format in ("md", "terminal", "json", "html"):

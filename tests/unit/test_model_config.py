@@ -16,11 +16,12 @@ from latentbench.core.errors import RefusedFile
 def test_the_shape_of_every_decoder_that_transformers_knows_is_read_right() -> None:
     """Its own classes say what each configuration means; what is not understood is refused, never read wrong."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ALONE
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES as SIGHTED
 
     names = ("hidden_size", "num_hidden_layers", "vocab_size")
     read, refused = 0, set()
-    for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for kind in sorted({*ALONE, *SIGHTED}):
         try:
             config = CONFIG_MAPPING[kind]()
         except Exception:  # a few have no defaults that fit together
@@ -50,8 +51,19 @@ def test_the_shape_of_every_decoder_that_transformers_knows_is_read_right() -> N
         "phi",
         "rwkv",
         "doge",
+        "llava",
+        "mistral3",
+        "qwen2_vl",
+        "qwen3_vl",
+        "paligemma",
+        "nemotron_h",
     }
-    assert len(refused) < 20
+    assert len(refused & {*ALONE}) < 20
+    # What is no decoder of text, or hides it deeper than in a `text_config`.
+    assert refused - {*ALONE} <= {
+        *("florence2", "pp_formulanet", "t5gemma2", "vision-encoder-decoder"),
+        *("kosmos-2", "kosmos-2.5", "nemo_speechlm", "pi0", "qwen2_5_omni", "qwen3_omni_moe"),
+    }
 
 
 LLAMA = {"hidden_size": 4, "num_hidden_layers": 2, "vocab_size": 9}

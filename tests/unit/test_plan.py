@@ -145,14 +145,14 @@ def test_plan_as_json_links_cells_to_stages_and_stages_to_parents(bench: Workben
 def test_all_findings_of_all_specs_are_told_before_anything_is_planned(bench: Workbench, command: Command) -> None:
     bench.spec("a", layer=2)
     bench.spec("b", dataset__train__path="absent.txt", dataset__train__tokens=3)
-    bench.spec("c", metrics=[{"cross_entropy": {"budgets": [5]}}, "cross_entropy"], model__id="./absent")
+    bench.spec("c", metrics=[{"cross_entropy": {"budgets": [5, 33]}}, "cross_entropy"], model__id="./absent")
     done = command("plan")
     assert done.code == 2
     for words in (
         "specs/a.yaml:4:8: layer: the model has 2 decoder blocks, 0 to 1",
         "dataset.train: no file matches 'absent.txt'",
         "dataset.train.tokens: 3 tokens are fewer than one context of 16",
-        "the budget 5 exceeds the 4 latents",
+        "the budget 33 exceeds the 32 latents that the SAE has",
         "the metric 'cross_entropy' stands here twice",
         "model: ./absent is not a model folder: it holds no config.json",
     ):

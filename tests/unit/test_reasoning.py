@@ -109,11 +109,12 @@ def test_answers_must_leave_room_in_the_context() -> None:
     ],
 )
 def test_nothing_is_trained_on_what_is_tested(task: str, problems: ProblemSet, same: bool) -> None:
-    found = study(task=task, max_new_tokens=64).problems_in(experiment(problems=problems), ROOTS)
+    asking = study(task=task, max_new_tokens=64, different_prompts=True)
+    found = asking.problems_in(experiment(problems=problems), ROOTS)
     assert bool(found) == same
     stack = SimpleNamespace(parts=(SimpleNamespace(), SimpleNamespace(problems=problems)))
     stacked = SimpleNamespace(**{**vars(experiment()), "steering": stack})
-    assert study(task=task, max_new_tokens=64).problems_in(stacked, ROOTS) == found
+    assert asking.problems_in(stacked, ROOTS) == found
     assert all("take another split" in text for text in found)
 
 

@@ -12,6 +12,7 @@ from latentbench.reconstruction.sparsity_and_cost import ComputeCost as CostMetr
 from latentbench.sae.cost import SaeCost, cost, linear_cost, tokens_at_equal_cost, variant_cost
 from latentbench.sae.dictionary import default_aux_k
 from latentbench.sae.options import (
+    AuxiliaryLoss,
     BoostedOptions,
     EnsembleOptions,
     ExtendedOptions,
@@ -26,6 +27,7 @@ from latentbench.sae.options import (
     TopKOptions,
     UntrainedOptions,
 )
+from latentbench.sae.options.training import TrainingOptions
 from latentbench_adapters.sae_lens.options import SaeLensGatedOptions as SaeLensGated
 from latentbench_adapters.sae_lens.options import SaeLensJumpReluOptions as SaeLensJumpReLU
 
@@ -128,6 +130,28 @@ def test_what_fits_a_base_is_taken() -> None:
 def test_kron_counts_its_heads() -> None:
     assert KronOptions(width=64, k=4, m=2, n=4).head_count == 8
     assert KronOptions(width=64, k=4, m=2, n=4, heads=8).head_count == 8
+
+
+def test_newer_options_of_training_are_written_only_where_they_are_used() -> None:
+    """Keys and rows of specs that say nothing of them stay what they were."""
+    newer = {"weight_decay", "schedule", "decay"}
+    assert not newer & {*TrainingOptions().plain(), *TrainingOptions().determining()}
+    used = TrainingOptions(weight_decay=0.01, schedule="linear", decay=0.2)
+    assert {name: used.determining()[name] for name in newer} == {
+        "weight_decay": 0.01,
+        "schedule": "linear",
+        "decay": 0.2,
+    }
+    assert TrainingOptions.model_validate(used.plain()) == used
+    with pytest.raises(ValidationError, match="a constant learning rate has no decay"):
+        TrainingOptions(schedule="constant", decay=0.5)
+
+
+@pytest.mark.parametrize("variant", sorted(name for name, one in VARIANTS.items() if issubclass(one, AuxiliaryLoss)))
+def test_the_kind_of_auxk_is_written_only_where_it_is_not_plain(variant: str) -> None:
+    made = VARIANTS[variant].model_construct(variant=variant)
+    assert "aux_loss" not in made.plain()
+    assert made.model_copy(update={"aux_loss": "normalised"}).plain()["aux_loss"] == "normalised"
 
 
 def test_budgets_are_known_where_they_are_fixed() -> None:

@@ -26,6 +26,8 @@ assert tops == {"latentbench", "latentbench_adapters"}, tops
 import latentbench.cli.app, latentbench_adapters.pocket.adapter
 from latentbench.core.paths import Roots
 assert latentbench_adapters.pocket.adapter.PocketModel().identity(Roots("."))  # its weights are there too
+from latentbench_adapters.lm_eval.catalogue import OWN_TASKS
+assert all(list(folder.glob("*.yaml")) for folder in OWN_TASKS)
 assert "site-packages/adapters/" in util.find_spec("adapters").origin
 print(latentbench.cli.app.__file__)
 """

@@ -86,9 +86,15 @@ def _loaded(model: TransformersModel, roots: Roots) -> LanguageModel:
     """The model, once per process."""
     import torch
 
+    from latentbench.interventions.writing_ways import generate_way
+
     loaded = model.load(roots, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if not loaded.tokenizer.chat_template:
         raise NotAvailable(f"the judge {model.id!r} is no chat model: its tokenizer has no chat template")
+    try:
+        generate_way(loaded)
+    except InvalidInput as error:
+        raise NotAvailable(f"the judge {model.id!r} cannot be asked: {error}") from error
     return loaded
 
 

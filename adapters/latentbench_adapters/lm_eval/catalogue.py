@@ -19,12 +19,17 @@ import yaml
 
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.paths import Roots
+from latentbench.core.protocols import SLOT, PromptForm
 from latentbench.core.spec_model import Json
-from latentbench.reasoning.task_suite import is_path
+from latentbench.reasoning.task_suite import TaskOptions, is_path
 from latentbench_adapters.lm_eval.task_file import read_task, task_file_identity
 
 POCKET_TASKS = Path(__file__).parents[1] / "pocket" / "tasks"
-"""Tasks that ship with this project."""
+"""The pocket model's word problems."""
+PLAIN_TASKS = Path(__file__).parent / "plain" / "tasks"
+"""Known benchmarks whose questions are put alone, without words around them."""
+OWN_TASKS = (POCKET_TASKS, PLAIN_TASKS)
+"""Tasks that ship with this project. A folder of tasks is called `tasks`: their files are then part of their identity."""
 _HEAD = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)
 
 
@@ -51,7 +56,7 @@ def find_task(name: str) -> Path:
 
     Most files are called like their task; the names inside of all 14,000 are read only where that fails.
     """
-    for root in (POCKET_TASKS, shipped_tasks_folder()):
+    for root in (*OWN_TASKS, shipped_tasks_folder()):
         for path in sorted(root.rglob(f"{name}.yaml")) if re.fullmatch(r"[\w.-]+", name) else ():
             if name in _heads(path):
                 return path
@@ -104,7 +109,7 @@ def _heads(path: Path) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _everything() -> dict[str, Path]:
-    paths = (path for root in (shipped_tasks_folder(), POCKET_TASKS) for path in sorted(root.rglob("*.yaml")))
+    paths = (path for root in (shipped_tasks_folder(), *OWN_TASKS) for path in sorted(root.rglob("*.yaml")))
     return {name: path for path in paths for name in _heads(path)}
 
 
@@ -142,6 +147,37 @@ def tests_on(task: str, problems: Json, roots: Roots) -> bool:
         tested = ((config.get("dataset_path"), config.get("test_split")) for config in _configs(task, roots))
         return (problems["hub"], split) in tested
     return is_path(task) and not set(_leaves(problems.get("files"))).isdisjoint(_tested_files(task, roots))
+
+
+_FIELD = re.compile(r"\{\{\s*\w+\s*\}\}")
+_OTHER = ("{{", "}}", "{%", "{#")
+
+
+def prompt_form(task: str, options: TaskOptions, roots: Roots) -> PromptForm | None:
+    """How a task puts its questions under `options`; None where its files alone do not tell, or its questions differ."""
+    configs = _configs(task, roots)
+    forms = {_form(config, options) for config in configs if "group" not in config}
+    changed = any(set(child) - {"task", "group"} for config in configs for child in _changed(config))
+    return forms.pop() if len(forms) == 1 and not changed else None
+
+
+def _form(config: Mapping[str, Any], options: TaskOptions) -> PromptForm | None:
+    text, shots = config.get("doc_to_text"), options.num_fewshot
+    worked = config.get("num_fewshot") if shots is None else shots
+    more = any(config.get(name) for name in ("description", "gen_prefix", "use_prompt"))
+    if worked or more or not isinstance(text, str) or len(_FIELD.findall(text)) != 1:
+        return None
+    said = _FIELD.sub(SLOT, text)
+    if any(mark in said for mark in _OTHER):
+        return None
+    system = options.system or None  # without a chat template lm-eval writes it right before the question
+    return PromptForm(said, True, system) if options.chat_template else PromptForm((system or "") + said)
+
+
+def _changed(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a group says of its tasks besides their names."""
+    children = config.get("task") if "group" in config else None
+    yield from (child for child in (children if isinstance(children, list) else ()) if isinstance(child, dict))
 
 
 def _configs(task: str, roots: Roots) -> list[Mapping[str, Any]]:

@@ -17,15 +17,18 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import LogitsProcessor
 
+from latentbench.activations.chosen_logits import logits_at
+from latentbench.activations.fitting import Pieces, row_bytes, rows_that_fit
 from latentbench.activations.vocabulary import check_ids, embedding_rows, padding_of
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest, seed_of
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json
-from latentbench.interventions.generation import Stops, generate
+from latentbench.interventions.generation import Stops, StopStrings, generate
 from latentbench.interventions.intervention import Intervention, Layout, Receipt, Untouched
+from latentbench.interventions.writing_ways import generate_way
 from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
 from latentbench_adapters.lm_eval.tasks import quiet
 
@@ -58,25 +61,6 @@ class SeededSampling(LogitsProcessor):
 def _uniforms(seed: int, steps: int) -> Tensor:
     # On the CPU whatever the device, whose generators differ.
     return torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class StopStrings(StoppingCriteria):
-    """Ends a row as soon as its generated text holds one of the strings, also where no token border meets theirs."""
-
-    def __init__(self, stops: Stops, prompt: int, rows: int) -> None:
-        self.ended: list[int | None] = [None] * rows
-        """Tokens a row had generated when a string was found in it."""
-        self._stops, self._prompt = stops, prompt
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """[B] bool of `input_ids` [B, T]."""
-        going = [row for row, length in enumerate(self.ended) if length is None]
-        recent = input_ids[going, max(self._prompt, input_ids.shape[1] - self._stops.window) :]
-        found = self._stops.found(recent.tolist())
-        for row, holds in zip(going, found, strict=True):
-            if holds:
-                self.ended[row] = input_ids.shape[1] - self._prompt
-        return torch.tensor([length is not None for length in self.ended], device=input_ids.device)
 
 
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -122,6 +106,10 @@ class _Question:
     key: str
 
 
+_Pair = tuple[list[int], list[int]]
+"""Tokens of a context, and of what is asked to follow it."""
+
+
 class SteeredLM(HFLM):  # type: ignore[misc]
     """`lm`, which stays as it was, under `intervention`.
 
@@ -153,7 +141,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         """Contexts that did not fit and were cut on the left."""
         self._model_identity, self._responses, self._seed = identity, responses, seed
         self._report = progress or (lambda done, total: None)
-        self._layout = Layout()
+        self._pieces = Pieces(batch)
 
     # -- generation --------------------------------------------------------------------------------------------------
 
@@ -169,7 +157,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         self.remembered += len(done)
         for number, batch in enumerate(self._batches(unique), 1):
             if any(question.key not in done for question in batch):
-                fresh = dict(zip((question.key for question in batch), self._generated(batch), strict=True))
+                fresh = dict(zip((question.key for question in batch), self._written(batch), strict=True))
                 if self._responses:
                     self._responses.add(fresh)
                 done = fresh | done
@@ -193,7 +181,10 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         return digest("answer", about | {"prompt": prompt, "settings": asdict(settings), "seed": seed})
 
     def _batches(self, questions: Sequence[_Question]) -> Iterator[list[_Question]]:
-        """Questions of equal settings together, longest first: memory runs out at once or never."""
+        """Questions of equal settings together, longest first: memory runs out at once or never.
+
+        Where the model cannot be told of padding, all of a batch have the same length.
+        """
         if not questions:
             return
         lengths = [len(ids) for ids in self.tokenizer([question.context for question in questions])["input_ids"]]
@@ -203,13 +194,17 @@ class SteeredLM(HFLM):  # type: ignore[misc]
             zip(lengths, questions, strict=True),
             key=lambda pair: (repr(pair[1].settings), -pair[0], pair[1].context, pair[1].seed or 0),
         )
-        size, batch = int(self.batch_size), list[_Question]()
+        alike = generate_way(self.language_model) == "equal lengths"
+        size, batch, before = int(self.batch_size), list[_Question](), 0
         for length, question in order:
-            self.shortened += length > self._room(question.settings)
-            if batch and (len(batch) == size or batch[0].settings != question.settings):
+            room = self._room(question.settings)
+            self.shortened += length > room
+            unlike = alike and min(length, room) != before
+            if batch and (len(batch) == size or batch[0].settings != question.settings or unlike):
                 yield batch
                 batch = []
             batch.append(question)
+            before = min(length, room)
         yield batch
 
     def _room(self, settings: GenerationSettings) -> int:
@@ -221,6 +216,14 @@ class SteeredLM(HFLM):  # type: ignore[misc]
                 f"{self.max_length}; set a smaller `max_new_tokens`"
             )
         return room
+
+    def _written(self, batch: Sequence[_Question]) -> Iterator[TaskAnswer]:
+        """The answers of a batch, in as many pieces as memory asks for."""
+        settings = batch[0].settings
+        longest = len(self.tokenizer(batch[0].context)["input_ids"])
+        each = row_bytes(self.language_model).writing(min(longest, self._room(settings)), settings.max_new_tokens)
+        for answers in self._pieces.run(self._generated, batch, rows_that_fit(each, len(batch), self.device)):
+            yield from answers
 
     def _generated(self, batch: Sequence[_Question]) -> list[TaskAnswer]:
         settings = batch[0].settings
@@ -298,11 +301,12 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         size = int(self.batch_size)
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
-            scored |= zip(chosen, self._scored([self._fitting(*requests[i][1:3]) for i in chosen]), strict=True)
+            pairs = [self._fitting(*requests[i][1:3]) for i in chosen]
+            scored |= zip(chosen, self._scored(pairs), strict=True)
             self._report(first + len(chosen), len(order))
         return [scored[number] for number in range(len(requests))]
 
-    def _fitting(self, context: list[int], more: list[int]) -> tuple[list[int], list[int]]:
+    def _fitting(self, context: list[int], more: list[int]) -> _Pair:
         """A pair as it is read: at least a token before the continuation, and no more than the model has positions for."""
         self._check(context + more, "a question of the task: ")
         if not 0 < len(more) <= self.max_length:
@@ -310,19 +314,28 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         before = context or [self.prefix_token_id]
         return before[-(self.max_length + 1 - len(more)) :], more  # what the last token predicts is not read
 
-    def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def _scored(self, pairs: Sequence[_Pair]) -> Iterator[tuple[float, bool]]:
+        """What a batch of pairs is worth, in as many pieces as memory asks for."""
+        longest, scored = (max(map(len, parts)) for parts in zip(*((a + b, b) for a, b in pairs), strict=True))
+        each = row_bytes(self.language_model).reading(longest, scored)
+        for likelihoods in self._pieces.run(self._likelihoods, pairs, rows_that_fit(each, len(pairs), self.device)):
+            yield from likelihoods
+
+    def _likelihoods(self, pairs: Sequence[_Pair]) -> list[tuple[float, bool]]:
         rows = [torch.tensor(context + more) for context, more in pairs]
+        counts = [len(more) for _, more in pairs]
         real = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row) - 1) for row in rows], batch_first=True).bool()
-        ids = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in rows], batch_first=True)
-        prompts = torch.tensor([len(row) - len(more) for row, (_, more) in zip(rows, pairs, strict=True)])
+        ids = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in rows], batch_first=True).to(self.device)
+        prompts = torch.tensor([len(row) for row in rows]) - torch.tensor(counts)
+        # Position t says how likely token t + 1 is: asked of the last token of the prompt and all but the last of the answer.
+        asked = real & (torch.arange(real.shape[1]) >= prompts[:, None] - 1)
         layout = Layout(prompt_lengths=prompts.to(self.device), real=real.to(self.device))
         with self.intervention.applied(self.language_model, layout) as receipt:
-            logits = self.model(ids.to(self.device)).logits  # padding is on the right, where causal attention hides it
+            # Padding is on the right, where nothing that reads from left to right sees it.
+            logits = logits_at(self.model, asked, lambda: self.model(ids, use_cache=False))
         self.receipt += receipt
-        return [
-            _likelihood(row_logits[len(row) - 1 - len(more) : len(row) - 1], row[-len(more) :])
-            for row_logits, row, (_, more) in zip(logits, rows, pairs, strict=True)
-        ]
+        parts = zip(torch.split(logits, counts), rows, counts, strict=True)
+        return [_likelihood(part, row[-count:]) for part, row, count in parts]
 
 
 def _length(row: list[int], ends: Collection[int], stopped: int | None) -> int | None:

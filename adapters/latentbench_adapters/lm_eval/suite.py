@@ -16,7 +16,7 @@ from latentbench.reasoning.task_suite import TaskModel, TaskOptions, TaskProblem
 from latentbench_adapters.lm_eval import catalogue, tasks
 
 if TYPE_CHECKING:
-    from latentbench.core.protocols import LanguageModel
+    from latentbench.core.protocols import LanguageModel, PromptForm
     from latentbench.interventions.intervention import Intervention
 
 
@@ -37,6 +37,9 @@ class LmEvalTasks(TaskSuite):
 
     def tests_on(self, task: str, problems: Json, roots: Roots) -> bool:
         return catalogue.tests_on(task, problems, roots)
+
+    def prompt_form(self, task: str, options: TaskOptions, roots: Roots) -> PromptForm | None:
+        return catalogue.prompt_form(task, options, roots)
 
     def load(
         self, task: str, options: TaskOptions, roots: Roots, folder: Path, chat: Callable[..., str]

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from latentbench.core.paths import Roots
-from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter, ModelFacts, Problem, ProblemSet
+from latentbench.core.protocols import (
+    SLOT,
+    DatasetAdapter,
+    LanguageModel,
+    ModelAdapter,
+    ModelFacts,
+    Problem,
+    ProblemSet,
+)
 from latentbench.core.spec_model import Json
 from latentbench_adapters.model_files import folder_identity
 from latentbench_adapters.pocket import MODEL_FOLDER
@@ -79,6 +87,10 @@ class PocketProblems(ProblemSet):
     def identity(self, roots: Roots) -> Json:
         """The generator's version, split and seed, and which of the problems are read."""
         return {"pocket": VERSION, **self.model_dump(mode="json", exclude={"adapter"})}
+
+    @property
+    def template(self) -> str:
+        return SLOT
 
     def problems(self, roots: Roots) -> Iterator[Problem]:
         for drawn in problems(self.split, self.seed):

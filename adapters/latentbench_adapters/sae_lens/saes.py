@@ -99,7 +99,13 @@ class LoadedFromSaeLens(SparseAutoencoder):
         self.inner = inner
         self.d_in, self.width = int(inner.cfg.d_in), int(inner.cfg.d_sae)
 
+    @property
+    def trained_k(self) -> int | None:
+        return int(self.inner.cfg.k) if self.inner.cfg.architecture() == "topk" else None
+
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        if budget is not None and self.trained_k is not None and budget > self.trained_k:
+            raise InvalidInput(f"sae-lens keeps {self.trained_k} latents active: use a budget up to that, not {budget}")
         codes = Codes.from_dense(self.inner.encode(x.to(self.inner.dtype)))
         return codes if budget is None else codes.truncated(budget)
 

@@ -117,11 +117,15 @@ def submodule(block: nn.Module, site: Site) -> nn.Module:
     return attention_output(block) if site.point == "attn_out" else block
 
 
-def _number_of_layers(model: nn.Module) -> int:
+def text_config(model: nn.Module) -> Any:
+    """The configuration that states the sizes of a model's decoder; None where the model has none at all."""
     config = getattr(model, "config", None)
     # A model that also sees or hears has a configuration for each tower, and the sizes of its decoder in the text's.
-    text = config.get_text_config(decoder=True) if isinstance(config, PretrainedConfig) else config
-    layers = getattr(text, "num_hidden_layers", None)
+    return config.get_text_config(decoder=True) if isinstance(config, PretrainedConfig) else config
+
+
+def _number_of_layers(model: nn.Module) -> int:
+    layers = getattr(text_config(model), "num_hidden_layers", None)
     if not isinstance(layers, int):
         raise InvalidInput(
             f"{type(model).__name__}: no decoder blocks found: its configuration has no num_hidden_layers"

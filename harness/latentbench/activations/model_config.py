@@ -49,7 +49,7 @@ def facts_of(config: Json, where: str) -> ModelFacts:
         )
     check_numbers(config, where)
     found = {fact: _stated(text, fact, where) for fact in _NAMES}
-    d_model, layers = found["d_model"], found["layers"]
+    d_model, layers = found["d_model"], found["layers"] or _listed(text)
     # A model with several towers may state its vocabulary beside them; a text model without one is no language model.
     if d_model is None or layers is None or (text is config and found["vocabulary"] is None):
         raise RefusedFile(f"{where}: config.json does not describe a causal language model")
@@ -101,6 +101,12 @@ def _stated(config: dict[str, Json], fact: str, where: str) -> int | None:
             f"{where}: config.json says {name} = {_short(value)}; a whole number from 1 to {_LARGEST[fact]} is expected"
         )
     return value
+
+
+def _listed(config: dict[str, Json]) -> int | None:
+    """The number of blocks where their kinds are listed and no number is stated (Nemotron-H)."""
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    return len(kinds) if isinstance(kinds, list) and 1 <= len(kinds) <= _LARGEST["layers"] else None
 
 
 def _positions(config: dict[str, Json]) -> int | None:

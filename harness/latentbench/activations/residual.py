@@ -60,12 +60,14 @@ class Additions:
     """What it multiplies the outputs of its attention and MLP by before it adds them."""
     refusals: Mapping[Point, str] = field(default_factory=dict)
     """Why that could not be told, or why the output could not be read, of the others that it has."""
+    runs: bool = True
+    """Whether it runs in a pass over text alone; blocks that look at a picture (Mllama's) do not."""
 
 
 def additions(model: nn.Module) -> tuple[Additions, ...]:
     """What every decoder block adds, first to last; measured when first asked for.
 
-    Raises InvalidInput for a model whose hidden states are not [batch, tokens, width].
+    Raises InvalidInput for a model whose hidden states are not [batch, tokens, width] of the tokens that it is given.
     """
     if model not in _MEASURED:
         with torch.no_grad(), without_hooks(model):
@@ -197,6 +199,11 @@ def _planted_pass(model: nn.Module, number: int) -> list[_Planted]:
         for block in planted:
             block.install(stack)
         model(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long, device=device), use_cache=False)
+    if strange := [tensor.shape[1] for block in planted for tensor in block.entered if tensor.shape[1] != _TOKENS]:
+        raise InvalidInput(
+            f"{type(model).__name__} gives its blocks {strange[0]} tokens for a text of {_TOKENS}, so its hidden states cannot "
+            "be told apart by tokens"
+        )
     return planted
 
 
@@ -214,7 +221,9 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def _additions(small: _Planted, large: _Planted) -> Additions:
     """What was found out about one block in its two passes."""
-    length = len(small.left[0]) if small.left and isinstance(small.left[0], tuple | list) else 0
+    if not small.left:
+        return Additions(0, {}, runs=False)
+    length = len(small.left[0]) if isinstance(small.left[0], tuple | list) else 0
     if not small.parts:
         return Additions(length, {})
     found = small.oddity() or _multipliers(small, large)
@@ -288,9 +297,14 @@ def hook_point(model: nn.Module, site: Site) -> HookPoint:
     adds to the residual stream. The latter is measured the first time it matters (see `additions`).
     """
     block = check_site(model, site)
+    measured = additions(model)[site.index]
+    if not measured.runs:
+        raise InvalidInput(
+            f"{type(block).__name__} (layer {site.index}) does not run on text alone, so it has no hidden states; choose "
+            "another layer"
+        )
     if site.point not in PARTS:
         return HookPoint(block)  # what a block is given and returns is the stream itself, whatever it does inside
-    measured = additions(model)[site.index]
     if refusal := measured.refusals.get(site.point):
         raise InvalidInput(
             f"{type(block).__name__} (layer {site.index}): {refusal}, so what its {PARTS[site.point]} adds to "

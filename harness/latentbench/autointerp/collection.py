@@ -167,7 +167,7 @@ class ExamplePools:
         silent = ~self._collected.drawn_active[:, column] & (self._drawn_sides == side)
         order = np.random.default_rng([self._seed, column, side]).permutation(np.flatnonzero(silent))
         hard = self._are_hard(order, column, {window.peak_token for window in (*strongest, *reservoir)})
-        wanted = self._protocol.reservoir
+        wanted = self._protocol.spare
         # Several times as many as wanted, because overlapping and equal texts are left out.
         chosen = np.concatenate([order[hard][:wanted], order[~hard][:wanted]])
         inactive = self._texts.inactive(self._drawn, chosen, self._protocol.window)

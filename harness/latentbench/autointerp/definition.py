@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from latentbench.core.spec_model import Json
@@ -45,6 +46,8 @@ class ScoringProtocol:
     quantiles: int
     """Equal parts of the activation distribution that examples are taken from evenly."""
     hard_negatives: HardNegatives
+    from_quantile: float
+    """Windows of which the peak is below this quantile of the latent's peaks are neither explained from nor asked about."""
 
     @property
     def window(self) -> int:
@@ -57,9 +60,19 @@ class ScoringProtocol:
         return self.test // 3
 
     @property
-    def reservoir(self) -> int:
-        """Windows kept per latent and side: several times what is used, because equal and overlapping texts are left out."""
+    def spare(self) -> int:
+        """Windows without the latent that are at hand per latent and side: several times what is used, because equal and
+        overlapping texts are left out."""
         return 4 * max(self.explain, self.test)
+
+    @property
+    def reservoir(self) -> int:
+        """Windows with the latent kept per latent and side: as many, once the weaker ones are gone."""
+        return self.before_cut(self.spare)
+
+    def before_cut(self, windows: int) -> int:
+        """How many windows with the latent leave so many above the quantile."""
+        return ceil(windows / (1 - self.from_quantile))
 
 
 SCORED, SAMPLED, COVERED = "autointerp.scored", "autointerp.sampled", "autointerp.covered"

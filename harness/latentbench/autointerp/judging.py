@@ -139,9 +139,10 @@ def rule_verdicts(judge: RuleJudge, questions: Sequence[LatentQuestions], progre
 
 @dataclass(frozen=True)
 class ChatSession:
-    """A chat model with what asking it takes."""
+    """Chat models, one that explains and one that answers (often the same), with what asking them takes."""
 
     judge: Judge
+    explainer: Judge
     roots: Roots
     cache: Path
     request_budget: RequestBudget
@@ -153,19 +154,20 @@ class ChatSession:
         Raises NotAvailable when the judge is gone, InvalidInput before a request that could exceed a limit.
         """
         verdicts = [JudgeVerdict() for _ in questions]
-        for verdict, reply in zip(verdicts, self._replies([explain(q.active) for q in questions]), strict=True):
+        explanations = self._replies(self.explainer, [explain(q.active) for q in questions])
+        for verdict, reply in zip(verdicts, explanations, strict=True):
             _explained(verdict, reply)
         self._ask(list(_batches(questions, verdicts)))
         return verdicts
 
     def _ask(self, batches: Sequence[_QuestionBatch]) -> None:
-        replies = self._replies([ask(batch.verdict.explanation or "", batch.items) for batch in batches])
+        replies = self._replies(self.judge, [ask(batch.verdict.explanation or "", batch.items) for batch in batches])
         for done, (batch, reply) in enumerate(zip(batches, replies, strict=True), 1):
             batch.take(reply, self.judge.graded)
             self.progress(done, len(batches))
 
-    def _replies(self, prompts: Sequence[Messages]) -> Iterator[Reply]:
-        return answered(self.request_budget.ask(self.judge, prompts, self.roots, self.cache), self.judge.label)
+    def _replies(self, judge: Judge, prompts: Sequence[Messages]) -> Iterator[Reply]:
+        return answered(self.request_budget.ask(judge, prompts, self.roots, self.cache), judge.label)
 
 
 @dataclass(frozen=True)

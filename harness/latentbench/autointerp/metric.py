@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from latentbench.autointerp.definition import HardNegatives, ScoringProtocol, estimators
 from latentbench.autointerp.judging import CHARACTERS_PER_TOKEN, Prices, requests_per_latent
@@ -18,7 +25,7 @@ from latentbench.core.judges import RuleJudge
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Judge
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_default
 from latentbench.metrics.base import BudgetedMetric, Display, Estimator
 from latentbench.study.study import Study
 
@@ -40,6 +47,8 @@ class Autointerp(BudgetedMetric, Study):
     metric: Literal["autointerp"] = "autointerp"
     judge: Annotated[Judge, Choice("judges", "adapter")] = LexicalJudge()
     """Who explains and answers; `lexical` needs no language model and no network."""
+    explainer: Annotated[Judge, Choice("judges", "adapter")] | None = None
+    """Who explains instead, where the judge is a chat model: another one, or the same with other settings."""
     domain: str | None = None
     """Evaluation domain whose documents are read; default the first."""
     latents: Annotated[int, Field(ge=1, le=10_000)] = 64
@@ -52,6 +61,9 @@ class Autointerp(BudgetedMetric, Study):
     """Tokens on either side in a window."""
     quantiles: Annotated[int, Field(ge=1, le=64)] = 4
     """Equal parts of the activation distribution that examples are taken from evenly."""
+    from_quantile: Annotated[float, Field(ge=0, le=0.95)] = 0.0
+    """Only windows with a peak above this quantile of the latent's peaks are explained from and asked about; 0.5 is the
+    stronger half, in which latents are easier to tell."""
     hard_negatives: HardNegatives = "none"
     """Windows without the latent are drawn at random, or preferably with a token on which it fires elsewhere, or with one
     of the eight latents of the most similar decoder directions."""
@@ -68,6 +80,27 @@ class Autointerp(BudgetedMetric, Study):
             raise ValueError("max_cost needs `prices: {prompt: …, reply: …}` per million tokens")
         return self
 
+    @model_validator(mode="after")
+    def _explained(self) -> Self:
+        if self.explainer is not None and isinstance(self.judge, RuleJudge):
+            raise ValueError(
+                f"the judge {self.judge.adapter!r} answers by what it learned itself: leave out `explainer`"
+            )
+        if isinstance(self.explainer, RuleJudge):
+            raise ValueError(f"explainer: {self.explainer.adapter!r} has no words of its own; it must be a chat model")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), ("explainer", "from_quantile"), made(self))
+
+    @property
+    def judges(self) -> str:
+        """Who answers, and who explains where that is another."""
+        return (
+            self.judge.label if self.explainer is None else f"{self.judge.label}, explained by {self.explainer.label}"
+        )
+
     @property
     def protocol(self) -> ScoringProtocol:
         """The sizes of everything asked."""
@@ -78,6 +111,7 @@ class Autointerp(BudgetedMetric, Study):
             radius=self.radius,
             quantiles=self.quantiles,
             hard_negatives=self.hard_negatives,
+            from_quantile=self.from_quantile,
         )
 
     def numbers(self) -> tuple[Estimator, ...]:
@@ -87,7 +121,8 @@ class Autointerp(BudgetedMetric, Study):
         return (self.domain or next(iter(experiment.dataset.eval)),)
 
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
-        return {"judge": self.judge.identity(roots), "prompts": PROMPTS}
+        explainer = {} if self.explainer is None else {"explainer": self.explainer.identity(roots)}
+        return {"judge": self.judge.identity(roots), "prompts": PROMPTS, **explainer}
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         if len(experiment.sites) > 1:
@@ -107,7 +142,7 @@ class Autointerp(BudgetedMetric, Study):
         cost = f", about {self.prices.of(prompt, reply):.4g} in the unit of `prices`" if self.prices else ""
         limit = f" (limit {self.max_requests:,})" if self.max_requests is not None else ""
         return (
-            f"at most {requests:,} requests to {self.judge.label}{limit}, about {prompt:,.0f} tokens read and "
+            f"at most {requests:,} requests to {self.judges}{limit}, about {prompt:,.0f} tokens read and "
             f"{reply:,.0f} written{cost}"
         )
 
@@ -121,7 +156,8 @@ class Autointerp(BudgetedMetric, Study):
         """The judge, and whatever of the protocol differs from the default and changes what a score means."""
         protocol = {
             name: getattr(self, name)
-            for name in ("explain_examples", "radius", "quantiles", "hard_negatives")
+            for name in ("explain_examples", "radius", "quantiles", "from_quantile", "hard_negatives")
             if getattr(self, name) != type(self).model_fields[name].default
         }
-        return {"judge": self.judge.label, **protocol}
+        explainer = {} if self.explainer is None else {"explainer": self.explainer.label}
+        return {"judge": self.judge.label, **explainer, **protocol}

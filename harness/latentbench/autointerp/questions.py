@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -36,9 +37,10 @@ def build_questions(
     used: set[str] = set()
     n, generator = protocol.test, np.random.default_rng(seed)
     top = _distinct(train.strongest, used, protocol.explain // _TOP)
-    active = top + _distinct(_evenly(train.reservoir, protocol.quantiles), used, protocol.explain - len(top), top)
+    middle, tested = (_above(pool.reservoir, protocol.from_quantile) for pool in (train, test))
+    active = top + _distinct(_evenly(middle, protocol.quantiles), used, protocol.explain - len(top), top)
     inactive = _distinct(_hard_first(train), used, protocol.explain)
-    asked = _distinct(_evenly(test.reservoir, protocol.quantiles), used, n)
+    asked = _distinct(_evenly(tested, protocol.quantiles), used, n)
     absent = _distinct(_hard_first(test), used, n)
     if len(active) < protocol.explain or len(asked) < n:
         return "fewer distinct windows with it than are needed"
@@ -69,6 +71,12 @@ def _distinct(windows: Iterable[Window], used: set[str], count: int, others: Seq
             chosen.append(window)
             used.add(window.words)
     return chosen
+
+
+def _above(windows: Sequence[Window], quantile: float) -> Sequence[Window]:
+    """Those of which the peak is above a quantile of the peaks, in their order."""
+    kept = np.argsort([-window.peak for window in windows], kind="stable")[: ceil((1 - quantile) * len(windows))]
+    return [windows[i] for i in sorted(kept.tolist())]
 
 
 def _evenly(windows: Sequence[Window], quantiles: int) -> list[Window]:

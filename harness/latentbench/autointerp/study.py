@@ -71,13 +71,14 @@ def measure_autointerp(study: Autointerp, context: StageContext) -> Findings:
 def interpret(study: Autointerp, context: StageContext) -> AutointerpDetails:
     """Everything found out about the SAE at each budget."""
     (domain,) = study.domains(context.experiment)
-    setup, judge = EvaluationSetup.of(context, study.protocol, domain), study.judge
+    setup = EvaluationSetup.of(context, study.protocol, domain)
     sampled = _sampled(setup, study.measured_at())
     collected = _collected(setup, sampled)
-    judging = _Judging(setup, judge, RequestBudget(study.max_requests, study.max_cost, study.prices))
+    request_budget = RequestBudget(study.max_requests, study.max_cost, study.prices)
+    judging = _Judging(setup, study.judge, study.explainer or study.judge, request_budget)
     return AutointerpDetails(
         domain=domain,
-        judge=judge.label,
+        judge=study.judges,
         documents=len(setup.tokens.ids),
         tokens=setup.ordinary_tokens,
         seed=setup.seed,
@@ -94,7 +95,7 @@ def _sampled(setup: EvaluationSetup, budgets: Sequence[Budget]) -> list[Sampled]
 
 def _sample(setup: EvaluationSetup, budget: Budget, surveyed: FiringCounts) -> Sampled:
     protocol = setup.protocol
-    eligible = surveyed.eligible(protocol.explain, protocol.test)
+    eligible = surveyed.eligible(protocol.before_cut(protocol.explain), protocol.before_cut(protocol.test))
     latents = stratified(surveyed.firing, eligible, protocol.latents, seed_of(setup.seed, "latents", budget))
     neighbours: Integers = np.zeros(0, dtype=np.int64)
     near: list[list[int]] = [[] for _ in latents]
@@ -112,10 +113,11 @@ def _collected(setup: EvaluationSetup, sampled: Sequence[Sampled]) -> dict[Budge
 
 @dataclass(frozen=True)
 class _Judging:
-    """A judge and what it is asked about."""
+    """A judge, who explains to it, and what they are asked about."""
 
     setup: EvaluationSetup
     judge: Judge
+    explainer: Judge
     request_budget: RequestBudget
 
     def about(self, sampled: Sampled, collected: Collected) -> BudgetDetails:
@@ -149,7 +151,9 @@ class _Judging:
         context = self.setup.context
         if isinstance(self.judge, RuleJudge):
             return rule_verdicts(self.judge, questions, context.progress)
-        chat = ChatSession(self.judge, context.roots, context.cache, self.request_budget, context.progress)
+        chat = ChatSession(
+            self.judge, self.explainer, context.roots, context.cache, self.request_budget, context.progress
+        )
         return chat.verdicts(questions)
 
     def _detail(

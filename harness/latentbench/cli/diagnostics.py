@@ -6,12 +6,15 @@ What `bench` prints are ratios of one run, never absolute; it also holds small e
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentbench.cli.options import AsJson, StoreOptions, print_json, say, with_option_groups
 from latentbench.core.text import one_line, plural
+
+if TYPE_CHECKING:
+    from latentbench.bench.correlation import Scores
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 _MARKS = {"pass": "pass", "fail": "FAIL", "note": "    "}
@@ -102,7 +105,8 @@ def correlation(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all of them.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """KronSAE's toy experiment: RV coefficient between true covariances and those of the SAE's atoms.
+    """KronSAE's toy experiment: RV coefficient between true covariances and those of the SAE's atoms, with and without the
+    diagonals, beside SAEs that were not trained and atoms at right angles.
 
     Example: `latentbench bench correlation --covariances 2`
     """
@@ -110,12 +114,23 @@ def correlation(
 
     found = run(covariances, seed)
     if as_json:
-        print_json({item.model: item.scores for item in found})
+        print_json({item.model: {"rv": item.rv.values, "off_diagonal": item.off_diagonal.values} for item in found})
         return
+    typer.echo(
+        f"Means over {covariances} covariances; in brackets the standard deviation and the mean's 95 % interval."
+    )
     for item in found:
-        average, spread = item.summary
-        within = "" if item.interval is None else f", 95 % of the mean {item.interval[0]:.3f} to {item.interval[1]:.3f}"
-        typer.echo(f"{item.model:<20} RV {average:.3f} ± {spread:.3f} (sd over {covariances} covariances){within}")
+        shown = [
+            f"{name} {_scores_text(scores)}" for name, scores in (("RV", item.rv), ("off-diagonal", item.off_diagonal))
+        ]
+        typer.echo(f"{item.model:<28} " + "   ".join(shown))
+
+
+def _scores_text(scores: Scores) -> str:
+    average, spread = scores.summary
+    if scores.interval is None:
+        return f"{average:.3f}"
+    return f"{average:.3f} ({spread:.3f}; {scores.interval[0]:.3f} to {scores.interval[1]:.3f})"
 
 
 @app.command()

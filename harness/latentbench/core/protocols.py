@@ -10,12 +10,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from latentbench.core.paths import Roots
-from latentbench.core.spec_model import Json, SpecModel, without_default
+from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
 
 if TYPE_CHECKING:
     import torch
@@ -115,9 +115,30 @@ class Problem:
     """A problem with a verifiable answer."""
 
     prompt: str
-    """Everything the model reads, template included; generation starts right after it."""
+    """What is asked. It is everything the model reads, and generation starts right after it, unless the problems are put in
+    the model's chat template: then it is what the user says there (`read_problems` of latentbench.steering.grading)."""
     answer: str
     """The gold answer alone, e.g. `42` or a LaTeX expression."""
+
+
+SLOT = "{question}"
+"""Stands for the question in a text that says how questions are put."""
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How questions are put to a model. Two sources of problems with equal forms ask alike."""
+
+    text: str
+    """What is said, with `SLOT` for the question."""
+    chat_template: bool = False
+    """Whether it is said in the model's chat template, as the user."""
+    system: str | None = None
+    """The system instruction there."""
+
+    def __str__(self) -> str:
+        system = f" below the system instruction {self.system!r}" if self.system else ""
+        return f"{self.text!r}{' in the chat template' if self.chat_template else ''}{system}"
 
 
 class ProblemSet(SpecModel):
@@ -128,14 +149,39 @@ class ProblemSet(SpecModel):
     """Problems left out at the start."""
     limit: PositiveInt | None = None
     """Problems read after `skip`; default all."""
+    chat_template: bool = False
+    """Whether the prompts are put in the model's own chat template, as what the user says; the answer begins behind it."""
+    system: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+    """System instruction in the chat template; left out where the template takes none."""
 
     @abstractmethod
     def identity(self, roots: Roots) -> Json:
-        """What determines the problems and their order."""
+        """What determines the problems and their order, `chat_template` and `system` among it where they are set."""
 
     @abstractmethod
     def problems(self, roots: Roots) -> Iterator[Problem]:
-        """All problems in order, before `skip` and `limit`. May be infinite."""
+        """All problems in order, before `skip` and `limit`, and before the chat template. May be infinite."""
+
+    @property
+    def template(self) -> str | None:
+        """The prompts with `SLOT` for the question; None where they cannot be written so."""
+        return None
+
+    @property
+    def form(self) -> PromptForm | None:
+        """How the questions are put; None where that cannot be told."""
+        return None if self.template is None else PromptForm(self.template, self.chat_template, self.system)
+
+    @model_validator(mode="after")
+    def _system_in_a_chat(self) -> Any:
+        if self.system and not self.chat_template:
+            raise ValueError("a `system` instruction has its place in the chat template; set `chat_template: true` too")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Both fields are newer than records, whose keys and facts stay as they were."""
+        return without_empty("system", without_empty("chat_template", made(self)))
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,13 @@ def global_mean(values: Tensor, group: ProcessGroup) -> Tensor:
     return own + shift
 
 
+def squared_spread(x: Tensor, tokens: int, group: ProcessGroup) -> Tensor:
+    """Scalar: Σ ‖x − x̄‖² over the `tokens` tokens of all members, of which this one has `x` [n, d]."""
+    # The centre of the whole batch first: spreads about members' own means would add up to less.
+    centre = group.all_sum(x.sum(0)) / tokens
+    return group.all_sum((x - centre).pow(2).sum())
+
+
 class TorchProcessGroup(ProcessGroup):
     """One of `size` processes, each with a device of its own."""
 

@@ -7,12 +7,12 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -101,6 +101,47 @@ def numbers_of(
         numbers += found.values
         numbers += metric_values((study,), found.statistics, reasons=found.reasons, units=found.units)
     return numbers
+
+
+def beyond_training(values: Iterable[MetricValue], trained_k: int | None) -> Iterator[MetricValue]:
+    """The numbers, those of a budget above the active latents of training with what these were."""
+    for value in values:
+        beyond = trained_k is not None and value.budget is not None and value.budget > trained_k
+        yield value.model_copy(update={"trained_k": trained_k}) if beyond else value
+
+
+FEW_STEPS = 500
+"""Fewer steps of training than this are said beside a row: its numbers are those of a run that has hardly begun."""
+FALLING = 0.01
+"""A loss that the last tenth of training made smaller by a larger share is still falling. Where it has settled, on the
+pocket model, it is 0 to 0.7 %."""
+
+
+def training_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the training records of a cell's SAEs say of how far each has come."""
+    few = [steps for record in records if (steps := record.get("steps", FEW_STEPS)) < FEW_STEPS]
+    if few:
+        span = f"{min(few)}" if min(few) == max(few) else f"{min(few)} to {max(few)}"
+        yield f"{_which(few, records)} trained for {span} steps, fewer than {FEW_STEPS}: more may change the order of rows"
+    falling = [fall for record in records if (fall := _fall(record.get("curve", {}).get("normalised", ()))) > FALLING]
+    if falling:
+        most = f"{'up to ' if len(falling) > 1 else ''}{max(falling):.1%}"
+        yield f"{_which(falling, records)} still learning when training ended: the loss fell by {most} in the last tenth"
+
+
+def _which(those: Sequence[object], all_of: Sequence[object]) -> str:
+    return "the SAE was" if len(all_of) == 1 else f"{len(those)} of {len(all_of)} SAEs were"
+
+
+def _fall(curve: Sequence[float]) -> float:
+    """By what share the last tenth of a curve is below the tenth before; 0 where that is less than two standard errors."""
+    tenth = len(curve) // 10
+    if tenth < 2:
+        return 0.0
+    before, last = np.asarray(curve[-2 * tenth : -tenth]), np.asarray(curve[-tenth:])
+    error = float(np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / tenth))
+    fall = float(before.mean() - last.mean())
+    return fall / float(before.mean()) if fall > 2 * error else 0.0
 
 
 def sidecar_of(measured: Mapping[str, DomainMeasurement], findings: Mapping[str, Findings]) -> Arrays:

@@ -20,7 +20,15 @@ from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
 from latentbench.core.text import plural
 from latentbench.distributed.worker_process import Event, EventHandler, Progress
-from latentbench.execute.cell_record import artifacts_of, build_record, numbers_of, peak_memory_bytes, sidecar_of
+from latentbench.execute.cell_record import (
+    artifacts_of,
+    beyond_training,
+    build_record,
+    numbers_of,
+    peak_memory_bytes,
+    sidecar_of,
+    training_warnings,
+)
 from latentbench.execute.job import Job, JobCell
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
 from latentbench.execute.measurement_stage import DomainMeasurement, MeasuredCell, MeasurementRunner
@@ -34,6 +42,7 @@ from latentbench.reconstruction.statistics import Baseline
 from latentbench.records.record import Failure, RunCost
 from latentbench.records.results import referred_keys, write_record
 from latentbench.sae.autoencoder import SparseAutoencoder
+from latentbench.sae.options import Variant
 from latentbench.store.cleaning import keep_within, quota_of_environment
 from latentbench.store.store import Store
 from latentbench.study.study import Findings, Study
@@ -215,8 +224,17 @@ class _Run:
         self.report(Event("done", state.item.cell.title, status=status))
 
     def _score(self, state: _State) -> None:
-        state.numbers = numbers_of(state.item, state.measured, state.findings)
+        numbers = numbers_of(state.item, state.measured, state.findings)
+        budgeted = any(value.budget is not None for value in numbers)
+        state.numbers = list(beyond_training(numbers, self._trained_k(state) if budgeted else None))
         state.warnings = list(self._warnings(state))
+
+    def _trained_k(self, state: _State) -> int | None:
+        """Active latents per token in training, where their number is fixed."""
+        sae = state.item.cell.experiment.sae
+        if isinstance(sae, Variant) and sae.activation is not None:
+            return sae.max_budget
+        return self.saes.get(state.stages.saes[0]).trained_k if sae and state.stages else None
 
     def _cost(self, state: _State) -> RunCost:
         trained = state.stages.saes if state.stages else ()
@@ -233,6 +251,9 @@ class _Run:
         for found in state.findings.values():
             yield from found.warnings
         yield from dict.fromkeys(map(_repeated, (value for value in state.numbers if value.repeats)))
+        yield from dict.fromkeys(map(_beyond, (value for value in state.numbers if value.trained_k)))
+        trained = [below for _, below in _levels(state.stages)]
+        yield from training_warnings([one for made in trained if (one := self.training.record_of(made))])
         train = None
         try:
             train = self._train_tokens(state) if state.measured else None
@@ -284,6 +305,10 @@ def _left_out(domain: str, baseline: Baseline) -> Iterator[str]:
 def _repeated(value: MetricValue) -> str:
     measured = (value.n or 0) + value.repeats
     return f"{value.domain}: {value.n} of {measured} are distinct; those that repeat them count once in intervals and tests"
+
+
+def _beyond(value: MetricValue) -> str:
+    return f"the budget {value.budget} exceeds the k = {value.trained_k} it was trained with: marked † in tables"
 
 
 def _failure(stage: str, error: Exception) -> Failure:

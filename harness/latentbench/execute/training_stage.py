@@ -160,12 +160,14 @@ class TrainingRunner:
             raise NotAvailable(f"the SAE {made.stage.key[:12]} is not in the store")
         return artifact.load(found.folder, tuple(map(self.load, made.bases)))
 
-    def memory_of(self, made: SaeStages) -> int | None:
-        """Bytes that its training took, as its record has it; None where there is none, or one of earlier versions."""
+    def record_of(self, made: SaeStages) -> dict[str, Any]:
+        """The training record beside its weights; empty where it was not trained step by step, or is not here."""
         folder = self.store.folder(made.stage.kind, made.stage.key)
-        if not (folder / TRAINING_FILE).is_file():
-            return None
-        found = artifact.load_training(folder).get("memory_bytes")
+        return artifact.load_training(folder) if (folder / TRAINING_FILE).is_file() else {}
+
+    def memory_of(self, made: SaeStages) -> int | None:
+        """Bytes that its training took; None where no record says so, such as one of earlier versions."""
+        found = self.record_of(made).get("memory_bytes")
         return found if isinstance(found, int) else None
 
     def _apart(self, wanted: list[TrainingRequest], progress: Progress) -> dict[str, Exception]:

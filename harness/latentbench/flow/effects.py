@@ -27,6 +27,7 @@ from latentbench.flow.interventions import TokenEdit
 from latentbench.flow.topology import depth
 from latentbench.interventions.generation import check_context_length, generate
 from latentbench.interventions.intervention import Intervention, Layout, Receipt
+from latentbench.interventions.writing_ways import generate_way
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.statistics.arrays import Array
 
@@ -192,9 +193,10 @@ def write(
 ) -> tuple[Written, Receipt]:
     """Samples `tokens` tokens after each of `prompts` [N, P]; the same random numbers whatever the intervention.
 
-    Raises InvalidInput where they do not fit into the model's context.
+    Raises InvalidInput where they do not fit into the model's context, and for a model that cannot write.
     """
     check_context_length(lm.model, prompts.shape[1], tokens)
+    generate_way(lm)
     parts, receipt = [], Receipt()
     for number, part in enumerate(torch.split(prompts, PROMPTS_AT_ONCE)):
         with torch.random.fork_rng(devices=_devices(lm)), intervention.applied(lm) as one:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
+from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from latentbench.activations.blocks import decoder_blocks, first_tensor, mlp_output
+from latentbench.activations.blocks import decoder_blocks, first_tensor, hidden_state, mlp_output
+from latentbench.activations.residual import hook_point, without_hooks
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.injection import token_norms
 from latentbench.interventions.intervention import Intervention, Layout, Receipt
 from latentbench.interventions.passes import PassTokens, watching_passes
 
 # The last matrix of an MLP as the architectures of transformers call it.
-_NAMES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "dense_output")
+_MLPS = ("mlp", "feed_forward", "ffn")
+_NAMES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "Wo", "dense_output", "output_linear")
+_ROUNDINGS = 16
+"""How far two tokens may be apart that should be given the same, in units of the data type's precision."""
 
 
 class LoraAdapter(Intervention):
@@ -73,13 +81,16 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
     """While open, the down-projections of `layers` are peft's LoRA layers (α = rank, no dropout), yielded by layer."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    names, attributes = down_projections(lm.model, layers), set(vars(lm.model))
-    # peft freezes every parameter but its own, and leaves attributes such as `peft_config` on the model.
-    frozen = {name: parameter.requires_grad for name, parameter in lm.model.named_parameters()}
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(names.values()))
-    inject_adapter_in_model(config, lm.model)
-    adapters: dict[int, Any] = {layer: lm.model.get_submodule(name) for layer, name in names.items()}
-    for adapter in adapters.values():
+    names = down_projections(lm.model, layers)
+    # peft gets the matrices and not the model: it would freeze everything else, look for names that end alike, and in models
+    # whose type is one with experts adapt those instead.
+    held = nn.ModuleDict({str(layer): lm.model.get_submodule(name) for layer, name in names.items()})
+    frozen = {parameter: parameter.requires_grad for parameter in held.parameters()}
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(held))
+    inject_adapter_in_model(config, held)
+    adapters: dict[int, Any] = {layer: held[str(layer)] for layer in names}
+    for layer, adapter in adapters.items():
+        _put(lm.model, names[layer], adapter)
         for part in (adapter.lora_A["default"], adapter.lora_B["default"]):
             # Small steps would round away in half precision. peft casts what goes in and what comes out.
             part.to(torch.promote_types(part.weight.dtype, torch.float32))
@@ -87,34 +98,133 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
         yield adapters
     finally:
         # Taken out by hand: peft's own `unload` is a method of its wrapper around a whole model, which is not made here.
-        for name in names.values():
-            parent, _, child = name.rpartition(".")
-            layer: Any = lm.model.get_submodule(name)
-            setattr(lm.model.get_submodule(parent), child, layer.get_base_layer())
-        for name, parameter in lm.model.named_parameters():
-            parameter.requires_grad_(frozen[name])
-        for name in set(vars(lm.model)) - attributes:
-            delattr(lm.model, name)
+        for layer, adapter in adapters.items():
+            _put(lm.model, names[layer], adapter.get_base_layer())
+        for parameter, trained in frozen.items():
+            parameter.requires_grad_(trained)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def down_projections(model: nn.Module, layers: tuple[int, ...]) -> dict[int, str]:
-    """Layer to the name of the module that ends its MLP. Raises InvalidInput where none has a known name."""
+    """Layer to the name of the module that ends its MLP.
+
+    Raises InvalidInput where none has a known name, where it is no plain matrix, and where it is only a part of what the MLP
+    adds: an adapter there would be another baseline than the one that is reported (see `_shares`).
+    """
     paths = {module: name for name, module in model.named_modules()}
     blocks = decoder_blocks(model)
+    for layer in layers:
+        _check_whole(model, layer, paths)
     return {layer: paths[_down_projection(blocks[layer])] for layer in layers}
 
 
 def _down_projection(block: nn.Module) -> nn.Module:
     # Looked for inside the MLP first: GPT-2's attention ends in a `c_proj` too.
-    mlp = next((child for name, child in block.named_children() if name in ("mlp", "feed_forward", "ffn")), None)
-    within = (mlp or mlp_output(block)).named_modules()
+    within = _mlp(block).named_modules()
     by_name: dict[str, nn.Module] = dict(block.named_children()) | {
         name.rpartition(".")[2]: module for name, module in within
     }
     found = next((by_name[name] for name in _NAMES if hasattr(by_name.get(name), "weight")), None)
     if found is not None:
         return found
-    raise InvalidInput(f"{type(block).__name__}: no down-projection found; looked for {', '.join(_NAMES)}")
+    experts = any("expert" in name for name, _ in block.named_modules())
+    raise InvalidInput(
+        f"{type(block).__name__}: no down-projection found{', its MLP is a mixture of experts' if experts else ''}; looked "
+        f"for {', '.join(_NAMES)}; steer by vectors instead"
+    )
+
+
+def _mlp(block: nn.Module) -> nn.Module:
+    return next((child for name, child in block.named_children() if name in _MLPS), None) or mlp_output(block)
+
+
+def _check_whole(model: nn.Module, layer: int, paths: Mapping[nn.Module, str]) -> None:
+    """Raises InvalidInput where an adapter on a layer's down-projection would not adapt all that its MLP adds."""
+    hook_point(model, Site(index=layer))  # one residual stream, or there is nothing to compare an adapter's size with
+    found = _down_projection(block := decoder_blocks(model)[layer])
+    wrong = _shares(model)[layer]
+    if not isinstance(found, nn.Linear | Conv1D):
+        wrong = f"is no matrix but {type(found).__name__}"
+    if wrong:
+        raise InvalidInput(
+            f"{type(block).__name__} (layer {layer}): {paths[found]} {wrong}; the LoRA baseline adapts the matrix that ends "
+            "a whole MLP: choose layers without experts, or steer by vectors"
+        )
+
+
+# By the model itself, weakly, as everything that is measured once.
+_SHARES: WeakKeyDictionary[nn.Module, dict[int, str]] = WeakKeyDictionary()
+
+
+def _shares(model: nn.Module) -> dict[int, str]:
+    """Layer to what is wrong with its down-projection as the end of the MLP; empty where all that the MLP adds is in it.
+
+    Measured in one pass over a few tokens in which every down-projection puts out the same vector for each of them. A whole
+    MLP then adds the same to each; one with experts, of which some shared one was found, or with a gate behind it, does not.
+    """
+    if model not in _SHARES:
+        _SHARES[model] = _measured_shares(model)
+    return _SHARES[model]
+
+
+@torch.no_grad()
+def _measured_shares(model: nn.Module) -> dict[int, str]:
+    watched: dict[int, _Planted] = {}
+    for layer, block in enumerate(decoder_blocks(model)):
+        with suppress(InvalidInput):  # whoever asks for this layer is told why
+            watched[layer] = _Planted(_down_projection(block), _end(block))
+    # Two ids that every model knows, in turn: every token has another past, and so another hidden state.
+    ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
+    with without_hooks(model), ExitStack() as stack:
+        for planted in watched.values():
+            stack.callback(planted.projection.register_forward_hook(planted.replacing).remove)
+            stack.callback(planted.end.register_forward_hook(planted.reading, with_kwargs=True).remove)
+        model(input_ids=ids, use_cache=False)
+    return {layer: planted.wrong(ids.numel()) for layer, planted in watched.items()}
+
+
+def _end(block: nn.Module) -> nn.Module:
+    """The module whose output is what the MLP adds, or the MLP itself where that adds the residual stream too (BLOOM)."""
+    try:
+        return mlp_output(block)
+    except InvalidInput:
+        return _mlp(block)
+
+
+class _Planted:
+    """A down-projection that puts out one vector for all tokens, and what its MLP makes of it."""
+
+    def __init__(self, projection: nn.Module, end: nn.Module) -> None:
+        self.projection, self.end = projection, end
+        self._tokens: list[int] = []
+        """How many there were each time that it ran."""
+        self._added: list[Tensor] = []
+
+    def replacing(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Hook of the projection."""
+        self._tokens.append(output.shape[:-1].numel())
+        vector = torch.randn(output.shape[-1], generator=torch.Generator().manual_seed(0))
+        return vector.to(output).expand_as(output).clone()  # what follows may write into it
+
+    def reading(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Hook of the MLP's end."""
+        given = signature(module.forward).bind_partial(*args, **kwargs).arguments
+        added = first_tensor(output)
+        self._added.append((added - given["residual"] if "residual" in given else added.clone()).flatten(0, -2))
+
+    def wrong(self, tokens: int) -> str:
+        """Why the projection is not the end of all that the MLP adds."""
+        if self._tokens != [tokens]:
+            return "does not run once for every token"
+        (added,) = self._added
+        precision = torch.finfo(added.dtype).eps * _ROUNDINGS
+        if float((added - added[:1]).abs().max()) > precision * float(added.abs().max()):
+            return "is only a part of what this MLP adds (experts or a gate stand beside it)"
+        return ""
 
 
 class _Seen:
@@ -157,7 +267,9 @@ class _Seen:
                 return
             self.receipt.calls += 1
             self.receipt.steered += int(self._real.sum())
-            self._ratios += float((delta / token_norms(first_tensor(output)))[self._real].sum())
+            norms = token_norms(hidden_state(output))
+            # OPT's matrix is given the tokens of all texts in one row.
+            self._ratios += float((delta.reshape(norms.shape) / norms)[self._real].sum())
 
         return hook
 

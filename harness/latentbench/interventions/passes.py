@@ -56,12 +56,11 @@ def watching_passes(model: nn.Module, layout: Layout, enter: Enter, leave: Leave
     Prompts are those of `layout` or, while `generate()` runs, of its input, with or without a cache. `leave` is not called
     for a pass that raised, nor for one that a hook stopped on purpose (`latentbench.activations.capture`).
     """
-    prompt: list[
-        int
-    ] = []  # empty outside of `generate()`; a list, because the wrapper of `generate` sets what hooks read
+    written: list[_Written] = []
+    """Empty outside of `generate()`; a list, because the wrapper of `generate` sets what hooks read."""
 
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        enter(_tokens(args, kwargs, layout, prompt[-1] if prompt else None))
+        enter(_tokens(args, kwargs, layout, written[-1] if written else None))
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         leave()
@@ -69,20 +68,32 @@ def watching_passes(model: nn.Module, layout: Layout, enter: Enter, leave: Leave
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(entering, with_kwargs=True).remove)
         stack.callback(model.register_forward_hook(leaving).remove)
-        stack.enter_context(_watched_generate(model, prompt))
+        stack.enter_context(_watched_generate(model, written))
         yield
 
 
-def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout, prompt_columns: int | None) -> PassTokens:
+@dataclass
+class _Written:
+    """A text that `generate()` is writing."""
+
+    columns: int
+    """Columns of the prompt, padding included."""
+    mask: Tensor | None = None
+    """[B, columns so far] bool, as of the latest pass: which of all tokens are real."""
+
+
+def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout, written: _Written | None) -> PassTokens:
     given = _given(args, kwargs)
-    mask = _mask(given, kwargs, layout)
+    mask = _mask(given, kwargs, layout, written)
+    if written is not None:
+        written.mask = mask
     length = given.shape[1]
     # Counted over cached and new tokens alike, so that a token keeps its position whether it is read with its text or alone.
     # Padding gets the position of the token before it, −1 in front of all; it is masked wherever that matters.
     order = mask.cumsum(1) - 1
     # The mask that `generate()` hands on grows at the end, so its first columns stay those of the prompt. Its rows are also
     # those of the pass (several sequences per prompt, beams), which `layout` could not know.
-    lengths = layout.prompt_lengths if prompt_columns is None else mask[:, :prompt_columns].sum(1)
+    lengths = layout.prompt_lengths if written is None else mask[:, : written.columns].sum(1)
     return PassTokens(order[:, -length:], mask[:, -length:], lengths)
 
 
@@ -92,7 +103,7 @@ def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return next(tensor for tensor in places if isinstance(tensor, Tensor))
 
 
-def _mask(given: Tensor, kwargs: Mapping[str, Any], layout: Layout) -> Tensor:
+def _mask(given: Tensor, kwargs: Mapping[str, Any], layout: Layout, written: _Written | None) -> Tensor:
     """[B, cached + T] bool: which tokens are real, those in the cache first."""
     mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
     if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -103,6 +114,9 @@ def _mask(given: Tensor, kwargs: Mapping[str, Any], layout: Layout) -> Tensor:
             "form (a static cache does that: generate with the default cache)"
         )
     batch, length = given.shape[:2]
+    if written is not None and written.mask is not None and written.mask.shape[0] == batch and length == 1:
+        # State-space models keep the prompt's padding in their state: `generate()` tells them of it once.
+        return torch.cat([written.mask, written.mask.new_ones(batch, 1)], 1)
     cached = int(cache.get_seq_length()) if cache is not None else 0
     real = given.new_ones((batch, cached + length), dtype=torch.bool)
     if layout.real is not None:
@@ -111,8 +125,8 @@ def _mask(given: Tensor, kwargs: Mapping[str, Any], layout: Layout) -> Tensor:
 
 
 @contextmanager
-def _watched_generate(model: Any, prompt: list[int]) -> Iterator[None]:
-    """While open, `prompt` holds the columns of the prompt, padding included, while `model.generate` runs."""
+def _watched_generate(model: Any, written: list[_Written]) -> Iterator[None]:
+    """While open, `written` holds what `model.generate` is writing, while it runs."""
     if not hasattr(model, "generate"):
         yield
         return
@@ -122,11 +136,11 @@ def _watched_generate(model: Any, prompt: list[int]) -> Iterator[None]:
     # and put back.
     @wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        prompt.append(_given(args, kwargs).shape[1])
+        written.append(_Written(_given(args, kwargs).shape[1]))
         try:
             return original(*args, **kwargs)
         finally:
-            prompt.pop()
+            written.pop()
 
     model.generate = generate
     try:

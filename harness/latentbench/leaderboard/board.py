@@ -68,6 +68,10 @@ def _column(*fields: Any) -> Column:
     return Column(*fields)
 
 
+BEYOND = "†"
+"""Marks numbers that were measured with more active latents than the SAE was trained with."""
+
+
 @dataclass(frozen=True)
 class Value:
     """A number of a row: the mean over its seeds."""
@@ -87,6 +91,13 @@ class Value:
     """What they are, in the plural; empty where that is not known."""
     repeats: int = 0
     """How many more were measured that repeat one of those."""
+    trained_k: int | None = None
+    """Active latents per token in training, where the number is measured with more."""
+
+    @property
+    def mark(self) -> str:
+        """Stands behind the number in tables."""
+        return BEYOND if self.trained_k is not None else ""
 
     def overlaps(self, other: Value) -> bool:
         """Whether both have several seeds and the ranges of the numbers over seeds overlap."""
@@ -200,6 +211,11 @@ class RowGroup:
                         (value.n, value.repeats)
                     )
         return {domain: ", ".join(_counted(ns, units) for units, ns in by.items()) for domain, by in found.items()}
+
+    def beyond(self, columns: Iterable[Column]) -> bool:
+        """Whether a number of these columns is marked."""
+        keys = [column.key for column in columns]
+        return any(row.values[key].mark for row in self.rows for key in keys if key in row.values)
 
     def heading(self, column: Column) -> str:
         """The column's label, with what tells it from others of that label on its domain (a judge, a version).

@@ -321,14 +321,14 @@ def _value(
     if not numbers:
         return Value(None, "not measured")
     n, repeats = counts.pop() if len(counts := {(metric.n, metric.repeats) for metric in metrics}) == 1 else (None, 0)
-    ci = metrics[0].ci
+    ci, trained_k = metrics[0].ci, next((metric.trained_k for metric in metrics if metric.trained_k), None)
     units = units_of(cells[0], column, ci.method if ci else None)
     if len(numbers) == 1:
         low, high = (ci.low, ci.high) if ci else (None, None)
-        return Value(numbers[0], None, low, high, None, tuple(numbers), n, units, repeats)
+        return Value(numbers[0], None, low, high, None, tuple(numbers), n, units, repeats, trained_k)
     low, high, why = _seed_mean_interval(cells, column, source) if source else (None, None, None)
     mean, deviation = math.fsum(numbers) / len(numbers), stats.stdev(numbers)
-    return Value(mean, why, low, high, deviation, tuple(numbers), n, units, repeats)
+    return Value(mean, why, low, high, deviation, tuple(numbers), n, units, repeats, trained_k)
 
 
 def _seed_mean_interval(

@@ -12,9 +12,9 @@ import numpy as np
 
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
-from latentbench.interventions.generation import Sampling, answers
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Untouched
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs
 from latentbench.mechanism.metrics.study import DOMAIN
 from latentbench.mechanism.output_tokens import probability_shift, token_text

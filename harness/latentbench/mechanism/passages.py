@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from latentbench.activations.blocks import decoder_blocks, hidden_state
 from latentbench.activations.capture import capturing
@@ -20,9 +21,10 @@ from latentbench.activations.vocabulary import padding_of
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
-from latentbench.interventions.generation import Sampling, answers, prompt_ids
+from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Stack, Untouched
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism.metrics.study import MechanismStudy
 from latentbench.study.context import StageContext
@@ -147,7 +149,8 @@ def trace(
             use_cache=False,
             output_attentions=attentions,
         )
-    return Trace(output.logits, dict(states), tuple(output.attentions) if attentions else (), before)
+    patterns = tuple(getattr(output, "attentions", None) or ()) if attentions else ()
+    return Trace(output.logits, dict(states), patterns, before)
 
 
 @contextmanager
@@ -174,9 +177,12 @@ def _before_all_others(lm: LanguageModel, layers: Collection[int]) -> Iterator[d
 @contextmanager
 def eager_attention(lm: LanguageModel) -> Iterator[None]:
     """While open, attention is computed in the plain form that holds its patterns; fused kernels never do."""
-    before = lm.model.config._attn_implementation
+    # Every tower of a model has a configuration of its own, and the one of the whole sets those below it.
+    parts = [part.config for part in lm.model.modules() if isinstance(part, PreTrainedModel)]
+    before = [(config, config._attn_implementation) for config in parts]
     lm.model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        lm.model.set_attn_implementation(before)
+        for config, implementation in before:
+            config._attn_implementation = implementation

@@ -30,7 +30,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from latentbench.activations.blocks import attention_output, decoder_blocks, first_tensor, with_first_tensor
+from latentbench.activations.blocks import (
+    attention_output,
+    decoder_blocks,
+    first_tensor,
+    text_config,
+    with_first_tensor,
+)
+from latentbench.activations.residual import hook_point
 from latentbench.activations.resume import resumed_logits
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
@@ -66,7 +73,14 @@ def measure_path_patching(study: PathPatching, context: StageContext) -> Finding
         "modes": {mode: float(values.sum() / total) for mode, values in found.modes.items()},
         "positions": found.positions[:256].tolist(),
     }
-    return Findings({DOMAIN: statistics}, details=details, units=study.units(context))
+    absent = [mode for mode in MODES if mode not in found.modes]
+    reasons = dict.fromkeys(
+        (f"path_patching.{mode}" for mode in absent), "no matrix of the last block makes them alone"
+    )
+    warnings = () if found.heads.shape[1] else ("path_patching: the heads of the last block cannot be told apart",)
+    return Findings(
+        {DOMAIN: statistics}, details=details, warnings=warnings, reasons=reasons, units=study.units(context)
+    )
 
 
 def _penultimate(context: StageContext) -> VectorInjection | None:
@@ -129,12 +143,15 @@ class _Batch:
 
     def __init__(self, lm: LanguageModel, injection: VectorInjection, passages: Passages) -> None:
         self.lm, self.injection, self.passages = lm, injection, passages
-        self.block = decoder_blocks(lm.model)[-1]
+        blocks = decoder_blocks(lm.model)
+        hook_point(lm.model, Site(index=len(blocks) - 1))  # a block that does not run has no paths
+        self.block = blocks[-1]
         self.attention = attention_output(self.block)
         self.plain, self.logits = self._plain()
         self.no_patch = self._kl(())
         self.modes = {mode: self._summed(kl) for mode in MODES if (kl := self._mode(mode)) is not None}
-        joined, heads = _child(self.block, _OUTPUTS), int(getattr(lm.model.config, "num_attention_heads", 0))
+        joined, heads = _child(self.block, _OUTPUTS), _number_of_heads(lm)
+        joined = joined if joined in self.plain else None
         self.heads = self._heads(joined, heads, inverse=False)
         self.only_heads = self._heads(joined, heads, inverse=True)
 
@@ -157,7 +174,8 @@ class _Batch:
         if mode == "skip_layer":
             # A block that reads x and an output with s added is the plain block with the vector one layer further on.
             return self._kl((), layer=len(decoder_blocks(self.lm.model)) - 1)
-        found = _named(self.block, _PROJECTIONS[mode])
+        # A decoder that could also attend to an encoder has matrices of that name that do not run.
+        found = [module for module in _named(self.block, _PROJECTIONS[mode]) if module in self.plain]
         return self._kl([_output_patched(module, self.plain[module]) for module in found]) if found else None
 
     def _heads(self, joined: nn.Module | None, heads: int, inverse: bool) -> Tensor:
@@ -212,6 +230,13 @@ def _by_position(found: list[tuple[Tensor, Tensor]]) -> Tensor:
     longest = max(map(len, rows), default=0)
     padded = [torch.nn.functional.pad(row, (0, longest - len(row)), value=torch.nan) for row in rows]
     return torch.stack(padded).nanmean(0).cpu() if padded else torch.zeros(0)
+
+
+def _number_of_heads(lm: LanguageModel) -> int:
+    """Of the last block; 0 where the configuration does not say."""
+    stated = getattr(text_config(lm.model), "num_attention_heads", None)
+    last = stated[-1] if isinstance(stated, list | tuple) and stated else stated
+    return last if isinstance(last, int) else 0
 
 
 def _named(block: nn.Module, names: Any) -> list[nn.Module]:

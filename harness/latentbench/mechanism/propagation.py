@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from latentbench.activations.blocks import decoder_blocks
+from latentbench.activations.blocks import decoder_blocks, text_config
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
@@ -129,6 +129,7 @@ def attention_shift(lm: LanguageModel, intervention: Intervention, passages: Pas
     with eager_attention(lm):
         for batch in passages.batches(lm, _kept(lm, passages)):
             steered = trace(lm, batch, intervention, sites, attentions=True)
+            _check_patterns(lm, steered)
             plain = trace(lm, batch, None, sites, attentions=True)
             heads.append(_heads(steered, plain, batch.predicting))
             mlps.append(_mlps(steered, plain, sites, batch.predicting))
@@ -137,8 +138,23 @@ def attention_shift(lm: LanguageModel, intervention: Intervention, passages: Pas
 
 def _kept(lm: LanguageModel, passages: Passages) -> int:
     """Numbers per token: attention to every other token by every head of every layer."""
-    config = lm.model.config
-    return int(config.num_hidden_layers * config.num_attention_heads) * passages.ids.shape[1]
+    layers, heads = len(decoder_blocks(lm.model)), getattr(text_config(lm.model), "num_attention_heads", None)
+    # Some architectures have a number for each layer. Where none is stated, memory is bounded by what one token attends to.
+    each = heads if isinstance(heads, list | tuple) else [heads or 1] * layers
+    return int(sum(each)) * passages.ids.shape[1]
+
+
+def _check_patterns(lm: LanguageModel, found: Trace) -> None:
+    """Raises InvalidInput for a model that does not say, for every block and head, what each token attends to."""
+    layers = len(decoder_blocks(lm.model))
+    forms = {tuple(one.shape) if isinstance(one, Tensor) else None for one in found.attentions}
+    if len(found.attentions) == layers and len(forms) == 1 and None not in forms:
+        return
+    raise InvalidInput(
+        f"attention_shift: {type(lm.model).__name__} gives the attention patterns of "
+        f"{sum(isinstance(one, Tensor) for one in found.attentions)} of its {layers} blocks, or of another number of heads in "
+        "each, so there is no mean over all blocks and heads"
+    )
 
 
 def _heads(steered: Trace, plain: Trace, chosen: Tensor) -> Tensor:

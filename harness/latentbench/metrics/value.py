@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from latentbench.core.spec_model import Json, SpecModel, without_empty
 
@@ -43,6 +43,9 @@ class MetricValue(SpecModel):
     params: dict[str, Json] = Field(default_factory=dict)
     """What distinguishes this number from others of the same id, e.g. `{"budget": 8}`."""
 
+    trained_k: PositiveInt | None = None
+    """Active latents per token that the SAE was trained with, where the budget exceeds them; left out elsewhere."""
+
     @property
     def budget(self) -> int | None:
         """Active latents per token it was measured with; None for as many as the SAE was trained with."""
@@ -55,9 +58,9 @@ class MetricValue(SpecModel):
         return settings_text(self.params)
 
     @model_serializer(mode="wrap")
-    def _without_no_repeats(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """Records of documents that all differ are what they were."""
-        return without_empty("repeats", made(self))
+    def _without_rarities(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Records of documents that all differ, measured within what was trained, are what they were."""
+        return without_empty("trained_k", without_empty("repeats", made(self)))
 
 
 def settings_text(params: Mapping[str, Json]) -> str:

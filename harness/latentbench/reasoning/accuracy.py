@@ -37,12 +37,12 @@ from collections.abc import Iterator, Mapping
 from operator import truediv
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from latentbench.core.protocols import ProblemSet
-from latentbench.core.spec_model import Json
+from latentbench.core.protocols import ProblemSet, PromptForm
+from latentbench.core.spec_model import Json, without_empty
 from latentbench.metrics.base import Display, Estimator
-from latentbench.reasoning.task_suite import installed_suite, is_path
+from latentbench.reasoning.task_suite import TaskOptions, installed_suite, is_path
 from latentbench.statistics.arrays import Array
 from latentbench.steering.method import parts_of
 from latentbench.study.context import Longest
@@ -102,6 +102,10 @@ class ReasoningAccuracy(Study):
     """Whether questions are put in the model's chat template."""
     system: str | None = None
     """System instruction."""
+    different_prompts: bool = False
+    """Whether the task may put its questions otherwise than the problems that the steering is made from (`plain_gsm8k`,
+    `plain_math500`, `plain_aime24` and `plain_aime25` put them alone). Otherwise that is refused: part of a gain would be
+    the difference of the prompts."""
     scored_by: str | None = None
     """The task's metric that says whether an answer is right; default see the metric's description."""
     filter: str | None = None
@@ -115,7 +119,8 @@ class ReasoningAccuracy(Study):
     commits: Annotated[dict[str, str], Field(default_factory=dict)]
     """Commit by hub dataset of the task; `run` fills in those that stand behind `main` when it starts."""
 
-    handling: ClassVar[frozenset[str]] = frozenset({"commits"})  # they are in the task's identity
+    handling: ClassVar[frozenset[str]] = frozenset({"commits", "different_prompts"})
+    # Commits are in the task's identity; that prompts differ is said to validation, and is in the prompts themselves.
 
     def pinned(self, roots: Roots) -> Self:
         from latentbench.core.hub import resolved_commit
@@ -131,6 +136,11 @@ class ReasoningAccuracy(Study):
                 "several samples at temperature 0 are all the same; set `temperature` above 0, or 1 sample"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """`different_prompts` is newer than records, which rows are compared by."""
+        return without_empty("different_prompts", made(self))
 
     @property
     def domain(self) -> str:
@@ -166,7 +176,14 @@ class ReasoningAccuracy(Study):
 
     def settings(self) -> dict[str, Json]:
         """What must agree, besides the model and the task, for two answers to be comparable."""
-        return self.model_dump(mode="json", exclude={"metric", "task", "name", "batch", "examples", "commits"})
+        left_out = {"metric", "task", "name", "batch", "examples", *self.handling}
+        return self.model_dump(mode="json", exclude=left_out)
+
+    @property
+    def options(self) -> TaskOptions:
+        """What the spec changes about the task."""
+        fields = ("limit", "num_fewshot", "chat_template", "system", "temperature", "max_new_tokens", "filter")
+        return TaskOptions(metric=self.scored_by, **{name: getattr(self, name) for name in fields})
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         self.identity(experiment, roots)  # raises for an unknown task or a refused file
@@ -180,6 +197,26 @@ class ReasoningAccuracy(Study):
         suite = installed_suite()
         if any(suite.tests_on(self.task, problems.identity(roots), roots) for problems in trained_on):
             yield f"the steering is made from the very problems that {self.task} tests; take another split for it"
+        if not self.different_prompts:
+            yield from self._unlike({problems.form for problems in trained_on}, roots)
+
+    def _unlike(self, made_from: set[PromptForm | None], roots: Roots) -> Iterator[str]:
+        """What is wrong where the task does not put its questions as the problems do that the steering is made from."""
+        asked = installed_suite().prompt_form(self.task, self.options, roots) if made_from else None
+        say = "or say `different_prompts: true`"
+        if made_from and asked is None:
+            yield (
+                f"how {self.task} puts its questions cannot be told from its file (worked examples, more than one field or "
+                f"text made by code), so neither whether the steering is made from such prompts; take a plain task, {say}"
+            )
+        elif None in made_from:
+            yield f"how the problems that the steering is made from put their questions cannot be told; {say}"
+        elif unlike := made_from - {asked}:
+            made = " and ".join(sorted(map(str, unlike)))
+            yield (
+                f"the steering is made from prompts that read {made}, and {self.task} asks {asked}: take a plain task, give "
+                f"both the same `chat_template`, `system` and words, {say}"
+            )
 
     def longest_answer(self, roots: Roots) -> Longest | None:
         longest = self.max_new_tokens or installed_suite().longest_answer(self.task, roots)

@@ -17,13 +17,13 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import ignored_generation_settings
 from latentbench.interventions.intervention import Intervention
+from latentbench.interventions.writing_ways import generate_way
 from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.accuracy import ks_of, pass_at
 from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
 from latentbench.reasoning.task_suite import (
     AnswerScore,
     TaskModel,
-    TaskOptions,
     TaskProblems,
     TaskSuite,
     installed_suite,
@@ -144,16 +144,18 @@ SHARED = "reasoning_base"
 def evaluate(study: ReasoningAccuracy, context: StageContext) -> Findings:
     """Findings of one cell.
 
-    Raises InvalidInput for a subject that is no intervention, NotAvailable where the task cannot be loaded or scored.
+    Raises InvalidInput for a subject that is no intervention and a model that cannot write, NotAvailable where the task cannot be loaded or scored.
     """
     intervention = context.subject()
     if not isinstance(intervention, Intervention):
         raise InvalidInput("reasoning_accuracy needs something to steer with: a `steering:` section")
     suite = installed_suite()
     lm = _steered(suite, study, context, intervention)
-    tasks = suite.load(study.task, _options(study), context.roots, context.cache / "datasets", lm.apply_chat_template)
+    tasks = suite.load(study.task, study.options, context.roots, context.cache / "datasets", lm.apply_chat_template)
     if study.samples > 1 and not all(problems.generative for problems in tasks):
         raise InvalidInput(f"{study.task} has choices to compare and none to write: `samples` must be 1")
+    if any(problems.generative for problems in tasks):
+        generate_way(context.model())  # refused now, and not behind the unsteered model's answers
     base = Outcomes.from_content(
         context.shared(SHARED, _payload(suite, study, context, tasks), lambda: _base(suite, study, context, tasks))
     )
@@ -181,11 +183,6 @@ def _steered(
         seed=study.seed,
         progress=context.progress,
     )
-
-
-def _options(study: ReasoningAccuracy) -> TaskOptions:
-    fields = ("limit", "num_fewshot", "chat_template", "system", "temperature", "max_new_tokens", "filter")
-    return TaskOptions(metric=study.scored_by, **{name: getattr(study, name) for name in fields})
 
 
 def _payload(suite: TaskSuite, study: ReasoningAccuracy, context: StageContext, tasks: Sequence[TaskProblems]) -> Json:

@@ -18,7 +18,7 @@ from latentbench.core.spec_model import Json
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.core.protocols import LanguageModel
+    from latentbench.core.protocols import LanguageModel, PromptForm
     from latentbench.interventions.intervention import Intervention, Receipt
     from latentbench.reasoning.answer_cache import AnswerCache, TaskAnswer
 
@@ -154,6 +154,10 @@ class TaskSuite(ABC):
     def tests_on(self, task: str, problems: Json, roots: Roots) -> bool:
         """Whether a task tests on the problems of a set with the identity `problems`; what cannot be told is no. Without
         torch."""
+
+    @abstractmethod
+    def prompt_form(self, task: str, options: TaskOptions, roots: Roots) -> PromptForm | None:
+        """How a task puts its questions to the model; what cannot be told, or is not one way, is None. Without torch."""
 
     @abstractmethod
     def load(

@@ -99,6 +99,11 @@ class SparseAutoencoder(nn.Module, ABC):
         """Dictionary atoms [width, d_in], or None where there is no dictionary (identity)."""
         return None
 
+    @property
+    def trained_k(self) -> int | None:
+        """Active latents of every token in training, where their number is fixed; a budget may be larger."""
+        return None
+
     def settings(self) -> dict[str, float | int | str]:
         """Scalars learned or fixed in training, for people to read (e.g. a threshold); weights hold them exactly."""
         return {}
@@ -141,6 +146,13 @@ class TrainableSAE(SparseAutoencoder, UsesProcessGroup):
         `steps` lets a penalty warm up. Means over tokens are right as they are, since the trainer weights
         every member by its tokens; whatever else depends on the whole batch is taken over `self.group`.
         """
+
+    @torch.no_grad()
+    def decay_weights(self, share: float) -> None:
+        """Called before every optimiser step of a run with weight decay: takes this share off all weights that learn."""
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 - share)
 
     def after_step(self) -> None:
         """Called after every optimiser step, e.g. to keep decoder rows at unit norm."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.core.errors import InvalidInput
+from latentbench.distributed.process_group import squared_spread
 from latentbench.sae.autoencoder import Codes, TrainableSAE, TrainingLoss
 from latentbench.sae.encoders import Encoder, LinearEncoder, Selection
-from latentbench.sae.linear import LatentGroup, LinearWeights, folded_bias
+from latentbench.sae.linear import LatentGroup, LinearWeights, TopKRule, folded_bias
 from latentbench.sae.options.base import AuxiliaryLoss
 from latentbench.sae.sparse_kernels.autograd import sparse_decode
 
@@ -89,6 +90,7 @@ class SparseDictionarySAE(DictionarySAE):
         self.objective = objective
         self.aux_coefficient = options.aux_coefficient
         self.aux_k = options.aux_k or default_aux_k(self.d_in)
+        self.aux_normalised = options.aux_loss == "normalised"
 
     def settings(self) -> dict[str, float | int | str]:
         return self.selection.settings()
@@ -98,7 +100,14 @@ class SparseDictionarySAE(DictionarySAE):
         """What is subtracted from the hidden state before encoding [d_in]."""
         return self.b_dec if self.centred else None
 
+    @property
+    def trained_k(self) -> int | None:
+        rule = self.selection.rule(self.width)
+        return rule.k if isinstance(rule, TopKRule) else None
+
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        if budget is not None and budget > self.width:
+            raise InvalidInput(f"a budget of {budget} active latents cannot exceed the dictionary width {self.width}")
         return self.selection.infer(self.encoder, x, self.shift, budget)
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
@@ -109,6 +118,8 @@ class SparseDictionarySAE(DictionarySAE):
         codes = self.selection.train_on(self.encoder, x, self.shift)
         fit = self.objective(codes, self.W_dec, self.b_dec, target)
         auxiliary = self.aux_coefficient * self.auxiliary(x, fit.error, dead)
+        if self.aux_normalised:
+            auxiliary = auxiliary * self._relative_spread(target, fit.error)
         return TrainingLoss(
             fit.loss + auxiliary, fit.loss.detach(), auxiliary.detach(), codes.firing_counts(self.width)
         )
@@ -128,6 +139,12 @@ class SparseDictionarySAE(DictionarySAE):
             return x.new_zeros(())
         revived = self._revived if len(latents) <= DENSE_AUXK_FACTOR * self.aux_k else self._sparsely_revived
         return (error - revived(x, latents)).pow(2).sum() / len(x)
+
+    def _relative_spread(self, target: Tensor, error: Tensor) -> Tensor:
+        """Variance of the target over that of the error, over the whole batch; 0 where nothing is left to learn."""
+        tokens = int(self.group.all_sum(torch.tensor(len(target))))
+        whole, left = (squared_spread(part, tokens, self.group) for part in (target, error))
+        return torch.where(left > 0, whole / left, 0)
 
     def _revived(self, x: Tensor, latents: Tensor) -> Tensor:
         """ê [N, d_in] from the strongest of the dead latents [n], of which all have activations with gradients."""

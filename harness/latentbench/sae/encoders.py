@@ -165,7 +165,7 @@ class Selection(nn.Module, UsesProcessGroup, ABC):
 
     @abstractmethod
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
-        """Codes of tokens that do not influence each other; at most `budget` latents each."""
+        """Codes of tokens that do not influence each other; at most `budget` latents each, also more than in training."""
 
     @abstractmethod
     def rule(self, width: int) -> TopKRule | ThresholdRule:
@@ -190,7 +190,7 @@ class TokenSelection(Selection):
         return encoder.top(x, self.k, shift)
 
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
-        return encoder.top(x, self.k if budget is None else min(budget, self.k), shift)
+        return encoder.top(x, self.k if budget is None else budget, shift)
 
     def rule(self, width: int) -> TopKRule:
         return TopKRule(self.k)

@@ -126,9 +126,26 @@ class ConcatenatedSAE(SparseAutoencoder):
         found = [rule.threshold for rule in self.rules if isinstance(rule, ThresholdRule)]
         return torch.cat(found) if len(found) == len(self.rules) else None
 
+    @property
+    def trained_k(self) -> int | None:
+        known = [k for k in self.budgets if k is not None]
+        return sum(known) if len(known) == len(self.budgets) else None
+
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
-        codes = concatenated([group.encode(x) for group in self.linear_weights().groups], self.ends)
+        codes = concatenated([group.encode(x) for group in self._groups_at(budget)], self.ends)
         return codes if budget is None else codes.truncated(budget)
+
+    def _groups_at(self, budget: int | None) -> tuple[LatentGroup, ...]:
+        """The groups, with room for a budget above the k of a single one."""
+        groups = self.linear_weights().groups
+        if budget is None or self.trained_k is None or budget <= self.trained_k:
+            return groups
+        if len(groups) > 1:
+            raise InvalidInput(
+                f"a budget of {budget} exceeds the {self.trained_k} active latents of {len(groups)} groups, and nothing "
+                "says which of them may have more; use a budget up to that"
+            )
+        return (groups[0]._replace(rule=TopKRule(budget)),)
 
     def decode(self, codes: Codes) -> Tensor:
         return sparse_decode(codes, self.W_dec, self.b_dec)

@@ -1,7 +1,7 @@
 """Training many SAEs from one stream of hidden states, bit-exactly resumable at block boundaries.
 
-The loop feeds every batch to every trainer. The trainer of native variants has Adam, warm-up and cosine decay, clipping,
-dead latents, the loss curve, and exact resume: its state determines everything that comes after.
+The loop feeds every batch to every trainer. The trainer of native variants has AdamW, warm-up and decay, clipping, dead
+latents, the loss curve, and exact resume: its state determines everything that comes after.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from math import cos, isfinite, pi, sqrt
+from math import cos, isfinite, nan, pi, sqrt
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -22,7 +22,7 @@ from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed, RefusedFile
 from latentbench.core.resources import now
 from latentbench.core.sites import Site
-from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, set_process_group
+from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, set_process_group, squared_spread
 from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE, TrainingLoss
 from latentbench.sae.encoders import Encoder
 from latentbench.sae.memory import MemoryUsage, gradients, release
@@ -166,12 +166,16 @@ MAX_DEAD_AFTER = 10_000_000
 
 
 def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
-    """Linear warm-up to `lr`, then cosine decay to `final_lr` at the last of `steps` steps."""
+    """Linear warm-up to `lr`, then along the schedule to `final_lr` at the last of `steps` steps."""
     warmup = round(options.warmup * steps)
     if step < warmup:
         return options.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - 1 - warmup)
-    return options.final_lr + (options.lr - options.final_lr) * (1 + cos(pi * min(1.0, done))) / 2
+    start = max(warmup, steps - round(options.decay * steps))
+    if options.schedule == "constant" or step < start:
+        return options.lr
+    done = min(1.0, (step - start) / max(1, steps - 1 - start))
+    left = 1 - done if options.schedule == "linear" else (1 + cos(pi * done)) / 2
+    return options.final_lr + (options.lr - options.final_lr) * left
 
 
 class BatchLoss(NamedTuple):
@@ -222,6 +226,8 @@ class NativeTrainer:
         self.curve: list[tuple[float, ...]] = []
         self.throughput, self.usage = Throughput(), MemoryUsage()
         self.devices, self.kernels = Counter[int](), Counter[str]()
+        # A tensor on the device: read in every step it would make the device wait. NaN where nobody counted.
+        self.clipped = torch.zeros((), dtype=torch.float64, device=mean.device)
         sae.to(mean.device).begin(mean, self.scale)
         self.parameters = {name: p for name, p in sae.named_parameters() if p.requires_grad}
         # Fused: one pass over weights, gradients and moments instead of one for each of Adam's operations.
@@ -275,8 +281,11 @@ class NativeTrainer:
             if parameter.grad is not None:
                 parameter.grad = self.group.all_sum(parameter.grad)
         # After the sum: the norm to clip is that of the whole batch's gradient.
-        if self.training.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
+        if (clip := self.training.gradient_clip) is not None:
+            self.clipped += nn.utils.clip_grad_norm_(self.parameters.values(), clip) > clip
+        # Not through the optimiser: it would decay whole tensors, and of some only a part learns.
+        if self.training.weight_decay:
+            self.sae.decay_weights(lr * self.training.weight_decay)
         self.adam.step()
         for parameter in self.parameters.values():
             if parameter.grad is not None:
@@ -293,9 +302,7 @@ class NativeTrainer:
             self.curve.append(self._point(loss, x, lr))
 
     def _point(self, loss: BatchLoss, x: Tensor, lr: float) -> tuple[float, ...]:
-        centre = self.group.all_sum(x.sum(0)) / loss.tokens
-        # The centre of the whole batch first: spreads about members' own means would add up to less.
-        spread = self.group.all_sum((x - centre).pow(2).sum()) / loss.tokens
+        spread = squared_spread(x, loss.tokens, self.group) / loss.tokens
         l0 = loss.firing.sum().item() / loss.tokens
         dead = int((self.silent >= self.dead_after).sum())
         normalised = loss.reconstruction / max(spread.item(), 1e-30)
@@ -312,6 +319,7 @@ class NativeTrainer:
         state["devices"] = torch.tensor(sorted(self.devices.items())).reshape(-1, 2)
         state["kernels"] = torch.tensor([self.kernels[name] for name in KERNEL_NAMES])
         state["memory"] = torch.tensor([self._most_memory()])
+        state["clipped"] = self.clipped.clone()
         return state | {"silent": self.silent.clone(), "position": torch.tensor([self.next_block, self.next_step])}
 
     def _most_memory(self) -> int:
@@ -331,22 +339,32 @@ class NativeTrainer:
             self.curve = [tuple(row) for row in state["curve"].tolist()]
             # The number of devices may change between two runs, so steps are counted per number.
             self.devices = Counter(dict(state.get("devices", torch.tensor([[1, self.next_step]])).tolist()))
-            if "kernels" in state:  # checkpoints of earlier versions have neither
+            # Checkpoints of earlier versions have none of these.
+            self.clipped.copy_(state.get("clipped", torch.tensor(nan)))
+            if "kernels" in state:
                 self.kernels = Counter(dict(zip(KERNEL_NAMES, state["kernels"].tolist(), strict=True)))
                 (self.usage.peak,) = state["memory"].tolist()
         except (RuntimeError, KeyError, ValueError) as error:
             raise RefusedFile(f"the training checkpoint does not fit this SAE: {error}") from error
 
     def training_record(self) -> dict[str, Any]:
-        """What is kept beside the weights: the curve by column, the input scale, the dead-latent threshold, how many of
-        the steps were made on how many devices and by which kernels, and the memory they took."""
+        """What is kept beside the weights: the curve by column, the input scale, the dead-latent threshold, how many
+        steps there were, what share of them was clipped, how many were made on how many devices and by which kernels, and
+        the memory they took."""
         columns = zip(*self.curve, strict=True) if self.curve else ((),) * len(CURVE_COLUMNS)
         curve = {name: list(column) for name, column in zip(CURVE_COLUMNS, columns, strict=True)}
         made = {"steps": self.next_step, "devices": {str(n): steps for n, steps in sorted(self.devices.items())}}
         made["kernels"] = {name: steps for name, steps in sorted(self.kernels.items()) if steps}
         made |= {"triton": _triton()} if self.kernels["triton"] else {}
         made["memory_bytes"] = self.usage.peak
+        made["optimiser"] = "AdamW" if self.training.weight_decay else "Adam"
+        made["share_clipped"] = self._share_clipped()
         return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, **made}
+
+    def _share_clipped(self) -> float | None:
+        """Of the steps; None where nobody counted them: before a checkpoint of earlier versions."""
+        clipped = self.clipped.item()
+        return clipped / max(1, self.next_step) if isfinite(clipped) else None
 
     def finish(self) -> SparseAutoencoder:
         """The SAE in evaluation mode, input scale folded into its weights; the trainer is used up."""

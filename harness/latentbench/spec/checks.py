@@ -187,8 +187,9 @@ def _budgets(experiment: Experiment) -> Iterator[Finding]:
             continue  # what a loaded SAE can do is known when it is loaded
         if not sae.budgeted:
             yield where, f"the variant {sae.variant!r} has no budget that could be changed after training"
-        elif sae.max_budget is not None and max(asked) > sae.max_budget:
-            yield where, f"the budget {max(asked)} exceeds the {sae.max_budget} latents the SAE was trained with"
+        elif sae.latents is not None and max(asked) > sae.latents:
+            # More than it was trained with is measured and marked; more than there are is not.
+            yield where, f"the budget {max(asked)} exceeds the {sae.latents} latents that the SAE has"
 
 
 def _repeated(experiment: Experiment) -> Iterator[Finding]:

@@ -102,7 +102,7 @@ def _budgeted(experiment: Experiment, path: Path, roots: Roots, load: Load) -> E
     ):
         raise InvalidInput("a budget needs an SAE that is trained, here and in the spec it refers to")
     costs = [
-        variant_cost(options, _d_model(of, roots))
+        variant_cost(options, _d_model(of, budget.d_model if of.model == experiment.model else None, roots))
         for options, of in ((reference.sae, reference), (experiment.sae, experiment))
     ]
     tokens = max(data.context, tokens_at_equal_cost(costs[0], other.tokens, costs[1]))
@@ -110,12 +110,19 @@ def _budgeted(experiment: Experiment, path: Path, roots: Roots, load: Load) -> E
     return experiment.model_copy(update={"dataset": experiment.dataset.model_copy(update={"train": train})})
 
 
-def _d_model(experiment: Experiment, roots: Roots) -> int:
+def _d_model(experiment: Experiment, stated: int | None, roots: Roots) -> int:
     """Dimensions of the hidden states; each spec's own, for the other may read another model."""
     facts = experiment.model.facts(roots)
-    if facts is None:
-        raise InvalidInput("the size of the model must be known here to count operations; its config is not cached")
-    return facts.d_model
+    if facts is None and stated is None:
+        raise InvalidInput(
+            "the size of the model must be known here to count operations, and its config is not cached; state it as "
+            "`d_model` beside `flops_of`"
+        )
+    if facts is not None and stated is not None and facts.d_model != stated:
+        raise InvalidInput(f"the model's hidden states have {facts.d_model} dimensions, not `d_model: {stated}`")
+    known = facts.d_model if facts else stated
+    assert known is not None
+    return known
 
 
 def _reference(spec: SpecFile, label: str | None) -> Experiment:

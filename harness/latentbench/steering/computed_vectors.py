@@ -96,7 +96,7 @@ def _texts(method: ContrastiveMethod, context: StageContext) -> tuple[list[str],
     """The positive and as many negative texts, behind every prompt where there are problems."""
     if method.problems is None:
         return list(method.positive), list(method.negative)
-    prompts = [problem.prompt for problem in read_problems(method.problems, context.roots, method.prompts)]
+    prompts = [problem.prompt for problem in read_problems(method.problems, context, method.prompts)]
     positive, negative = (
         [prompt + text for prompt in prompts for text in texts] for texts in (method.positive, method.negative)
     )

@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from itertools import islice
 from typing import Literal
 
-from latentbench.core.paths import Roots
 from latentbench.core.protocols import Problem, ProblemSet
+from latentbench.interventions.chat import asked
+from latentbench.study.context import StageContext
 
 GradedBy = Literal["number", "boxed"]
 """What makes an answer right: the last number written, or the last boxed expression."""
@@ -25,11 +27,18 @@ _NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|(?<!\w)\.\d+)")
 _SECONDS = 5
 
 
-def read_problems(problems: ProblemSet, roots: Roots, count: int | None = None) -> list[Problem]:
-    """The first `count` problems (or all) after `skip`, never more than `limit`."""
+def read_problems(problems: ProblemSet, context: StageContext, count: int | None = None) -> list[Problem]:
+    """The first `count` problems (or all) after `skip`, never more than `limit`, as the model reads them.
+
+    Raises InvalidInput where they are to be put in a chat template that the model's tokenizer does not have.
+    """
     most = problems.limit if count is None else min(count, problems.limit or count)
     stop = None if most is None else problems.skip + most
-    return list(islice(problems.problems(roots), problems.skip, stop))
+    found = list(islice(problems.problems(context.roots), problems.skip, stop))
+    if not problems.chat_template:
+        return found
+    tokenizer = context.tokenizer()
+    return [replace(problem, prompt=asked(tokenizer, problem.prompt, problems.system)) for problem in found]
 
 
 def grader(graded_by: GradedBy) -> Grader:

@@ -5,7 +5,7 @@
   is clipped.
 * TRL subtracts the mean of all G rewards of a prompt, leave-one-out that of the other G − 1: the same but for the factor
   G / (G − 1), with which rewards are multiplied here.
-* Rollouts come from `latentbench.interventions.generation`. Those without advantage add nothing to the gradient and are
+* Rollouts come from `latentbench.interventions.rollouts`. Those without advantage add nothing to the gradient and are
   left out of forward and backward; the others run in pieces of similar length.
 
 With rollouts y_i of a prompt and r_i = ±1, the loss of a step is −Σ_i A_i Σ_t log π(y_it) / Σ_i |y_i| with the leave-one-out
@@ -33,10 +33,12 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
-from latentbench.interventions.generation import Answer, Sampling, answers, prompt_ids
+from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.intervention import Layout
+from latentbench.interventions.rollouts import Answer, Sampling, answers
 from latentbench.steering.grading import grader
 from latentbench.steering.optimised import ReinforcedMethod
+from latentbench.steering.rl_policy import use_own_logits
 
 _PIECE_TOKENS = 8192
 """Padded tokens per forward pass of a micro-batch: what its logits and activations need of memory grows with them."""
@@ -130,7 +132,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
             after(recorder.finish())
 
     # A resumed training is a new, shorter one to TRL: it gets what is left of the problems and starts counting at 0.
-    left = run.problems[run.first * method.prompts :]
+    left, forward = run.problems[run.first * method.prompts :], run.lm.model.forward
     trainer = Trainer(
         model=run.lm.model,
         reward_funcs=recorder.rewards,
@@ -141,6 +143,7 @@ def _trainer(run: RlRun, after: Callable[[StepStatistics], None], folder: str) -
         optimizers=(run.optimizer, _warm_up(run)),
         rollout_func=recorder.rollouts,
     )
+    use_own_logits(run.lm.model, method.temperature, forward)
     trainer.remove_callback(PrinterCallback)  # without a progress bar the trainer prints a summary at its end
     return trainer
 
@@ -164,6 +167,7 @@ def _config(run: RlRun, folder: str) -> Any:
         loss_type="dapo",
         scale_rewards="none",
         beta=0.0,
+        router_aux_loss_coef=0.0,  # else TRL adds a mixture of experts' own loss, which balances experts and rewards nothing
         max_steps=method.steps - run.first,
         max_grad_norm=method.optimizer.max_grad_norm or 0.0,  # 0: not clipped
         shuffle_dataset=False,  # the problems are in order already, see `rl_training`

@@ -30,10 +30,12 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
-from latentbench.interventions.generation import Sampling, answers, check_prompts
+from latentbench.interventions.generation import check_prompts
 from latentbench.interventions.injection import injecting
 from latentbench.interventions.intervention import Layout, Scope
 from latentbench.interventions.lora import installed_lora
+from latentbench.interventions.rollouts import Sampling, answers
+from latentbench.interventions.writing_ways import check_trainable_rollouts
 from latentbench.steering.build import content_of, layers_of, residual_norms, width_of
 from latentbench.steering.grading import grader, read_problems
 from latentbench.steering.optimised import LoraMethod, ReinforcedMethod, RlMethod
@@ -224,6 +226,7 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
     lm = context.model()
     selection, training = _problems(method, context)  # of all steps, also of those that a checkpoint has behind it
     # Now, and not by an error in the middle of a training that has run for hours.
+    check_trainable_rollouts(lm)
     check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))
     norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training])
     progress, layout = RlCheckpoint.load(context.scratch), Layout()
@@ -259,7 +262,7 @@ def _problems(method: ReinforcedMethod, context: StageContext) -> tuple[list[Pro
     """Selection problems, and the problems of all steps in order."""
     needed = method.steps * method.prompts
     # No more than could be used, and the held-out ones first: which they are does not depend on the number of steps.
-    found = read_problems(method.problems, context.roots, method.selection + needed)
+    found = read_problems(method.problems, context, method.selection + needed)
     selection, rest = found[: method.selection], found[method.selection :]
     if len(selection) < method.selection or len(rest) < method.prompts:
         raise InvalidInput(

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 FIELDS = (
     "group", "suite", "spec", "label", "status", "seeds", "expected_seeds", "complete", "domain", "metric", "version",
-    "budget", "params", "unit", "higher_is_better", "value", "low", "high", "seed_sd", "n", "units", "standing", "p_holm", "reason",
+    "budget", "trained_k", "params", "unit", "higher_is_better", "value", "low", "high", "seed_sd", "n", "units", "standing", "p_holm", "reason",
     "badges", "wall_seconds", "records",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes text that starts so for a formula, and a formula can run programs: such cells get a quote in front."""
-_WHOLE = ["version", "budget", "n"]
+_WHOLE = ["version", "budget", "trained_k", "n"]
 _REAL = ["value", "low", "high", "seed_sd", "p_holm", "wall_seconds"]
 _TRUTH = ["higher_is_better", "complete"]
 
@@ -89,7 +89,7 @@ def _number(group: RowGroup, row: Row, column: Column) -> dict[str, Json]:
     value, verdict = row.values.get(column.key), group.verdict(row, column)
     return {
         "domain": column.domain, "metric": column.metric, "version": column.version, "budget": column.budget,
-        "params": column.params, "unit": column.unit, "higher_is_better": column.higher_is_better,
+        "trained_k": value.trained_k if value else None, "params": column.params, "unit": column.unit, "higher_is_better": column.higher_is_better,
         "value": value.value if value else None, "low": value.low if value else None,
         "high": value.high if value else None, "seed_sd": value.sd if value else None,
         "n": value.n if value else None, "units": (value.units or None) if value else None, "standing": verdict.standing, "p_holm": verdict.p,

@@ -65,9 +65,9 @@ function numbersTable(row, columns, title, open) {
   const said = { best: "best", tied: "tied with the best", behind: "behind the best" };
   const body = columns.map((i) => {
     const column = state.group.columns[i], standing = numberOf(row, i, STANDING);
-    const verdict = [said[standing], pText(numberOf(row, i, P)), numberOf(row, i, REASON)].filter(Boolean).join("; ");
+    const verdict = [said[standing], pText(numberOf(row, i, P)), numberOf(row, i, REASON), beyondOf(row, i)].filter(Boolean).join("; ");
     return el("tr", {}, el("th", { scope: "row" }, columnName(column), el("span", { class: "interval" }, `${column.id}${column.params ? ` [${column.params}]` : ""}`)),
-      el("td", {}, shownIn(column, numberOf(row, i)), el("span", { class: "interval" }, intervalText(row, i))),
+      el("td", {}, shownIn(column, numberOf(row, i)), beyondOf(row, i) ? "†" : null, el("span", { class: "interval" }, intervalText(row, i))),
       el("td", {}, countedText(numberOf(row, i, COUNT), column.units)), el("td", { class: "words" }, verdict));
   });
   const head = ["Number", "Value", "Over", "Against the group's best"].map((text) => el("th", { scope: "col" }, text));

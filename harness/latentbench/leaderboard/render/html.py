@@ -196,10 +196,10 @@ def _row(group: RowGroup, row: Row) -> Json:
 
 
 def _value(group: RowGroup, row: Row, column: Column) -> list[Json]:
-    """[value, low, high, sd, n, standing, p, reason] without the trailing nulls, for thousands of rows make megabytes."""
+    """[value, low, high, sd, n, standing, p, reason, trained k] without the trailing nulls, for thousands of rows make megabytes."""
     value, verdict = row.values[column.key], group.verdict(row, column)
     whole: list[Json] = [value.value, value.low, value.high, value.sd, value.n, verdict.standing, _short(verdict.p)]
-    whole.append(value.reason or verdict.reason)
+    whole += [value.reason or verdict.reason, value.trained_k]
     while whole and whole[-1] is None:
         whole.pop()
     return whole

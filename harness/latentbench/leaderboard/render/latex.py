@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from latentbench.core.text import visible
-from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.render.text import chosen_columns, decimals_of, number, spread
+from latentbench.leaderboard.board import BEYOND, Board, Column, Row, RowGroup
+from latentbench.leaderboard.render.text import BEYOND_LEGEND, chosen_columns, decimals_of, number, spread
 
 _SPECIAL = re.compile(r"[\\{}$&#^_%~<>|\"]")
 _ESCAPES = {
@@ -21,13 +21,21 @@ HEADER = r"""% Needs \usepackage{booktabs}. Written by latentbench.
 
 def page(board: Board, columns: Sequence[str] | None = None) -> str:
     """All groups; the same records give the same bytes."""
-    return "\n\n".join([HEADER, *(_table(group, chosen_columns(group, columns)) for group in board.groups)]) + "\n"
+    marked = any(group.beyond(chosen_columns(group, columns)) for group in board.groups)
+    header = f"{HEADER}\n% {escaped(BEYOND_LEGEND)}" if marked else HEADER
+    return "\n\n".join([header, *(_table(group, chosen_columns(group, columns)) for group in board.groups)]) + "\n"
 
 
 def escaped(text: str) -> str:
     """Text from a record that LaTeX sets as it stands."""
     shown = _SPECIAL.sub(lambda found: _ESCAPES.get(found[0], "\\" + found[0]), visible(text).replace("\n", " "))
-    return shown.replace("±", r"$\pm$").replace("≈", r"$\approx$").replace("–", "--").replace("·", r"$\cdot$")
+    return (
+        shown.replace("±", r"$\pm$")
+        .replace("≈", r"$\approx$")
+        .replace("–", "--")
+        .replace("·", r"$\cdot$")
+        .replace(BEYOND, r"$^\dagger$")
+    )
 
 
 def _table(group: RowGroup, columns: Sequence[Column]) -> str:
@@ -66,6 +74,7 @@ def _cells(group: RowGroup, row: Row, columns: Sequence[Column]) -> Iterator[str
             continue
         places = decimals_of(group, column)
         standing, shown = group.verdict(row, column).standing, number(value.value, column.unit, places)
+        shown += escaped(value.mark)
         shown = rf"\textbf{{{shown}}}" if standing == "best" else rf"$\approx$ {shown}" if standing == "tied" else shown
         directed = column.higher_is_better is not None and value.low is not None and value.high is not None
         half = escaped(spread((value.high - value.low) / 2, column.unit, places)) if directed else ""  # type: ignore[operator]

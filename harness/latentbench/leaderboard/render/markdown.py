@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
 from latentbench.leaderboard.render.text import (
+    BEYOND_LEGEND,
     by_domain,
     chosen_columns,
     decimals_of,
@@ -43,6 +44,8 @@ def _board(board: Board, columns: Sequence[str] | None) -> Iterable[str]:
             )
             yield f"Apart from this suite's first table because it differs in:\n\n{facts}"
         yield from _tables(group, chosen_columns(group, columns))
+        if group.beyond(chosen_columns(group, columns)):
+            yield BEYOND_LEGEND
     if board.superseded:
         yield f"{len(board.superseded)} older record{'s are' if len(board.superseded) > 1 else ' is'} not shown."
     if board.problems:
@@ -95,7 +98,7 @@ def _number(group: RowGroup, row: Row, column: Column, places: int | None) -> st
     value, standing = row.values.get(column.key), group.verdict(row, column).standing
     if value is None or value.value is None:
         return ""
-    shown = number(value.value, column.unit, places)
+    shown = number(value.value, column.unit, places) + value.mark
     shown = f"**{shown}**" if standing == "best" else f"≈ {shown}" if standing == "tied" else shown
     if column.higher_is_better is None:
         return shown

@@ -2,7 +2,7 @@
 
 const board = read("board");
 const DECIMALS = board.decimals;
-const [VALUE, LOW, HIGH, SD, COUNT, STANDING, P, REASON] = [0, 1, 2, 3, 4, 5, 6, 7];
+const [VALUE, LOW, HIGH, SD, COUNT, STANDING, P, REASON, TRAINED] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 const PAGE = 50;
 
 board.groups.forEach((group) => group.rows.forEach((row, i) => {
@@ -25,6 +25,11 @@ const columnName = (column) => (column.domain ? `${column.label}, ${column.domai
 function numberOf(row, column, field = VALUE) {
   const value = row.values[column];
   return value === undefined || value[field] === undefined ? null : value[field];
+}
+
+function beyondOf(row, column) {
+  const k = numberOf(row, column, TRAINED);
+  return k === null ? null : `measured with more active latents than the ${k} it was trained with`;
 }
 
 // Rows that pass the filters, and their standings by column, are kept until a filter changes: sorting needs neither anew.

@@ -86,9 +86,9 @@ function drawCell(row, i, verdict, first) {
   const reason = numberOf(row, i, REASON), standing = verdict?.standing;
   if (value === null) return el("td", { class: `blank ${first ? "first" : ""}`, title: reason ?? "not measured" }, "–");
   const said = { best: "best", tied: "tied with the best", behind: "behind the best" }[standing];
-  const hint = [said, pText(verdict?.p), reason].filter(Boolean).join("; ");
+  const beyond = beyondOf(row, i), hint = [said, pText(verdict?.p), reason, beyond].filter(Boolean).join("; ");
   const cell = el("td", { class: `${standing ?? ""} ${first ? "first" : ""}`, title: hint || null },
-    el("span", { class: "number" }, standing === "best" || standing === "tied" ? el("span", { class: `mark ${standing}`, role: "img", "aria-label": said }) : null, shownIn(column, value)));
+    el("span", { class: "number" }, standing === "best" || standing === "tied" ? el("span", { class: `mark ${standing}`, role: "img", "aria-label": said }) : null, shownIn(column, value), beyond ? "†" : null));
   // Where neither direction is better the interval would only be noise here; the drawer has it.
   if (state.intervals && column.better !== null) cell.append(el("span", { class: "interval" }, intervalText(row, i)));
   return cell;

@@ -12,7 +12,15 @@ from rich.text import Text
 
 from latentbench.core.text import visible
 from latentbench.leaderboard import board as b
-from latentbench.leaderboard.render.text import by_domain, chosen_columns, decimals_of, fact, number, spread
+from latentbench.leaderboard.render.text import (
+    BEYOND_LEGEND,
+    by_domain,
+    chosen_columns,
+    decimals_of,
+    fact,
+    number,
+    spread,
+)
 
 LEGEND = "● best   ≈ cannot be told from the best"
 INTERVALS = "   ± half the 95 % interval over the documents, problems or latents of the domain"
@@ -40,7 +48,7 @@ class View:
                 )
             yield from _tables(group, chosen_columns(group, self.columns), options.max_width)
             yield ""
-        yield from _remarks(self.board, options.max_width >= WIDE)
+        yield from _remarks(self.board, self.columns, options.max_width >= WIDE)
 
 
 def text(board: b.Board, columns: Sequence[str] | None = None, width: int = 160) -> str:
@@ -51,10 +59,12 @@ def text(board: b.Board, columns: Sequence[str] | None = None, width: int = 160)
     return capture.get()
 
 
-def _remarks(board: b.Board, intervals: bool) -> Iterator[RenderableType]:
+def _remarks(board: b.Board, columns: Sequence[str] | None, intervals: bool) -> Iterator[RenderableType]:
     if not board.groups:
         yield Text("There are no records yet.")
     yield Text(LEGEND + (INTERVALS if intervals else ""), style="dim")
+    if any(group.beyond(chosen_columns(group, columns)) for group in board.groups):
+        yield Text(BEYOND_LEGEND, style="dim")
     if board.superseded:
         yield Text(f"older records not shown: {len(board.superseded)}", style="dim")
     for problem in board.problems:
@@ -133,7 +143,7 @@ def _number(group: b.RowGroup, row: b.Row, column: b.Column, places: int | None,
     value, standing = row.values.get(column.key), group.verdict(row, column).standing
     if value is None or value.value is None:
         return Text("–", style="dim")
-    shown = Text(_MARKS[standing] + number(value.value, column.unit, places), style=_STYLES[standing])
+    shown = Text(_MARKS[standing] + number(value.value, column.unit, places) + value.mark, style=_STYLES[standing])
     if intervals and column.higher_is_better is not None and value.low is not None and value.high is not None:
         shown.append(f" ±{spread((value.high - value.low) / 2, column.unit, places)}", style="dim")
     return shown

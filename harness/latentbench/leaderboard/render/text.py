@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from latentbench.core.spec_model import Json
 from latentbench.core.text import visible
-from latentbench.leaderboard.board import Column, Row, RowGroup, ranked
+from latentbench.leaderboard.board import BEYOND, Column, Row, RowGroup, ranked
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-])")
 """Everything that means something in the middle of a line or table cell; an underscore within a word does not."""
@@ -58,6 +58,9 @@ def spread(size: float, unit: str, places: int | None = None) -> str:
         return number(size, unit, places)
     least = 10.0**-places
     return f"<{least:.{places}f}" if size < least / 2 else f"{size:.{places}f}"
+
+
+BEYOND_LEGEND = f"{BEYOND} measured with more active latents per token than the SAE was trained with."
 
 
 def fact(value: Json) -> str:

@@ -54,7 +54,7 @@ class MechanismStudy(Study):
 
     def asked(self, context: StageContext) -> list[Problem]:
         """The problems. Raises InvalidInput where there are none."""
-        if found := read_problems(self.problems_from, context.roots, self.prompts):
+        if found := read_problems(self.problems_from, context, self.prompts):
             return found
         raise InvalidInput(f"{self.metric}: there are no problems to read")
 

@@ -9,10 +9,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, TypeAdapter, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    model_serializer,
+    model_validator,
+)
 
 from latentbench.core.plugins import Choice, implementation
-from latentbench.core.spec_model import SpecModel
+from latentbench.core.spec_model import Json, SpecModel, without_default
 from latentbench.sae.sources.base import SaeSource
 
 if TYPE_CHECKING:
@@ -118,6 +126,13 @@ class AuxiliaryLoss(Variant):
     """Weight of the AuxK loss on dead latents."""
     aux_k: PositiveInt | None = None
     """Dead latents that reconstruct the error; default the power of two nearest to d_in / 2, at most 512."""
+    aux_loss: Literal["plain", "normalised"] = "plain"
+    """The squared error of AuxK as it is, or times the variance of what is reconstructed over that of the error left, as
+    Gao et al.'s code has it: revival then weighs as much late in training as early."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), ("aux_loss",), made(self))
 
 
 class AuxiliaryK(AuxiliaryLoss, Dictionary):

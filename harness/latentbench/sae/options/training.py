@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from latentbench.core.spec_model import SpecModel
+from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
 
 TRAINING_FILE = "training.json"
 """Beside an SAE's weights, where it was trained: the curve and what training took."""
@@ -21,6 +28,14 @@ class Budget(SpecModel):
     """Path of the other spec, relative to this file."""
     label: str | None = None
     """Which of its experiments, where it has several."""
+    d_model: PositiveInt | None = None
+    """Dimensions of the model's hidden states, for machines on which the model's configuration is not; where it is, the two
+    must agree."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """`d_model` is newer than records."""
+        return without_empty("d_model", made(self))
 
 
 class TrainingOptions(SpecModel):
@@ -38,11 +53,17 @@ class TrainingOptions(SpecModel):
     lr: PositiveFloat = 8e-4
     """Peak learning rate of Adam."""
     final_lr: Annotated[float, Field(ge=0)] = 1e-6
-    """Learning rate at the end of the cosine decay."""
+    """Learning rate at the end of the decay."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises linearly."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls from `lr` to `final_lr`: along half a cosine, a line, or not at all."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the steps, the last ones, in which it falls; 1: in all after the warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay rates of Adam's moments."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay, times the learning rate in every step (KronSAE: 0.01); 0 is Adam."""
     gradient_clip: PositiveFloat | None = 1.0
     """Largest global gradient norm; null for none."""
     normalise: bool = True
@@ -58,6 +79,16 @@ class TrainingOptions(SpecModel):
 
     budget: Budget | None = None
     """Sets dataset.train.tokens so that training costs as much as another spec's; default: the tokens stated."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), ("weight_decay", "schedule", "decay"), made(self))
+
+    @model_validator(mode="after")
+    def _constant_does_not_fall(self) -> Any:
+        if self.schedule == "constant" and self.decay < 1:
+            raise ValueError(f"a constant learning rate has no decay: leave out decay = {self.decay:g} or the schedule")
+        return self
 
     @model_validator(mode="after")
     def _buffer_holds_a_batch(self) -> Any:

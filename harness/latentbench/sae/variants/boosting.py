@@ -269,6 +269,11 @@ class Extended(Tuned):
         for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
             parameter[self.old :] = parameter[chosen]
 
+    @torch.no_grad()
+    def decay_weights(self, share: float) -> None:
+        for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
+            parameter[self.old :] *= 1 - share
+
     def _keep_old(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             parameter.grad[: self.old] = 0
