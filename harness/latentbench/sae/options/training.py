@@ -36,7 +36,7 @@ class TrainingOptions(SpecModel):
     What that paper leaves open is fixed here and recorded: input normalisation, gradient clipping, dead threshold.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Raised when the same options give different weights."""
     handling: ClassVar[frozenset[str]] = frozenset({"budget", "devices"})
 
