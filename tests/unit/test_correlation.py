@@ -10,6 +10,7 @@ from latentbench.bench.correlation import (
     ACTIVE,
     FEATURES,
     VARIANTS,
+    Correlation,
     Scores,
     block_covariance,
     features,
@@ -18,6 +19,7 @@ from latentbench.bench.correlation import (
     rv_coefficient,
     without_diagonal,
 )
+from latentbench.cli.diagnostics import correlation
 
 
 def test_rv_is_one_for_a_multiple_and_zero_for_what_shares_nothing() -> None:
@@ -79,3 +81,18 @@ def test_the_interval_of_the_mean_is_students() -> None:
     drawn = np.random.default_rng(0).normal(3.0, 2.0, (2000, 4))
     found = [Scores(tuple(row)).interval or (0, 0) for row in drawn]
     assert np.mean([low <= 3.0 <= high for low, high in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_both_scores_are_printed_for_every_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = [Correlation("TopK", Scores((0.2, 0.4)), Scores((0.1, 0.1)))]
+    one = [Correlation("identity", Scores((0.43,)), Scores((0.0,)))]
+    for made, said in (
+        (several, ("RV 0.300 (0.141; -0.971 to 1.571)", "off-diagonal 0.100 (")),
+        (one, ("RV 0.430", "off-diagonal 0.000")),
+    ):
+        monkeypatch.setattr("latentbench.bench.correlation.run", lambda covariances, seed, made=made: made)
+        correlation(covariances=len(made[0].rv.values), seed=0, as_json=False)
+        out = capsys.readouterr().out
+        assert all(words in out for words in said)
