@@ -113,7 +113,8 @@ def test_extending_leaves_every_old_latent_as_it_is(init: str) -> None:
     assert sae.encode(tokens(5)).values.shape[1] == K + 2
 
 
-def test_most_active_latents_are_copied_at_the_first_step() -> None:
+def test_copies_read_as_the_most_active_latents_do_and_write_nothing_at_first() -> None:
+    """At step 0 the output is that of the base's latents that are among the k + extra_k strongest, copies included."""
     base = trained(TopKOptions(width=WIDTH, k=K))
     options = ExtendedOptions(base=TopKOptions(width=WIDTH, k=K), extra_width=6, extra_k=2, init="most_active")
     sae, x = options.build(D, rng(), (base,)), tokens(64)
@@ -122,8 +123,22 @@ def test_most_active_latents_are_copied_at_the_first_step() -> None:
     counts = sae.encode(x).firing_counts(WIDTH + 6)[:WIDTH]
     sae.loss(x, torch.zeros(WIDTH + 6, dtype=torch.bool), 0, 10)
     chosen = counts.argsort(descending=True, stable=True)[:6]
-    assert torch.equal(sae.W_dec[WIDTH:], sae.W_dec[chosen])
+    assert torch.equal(sae.encoder.weight[WIDTH:], sae.encoder.weight[chosen])
     assert torch.equal(sae.encoder.bias[WIDTH:], sae.encoder.bias[chosen])
+    pre = x @ sae.encoder.weight.t() + sae.encoder.bias
+    strongest = torch.where(pre >= pre.sort(dim=1, descending=True).values[:, K + 1 : K + 2], pre.relu(), 0)
+    assert (strongest[:, WIDTH:] > 0).any(), "no copy is active: nothing is tested"
+    old = linear_weights(base).groups[0]
+    torch.testing.assert_close(sae(x), strongest[:, :WIDTH] @ old.W_dec + base.b_dec)
+
+
+def test_copies_learn_what_the_old_latents_leave() -> None:
+    base = trained(TopKOptions(width=WIDTH, k=K))
+    options = ExtendedOptions(base=TopKOptions(width=WIDTH, k=K), extra_width=12, extra_k=2, init="most_active")
+    x = tokens(64)
+    errors = [(x - trained(options, base, steps=steps)(x)).pow(2).sum() for steps in (1, 40, 160)]
+    assert errors[0] > errors[1] > errors[2]
+    assert (trained(options, base).W_dec[WIDTH:].norm(dim=1) > 0).sum() > 6
 
 
 def test_stitching_keeps_only_the_most_changed_latents() -> None:

@@ -204,7 +204,7 @@ def test_normalised_auxk_is_relative_to_the_variance_of_the_error(kind: str) -> 
         aux = (left.detach() - revived).pow(2).sum(1).mean()
         return left.pow(2).sum(1).mean() + 0.7 * aux * (variance(target) / variance(left)).detach()
 
-    assert_same(sae, sae.loss_on(x, target, dead).total, reference)
+    assert_same(sae, sae.loss_on(x, target, dead, 0, 10).total, reference)
 
 
 def test_normalised_auxk_has_nothing_to_revive_where_the_error_is_the_same_everywhere() -> None:

@@ -72,15 +72,34 @@ def test_batch_selection_equals_sorting_everything(seed: int, total: int) -> Non
 
 
 def test_batch_top_k_counts_over_the_batch_and_follows_its_smallest_activation() -> None:
-    encoder, selection = LinearEncoder(D, WIDTH, rng()), BatchSelection(K, momentum=0.25)
+    """A batch's share is the momentum, unless it is one of few so far, or of few altogether."""
+    encoder = LinearEncoder(D, WIDTH, rng())
+    selection = BatchSelection(K, momentum=0.25)
     first, second = tokens(40, 1), tokens(40, 7) * 2
-    codes = selection.train_on(encoder, first, None)
+    codes = selection.train_on(encoder, first, None, 0, 1000)
     assert codes.l0.sum() == K * 40
     assert codes.l0.unique().numel() > 1, "the number of active latents must differ between tokens"
     low = codes.values[codes.values > 0].min()
     assert selection.threshold == low
-    lower = selection.train_on(encoder, second, None).values
-    torch.testing.assert_close(selection.threshold, low + 0.25 * (lower[lower > 0].min() - low))
+    for step, steps, share in ((1, 1000, 1 / 2), (2, 1000, 1 / 3), (9, 1000, 0.25), (9, 20, 1 / 2), (3, 5, 1.0)):
+        before = selection.threshold.clone()
+        chosen = selection.train_on(encoder, second if step % 2 else first, None, step, steps).values
+        torch.testing.assert_close(selection.threshold, before.lerp(chosen[chosen > 0].min(), share))
+
+
+@pytest.mark.parametrize("steps", [60, 240])
+@pytest.mark.parametrize(
+    "options",
+    [
+        BatchTopKOptions(width=WIDTH, k=K),
+        MatryoshkaOptions(width=WIDTH, k=K, groups=(16, 32)),
+        KronOptions(width=WIDTH, k=K, m=2, n=4, selection="batch_topk"),
+    ],
+    ids=lambda options: options.variant,
+)
+def test_the_threshold_of_a_short_run_keeps_as_many_latents_as_training_did(options: Variant, steps: int) -> None:
+    sae, x = trained(options, steps=steps), tokens(64)
+    assert sae.encode(x).l0.double().mean().item() == pytest.approx(K, rel=0.1)
 
 
 def test_batch_top_k_judges_each_token_alone_afterwards() -> None:

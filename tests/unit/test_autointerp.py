@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import latentbench.autointerp.study as run_module
-from latentbench.autointerp.judging import requests_per_latent
+from latentbench.autointerp.judging import JudgeVerdict, requests_per_latent
 from latentbench.autointerp.metric import Autointerp
 from latentbench.autointerp.prompts import CLOSE, OPEN, ask, explain
 from latentbench.autointerp.questions import ExamplePool, build_questions
@@ -30,8 +30,10 @@ from latentbench.autointerp.sampling import (
 from latentbench.autointerp.scores import SHOWN, AutointerpDetails, area_under_roc, score_of
 from latentbench.autointerp.windows import LatentQuestions, Question, TokenTexts, Window, check_disjoint
 from latentbench.core.errors import LatentbenchError
+from latentbench.core.paths import Roots
+from latentbench.core.protocols import Reply
 from latentbench.reconstruction import documents
-from tests.support.autointerp import LOG, Scripted, asked, details_of, questions_of, window
+from tests.support.autointerp import LOG, Requests, Scripted, asked, details_of, questions_of, window
 from tests.support.labs import VOCABULARY, fires_at_random, fires_on, lab_of, random_texts, token_sets, words_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -277,7 +279,7 @@ def test_scores_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("fails", "requests", "failures"), [("explain", 1, 1), ("detect", 9, 5), ("fuzz", 9, 3)])
-def test_a_failed_request_excludes_its_latent_and_is_counted(
+def test_a_test_without_answers_excludes_its_latent_and_is_counted(
     tmp_path: Path, fails: str, requests: int, failures: int
 ) -> None:
     metric = asked(Scripted(fails=fails), latents=5)
@@ -293,6 +295,52 @@ def test_a_failed_request_excludes_its_latent_and_is_counted(
     assert sums["autointerp.requests"] == 5 * requests
     assert sums["autointerp.scored"] == sums["autointerp.covered"] == 0
     assert any("requests to scripted failed" in warning for warning in findings.warnings)
+
+
+class Unsteady(Scripted):
+    """Says 1 to every question, and of every `period` requests fails the last."""
+
+    period: int = 1
+
+    def chat(self, requests: Requests, roots: Roots, cache: Path) -> Iterator[Reply]:
+        for number, reply in enumerate(super().chat(requests, roots, cache), len(LOG) + 1):
+            text = (reply.text or "").replace("0", "1")
+            yield Reply(None, "cut off") if number % self.period == 0 else Reply(text, None, 100, 10)
+
+
+def test_a_lost_request_costs_its_questions_and_no_latent(tmp_path: Path) -> None:
+    """With 21 requests a latent, of which one in 23 fails, most latents meet a failure."""
+    LOG.clear()
+    sizes = {"explain_examples": 8, "test_examples": 48}
+    metric = asked(Unsteady(period=23), latents=12, **sizes)
+    found = metric.run(lab_of(tmp_path, 12, fires_on(token_sets(12)), random_texts(400)))
+    (budget,) = AutointerpDetails.model_validate(found.details).budgets
+    told = [latent for latent in budget.latents if latent.explanation is not None]
+    assert sum(latent.failures for latent in told) >= 6
+    assert sum(latent.failures for latent in budget.latents) == len(LOG) // 23
+    for latent in told:
+        assert latent.excluded is None
+        assert latent.detection
+        assert latent.fuzzing
+        assert latent.score == 0.5, "who always says yes is at chance, whatever is lost"
+        asked_about = 2 * 48 + 4 * 16
+        answered = sum(t.positives + t.negatives for t in (latent.detection, latent.fuzzing))
+        assert answered == asked_about - 8 * latent.failures
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_a_latent_is_scored_from_half_of_the_questions_of_either_truth_on(rows: list[tuple[bool, bool]]) -> None:
+    rows += [(True, True), (False, True)]  # both truths occur in every test
+    items = tuple(Question(window(f"t{i}", document=1), truth) for i, (truth, _) in enumerate(rows))
+    answers = tuple(1.0 if answered else None for _, answered in rows)
+    verdict = JudgeVerdict("x", answers, answers, requests=9, failures=2, problem="gone")
+    shares = [np.mean([answered for truth, answered in rows if truth == side]) for side in (True, False)]
+    scored = verdict.excluded(LatentQuestions(0, (), (), items, items)) is None
+    assert scored == (min(shares) >= 0.5)
+    found = score_of(items, answers, True)
+    assert (found.true_positive_rate, found.true_negative_rate) == (1, 0)
+    assert found.positives + found.negatives == sum(answered for _, answered in rows)
 
 
 @pytest.mark.parametrize("answer", ["", "no", '{"answers": [1]}', '{"answers": "all"}', '{"explanation": 3}'])

@@ -43,12 +43,12 @@ def keys(root: Path, changes: dict[str, Any] | None = None, name: str = "s", ind
 
 
 GOLDEN = {
-    "sae": "f2b0f1ad368f58d1",
+    "sae": "55b7f8f876fe1548",
     "train_tokens": "0d551ac414f33a31",
     "lab/tokens": "baab655b9ac3b694",
     "lab/baseline": "da15c9a4cf9e56e1",
-    "lab/measurement": "43ffb68f3e254c0f",
-    "cell": "87627fb801d601ec",
+    "lab/measurement": "7fa32083d8e739bb",
+    "cell": "7975b4b96104a683",
 }
 
 

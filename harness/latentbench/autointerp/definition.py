@@ -1,6 +1,6 @@
 """What an autointerp score is: the sizes of what is asked about a latent, and the numbers as formulas over sums of latents.
 
-Per sampled latent i, with TPR and TNR the shares of true and false questions answered correctly:
+Per sampled latent i, with TPR and TNR the shares of the answered true and false questions that were answered correctly:
 
     detection        Σ_i ½ (TPR_i + TNR_i) / scored     does a window hold the latent? (chance: 0.5)
     fuzzing          the same                           are the marked tokens those on which it fires?
@@ -13,9 +13,12 @@ Per sampled latent i, with TPR and TNR the shares of true and false questions an
     judge_failures   Σ_i failed_i / Σ_i requests_i      requests without an answer that could be read, of all that were
                                                         made, those about excluded latents included
 
+A request that failed costs its (at most eight) questions. A latent has no score, and is counted, when it was not explained
+or when fewer than half of the true or of the false questions of one of its tests were answered.
+
 A judge that always gives the same answer has TPR + TNR = 1 and scores exactly 0.5. Detection and fuzzing: Paulo et al.
 2024 (arXiv 2410.13928), balanced accuracy as in KronSAE (arXiv 2505.22255, app. A.5). Intervals are over latents.
-Version 1.
+Version 2: in version 1 one request that failed cost the latent.
 """
 
 from __future__ import annotations
@@ -75,6 +78,8 @@ class ScoringProtocol:
         return ceil(windows / (1 - self.from_quantile))
 
 
+VERSION = 2
+"""Of the numbers and of the study."""
 SCORED, SAMPLED, COVERED = "autointerp.scored", "autointerp.sampled", "autointerp.covered"
 REQUESTS, FAILURES = "autointerp.requests", "autointerp.failures"
 RATES = tuple(f"autointerp.{test}_{rate}" for test in ("detection", "fuzzing") for rate in ("tpr", "tnr"))
@@ -94,7 +99,7 @@ def estimators(params: Mapping[str, Json], probabilities: bool) -> tuple[Estimat
     if probabilities:
         numbers += [(name.removeprefix("autointerp."), "fraction", True, (name, SCORED), ratio) for name in AREAS]
     return tuple(
-        Estimator(f"autointerp.{name}", 1, unit, better, inputs, formula, "latents", False, params)
+        Estimator(f"autointerp.{name}", VERSION, unit, better, inputs, formula, "latents", False, params)
         for name, unit, better, inputs, formula in numbers
     )
 

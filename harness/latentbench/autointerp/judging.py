@@ -104,20 +104,33 @@ class JudgeVerdict:
     """What a judge said about one latent."""
 
     explanation: str | None = None
-    detection: tuple[float, ...] = ()
-    """The probability that each question is true, or 0 and 1."""
-    fuzzing: tuple[float, ...] = ()
+    detection: tuple[float | None, ...] = ()
+    """The probability that each question is true, or 0 and 1; None where the request with it failed."""
+    fuzzing: tuple[float | None, ...] = ()
     requests: int = 0
     failures: int = 0
     problem: str | None = None
     """What went wrong first."""
 
-    @property
-    def excluded(self) -> str | None:
-        """Why the latent has no score: one failure is enough, since leaving out questions could favour an answer."""
-        if not self.failures:
+    def excluded(self, asked: LatentQuestions) -> str | None:
+        """Why the latent has no score: no explanation, or fewer than half of a test's questions of either truth answered.
+
+        A lost request costs its questions and no more. Requests are cut from shuffled questions, so that which of them is
+        lost tells nothing of the truth; and both truths weigh the same, however many of each are left.
+        """
+        if self.explanation is not None and all(
+            _enough(items, answers)
+            for items, answers in ((asked.detection, self.detection), (asked.fuzzing, self.fuzzing))
+        ):
             return None
         return f"{self.failures} of {self.requests} requests to the judge failed, first: {self.problem}"
+
+
+def _enough(items: Sequence[Question], answers: Sequence[float | None]) -> bool:
+    """Whether half of the true and half of the false questions were answered."""
+    pairs = list(zip(items, answers, strict=True))
+    asked = [[answer for item, answer in pairs if item.truth == truth] for truth in (True, False)]
+    return all(2 * sum(answer is not None for answer in of_one) >= len(of_one) for of_one in asked)
 
 
 def requests_per_latent(test: int) -> int:
@@ -185,10 +198,11 @@ class _QuestionBatch:
             _failed(self.verdict, reply, "the answer is no list of one 0 or 1 per excerpt")
         elif given is None:
             _failed(self.verdict, reply, "the answer came without the probabilities of its labels")
-        elif self.items[0].marks is None:
-            self.verdict.detection += tuple(map(float, given))
+        answers = (None,) * len(self.items) if given is None else tuple(map(float, given))
+        if self.items[0].marks is None:
+            self.verdict.detection += answers
         else:
-            self.verdict.fuzzing += tuple(map(float, given))
+            self.verdict.fuzzing += answers
 
 
 def _batches(questions: Sequence[LatentQuestions], verdicts: Sequence[JudgeVerdict]) -> Iterator[_QuestionBatch]:

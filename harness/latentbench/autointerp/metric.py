@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentbench.autointerp.definition import HardNegatives, ScoringProtocol, estimators
+from latentbench.autointerp.definition import VERSION, HardNegatives, ScoringProtocol, estimators
 from latentbench.autointerp.judging import CHARACTERS_PER_TOKEN, Prices, requests_per_latent
 from latentbench.autointerp.lexical_judge import LexicalJudge
 from latentbench.autointerp.prompts import VERSION as PROMPTS
@@ -39,7 +39,7 @@ _CHARACTERS, _INSTRUCTIONS, _REPLY = 4.5, 900, 60
 class Autointerp(BudgetedMetric, Study):
     """Detection and fuzzing of explanations of sampled latents, by a judge, with intervals over latents."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = VERSION
     implementation: ClassVar[str] = "latentbench.autointerp.study:measure_autointerp"
     handling: ClassVar[frozenset[str]] = frozenset({"max_requests", "max_cost", "prices"})
     displays: ClassVar[Mapping[str, Display]] = {"autointerp.score": Display("Autointerp", 60)}

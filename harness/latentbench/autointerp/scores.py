@@ -54,7 +54,9 @@ class TestScore(SpecModel):
     auroc: float | None = None
     """Area under the ROC curve; null for a judge that gives no probabilities."""
     positives: int
+    """True questions that were answered."""
     negatives: int
+    """False ones."""
 
 
 class Histogram(SpecModel):
@@ -129,9 +131,10 @@ class AutointerpDetails(SpecModel):
     """As trained first."""
 
 
-def score_of(items: Sequence[Question], answers: Sequence[float], probabilities: bool) -> TestScore:
-    """Rates of right answers, where a probability of at least ½ is a yes. Both truths must occur."""
-    truth, given = np.array([item.truth for item in items]), np.array(answers)
+def score_of(items: Sequence[Question], answers: Sequence[float | None], probabilities: bool) -> TestScore:
+    """Rates of right answers among those that came, where a probability of at least ½ is a yes. Both truths must occur."""
+    pairs = [(item.truth, answer) for item, answer in zip(items, answers, strict=True) if answer is not None]
+    truth, given = (np.array(part) for part in zip(*pairs, strict=True))
     yes = given >= 0.5
     sensitivity, specificity = float(yes[truth].mean()), float(1 - yes[~truth].mean())
     return TestScore(

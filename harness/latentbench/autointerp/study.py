@@ -125,7 +125,7 @@ class _Judging:
         pools = ExamplePools(self.setup, collected, sampled.near, seed_of(self.setup.seed, "inactive", sampled.budget))
         built = [self._questions(latent, column, pools) for column, latent in enumerate(sampled.latents.tolist())]
         verdicts = iter(self._verdicts([one for one in built if isinstance(one, LatentQuestions)]))
-        answered = [next(verdicts) if isinstance(one, LatentQuestions) else JudgeVerdict(problem=one) for one in built]
+        answered = [next(verdicts) if isinstance(one, LatentQuestions) else JudgeVerdict() for one in built]
         latents = tuple(
             self._detail(column, sampled, questions, verdict, pools)
             for column, (questions, verdict) in enumerate(zip(built, answered, strict=True))
@@ -165,7 +165,7 @@ class _Judging:
         pools: ExamplePools,
     ) -> LatentDetail:
         latent, probabilities = int(sampled.latents[column]), self.judge.graded
-        excluded = questions if isinstance(questions, str) else verdict.excluded
+        excluded = questions if isinstance(questions, str) else verdict.excluded(questions)
         asked = questions if isinstance(questions, LatentQuestions) and excluded is None else None
         maximum = float(sampled.surveyed.maximum[latent])
         return LatentDetail(

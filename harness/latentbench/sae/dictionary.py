@@ -111,11 +111,11 @@ class SparseDictionarySAE(DictionarySAE):
         return self.selection.infer(self.encoder, x, self.shift, budget)
 
     def loss(self, x: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
-        return self.loss_on(x, x, dead)
+        return self.loss_on(x, x, dead, step, steps)
 
-    def loss_on(self, x: Tensor, target: Tensor, dead: Tensor) -> TrainingLoss:
+    def loss_on(self, x: Tensor, target: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
         """The loss of reconstructing `target` [N, d_in] from `x` [N, d_in]; see `loss`."""
-        codes = self.selection.train_on(self.encoder, x, self.shift)
+        codes = self.selection.train_on(self.encoder, x, self.shift, step, steps)
         fit = self.objective(codes, self.W_dec, self.b_dec, target)
         auxiliary = self.aux_coefficient * self.auxiliary(x, fit.error, dead)
         if self.aux_normalised:

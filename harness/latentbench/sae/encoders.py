@@ -160,8 +160,8 @@ class Selection(nn.Module, UsesProcessGroup, ABC):
     """Which latents are active, in training and afterwards. `shift` [d_in] or None is subtracted from `x` [N, d_in]."""
 
     @abstractmethod
-    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
-        """Differentiable codes of a training batch."""
+    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None, step: int, steps: int) -> Codes:
+        """Differentiable codes of the training batch number `step` of `steps`."""
 
     @abstractmethod
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
@@ -186,7 +186,7 @@ class TokenSelection(Selection):
         super().__init__()
         self.k = k
 
-    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
+    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None, step: int, steps: int) -> Codes:
         return encoder.top(x, self.k, shift)
 
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
@@ -196,10 +196,17 @@ class TokenSelection(Selection):
         return TopKRule(self.k)
 
 
+SHORT_RUN = 10
+"""A batch's share in the running threshold is at least this over the number of steps: the threshold then stands for about
+the last tenth of a run that is too short for its momentum."""
+
+
 class BatchSelection(Selection):
     """The N·k strongest latents of N tokens together (Bussmann et al. 2024, arXiv 2412.06410).
 
-    Afterwards a global threshold takes over: the running mean of the smallest activation that was selected.
+    Afterwards a global threshold takes over: the running mean of the smallest activation that was selected. A batch's share
+    in it is `momentum`, or more where training is young or short, so that it always stands for the last batches and never
+    for many that came before weights were what they are.
     """
 
     threshold: Tensor
@@ -211,10 +218,10 @@ class BatchSelection(Selection):
         # Below zero: no batch seen yet, since activations are never negative. A buffer, so that it is saved and moved.
         self.register_buffer("threshold", torch.tensor(-1.0))
 
-    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None) -> Codes:
+    def train_on(self, encoder: Encoder, x: Tensor, shift: Tensor | None, step: int, steps: int) -> Codes:
         tokens = int(self.group.all_sum(torch.tensor(len(x))))
         codes = encoder.top_of_batch(x, tokens * self.k, shift, self.group)
-        self._follow(codes.values.detach())
+        self._follow(codes.values.detach(), max(self.momentum, 1 / (step + 1), min(1.0, SHORT_RUN / steps)))
         return codes
 
     @property
@@ -223,15 +230,14 @@ class BatchSelection(Selection):
         return bool((self.threshold >= 0).all())
 
     @torch.no_grad()
-    def _follow(self, values: Tensor) -> None:
+    def _follow(self, values: Tensor, share: float) -> None:
         positive = values[values > 0]
         # The smallest of the whole batch; a member without active latents must not lower it.
         low = self.group.all_min(positive.min() if len(positive) else values.new_tensor(inf))
         if low < inf:
             # The first batch sets the threshold outright; a running mean that began at −1 would drag it for hundreds of
             # steps.
-            share = self.momentum if self.followed else 1.0
-            self.threshold.lerp_(low.to(self.threshold).expand_as(self.threshold), share)
+            self.threshold.lerp_(low.to(self.threshold).expand_as(self.threshold), share if self.followed else 1.0)
 
     def infer(self, encoder: Encoder, x: Tensor, shift: Tensor | None, budget: int | None) -> Codes:
         # Never negative: before any batch was seen everything above zero is active, as with plain ReLU.

@@ -38,6 +38,7 @@ class OnBase(Variant):
 class BoostedOptions(OnBase, AuxiliaryK, ActiveLatents):
     """A residual SAE that reads x and predicts the base's error, without decoder bias; the base stays frozen."""
 
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.sae.variants.boosting:Boosted"
     selects: ClassVar[Activation] = "other"
     data_parallel: ClassVar[bool] = True
@@ -50,7 +51,7 @@ class BoostedOptions(OnBase, AuxiliaryK, ActiveLatents):
     selection: Literal["topk", "batch_topk"] = "batch_topk"
     """Whether the strongest latents of every token or of the whole batch are active."""
     threshold_momentum: Momentum = 0.01
-    """Share of the running threshold that each batch replaces (batch_topk)."""
+    """Least share of the running threshold that each batch replaces (batch_topk)."""
 
     @property
     def latents(self) -> int | None:
@@ -99,6 +100,7 @@ class EnsembleOptions(Variant):
 class FineTunedOptions(OnBase, AuxiliaryLoss):
     """Baseline: all weights of the base are trained on."""
 
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.sae.variants.boosting:FineTuned"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
@@ -107,7 +109,7 @@ class FineTunedOptions(OnBase, AuxiliaryLoss):
     k: PositiveInt | None = None
     """Active latents per token; default the base's k. Needed where the base has thresholds: BatchTopK is then used."""
     threshold_momentum: Momentum = 0.01
-    """Share of the running threshold that each batch replaces (base with thresholds)."""
+    """Least share of the running threshold that each batch replaces (base with thresholds)."""
 
     @property
     def latents(self) -> int | None:
@@ -158,7 +160,7 @@ class ExtendedOptions(FineTunedOptions):
     extra_k: PositiveInt = 5
     """Active latents per token beyond the base's."""
     init: Literal["random", "most_active"] = "random"
-    """New latents start at random or as copies of the base's latents that fire most on the first batch."""
+    """New latents start at random, or reading as the base's latents do that fire most on the first batch."""
 
     @property
     def latents(self) -> int | None:

@@ -13,6 +13,7 @@ from latentbench.sae.options.topk import Momentum, check_budgets
 class KronOptions(AuxiliaryK, ActiveLatents):
     """Latents as pairwise products within heads: an encoder of h(m + n) instead of h·m·n rows (arXiv 2505.22255)."""
 
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.sae.variants.kron:Kron"
     selects: ClassVar[Activation] = "other"
     data_parallel: ClassVar[bool] = True
@@ -32,7 +33,7 @@ class KronOptions(AuxiliaryK, ActiveLatents):
     budgets: tuple[PositiveInt, ...] | None = None
     """Budgets of the hierarchical loss; default every one from 1 to k."""
     threshold_momentum: Momentum = 0.01
-    """Share of the running threshold that each batch replaces (batch_topk)."""
+    """Least share of the running threshold that each batch replaces (batch_topk)."""
 
     @property
     def head_count(self) -> int:

@@ -32,6 +32,7 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     After training a global threshold takes over: the running mean of the smallest selected activation.
     """
 
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.sae.variants.topk:BatchTopK"
     selects: ClassVar[Activation] = "thresholds"
     data_parallel: ClassVar[bool] = True
@@ -41,7 +42,7 @@ class BatchTopKOptions(AuxiliaryK, ActiveLatents):
     k: PositiveInt
     """Active latents per token on average."""
     threshold_momentum: Momentum = 0.01
-    """Share of the running threshold that each batch replaces."""
+    """Least share of the running threshold that each batch replaces."""
 
 
 class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
@@ -71,6 +72,7 @@ class HierarchicalTopKOptions(AuxiliaryK, ActiveLatents):
 class MatryoshkaOptions(AuxiliaryK, ActiveLatents):
     """Nested dictionaries: every prefix of the latents reconstructs too (Matryoshka SAE, arXiv 2503.17547)."""
 
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.sae.variants.topk:Matryoshka"
     data_parallel: ClassVar[bool] = True
     budgeted: ClassVar[bool] = True
@@ -83,7 +85,7 @@ class MatryoshkaOptions(AuxiliaryK, ActiveLatents):
     selection: Literal["topk", "batch_topk"] = "batch_topk"
     """Whether the strongest latents of every token or of the whole batch are active."""
     threshold_momentum: Momentum = 0.01
-    """Share of the running threshold that each batch replaces (batch_topk)."""
+    """Least share of the running threshold that each batch replaces (batch_topk)."""
 
     @property
     def max_budget(self) -> int | None:

@@ -137,7 +137,7 @@ class Boosted(TrainableSAE):
             codes = self.base.encode(raw)
             error = (raw - self.base.decode(codes)) * self.scale
         # Only the residual's latents can be revived: the base's have no gradient.
-        loss = self.residual.loss_on(x, error, dead[self.base.width :])
+        loss = self.residual.loss_on(x, error, dead[self.base.width :], step, steps)
         return loss._replace(firing=torch.cat([codes.firing_counts(self.base.width), loss.firing]))
 
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
@@ -233,7 +233,8 @@ class Extended(Tuned):
     Thresholds do not: old and new latents compete in BatchTopK, whose one running threshold then holds for both.
 
     `random`: encoder rows of the base's mean norm, zero at the mean hidden state; decoder rows in the same direction.
-    `most_active`: copies of the base's latents that fire most often on the first training batch.
+    `most_active`: encoder rows and biases of the base's latents that fire most often on the first training batch, decoder
+    rows zero: the old latents already write what the copies would, so these start with the error that is left.
     """
 
     def __init__(
@@ -266,8 +267,9 @@ class Extended(Tuned):
     def _copy_most_active(self, x: Tensor) -> None:
         counts = self.group.all_sum(self.encode(x).firing_counts(self.width))[: self.old]
         chosen = counts.argsort(descending=True, stable=True)[: self.width - self.old]
-        for parameter in (self.encoder.weight, self.encoder.bias, self.W_dec):
+        for parameter in (self.encoder.weight, self.encoder.bias):
             parameter[self.old :] = parameter[chosen]
+        self.W_dec[self.old :] = 0
 
     @torch.no_grad()
     def decay_weights(self, share: float) -> None:
