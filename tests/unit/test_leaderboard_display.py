@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -27,7 +28,7 @@ from latentbench.metrics.base import Display, Metric
 
 class Elegance(Metric):
     metric: Literal["elegance"] = "elegance"
-    displays = {"elegance.score": Display("Elegance", 15), "elegance.detail": Display("Detail of elegance")}
+    displays = {"elegance.score": Display("Elegance", 15, against="l0"), "elegance.detail": Display("Detail of elegance")}
 """
 ENTRY_POINTS = """[latentbench.metrics]
 elegance = elegant:Elegance
@@ -103,7 +104,10 @@ def test_a_metric_of_another_package_stands_in_the_default_table_beside_a_broken
         }
         rewritten(path, metrics=metrics, resolved=resolved)
     code = "import sys; from pathlib import Path; from latentbench.leaderboard.api import leaderboard; "
-    code += "print(leaderboard(Path(sys.argv[1]), 'md')); print(leaderboard(Path(sys.argv[1]), 'md', columns=['all']))"
+    code += (
+        "print(leaderboard(Path(sys.argv[1]), 'md')); print(leaderboard(Path(sys.argv[1]), 'md', columns=['all'])); "
+    )
+    code += "print(leaderboard(Path(sys.argv[1]), 'html'))"
     run = subprocess.run(
         [sys.executable, "-c", code, str(results)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])},
@@ -116,5 +120,11 @@ def test_a_metric_of_another_package_stands_in_the_default_table_beside_a_broken
     assert heads[:4] == ["L0", "Elegance", "EV centred", "CE increase"]
     assert "broken.number" not in short
     assert {"Detail of elegance", "broken.number", "KL recovered"} <= {head.strip() for head in whole.split("|")}
+    # The page draws it against what it names, as it does numbers of ours.
+    embedded = re.search(r'<script[^>]*id="board"[^>]*>(.*?)</script>', run.stdout, re.S)
+    assert embedded is not None
+    (group,) = json.loads(embedded[1])["groups"]
+    drawn = {tuple(group["columns"][plot[axis]]["label"] for axis in ("x", "y")) for plot in group["plots"]}
+    assert {("L0", "Elegance"), ("L0", "EV centred"), ("L0", "CE increase")} == drawn
     # A broken neighbour costs the others no interval either.
     assert "± 0." in run.stdout

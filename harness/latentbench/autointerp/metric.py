@@ -42,7 +42,7 @@ class Autointerp(BudgetedMetric, Study):
     version: ClassVar[int] = VERSION
     implementation: ClassVar[str] = "latentbench.autointerp.study:measure_autointerp"
     handling: ClassVar[frozenset[str]] = frozenset({"max_requests", "max_cost", "prices"})
-    displays: ClassVar[Mapping[str, Display]] = {"autointerp.score": Display("Autointerp", 60)}
+    displays: ClassVar[Mapping[str, Display]] = {"autointerp.score": Display("Autointerp", 60, least=0.0)}
 
     metric: Literal["autointerp"] = "autointerp"
     judge: Annotated[Judge, Choice("judges", "adapter")] = LexicalJudge()

@@ -14,12 +14,11 @@ from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Column
 from latentbench.leaderboard.inference import units_of
 from latentbench.leaderboard.load import LoadedRecord
+from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record
 
 SCHEMA = "0.2.2"
-BOUNDED = ("dead_fraction", "reasoning_accuracy.accuracy", "autointerp.score")
-"""Fractions that cannot be negative either, as an explained variance or a recovered loss can."""
 _LOWEST = {"nats/token": 0.0, "latents/token": 0.0, "cosine": -1.0, "parameters": 0.0, "MAC/token": 0.0}
 _HIGHEST = {"fraction": 1.0, "cosine": 1.0}
 
@@ -58,7 +57,8 @@ def _result(cell: LoadedRecord, metric: MetricValue) -> Json:
 
 def _config(metric: MetricValue) -> Json:
     low, high = _LOWEST.get(metric.unit), _HIGHEST.get(metric.unit)
-    low = 0.0 if metric.id in BOUNDED else low
+    if (display := display_of(metric.id)) and display.least is not None:
+        low = display.least
     notes = {"definition_version": str(metric.version)}
     if metric.higher_is_better is None:
         notes["direction"] = "neither direction is better in itself"

@@ -104,6 +104,12 @@ class Display:
     the number stands only where every column is asked for."""
     movers: bool = False
     """Whether a comparison names the units (documents, problems) on which the number differs most."""
+    against: str | None = None
+    """Id of the number that pages draw it against, on the same domain or, where it is not measured there, on every other."""
+    by_scale: bool = False
+    """Whether pages draw it against the scale of a steering vector, where rows differ in that."""
+    least: float | None = None
+    """The least value it can have, where its unit does not say: a share of latents is at least 0, an explained variance not."""
 
 
 SHARED = frozenset(

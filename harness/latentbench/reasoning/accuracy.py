@@ -78,7 +78,9 @@ class ReasoningAccuracy(Study):
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
     implementation: ClassVar[str] = "latentbench.reasoning.evaluation:evaluate"
     displays: ClassVar[Mapping[str, Display]] = {
-        "reasoning_accuracy.accuracy": Display("Accuracy", 90, movers=True),
+        "reasoning_accuracy.accuracy": Display(
+            "Accuracy", 90, movers=True, against="capability_cost.kl", by_scale=True, least=0.0
+        ),
         "reasoning_accuracy.gain": Display("Accuracy gain", 100),
     }
 

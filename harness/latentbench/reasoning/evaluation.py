@@ -144,7 +144,8 @@ SHARED = "reasoning_base"
 def evaluate(study: ReasoningAccuracy, context: StageContext) -> Findings:
     """Findings of one cell.
 
-    Raises InvalidInput for a subject that is no intervention and a model that cannot write, NotAvailable where the task cannot be loaded or scored.
+    Raises InvalidInput for a subject that is no intervention and a model that cannot write, NotAvailable where the task
+    cannot be loaded or scored.
     """
     intervention = context.subject()
     if not isinstance(intervention, Intervention):

@@ -75,7 +75,7 @@ class CrossEntropy(BudgetedMetric):
         "cross_entropy.sae": Display("CE with SAE"),
         "cross_entropy.zero": Display("CE zero-ablated"),
         "cross_entropy.mean": Display("CE mean-ablated"),
-        "cross_entropy.increase": Display("CE increase", 30, movers=True),
+        "cross_entropy.increase": Display("CE increase", 30, movers=True, against="l0"),
         "cross_entropy.loss_recovered_zero": Display("Loss rec. (zero)", 40),
         "cross_entropy.loss_recovered_mean": Display("Loss rec. (mean)"),
         "cross_entropy.kl": Display("KL"),

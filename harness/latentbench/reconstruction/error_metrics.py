@@ -97,7 +97,7 @@ class ExplainedVariance(BudgetedMetric):
     """Share of the hidden states' variance that the reconstruction keeps."""
 
     displays: ClassVar[Mapping[str, Display]] = {
-        "explained_variance.centred": Display("EV centred", 20, movers=True),
+        "explained_variance.centred": Display("EV centred", 20, movers=True, against="l0"),
         "explained_variance.residual_variance": Display("EV residual var."),
         "explained_variance.token_ratio": Display("EV token ratio"),
         "explained_variance.uncentred": Display("EV uncentred"),

@@ -54,7 +54,7 @@ class L0(BudgetedMetric):
 class DeadFraction(BudgetedMetric):
     """Share of latents that never fire on the evaluated tokens of the domain."""
 
-    displays: ClassVar[Mapping[str, Display]] = {"dead_fraction": Display("Dead", 50)}
+    displays: ClassVar[Mapping[str, Display]] = {"dead_fraction": Display("Dead", 50, least=0.0)}
 
     metric: Literal["dead_fraction"] = "dead_fraction"
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from latentbench.leaderboard.inference import StatisticsReader, pairwise
 from latentbench.leaderboard.load import suite_of
 from latentbench.leaderboard.render.text import DECIMALS, decimals_of
 from latentbench.leaderboard.row_details import provenances
+from latentbench.metrics.base import Display
+from latentbench.metrics.recorded import display_of
 
 HERE = Path(__file__).parent
 
@@ -62,11 +65,6 @@ def _hash(text: str) -> str:
 
 
 SCRIPTS = ("dom.js", "state.js", "table.js", "axes.js", "plots.js", "curves.js", "drawer.js", "app.js")
-ACCURACY = "reasoning_accuracy.accuracy"
-PLOTS = (("l0", "explained_variance.centred"), ("l0", "cross_entropy.increase"))
-"""Horizontal and vertical metric of each trade-off on one domain."""
-ACROSS = (("capability_cost.kl", ACCURACY),)
-"""Trade-offs of a number on one domain against a number on another."""
 PAIRWISE_ROWS = 100
 """Largest group whose ties the page judges anew for what a filter leaves; beyond, ties refer to all rows."""
 
@@ -135,19 +133,24 @@ def _plots(group: RowGroup) -> Iterator[Json]:
     """Trade-offs, each with the domain it stands under, its axes as column positions."""
     trained = {domain: _trained(group, domain) for domain in group.domains}
     for domain, here in trained.items():
-        within = [(here[x], here[y]) for x, y in PLOTS if {x, y} <= here.keys()]
-        yield from ({"domain": domain, "x": x, "y": y, "log": True} for x, y in within)
-        for x, y in ACROSS:
-            costs = [there[x] for other, there in trained.items() if other != domain and x in there and y in here]
-            yield from ({"domain": domain, "x": cost, "y": here[y], "log": False} for cost in costs)
+        for metric, y in sorted(here.items(), key=itemgetter(1)):
+            if (x := _shown(metric).against) in here:
+                yield {"domain": domain, "x": here[x], "y": y, "log": True}
+            else:
+                costs = [there[x] for there in trained.values() if x in there]
+                yield from ({"domain": domain, "x": cost, "y": y, "log": False} for cost in costs)
 
 
 def _scale_plots(group: RowGroup) -> Iterator[Json]:
-    """Accuracy against the scale at which a vector is added, where rows differ in it."""
+    """Numbers such as accuracy against the scale at which a vector is added, where rows differ in it."""
     if len({scale for row in group.rows if (scale := _scale(row)) is not None}) > 1:
         for domain in group.domains:
-            if ACCURACY in (here := _trained(group, domain)):
-                yield {"domain": domain, "x": "scale", "y": here[ACCURACY], "log": False}
+            drawn = (y for metric, y in _trained(group, domain).items() if _shown(metric).by_scale)
+            yield from ({"domain": domain, "x": "scale", "y": y, "log": False} for y in drawn)
+
+
+def _shown(metric: str) -> Display:
+    return display_of(metric) or Display(metric)
 
 
 def _trained(group: RowGroup, domain: str) -> dict[str, int]:
