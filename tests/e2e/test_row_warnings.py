@@ -33,8 +33,27 @@ EARLIER: dict[str, Any] = {"curve": {"normalised": []}}
         ([FALLING], ["the SAE was still learning when training ended: the loss fell by 13."]),
         ([FALLING, FALLING, FLAT], ["2 of 3 SAEs were still learning when training ended: the loss fell by up to 13."]),
         ([FLAT | {"curve": {"normalised": list(0.3 + 5 * NOISE)}}], []),
+        ([FLAT | {"left_out": {"tokens": 98, "massive": 1, "named": 1}}], []),
+        ([FLAT | {"left_out": {"tokens": 97, "massive": 2, "named": 1}}], ["the SAE was trained without 3.0% of the"]),
+        (
+            [FLAT, FLAT | {"left_out": {"tokens": 90, "massive": 10, "named": 0}}],
+            ["1 of 2 SAEs were trained without 10.0% of the tokens, massive ones or those that `leave_out` names"],
+        ),
     ],
-    ids=["loaded", "settled", "earlier", "few", "enough", "several", "falling", "two falling", "noisy"],
+    ids=[
+        "loaded",
+        "settled",
+        "earlier",
+        "few",
+        "enough",
+        "several",
+        "falling",
+        "two falling",
+        "noisy",
+        "2% out",
+        "3% out",
+        "10% out",
+    ],
 )
 def test_what_training_records_say(records: list[dict[str, Any]], said: list[str]) -> None:
     found = list(training_warnings(records))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Gemma2Config, GPTNeoXConfig
 
 from latentbench.activations.blocks import decoder_blocks, submodule
@@ -16,8 +20,9 @@ from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import SHARED
 from latentbench.reconstruction import documents
-from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
+from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults, measure
 from latentbench.reconstruction.statistics import Baseline
+from latentbench.sae.autoencoder import Codes
 from tests.support.passes import (
     ATTENTION,
     LAST,
@@ -219,3 +224,56 @@ def test_chunks_of_the_vocabulary_change_nothing(monkeypatch) -> None:
     monkeypatch.setattr(documents, "_ELEMENTS_AT_ONCE", VOCABULARY * 3)
     for name, values in flat(measure(LM, TOKENS, requests())).items():
         np.testing.assert_allclose(values, whole[name], rtol=1e-9, atol=1e-9)
+
+
+class Hungry(ToySAE):
+    """Runs out of memory for more than `fits` tokens."""
+
+    fits = 40
+
+    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        if len(x) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().encode(x, budget)
+
+
+@contextmanager
+def little_memory(model: nn.Module, tokens: int) -> Iterator[None]:
+    """While open, the model runs out of memory in passes over more than so many tokens."""
+
+    def refuse(module: nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:
+        if kwargs["input_ids"].numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    handle = model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def assert_same(found: PassResults, expected: PassResults) -> None:
+    for one, other in zip(found.measurements, expected.measurements, strict=True):
+        assert one.firing.tolist() == other.firing.tolist(), one.name  # counted once, although batches were tried twice
+    got, want = flat(found), flat(expected)
+    assert got.keys() == want.keys()
+    for name, values in want.items():
+        np.testing.assert_allclose(got[name], values, rtol=0, atol=1e-6 * np.abs(values).max(), err_msg=name)
+
+
+def test_batches_are_halved_where_memory_runs_out() -> None:
+    expected = measure(LM, TOKENS, requests())
+    with little_memory(LM.model, 30):
+        assert_same(measure(LM, TOKENS, requests()), expected)
+    asked = [*requests(), MeasurementRequest("hungry", Hungry(), MIDDLE, splice=True)]
+    found = measure(LM, TOKENS, asked)
+    assert not found.failures
+    assert_same(replace(found, measurements=[one for one in found.measurements if one.name != "hungry"]), expected)
+
+
+def test_an_sae_that_never_fits_fails_alone() -> None:
+    hungry = Hungry()
+    hungry.fits = 3
+    found = measure(LM, TOKENS, [*requests(), MeasurementRequest("hungry", hungry, MIDDLE)])
+    assert list(found.failures) == ["hungry"]
+    assert_same(found, measure(LM, TOKENS, requests()))

@@ -178,3 +178,19 @@ def test_nothing_but_special_tokens_is_refused() -> None:
         stream(tokens=TrainTokens(torch.zeros(3, 8, dtype=torch.int32), ()))
     with pytest.raises(InvalidInput, match="layer 3 does not exist"):
         stream([Site(index=3)])
+
+
+def test_fewer_rows_are_run_at_once_where_memory_runs_out() -> None:
+    expected, run = everything(stream()), MODEL.model.forward
+
+    def forward(input_ids: Tensor, **kwargs: object) -> object:
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run(input_ids=input_ids, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODEL.model, "forward", forward)
+        found = everything(stream())
+    assert [batch.shape for batch in found] == [batch.shape for batch in expected]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

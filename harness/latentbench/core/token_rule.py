@@ -14,6 +14,8 @@ from latentbench.core.spec_model import Json
 
 DEFAULT_MULTIPLE = 10.0
 """Of the median length; the multiple that dictionary_learning uses."""
+MUCH = 0.02
+"""The share of tokens left out above which a row says so."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from latentbench.doctor.check import Check, Finding, both, close
 from latentbench.metrics.base import Metric
 from latentbench.metrics.values import metric_values
 from latentbench.reconstruction.cross_entropy import CrossEntropy
-from latentbench.reconstruction.documents import Domain
+from latentbench.reconstruction.documents import DocumentBatch, Domain
 from latentbench.reconstruction.error_metrics import Cosine, ExplainedVariance, NormRatio
 from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults, Reconstructions, measure
 from latentbench.reconstruction.sparsity_and_cost import L0
@@ -224,8 +224,12 @@ class PocketFixture:
     def states(self) -> Iterator[tuple[object, Tensor]]:
         """Batches with the hidden states [N, d] of their ordinary tokens."""
         domain = Domain(self.model, self.tokens, 4096, None)
-        for batch in domain.batches():
-            yield batch, hidden_states(domain.model, [SITE], batch.ids, batch.real.long())[SITE][batch.ordinary].float()
+
+        def read(batch: DocumentBatch) -> tuple[object, Tensor]:
+            states = hidden_states(domain.model, [SITE], batch.ids, batch.real.long())[SITE]
+            return batch, states[batch.ordinary].float()
+
+        yield from domain.run(read)
 
     @property
     def _roots(self) -> Roots:

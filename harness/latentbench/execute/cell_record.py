@@ -18,6 +18,7 @@ import numpy as np
 
 from latentbench.core.hashing import digest
 from latentbench.core.resources import high_water
+from latentbench.core.token_rule import MUCH
 from latentbench.execute.job import Job, JobCell
 from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
@@ -123,10 +124,24 @@ def training_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if few:
         span = f"{min(few)}" if min(few) == max(few) else f"{min(few)} to {max(few)}"
         yield f"{_which(few, records)} trained for {span} steps, fewer than {FEW_STEPS}: more may change the order of rows"
+    yield from _left_out_of_training(records)
     falling = [fall for record in records if (fall := _fall(record.get("curve", {}).get("normalised", ()))) > FALLING]
     if falling:
         most = f"{'up to ' if len(falling) > 1 else ''}{max(falling):.1%}"
         yield f"{_which(falling, records)} still learning when training ended: the loss fell by {most} in the last tenth"
+
+
+def _left_out_of_training(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    shares = [share for record in records if (share := _share_left_out(record.get("left_out"))) > MUCH]
+    if shares:
+        most = f"{'up to ' if len(shares) > 1 else ''}{max(shares):.1%}"
+        yield f"{_which(shares, records)} trained without {most} of the tokens, massive ones or those that `leave_out` names"
+
+
+def _share_left_out(counts: Mapping[str, int] | None) -> float:
+    """Of the tokens of the first block; 0 for what was trained before there was a rule."""
+    left_out = counts["massive"] + counts["named"] if counts else 0
+    return left_out / max(1, left_out + counts["tokens"]) if counts else 0.0
 
 
 def _which(those: Sequence[object], all_of: Sequence[object]) -> str:

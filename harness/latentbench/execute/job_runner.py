@@ -19,6 +19,7 @@ from latentbench.activations.tokens import EvalTokens, TrainTokens, overlap
 from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
 from latentbench.core.text import plural
+from latentbench.core.token_rule import MUCH
 from latentbench.distributed.worker_process import Event, EventHandler, Progress
 from latentbench.execute.cell_record import (
     artifacts_of,
@@ -46,9 +47,6 @@ from latentbench.sae.options import Variant
 from latentbench.store.cleaning import keep_within, quota_of_environment
 from latentbench.store.store import Store
 from latentbench.study.study import Findings, Study
-
-MUCH = 0.02
-"""The share of tokens left out above which a row says so."""
 
 
 @dataclass(eq=False)

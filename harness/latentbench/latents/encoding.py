@@ -61,9 +61,12 @@ def encoded(
     domain = Domain(model, tokens, forward_tokens, progress, rule)
     domain.passes = 1
     counted = OrdinaryTokens(limits=domain.limits([site]))
-    for whole in domain.batches():
+
+    def read(whole: DocumentBatch) -> tuple[DocumentBatch, DocumentBatch, Tensor]:
         found = hidden_states(domain.model, [site], whole.ids, whole.real.long())[site]
         batch = whole.at(site, found, counted)
-        states = found[batch.ordinary].float()
+        return whole, batch, found[batch.ordinary].float()
+
+    for whole, batch, states in domain.run(read):
         for budget in budgets:
             yield Encoded(batch, whole.ordinary, states, sae.encode(states, budget), budget)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
+from latentbench.activations.fitting import Pieces
 from latentbench.activations.massive import UNLIMITED, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
 from latentbench.core.sites import Site
@@ -23,6 +25,7 @@ from latentbench.statistics.arrays import Array
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel
 
+Result = TypeVar("Result")
 
 TOKENS_PER_FORWARD = 4096
 """Padded tokens of one forward pass over documents: enough to keep a device busy with a small model, few enough that
@@ -41,6 +44,11 @@ class DocumentBatch:
     """[B, T] bool: not padding."""
     ordinary: Tensor
     """[B, T] bool: neither padding nor special nor named by the spec; at a site, not massive there either."""
+
+    def part(self, rows: Tensor) -> DocumentBatch:
+        """Some of its documents, by their places [n] in the batch, padded as they are."""
+        here = rows.to(self.ids.device)
+        return DocumentBatch(self.documents[rows], self.ids[here], self.real[here], self.ordinary[here])
 
     def at(self, site: Site, states: Tensor, tokens: OrdinaryTokens) -> DocumentBatch:
         """The same batch at a site with hidden states [B, T, d]: without the tokens that are massive there."""
@@ -162,16 +170,18 @@ class Domain:
         self._excluded = special | named
         self._run = 0
 
-    def batches(self) -> Iterator[DocumentBatch]:
-        """All documents, in smaller batches where the vocabulary is large.
+    def run(self, work: Callable[[DocumentBatch], Result]) -> Iterator[Result]:
+        """What `work` gives for each batch of documents: all of them, longest first, in halves from where memory runs out.
 
-        Also where no logits are wanted: the batches, and with them the last bits of an SAE's numbers, must not depend
-        on whether another SAE of the pass is spliced in.
+        What ran out of memory is done again, so `work` puts down what it found at its end (`activations.fitting`). Batches are
+        smaller where the vocabulary is large, also where no logits are wanted: the batches, and with them the last bits of an
+        SAE's numbers, must not depend on whether another SAE of the pass is spliced in.
         """
         vocabulary = self.model.config.get_text_config().vocab_size
         limit = min(self._forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
+        pieces = Pieces(self.documents)
         for batch in document_batches(self._tokens, self._excluded, limit, self.device):
-            yield batch
+            yield from pieces.run(partial(_part, work, batch), torch.arange(len(batch.documents)))
             self._run += len(batch.documents)
             if self._progress is not None:
                 self._progress(self._run, self.passes * self.documents)
@@ -195,13 +205,21 @@ class Domain:
     def means(self, sites: Collection[Site], counted: OrdinaryTokens) -> dict[Site, Array]:
         """Mean hidden state [d] float64 of all tokens that count at each site."""
         sums = {site: DocumentSums(self.documents) for site in sites}
-        for batch in self.batches() if sites else ():
+
+        def add(batch: DocumentBatch) -> None:
             states = hidden_states(self.model, sites, batch.ids, batch.real.long())
             for site in sites:
                 here = batch.at(site, states[site], counted)
                 vectors = vector_sums(states[site][here.ordinary].float(), here)
                 sums[site].put(here, tokens=here.ordinary.sum(1), states=vectors)
+
+        for _ in self.run(add) if sites else ():
+            pass
         return {site: _mean(total["states"], total["tokens"]) for site, total in sums.items()}
+
+
+def _part(work: Callable[[DocumentBatch], Result], batch: DocumentBatch, rows: Tensor) -> Result:
+    return work(batch.part(rows))
 
 
 def _mean(vectors: Tensor, tokens: Tensor) -> Array:

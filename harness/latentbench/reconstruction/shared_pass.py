@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.fitting import out_of_memory
 from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.residual import hook_point
 from latentbench.activations.resume import needs_block_input, resumed_logits
@@ -57,6 +58,7 @@ class Reconstructions:
         self._sae, self._budget, self._declared = sae, budget, declared
         self._sums = DocumentSums(documents)
         self._firing = torch.zeros(sae.width, dtype=torch.int64)
+        self._latest = self._firing
 
     def add(self, batch: DocumentBatch, x: Tensor, mean: Tensor) -> Tensor:
         """Takes the hidden states [N, d] float32 of the batch's ordinary tokens and returns their reconstructions.
@@ -67,7 +69,7 @@ class Reconstructions:
         reconstruction = self._sae.decode(codes).to(x.dtype)
         if reconstruction.shape != x.shape:
             raise ValueError(f"reconstructions of shape {tuple(reconstruction.shape)} for {tuple(x.shape)} given")
-        self._firing += codes.firing_counts(self._sae.width).cpu()
+        self._latest = codes.firing_counts(self._sae.width).cpu()
         tokens = TokenBatch(x, mean, reconstruction, codes, batch.token_ids, batch.positions)
         values = {name: statistic(tokens) for name, statistic in TOKEN_STATISTICS.items()}
         values |= {statistic.name: _declared_values(statistic, tokens) for statistic in self._declared}
@@ -78,6 +80,10 @@ class Reconstructions:
     def add_losses(self, batch: DocumentBatch, cross_entropy: Tensor, divergence: Tensor) -> None:
         """Takes the losses [B] with the reconstructions spliced in."""
         self._sums.put(batch, ce_sae=cross_entropy, kl_sae=divergence)
+
+    def settle(self) -> None:
+        """Counts what fired in the batch that was added last. Sums per document can be put down twice, this cannot."""
+        self._firing = self._firing + self._latest
 
     def finished(self, name: str, tokens: Tensor) -> Measurement:
         """The measurement, given the number of ordinary tokens [documents]. To be called once."""
@@ -196,6 +202,12 @@ class SiteStatistics:
             if request.name not in self.failures:
                 self._add_isolated(request, batch, x, losses)
 
+    def settle(self) -> None:
+        """To be called once after each batch that is through at all sites: one that runs out of memory is added again."""
+        for (name, _), reconstructions in self._gathered.items():
+            if name not in self.failures:
+                reconstructions.settle()
+
     def baseline(self, named: Tensor) -> Baseline | None:
         """The site's baseline, None if it was not wanted; `named` [documents] are the tokens that the rule names."""
         if not self._wanted.baseline:
@@ -230,6 +242,8 @@ class SiteStatistics:
         try:
             self._add_sae(request, batch, x, losses)
         except BaseException as error:  # an SAE may be anyone's and raise anything; the others go on
+            if out_of_memory(error) and len(batch.documents) > 1:
+                raise  # fewer documents may fit
             kept = contained(error)
             # The traceback as text: its frames would keep this batch's tensors alive.
             kept.add_note(traceback.format_exc())
@@ -328,7 +342,8 @@ def _splices(
 def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
     reads = {site for statistics in gathering for site in statistics.reads}
     splices = any(statistics.splices for statistics in gathering)
-    for batch in domain.batches() if gathering else ():
+
+    def add(batch: DocumentBatch) -> None:
         attention_mask, clean = batch.real.long(), None
         if splices:
             states, logits = hidden_states_and_logits(domain.model, reads, batch.ids, attention_mask)
@@ -338,6 +353,11 @@ def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
             states = hidden_states(domain.model, reads, batch.ids, attention_mask)
         for statistics in gathering:
             statistics.add(domain.model, batch, states, clean)
+        for statistics in gathering:
+            statistics.settle()
+
+    for _ in domain.run(add) if gathering else ():
+        pass
 
 
 def _results(gathering: Sequence[SiteStatistics], known: Mapping[Site, Baseline], named: Tensor) -> PassResults:

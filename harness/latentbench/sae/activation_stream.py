@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
+from latentbench.activations.fitting import Pieces
 from latentbench.activations.massive import LeftOut, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.residual import hook_point
 from latentbench.activations.tokens import TrainTokens, special_mask
@@ -40,7 +41,8 @@ class ActivationStream:
 
     `total_tokens` is rounded up to full rows and counts special tokens, whose hidden states are then left out. It may
     exceed what `tokens` holds: every pass over the rows has its own order. A row longer than `buffer` is a block of
-    its own. `forward_batch` rows are run at a time (default: about 8,192 tokens), which changes nothing beyond rounding.
+    its own. `forward_batch` rows are run at a time (default: about 8,192 tokens), half as many from where memory runs out,
+    which changes nothing beyond rounding.
     `rule` says which tokens are left out besides; its limits are those of block 0.
 
     In a group of processes every member runs its own part of a block's rows and keeps those hidden states to itself: its
@@ -72,7 +74,7 @@ class ActivationStream:
         self._named = words & named_mask(tokens.ids, named_ids(rule, language_model.tokenizer))
         self._ordinary = words & ~self._named
         self._per_row = self._ordinary.sum(1)
-        self._forward_batch = forward_batch or max(1, _TOKENS_PER_FORWARD // context)
+        self._pieces = Pieces(forward_batch or max(1, _TOKENS_PER_FORWARD // context))
         # Rounded up, so that no block is larger than the buffer unless a single row is.
         self.blocks: int = -(-self._positions // max(1, options.buffer // context))
         """Number of shuffle blocks."""
@@ -214,17 +216,20 @@ class ActivationStream:
         harvested: dict[Site, Tensor] = {}
         done, part = 0, self._parts(block)[self._group.rank]
         tokens = self._tokens_in(part)
-        for rows in torch.split(part, self._forward_batch):
-            ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
-            mask = () if self._real is None else (self._real[rows].to(self._lm.device).long(),)
-            for site, whole in hidden_states(self._lm.model, self._sites, ids, *mask).items():
-                state = whole[ordinary]
+        for states in self._pieces.run(self._ordinary_states, part):
+            for site, state in states.items():
                 # Filled in place: joining the pieces at the end would hold every block twice.
                 if site not in harvested:
                     harvested[site] = state.new_empty(tokens, state.shape[-1])
                 harvested[site][done : done + len(state)] = state
-            done += int(ordinary.sum())
+            done += len(state)
         return harvested
+
+    def _ordinary_states(self, rows: Tensor) -> dict[Site, Tensor]:
+        """Hidden states [n, d] of the ordinary tokens of some rows, in the model's type."""
+        ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
+        mask = () if self._real is None else (self._real[rows].to(self._lm.device).long(),)
+        return {site: whole[ordinary] for site, whole in hidden_states(self._lm.model, self._sites, ids, *mask).items()}
 
 
 def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:

@@ -53,17 +53,23 @@ def _domain(
     texts = Domain(lm, tokens, _TOKENS_PER_FORWARD, context.progress)
     texts.passes = 1  # over the documents, for the progress report; the scales share it
     sums = DocumentSums(texts.documents)
-    for batch in texts.batches():
-        with torch.no_grad():
-            # Every scale is compared on the very batch of the clean pass: in other batches other roundings would be its cost.
-            clean = Predictions.of(_logits(context, batch, Untouched())[0], batch.ids, batch.real)
-            sums.put(batch, predictions=clean.mask.sum(1), ce_clean=clean.clean_loss())
-            for scale, intervention in steered.items():
-                logits, done = _logits(context, batch, intervention)
-                ce, kl = clean.losses(logits)
-                if scale is None:
-                    vars(receipt).update(vars(receipt + done))
-                sums.put(batch, **{at_scale("ce", scale): ce, at_scale("kl", scale): kl})
+
+    @torch.no_grad()
+    def add(batch: DocumentBatch) -> Receipt:
+        own = Receipt()
+        # Every scale is compared on the very batch of the clean pass: in other batches other roundings would be its cost.
+        clean = Predictions.of(_logits(context, batch, Untouched())[0], batch.ids, batch.real)
+        sums.put(batch, predictions=clean.mask.sum(1), ce_clean=clean.clean_loss())
+        for scale, intervention in steered.items():
+            logits, done = _logits(context, batch, intervention)
+            ce, kl = clean.losses(logits)
+            if scale is None:
+                own = done
+            sums.put(batch, **{at_scale("ce", scale): ce, at_scale("kl", scale): kl})
+        return own
+
+    for done in texts.run(add):
+        vars(receipt).update(vars(receipt + done))
     return {f"{NAME}.{name}": values for name, values in sums.arrays().items()}
 
 
