@@ -16,7 +16,7 @@ from latentbench.leaderboard.load import load
 from latentbench.leaderboard.select import select
 from tests.unit.leaderboard_factory import HOSTILE, Planted, record, rewritten, write
 
-EV = "general/explained_variance.centred@1"
+EV = "general/explained_variance.centred@2"
 
 
 def compared(results: Path, a: str, b: str) -> Comparison:
@@ -48,7 +48,7 @@ def test_a_better_sae_is_found_better_with_everything_that_differs(tmp_path: Pat
     assert ev.p is not None
     assert ev.p_holm is not None
     assert ev.p <= ev.p_holm < 0.001
-    assert change(found, "general/cross_entropy.increase@1").better == "B"
+    assert change(found, "general/cross_entropy.increase@2").better == "B"
 
 
 def test_overlapping_seeds_are_a_tie_although_documents_tell_them_apart(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_keys_change_for_what_brings_a_statistic_and_for_nothing_else(bench: Wor
         for version in (1, 2)
     )
     assert {budget: stage.payload for budget, stage in plain.measurements.items()} == {
-        budget: {"budget": budget, "splice": False, "version": 1} for budget in (None, 2)
+        budget: {"budget": budget, "splice": False, "version": 2} for budget in (None, 2)
     }
     assert (plain.tokens.key, plain.baseline) == (own.tokens.key, own.baseline)
     assert own.measurements[2].key == plain.measurements[2].key

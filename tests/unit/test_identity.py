@@ -43,12 +43,12 @@ def keys(root: Path, changes: dict[str, Any] | None = None, name: str = "s", ind
 
 
 GOLDEN = {
-    "sae": "55b7f8f876fe1548",
-    "train_tokens": "0d551ac414f33a31",
+    "sae": "c296b446f0c60883",
+    "train_tokens": "1f8bb325122286a4",
     "lab/tokens": "baab655b9ac3b694",
-    "lab/baseline": "da15c9a4cf9e56e1",
-    "lab/measurement": "7fa32083d8e739bb",
-    "cell": "7975b4b96104a683",
+    "lab/baseline": "f83f064af7a60018",
+    "lab/measurement": "b62e87af54cbda10",
+    "cell": "e3392e11e8134d3c",
 }
 
 

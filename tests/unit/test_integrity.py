@@ -22,7 +22,7 @@ from latentbench.records.results import read_record
 from latentbench.store.files import read_arrays, write_arrays
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 
-EV = "general/explained_variance.centred@1"
+EV = "general/explained_variance.centred@2"
 
 
 def altered(path: Path, change: Callable[[dict[str, Any]], None], *, sealed: bool = False) -> None:
@@ -89,8 +89,8 @@ def test_a_record_that_was_altered_is_damaged(tmp_path: Path, change: Callable[[
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (better, r"general/explained_variance.centred@1 is 0.96 in the record and 0.7\d+ from its statistics"),
-        (larger, "general/l0@1 is said to be over 6000 documents and has statistics of 60"),
+        (better, r"general/explained_variance.centred@2 is 0.96 in the record and 0.7\d+ from its statistics"),
+        (larger, "general/l0@2 is said to be over 6000 documents and has statistics of 60"),
         (undocumented, "without its statistics general/"),
     ],
 )

@@ -18,6 +18,7 @@ from latentbench.autointerp.scores import LatentDetail
 from latentbench.core.errors import CellFailed
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
+from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.latents.absorption import Absorption
 from latentbench.latents.decoder import Decoder
 from latentbench.latents.firing import Latents
@@ -138,7 +139,7 @@ def two_domains(tmp_path: Path, documents: int = 40) -> StageContext:
         for odd, name in enumerate(("even", "odd"))
     }
     made = {name: evaluation_tokens(part, tokenizer, context=CONTEXT) for name, part in texts.items()}
-    experiment: Any = SimpleNamespace(dataset=SimpleNamespace(eval=dict.fromkeys(made)))
+    experiment: Any = SimpleNamespace(dataset=SimpleNamespace(eval=dict.fromkeys(made)), token_rule=EVERY_TOKEN)
     return replace(lab, experiment=experiment, tokens=made.__getitem__)
 
 
@@ -166,7 +167,7 @@ def test_the_held_out_documents_do_not_depend_on_the_sae(tmp_path: Path) -> None
 def test_too_few_documents_or_domains_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CellFailed, match="too few documents"):
         SparseProbing().run(two_domains(tmp_path, documents=4))
-    one: Any = SimpleNamespace(dataset=SimpleNamespace(eval={"lab": None}))
+    one: Any = SimpleNamespace(dataset=SimpleNamespace(eval={"lab": None}), token_rule=EVERY_TOKEN)
     assert "two or more" in SparseProbing().problems_in(one, Roots(tmp_path))[0]
 
 

@@ -14,7 +14,7 @@ from latentbench.leaderboard.build import board_of, differing_facts
 from latentbench.leaderboard.load import load
 from tests.unit.leaderboard_factory import Planted, rewritten, write
 
-EV = "general/explained_variance.centred@1"
+EV = "general/explained_variance.centred@2"
 
 
 def board(results: Path, *cells: Planted, suite: str | None = None) -> Board:
@@ -226,7 +226,7 @@ def test_few_documents_are_not_testable(tmp_path: Path) -> None:
 
 def test_numbers_without_direction_have_no_best(tmp_path: Path) -> None:
     (group,) = board(tmp_path, Planted(name="a/one", l0=8), Planted(name="a/two", l0=32)).groups
-    assert all(group.verdict(r, column(group, "general/l0@1")).standing is None for r in group.rows)
+    assert all(group.verdict(r, column(group, "general/l0@2")).standing is None for r in group.rows)
 
 
 def test_numbers_that_do_not_follow_from_their_statistics_are_reported_and_untested(tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_an_outdated_metric_is_marked_and_kept_in_a_column_of_its_own(tmp_path: 
     rewritten(first, metrics=[{**m, "version": 0} if m["id"] == "l0" else m for m in metrics])
     (group,) = board_of(load(tmp_path)).groups
     assert "old metric version" in texts(row(group, "a/one"))
-    assert {c.key for c in group.columns} >= {"general/l0@0", "general/l0@1"}
-    assert row(group, "a/one").values["general/l0@1"].value is None
+    assert {c.key for c in group.columns} >= {"general/l0@0", "general/l0@2"}
+    assert row(group, "a/one").values["general/l0@2"].value is None
 
 
 def test_suite_keeps_only_its_specs(tmp_path: Path) -> None:
