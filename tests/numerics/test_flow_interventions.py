@@ -38,6 +38,7 @@ from latentbench.flow.options import Flow
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench_adapters.pocket.adapter import PocketModel
 from tests.support.flow import TiedSae, lab_of, maps_of, unit
+from tests.support.memory import little_memory
 from tests.support.passes import MASSIVE, MIDDLE, MLP, TOKENS, ToySAE, planted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -191,6 +192,9 @@ def test_a_resumed_rerun_equals_one_from_the_tokens(
         torch.testing.assert_close(run.activations, runs[0].activations, rtol=1e-4, atol=1e-4)
     assert runs[1].losses is not None
     torch.testing.assert_close(runs[1].losses, runs[3].losses, rtol=1e-5, atol=1e-5)
+    with little_memory(lm.model, 20):  # two rows at a time
+        runs.append(rerun(lm, saes[target], target, RerunRows(ids(), real, entry, state), cases, deltas, loss=True))
+    torch.testing.assert_close(runs[-1].losses, runs[1].losses, rtol=1e-5, atol=1e-5)
     assert all(run.receipt.steered == 4 for run in runs)
     # One case by hand: the change at its token, the whole model, the latent behind it.
     edit = TokenEdit({source: deltas[source][:1]}, torch.tensor([8]))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma2Config, GPTNeoXConfig
 
 from latentbench.activations.blocks import decoder_blocks, submodule
@@ -23,6 +21,7 @@ from latentbench.reconstruction import documents
 from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults, measure
 from latentbench.reconstruction.statistics import Baseline
 from latentbench.sae.autoencoder import Codes
+from tests.support.memory import little_memory
 from tests.support.passes import (
     ATTENTION,
     LAST,
@@ -235,21 +234,6 @@ class Hungry(ToySAE):
         if len(x) > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().encode(x, budget)
-
-
-@contextmanager
-def little_memory(model: nn.Module, tokens: int) -> Iterator[None]:
-    """While open, the model runs out of memory in passes over more than so many tokens."""
-
-    def refuse(module: nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:
-        if kwargs["input_ids"].numel() > tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    handle = model.register_forward_pre_hook(refuse, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def assert_same(found: PassResults, expected: PassResults) -> None:

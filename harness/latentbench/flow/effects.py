@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
+from latentbench.activations.fitting import Pieces
 from latentbench.activations.resume import resuming
 from latentbench.activations.tokens import real_mask, special_mask
 from latentbench.core.errors import CellFailed
@@ -93,8 +94,8 @@ def rerun(
     step = max(1, TOKENS_PER_FORWARD // rows.ids.shape[1])
     activations = torch.zeros(len(order), device=rows.ids.device)
     losses = torch.zeros(len(order), dtype=torch.float64, device=rows.ids.device) if loss else None
-    total = Receipt()
-    for chosen in torch.split(order, step):
+
+    def work(chosen: Tensor) -> Receipt:
         part = cases.part(chosen)
         length = rows.ids.shape[1] if loss else int(part.positions.max()) + 1
         edit = TokenEdit({site: delta[chosen] for site, delta in deltas.items()}, part.positions)
@@ -102,7 +103,9 @@ def rerun(
         activations[chosen] = _activation(sae, states, part)
         if losses is not None and after is not None:
             losses[chosen] = after
-        total = total + receipt
+        return receipt
+
+    total = sum(Pieces(step).run(work, order), Receipt())
     # A hook that did not run, or ran elsewhere, would look like a latent that nothing leads to.
     expected = sum(int((delta != 0).any(1).sum()) for delta in deltas.values())
     if total.steered != expected:
@@ -220,15 +223,16 @@ def write(
 def losses(lm: LanguageModel, texts: TokenRows, intervention: Intervention) -> tuple[Array, Array]:
     """[rows] each: cross-entropy summed over every prediction of a document under the intervention, and their number."""
     context = texts.ids.shape[1]
-    step = max(1, TOKENS_PER_FORWARD // context)
-    found = []
-    for start in range(0, len(texts.ids), step):
-        ids = texts.ids[start : start + step].to(lm.device).long()
-        real = real_mask(texts.lengths[start : start + step], context).to(lm.device)
+
+    def work(rows: Tensor) -> Tensor:
+        ids, real = texts.ids[rows].to(lm.device).long(), real_mask(texts.lengths[rows], context).to(lm.device)
         with intervention.applied(lm, Layout(real=real)):
             logits = lm.model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
-        found.append(losses_from(logits, ids, real, torch.zeros(len(ids), dtype=torch.int64, device=lm.device)).cpu())
-    return torch.cat(found).numpy(), (texts.lengths - 1).double().numpy()
+        return losses_from(logits, ids, real, torch.zeros(len(ids), dtype=torch.int64, device=lm.device)).cpu()
+
+    pieces = Pieces(TOKENS_PER_FORWARD // context)
+    found = torch.cat(list(pieces.run(work, torch.arange(len(texts.ids)))))
+    return found.numpy(), (texts.lengths - 1).double().numpy()
 
 
 def _written(lm: LanguageModel, ids: Tensor, prompt: int) -> Written:

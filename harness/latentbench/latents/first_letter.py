@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
+from latentbench.activations.fitting import Pieces
 from latentbench.activations.vocabulary import check_ids, embedding_rows, known
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
@@ -135,9 +136,12 @@ def word_states(model: LanguageModel, site: Site, prefix: str, most: int) -> Wor
     check_ids(start, model.tokenizer, rows_known, f"the prefix {prefix!r}: ")
     rows = torch.tensor([[*start, number] for number in words.values()], dtype=torch.int64)
     states = [torch.zeros(0, model.model.config.get_text_config().hidden_size)]
-    with torch.no_grad():
-        for ids in torch.split(rows, _BATCH) if words else ():
-            states.append(hidden_states(model.model, [site], ids.to(model.device))[site][:, -1].float().cpu())
+
+    @torch.no_grad()
+    def last(ids: Tensor) -> Tensor:
+        return hidden_states(model.model, [site], ids.to(model.device))[site][:, -1].float().cpu()
+
+    states += Pieces(_BATCH).run(last, rows)
     # Two words in five, by their content: the same for every model that has the word.
     held_out = np.array([_hashed(word)[0] % 5 < 2 for word in words], dtype=bool)
     return Words(tuple(words), torch.cat(states), held_out)
