@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import latentbench.sae.activation_stream
+import latentbench.activations.row_states
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.tokens import TrainTokens
 from latentbench.core.errors import InvalidInput
@@ -143,13 +143,13 @@ def test_the_number_of_rows_run_at_once_changes_nothing(forward_batch: int) -> N
 
 def test_norms_and_means_are_those_of_block_0_which_is_harvested_once(monkeypatch) -> None:
     calls = []
-    real = latentbench.sae.activation_stream.hidden_states
+    real = latentbench.activations.row_states.hidden_states
 
     def counted(*args):
         calls.append(args)
         return real(*args)
 
-    monkeypatch.setattr(latentbench.sae.activation_stream, "hidden_states", counted)
+    monkeypatch.setattr(latentbench.activations.row_states, "hidden_states", counted)
     source = stream(forward_batch=100)
     norms, means = source.first_norms, source.means
     block = torch.cat([b[SECOND] for b in source.batches(0)])

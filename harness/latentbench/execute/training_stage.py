@@ -20,11 +20,13 @@ from torch import Tensor
 
 from latentbench.activations.massive import LeftOut
 from latentbench.activations.model_config import facts_of
+from latentbench.activations.row_states import RowStates, StatesOrigin, StoredRowStates, stored_row_states
 from latentbench.activations.tokens import TrainTokens
 from latentbench.core.border import contained
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import digest, seed_of
 from latentbench.core.protocols import DatasetAdapter
+from latentbench.core.sites import Site
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
@@ -40,6 +42,7 @@ from latentbench.sae.trainer import NativeTrainer, train
 from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
 from latentbench.spec.cells import Cell
 from latentbench.store.files import write_bytes
+from latentbench.store.state_cache import CACHE_MODES
 from latentbench.store.store import Ref, Store
 
 CHECKPOINT = "state.safetensors.sha256"
@@ -133,7 +136,15 @@ class TrainingRunner:
             for item in wanted:
                 self._attempt(failures, item.key, partial(self._keep, item, self._built(item), None))
             return failures
-        stream = self._stream(wanted)
+        sites = sorted({item.made.site for item in wanted}, key=str)
+        states = self._states(wanted, sites)
+        with self.store.using(states.keys if states else ()):
+            return failures | self._trained(wanted, self._stream(wanted, sites, states), progress)
+
+    def _trained(
+        self, wanted: list[TrainingRequest], stream: ActivationStream, progress: Progress
+    ) -> dict[str, Exception]:
+        failures: dict[str, Exception] = {}
         trainers: dict[AnyTrainer, TrainingRequest] = {}
         for item in wanted:
             trainer = self._attempt(failures, item.key, partial(self._trainer, item, stream))
@@ -189,18 +200,28 @@ class TrainingRunner:
             failures[key] = kept
             return None
 
-    def _stream(self, wanted: list[TrainingRequest]) -> ActivationStream:
+    def _stream(self, wanted: list[TrainingRequest], sites: list[Site], states: RowStates | None) -> ActivationStream:
         first, experiment = wanted[0], wanted[0].cell.experiment
         return ActivationStream(
             self.models.model(experiment.model, first.data.context),
             self._tokens(first),
-            sorted({item.made.site for item in wanted}, key=str),
+            sites,
             int(first.data.tokens or 0),
             experiment.training,
             seed_of("order", first.tokens.key, first.cell.seed),
             group=self.group,
             rule=experiment.token_rule,
+            states=states,
         )
+
+    def _states(self, wanted: list[TrainingRequest], sites: list[Site]) -> StoredRowStates | None:
+        """The hidden states of their texts from the store; None where they are to be computed as they are read."""
+        first, modes = wanted[0], {item.cell.experiment.resources.cache for item in wanted}
+        origin = StatesOrigin(first.made.stage.payload["model"], first.tokens.key)
+        model = self.models.model(first.cell.experiment.model, first.data.context)
+        # SAEs that share a stream share its states, so the strongest wish among them decides.
+        mode = next(mode for mode in CACHE_MODES if mode in modes)
+        return stored_row_states(self.store, origin, model, self._tokens(first), sites, mode)
 
     def _tokens(self, item: TrainingRequest) -> TrainTokens:
         return make_train_tokens(self.store, item.tokens, item.data, self.models, item.cell.experiment.model)

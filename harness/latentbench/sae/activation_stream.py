@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from latentbench.activations.capture import hidden_states
 from latentbench.activations.fitting import Pieces
 from latentbench.activations.massive import LeftOut, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.residual import hook_point
+from latentbench.activations.row_states import TOKENS_PER_FORWARD, LiveRowStates, RowStates
 from latentbench.activations.tokens import TrainTokens, special_mask
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.sites import Site
@@ -33,8 +33,6 @@ from latentbench.sae.options.training import TrainingOptions
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel
 
-_TOKENS_PER_FORWARD = 8192
-
 
 class ActivationStream:
     """Batches of hidden states at `sites` over about `total_tokens` training tokens.
@@ -43,7 +41,8 @@ class ActivationStream:
     exceed what `tokens` holds: every pass over the rows has its own order. A row longer than `buffer` is a block of
     its own. `forward_batch` rows are run at a time (default: about 8,192 tokens), half as many from where memory runs out,
     which changes nothing beyond rounding.
-    `rule` says which tokens are left out besides; its limits are those of block 0.
+    `rule` says which tokens are left out besides; its limits are those of block 0. `states` gives the hidden states of rows at
+    `sites` (default: the model, when they are asked for).
 
     In a group of processes every member runs its own part of a block's rows and keeps those hidden states to itself: its
     share of a batch is what it has of it. All members' shares together are the batch of a process alone.
@@ -60,21 +59,22 @@ class ActivationStream:
         forward_batch: int | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
         rule: TokenRule = EVERY_TOKEN,
+        states: RowStates | None = None,
     ) -> None:
         """Raises InvalidInput for a site the model lacks, for a named token that is none, and where nothing is left."""
         for site in sites:
             hook_point(language_model.model, site)  # refuses sites that the model lacks, before anything is run
         self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(dict.fromkeys(sites))
+        self._states = states or LiveRowStates(language_model, tokens, self._sites)
         self._options, self._seed, self._group, self._rule = options, order_seed, group, rule
         context = tokens.ids.shape[1]
         # A position is a row's place in the endless sequence of epochs, of which a training may need more than one.
         self._positions = -(-total_tokens * len(tokens.ids) // tokens.tokens)
-        self._real = None if tokens.lengths is None else tokens.real
         words = tokens.real & ~special_mask(tokens.ids, language_model.tokenizer)
         self._named = words & named_mask(tokens.ids, named_ids(rule, language_model.tokenizer))
         self._ordinary = words & ~self._named
         self._per_row = self._ordinary.sum(1)
-        self._pieces = Pieces(forward_batch or max(1, _TOKENS_PER_FORWARD // context))
+        self._pieces = Pieces(forward_batch or max(1, TOKENS_PER_FORWARD // context))
         # Rounded up, so that no block is larger than the buffer unless a single row is.
         self.blocks: int = -(-self._positions // max(1, options.buffer // context))
         """Number of shuffle blocks."""
@@ -227,9 +227,7 @@ class ActivationStream:
 
     def _ordinary_states(self, rows: Tensor) -> dict[Site, Tensor]:
         """Hidden states [n, d] of the ordinary tokens of some rows, in the model's type."""
-        ids, ordinary = self._ids[rows].to(self._lm.device).long(), self._ordinary[rows].to(self._lm.device)
-        mask = () if self._real is None else (self._real[rows].to(self._lm.device).long(),)
-        return {site: whole[ordinary] for site, whole in hidden_states(self._lm.model, self._sites, ids, *mask).items()}
+        return self._states.read(rows, self._ordinary[rows])
 
 
 def _share(chosen: Tensor, edges: Tensor, rank: int) -> Tensor:
@@ -257,7 +255,7 @@ class _FirstBlock:
 
 
 def _first_block(states: Tensor, named: int, rule: TokenRule, group: ProcessGroup) -> _FirstBlock:
-    own = torch.cat([lengths(piece) for piece in torch.split(states, _TOKENS_PER_FORWARD)])
+    own = torch.cat([lengths(piece) for piece in torch.split(states, TOKENS_PER_FORWARD)])
     found = group.all_gather(own.cpu())
     limit = NormLimit.of(found, rule.multiple)
     massive = int(((found > limit.length) & found.isfinite()).sum())
@@ -272,7 +270,7 @@ def _norm_and_mean(states: Tensor, counted: Tensor, group: ProcessGroup) -> tupl
     # the parts of several members differ from one process's by rounding alone.
     norm, mean = 0.0, states.new_zeros(states.shape[1], dtype=torch.float64)
     for whole, which in zip(
-        torch.split(states, _TOKENS_PER_FORWARD), torch.split(counted, _TOKENS_PER_FORWARD), strict=True
+        torch.split(states, TOKENS_PER_FORWARD), torch.split(counted, TOKENS_PER_FORWARD), strict=True
     ):
         piece = whole[which]
         norm += float(piece.double().norm(dim=1).sum())

@@ -18,6 +18,7 @@ from latentbench.reconstruction.left_out import EveryToken, LeftOutShare
 from latentbench.sae.options import EnsembleOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TrainingOptions
+from latentbench.store.state_cache import CacheMode
 from latentbench.study.context import Subject
 from latentbench.study.study import Study
 
@@ -110,6 +111,13 @@ class Resources(SpecModel):
     """Memory limit of the process, e.g. `8GiB`; a cell that exceeds it is stopped."""
     timeout: Annotated[str, Field(pattern=r"^\d+(\.\d+)?[smhd]$")] | None = None
     """Longest time for a cell, e.g. `30m` or `2h`."""
+    cache: CacheMode = "auto"
+    """Whether hidden states of training texts are stored for other seeds, variants and specs: `auto` does where computing them
+    takes much longer than storing them and they fit (`LATENTBENCH_STATES`)."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), ("cache",), made(self))
 
     @property
     def timeout_seconds(self) -> float | None:

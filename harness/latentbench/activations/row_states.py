@@ -1,0 +1,292 @@
+"""Hidden states of the rows of training texts: computed when they are asked for, or read from the store.
+
+The language model is what costs on real models, and every seed, variant and later spec asks it for the same states. So they
+are stored in shards: consecutive rows of one set of training tokens at one site, all tokens of them, in the model's own type,
+named by what determines them (model, tokens, site, place). A shard is an artifact like any other: whole or absent, checked
+when it is first read, made by one worker alone, and the first to go where room is needed. A kill loses the shard that was
+being made.
+
+Which rows stand together in a pass changes nothing of a row where the kernels of its device treat all rows alike, which
+processors do: then a stream that reads gives the batches of one that computes, bit for bit. Elsewhere they agree to rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentbench.activations.capture import hidden_states
+from latentbench.activations.fitting import Pieces
+from latentbench.activations.tokens import TrainTokens
+from latentbench.core.errors import CellFailed, InvalidInput
+from latentbench.core.hashing import digest
+from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
+from latentbench.core.text import plural
+from latentbench.store.state_cache import STATES, STATES_QUOTA, CacheMode, make_room_for_states, states_limit
+from latentbench.store.store import Ref, Store
+
+if TYPE_CHECKING:
+    from latentbench.core.protocols import LanguageModel
+
+FILE, TENSOR = "states.safetensors", "states"
+VERSION = 1
+"""Raised when the same rows would give other stored states."""
+SHARD_BYTES = 64 << 20
+"""About so large is a shard: what a kill can lose, and what is held while it is made."""
+PAYS = 10.0
+"""How many times as long as storing them computing hidden states must take for `auto`: below, a disk is worth more."""
+TOKENS_PER_FORWARD = 8192
+
+
+class RowStates(Protocol):
+    """Gives the hidden states of rows."""
+
+    def read(self, rows: Tensor, counted: Tensor) -> dict[Site, Tensor]:
+        """For each site the states [n, d], in the model's type, of the tokens `counted` [rows, T] of some rows [n] int64."""
+
+
+class LiveRowStates:
+    """Computes hidden states when they are asked for."""
+
+    def __init__(self, language_model: LanguageModel, tokens: TrainTokens, sites: Sequence[Site]) -> None:
+        self._lm, self._ids, self._sites = language_model, tokens.ids, tuple(sites)
+        self._real = None if tokens.lengths is None else tokens.real
+        self.rows_at_once = max(1, TOKENS_PER_FORWARD // tokens.ids.shape[1])
+        """Rows of a pass; another number changes nothing beyond rounding."""
+
+    def read(self, rows: Tensor, counted: Tensor) -> dict[Site, Tensor]:
+        """See `RowStates`."""
+        kept = counted.to(self._lm.device)
+        return {site: states[kept] for site, states in self.whole(rows).items()}
+
+    @torch.no_grad()
+    def whole(self, rows: Tensor) -> dict[Site, Tensor]:
+        """For each site the states [rows, T, d] of all tokens, padding included."""
+        mask = () if self._real is None else (self._real[rows].to(self._lm.device).long(),)
+        return hidden_states(self._lm.model, self._sites, self._ids[rows].to(self._lm.device).long(), *mask)
+
+
+@dataclass(frozen=True)
+class StatesOrigin:
+    """What determines the hidden states of some rows, apart from the site."""
+
+    model: Json
+    """Identity of the language model, its data type included."""
+    tokens: str
+    """Key of the training tokens."""
+
+    def made_from(self, site: Site, first: int, rows: int) -> Json:
+        """What the key of a shard is computed from."""
+        where = {"site": site.plain(), "first": first, "rows": rows}
+        return {"model": self.model, "tokens": self.tokens, "version": VERSION, **where}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How the hidden states of some rows are cut into artifacts, and which these are."""
+
+    origin: StatesOrigin
+    sites: tuple[Site, ...]
+    rows: int
+    row_bytes: int
+    """Of one row at one site."""
+
+    @cached_property
+    def per_shard(self) -> int:
+        """Rows of a shard; the last one may have fewer."""
+        return max(1, SHARD_BYTES // self.row_bytes)
+
+    @property
+    def count(self) -> int:
+        """Number of shards of each site."""
+        return -(-self.rows // self.per_shard)
+
+    @property
+    def bytes(self) -> int:
+        """All of them together."""
+        return self.rows * self.row_bytes * len(self.sites)
+
+    def of(self, number: int) -> range:
+        """The rows of a shard."""
+        return range(number * self.per_shard, min(self.rows, (number + 1) * self.per_shard))
+
+    def made_from(self, site: Site, number: int) -> Json:
+        """What the key of a shard is computed from."""
+        return self.origin.made_from(site, number * self.per_shard, len(self.of(number)))
+
+    def ref(self, site: Site, number: int) -> Ref:
+        """What the store calls a shard."""
+        return STATES, digest(STATES, self.made_from(site, number))
+
+    def refs(self) -> dict[Ref, tuple[Site, int]]:
+        """All shards, each with its site and number, the sites of a number together."""
+        return {self.ref(site, n): (site, n) for n in range(self.count) for site in self.sites}
+
+    def missing(self, store: Store) -> dict[Ref, tuple[Site, int]]:
+        """Those that are not in the store, unchecked."""
+        return {ref: place for ref, place in self.refs().items() if not store.has(*ref)}
+
+    def bytes_of(self, places: Collection[tuple[Site, int]]) -> int:
+        """Bytes of some shards."""
+        return sum(len(self.of(number)) for _, number in places) * self.row_bytes
+
+
+class StoredRowStates:
+    """Reads hidden states from shards, all of which are in the store."""
+
+    def __init__(self, store: Store, shards: Shards, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._store, self._shards, self._shape, self._dtype = store, shards, shape, dtype
+
+    @property
+    def keys(self) -> set[str]:
+        """Of all shards, for whoever keeps them from being evicted."""
+        return {key for _, key in self._shards.refs()}
+
+    def read(self, rows: Tensor, counted: Tensor) -> dict[Site, Tensor]:
+        """See `RowStates`; on the CPU."""
+        return {site: self._whole(site, rows)[counted] for site in self._shards.sites}
+
+    def _whole(self, site: Site, rows: Tensor) -> Tensor:
+        """[rows, T, d] of all tokens."""
+        states = torch.empty(len(rows), *self._shape, dtype=self._dtype)
+        numbers = rows // self._shards.per_shard
+        # A row at a time into its place, from a file that is open no longer than that: mapped files would count as the
+        # process's own memory, and thousands of shards would need as many open files.
+        for number in sorted(set(numbers.tolist())):
+            with _ShardFile(self._store.folder(*self._shards.ref(site, number)) / FILE) as shard:
+                for place in (numbers == number).nonzero()[:, 0].tolist():
+                    shard.read_into(states[place], int(rows[place]) - number * self._shards.per_shard)
+        return states
+
+
+class _ShardFile:
+    """A safetensors file with one tensor, of which single rows are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _ShardFile:
+        try:
+            self._file = os.open(self._path, os.O_RDONLY)
+        except OSError as error:
+            raise CellFailed(
+                f"stored hidden states cannot be read ({error.strerror}): {self._path.name} of {self._path.parent.name[:12]} "
+                "was deleted while they were used; run it again"
+            ) from None
+        length = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        start, _ = json.loads(os.pread(self._file, length, 8))[TENSOR]["data_offsets"]
+        self._start = 8 + length + start
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def read_into(self, row: Tensor, number: int) -> None:
+        """Fills `row`, a contiguous tensor, with the row of that number."""
+        buffer = memoryview(row.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's stubs lack it
+        done, place = 0, self._start + number * len(buffer)
+        while done < len(buffer):
+            if (read := os.preadv(self._file, [buffer[done:]], place + done)) <= 0:
+                raise CellFailed(f"{self._path} ends before its row {number}; run it again")
+            done += read
+
+
+class StatesWriter:
+    """Sees to it that all shards are in the store, whoever makes them."""
+
+    def __init__(self, store: Store, shards: Shards, live: LiveRowStates) -> None:
+        self._store, self._shards, self._live = store, shards, live
+        self._pieces = Pieces(live.rows_at_once)
+
+    def complete(self, must_pay: bool) -> bool:
+        """Makes what is missing, shard by shard, beside others who do the same. False where `must_pay` and it does not:
+        then nothing that was made here is left.
+        """
+        missing = self._shards.missing(self._store)
+        for number in dict.fromkeys(number for _, number in missing.values()):
+            # What others are making is passed over, so that several workers share the work; it is waited for at the end.
+            with self._store.taking(ref for ref, place in missing.items() if place[1] == number) as mine:
+                if mine and not self._make(mine, number, must_pay):
+                    return False
+                must_pay = must_pay and not mine
+        self._store.share(self._shards.refs(), self._make_all)  # all of them: what is damaged is only found here
+        return True
+
+    def _make_all(self, refs: list[Ref]) -> None:
+        places = self._shards.refs()
+        for number in dict.fromkeys(places[ref][1] for ref in refs):
+            self._make([ref for ref in refs if places[ref][1] == number], number, must_pay=False)
+
+    def _make(self, refs: Sequence[Ref], number: int, must_pay: bool) -> bool:
+        places, began = self._shards.refs(), time.monotonic()
+        wanted, found = {places[ref][0]: ref for ref in refs}, self._computed(number)
+        computed = time.monotonic()
+        for site, ref in wanted.items():
+            with self._store.writing(*ref, self._shards.made_from(site, number)) as folder:
+                save_file({TENSOR: found[site]}, folder / FILE)
+        stored = time.monotonic()
+        if must_pay and computed - began < PAYS * (stored - computed):
+            for artifact in (self._store.get(*ref) for ref in refs):
+                if artifact:
+                    self._store.remove(artifact)
+            return False
+        return True
+
+    def _computed(self, number: int) -> dict[Site, Tensor]:
+        """States [rows, T, d] of a shard at every site, on the CPU."""
+        parts = list(self._pieces.run(self._on_cpu, torch.tensor(self._shards.of(number))))
+        return {site: torch.cat([part[site] for part in parts]) for site in self._shards.sites}
+
+    def _on_cpu(self, rows: Tensor) -> dict[Site, Tensor]:
+        return {site: states.cpu() for site, states in self._live.whole(rows).items()}
+
+
+def stored_row_states(
+    store: Store,
+    origin: StatesOrigin,
+    language_model: LanguageModel,
+    tokens: TrainTokens,
+    sites: Sequence[Site],
+    mode: CacheMode,
+) -> StoredRowStates | None:
+    """The hidden states of all rows at `sites` from the store, made where they are missing; None where they are to be computed.
+
+    Raises InvalidInput where they are to be stored `always` and may not take so much.
+    """
+    if mode == "never":
+        return None
+    live = LiveRowStates(language_model, tokens, sites)
+    sample = live.whole(torch.tensor([0]))
+    layouts = {(tuple(states.shape[1:]), states.dtype) for states in sample.values()}
+    if len(layouts) > 1:  # parts of different widths or types do not stand in one table of rows
+        return None
+    ((shape, dtype),) = layouts
+    shards = Shards(origin, tuple(sites), len(tokens.ids), math.prod(shape) * dtype.itemsize)
+    stored = StoredRowStates(store, shards, shape, dtype)
+    with store.using(stored.keys):
+        if not make_room_for_states(store, shards.bytes_of(shards.missing(store).values()), stored.keys):
+            if mode == "always":
+                raise InvalidInput(_too_large(store, shards))
+            return None
+        complete = StatesWriter(store, shards, live).complete(must_pay=mode == "auto")
+    return stored if complete else None
+
+
+def _too_large(store: Store, shards: Shards) -> str:
+    limit, wanted = states_limit(store), shards.bytes
+    return (
+        f"`cache: always` needs {wanted / 1e9:.1f} GB for the hidden states of {shards.rows:,} rows at {plural(len(shards.sites), 'site')}, "
+        f"and stored hidden states may take {limit / 1e9:.1f} GB; set {STATES_QUOTA} to a larger size, or take `cache: auto`"
+    )
