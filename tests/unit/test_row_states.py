@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.activations import row_states
+from latentbench.activations import row_states, state_shards
 from latentbench.activations.row_states import (
     LiveRowStates,
-    StatesOrigin,
     StatesWriter,
     StoredRowStates,
     stored_row_states,
 )
+from latentbench.activations.state_shards import Shards, StatesOrigin
 from latentbench.activations.tokens import TrainTokens
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
@@ -36,7 +36,7 @@ ROW_BYTES = CONTEXT * 16 * 4
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_states, "SHARD_BYTES", 5 * ROW_BYTES)  # 23 rows: shards of 5, 5, 5, 5 and 3
+    monkeypatch.setattr(state_shards, "SHARD_BYTES", 5 * ROW_BYTES)  # 23 rows: shards of 5, 5, 5, 5 and 3
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_they_take_no_more_than_the_quota_of_the_store_leaves(store: Store, monk
 
 
 def _make(root: str, barrier) -> None:
-    row_states.SHARD_BYTES = 5 * ROW_BYTES
+    state_shards.SHARD_BYTES = 5 * ROW_BYTES
     torch.set_num_threads(1)
     barrier.wait()
     assert stored(Store(Path(root))) is not None
@@ -226,7 +226,7 @@ def test_several_workers_share_the_work(store: Store) -> None:
 def test_hidden_states_do_not_reach_the_wrong_texts(store: Store) -> None:
     """Keys say model, tokens, site and rows: none of them may be mistaken."""
     shards = [
-        row_states.Shards(origin, (site,), rows, ROW_BYTES).ref(site, 0)
+        Shards(origin, (site,), rows, ROW_BYTES).ref(site, 0)
         for origin in (ORIGIN, replace(ORIGIN, tokens="others"), replace(ORIGIN, model={"model": "other"}))
         for site in (FIRST, SECOND, INNER)
         for rows in (3, 4)

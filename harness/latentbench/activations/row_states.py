@@ -13,12 +13,9 @@ processors do: then a stream that reads gives the batches of one that computes, 
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,23 +25,18 @@ from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.fitting import Pieces
+from latentbench.activations.state_shards import Shards, StatesOrigin
 from latentbench.activations.tokens import TrainTokens
 from latentbench.core.errors import CellFailed, InvalidInput
-from latentbench.core.hashing import digest
 from latentbench.core.sites import Site
-from latentbench.core.spec_model import Json
 from latentbench.core.text import plural
-from latentbench.store.state_cache import STATES, STATES_QUOTA, CacheMode, make_room_for_states, states_limit
+from latentbench.store.state_cache import STATES_QUOTA, CacheMode, make_room_for_states, states_limit
 from latentbench.store.store import Ref, Store
 
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel
 
 FILE, TENSOR = "states.safetensors", "states"
-VERSION = 1
-"""Raised when the same rows would give other stored states."""
-SHARD_BYTES = 64 << 20
-"""About so large is a shard: what a kill can lose, and what is held while it is made."""
 PAYS = 10.0
 """How many times as long as storing them computing hidden states must take for `auto`: below, a disk is worth more."""
 TOKENS_PER_FORWARD = 8192
@@ -78,76 +70,12 @@ class LiveRowStates:
         return hidden_states(self._lm.model, self._sites, self._ids[rows].to(self._lm.device).long(), *mask)
 
 
-@dataclass(frozen=True)
-class StatesOrigin:
-    """What determines the hidden states of some rows, apart from the site."""
-
-    model: Json
-    """Identity of the language model, its data type included."""
-    tokens: str
-    """Key of the training tokens."""
-
-    def made_from(self, site: Site, first: int, rows: int) -> Json:
-        """What the key of a shard is computed from."""
-        where = {"site": site.plain(), "first": first, "rows": rows}
-        return {"model": self.model, "tokens": self.tokens, "version": VERSION, **where}
-
-
-@dataclass(frozen=True)
-class Shards:
-    """How the hidden states of some rows are cut into artifacts, and which these are."""
-
-    origin: StatesOrigin
-    sites: tuple[Site, ...]
-    rows: int
-    row_bytes: int
-    """Of one row at one site."""
-
-    @cached_property
-    def per_shard(self) -> int:
-        """Rows of a shard; the last one may have fewer."""
-        return max(1, SHARD_BYTES // self.row_bytes)
-
-    @property
-    def count(self) -> int:
-        """Number of shards of each site."""
-        return -(-self.rows // self.per_shard)
-
-    @property
-    def bytes(self) -> int:
-        """All of them together."""
-        return self.rows * self.row_bytes * len(self.sites)
-
-    def of(self, number: int) -> range:
-        """The rows of a shard."""
-        return range(number * self.per_shard, min(self.rows, (number + 1) * self.per_shard))
-
-    def made_from(self, site: Site, number: int) -> Json:
-        """What the key of a shard is computed from."""
-        return self.origin.made_from(site, number * self.per_shard, len(self.of(number)))
-
-    def ref(self, site: Site, number: int) -> Ref:
-        """What the store calls a shard."""
-        return STATES, digest(STATES, self.made_from(site, number))
-
-    def refs(self) -> dict[Ref, tuple[Site, int]]:
-        """All shards, each with its site and number, the sites of a number together."""
-        return {self.ref(site, n): (site, n) for n in range(self.count) for site in self.sites}
-
-    def missing(self, store: Store) -> dict[Ref, tuple[Site, int]]:
-        """Those that are not in the store, unchecked."""
-        return {ref: place for ref, place in self.refs().items() if not store.has(*ref)}
-
-    def bytes_of(self, places: Collection[tuple[Site, int]]) -> int:
-        """Bytes of some shards."""
-        return sum(len(self.of(number)) for _, number in places) * self.row_bytes
-
-
 class StoredRowStates:
     """Reads hidden states from shards, all of which are in the store."""
 
-    def __init__(self, store: Store, shards: Shards, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self._store, self._shards, self._shape, self._dtype = store, shards, shape, dtype
+    def __init__(self, store: Store, shards: Shards, like: Tensor) -> None:
+        """`like` [1, T, d]: the states of a row, which show shape, type and device."""
+        self._store, self._shards, self._like = store, shards, like
 
     @property
     def keys(self) -> set[str]:
@@ -155,12 +83,12 @@ class StoredRowStates:
         return {key for _, key in self._shards.refs()}
 
     def read(self, rows: Tensor, counted: Tensor) -> dict[Site, Tensor]:
-        """See `RowStates`; on the CPU."""
-        return {site: self._whole(site, rows)[counted] for site in self._shards.sites}
+        """See `RowStates`."""
+        return {site: self._whole(site, rows)[counted].to(self._like.device) for site in self._shards.sites}
 
     def _whole(self, site: Site, rows: Tensor) -> Tensor:
-        """[rows, T, d] of all tokens."""
-        states = torch.empty(len(rows), *self._shape, dtype=self._dtype)
+        """[rows, T, d] of all tokens, on the CPU."""
+        states = torch.empty(len(rows), *self._like.shape[1:], dtype=self._like.dtype)
         numbers = rows // self._shards.per_shard
         # A row at a time into its place, from a file that is open no longer than that: mapped files would count as the
         # process's own memory, and thousands of shards would need as many open files.
@@ -268,13 +196,11 @@ def stored_row_states(
     if mode == "never":
         return None
     live = LiveRowStates(language_model, tokens, sites)
-    sample = live.whole(torch.tensor([0]))
-    layouts = {(tuple(states.shape[1:]), states.dtype) for states in sample.values()}
-    if len(layouts) > 1:  # parts of different widths or types do not stand in one table of rows
+    like, *others = live.whole(torch.tensor([0])).values()
+    if any((one.shape, one.dtype) != (like.shape, like.dtype) for one in others):  # no rows of equal size
         return None
-    ((shape, dtype),) = layouts
-    shards = Shards(origin, tuple(sites), len(tokens.ids), math.prod(shape) * dtype.itemsize)
-    stored = StoredRowStates(store, shards, shape, dtype)
+    shards = Shards(origin, tuple(sites), len(tokens.ids), like.nbytes)
+    stored = StoredRowStates(store, shards, like)
     with store.using(stored.keys):
         if not make_room_for_states(store, shards.bytes_of(shards.missing(store).values()), stored.keys):
             if mode == "always":

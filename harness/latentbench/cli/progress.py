@@ -35,6 +35,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.text import one_line, plural
 from latentbench.distributed.worker_process import Event
 from latentbench.execute.batch_status import BatchState, BatchWatch, Estimate, estimate, statuses, until_done
+from latentbench.plan.hidden_states import states_preview
 from latentbench.plan.plan import Plan, PlannedCell
 from latentbench.spec.project import Project
 from latentbench.store.store import Store
@@ -54,7 +55,7 @@ def print_plan(plan: Plan, project: Project, left: Estimate | None) -> None:
         _plan_line("make" if step.run else "keep", step.run, what, step.stage.title, step.reason)
     made = sum(step.run for step in stages)
     print(f"\n{_counts(plan)}; {plural(made, 'stage')} to make, {len(stages) - made} kept")
-    for text in previews(plan, project):
+    for text in (*previews(plan, project), *states_preview(plan, Store(project.store), project.roots)):
         print(one_line(text))
     if left:
         print(left)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from latentbench.activations.massive import LeftOut
 from latentbench.activations.model_config import facts_of
-from latentbench.activations.row_states import RowStates, StatesOrigin, StoredRowStates, stored_row_states
+from latentbench.activations.row_states import RowStates, StoredRowStates, stored_row_states
+from latentbench.activations.state_shards import StatesOrigin
 from latentbench.activations.tokens import TrainTokens
 from latentbench.core.border import contained
 from latentbench.core.errors import NotAvailable, RefusedFile

@@ -1,0 +1,83 @@
+"""How the hidden states of some rows are cut into artifacts, and what names these. Known before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+from latentbench.core.hashing import digest
+from latentbench.core.sites import Site
+from latentbench.core.spec_model import Json
+from latentbench.store.state_cache import STATES
+from latentbench.store.store import Ref, Store
+
+VERSION = 1
+"""Raised when the same rows would give other stored states."""
+SHARD_BYTES = 64 << 20
+"""About so large is a shard: what a kill can lose, and what is held while it is made."""
+
+
+@dataclass(frozen=True)
+class StatesOrigin:
+    """What determines the hidden states of some rows, apart from the site."""
+
+    model: Json
+    """Identity of the language model, its data type included."""
+    tokens: str
+    """Key of the training tokens."""
+
+    def made_from(self, site: Site, first: int, rows: int) -> Json:
+        """What the key of a shard is computed from."""
+        where = {"site": site.plain(), "first": first, "rows": rows}
+        return {"model": self.model, "tokens": self.tokens, "version": VERSION, **where}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How the hidden states of some rows are cut into artifacts, and which these are."""
+
+    origin: StatesOrigin
+    sites: tuple[Site, ...]
+    rows: int
+    row_bytes: int
+    """Of one row at one site."""
+
+    @cached_property
+    def per_shard(self) -> int:
+        """Rows of a shard; the last one may have fewer."""
+        return max(1, SHARD_BYTES // self.row_bytes)
+
+    @property
+    def count(self) -> int:
+        """Number of shards of each site."""
+        return -(-self.rows // self.per_shard)
+
+    @property
+    def bytes(self) -> int:
+        """All of them together."""
+        return self.rows * self.row_bytes * len(self.sites)
+
+    def of(self, number: int) -> range:
+        """The rows of a shard."""
+        return range(number * self.per_shard, min(self.rows, (number + 1) * self.per_shard))
+
+    def made_from(self, site: Site, number: int) -> Json:
+        """What the key of a shard is computed from."""
+        return self.origin.made_from(site, number * self.per_shard, len(self.of(number)))
+
+    def ref(self, site: Site, number: int) -> Ref:
+        """What the store calls a shard."""
+        return STATES, digest(STATES, self.made_from(site, number))
+
+    def refs(self) -> dict[Ref, tuple[Site, int]]:
+        """All shards, each with its site and number, the sites of a number together."""
+        return {self.ref(site, n): (site, n) for n in range(self.count) for site in self.sites}
+
+    def missing(self, store: Store) -> dict[Ref, tuple[Site, int]]:
+        """Those that are not in the store, unchecked."""
+        return {ref: place for ref, place in self.refs().items() if not store.has(*ref)}
+
+    def bytes_of(self, places: Collection[tuple[Site, int]]) -> int:
+        """Bytes of some shards."""
+        return sum(len(self.of(number)) for _, number in places) * self.row_bytes

@@ -1,0 +1,86 @@
+"""Hidden states of training texts through the command line: stored once, read by later seeds and specs, changing no number."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from latentbench.activations import row_states
+from tests.conftest import Command
+from tests.support.project import Workbench
+
+MODES = ("never", "always")
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every pass of the model that training asked for, from here on."""
+    rows: list[int] = []
+    real = row_states.hidden_states
+
+    def counted(model, sites, ids, *mask):
+        rows.append(len(ids))
+        return real(model, sites, ids, *mask)
+
+    monkeypatch.setattr(row_states, "hidden_states", counted)
+    return rows
+
+
+def test_what_is_trained_does_not_depend_on_where_states_come_from(bench: Workbench, command: Command) -> None:
+    weights, keys = [], []
+    for mode in MODES:
+        bench.spec("one", seeds=[0, 1], matrix={"sae.k": [2, 4]}, resources={"cache": mode})
+        assert command("run", "one", "--executor", "inline").code == 0
+        weights.append(bench.weights())
+        keys.append({name: record.cell for name, record in bench.records().items()})
+        shutil.rmtree(bench.root / "results")
+    assert len(weights[0]) == 4
+    assert weights[0] == weights[1]
+    assert keys[0] == keys[1]
+
+
+def test_later_seeds_variants_and_specs_do_not_run_the_model_for_them(
+    bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = passes(monkeypatch)
+    bench.spec("one", resources={"cache": "always"})
+    assert command("run", "one", "--executor", "inline").code == 0
+    first = sum(rows)
+    bench.spec("one", resources={"cache": "always"}, seeds=[0, 1, 2])
+    bench.spec("other", sae={"variant": "batch_topk", "width": 16, "k": 3}, training__batch=32)
+    assert command("run", "one", "other", "--executor", "inline").code == 0
+    assert sum(rows) == first + 3  # a row for each of three streams shows shape and type
+    assert len(bench.records()) == 4
+
+
+def test_a_plan_says_what_will_be_stored_and_what_it_saves(bench: Workbench, command: Command) -> None:
+    bench.spec("one", seeds=[0, 1], matrix={"sae.k": [2, 4]})
+    said = command("plan", "one").out
+    assert "hidden states of 1,024 tokens at 0.resid_post: " in said
+    assert "4 SAEs in 2 streams would each time take" in said
+    assert "stored hidden states may take" in said
+    bench.spec("one", resources={"cache": "never"})
+    assert "hidden states" not in command("plan", "one").out
+    bench.spec("one", resources={"cache": "always"})
+    assert command("run", "one", "--executor", "inline").code == 0
+    bench.spec("one", resources={"cache": "always"}, seeds=[0, 1])
+    assert " in the store; 1 SAE in 1 stream" in command("plan", "one").out
+
+
+def test_there_is_no_room_for_them(bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTBENCH_STATES", "1kB")
+    bench.spec("one", resources={"cache": "always"})
+    done = command("run", "one", "--executor", "inline")
+    assert done.code == 3
+    assert "needs" in done.err
+    assert "LATENTBENCH_STATES" in done.err
+    bench.spec("one", resources={"cache": "auto"})
+    assert command("run", "one", "--executor", "inline").code == 0
+
+
+def test_a_mode_that_is_none_is_named(bench: Workbench, command: Command) -> None:
+    bench.spec("one", resources={"cache": "sometimes"})
+    done = command("validate", "one")
+    assert done.code != 0
+    assert "always" in done.err
+    assert "never" in done.err
