@@ -23,6 +23,7 @@ from latentbench.sae.options import (
     Variant,
 )
 from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.sparse_kernels.autograd import preactivations, top_linear
 from latentbench.sae.sparse_kernels.dispatch import forced
 from latentbench.sae.trainer import learning_rate, train
 from latentbench.sae.variants.boosting import Extended
@@ -323,3 +324,47 @@ def test_gradients_are_clipped_together() -> None:
     moments = [one.adam.state[p]["exp_avg"] for p in one.parameters.values()]
     norm = torch.cat([m.flatten() for m in moments]).norm() / 0.1
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
+# -- bfloat16 --------------------------------------------------------------------------------------------------------
+
+LOW = RECIPE.model_copy(update={"precision": "bfloat16"})
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_low_precision_keeps_weights_and_moments_exact_and_resumes_to_the_bit(options: Variant) -> None:
+    done, straight = trained(options, recipe=LOW)
+    resumed, again = interrupted(options, recipe=LOW)
+    assert_equal_weights(done, resumed)
+    assert straight.training_record() == again.training_record()
+    assert straight.training_record()["precision"] == "bfloat16"
+    assert {t.dtype for t in straight.state().values() if t.is_floating_point()} <= {torch.float32, torch.float64}
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_low_precision_learns_what_full_precision_learns(options: Variant) -> None:
+    (_, low), (_, full) = trained(options, recipe=LOW), trained(options)
+    ours, exact = (torch.tensor(one.training_record()["curve"]["reconstruction"]) for one in (low, full))
+    assert not torch.equal(ours, exact)
+    # Over the whole curve: which of two latents is chosen may differ in a step, and with it what that step says.
+    assert ours.mean() == pytest.approx(exact.mean(), rel=0.01)
+
+
+def test_a_low_precision_product_is_rounded_once_and_selection_is_exact_in_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(50, 64, generator=generator),
+        torch.randn(200, 64, generator=generator),
+        torch.randn(200),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        pre = preactivations(x, weight, bias).clone()
+        codes = top_linear(x, weight, bias, 7)
+    exact = x.bfloat16().double() @ weight.bfloat16().double().T
+    assert pre.dtype == torch.float32
+    # bfloat16 has 8 significant bits; sums are made in float32.
+    torch.testing.assert_close(pre.double() - bias.double(), exact, rtol=2**-8, atol=1e-4)
+    expected = pre.topk(7)
+    assert torch.equal(codes.values, expected.values)
+    assert torch.equal(pre.gather(1, codes.indices), expected.values)
+    assert torch.equal(preactivations(x, weight, bias), torch.addmm(bias, x, weight.T))

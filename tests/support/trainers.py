@@ -86,19 +86,23 @@ def assert_equal_weights(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
         assert torch.equal(tensor, b.state_dict()[name]), name
 
 
-def trained(options: Variant, seed: int = 0) -> tuple[SparseAutoencoder, NativeTrainer]:
+def trained(
+    options: Variant, seed: int = 0, recipe: TrainingOptions = RECIPE
+) -> tuple[SparseAutoencoder, NativeTrainer]:
     """Trained in one go, alone."""
-    one = trainer(options, seed=seed)
+    one = trainer(options, recipe=recipe, seed=seed)
     outcome = train([one], Blocks())[one]
     assert isinstance(outcome, SparseAutoencoder), outcome
     return outcome, one
 
 
-def interrupted(options: Variant, site: Site = HERE) -> tuple[SparseAutoencoder, NativeTrainer]:
+def interrupted(
+    options: Variant, site: Site = HERE, recipe: TrainingOptions = RECIPE
+) -> tuple[SparseAutoencoder, NativeTrainer]:
     """Trained with a new process's worth of objects after every block."""
     state: dict[str, Tensor] | None = None
     for block in range(Blocks.blocks):
-        running = trainer(options, site)
+        running = trainer(options, site, recipe)
         if state is not None:
             running.load_state(state)
         assert running.next_block == block

@@ -255,7 +255,10 @@ class NativeTrainer:
         return backend(*self.parameters.values()).name if sparse else "autograd"
 
     def _step(self, x: Tensor) -> None:
-        loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
+        low = self.training.precision == "bfloat16"
+        # Over the loss alone: gradients of the sparse products are summed up in float32.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
         # Of the whole batch, so that every member checks, records and counts the same numbers and raises the same
         # errors.
         of_all = batch_loss(loss, len(x), self.group)
@@ -357,6 +360,7 @@ class NativeTrainer:
         made["kernels"] = {name: steps for name, steps in sorted(self.kernels.items()) if steps}
         made |= {"triton": _triton()} if self.kernels["triton"] else {}
         made["memory_bytes"] = self.usage.peak
+        made["precision"] = self.training.precision
         made["optimiser"] = "AdamW" if self.training.weight_decay else "Adam"
         made["share_clipped"] = self._share_clipped()
         return {"curve": curve, "input_scale": self.scale, "dead_after": self.dead_after, **made}

@@ -73,6 +73,9 @@ class TrainingOptions(SpecModel):
     buffer: PositiveInt = 131_072
     """Tokens that are shuffled together before they are cut into batches."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the large matrix products of a step. Weights, moments, selection and sparse products are float32 in any case."""
+
     devices: PositiveInt = 1
     """Train on so many devices of one machine at a time, each on its share of every batch: `cuda:0` and up, or processes
     on the CPU. In no key: numbers are the same but for rounding."""
@@ -82,7 +85,7 @@ class TrainingOptions(SpecModel):
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        return without_default(type(self), ("weight_decay", "schedule", "decay"), made(self))
+        return without_default(type(self), ("weight_decay", "schedule", "decay", "precision"), made(self))
 
     @model_validator(mode="after")
     def _constant_does_not_fall(self) -> Any:

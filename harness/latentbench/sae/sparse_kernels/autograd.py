@@ -42,9 +42,19 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
 
 
 def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`weight · x + bias` [N, width] in a buffer that the next call overwrites; no gradients."""
+    """`weight · x + bias` [N, width] in a buffer that the next call overwrites; no gradients.
+
+    Under `torch.autocast` the product is computed in its type and returned in that of `x`: what is selected from it, and the
+    values that were selected, differ from exact ones by the rounding of one product.
+    """
     out = scratch(x.shape[0], weight.shape[0], like=x)
-    return torch.addmm(bias.detach(), x.detach(), weight.detach().t(), out=out)
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return torch.addmm(bias.detach(), x.detach(), weight.detach().t(), out=out)
+    low = torch.get_autocast_dtype(device)
+    product = scratch(x.shape[0], weight.shape[0], like=torch.empty(0, dtype=low, device=x.device))
+    torch.mm(x.detach().to(low), weight.detach().to(low).t(), out=product)
+    return out.copy_(product).add_(bias.detach())
 
 
 class _Attach(Function):
