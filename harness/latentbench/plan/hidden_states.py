@@ -64,7 +64,7 @@ def states_preview(plan: Plan, store: Store, roots: Roots) -> Iterator[str]:
 
 
 def _line(wanted: WantedStates, facts: ModelFacts, store: Store) -> str:
-    shards, cost = wanted.shards(facts), f"{wanted.flops(facts) / 1e12:,.2g} TFLOP"
+    shards, cost = wanted.shards(facts), _operations(wanted.flops(facts))
     missing = shards.bytes_of(shards.missing(store).values())
     state = f"{_size(missing)} to store, {cost} to compute" if missing else f"{_size(shards.bytes)} in the store"
     read = f"{plural(len(wanted.saes), 'SAE')} in {plural(len(wanted.streams), 'stream')}"
@@ -98,6 +98,11 @@ def _trained(item: PlannedCell) -> Iterator[SaeStages]:
     for sae in item.stages.saes:
         levels |= {made.stage.key: made for _, made in sae.levels() if made.tokens and made.stage.key in run}
     yield from levels.values()
+
+
+def _operations(count: float) -> str:
+    unit, size = ("PFLOP", 1e15) if count >= 1e15 else ("TFLOP", 1e12)
+    return f"{count / size:,.1f} {unit}" if count >= size else "less than 1 TFLOP"
 
 
 def _size(count: int) -> str:
