@@ -185,3 +185,35 @@ def memory(
         sizes = f"{item.text_bytes / 2**20:8,.1f}  {item.peak_bytes / 2**20:8,.1f}"
         typer.echo(f"{item.task:<24}  {sizes}  {item.ratio:10.2f}  {item.seconds:8.2f}")
     typer.echo("\npeak: beyond the imports and the tokenizer; training also holds 4 bytes a token and 8 a document")
+
+
+@app.command()
+def cache(
+    spec: Annotated[
+        str, typer.Argument(help="A spec that trains an SAE; its first cell is taken.")
+    ] = "quickstart/topk",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Time training texts' hidden states from the store against those from the model, and compare them to the bit.
+
+    Example: `latentbench bench cache quickstart/topk`
+    """
+    from dataclasses import asdict
+
+    from latentbench.bench.cache import run
+    from latentbench.execute.placement import resolve_device
+    from latentbench.spec.project import find_project, load_specs
+
+    project = find_project()
+    cell = load_specs(project, [spec])[0].cells[0]
+    found = run(cell, project.roots, resolve_device(device), project.store)
+    if as_json:
+        print_json({**asdict(found), "speedup": found.speedup})
+        return
+    typer.echo(f"{cell.title}: {found.tokens:,} tokens, {found.bytes / 1e6:,.1f} MB of hidden states")
+    for name, seconds in (("computing", found.computing), ("storing", found.storing), ("reading", found.reading)):
+        typer.echo(f"{name:<10} {seconds:8.2f} s  {found.tokens / seconds:12,.0f} tokens/s")
+    typer.echo(
+        f"reading is {found.speedup:.1f} times as fast as computing; batches are {'equal' if found.equal else 'NOT equal'}"
+    )
