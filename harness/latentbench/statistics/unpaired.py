@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, stdtr, stdtrit
 
 from latentbench.statistics.arrays import Array
-from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES
+from latentbench.statistics.intervals import MINIMUM_DOCUMENTS
 from latentbench.statistics.paired import (
     LEVEL,
     MINIMUM_UNITS,
@@ -34,6 +35,10 @@ from latentbench.statistics.paired import (
     counted,
     estimate,
 )
+from latentbench.statistics.resampling import drawn_sums
+
+_LARGEST = 760.0
+"""Logarithm from which 2 / x is less than half of the smallest float, with room for rounding."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,26 @@ class Sample:
     coefficient: float
     stream: int
     """Numbers the samples of a statement, so that each is resampled with draws of its own."""
+    drawn: Sequence[Array] | None = None
+    """[inputs][resamples] its sums over units drawn again in its stream, where they are at hand."""
+
+    @property
+    def sums(self) -> Sequence[Array]:
+        """[inputs][resamples] its sums over units drawn again."""
+        return list(drawn_sums(np.ascontiguousarray(self.stats.T), self.stream)) if self.drawn is None else self.drawn
 
 
-def unpaired_interval(formula: Formula, seeds: Inputs, level: float = LEVEL) -> tuple[float | None, float | None]:
-    """95 % interval of the mean over seeds whose units are different things."""
-    return _interval(formula, _samples(seeds, 1.0), level)
+def unpaired_interval(
+    formula: Formula, seeds: Inputs, level: float = LEVEL, drawn: Sequence[Sequence[Array]] | None = None
+) -> tuple[float | None, float | None]:
+    """95 % interval of the mean over seeds whose units are different things.
+
+    `drawn`: [seeds][inputs][resamples] the sums over units drawn again, where the whole record's are at hand (`Resampled`).
+    """
+    samples = _samples(seeds, 1.0)
+    if drawn is not None:
+        samples = [replace(sample, drawn=own) for sample, own in zip(samples, drawn, strict=True)]
+    return _interval(formula, samples, level)
 
 
 def unpaired_difference(formula: Formula, a: Inputs, b: Inputs, units: str) -> Difference:
@@ -112,9 +132,15 @@ def _two_sided(value: float, variances: Array, samples: Sequence[Sample], scale:
 def _floor(a: Inputs, b: Inputs) -> float:
     """The smallest p-value of a permutation of all units among the sides."""
     ours, theirs = (sum(len(stats) for stats in side) for side in (a, b))
+    return _rarest(ours, theirs)
+
+
+@lru_cache(maxsize=4096)
+def _rarest(ours: int, theirs: int) -> float:
     # Two of all divisions, the observed one and its mirror image. Python's integers keep the binomial exact; where it has
-    # hundreds of digits the quotient is 0, which floors nothing.
-    return 2 / math.comb(ours + theirs, ours)
+    # more digits than a float can divide by, which its logarithm tells at once, the quotient is 0, which floors nothing.
+    size = math.lgamma(ours + theirs + 1) - math.lgamma(ours + 1) - math.lgamma(theirs + 1)
+    return 0.0 if size > _LARGEST else 2 / math.comb(ours + theirs, ours)
 
 
 def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> tuple[float | None, float | None]:
@@ -139,20 +165,7 @@ def _deviations(formula: Formula, sample: Sample) -> Array:
     """
     n = len(sample.stats)
     with np.errstate(all="ignore"):
-        drawn = np.asarray(formula(*_resampled(sample).T), dtype=np.float64)
+        drawn = np.asarray(formula(*sample.sums), dtype=np.float64)
         center = formula(*sample.stats.sum(0))
     deviations: Array = sample.coefficient * math.sqrt(n / (n - 1)) * (drawn - center)
     return deviations
-
-
-def _resampled(sample: Sample) -> Array:
-    """[resamples, inputs] sums over units drawn again.
-
-    One resample at a time: the matrix of weights that documents use would take 2,000 × 8 bytes for each of tens of thousands
-    of latents.
-    """
-    n = len(sample.stats)
-    # `stream` gives every sample draws of its own; with equal draws two SAEs would be paired by latent number.
-    generator = np.random.default_rng([sample.stream, n])
-    draws = (np.bincount(generator.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
-    return np.stack([counts @ sample.stats for counts in draws])
