@@ -80,16 +80,40 @@ def unpaired_difference(formula: Formula, a: Inputs, b: Inputs, units: str) -> D
 
 def unpaired_test(formula: Formula, a: Inputs, b: Inputs, units: str) -> TestResult:
     """Two-sided test that the formula agrees on A and B, over statistics [units, inputs] per seed."""
-    fewest = min(len(stats) for stats in (*a, *b))
+    return welch_test(estimated(formula, a), estimated(formula, b), units)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """All that a test needs of a row: so that testing many rows against each other evaluates each row's formula once."""
+
+    mean: float
+    """Over seeds."""
+    variances: tuple[float, ...]
+    """v_j of each seed."""
+    units: tuple[int, ...]
+    """n_j of each seed."""
+
+
+def estimated(formula: Formula, seeds: Inputs) -> Estimates:
+    """Estimates and jackknife variances of a row, from statistics [units, inputs] per seed."""
+    variances = tuple(_jackknife(formula, stats) for stats in seeds)
+    return Estimates(estimate(formula, seeds), variances, tuple(len(stats) for stats in seeds))
+
+
+def welch_test(a: Estimates, b: Estimates, units: str) -> TestResult:
+    """Two-sided test that A and B are equally good."""
+    fewest = min(*a.units, *b.units)
     if fewest < MINIMUM_UNITS:
         return TestResult(None, f"not testable with n = {counted(fewest, units)}")
-    samples = _both(a, b)
-    variances = _variances(formula, samples)
-    value = estimate(formula, a) - estimate(formula, b)
+    variances = np.array([v / len(side.units) ** 2 for side in (a, b) for v in side.variances])
+    value = a.mean - b.mean
     if not math.isfinite(value) or not np.isfinite(variances).all():
         return TestResult(None, f"not testable: the formula is not finite when one of the {units} is left out")
-    scale = abs(estimate(formula, a)) + abs(estimate(formula, b))
-    return TestResult(_two_sided(value, variances, samples, scale, _floor(a, b)))
+    sizes = (*a.units, *b.units)
+    return TestResult(
+        _two_sided(value, variances, sizes, abs(a.mean) + abs(b.mean), _rarest(sum(a.units), sum(b.units)))
+    )
 
 
 def _samples(seeds: Inputs, sign: float, first: int = 0) -> list[Sample]:
@@ -114,29 +138,24 @@ def _jackknife(formula: Formula, stats: Array) -> float:
         return float((n - 1) * without.var())
 
 
-def _freedom(variances: Array, samples: Sequence[Sample]) -> float:
+def _freedom(variances: Array, sizes: Sequence[int]) -> float:
     """Degrees of freedom of Welch and Satterthwaite: close to those of the sample that contributes most of the variance."""
-    each = sum(v**2 / (len(sample.stats) - 1) for v, sample in zip(variances, samples, strict=True))
+    each = sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
     return float(variances.sum() ** 2 / each)
 
 
-def _two_sided(value: float, variances: Array, samples: Sequence[Sample], scale: float, floor: float) -> float:
+def _two_sided(value: float, variances: Array, sizes: Sequence[int], scale: float, floor: float) -> float:
     if abs(value) <= ROUNDING * scale:
         return 1.0
     spread = math.sqrt(variances.sum())
     if spread <= ROUNDING * abs(value):
         return floor
-    return max(2 * float(stdtr(_freedom(variances, samples), -abs(value) / spread)), floor)
-
-
-def _floor(a: Inputs, b: Inputs) -> float:
-    """The smallest p-value of a permutation of all units among the sides."""
-    ours, theirs = (sum(len(stats) for stats in side) for side in (a, b))
-    return _rarest(ours, theirs)
+    return max(2 * float(stdtr(_freedom(variances, sizes), -abs(value) / spread)), floor)
 
 
 @lru_cache(maxsize=4096)
 def _rarest(ours: int, theirs: int) -> float:
+    """The smallest p-value of a permutation of all units among the sides."""
     # Two of all divisions, the observed one and its mirror image. Python's integers keep the binomial exact; where it has
     # more digits than a float can divide by, which its logarithm tells at once, the quotient is 0, which floors nothing.
     size = math.lgamma(ours + theirs + 1) - math.lgamma(ours + 1) - math.lgamma(theirs + 1)
@@ -153,7 +172,7 @@ def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> tupl
         return None, None
     if not variances.any():  # all units alike: the degrees of freedom would be 0/0
         return center, center
-    tail = float(ndtr(-stdtrit(_freedom(variances, samples), (1 + level) / 2)))
+    tail = float(ndtr(-stdtrit(_freedom(variances, [len(sample.stats) for sample in samples]), (1 + level) / 2)))
     low, high = np.quantile(values, (tail, 1 - tail))
     return center + float(low), center + float(high)
 
