@@ -147,6 +147,34 @@ def _two_sided(shares: Array, scale: float) -> float:
     return max(2 * float(stdtr(n - 1, -abs(t))), floor)
 
 
+def exchange_p_values(formula: Formula, a: Array, others: Array) -> list[float | None]:
+    """p of the exchange test of `a` [units, inputs] with each of `others` [rows, units, inputs]; None where there is none.
+
+    What `exchange_test` says of each, at the cost of two evaluations of the formula for all of them together.
+    """
+    rows, units, inputs = others.shape
+    if units < MINIMUM_UNITS:
+        return [None] * rows
+    pooled, half = (a + others).sum(1) / 2, (a - others) / 2
+    up, down = (pooled[:, None] + half).reshape(-1, inputs), (pooled[:, None] - half).reshape(-1, inputs)
+    with np.errstate(all="ignore"):
+        # A formula sees one long list of units; one that ignores its inputs (a constant) gives a single number.
+        moved = np.broadcast_to(formula(*up.T) - formula(*down.T), rows * units).reshape(rows, units)
+        scales = np.broadcast_to(np.abs(formula(*pooled.T)), rows)
+    return _many_two_sided(moved, scales)
+
+
+def _many_two_sided(shares: Array, scales: Array) -> list[float | None]:
+    """`_two_sided` of every line of shares [rows, units]; None where one is not finite."""
+    units, finite = shares.shape[1], np.isfinite(shares).all(1)
+    floor, mean, spread = 2.0 ** (1 - units), shares.mean(1), shares.std(1, ddof=1)
+    with np.errstate(all="ignore"):
+        p = np.maximum(2 * stdtr(units - 1, -np.abs(mean / spread * units**0.5)), floor)
+        p = np.where(spread <= ROUNDING * np.abs(mean), floor, p)
+        p = np.where(np.abs(shares).sum(1) <= ROUNDING * scales, 1.0, p)
+    return [float(value) if known else None for value, known in zip(p, finite, strict=True)]
+
+
 def seed_test(differences: Sequence[float]) -> TestResult:
     """Exact two-sided sign-flip test over differences paired by seed: the share of sign patterns whose sum is as far from zero.
 

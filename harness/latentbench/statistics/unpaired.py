@@ -35,6 +35,9 @@ from latentbench.statistics.paired import (
     estimate,
 )
 
+_NOTHING = 760.0
+"""The smallest positive number is exp(−745)."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -113,8 +116,9 @@ def _floor(a: Inputs, b: Inputs) -> float:
     """The smallest p-value of a permutation of all units among the sides."""
     ours, theirs = (sum(len(stats) for stats in side) for side in (a, b))
     # Two of all divisions, the observed one and its mirror image. Python's integers keep the binomial exact; where it has
-    # hundreds of digits the quotient is 0, which floors nothing.
-    return 2 / math.comb(ours + theirs, ours)
+    # hundreds of digits the quotient is 0, which floors nothing, and its many products need not be formed.
+    logarithm = math.lgamma(ours + theirs + 1) - math.lgamma(ours + 1) - math.lgamma(theirs + 1)
+    return 0.0 if logarithm > _NOTHING else 2 / math.comb(ours + theirs, ours)
 
 
 def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> tuple[float | None, float | None]:
