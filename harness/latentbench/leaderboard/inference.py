@@ -20,7 +20,7 @@ import numpy as np
 
 from latentbench.core.errors import LatentbenchError, RefusedFile
 from latentbench.leaderboard.board import Column, Row, RowVerdict
-from latentbench.leaderboard.load import LoadedRecord
+from latentbench.leaderboard.load import LoadedRecord, suite_of
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
 from latentbench.metrics.value import MetricValue
@@ -32,6 +32,7 @@ from latentbench.statistics.paired import (
     TestResult,
     difference,
     exchange_test,
+    exchange_tests,
     holm,
     interval,
     mean_over_seeds,
@@ -193,29 +194,99 @@ def best_row(rows: Sequence[Row], column: Column) -> Row:
     return max(rows, key=lambda row: sign * (row.values[column.key].value or 0.0))
 
 
-def pairwise(
-    rows: Sequence[Row], columns: Iterable[Column], source: StatisticsReader
-) -> dict[str, list[list[float | None]]]:
-    """For each directed column the unadjusted p-values of all pairs of rows, as a lower triangle in the rows' order.
+ALL_PAIRS = 40
+"""Largest group in which every row is tested against every other; their number grows with the square."""
+OPPONENTS = 8
+"""Rows of a larger group that all others are tested against in a column: its best, and as many again of its suites."""
+_AT_ONCE = 256
+"""Rows whose statistics are held together while they are tested: a results folder may not fit into memory."""
 
-    A pair whose seeds overlap has p = 1. With these a report can judge ties among any subset of the rows.
+
+@dataclass(frozen=True)
+class TestedPairs:
+    """Unadjusted p-values of one column between `opponents` and every row, all of them by their place among the rows."""
+
+    __test__ = False  # keeps pytest from collecting it
+
+    opponents: tuple[int, ...]
+    """All rows of a small group; else the best of the column and of each suite."""
+    p: tuple[list[float | None], ...]
+    """Per opponent the p-value of every row, in a small group of those before it; None where there is no test, 1 where
+    the seeds overlap."""
+
+
+def pairwise(rows: Sequence[Row], columns: Iterable[Column], source: StatisticsReader) -> dict[str, TestedPairs]:
+    """Tests by which a report judges ties among a subset of the rows, for each directed column by its key.
+
+    In a group of up to `ALL_PAIRS` rows they answer for every subset; in a larger one for those whose best row is an
+    opponent, so that the work grows with the rows and not with their square.
     """
-    tables: dict[str, list[list[float | None]]] = {}
-    for column in columns:
-        if column.higher_is_better is None:
-            continue
-        ranked = {row.id for row in ranked_rows(rows, column)}
-        held = [_averaged(row, column, source) if row.id in ranked else None for row in rows]
-        tables[column.key] = [
-            [_pair(rows[i], rows[j], held[i], held[j], column) for j in range(i)] for i in range(len(rows))
-        ]
-    return tables
+    directed = [column for column in columns if column.higher_is_better is not None]
+    entered = {column: {row.id for row in ranked_rows(rows, column)} for column in directed}
+    opponents = {column: _opponents(rows, column) for column in directed}
+    leading = {
+        place: _held(rows[place], entered, source)
+        for place in sorted({place for places in opponents.values() for place in places})
+    }
+    found: dict[Column, list[list[float | None]]] = {c: [[] for _ in places] for c, places in opponents.items()}
+    for part in (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)):
+        held = [_held(row, entered, source) for row in part]
+        for column, places in opponents.items():
+            for line, place in zip(found[column], places, strict=True):
+                others = list(zip(part, held, strict=True))[: place if len(rows) <= ALL_PAIRS else None]
+                theirs = [(other, statistics[column]) for other, statistics in others]
+                line += _against(rows[place], leading[place][column], theirs, column)
+    return {column.key: TestedPairs(opponents[column], tuple(found[column])) for column in directed}
 
 
-def _pair(a: Row, b: Row, ours: UnitStatistics | None, theirs: UnitStatistics | None, column: Column) -> float | None:
-    if ours is None or theirs is None:
-        return None
-    return 1.0 if a.values[column.key].overlaps(b.values[column.key]) else tested(ours, theirs).p
+def _opponents(rows: Sequence[Row], column: Column) -> tuple[int, ...]:
+    if len(rows) <= ALL_PAIRS:
+        return tuple(range(len(rows)))
+    places, ranked = {row.id: place for place, row in enumerate(rows)}, ranked_rows(rows, column)
+    sign = -1 if column.higher_is_better else 1
+    ordered = sorted(ranked, key=lambda row: sign * (row.values[column.key].value or 0.0))
+    # A reader who keeps one suite asks for its best row.
+    of_suites = {suite_of(row.spec): row for row in reversed(ordered)}
+    suites = sorted(of_suites.values(), key=ordered.index)[:OPPONENTS]
+    return tuple(sorted({places[row.id] for row in (*ordered[:OPPONENTS], *suites)}))
+
+
+def _held(
+    row: Row, entered: Mapping[Column, set[str]], source: StatisticsReader
+) -> dict[Column, UnitStatistics | None]:
+    """A row's statistics in all columns, so that its files are read once; None where it is not ranked or has none."""
+    return {column: _averaged(row, column, source) if row.id in ids else None for column, ids in entered.items()}
+
+
+def _against(
+    row: Row, ours: UnitStatistics | None, others: Sequence[tuple[Row, UnitStatistics | None]], column: Column
+) -> list[float | None]:
+    """p-values of a row with each of the others."""
+    quick = _exchanged(ours, [theirs for _, theirs in others])
+
+    def p(place: int, other: Row, theirs: UnitStatistics | None) -> float | None:
+        if ours is None or theirs is None or other.id == row.id:
+            return None
+        if row.values[column.key].overlaps(other.values[column.key]):
+            return 1.0
+        return quick[place] if place in quick else tested(ours, theirs).p
+
+    return [p(place, *other) for place, other in enumerate(others)]
+
+
+def _exchanged(ours: UnitStatistics | None, others: Sequence[UnitStatistics | None]) -> dict[int, float | None]:
+    """Place to p-value of all paired tests together."""
+    found = {i: theirs for i, theirs in enumerate(others) if theirs is not None}
+    if ours is None or not ours.paired:
+        return {}
+    alike = {i: theirs.inputs[0] for i, theirs in found.items() if mismatch(ours, theirs) is None}
+    if not alike:
+        return {}
+    stacked = np.stack(list(alike.values()))
+    # One array per input, in which a row's units lie side by side.
+    inputs = [np.ascontiguousarray(stacked[:, :, place]) for place in range(stacked.shape[2])]
+    tests = exchange_tests(ours.formula, inputs, list(ours.inputs[0].T), ours.units)
+    return {place: test.p for place, test in zip(alike, tests, strict=True)}
 
 
 def _tests(
