@@ -10,7 +10,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import compare
-from latentbench.leaderboard.inference import StatisticsReader
+from latentbench.leaderboard.evidence import StatisticsReader
 from latentbench.leaderboard.load import LoadedResults, load, suite_of, within
 from latentbench.leaderboard.render import comparison, data, html, latex, markdown, terminal
 from latentbench.leaderboard.row_details import curves_of, pages_of

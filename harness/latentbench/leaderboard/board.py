@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
-from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, age_of
+from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, age_of, content_of
 from latentbench.metrics.base import Display
 from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue
@@ -38,6 +38,9 @@ class Column:
         """The column a record's number stands in."""
         where = (value.id, value.version, value.domain, value.budget, value.settings)
         return _column(*where, value.unit, value.higher_is_better)
+
+    def __hash__(self) -> int:
+        return hash(self.key)  # tables ask for it a hundred thousand times, and the key is kept
 
     @cached_property
     def key(self) -> str:
@@ -151,6 +154,11 @@ class Row:
     def measured(self) -> tuple[LoadedRecord, ...]:
         """The cells that have numbers."""
         return tuple(cell for cell in self.cells if cell.record.status == "ok")
+
+    @cached_property
+    def content(self) -> str | None:
+        """A digest of the statistics of its measured cells; None where one has none."""
+        return content_of(self.measured)
 
     @cached_property
     def newest(self) -> LoadedRecord:

@@ -7,10 +7,11 @@ What training cost on the machine that did it joins a record's numbers here: sho
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -176,6 +177,12 @@ def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[Load
 def row_key(record: Record) -> RowKey:
     """The row that a record belongs to."""
     return record.spec.name, record.label, group_key(record) if record.imported else ""
+
+
+def content_of(cells: Sequence[LoadedRecord]) -> str | None:
+    """A digest of the statistics of some records; None where one of them has none."""
+    digests = [cell.record.documents.sha256 for cell in cells if cell.record.documents]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if 0 < len(digests) == len(cells) else None
 
 
 def age_of(cell: LoadedRecord) -> tuple[object, str]:

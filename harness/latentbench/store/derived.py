@@ -67,7 +67,9 @@ class Derived:
             database.execute("PRAGMA synchronous = OFF")
             database.execute(_TABLE)
             _make_room(database)
-            database.executemany("INSERT OR REPLACE INTO derived (namespace, key, sum, value) VALUES (?, ?, ?, ?)", lines)
+            database.executemany(
+                "INSERT OR REPLACE INTO derived (namespace, key, sum, value) VALUES (?, ?, ?, ?)", lines
+            )
             database.commit()
 
         if lines:
