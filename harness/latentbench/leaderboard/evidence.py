@@ -21,7 +21,6 @@ from latentbench.leaderboard.board import Column
 from latentbench.leaderboard.load import LoadedRecord, content_of
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
-from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array, Statistics
 from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES, expanded_levels, quantiles
 from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates, mean_over_seeds
@@ -99,7 +98,6 @@ class StatisticsReader:
         self.tests = Kept(derived, f"tests/{METHOD}")
         self._intervals = Kept(derived, f"intervals/{METHOD}/{RESAMPLES}")
         self._statistics: OrderedDict[str, Statistics | str] = OrderedDict()
-        self._numbers: dict[str, dict[str, MetricValue]] = {}
         self._means: tuple[tuple[str, ...], dict[str, Array]] = (), {}
 
     def expect(self, rows: Iterable[Sequence[LoadedRecord]]) -> None:
@@ -153,12 +151,6 @@ class StatisticsReader:
         if self._means[0] != paths:
             self._means = paths, {}
         return self._means[1]
-
-    def numbers(self, cell: LoadedRecord) -> dict[str, MetricValue]:
-        """A cell's numbers by the key of their column."""
-        if cell.path not in self._numbers:
-            self._numbers[cell.path] = {Column.of(metric).key: metric for metric in cell.numbers}
-        return self._numbers[cell.path]
 
     def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
         """All columns of a row from one resampling of its files; those over documents get their quantiles together."""
@@ -246,13 +238,18 @@ def estimator_of(cell: LoadedRecord, column: Column) -> Estimator | None:
 
 def units_of(cell: LoadedRecord, column: Column, method: str | None = None) -> str:
     """What a column's number has `n` of: by its metric, else by the method of its interval, else nothing known."""
-    estimator = estimator_of(cell, column)
+    return _units_of(cell.metrics_section, column, method)
+
+
+@lru_cache(maxsize=65_536)
+def _units_of(metrics: str, column: Column, method: str | None) -> str:
+    estimator = estimators(metrics).get((column.metric, column.version, column.params))
     if estimator is not None:
         return estimator.units
     named = re.match(r"([a-z]+) (bootstrap|normal)", method or "")
     if named:
         return f"{named[1]}s"
-    return "documents" if column.metric in tallies(cell.metrics_section) else ""
+    return "documents" if column.metric in tallies(metrics) else ""
 
 
 def tag_of(cell: LoadedRecord, column: Column) -> str | None:
