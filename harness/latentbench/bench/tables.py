@@ -237,13 +237,17 @@ def _write(results: Path, row: int, seed: int, values: list[Json], arrays: Mappi
     sidecar = path.with_suffix(".safetensors")
     # Not flushed to disk one by one, as results are: nobody mourns these.
     sidecar.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-    plain = _plain(spec, label, seed, cell, values) | {"documents": {"file": sidecar.name, "sha256": file_digest(sidecar)}}
+    plain = _plain(spec, label, seed, cell, values) | {
+        "documents": {"file": sidecar.name, "sha256": file_digest(sidecar)}
+    }
     sealed = {**plain, "digest": digest("record", plain)}
     path.write_text(json.dumps(sealed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _plain(spec: str, label: str, seed: int, cell: str, values: list[Json]) -> dict[str, Json]:
-    facts = {domain: {"documents": DOCUMENTS, "context": 128, "model": "m" * 64, "domain": domain} for domain in DOMAINS}
+    facts = {
+        domain: {"documents": DOCUMENTS, "context": 128, "model": "m" * 64, "domain": domain} for domain in DOMAINS
+    }
     return {
         "schema": 1,
         "cell": cell,
@@ -268,7 +272,12 @@ def _plain(spec: str, label: str, seed: int, cell: str, values: list[Json]) -> d
         "metrics": values,
         "artifacts": [{"kind": "sae", "key": cell, "bytes": 2_100_000}],
         "warnings": [],
-        "environment": {"python": "3.11.7", "platform": "Linux x86_64", "device": "cpu", "packages": {"torch": "2.9.1"}},
+        "environment": {
+            "python": "3.11.7",
+            "platform": "Linux x86_64",
+            "device": "cpu",
+            "packages": {"torch": "2.9.1"},
+        },
         "cost": {"wall_seconds": {"train": 40.0 + seed, "evaluate": 8.25}, "tokens_per_second": 50_000.0 + seed},
         "created": "2026-01-01T00:00:00+00:00",
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,15 +23,15 @@ from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
 from latentbench.statistics.arrays import Array, Statistics
 from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES, expanded_levels, quantiles
-from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates, mean_over_seeds
-from latentbench.statistics.resampling import Resampled
-from latentbench.statistics.unpaired import unpaired_interval
+from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates, mean_over_seeds, replicates
+from latentbench.statistics.seeds import SeedStatistics
+from latentbench.statistics.unpaired import equal_interval, unpaired_interval
 from latentbench.store.derived import Derived
 
 METHOD = 1
 """Raised when intervals or tests are worked out in another way, so that what is kept of them is not asked for any more."""
-_KEPT = 64
-"""Records whose statistics stay in memory: a column's rows are asked for again and again, a results folder may not fit."""
+_KEPT = 256 << 20
+"""Bytes of statistics that stay in memory: rows are asked for again by tests and pages, a results folder may not fit."""
 
 
 class MissingStatistics(LatentbenchError):
@@ -97,8 +97,8 @@ class StatisticsReader:
         self.problems: dict[str, str] = {}
         self.tests = Kept(derived, f"tests/{METHOD}")
         self._intervals = Kept(derived, f"intervals/{METHOD}/{RESAMPLES}")
-        self._statistics: OrderedDict[str, Statistics | str] = OrderedDict()
-        self._means: tuple[tuple[str, ...], dict[str, Array]] = (), {}
+        self._rows: OrderedDict[tuple[str, ...], SeedStatistics | str] = OrderedDict()
+        self._bytes = 0
 
     def expect(self, rows: Iterable[Sequence[LoadedRecord]]) -> None:
         """Says which rows' intervals will be asked for, so that what is known of them is fetched in one go."""
@@ -111,11 +111,11 @@ class StatisticsReader:
 
     def evidence(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
         """What intervals and tests of a column need, over the seeds of a row. Raises MissingStatistics."""
-        estimator = estimator_of(cells[0], column)
-        if estimator is None:
-            raise MissingStatistics(UNKNOWN)
-        names = self._checked(cells, estimator, column)
-        inputs = tuple(np.stack([self._read(cell)[name] for name in names], axis=1) for cell in cells)
+        estimator = self._estimator(cells, column)
+        names = names_of(cells[0], column)
+        row = self._row(cells)
+        _check(row, names, estimator)
+        inputs = tuple(np.stack([own[name] for name in names], axis=1) for own in row.seeds)
         return UnitStatistics(estimator.formula, inputs, estimator.units, estimator.paired)
 
     def averaged(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
@@ -123,15 +123,20 @@ class StatisticsReader:
 
         Raises MissingStatistics.
         """
-        estimator = estimator_of(cells[0], column)
-        if estimator is None or not estimator.paired:
-            return self.evidence(cells, column)
-        means = self._means_of(cells)
-        for name in (names := self._checked(cells, estimator, column)):
-            if name not in means:
-                means[name] = mean_over_seeds([self._read(cell)[name] for cell in cells])
-        inputs = np.stack([means[name] for name in names], axis=1)
+        estimator = self._estimator(cells, column)
+        names = names_of(cells[0], column)
+        row = self._row(cells)
+        if not estimator.paired or row.units(names) is None:
+            found = self.evidence(cells, column)
+            return replace(found, inputs=(mean_over_seeds(found.inputs),)) if found.paired else found
+        inputs = np.stack(row.means(names), axis=1)
         return UnitStatistics(estimator.formula, (inputs,), estimator.units, estimator.paired)
+
+    def _estimator(self, cells: Sequence[LoadedRecord], column: Column) -> Estimator:
+        estimator = estimator_of(cells[0], column)
+        if estimator is None:
+            raise MissingStatistics(UNKNOWN)
+        return estimator
 
     def intervals(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
         """95 % intervals of the means over a row's seeds, by column key."""
@@ -145,90 +150,95 @@ class StatisticsReader:
         held = {name: (None, None, UNKNOWN) if tag is None else known.get(tag) for name, tag in tags.items()}
         return {name: made.get(name) or tuple(ends) for name, ends in held.items()}
 
-    def _means_of(self, cells: Sequence[LoadedRecord]) -> dict[str, Array]:
-        """Means over seeds of the row that was asked for last, for its columns share them."""
-        paths = tuple(cell.path for cell in cells)
-        if self._means[0] != paths:
-            self._means = paths, {}
-        return self._means[1]
-
     def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
         """All columns of a row from one resampling of its files; those over documents get their quantiles together."""
         found: dict[str, Ends] = {}
         replicated: dict[int, dict[str, Array]] = defaultdict(dict)
-        resampled: dict[str, Resampled] = {}
         for column in columns:
-            estimator = estimator_of(cells[0], column)
-            assert estimator is not None
+            estimator = self._estimator(cells, column)
+            found[column.key] = None, None, f"too few {estimator.units} for an interval"
             try:
-                names = self._checked(cells, estimator, column)
-                for cell in cells:
-                    if cell.path not in resampled:
-                        resampled[cell.path] = Resampled(self._read(cell))
+                n, values = self._replicates(cells, column, estimator)
             except MissingStatistics as error:
                 found[column.key] = None, None, str(error)
                 continue
-            found[column.key] = None, None, f"too few {estimator.units} for an interval"
-            own = [resampled[cell.path] for cell in cells]
-            if not estimator.paired:
-                found[column.key] = self._unpaired(cells, column, names, own)
-            elif (n := self._units(cells[0], names)) >= MINIMUM_DOCUMENTS:
-                values = mean_of_replicates(estimator.formula, [one.sums(names) for one in own])
-                if values is not None:
-                    replicated[n][column.key] = values
+            if isinstance(values, tuple) and values[0] is not None:
+                found[column.key] = *values, None
+            elif isinstance(values, np.ndarray):
+                replicated[n][column.key] = values
         for n, values_of in replicated.items():
             lows, highs = quantiles(np.stack(list(values_of.values())), expanded_levels(n, LEVEL))
             for name, low, high in zip(values_of, lows.tolist(), highs.tolist(), strict=True):
                 found[name] = low, high, None
+        if columns and (row := self._rows.get(_paths(cells))) and not isinstance(row, str):
+            row.forget()
         return found
 
-    def _unpaired(
-        self, cells: Sequence[LoadedRecord], column: Column, names: Sequence[str], resampled: Sequence[Resampled]
-    ) -> Ends:
-        evidence = self.evidence(cells, column)
-        drawn = None
-        if min(map(len, evidence.inputs)) >= MINIMUM_DOCUMENTS:
-            drawn = [own.sums(names, stream) for stream, own in enumerate(resampled)]
-        low, high = unpaired_interval(evidence.formula, evidence.inputs, drawn=drawn)
-        return low, high, None if low is not None else f"too few {evidence.units} for an interval"
+    def _replicates(
+        self, cells: Sequence[LoadedRecord], column: Column, estimator: Estimator
+    ) -> tuple[int, Array | tuple[float | None, float | None] | None]:
+        """Units and [resamples] of a column, None where there are too few or one is not finite; of unpaired ones the interval."""
+        row, names, formula = self._row(cells), names_of(cells[0], column), estimator.formula
+        n = row.units(names)
+        if n is None:  # the seeds differ in what they have
+            evidence = self.evidence(cells, column)
+            if not estimator.paired:
+                return 0, unpaired_interval(formula, evidence.inputs)
+            return len(evidence.inputs[0]), replicates(formula, evidence.inputs)
+        if n < MINIMUM_DOCUMENTS:
+            return n, None
+        if not estimator.paired:
+            return n, equal_interval(formula, row.stats(names), row.sums(names, apart=True))
+        return n, mean_of_replicates(formula, row.sums(names, apart=False))
 
-    def _units(self, cell: LoadedRecord, names: Sequence[str]) -> int:
-        return len(self._read(cell)[names[0]])
-
-    def _checked(self, cells: Sequence[LoadedRecord], estimator: Estimator, column: Column) -> list[str]:
-        """Names of the statistics behind a column, which all seeds have. Raises MissingStatistics."""
-        names = [f"{column.domain}/{name}" for name in estimator.names(column.budget)]
-        lengths = set()
-        for cell in cells:
-            statistics = self._read(cell)
-            if missing := [name for name in names if name not in statistics]:
-                raise MissingStatistics(f"no statistics {', '.join(missing)}")
-            if len(own := {len(statistics[name]) for name in names}) > 1:
-                raise MissingStatistics("statistics of different lengths")
-            lengths |= own
-        if estimator.paired and len(lengths) > 1:
-            raise MissingStatistics(f"the seeds were measured on different numbers of {estimator.units}")
-        return names
-
-    def _read(self, cell: LoadedRecord) -> Statistics:
-        if cell.path not in self._statistics:
-            self._statistics[cell.path] = self._read_or_reason(cell)
-        self._statistics.move_to_end(cell.path)
-        while len(self._statistics) > _KEPT:
-            self._statistics.popitem(last=False)
-        found = self._statistics[cell.path]
+    def _row(self, cells: Sequence[LoadedRecord]) -> SeedStatistics:
+        """The statistics of a row, those of the last rows from memory. Raises MissingStatistics."""
+        paths = _paths(cells)
+        if paths not in self._rows:
+            self._rows[paths] = self._read_or_reason(cells)
+            self._bytes += _size(self._rows[paths])
+            while self._bytes > _KEPT and len(self._rows) > 1:
+                self._bytes -= _size(self._rows.popitem(last=False)[1])
+        self._rows.move_to_end(paths)
+        found = self._rows[paths]
         if isinstance(found, str):
             raise MissingStatistics(found)
         return found
 
-    def _read_or_reason(self, cell: LoadedRecord) -> Statistics | str:
-        if cell.record.documents is None:
-            return "no per-document statistics"
-        try:
-            return cell.statistics()
-        except RefusedFile as error:
-            self.problems[cell.path] = str(error)
-            return str(error)
+    def _read_or_reason(self, cells: Sequence[LoadedRecord]) -> SeedStatistics | str:
+        read: list[Statistics] = []
+        for cell in cells:
+            if cell.record.documents is None:
+                return UNKNOWN
+            try:
+                read.append(cell.statistics())
+            except RefusedFile as error:
+                self.problems[cell.path] = str(error)
+                return str(error)
+        return SeedStatistics(read)
+
+
+def _paths(cells: Sequence[LoadedRecord]) -> tuple[str, ...]:
+    return tuple(cell.path for cell in cells)
+
+
+def _size(row: SeedStatistics | str) -> int:
+    return 0 if isinstance(row, str) else row.bytes
+
+
+def _check(row: SeedStatistics, names: Sequence[str], estimator: Estimator) -> None:
+    """Raises MissingStatistics unless all seeds have what a number needs."""
+    if row.units(names) is not None:
+        return
+    lengths = set()
+    for own in row.seeds:
+        if missing := [name for name in names if name not in own]:
+            raise MissingStatistics(f"no statistics {', '.join(missing)}")
+        if len(here := {len(own[name]) for name in names}) > 1:
+            raise MissingStatistics("statistics of different lengths")
+        lengths |= here
+    if estimator.paired and len(lengths) > 1:
+        raise MissingStatistics(f"the seeds were measured on different numbers of {estimator.units}")
 
 
 def estimator_of(cell: LoadedRecord, column: Column) -> Estimator | None:
@@ -250,6 +260,17 @@ def _units_of(metrics: str, column: Column, method: str | None) -> str:
     if named:
         return f"{named[1]}s"
     return "documents" if column.metric in tallies(metrics) else ""
+
+
+def names_of(cell: LoadedRecord, column: Column) -> tuple[str, ...]:
+    """The statistics behind a column, which has an estimator."""
+    return _names(cell.metrics_section, column)
+
+
+@lru_cache(maxsize=65_536)
+def _names(metrics: str, column: Column) -> tuple[str, ...]:
+    estimator = estimators(metrics)[column.metric, column.version, column.params]
+    return tuple(f"{column.domain}/{name}" for name in estimator.names(column.budget))
 
 
 def tag_of(cell: LoadedRecord, column: Column) -> str | None:

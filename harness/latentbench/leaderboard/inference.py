@@ -30,7 +30,14 @@ from latentbench.statistics.paired import (
     holm,
     mean_over_seeds,
 )
-from latentbench.statistics.unpaired import Estimates, estimated, unpaired_difference, unpaired_test, welch_test
+from latentbench.statistics.unpaired import (
+    Estimates,
+    equal_estimates,
+    estimated,
+    unpaired_difference,
+    unpaired_test,
+    welch_test,
+)
 
 
 def mismatch(a: UnitStatistics, b: UnitStatistics) -> str | None:
@@ -254,13 +261,19 @@ class _Leaders:
         if leader.paired:
             return _exchanged(leader, others)
         if column not in self._estimates:
-            self._estimates[column] = estimated(leader.formula, leader.inputs)
+            self._estimates[column] = _estimates(leader, leader)
         return [
             TestResult(None, f"not testable: {other}")
             if isinstance(other, str)
-            else welch_test(self._estimates[column], estimated(leader.formula, other.inputs), leader.units)
+            else welch_test(self._estimates[column], _estimates(leader, other), leader.units)
             for other in others
         ]
+
+
+def _estimates(leader: UnitStatistics, row: UnitStatistics) -> Estimates:
+    if len({len(stats) for stats in row.inputs}) > 1:
+        return estimated(leader.formula, row.inputs)
+    return equal_estimates(leader.formula, list(np.stack(row.inputs).transpose(2, 0, 1)))
 
 
 def _exchanged(leader: UnitStatistics, others: Sequence[UnitStatistics | str]) -> list[TestResult]:

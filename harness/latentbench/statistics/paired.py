@@ -74,13 +74,13 @@ def replicates(formula: Formula, seeds: Inputs) -> Array | None:
     if documents < MINIMUM_DOCUMENTS:
         return None
     drawn = weights(documents)
-    return mean_of_replicates(formula, [list((drawn @ stats).T) for stats in seeds])
+    return mean_of_replicates(formula, list(np.stack([(drawn @ stats).T for stats in seeds], axis=1)))
 
 
-def mean_of_replicates(formula: Formula, sums: Sequence[Sequence[Array]]) -> Array | None:
-    """[resamples] the mean over seeds of the formula, from each seed's sums [inputs][resamples]; None where it is not finite."""
+def mean_of_replicates(formula: Formula, sums: Sequence[Array]) -> Array | None:
+    """[resamples] the mean over seeds of the formula of sums [inputs][seeds, resamples]; None where it is not finite."""
     with np.errstate(all="ignore"):
-        values: Array = np.mean([formula(*own) for own in sums], axis=0)
+        values: Array = np.broadcast_to(formula(*sums), sums[0].shape).mean(0)
     return values if np.isfinite(values).all() else None
 
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, stdtr, stdtrit
 
 from latentbench.statistics.arrays import Array
-from latentbench.statistics.intervals import MINIMUM_DOCUMENTS
+from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, quantiles
 from latentbench.statistics.paired import (
     LEVEL,
     MINIMUM_UNITS,
@@ -50,26 +50,30 @@ class Sample:
     coefficient: float
     stream: int
     """Numbers the samples of a statement, so that each is resampled with draws of its own."""
-    drawn: Sequence[Array] | None = None
-    """[inputs][resamples] its sums over units drawn again in its stream, where they are at hand."""
-
-    @property
-    def sums(self) -> Sequence[Array]:
-        """[inputs][resamples] its sums over units drawn again."""
-        return list(drawn_sums(np.ascontiguousarray(self.stats.T), self.stream)) if self.drawn is None else self.drawn
 
 
-def unpaired_interval(
-    formula: Formula, seeds: Inputs, level: float = LEVEL, drawn: Sequence[Sequence[Array]] | None = None
-) -> tuple[float | None, float | None]:
-    """95 % interval of the mean over seeds whose units are different things.
+Ends = tuple[float | None, float | None]
+"""Of an interval; None where there is none."""
 
-    `drawn`: [seeds][inputs][resamples] the sums over units drawn again, where the whole record's are at hand (`Resampled`).
+
+def unpaired_interval(formula: Formula, seeds: Inputs, level: float = LEVEL) -> Ends:
+    """95 % interval of the mean over seeds whose units are different things."""
+    return _interval(formula, _samples(seeds, 1.0), level)
+
+
+def equal_interval(formula: Formula, stats: Sequence[Array], drawn: Sequence[Array], level: float = LEVEL) -> Ends:
+    """`unpaired_interval` of seeds [inputs][seeds, units] that have equally many units, from one evaluation for all of them.
+
+    `drawn` [inputs][seeds, resamples]: sums over units drawn again, apart in each seed.
     """
-    samples = _samples(seeds, 1.0)
-    if drawn is not None:
-        samples = [replace(sample, drawn=own) for sample, own in zip(samples, drawn, strict=True)]
-    return _interval(formula, samples, level)
+    seeds, n = stats[0].shape
+    if n < MINIMUM_DOCUMENTS:
+        return None, None
+    centers, jackknifed = _moments(formula, stats)
+    with np.errstate(all="ignore"):
+        values = np.broadcast_to(formula(*drawn), drawn[0].shape)
+        deviations = (values - centers[:, None]).sum(0) * (math.sqrt(n / (n - 1)) / seeds)
+    return _ends(deviations, float(centers.mean()), jackknifed / seeds**2, [n] * seeds, level)
 
 
 def unpaired_difference(formula: Formula, a: Inputs, b: Inputs, units: str) -> Difference:
@@ -99,6 +103,23 @@ def estimated(formula: Formula, seeds: Inputs) -> Estimates:
     """Estimates and jackknife variances of a row, from statistics [units, inputs] per seed."""
     variances = tuple(_jackknife(formula, stats) for stats in seeds)
     return Estimates(estimate(formula, seeds), variances, tuple(len(stats) for stats in seeds))
+
+
+def equal_estimates(formula: Formula, stats: Sequence[Array]) -> Estimates:
+    """`estimated` of seeds [inputs][seeds, units] that have equally many units, from one evaluation for all of them."""
+    centers, variances = _moments(formula, stats)
+    seeds, n = stats[0].shape
+    return Estimates(float(centers.mean()), tuple(variances.tolist()), (n,) * seeds)
+
+
+def _moments(formula: Formula, stats: Sequence[Array]) -> tuple[Array, Array]:
+    """[seeds] θ_j and [seeds] v_j from statistics [inputs][seeds, units]."""
+    sums, (seeds, n) = [own.sum(-1, keepdims=True) for own in stats], stats[0].shape
+    with np.errstate(all="ignore"):
+        centers = np.broadcast_to(formula(*sums), (seeds, 1))[:, 0]
+        # A formula that ignores its inputs (a constant) gives one number for all.
+        without = np.broadcast_to(formula(*(total - own for total, own in zip(sums, stats, strict=True))), (seeds, n))
+        return centers, (n - 1) * without.var(-1)
 
 
 def welch_test(a: Estimates, b: Estimates, units: str) -> TestResult:
@@ -162,19 +183,24 @@ def _rarest(ours: int, theirs: int) -> float:
     return 0.0 if size > _LARGEST else 2 / math.comb(ours + theirs, ours)
 
 
-def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> tuple[float | None, float | None]:
-    if min(len(sample.stats) for sample in samples) < MINIMUM_DOCUMENTS:
+def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> Ends:
+    sizes = [len(sample.stats) for sample in samples]
+    if min(sizes) < MINIMUM_DOCUMENTS:
         return None, None
     values = sum(_deviations(formula, sample) for sample in samples)
     center = sum(sample.coefficient * estimate(formula, [sample.stats]) for sample in samples)
-    variances = _variances(formula, samples)
-    if not (np.isfinite(values).all() and np.isfinite(variances).all()):
+    return _ends(np.asarray(values), center, _variances(formula, samples), sizes, level)
+
+
+def _ends(deviations: Array, center: float, variances: Array, sizes: Sequence[int], level: float) -> Ends:
+    """From deviations [resamples] of a statement, its value, and the variance [samples] of each of its terms."""
+    if not (np.isfinite(deviations).all() and np.isfinite(variances).all()):
         return None, None
     if not variances.any():  # all units alike: the degrees of freedom would be 0/0
         return center, center
-    tail = float(ndtr(-stdtrit(_freedom(variances, [len(sample.stats) for sample in samples]), (1 + level) / 2)))
-    low, high = np.quantile(values, (tail, 1 - tail))
-    return center + float(low), center + float(high)
+    tail = float(ndtr(-stdtrit(_freedom(variances, sizes), (1 + level) / 2)))
+    low, high = quantiles(deviations, (tail, 1 - tail)).tolist()
+    return center + low, center + high
 
 
 def _deviations(formula: Formula, sample: Sample) -> Array:
@@ -184,7 +210,7 @@ def _deviations(formula: Formula, sample: Sample) -> Array:
     """
     n = len(sample.stats)
     with np.errstate(all="ignore"):
-        drawn = np.asarray(formula(*sample.sums), dtype=np.float64)
+        drawn = np.asarray(formula(*drawn_sums(np.ascontiguousarray(sample.stats.T), sample.stream)), dtype=np.float64)
         center = formula(*sample.stats.sum(0))
     deviations: Array = sample.coefficient * math.sqrt(n / (n - 1)) * (drawn - center)
     return deviations
