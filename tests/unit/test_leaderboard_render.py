@@ -20,7 +20,7 @@ from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render.html import embedded
 from latentbench.leaderboard.render.text import decimals, markdown, number, p_value, seconds, spread
-from latentbench.leaderboard.row_details import provenances
+from latentbench.leaderboard.row_details import provenance
 from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
 FORMATS = ("md", "terminal", "json", "csv", "html")
@@ -144,15 +144,15 @@ def test_markdown_is_inert(tmp_path: Path) -> None:
 
 def test_html_is_one_inert_file(tmp_path: Path) -> None:
     page = leaderboard(hostile(tmp_path), "html")
-    assert page.count("</script>") == 5
     assert "<img" not in page
     assert "\u2028" not in page
     assert "default-src 'none'" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
-    for data in re.findall(
-        r'<script type="application/json" id="(?:board|provenance)">(.*?)</script>', page, re.DOTALL
-    ):
-        assert "pwned" in str(json.loads(data))
+    pieces = dict(re.findall(r'<script type="application/json" id="([^"]*)">(.*?)</script>', page, re.DOTALL))
+    assert page.count("</script>") == page.count("<script") == len(pieces) + 1
+    assert {"board", "details-0-0"} <= set(pieces)
+    for name, data in pieces.items():
+        assert ("pwned" in str(json.loads(data))) == (name in ("board", "details-0-0"))
         assert not set(data) & set("<>&\u2028\u2029")
 
 
@@ -230,9 +230,9 @@ def test_each_domain_has_a_table_with_its_best_row_first(tmp_path: Path) -> None
 
 def test_the_command_runs_only_the_cells_of_its_row(tmp_path: Path) -> None:
     write(tmp_path, Planted(label="sae.k=8"), Planted(label=""))
-    found = provenances(board_of(load(tmp_path)))["rows"].values()
+    rows = [row for group in board_of(load(tmp_path)).groups for row in group.rows]
     start = "latentbench run specs/quickstart/topk.yaml"
-    assert {row["command"] for row in found} == {start, f"{start} --filter '[sae.k=8]'"}
+    assert {provenance(row)["command"] for row in rows} == {start, f"{start} --filter '[sae.k=8]'"}
 
 
 def test_plain_text_shows_what_it_neutralises() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -90,22 +89,8 @@ def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-SHARED = ("resolved", "comparability", "environment", "cost", "artifacts")
-
-
-def provenances(board: Board) -> Json:
-    """By row id; what many rows share (environment, keys) stands once in `shared`, and rows refer to it by number."""
-    shared: dict[str, int] = {}
-    rows: dict[str, Json] = {}
-    for row in (row for group in board.groups for row in group.rows):
-        facts = _provenance(row)
-        for name in SHARED:
-            facts[name] = shared.setdefault(json.dumps(facts[name], ensure_ascii=False, allow_nan=False), len(shared))
-        rows[row.id] = facts
-    return {"rows": rows, "shared": [json.loads(text) for text in shared]}
-
-
-def _provenance(row: Row) -> dict[str, Json]:
+def provenance(row: Row) -> dict[str, Json]:
+    """What was run, on what, and the command that runs it again, as its newest record says."""
     record = row.newest.record
     return {
         "command": row.newest.command,

@@ -1,13 +1,21 @@
 // Wires the controls to the state.
 
+let figures = 0;
+
 function drawAll() {
   drawTable();
-  // After the first paint: the table is what the reader waits for.
-  requestAnimationFrame(() => setTimeout(() => { drawPlots(); drawCurves(); }, 0));
+  // After the first paint: the table is what the reader waits for. Figures of what is no longer shown are not drawn.
+  const turn = ++figures;
+  requestAnimationFrame(() => setTimeout(() => whenWhole(() => { if (turn === figures) drawFigures(); }), 0));
+}
+
+function drawFigures() {
+  drawPlots();
+  drawCurves();
 }
 
 function chooseGroup(group) {
-  Object.assign(state, { group, sort: null, suite: "", status: "", limits: [], page: 0, domain: group.domains[0] ?? null });
+  Object.assign(state, { group, sort: null, suite: "", status: "", limits: [], domain: group.domains[0] ?? null });
   state.shown = new Set(group.columns.map((column, i) => (column.shown ? i : -1)).filter((i) => i >= 0));
   find("status").value = "";
   find("group-title").textContent = group.title;
@@ -71,14 +79,12 @@ function addLimit(event) {
   if (Number.isNaN(bound) || !state.group) return;
   state.limits.push({ column: Number(find("limit-column").value), sign: find("limit-sign").value, bound });
   find("limit-number").value = "";
-  state.page = 0;
   drawChips();
   drawAll();
 }
 
 function filterWith(field, event) {
   state[field] = event.target.value;
-  state.page = 0;
   drawAll();
 }
 
@@ -103,9 +109,8 @@ function keys(event) {
     tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length].click();
   }
   if (event.target.matches?.(".row-name") && ["ArrowDown", "ArrowUp"].includes(event.key)) {
-    const names = [...document.querySelectorAll(".row-name")], at = names.indexOf(event.target);
     event.preventDefault();
-    names[at + (event.key === "ArrowDown" ? 1 : -1)]?.focus();
+    focusRow(placeOf(event.target.closest("tr")) + (event.key === "ArrowDown" ? 1 : -1));
   }
 }
 
@@ -121,13 +126,15 @@ function start() {
   find("status").addEventListener("change", (event) => filterWith("status", event));
   find("limit").addEventListener("submit", addLimit);
   find("limit-column").addEventListener("change", limitColumn);
-  window.addEventListener("resize", () => { if (fitSize()) { drawPlots(); drawCurves(); } });
+  window.addEventListener("resize", () => { if (fitSize()) drawFigures(); });
   find("intervals").addEventListener("change", (event) => { state.intervals = event.target.checked; drawTable(); });
   find("csv").addEventListener("click", saveCsv);
   find("drawer").addEventListener("click", (event) => { if (event.target === find("drawer")) find("drawer").close(); });
   document.addEventListener("keydown", keys);
   document.addEventListener("click", (event) => document.querySelectorAll("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; }));
+  startWindow();
   chooseGroup(state.group);
+  whenWhole(() => { if (asked) drawAll(); });
 }
 
 start();

@@ -1,6 +1,6 @@
 // Training curves: of one row in its drawer, of the first rows of the table below the trade-offs.
 
-const CURVES = read("curves");
+const curvesById = () => piece("curves") ?? {};
 const CURVE_ROWS = 8;
 const TRACED = { normalised: ["Unexplained variance", "fraction of the batch"], l0: ["L0", "latents/token"], dead: ["Dead latents", "latents"] };
 
@@ -27,7 +27,7 @@ function trace(line, points, i, sx, sy) {
 }
 
 function curvesOf(row) {
-  const found = Object.entries(CURVES[row.id] ?? {});
+  const found = Object.entries(curvesById()[row.id] ?? {});
   // A line that stays level (the L0 of a TopK SAE) says nothing that the numbers do not.
   const moves = (values) => values && values.some((v) => v !== values[0]);
   const columns = Object.keys(TRACED).filter((column) => found.some(([, curve]) => moves(curve[column])));
@@ -39,9 +39,9 @@ function curvesOf(row) {
 
 // The first seed of each of the first rows as they are sorted now.
 function drawCurves() {
-  const rows = sorted(visibleRows()).filter((row) => CURVES[row.id]).slice(0, CURVE_ROWS);
+  const rows = sorted(visibleRows()).filter((row) => curvesById()[row.id]).slice(0, CURVE_ROWS);
   const lines = rows.map((row) => {
-    const curve = Object.values(CURVES[row.id])[0];
+    const curve = Object.values(curvesById()[row.id])[0];
     return curve.normalised && { name: nameOf(row), steps: curve.step, values: curve.normalised, row };
   }).filter(Boolean);
   const figure = lines.length ? curveFigure("normalised", lines, `Unexplained variance while training, ${lines.length === 1 ? "one row" : `first ${lines.length} rows of the table`}`) : null;

@@ -1,13 +1,10 @@
 // The drawer: all numbers of a row, what exactly was run, on what, and the command that runs it again.
 
-let provenance = null;
-const PAGES = read("pages");
-
 function openDrawer(row) {
-  provenance ??= read("provenance");
   untip();
-  const drawer = find("drawer"), own = provenance.rows[row.id];
-  const facts = Object.fromEntries(Object.entries(own).map(([k, v]) => [k, typeof v === "number" ? provenance.shared[v] : v]));
+  const facts = detailsOf(row);
+  if (!facts) return whenWhole(() => openDrawer(row));
+  const drawer = find("drawer");
   drawer.replaceChildren(el("div", { class: "sheet" }, ...drawerParts(row, facts)));
   if (!drawer.open) drawer.showModal();
   drawer.scrollTop = 0;
@@ -48,7 +45,7 @@ function command(text) {
 
 // Pages that lie beside the report: single latents, steering vectors, flow maps.
 function linksOf(row) {
-  const links = PAGES[row.id] ?? [];
+  const links = piece("pages")?.[row.id] ?? [];
   return links.length ? el("p", { class: "links" }, "Look closer: ", ...links.flatMap(([text, address], i) => [i ? " · " : "", el("a", { href: address }, text)])) : null;
 }
 
@@ -56,7 +53,7 @@ const countedText = (n, units) => (n === null ? "–" : `${n.toLocaleString("en"
 
 // The columns of the table first, so that what was run is not far below; the others on demand.
 function numbersOf(row) {
-  if (!row.values.length) return [];
+  if (!row.measured) return [];
   const all = state.group.columns.map((_, i) => i), shown = all.filter((i) => state.shown.has(i)), rest = all.filter((i) => !state.shown.has(i));
   return [numbersTable(row, shown, "Numbers", true), rest.length ? numbersTable(row, rest, `${rest.length} more numbers`, false) : null];
 }

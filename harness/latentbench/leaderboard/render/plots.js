@@ -3,6 +3,7 @@
 const SAME = 0.01;
 const WHISKERS = 300;
 const INTERACTIVE = 600;
+const NEAR = 10; // pixels within which the mouse means a point
 const FAR = 3; // interquartile ranges from the quartiles, beyond which a point would squeeze all others together
 const FEW = 0.15; // the share of points that may be beyond
 const SHAPES = [
@@ -15,18 +16,31 @@ const SHAPES = [
 function drawPlots() {
   const area = find("plots"), { plots } = state.group;
   const domains = [...new Set(plots.map((plot) => plot.domain))];
-  if (!domains.length) return area.replaceChildren();
+  if (!domains.length) {
+    area.replaceChildren();
+    return;
+  }
   if (!domains.includes(state.domain)) state.domain = domains[0];
   const drawn = plots.filter((plot) => plot.domain === state.domain);
-  const rows = visibleRows().filter((row) => row.values.length);
+  const rows = visibleRows().filter((row) => row.measured);
   const kinds = [...new Set(state.group.rows.map((row) => row.variant).filter(Boolean))];
   const choose = el("select", { id: "plot-domain", onchange: (event) => { state.domain = event.target.value; drawPlots(); } },
     ...domains.map((d) => el("option", { value: d, selected: d === state.domain }, d)));
   const legend = el("div", { class: "shapes" }, ...kinds.map((kind) => el("span", {}, icon(kinds.indexOf(kind)), kind)),
     el("span", { class: "muted" }, "line: not dominated by any other row · faint: dominated"));
-  return area.replaceChildren(
-    el("div", { class: "plot-head" }, el("h3", {}, "Trade-offs"), el("label", { class: "field inline" }, el("span", {}, "Domain"), choose)), legend,
-    el("div", { class: "figures" }, ...drawn.map((plot) => figure(plot, rows, kinds))));
+  const figures = el("div", { class: "figures" });
+  area.replaceChildren(
+    el("div", { class: "plot-head" }, el("h3", {}, "Trade-offs"), el("label", { class: "field inline" }, el("span", {}, "Domain"), choose)), legend, figures);
+  addFigures(figures, drawn.map((plot) => () => figure(plot, rows, kinds)), rows.length > INTERACTIVE);
+}
+
+// Figures of thousands of points come one after the other, so that the page answers in between.
+function addFigures(area, drawing, slowly) {
+  if (!drawing.length || (slowly && !area.isConnected)) return;
+  const [first, ...others] = drawing;
+  area.append(first());
+  if (slowly) setTimeout(() => addFigures(area, others, slowly), 0);
+  else addFigures(area, others, slowly);
 }
 
 // Every shape filled, then every shape hollow: as many kinds as there are variants can be told apart.
@@ -37,8 +51,8 @@ function figure(plot, rows, kinds) {
   const { columns } = state.group, y = columns[plot.y];
   const x = plot.x === "scale" ? { label: "Steering scale", unit: "as specified", domain: plot.domain } : columns[plot.x];
   const points = rows.map((row) => ({
-    row, x: plot.x === "scale" ? row.scale ?? null : numberOf(row, plot.x), y: numberOf(row, plot.y),
-    xs: [numberOf(row, plot.x, LOW), numberOf(row, plot.x, HIGH)], ys: [numberOf(row, plot.y, LOW), numberOf(row, plot.y, HIGH)],
+    row, y: numberOf(row, plot.y), ys: rangeOf(row, plot.y),
+    ...(plot.x === "scale" ? { x: row.scale, xs: [null, null] } : { x: numberOf(row, plot.x), xs: rangeOf(row, plot.x) }),
   })).filter((p) => p.x !== null && p.y !== null && (!plot.log || p.x > 0));
   const against = x.domain === plot.domain ? x.label : `${x.label} on ${x.domain}`;
   const caption = el("figcaption", {}, `${y.label} against ${against}, ${plot.domain}`);
@@ -51,14 +65,21 @@ function figure(plot, rows, kinds) {
   const svg = el("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, role: "group", "aria-label": caption.textContent },
     ...axis(sx, sy, x, y), ...lines.map((line) => el("polyline", { class: "frontier", points: line.map((p) => `${sx(p.x)},${sy(p.y)}`).join(" ") })),
     ...marks(near, leading, sx, sy, kinds, [x, y]), ...far.map((p) => beyond(p, sx, sy, [x, y])));
+  if (near.length > INTERACTIVE) pointAtNearest(svg, near, sx, sy, [x, y]);
   const note = far.length ? el("p", { class: "muted beyond-note" }, `${far.length} row${far.length === 1 ? "" : "s"} beyond this scale, shown by arrows at its edge.`) : null;
   return el("figure", {}, caption, svg, note);
 }
 
+const rangeOf = (row, i) => [numberOf(row, i, LOW), numberOf(row, i, HIGH)];
+
 // Rows that differ only in scale: a larger one costs nothing by itself, so none dominates another.
 function series(points) {
   const lines = new Map(), key = (row) => `${row.spec} ${row.label.replace(/(^|,)[^,=]*\bscale=[^,]*/, "")}`;
-  for (const p of [...points].sort((a, b) => a.x - b.x)) lines.set(key(p.row), [...(lines.get(key(p.row)) ?? []), p]);
+  for (const p of [...points].sort((a, b) => a.x - b.x)) {
+    const name = key(p.row);
+    if (lines.has(name)) lines.get(name).push(p);
+    else lines.set(name, [p]);
+  }
   return [...lines.values()];
 }
 
@@ -66,8 +87,9 @@ function series(points) {
 function apartFrom(points, leading) {
   const ys = points.map((p) => p.y).sort((a, b) => a - b), at = (share) => ys[Math.floor(share * (ys.length - 1))];
   const reach = FAR * (at(0.75) - at(0.25));
-  const far = points.filter((p) => !leading.has(p) && (p.y < at(0.25) - reach || p.y > at(0.75) + reach));
-  return far.length > FEW * points.length ? { near: points, far: [] } : { near: points.filter((p) => !far.includes(p)), far };
+  const low = at(0.25) - reach, high = at(0.75) + reach, outside = (p) => !leading.has(p) && (p.y < low || p.y > high);
+  const far = points.filter(outside);
+  return far.length > FEW * points.length ? { near: points, far: [] } : { near: points.filter((p) => !outside(p)), far };
 }
 
 function beyond(p, sx, sy, axes) {
@@ -92,10 +114,35 @@ function marks(points, frontier, sx, sy, kinds, axes) {
   return ordered.map((p) => mark(p, frontier.has(p), sx, sy, kinds, axes, points.length <= WHISKERS));
 }
 
-// Thousands of points: the dominated ones become one path, so that drawing stays quick.
+// Thousands of points: most become one path, so that drawing stays quick; the mouse finds each of them all the same.
 function crowd(points, frontier, sx, sy, kinds, axes) {
-  const dots = points.filter((p) => !frontier.has(p)).map((p) => `M${sx(p.x) - 1.5} ${sy(p.y)}h3`).join("");
-  return [el("path", { class: "crowd", d: dots }), ...[...frontier].map((p) => mark(p, true, sx, sy, kinds, axes, true))];
+  const few = frontier.size <= INTERACTIVE, among = points.filter((p) => !frontier.has(p));
+  if (few) return [dots(among, "crowd", sx, sy), ...[...frontier].map((p) => mark(p, true, sx, sy, kinds, axes, frontier.size <= WHISKERS))];
+  return [dots(among, "crowd", sx, sy), dots(points.filter((p) => frontier.has(p)), "crowd leading", sx, sy)];
+}
+
+// Points that would cover each other exactly are drawn once.
+const dots = (points, kind, sx, sy) => el("path", { class: kind, d: [...new Set(points.map((p) => `M${Math.round(sx(p.x) * 2) / 2 - 1.5} ${Math.round(sy(p.y) * 2) / 2}h3`))].join("") });
+
+function pointAtNearest(svg, points, sx, sy, axes) {
+  const places = points.map((p) => [sx(p.x), sy(p.y)]);
+  const nearest = (event) => {
+    const { left, top, width } = svg.getBoundingClientRect(), by = SIZE.width / width;
+    const [x, y] = [(event.clientX - left) * by, (event.clientY - top) * by];
+    let found = -1, least = NEAR ** 2;
+    places.forEach(([px, py], i) => {
+      const distance = (px - x) ** 2 + (py - y) ** 2;
+      if (distance < least) [found, least] = [i, distance];
+    });
+    return points[found];
+  };
+  svg.addEventListener("mousemove", (event) => {
+    const p = event.target.closest(".mark-point") ? null : nearest(event);
+    if (p) tipAt(saidOf(p, axes), event.clientX, event.clientY);
+    else if (!event.target.closest(".mark-point")) untip();
+  });
+  svg.addEventListener("mouseleave", untip);
+  svg.addEventListener("click", (event) => { const p = event.target.closest(".mark-point") ? null : nearest(event); if (p) openDrawer(p.row); });
 }
 
 function mark(p, leading, sx, sy, kinds, axes, whiskers) {
@@ -106,22 +153,25 @@ function mark(p, leading, sx, sy, kinds, axes, whiskers) {
   return pointer(p, axes, leading ? "mark-point leading" : "mark-point", ...bars, pointOf(kinds.indexOf(p.row.variant), { transform: `translate(${sx(p.x)} ${sy(p.y)})` }));
 }
 
+const saidOf = (p, [x, y]) => `${nameOf(p.row)}: ${x.label} ${shownIn(x, p.x)}, ${y.label} ${shownIn(y, p.y)}`;
+
 // A drawing that says what it stands for and opens the drawer of its row.
-function pointer(p, [x, y], kind, ...drawing) {
-  const said = `${nameOf(p.row)}: ${x.label} ${shownIn(x, p.x)}, ${y.label} ${shownIn(y, p.y)}`;
-  const show = () => tip(said, node), node = el("g", {
+function pointer(p, axes, kind, ...drawing) {
+  const said = saidOf(p, axes);
+  const show = () => { const box = node.querySelector(".point").getBoundingClientRect(); tipAt(said, box.left, box.top); };
+  const node = el("g", {
     class: kind, tabindex: kind.includes("leading") ? 0 : -1, "aria-label": said, ...pressed(() => openDrawer(p.row)),
     onmouseenter: show, onfocus: show, onmouseleave: untip, onblur: untip,
   }, ...drawing);
   return node;
 }
 
-function tip(text, node) {
-  const box = node.querySelector(".point").getBoundingClientRect(), area = find("tip");
+function tipAt(text, left, top) {
+  const area = find("tip");
   area.textContent = text;
   area.hidden = false;
-  area.style.left = `${Math.max(8, Math.min(box.left + 12, window.innerWidth - area.offsetWidth - 8))}px`;
-  area.style.top = `${Math.max(8, box.top - area.offsetHeight - 8)}px`;
+  area.style.left = `${Math.max(8, Math.min(left + 12, window.innerWidth - area.offsetWidth - 8))}px`;
+  area.style.top = `${Math.max(8, top - area.offsetHeight - 8)}px`;
 }
 
 function untip() {

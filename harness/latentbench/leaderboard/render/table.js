@@ -1,4 +1,4 @@
-// The table: header with column groups, one page of rows, and the sentences that say what is best.
+// The table: headings in groups of columns, and how a row is drawn.
 
 function drawHead(head) {
   const columns = shownColumns(), all = state.group.columns;
@@ -9,10 +9,10 @@ function drawHead(head) {
     else groups.push({ domain, width: 1 });
   }
   head.replaceChildren(
-    el("tr", { class: "domains" }, el("th", { class: "name" }),
+    el("tr", { class: "domains", "aria-rowindex": 1 }, el("th", { class: "name" }),
       ...groups.map((g) => el("th", { colspan: g.width, scope: "colgroup", class: "first" }, g.domain,
         state.group.counts[g.domain] ? el("span", { class: "counts" }, state.group.counts[g.domain]) : null)), el("th", { colspan: 2 })),
-    el("tr", {}, heading("spec", "Spec", null, "name"),
+    el("tr", { "aria-rowindex": 2 }, heading("spec", "Spec", null, "name"),
       ...columns.map((i, n) => heading(i, all[i].label, all[i], firstOf(columns, n) ? "first" : "")),
       heading("seeds", "Seeds", null, "first"), heading("cost", "Time", null, "")));
 }
@@ -32,43 +32,19 @@ function heading(by, label, column, kind) {
 function sortBy(by, column) {
   const again = state.sort?.by === by;
   state.sort = { by, descending: again ? !state.sort.descending : column?.better === true };
-  state.page = 0;
   drawTable();
   document.querySelector(`[data-sort="${by}"]`).focus();
 }
 
 function drawTable() {
-  const table = find("table"), rows = visibleRows(), ordered = sorted(rows);
+  const rows = visibleRows(), ordered = sorted(rows), all = state.group.rows.length;
   const columns = shownColumns(), judged = new Map(columns.map((i) => [i, standings(i)]));
-  const pages = Math.max(1, Math.ceil(ordered.length / PAGE));
-  state.page = Math.min(state.page, pages - 1);
-  const slice = ordered.slice(state.page * PAGE, (state.page + 1) * PAGE);
-  drawHead(table.tHead);
-  table.tBodies[0].replaceChildren(...slice.map((row) => drawRow(row, columns, judged)));
-  if (!slice.length) table.tBodies[0].append(el("tr", {}, el("td", { class: "none", colspan: columns.length + 3 }, "No row passes the filters.")));
-  find("count").textContent = countText(ordered.length);
-  drawPager(pages);
+  drawHead(find("table").tHead);
+  showRows(ordered, (row) => drawRow(row, columns, judged), columns.length + 3);
+  const total = `${all} row${all === 1 ? "" : "s"}`;
+  find("count").textContent = rows.length === all ? total : `${rows.length} of ${total}`;
   drawFindings();
-  const partial = rows.length < state.group.rows.length;
-  find("scope").textContent = !partial ? "" : Object.keys(state.group.pairs).length
-    ? "Ties are judged among the rows that pass the filters."
-    : `Ties refer to all ${state.group.rows.length} rows, not only to those that pass the filters.`;
-}
-
-function countText(n) {
-  const all = state.group.rows.length;
-  const from = state.page * PAGE + 1, to = Math.min(n, from + PAGE - 1);
-  const rows = `${all} row${all === 1 ? "" : "s"}`, filtered = n === all ? rows : `${n} of ${rows}`;
-  return n > PAGE ? `${from}–${to} of ${filtered}` : filtered;
-}
-
-function drawPager(pages) {
-  const turn = (by, label, text) => el("button", {
-    type: "button", class: "quiet", "aria-label": label, disabled: state.page + by < 0 || state.page + by >= pages,
-    onclick: () => { state.page += by; drawTable(); document.querySelector(".scroller").scrollTop = 0; },
-  }, text);
-  find("pager").replaceChildren(...(pages < 2 ? [] : [
-    turn(-1, "Previous page", "‹"), el("span", { class: "muted" }, `page ${state.page + 1} of ${pages}`), turn(1, "Next page", "›")]));
+  find("scope").textContent = scopeText();
 }
 
 function drawRow(row, columns, judged) {
@@ -98,30 +74,4 @@ function intervalText(row, i) {
   const column = state.group.columns[i], low = numberOf(row, i, LOW), high = numberOf(row, i, HIGH), sd = numberOf(row, i, SD);
   const range = low === null ? "" : `${shownIn(column, low)}–${shownIn(column, high)}`;
   return [range, sd === null ? "" : `± ${spread(sd, column.unit, column.decimals ?? undefined)}`].filter(Boolean).join("  ");
-}
-
-// One card per domain: the column sorted by, or the first with a direction, and who is best or cannot be told from it.
-function drawFindings() {
-  const cards = state.group.domains.map((domain) => {
-    const columns = shownColumns().filter((i) => state.group.columns[i].domain === domain && state.group.columns[i].better !== null);
-    const chosen = columns.includes(state.sort?.by) ? state.sort.by : columns.find((i) => state.group.columns[i].label === state.group.columns[state.sort?.by]?.label) ?? columns[0];
-    return chosen === undefined ? null : finding(domain, chosen);
-  });
-  find("findings").replaceChildren(...cards.filter(Boolean));
-}
-
-function finding(domain, i) {
-  const column = state.group.columns[i], judged = standings(i);
-  const count = (kind) => [...judged].filter(([, v]) => v.standing === kind).map(([row]) => row);
-  const [best] = count("best"), tied = count("tied"), behind = count("behind");
-  const head = el("h3", {}, `Best ${column.label} on ${domain}`);
-  if (!best) return el("div", { class: "card" }, head, el("p", { class: "muted" }, "Nothing to compare: fewer than two ranked rows, or no test is possible."));
-  const link = (row) => el("button", { type: "button", class: "link", onclick: () => openDrawer(row) }, nameOf(row));
-  const low = numberOf(best, i, LOW);
-  const range = low === null ? "" : ` (${shownIn(column, low)}–${shownIn(column, numberOf(best, i, HIGH))})`;
-  const rivals = tied.slice(0, 3).flatMap((row, n) => [n ? ", " : "", link(row)]);
-  const rest = tied.length > 3 ? ` and ${tied.length - 3} more` : "";
-  const lead = el("p", { class: "lead" }, link(best), el("span", { class: "number" }, shownIn(column, numberOf(best, i))), el("span", { class: "muted" }, range));
-  const tie = tied.length ? el("p", {}, "Not distinguishable from ", ...rivals, rest, ".") : el("p", {}, "Significantly ahead of all others.");
-  return el("div", { class: "card" }, head, lead, tie, el("p", { class: "muted" }, `${behind.length} behind (adjusted p ≤ 0.05).`));
 }

@@ -1,0 +1,57 @@
+// Who is best among the rows that pass the filters, and who cannot be told from the best.
+
+// As the records' tests say it of all rows; for a part of them judged anew from the tests that the page holds.
+// `basis` says which: "all", "passed", or "untested" where no test is at hand and nothing is claimed.
+function judge(rows, i) {
+  const group = state.group, { better } = group.columns[i];
+  if (better === null) return verdicts("all", new Map(), []);
+  const pairs = rows.length < group.rows.length ? pairsOf(group, i) : null;
+  if (!pairs) return recorded(rows, i);
+  const ranked = rows.filter((row) => row.complete && numberOf(row, i) !== null);
+  if (ranked.length < 2) return verdicts("passed", new Map(), []);
+  const sign = better ? 1 : -1;
+  const best = ranked.reduce((a, b) => (sign * numberOf(b, i) > sign * numberOf(a, i) ? b : a));
+  if (!pairs.has(best.index)) return { ...verdicts("untested", new Map(), []), first: best };
+  return adjusted(ranked, best, pairs);
+}
+
+function recorded(rows, i) {
+  const group = state.group, standing = valuesOf(group, i, STANDING), p = valuesOf(group, i, P), found = new Map();
+  for (const row of rows) if (standing[row.index] ?? null) found.set(row, { standing: standing[row.index], p: p[row.index] ?? null });
+  return verdicts("all", found, rows);
+}
+
+// Holm over all pairs of what is left, since which row is best was decided by the same data.
+function adjusted(ranked, best, pairs) {
+  const p = (row) => pairs.get(best.index)[row.index] ?? pairs.get(row.index)?.[best.index] ?? null;
+  const tested = ranked.filter((row) => row !== best).map((row) => [row, p(row)]).filter(([, value]) => value !== null);
+  tested.sort(([, a], [, b]) => a - b);
+  const found = new Map(), all = (ranked.length * (ranked.length - 1)) / 2;
+  let running = 0;
+  tested.forEach(([row, value], rank) => {
+    running = Math.max(running, Math.min(1, value * (all - rank)));
+    found.set(row, { standing: running <= ALPHA ? "behind" : "tied", p: running });
+  });
+  if (tested.length) found.set(best, { standing: "best", p: null });
+  return verdicts("passed", found, ranked);
+}
+
+function verdicts(basis, found, rows) {
+  const of = (kind) => rows.filter((row) => found.get(row)?.standing === kind);
+  return { basis, get: (row) => found.get(row), best: of("best")[0], tied: of("tied"), behind: of("behind").length };
+}
+
+// What the marks refer to, once a filter has left a part of the rows.
+function scopeText() {
+  const rows = state.group.rows.length;
+  if (visibleRows().length === rows) return "";
+  const columns = shownColumns().filter((i) => state.group.columns[i].better !== null);
+  const named = (basis) => columns.filter((i) => standings(i).basis === basis).map((i) => columnName(state.group.columns[i]));
+  const [here, all, untested] = ["passed", "all", "untested"].map(named);
+  const which = (names) => (names.length === columns.length ? "" : ` (${names.join("; ")})`);
+  return [
+    here.length && "Ties are judged among the rows that pass the filters.",
+    all.length && `Ties${which(all)} refer to all ${rows} rows, not only to those that pass the filters.`,
+    untested.length && `Ties${which(untested)} are not told: the best of these rows was not tested here against the others; latentbench compare A B tests two rows.`,
+  ].filter(Boolean).join(" ");
+}
