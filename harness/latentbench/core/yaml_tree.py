@@ -165,8 +165,11 @@ class _FastLoader(_Resolver, yaml.composer.Composer, CParser):
         _Resolver.__init__(self)
 
 
-_DISPUTED = re.compile(r"[\t\ufeff?]|---|[|>][-+\d]*#|:\s*[,}\]]")
-"""Where libyaml takes what PyYAML refuses, or sees an empty value at another place (found by comparing the two on edited specs)."""
+_DISPUTED = re.compile(
+    r"[\t\ufeff]|---|(?:^|\s)\?|\A[^\[{]*[\[{][\s\S]*\?"  # question marks in prose are as they are
+    r"|[|>][-+\d]*#|:\s*[,}\]]"
+)
+"""Where libyaml takes what PyYAML refuses, or sees an empty value at another place; found by comparing them on edited specs."""
 
 
 def _composed(text: str) -> yaml.Node | None:
