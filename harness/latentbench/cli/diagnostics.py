@@ -185,3 +185,28 @@ def memory(
         sizes = f"{item.text_bytes / 2**20:8,.1f}  {item.peak_bytes / 2**20:8,.1f}"
         typer.echo(f"{item.task:<24}  {sizes}  {item.ratio:10.2f}  {item.seconds:8.2f}")
     typer.echo("\npeak: beyond the imports and the tokenizer; training also holds 4 bytes a token and 8 a document")
+
+
+@app.command()
+def startup(
+    specs: Annotated[int, typer.Option(min=1, help="Specs to generate, of 20 cells each.")] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="Processes per command; the best counts.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time `--help`, and `validate` and `plan` of this project's specs and of many generated ones, in fresh processes.
+
+    Example: `latentbench bench startup --specs 100 --rounds 1`
+    """
+    from dataclasses import asdict
+
+    from latentbench.bench.startup import CELLS, run
+
+    found = list(run(specs, rounds))
+    if as_json:
+        print_json([asdict(item) for item in found])
+        return
+    typer.echo("command   specs                          user s    wall s")
+    for item in found:
+        about = "this project's" if item.specs is None else f"{item.specs:,} generated, {item.specs * CELLS:,} cells"
+        shown = "" if item.command == "--help" else about
+        typer.echo(f"{item.command:<9} {shown:<28} {item.user_seconds:8.2f}  {item.wall_seconds:8.2f}")
