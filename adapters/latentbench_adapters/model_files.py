@@ -11,9 +11,13 @@ to kernels of the hub that are code. Whatever leads out of the folder or to code
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from latentbench.core.hashing import known_digest
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 
-_NEVER_READ = (
+_NEVER_READ_NAMES = (
     # of people and of version control
     *(".*", "*.md", "*.rst", "*.pdf", "*.html", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp"),
     *(name + ending for name in ("readme", "license", "licence", "notice") for ending in ("", ".txt")),
@@ -33,10 +37,13 @@ _NEVER_READ = (
     *("trainer_state.json", "*_results.json", "events.out.*", "*.log"),
 )
 """Patterns of names, in lower case. What is in doubt is not here: a file too many costs a second run, never a wrong number."""
+_NEVER_READ = re.compile("|".join(map(translate, _NEVER_READ_NAMES)))
 _TEMPLATES = "additional_chat_templates"
 _SINGLE, _INDEX, _ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+_TICK = 2_000_000_000
+"""Nanoseconds; the slowest clocks of file systems in use tick so often."""
 _MAX_BYTES = 1 << 26
 """Largest index or tokenizer configuration that is read; those of large mixtures of experts have 10 MB."""
 
@@ -46,17 +53,17 @@ def folder_identity(folder: Path) -> Json:
 
     Raises NotAvailable where there are no weights, RefusedFile as `check_model_folder` does.
     """
-    files = _files(folder)
-    if not any(name.endswith(".safetensors") for name in files):
+    stamp = folder_stamp(folder)
+    if not any(name.endswith(".safetensors") for name, *_ in stamp):
         raise NotAvailable(f"{folder} holds no *.safetensors weights; pickled weights are not read, convert them first")
-    _check(folder, _stamp(files))
-    return {name: known_digest(path) for name, path in files.items()}
+    _check(folder, stamp)
+    return dict(_digests(folder, stamp))
 
 
 def check_model_folder(folder: Path, roots: Roots) -> None:
     """Raises RefusedFile for a folder whose files lead elsewhere or ask for code, OutsideProject for links that lead out."""
     roots.check_links(folder)
-    _check(folder, _stamp(_files(folder)))
+    _check(folder, folder_stamp(folder))
 
 
 def refuse_adapter(source: str, revision: str | None) -> None:
@@ -77,23 +84,30 @@ def refuse_kernels() -> None:
     vars(hub_kernels)["get_kernel"] = refused
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The files that count, by their path in the folder."""
-    found = [path for path in folder.iterdir() if not _never_read(path.name)]
-    kept = sorted(path for path in (*found, *(folder / _TEMPLATES).glob("*.jinja")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path for path in kept}
-
-
-def _never_read(name: str) -> bool:
-    return any(fnmatchcase(name.lower(), pattern) for pattern in _NEVER_READ)
-
-
 Stamp = tuple[tuple[str, int, int], ...]
-"""Name, size and time of the files that count: while they stay, they were looked at."""
+"""Path in the folder, size and time of change of the files that count: while these stay, the files were looked at."""
 
 
-def _stamp(files: dict[str, Path]) -> Stamp:
-    return tuple((name, (status := path.stat()).st_size, status.st_mtime_ns) for name, path in files.items())
+def folder_stamp(folder: Path) -> Stamp:
+    """Of a folder as it is now. Every cell asks again, so it takes one look at the folder and one at each file."""
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry for entry in entries}
+    counted = [(name, entry) for name, entry in found.items() if not _NEVER_READ.match(name.lower())]
+    if _TEMPLATES in found and found[_TEMPLATES].is_dir():
+        with os.scandir(folder / _TEMPLATES) as entries:
+            counted += [(f"{_TEMPLATES}/{entry.name}", entry) for entry in entries if entry.name.endswith(".jinja")]
+    states = ((name, entry.stat()) for name, entry in sorted(counted, key=itemgetter(0)) if entry.is_file())
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def settled(stamp: Stamp) -> bool:
+    """Whether the last change is long enough ago for the next one to get another time: file systems' clocks tick."""
+    return time.time_ns() - max((changed for *_, changed in stamp), default=0) > _TICK
+
+
+@lru_cache(maxsize=256)
+def _digests(folder: Path, stamp: Stamp) -> tuple[tuple[str, str], ...]:
+    return tuple((name, known_digest(folder / name)) for name, *_ in stamp)
 
 
 @lru_cache(maxsize=256)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from inspect import Parameter, signature
 from math import prod
 from pathlib import Path
@@ -30,7 +31,15 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel, ModelAdapter, ModelFacts
 from latentbench.core.spec_model import Json
 from latentbench.core.untrusted_files import read_json
-from latentbench_adapters.model_files import check_model_folder, folder_identity, refuse_adapter, refuse_kernels
+from latentbench_adapters.model_files import (
+    Stamp,
+    check_model_folder,
+    folder_identity,
+    folder_stamp,
+    refuse_adapter,
+    refuse_kernels,
+    settled,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +54,16 @@ _SPARE = 1 << 26
 def folder_facts(folder: Path) -> ModelFacts:
     """Shape of the model from its config.json, as far as its weights bear it out. Raises NotAvailable or RefusedFile."""
     check_files(folder)
+    stamp = folder_stamp(folder)
+    return _known_facts(folder, stamp) if settled(stamp) else _facts(folder)
+
+
+@lru_cache(maxsize=256)
+def _known_facts(folder: Path, stamp: Stamp) -> ModelFacts:
+    return _facts(folder)
+
+
+def _facts(folder: Path) -> ModelFacts:
     facts = facts_of(read_json(folder / "config.json"), str(folder))
     check_against_weights(facts, folder)
     return facts

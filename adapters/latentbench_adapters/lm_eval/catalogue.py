@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ import yaml
 
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.paths import Roots
+from latentbench.core.plugins import package_version
 from latentbench.core.protocols import SLOT, PromptForm
 from latentbench.core.spec_model import Json
 from latentbench.reasoning.task_suite import TaskOptions, is_path
@@ -36,7 +37,7 @@ _HEAD = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)
 def lm_eval_version() -> str:
     """Version of the installed package. Raises NotAvailable when there is none."""
     try:
-        return version("lm-eval")
+        return package_version("lm-eval")
     except PackageNotFoundError as error:
         raise NotAvailable("tasks need lm-eval: pip install 'lm-eval>=0.4.13'") from error
 

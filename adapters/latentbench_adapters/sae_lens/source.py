@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field, model_validator
 
 from latentbench.core.errors import RefusedFile
 from latentbench.core.paths import Roots
+from latentbench.core.plugins import package_version
 from latentbench.core.spec_model import Json
 from latentbench.core.untrusted_files import config_object, optional_positive, read_json
 from latentbench.sae.sources.base import (
@@ -51,7 +51,7 @@ class SaeLensSource(SaeSource):
 
     def identity(self, roots: Roots) -> Json:
         if self.path is None:
-            return {"release": self.release, "id": self.id, "sae_lens": version("sae-lens")}
+            return {"release": self.release, "id": self.id, "sae_lens": package_version("sae-lens")}
         folder = self.folder(roots)
         return digests(folder, (WEIGHTS, CONFIG))
 

@@ -6,6 +6,7 @@ at the weights. So numbers that no model has are refused here, where specs are v
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from math import prod
@@ -66,8 +67,10 @@ def check_numbers(config: Json, where: str) -> None:
 
 def check_files(folder: Path) -> None:
     """Raises RefusedFile for what transformers would wait for or read for ever."""
-    for path in sorted(folder.iterdir()):
-        if path.exists() and not (path.is_file() or path.is_dir()):
+    with os.scandir(folder) as entries:
+        odd = sorted(entry.name for entry in entries if not (entry.is_file() or entry.is_dir()))
+    for path in (folder / name for name in odd):
+        if path.exists():
             raise RefusedFile(f"{path} is no file but a pipe or a device")
 
 

@@ -217,3 +217,28 @@ def cache(
     typer.echo(
         f"reading is {found.speedup:.1f} times as fast as computing; batches are {'equal' if found.equal else 'NOT equal'}"
     )
+
+
+@app.command()
+def startup(
+    specs: Annotated[int, typer.Option(min=1, help="Specs to generate, of 20 cells each.")] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="Processes per command; the best counts.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time `--help`, and `validate` and `plan` of this project's specs and of many generated ones, in fresh processes.
+
+    Example: `latentbench bench startup --specs 100 --rounds 1`
+    """
+    from dataclasses import asdict
+
+    from latentbench.bench.startup import CELLS, run
+
+    found = list(run(specs, rounds))
+    if as_json:
+        print_json([asdict(item) for item in found])
+        return
+    typer.echo("command   specs                          user s    wall s")
+    for item in found:
+        about = "this project's" if item.specs is None else f"{item.specs:,} generated, {item.specs * CELLS:,} cells"
+        shown = "" if item.command == "--help" else about
+        typer.echo(f"{item.command:<9} {shown:<28} {item.user_seconds:8.2f}  {item.wall_seconds:8.2f}")

@@ -12,9 +12,12 @@ from latentbench.core.spec_model import Json
 _CHUNK = 1 << 20
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: Json) -> str:
     """JSON with sorted keys, no spaces and shortest floats; refuses NaN and infinity (ValueError)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def digest(kind: str, value: Json) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -46,10 +46,16 @@ def check_dataset(repository: str, *folders: Path) -> None:
     Without files of their own they read whatever lies in the current folder.
     """
     refuse_local(repository, *folders)
+    if "/" not in repository and (kinds := _kinds_of_file()) and (kinds / repository).is_dir():
+        raise RefusedFile(f"{repository!r} is a kind of file to `datasets` and no repository on the hub")
+
+
+@cache
+def _kinds_of_file() -> Path | None:
+    """Where the installed `datasets` has its readers."""
     library = find_spec("datasets")  # of a top-level package, so nothing of it is run
     places = library.submodule_search_locations if library else None
-    if places and "/" not in repository and (Path(places[0]) / "packaged_modules" / repository).is_dir():
-        raise RefusedFile(f"{repository!r} is a kind of file to `datasets` and no repository on the hub")
+    return Path(places[0]) / "packaged_modules" if places else None
 
 
 def cached_commit(kind: Kind, repository: str, revision: str | None) -> str | None:

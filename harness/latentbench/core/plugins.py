@@ -14,17 +14,18 @@ for by name and not written in specs:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, EntryPoints, entry_points, version
+from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
 from latentbench.core.errors import NotAvailable
-from latentbench.core.spec_model import SpecModel
+from latentbench.core.spec_model import Json, SpecModel
 
 Group = str
 GROUPS = ("models", "datasets", "problems", "variants", "sources", "methods", "metrics", "judges")
@@ -60,10 +61,21 @@ def plugin(group: Group, name: str) -> Any:
         raise NotAvailable(f"the plug-in {point.name} = {point.value} cannot be imported: {error}") from error
 
 
-@cache
 def _points(group: Group) -> tuple[EntryPoint, ...]:
-    """What is registered, by name. Read once: each look goes through the metadata of every installed package."""
-    return tuple(sorted(entry_points(group=f"latentbench.{group}"), key=lambda point: point.name))
+    """What is registered, by name."""
+    return tuple(sorted(_registered().select(group=f"latentbench.{group}"), key=lambda point: point.name))
+
+
+@cache
+def _registered() -> EntryPoints:
+    """Read once: each look goes through the metadata of every installed package."""
+    return entry_points()
+
+
+@cache
+def package_version(name: str) -> str:
+    """Version of an installed package, read once: every cell asks. Raises PackageNotFoundError."""
+    return version(name)
 
 
 def implementation(reference: str) -> Any:
@@ -90,6 +102,17 @@ class Choice:
     def choices(self) -> dict[str, type[SpecModel]]:
         """What a spec may name here."""
         return {**plugins(self.group), **self.others}
+
+    def read(self, value: Json) -> Any:
+        """The spec model that a map stands for, read strictly and as JSON like a whole spec. Raises pydantic's ValidationError.
+
+        For fields that hold what they are themselves among the choices of: their models cannot be built without each other.
+        """
+        return self._adapter.validate_json(json.dumps(value), strict=True)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(Annotated[Any, self])
 
     # Called when a schema that holds the field is built, so plug-ins are imported when something is first validated and not
     # when the class with the field is. Pydantic knows the alternatives then, and says which of them were expected.

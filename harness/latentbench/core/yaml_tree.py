@@ -10,9 +10,11 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
+from yaml.cyaml import CParser
 
 from latentbench.core.errors import SpecError, SpecProblem
 from latentbench.core.spec_model import Json
@@ -99,11 +101,15 @@ def read_text(path: Path, shown: str) -> str:
         raise SpecError([start.problem(f"cannot be read: {reason}")]) from None
 
 
+@lru_cache(maxsize=128)
 def parse(text: str, file: str, what: str = "spec") -> YamlNode:
-    """The tree of one YAML document, all its problems raised at once as SpecError; `what` the document is."""
+    """The tree of one YAML document, all its problems raised at once as SpecError; `what` the document is.
+
+    Kept, so that a parent is not read anew for each of its children: trees are never changed, only put together.
+    """
     start = Mark(file, 1, 1)
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = _composed(text)
     except RecursionError:
         raise SpecError([start.problem(f"nested deeper than {MAX_DEPTH} levels")]) from None
     except yaml.MarkedYAMLError as error:
@@ -129,10 +135,8 @@ def parse(text: str, file: str, what: str = "spec") -> YamlNode:
     return tree
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader whose plain scalars resolve as in YAML 1.2 JSON-like style, without the traps of YAML 1.1."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (declared so upstream)
+class _Resolver(yaml.resolver.BaseResolver):
+    """Plain scalars resolve as in YAML 1.2 JSON-like style, without the traps of YAML 1.1."""
 
 
 _FLOAT = re.compile(
@@ -142,10 +146,39 @@ _FLOAT = re.compile(
 _INT = re.compile(r"[-+]?(0|[1-9][\d_]*)$", re.ASCII)
 _BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"(~|null|Null|NULL|)$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Resolver.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+_Resolver.add_implicit_resolver("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""])
+_Resolver.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Resolver.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Loader(_Resolver, yaml.SafeLoader):
+    """PyYAML's own parser: slow, but it says what is wrong with a text."""
+
+
+class _FastLoader(_Resolver, yaml.composer.Composer, CParser):
+    """libyaml's parser. PyYAML composes what it reads, for libyaml's own composer has no limit but the end of the stack."""
+
+    def __init__(self, text: str) -> None:
+        CParser.__init__(self, text)
+        yaml.composer.Composer.__init__(self)
+        _Resolver.__init__(self)
+
+
+_DISPUTED = re.compile(
+    r"[\t\ufeff]|---|(?:^|\s)\?|\A[^\[{]*[\[{][\s\S]*\?"  # question marks in prose are as they are
+    r"|[|>][-+\d]*#|:\s*[,}\]]"
+)
+"""Where libyaml takes what PyYAML refuses, or sees an empty value at another place; found by comparing them on edited specs."""
+
+
+def _composed(text: str) -> yaml.Node | None:
+    if not _DISPUTED.search(text):
+        try:
+            return yaml.compose(text, Loader=_FastLoader)
+        except (yaml.YAMLError, ValueError):
+            pass  # PyYAML says it in the words that people know, and takes a few texts that libyaml refuses
+    return yaml.compose(text, Loader=_Loader)
 
 
 _TAG = "tag:yaml.org,2002:"

@@ -9,7 +9,7 @@ from pathlib import Path
 from latentbench.core.errors import InvalidInput, SpecError
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
-from latentbench.plan.stages import CellStages, Stage, cell_key, stages_of
+from latentbench.plan.stages import CellStages, Stage, StageMaker, cell_key
 from latentbench.records.record import Record
 from latentbench.records.results import find_record, records_of
 from latentbench.spec.cells import Cell, SpecFile
@@ -63,35 +63,49 @@ def make_plan(specs: Iterable[SpecFile], store: Store, results: Path, roots: Roo
     problems = [problem for spec in specs for problem in check(spec, roots)] + same_names(specs)
     if problems:
         raise SpecError(problems)
-    return Plan(tuple(_planned(cell, store, results, roots) for spec in specs for cell in spec.cells))
+    planner = _Planner(store, results, roots)
+    return Plan(tuple(planner.planned(cell) for spec in specs for cell in spec.cells))
 
 
-def _planned(cell: Cell, store: Store, results: Path, roots: Roots) -> PlannedCell:
-    try:
-        stages = stages_of(cell, roots)
-    except InvalidInput as error:
-        raise type(error)(f"{cell.title}: {error}") from error
-    key = cell_key(cell, stages)
-    record = find_record(results, cell, key)
-    if record and record.status == "ok":
-        return PlannedCell(cell, key, stages, _steps(stages, store, needed=False), False, "its record is there")
-    return PlannedCell(cell, key, stages, _steps(stages, store, needed=True), True, _why(cell, record, results))
+class _Planner:
+    """Plans cells one after the other, and looks once for what several of them share."""
+
+    def __init__(self, store: Store, results: Path, roots: Roots) -> None:
+        self.store, self.results, self.maker = store, results, StageMaker(roots)
+        self._fates: dict[tuple[str, bool], tuple[bool, str]] = {}
+
+    def planned(self, cell: Cell) -> PlannedCell:
+        try:
+            stages = self.maker.of(cell)
+        except InvalidInput as error:
+            raise type(error)(f"{cell.title}: {error}") from error
+        key = cell_key(cell, stages)
+        record = find_record(self.results, cell, key)
+        if record and record.status == "ok":
+            return PlannedCell(cell, key, stages, self._steps(stages, needed=False), False, "its record is there")
+        return PlannedCell(cell, key, stages, self._steps(stages, needed=True), True, _why(cell, record, self.results))
+
+    def _steps(self, stages: CellStages, needed: bool) -> tuple[PlannedStage, ...]:
+        return tuple(PlannedStage(stage, *self._fate(stage, needed)) for stage in stages.all())
+
+    def _fate(self, stage: Stage, needed: bool) -> tuple[bool, str]:
+        asked = stage.key, needed
+        if asked not in self._fates:
+            self._fates[asked] = _fate(stage, self.store, needed)
+        return self._fates[asked]
 
 
-def _steps(stages: CellStages, store: Store, needed: bool) -> tuple[PlannedStage, ...]:
-    return tuple(_step(stage, store, needed) for stage in stages.all())
-
-
-def _step(stage: Stage, store: Store, needed: bool) -> PlannedStage:
+def _fate(stage: Stage, store: Store, needed: bool) -> tuple[bool, str]:
+    """Whether a stage is made, and why."""
     if not stage.stored:
-        return PlannedStage(stage, needed, "loaded from its source" if needed else "not needed")
+        return needed, "loaded from its source" if needed else "not needed"
     if store.has(stage.kind, stage.key):
-        return PlannedStage(stage, False, "in the store")
+        return False, "in the store"
     if not needed:
-        return PlannedStage(stage, False, "not needed, the record is there")
+        return False, "not needed, the record is there"
     if store.checkpoint(stage.key).is_dir():
-        return PlannedStage(stage, True, "unfinished, continues from its checkpoint")
-    return PlannedStage(stage, True, "not in the store")
+        return True, "unfinished, continues from its checkpoint"
+    return True, "not in the store"
 
 
 def _why(cell: Cell, record: Record | None, results: Path) -> str:

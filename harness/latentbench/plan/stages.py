@@ -10,10 +10,10 @@ content on any machine. Device, workers, paths, labels, resources and batch size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
@@ -21,7 +21,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json, without_empty
-from latentbench.core.token_rule import EVERY_TOKEN
+from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import MEASUREMENT_VERSION, declared
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
@@ -30,6 +30,7 @@ from latentbench.spec.experiment import Experiment
 from latentbench.study.context import Subject
 from latentbench.study.study import Study
 
+T = TypeVar("T")
 Kind = Literal["tokens", "sae", "loaded_sae", "baseline", "measurement", "subject", "study", "shared"]
 
 
@@ -138,19 +139,8 @@ STEERED_VERSION = 1
 
 
 def stages_of(cell: Cell, roots: Roots) -> CellStages:
-    """The stages of a cell. Raises InvalidInput when what it names cannot be identified."""
-    experiment = cell.experiment
-    model = experiment.model.identity(roots)
-    saes = tuple(_sae_at(site, experiment, cell.seed, model, roots) for site in experiment.sites)
-    subject = _subject(experiment.subject, cell, model, saes, roots) if experiment.subject else None
-    # Metrics of the shared pass measure one SAE; a spec with several places has only studies (`latentbench.spec.checks`).
-    shared = saes[0] if saes and experiment.shared_metrics else None
-    domains = {
-        name: _domain(name, data, experiment, model, shared, roots) for name, data in experiment.dataset.eval.items()
-    }
-    parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
-    studies = {study.label: _study(study, experiment, model, parents, domains, roots) for study in experiment.studies}
-    return CellStages(model, saes, subject, domains, studies)
+    """The stages of one cell. Raises InvalidInput when what it names cannot be identified."""
+    return StageMaker(roots).of(cell)
 
 
 def cell_key(cell: Cell, stages: CellStages) -> str:
@@ -219,17 +209,163 @@ def splices(experiment: Experiment, budget: int | None) -> bool:
     return any(metric.splices and budget in metric.measured_at() for metric in experiment.shared_metrics)
 
 
-def _texts(data: DatasetAdapter, model: Json, roots: Roots, version: int) -> dict[str, Json]:
-    made = {
-        "version": version,
-        "dataset": {**_identity(data, roots), "skip": data.skip, "documents": data.documents},
-        "context": data.context,
-        # The whole model's identity: a tokenizer has none of its own, and ids are checked against the model's embedding.
-        "tokenizer": model,
-        "prepend_bos": data.prepend_bos,
-    }
-    # Evaluation rows are what they were, but where they were not led by BOS.
-    return made if not data.prepend_bos else {name: value for name, value in made.items() if name != "prepend_bos"}
+class StageMaker:
+    """Makes the stages of many cells.
+
+    What cells of a spec share (the model, its texts, its passes without an SAE) is identified once, and is one stage whose key is
+    computed once: as sections that are written alike are one object (`latentbench.spec.cells`), that is told by the objects.
+    """
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+        self._made: dict[Hashable, tuple[Any, tuple[object, ...]]] = {}
+
+    def of(self, cell: Cell) -> CellStages:
+        """The stages of a cell. Raises InvalidInput when what it names cannot be identified."""
+        experiment = cell.experiment
+        model = self._model(experiment)
+        saes = tuple(self._sae_at(site, experiment, cell.seed) for site in experiment.sites)
+        subject = self._subject(experiment.subject, cell, saes) if experiment.subject else None
+        # Metrics of the shared pass measure one SAE; a spec with several places has only studies (`latentbench.spec.checks`).
+        shared = saes[0] if saes and experiment.shared_metrics else None
+        domains = {name: self._domain(name, data, experiment, shared) for name, data in experiment.dataset.eval.items()}
+        parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
+        studies = {study.label: self._study(study, experiment, parents, domains) for study in experiment.studies}
+        return CellStages(model, saes, subject, domains, studies)
+
+    def _once(self, kind: Hashable, parts: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What was made of these very objects before, or what `make` returns."""
+        key = (kind, *map(id, parts))
+        if key not in self._made:
+            self._made[key] = (
+                make(),
+                parts,
+            )  # kept as well, for the next object could have the number of one that is gone
+        made: T = self._made[key][0]
+        return made
+
+    def _model(self, experiment: Experiment) -> Json:
+        return self._once("model", (experiment.model,), lambda: experiment.model.identity(self.roots))
+
+    def _texts(self, data: DatasetAdapter, experiment: Experiment, version: int) -> dict[str, Json]:
+        made = {
+            "version": version,
+            "dataset": {**_identity(data, self.roots), "skip": data.skip, "documents": data.documents},
+            "context": data.context,
+            # The whole model's identity: a tokenizer has none of its own, and ids are checked against the model's embedding.
+            "tokenizer": self._model(experiment),
+            "prepend_bos": data.prepend_bos,
+        }
+        # Evaluation rows are what they were, but where they were not led by BOS.
+        return made if not data.prepend_bos else {name: value for name, value in made.items() if name != "prepend_bos"}
+
+    def _sae_at(self, site: Site, experiment: Experiment, seed: int) -> SaeStages:
+        return self._sae(experiment.section_at(site), site, experiment.dataset.train, experiment, seed)
+
+    def _sae(
+        self,
+        options: Variant | LoadedSae,
+        site: Site,
+        data: DatasetAdapter | None,
+        experiment: Experiment,
+        seed: int,
+    ) -> SaeStages:
+        if isinstance(options, LoadedSae):
+            return SaeStages(options, Stage("loaded_sae", "loaded SAE", options.load.identity(self.roots)), site)
+        below = zip(options.base_sections, experiment.dataset.below(options, data), strict=True)
+        # A base is a stage of its own, with the key that it has where it is trained for itself: it is trained once for both.
+        bases = tuple(self._sae(base, site, texts, experiment, seed) for base, texts in below)
+        tokens = self._train_tokens(data, experiment) if options.reads_texts else None
+        payload = {
+            "model": self._model(experiment),
+            "site": site.plain(),
+            "sae": {**options.determining(), "version": type(options).version},
+            "training": {**experiment.training.determining(), "version": experiment.training.version},
+            "token_rule": experiment.token_rule.plain(),
+            "seed": seed,
+        }
+        parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
+        where = f" at {site}" if len(experiment.sites) > 1 else ""
+        stage = Stage("sae", f"{options.variant} SAE{where}, seed {seed}", payload, parents)
+        return SaeStages(options, stage, site, data, tokens, bases)
+
+    def _subject(self, subject: Subject, cell: Cell, saes: tuple[SaeStages, ...]) -> Stage:
+        payload = {
+            "model": self._model(cell.experiment),
+            "sites": [sae.site.plain() for sae in saes],
+            "section": subject.identity(cell.experiment, self.roots),
+            "version": subject.version,
+            "seed": cell.seed,
+            **_rule(cell.experiment),
+        }
+        title = f"{subject.made_of(cell.experiment, self.roots)}, seed {cell.seed}"
+        return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
+
+    def _study(
+        self, study: Study, experiment: Experiment, parents: tuple[Stage, ...], domains: dict[str, DomainStages]
+    ) -> Stage:
+        payload = {
+            "model": self._model(experiment),
+            "sites": [site.plain() for site in experiment.sites],
+            "study": study.determining(),
+            # With all its fields: scale and thresholds are not in the subject's own key, but a study measures at them.
+            "subject": experiment.subject and experiment.subject.plain(),
+            "identity": self._once("study", (study, experiment), lambda: study.identity(experiment, self.roots)),
+            "version": study.version,
+            **_rule(experiment),
+        }
+        texts = tuple(domains[name].tokens for name in study.domains(experiment))
+        return Stage("study", f"{study.label} study", payload, (*parents, *texts))
+
+    def _train_tokens(self, data: DatasetAdapter | None, experiment: Experiment) -> Stage:
+        if data is None:
+            raise InvalidInput("training an SAE needs dataset.train")
+
+        def make() -> Stage:
+            texts = self._texts(data, experiment, TRAIN_TOKENS_VERSION)
+            packing = {"layout": data.packing, "tokens": data.tokens, "repeat": data.repeat}
+            return Stage("tokens", f"{data.tokens:,} training tokens", {**texts, **packing})
+
+        return self._once("train", (data, experiment.model), make)
+
+    def _eval_tokens(self, name: str, data: DatasetAdapter, experiment: Experiment) -> Stage:
+        def make() -> Stage:
+            texts = self._texts(data, experiment, EVAL_TOKENS_VERSION)
+            return Stage("tokens", f"{name}: {data.documents} documents", {**texts, "layout": "documents"})
+
+        return self._once(("eval", name), (data, experiment.model), make)
+
+    def _domain(self, name: str, data: DatasetAdapter, experiment: Experiment, sae: SaeStages | None) -> DomainStages:
+        tokens = self._eval_tokens(name, data, experiment)
+        if sae is None:
+            return DomainStages(tokens)
+        passes = self._once("passes", (experiment,), lambda: _passes(experiment))
+        # The baseline also runs the model with zero and mean in the SAE's place where any measurement is compared with those.
+        spliced = any(payload["splice"] for payload in passes.values())
+        baseline = self._baseline(f"{name}: the model without an SAE", tokens, sae.site, spliced, experiment.token_rule)
+        measurements = {}
+        for budget, payload in passes.items():
+            title = f"{name}: SAE" + ("" if budget is None else f" at budget {budget}")
+            measurements[budget] = Stage("measurement", title, payload, (sae.stage, baseline))
+        return DomainStages(tokens, baseline, measurements, self._every_token(name, tokens, experiment, sae))
+
+    def _every_token(self, name: str, tokens: Stage, experiment: Experiment, sae: SaeStages) -> DomainStages | None:
+        """What is measured where every token counts. The baseline is that of a spec with `massive: keep`."""
+        if (asked := experiment.every_token) is None:
+            return None
+        title = f"{name}: the model without an SAE, every token"
+        baseline = self._baseline(title, tokens, sae.site, asked.cross_entropy, EVERY_TOKEN)
+        splice = {"budget": None, "splice": asked.cross_entropy, "version": MEASUREMENT_VERSION}
+        measurement = Stage("measurement", f"{name}: SAE, every token", splice, (sae.stage, baseline))
+        return DomainStages(tokens, baseline, {None: measurement})
+
+    def _baseline(self, title: str, tokens: Stage, site: Site, splice: bool, rule: TokenRule) -> Stage:
+        def make() -> Stage:
+            place = {"model": tokens.payload["tokenizer"], "site": site.plain(), "splice": splice}
+            payload = {**place, "version": MEASUREMENT_VERSION, "token_rule": rule.plain()}
+            return Stage("baseline", title, payload, (tokens,))
+
+        return self._once((title, splice, repr(rule)), (tokens, site), make)
 
 
 def _identity(data: DatasetAdapter, roots: Roots) -> dict[str, Json]:
@@ -237,121 +373,20 @@ def _identity(data: DatasetAdapter, roots: Roots) -> dict[str, Json]:
     return {"adapter": data.adapter, **(identity if isinstance(identity, dict) else {"identity": identity})}
 
 
-def _sae_at(site: Site, experiment: Experiment, seed: int, model: Json, roots: Roots) -> SaeStages:
-    return _sae(experiment.section_at(site), site, experiment.dataset.train, experiment, seed, model, roots)
-
-
-def _sae(
-    options: Variant | LoadedSae,
-    site: Site,
-    data: DatasetAdapter | None,
-    experiment: Experiment,
-    seed: int,
-    model: Json,
-    roots: Roots,
-) -> SaeStages:
-    if isinstance(options, LoadedSae):
-        return SaeStages(options, Stage("loaded_sae", "loaded SAE", options.load.identity(roots)), site)
-    below = zip(options.base_sections, experiment.dataset.below(options, data), strict=True)
-    # A base is a stage of its own, with the key that it has where it is trained for itself: it is trained once for both.
-    bases = tuple(_sae(base, site, texts, experiment, seed, model, roots) for base, texts in below)
-    tokens = _train_tokens(data, model, roots) if options.reads_texts else None
-    payload = {
-        "model": model,
-        "site": site.plain(),
-        "sae": {**options.determining(), "version": type(options).version},
-        "training": {**experiment.training.determining(), "version": experiment.training.version},
-        "token_rule": experiment.token_rule.plain(),
-        "seed": seed,
-    }
-    parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
-    where = f" at {site}" if len(experiment.sites) > 1 else ""
-    stage = Stage("sae", f"{options.variant} SAE{where}, seed {seed}", payload, parents)
-    return SaeStages(options, stage, site, data, tokens, bases)
-
-
-def _subject(subject: Subject, cell: Cell, model: Json, saes: tuple[SaeStages, ...], roots: Roots) -> Stage:
-    payload = {
-        "model": model,
-        "sites": [sae.site.plain() for sae in saes],
-        "section": subject.identity(cell.experiment, roots),
-        "version": subject.version,
-        "seed": cell.seed,
-        **_rule(cell.experiment),
-    }
-    title = f"{subject.made_of(cell.experiment, roots)}, seed {cell.seed}"
-    return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
-
-
-def _study(
-    study: Study,
-    experiment: Experiment,
-    model: Json,
-    parents: tuple[Stage, ...],
-    domains: dict[str, DomainStages],
-    roots: Roots,
-) -> Stage:
-    payload = {
-        "model": model,
-        "sites": [site.plain() for site in experiment.sites],
-        "study": study.determining(),
-        # With all its fields: scale and thresholds are not in the subject's own key, but a study measures at them.
-        "subject": experiment.subject and experiment.subject.plain(),
-        "identity": study.identity(experiment, roots),
-        "version": study.version,
-        **_rule(experiment),
-    }
-    texts = tuple(domains[name].tokens for name in study.domains(experiment))
-    return Stage("study", f"{study.label} study", payload, (*parents, *texts))
-
-
-def _rule(experiment: Experiment) -> dict[str, Json]:
-    """Which tokens count where its SAEs read, for what may read there; without an SAE nothing asks."""
-    return {"token_rule": experiment.token_rule.plain()} if experiment.sites else {}
-
-
-def _train_tokens(data: DatasetAdapter | None, model: Json, roots: Roots) -> Stage:
-    if data is None:
-        raise InvalidInput("training an SAE needs dataset.train")
-    packing = {"layout": data.packing, "tokens": data.tokens, "repeat": data.repeat}
-    texts = _texts(data, model, roots, TRAIN_TOKENS_VERSION)
-    return Stage("tokens", f"{data.tokens:,} training tokens", {**texts, **packing})
-
-
-def _domain(
-    name: str, data: DatasetAdapter, experiment: Experiment, model: Json, sae: SaeStages | None, roots: Roots
-) -> DomainStages:
-    texts = _texts(data, model, roots, EVAL_TOKENS_VERSION)
-    tokens = Stage("tokens", f"{name}: {data.documents} documents", {**texts, "layout": "documents"})
-    if sae is None:
-        return DomainStages(tokens)
-    budgets = budgets_of(experiment)
-    # The baseline also runs the model with zero and mean in the SAE's place where any measurement is compared with those.
-    spliced = any(splices(experiment, budget) for budget in budgets)
-    place = {"model": model, "site": sae.site.plain(), "splice": spliced, "version": MEASUREMENT_VERSION} | _rule(
-        experiment
-    )
-    baseline = Stage("baseline", f"{name}: the model without an SAE", place, (tokens,))
-    measurements = {}
-    for budget in budgets:
+def _passes(experiment: Experiment) -> dict[int | None, Json]:
+    """What determines the measurement at each budget, besides the SAE and the texts."""
+    made = {}
+    for budget in budgets_of(experiment):
         payload = {
             "budget": budget,
             "splice": splices(experiment, budget),
             "version": MEASUREMENT_VERSION,
             "statistics": {s.name: s.version for s in declared(experiment.shared_metrics, budget)},
         }
-        payload = without_empty("statistics", payload)
-        title = f"{name}: SAE" + ("" if budget is None else f" at budget {budget}")
-        measurements[budget] = Stage("measurement", title, payload, (sae.stage, baseline))
-    return DomainStages(tokens, baseline, measurements, _every_token(name, tokens, experiment, model, sae))
+        made[budget] = without_empty("statistics", payload)
+    return made
 
 
-def _every_token(name: str, tokens: Stage, experiment: Experiment, model: Json, sae: SaeStages) -> DomainStages | None:
-    """What is measured where every token counts. The baseline is that of a spec with `massive: keep`."""
-    if (asked := experiment.every_token) is None:
-        return None
-    splice = {"splice": asked.cross_entropy, "version": MEASUREMENT_VERSION}
-    place = {"model": model, "site": sae.site.plain(), **splice, "token_rule": EVERY_TOKEN.plain()}
-    baseline = Stage("baseline", f"{name}: the model without an SAE, every token", place, (tokens,))
-    measurement = Stage("measurement", f"{name}: SAE, every token", {"budget": None, **splice}, (sae.stage, baseline))
-    return DomainStages(tokens, baseline, {None: measurement})
+def _rule(experiment: Experiment) -> dict[str, Json]:
+    """Which tokens count where its SAEs read, for what may read there; without an SAE nothing asks."""
+    return {"token_rule": experiment.token_rule.plain()} if experiment.sites else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,6 @@ from latentbench.spec.merge import load_tree, merge
 HEADER = frozenset({"schema", "name", "description", "extends", "seeds", "matrix", "cases"})
 MAX_CELLS = 10_000
 
-S = TypeVar("S", bound=SpecModel)
 T = TypeVar("T")
 
 
@@ -86,8 +86,9 @@ def load_spec(path: Path, root: Path) -> SpecFile:
         tree, header = YamlNode({k: v for k, v in tree.value.items() if k not in HEADER}, tree.mark), Header()
     origin = _collect(problems, lambda: _origin(tree, header, path.resolve(), root.resolve()))
     found: list[tuple[str, Experiment, YamlNode]] = []
+    reader = _Reader()
     for label, variant in _combinations(tree, header):
-        experiment = _collect(problems, lambda variant=variant: _validated(Experiment, variant))  # type: ignore[misc]
+        experiment = _collect(problems, lambda variant=variant: reader.experiment(variant))  # type: ignore[misc]
         if experiment:
             found.append((label, experiment, variant))
     if problems or origin is None:
@@ -106,10 +107,37 @@ def _collect(problems: list[SpecProblem], make: Callable[[], T]) -> T | None:
         return None
 
 
-def _validated(model: type[S], tree: YamlNode) -> S:
+class _Reader:
+    """Reads the experiments of one spec. A section that several of them have alike is the same object in all of them."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, tuple[str, YamlNode]] = {}
+        self._sections: dict[tuple[str, str], Any] = {}
+
+    def experiment(self, tree: YamlNode) -> Experiment:
+        """The experiment that a tree describes. Raises SpecError."""
+        with _located(Experiment, tree):
+            texts = {name: self._text(name, node) for name, node in tree.children()}
+            # JSON mode is strict about types and still takes lists for tuples.
+            joined = ",".join(f"{json.dumps(name)}:{text}" for name, text in texts.items())
+            made = Experiment.model_validate_json(f"{{{joined}}}", strict=True)
+        sections = ((name, text, getattr(made, name)) for name, text in texts.items())
+        return made.model_copy(
+            update={name: self._sections.setdefault((name, text), part) for name, text, part in sections}
+        )
+
+    def _text(self, name: str, node: YamlNode) -> str:
+        """A section as JSON, written once for all combinations that leave it as it is."""
+        if id(node) not in self._texts:
+            self._texts[id(node)] = json.dumps(desugared(name, node.plain())), node  # which so keeps its number
+        return self._texts[id(node)][0]
+
+
+@contextmanager
+def _located(model: type[SpecModel], tree: YamlNode) -> Iterator[None]:
+    """While open, what pydantic finds wrong is raised as a SpecError that says where."""
     try:
-        # JSON mode is strict about types and still takes lists for tuples.
-        return model.model_validate_json(json.dumps(desugared(tree.plain())), strict=True)
+        yield
     except ValidationError as error:
         raise SpecError(problems_of(error, tree, model)) from None
     except (UnicodeEncodeError, ValueError) as error:
@@ -118,7 +146,9 @@ def _validated(model: type[S], tree: YamlNode) -> S:
 
 def _header(tree: YamlNode) -> Header:
     assert isinstance(tree.value, dict)
-    header = _validated(Header, YamlNode({k: v for k, v in tree.value.items() if k in HEADER}, tree.mark))
+    written = YamlNode({k: v for k, v in tree.value.items() if k in HEADER}, tree.mark)
+    with _located(Header, written):
+        header = Header.model_validate_json(json.dumps(written.plain()), strict=True)
     problems = [*_seed_problems(tree, header), *_case_problems(tree), *_matrix_problems(tree, header)]
     if problems:
         raise SpecError(problems)

@@ -31,21 +31,18 @@ Domain = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length
 Dataset = Annotated[DatasetAdapter, Choice("datasets", "adapter")]
 
 
-def desugared(data: Json) -> Json:
-    """An experiment's data with its short forms written out: `layer: 3` or `3.mlp_out`, and metrics as names or one-key maps.
+def desugared(name: str, value: Json) -> Json:
+    """A section of an experiment with its short forms written out: `layer: 3` or `3.mlp_out`, and metrics as names or one-key maps.
 
     Done on plain data, before validation, because what a pydantic validator returns is no longer read as JSON.
     """
-    if not isinstance(data, dict):
-        return data
-    long = dict(data)
-    if "layer" in data:
-        long["layer"] = _long_site(data["layer"])
-    if isinstance(layers := data.get("layers"), list):
-        long["layers"] = [_long_site(layer) for layer in layers]
-    if isinstance(metrics := data.get("metrics"), list):
-        long["metrics"] = [_long_metric(metric) for metric in metrics]
-    return long
+    if name == "layer":
+        return _long_site(value)
+    if name == "layers" and isinstance(value, list):
+        return [_long_site(layer) for layer in value]
+    if name == "metrics" and isinstance(value, list):
+        return [_long_metric(metric) for metric in value]
+    return value
 
 
 def _long_site(value: Json) -> Json:

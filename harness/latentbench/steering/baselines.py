@@ -5,12 +5,11 @@ Files of steering vectors that a spec names lie inside the project, are of the c
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.hashing import digest, file_digest
@@ -124,11 +123,10 @@ class LoadMethod(SteeringMethod):
 
 def _parsed_method(value: Any) -> Any:
     """The method that a map stands for; what is one already stays."""
-    if not isinstance(value, dict):
-        return value
-    # Built when first used: the stack is itself among the choices.
-    choice = TypeAdapter[Any](Annotated[Any, Choice("methods", "method")])
-    return choice.validate_json(json.dumps(value), strict=True)
+    return _METHODS.read(value) if isinstance(value, dict) else value
+
+
+_METHODS = Choice("methods", "method")
 
 
 class StackMethod(SteeringMethod):

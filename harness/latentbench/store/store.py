@@ -61,7 +61,7 @@ class Store:
 
     def folder(self, kind: str, key: str) -> Path:
         """Where the artifact stands, if it exists."""
-        return self.root / "objects" / kind / key[:2] / key
+        return self.root.joinpath("objects", kind, key[:2], key)
 
     def checkpoint(self, key: str) -> Path:
         """Folder of the checkpoint of an unfinished artifact."""
@@ -73,7 +73,7 @@ class Store:
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the artifact exists, its bytes unchecked (cheap, for planning)."""
-        return (self.folder(kind, key) / MANIFEST).is_file()
+        return self.root.joinpath("objects", kind, key[:2], key, MANIFEST).is_file()
 
     def get(self, kind: str, key: str) -> Artifact | None:
         """The artifact with its bytes verified, or None. A damaged one is put in quarantine."""

@@ -133,7 +133,9 @@ def _numbers(group: RowGroup, column: Column) -> Json:
         "n": [v.n if v else None for v in values],
         "standing": [verdict.standing if verdict else None for verdict in verdicts],
         "p": [_short(verdict.p) if verdict else None for verdict in verdicts],
-        "reason": [(v.reason or verdict.reason) if v and verdict else None for v, verdict in zip(values, verdicts, strict=True)],
+        "reason": [
+            (v.reason or verdict.reason) if v and verdict else None for v, verdict in zip(values, verdicts, strict=True)
+        ],
         "trained": [v.trained_k if v else None for v in values],
     }
     return {name: packed(found) for name, found in by_name.items() if any(value is not None for value in found)}

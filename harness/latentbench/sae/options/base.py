@@ -6,7 +6,6 @@ it names in `implementation`. `base:` is for variants that start from another SA
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -14,7 +13,6 @@ from pydantic import (
     Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
     model_serializer,
     model_validator,
 )
@@ -167,11 +165,9 @@ def _parse_base(value: Any) -> Any:
         return value
     if not isinstance(value, dict):
         raise ValueError("must be an SAE: {variant: …} or {load: …}")
-    # Built when first used: the variants that have a base are themselves among the choices.
-    choice = TypeAdapter[Any](Annotated[Any, Choice("variants", "variant", load=LoadedSae)])
-    # As JSON and strictly, as the whole spec is read: a number in quotes is no number here either.
-    return choice.validate_json(json.dumps(value), strict=True)
+    return _SAES.read(value)
 
 
+_SAES = Choice("variants", "variant", load=LoadedSae)
 Base = Annotated[Any, BeforeValidator(_parse_base)]
 """An SAE to start from: a section as under `sae:`, `{variant: …}` or `{load: …}`."""
