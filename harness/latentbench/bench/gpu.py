@@ -28,14 +28,23 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from latentbench.bench.gpu_report import MACHINE, Finding, GpuReport, PartReport, line, summary
+from latentbench.bench.gpu_report import (
+    CHECKOUT,
+    MACHINE,
+    Finding,
+    GpuReport,
+    PartReport,
+    line,
+    page,
+    reports,
+    summary,
+)
 from latentbench.core.errors import InvalidInput, LatentbenchError
 from latentbench.core.text import visible
 
-CHECKOUT = Path(__file__).parents[3]
-"""Where the code stands; the tests too, unless it was installed without them."""
 LAST_LINES = 30
 """How much of what a failed part printed the report keeps."""
+RESULTS, PAGE = CHECKOUT / "results" / "gpu", CHECKOUT / "docs" / "gpu.md"
 Announce = Callable[[str], None]
 
 
@@ -78,7 +87,8 @@ def run(
 ) -> tuple[GpuReport, Path]:
     """Runs the parts one after the other and writes the report below `output` after each.
 
-    `device`: cuda, cuda:N, or cpu for a dry run. `only`: names of parts; the one that tells of the machine always runs.
+    `device`: cuda, cuda:N, or cpu for a dry run. `only`: names of parts; the one that tells of the machine always runs, and
+    others stay in the report as they were, if they were measured with the same commit.
     Raises InvalidInput for unknown names, and where the device is not there or does not answer.
     """
     chosen = _chosen(parts, only)
@@ -96,6 +106,8 @@ def run(
             report.parts[part.name] = found = _tried(part, arguments, limit, logs, environment)
             if part.name == MACHINE and found.outcome != "ok":
                 raise InvalidInput(f"the device {device!r} cannot be used ({found.outcome}): {found.detail}")
+            if part.name == MACHINE and only:
+                report.adopt(output)
             path = report.write(output)
             announce(line(part.name, found))
     return report, path
@@ -229,17 +241,24 @@ def _git(*arguments: str) -> str | None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 where a part failed or timed out, 2 where nothing could be tried."""
     parser = argparse.ArgumentParser(prog="latentbench.bench.gpu", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=CHECKOUT / "results" / "gpu")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for a dry run")
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--page", action="store_true", help="only write docs/gpu.md anew from results/gpu")
     parser.add_argument("--only", action="append", default=[], choices=[part.name for part in PARTS])
     given = parser.parse_args(arguments)
     try:
+        if given.page:
+            PAGE.write_text(page(reports(RESULTS)), "utf-8")
+            return 0
         report, path = run(given.output, device=given.device, minutes=given.minutes, only=tuple(given.only))
     except LatentbenchError as error:
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return error.exit_code
-    print(f"\n{summary(report)}\n\nwritten to {path}")
+    except KeyboardInterrupt:
+        print(f"interrupted: what was measured before stands below {given.output}", file=sys.stderr)
+        return 130
+    print(f"\n{summary(report)}\n\nwritten to {path}; `make gpu-page` puts it into docs/gpu.md")
     return 1 if report.failed else 0
 
 

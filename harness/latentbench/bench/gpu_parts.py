@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -19,14 +21,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentbench.bench.gpu_report import Teller
+from latentbench.bench.gpu_report import CHECKOUT, Teller
 from latentbench.core.border import contained, reason
 from latentbench.core.errors import CellFailed, NotAvailable
 
 if TYPE_CHECKING:
     import torch
 
-CHECKOUT = Path(__file__).parents[3]
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "trl", "sae-lens", "numba", "numpy", "pydantic")
 
 
@@ -143,7 +144,7 @@ class _Watcher:
         if report.when != "call" and report.passed:
             return  # set-up and tear-down are told of only where they fail
         name = report.nodeid.rpartition("::")[2]
-        for what, value in report.user_properties if report.when == "call" else ():
+        for what, value in report.user_properties:
             self._tell.found(f"{name}: {what}", value)
         note = report.outcome
         if report.skipped and isinstance(report.longrepr, tuple):
@@ -167,8 +168,16 @@ WORK: dict[str, Callable[[Teller], None]] = {
 }
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone, which may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def main(name: str, device: str, file: str) -> int:
     """Does one part; 0 where it ended as its last line says, whatever that is."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     tell = Teller(Path(file), device)
     try:
         WORK[name](tell)

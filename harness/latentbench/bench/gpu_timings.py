@@ -7,12 +7,13 @@ apart, with its compiling. Memory is the most that torch's allocator held, input
 from __future__ import annotations
 
 import gc
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.fitting import out_of_memory
-from latentbench.bench.gpu_report import Teller
+from latentbench.bench.gpu_report import CHECKOUT, Teller
 from latentbench.bench.train import SHAPES, Shape, StepTiming, compare, compare_memory, native_step
 from latentbench.core.border import contained, reason
 from latentbench.core.errors import CellFailed
@@ -31,6 +32,7 @@ from latentbench.core.plugins import plugin
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.resources import now
 from latentbench.core.token_rule import EVERY_TOKEN
+from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.sae.autoencoder import Codes
 from latentbench.sae.memory import release
 from latentbench.sae.options import HierarchicalTopKOptions, TopKOptions, Variant
@@ -99,8 +101,8 @@ def _where_memory_suffices(tell: Teller, what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        kept = contained(error)
-        if not out_of_memory(kept):
+        # Not kept beyond this block: its traceback holds every tensor of the attempt.
+        if not out_of_memory(contained(error)):
             raise
         tell.found(what, None, note="memory does not suffice")
     _let_go()
@@ -146,7 +148,9 @@ class LossProblem:
 
 
 SIZE = Shape(d_in=2_304, width=65_536, k=128, batch=4_096)
-"""The dictionary of the paper's benchmark, which does not say how many tokens a batch has; as many as GPT-2 small's has here."""
+"""The dictionary of flexsae's benchmark, which does not say how many tokens a batch has."""
+PUBLISHED = {32: (6.696, 2.92), 64: (7.995, 2.92), 128: (10.609, 2.93)}
+"""Milliseconds and GiB by K that flexsae, the paper's kernels, publishes for HierarchicalTopK at this width and d."""
 DRY_SIZE = Shape(d_in=24, width=32, k=8, batch=4)
 
 
@@ -162,7 +166,7 @@ def hierarchical(tell: Teller, device: torch.device) -> None:
     for k in (size.k // 4, size.k // 2, size.k):
         with _where_memory_suffices(tell, what := f"HierarchicalTopK loss and gradients, K = {k}"):
             problem = LossProblem.of(Shape(size.d_in, size.width, k, size.batch), device)
-            timed(problem.run, device, 3 if tell.small else 20).tell(tell, what)
+            timed(problem.run, device, 3 if tell.small else 20).tell(tell, what, _published(k))
     with _where_memory_suffices(tell, what := f"the same by torch's operations, K = {size.k}"), forced("torch"):
         timed(LossProblem.of(size, device).run, device, 3).tell(tell, what)
     kinds = {
@@ -174,6 +178,13 @@ def hierarchical(tell: Teller, device: torch.device) -> None:
             timed(_step(options, size, device), device, 3 if tell.small else 10).tell(tell, what)
     if apart > TOLERANCE:
         raise CellFailed(f"the kernels' results are {apart:.2g} apart from torch's, {TOLERANCE:g} is allowed")
+
+
+def _published(k: int) -> str:
+    if k not in PUBLISHED:
+        return ""
+    time, memory = PUBLISHED[k]
+    return f"flexsae publishes {time} ms and {memory} GiB a step, on a card, batch and type that it does not name"
 
 
 def _step(options: Variant, size: Shape, device: torch.device) -> Callable[[], None]:
@@ -195,8 +206,7 @@ def _apart(tell: Teller, problem: LossProblem) -> float:
 def train(tell: Teller, device: torch.device) -> None:
     """`bench train` on this device. Where sae-lens is missing or falls, the rest is measured without it."""
     shapes = (Shape(16, 64, 4, 32),) if tell.small else SHAPES
-    rounds, against = (1, True) if tell.small else (10, True)
-    measure = partial(compare, rounds=rounds, device=str(device), torch_path=True)
+    measure, against = partial(compare, rounds=1 if tell.small else 10, device=str(device), torch_path=True), True
     for shape in shapes:
         try:
             timings = measure(shape, sae_lens=against)
@@ -261,15 +271,18 @@ def _with(name: str, value: int) -> Iterator[None]:
 
 
 def rl(tell: Teller, device: torch.device) -> None:
-    """Steps of reinforcement learning: 32 prompts × 8 answers of 96 tokens, on the pocket model and on a larger one."""
-    with tempfile.TemporaryDirectory() as folder:
-        pocket: LanguageModel = plugin("models", "pocket")().load(Roots(Path(folder)), device)
-        _rl_steps(tell, "pocket model, float32", pocket, Path(folder) / "pocket")
-    with tempfile.TemporaryDirectory() as folder, _where_memory_suffices(tell, what := "random Llama, bfloat16"):
-        larger = _random_model(pocket, tell.small)
-        millions = sum(p.numel() for p in larger.model.parameters()) / 1e6
-        tell.found(f"{what}: parameters", round(millions, 1), "millions")
-        _rl_steps(tell, what, larger, Path(folder))
+    """Writing answers, and steps of reinforcement learning, on the pocket model and on a larger one."""
+    pocket: LanguageModel = plugin("models", "pocket")().load(Roots(CHECKOUT), device)
+    larger = _random_model(pocket, tell.small)
+    models = {"pocket model, float32": pocket, "random Llama, bfloat16": larger}
+    for name, lm in models.items():
+        tell.found(f"{name}: parameters", round(sum(p.numel() for p in lm.model.parameters()) / 1e6, 1), "millions")
+        # First of both, since it needs one library less.
+        with _where_memory_suffices(tell, f"{name}: writing"):
+            _writing(tell, name, lm)
+    for name, lm in models.items():
+        with tempfile.TemporaryDirectory() as folder, _where_memory_suffices(tell, f"{name}: step"):
+            _rl_steps(tell, name, lm, Path(folder))
 
 
 def _random_model(like: LanguageModel, small: bool) -> LanguageModel:
@@ -293,18 +306,46 @@ def _random_model(like: LanguageModel, small: bool) -> LanguageModel:
     return LanguageModel(model.eval().requires_grad_(False), like.tokenizer, like.device)
 
 
-def _rl_steps(tell: Teller, what: str, lm: LanguageModel, folder: Path) -> None:
-    steps, prompts, samples, new = (2, 2, 2, 4) if tell.small else (4, 32, 8, 96)
-    section = {"steps": steps, "prompts": prompts, "samples": samples, "max_new_tokens": new, "selection": 0}
-    method = RlMethod.model_validate({"method": "rl", "problems": {"adapter": "pocket"}, **section})
+@dataclass(frozen=True)
+class Rollouts:
+    """What is written in a step of reinforcement learning."""
+
+    prompts: int
+    samples: int
+    tokens: int
+
+    @staticmethod
+    def of(small: bool) -> Rollouts:
+        """The defaults of `steering: {method: rl}`, or next to nothing."""
+        return Rollouts(2, 2, 4) if small else Rollouts(32, 8, 96)
+
+
+def _writing(tell: Teller, name: str, lm: LanguageModel) -> None:
+    size = Rollouts.of(tell.small)
+    texts = plugin("problems", "pocket")().problems(Roots(CHECKOUT))
+    prompts = [problem.prompt for problem in islice(texts, size.prompts)]
+    written = list[int]()
+
+    def write() -> None:
+        generator = torch.Generator(lm.device).manual_seed(0)
+        found = answers(lm, prompts, Sampling(size.tokens, 1.0), samples=size.samples, generator=generator)
+        written.append(sum(len(answer.ids) for answer in found))
+
+    timing = timed(write, lm.device, 1 if tell.small else 3)
+    timing.tell(tell, f"{name}: writing {size.prompts} × {size.samples} answers")
+    tell.found(f"{name}: writing", round(written[-1] / timing.seconds), "new tokens/s")
+
+
+def _rl_steps(tell: Teller, name: str, lm: LanguageModel, folder: Path) -> None:
+    size, steps = Rollouts.of(tell.small), 2 if tell.small else 4
+    shape = {"prompts": size.prompts, "samples": size.samples, "max_new_tokens": size.tokens, "selection": 0}
+    section = {"method": "rl", "problems": {"adapter": "pocket"}, "steps": steps, **shape}
+    method = RlMethod.model_validate_json(json.dumps(section))
     times = [now(lm.device)]
-    content = method.make(_context(lm, folder, lambda done, total: times.append(now(lm.device))))
+    method.make(_context(lm, folder, lambda done, total: times.append(now(lm.device))))
     seconds = [after - before for before, after in pairwise(times)]
-    tell.found(f"{what}: first step, loading of libraries included", round(seconds[0], 2), "s")
-    step = median(seconds[1:])
-    tell.found(f"{what}: step", round(step, 4), "s")
-    written = median(entry["length"] * prompts * samples for entry in content.meta["curve"][1:])
-    tell.found(f"{what}: tokens written", round(written / step), "tokens/s of the whole step")
+    tell.found(f"{name}: first step, loading of libraries included", round(seconds[0], 2), "s")
+    tell.found(f"{name}: step of {size.prompts} × {size.samples} answers", round(median(seconds[1:]), 4), "s")
 
 
 def _context(lm: LanguageModel, folder: Path, progress: Callable[[int, int], None]) -> StageContext:
