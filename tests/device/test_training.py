@@ -24,6 +24,8 @@ TOLERANCE = 1e-9
 """Of weights in float64, relative to the largest of their tensor."""
 STOP = 3
 """Blocks before the interruption, of eight."""
+COMPARED = sorted(set(OPTIONS) - {"extended"})
+"""Without the one that starts from copies of its own latents: between equals each device may choose differently."""
 NOT_COMPARED = ("memory", "kernels")
 """What a state says of the way it was made: a measurement, and which kernels there were."""
 
@@ -60,7 +62,7 @@ def furthest(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return max(apart(tensor, weights[key]) for key, tensor in wanted.items())
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_it_trains_what_a_cpu_trains(name: str, device: torch.device, record_property: pytest.RecordProperty) -> None:
     (state, weights), (expected, wanted) = (trained(name, torch.float64, where) for where in (device, CPU))
     record_property("largest difference in float64", found := furthest(weights, wanted))
