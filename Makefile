@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow faults check reference clean
+.PHONY: demo test test-slow faults check reference gpu gpu-page clean
 
 demo: $(VENV)/installed        ## train and measure the quickstart in results/demo/, show the leaderboard there
 	$(BIN)/latentbench run quickstart --results results/demo
@@ -36,6 +36,19 @@ check: $(VENV)/installed-dev   ## lint, types, and pages that are generated from
 
 reference: $(VENV)/installed-dev
 	$(BIN)/python -m latentbench.spec.reference
+
+# GPU_PYTHON=python3 takes the packages that this Python has, torch for CUDA among them, and installs nothing.
+ifeq ($(origin GPU_PYTHON),undefined)
+GPU_PYTHON = $(BIN)/python
+gpu: $(VENV)/installed-dev
+endif
+MINUTES ?= 8
+gpu:                           ## on a machine with a GPU: device tests and speed, into results/gpu/
+	export PYTHONPATH=harness; $(GPU_PYTHON) -m latentbench.bench.gpu --minutes $(MINUTES); code=$$?; \
+	  $(GPU_PYTHON) -m latentbench.bench.gpu --page; exit $$code
+
+gpu-page:                      ## docs/gpu.md from the files of results/gpu/
+	PYTHONPATH=harness $(PYTHON) -m latentbench.bench.gpu --page
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -40,7 +40,7 @@ from latentbench.sae.options import (
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.trainer import NativeTrainer, train
 from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
-from tests.support.process_groups import Shares, together
+from tests.support.process_groups import CPU, Shares, together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,8 +90,8 @@ class Blocks:
 
     blocks, steps = 8, 16
 
-    def __init__(self, dtype: torch.dtype, corrupt: int | None = None) -> None:
-        self.dtype, self.corrupt = dtype, corrupt
+    def __init__(self, dtype: torch.dtype, corrupt: int | None = None, device: torch.device = CPU) -> None:
+        self.dtype, self.corrupt, self.device = dtype, corrupt, device
         first = torch.cat([batch[HERE] for batch in self.batches(0)])
         self.means, self.first_norms = {HERE: first.mean(0)}, {HERE: float(first.norm(dim=1).mean())}
 
@@ -100,18 +100,18 @@ class Blocks:
         for tokens in (64, 61):
             x = torch.randn(tokens, D, generator=generator) * torch.linspace(3, 0.1, D) + 0.5
             x[-1, 0] = torch.nan if block == self.corrupt else 0
-            yield {HERE: x.to(self.dtype)}
+            yield {HERE: x.to(self.device, self.dtype)}
 
 
 Made = NativeTrainer | FittedTrainer
 
 
-def trainer(name: str, dtype: torch.dtype, group: ProcessGroup = SINGLE_PROCESS) -> Made:
-    options, stream = OPTIONS[name], Blocks(dtype)
+def trainer(name: str, dtype: torch.dtype, group: ProcessGroup = SINGLE_PROCESS, device: torch.device = CPU) -> Made:
+    options, stream = OPTIONS[name], Blocks(dtype, device=device)
     bases = tuple(BASE.build(D, torch.Generator().manual_seed(5)).to(dtype) for _ in options.base_sections)
     sae = options.build(D, torch.Generator().manual_seed(0), bases).to(dtype)
     if isinstance(sae, FittedSAE):
-        return FittedTrainer(sae, HERE, group=group)
+        return FittedTrainer(sae, HERE, device, group)
     assert isinstance(sae, TrainableSAE)
     norm, mean = stream.first_norms[HERE], stream.means[HERE]
     made = NativeTrainer(sae, HERE, RECIPE, steps=stream.steps, first_norm=norm, mean=mean, group=group)

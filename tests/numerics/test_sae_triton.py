@@ -26,12 +26,12 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 TOLERANCE = 1e-6
 
 
-def run(module: str, cache: Path, **environment: str) -> Any:
+def run(module: str, cache: Path, *arguments: str, **environment: str) -> Any:
     """What a module of `tests.support` prints, in a process of its own."""
     switches = ("TRITON_", "LATENTBENCH_KERNELS")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(switches)}
     variables = clean | {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, "-W", "ignore", "-m", f"tests.support.{module}"]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.support.{module}", *arguments]
     done = subprocess.run(
         command, env=variables, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280
     )
@@ -60,6 +60,23 @@ def test_kernels_compile_for_gpus_and_add_nothing_atomically(tmp_path: Path) -> 
         assert result["bytes"] > 0, result
         assert result["atomics"] == 0, result
         assert f"sm_{result['setting']['capability']}" in result["target"], result
+
+
+SHARED_MEMORY = 48 << 10
+"""Bytes that a program may have on every card from compute capability 7.5 on without being asked for."""
+
+
+@needs_triton
+def test_what_products_launch_compiles_for_cards_of_all_ages(tmp_path: Path) -> None:
+    """By Triton's launcher, from the arguments of real calls."""
+    cards = ("75", "80", "90", "120")
+    found = run("launched", tmp_path, *cards)
+    assert tuple(found) == cards
+    for launches in found.values():
+        assert len({launch["kernel"] for launch in launches}) == 6
+        assert len(launches) > 150
+        assert max(launch["shared"] for launch in launches) <= SHARED_MEMORY
+        assert all(launch["grid"][1] <= 65_535 for launch in launches)
 
 
 def test_a_forced_choice_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

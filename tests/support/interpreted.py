@@ -1,4 +1,5 @@
-"""Runs the Triton kernels in Triton's interpreter and prints their errors as JSON: `python -m tests.support.interpreted`.
+"""Errors of the sparse products' kernels, on any device (`checks`), and printed as JSON from Triton's interpreter:
+`python -m tests.support.interpreted`.
 
 A process of its own, because TRITON_INTERPRET must be set before Triton is imported. Every reference is dense autograd in
 float64, except that the training losses of whole variants are compared with the torch path.
@@ -10,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import nan
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ from latentbench.sae.options import (
     Variant,
 )
 from latentbench.sae.options.training import TrainingOptions
-from latentbench.sae.sparse_kernels import dispatch, triton_backend
+from latentbench.sae.sparse_kernels import dispatch
 from latentbench.sae.sparse_kernels.autograd import attach, sparse_decode
 from latentbench.sae.sparse_kernels.dispatch import agree
 from latentbench.sae.trainer import NativeTrainer
@@ -60,12 +62,17 @@ class Problem(NamedTuple):
         indices = torch.randint(0, max(1, width - 2), (n, active), generator=generator)
         return Problem(values, indices, normal(width, d), normal(d), normal(n, d))
 
+    def to(self, device: torch.device) -> Problem:
+        """The same, somewhere else."""
+        return Problem(*(t.to(device) for t in self))
 
+
+CPU = torch.device("cpu")
 SHAPES = {
     "odd": (6, 3, 12, 13),
     "one": (2, 1, 1, 1),
     "few latents": (19, 4, 6, 33),
-    "two blocks of dimensions": (3, 3, 5, triton_backend.BLOCK_D + 3),
+    "two blocks of dimensions": (3, 3, 5, 515),
     "many entries per token": (3, 11, 30, 16),
 }
 
@@ -116,7 +123,7 @@ def decoded(p: Problem) -> tuple[Grads, Grads]:
 
 def encoded(p: Problem) -> tuple[Grads, Grads]:
     """A weighted sum of selected pre-activations; `values` are the weights, some of them zero."""
-    bias = torch.randn(len(p.weight), dtype=p.x.dtype, generator=torch.Generator().manual_seed(9))
+    bias = torch.randn(len(p.weight), dtype=p.x.dtype, generator=torch.Generator().manual_seed(9)).to(p.x.device)
 
     def dense(t: Grads) -> Tensor:
         pre = (t["x"] - t["shift"]) @ t["weight"].t() + t["bias"]
@@ -165,12 +172,13 @@ def all_shares(p: Problem) -> dict[str, Tensor]:
     repeated = torch.zeros(1, active + 1, dtype=p.x.dtype)
     repeated[0, 1], repeated[0, active] = 0.75, repeated[0, active] + 0.25
     kept = torch.rand(own.shape, generator=generator) < 0.5
-    return {
+    made = {
         "every prefix": dense,
         "two budgets": repeated,
         "per token": own * kept,
         "full only": dense * 0 + (torch.arange(active + 1) == active),
     }
+    return {name: shares.to(p.x.device) for name, shares in made.items()}
 
 
 def budgets(p: Problem) -> tuple[Grads, Grads]:
@@ -200,16 +208,16 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def variant(options: Variant) -> tuple[Grads, Grads]:
-    """Loss, with AuxK, and gradients of a whole SAE: Triton and torch."""
-    return _variant(options, "triton"), _variant(options, "torch")
+def variant(options: Variant, device: torch.device, kernels: str) -> tuple[Grads, Grads]:
+    """Loss, with AuxK, and gradients of a whole SAE: by `kernels` and by torch."""
+    return _variant(options, device, kernels), _variant(options, device, "torch")
 
 
-def _variant(options: Variant, name: str) -> Grads:
-    sae = options.build(D, torch.Generator().manual_seed(3)).double()
+def _variant(options: Variant, device: torch.device, name: str) -> Grads:
+    sae = options.build(D, torch.Generator().manual_seed(3)).double().to(device)
     assert isinstance(sae, TrainableSAE)
-    x = torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) * 2 + 0.3
-    dead = torch.arange(sae.width) % 5 == 0
+    x = torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(device) * 2 + 0.3
+    dead = torch.arange(sae.width, device=device) % 5 == 0
     with dispatch.forced(name):
         loss = sae.loss(x, dead, 0, 10)
         trainable = {key: p for key, p in sae.named_parameters() if p.requires_grad}
@@ -217,11 +225,11 @@ def _variant(options: Variant, name: str) -> Grads:
     return {"loss": loss.total.detach(), "firing": loss.firing, **dict(zip(trainable, found, strict=True))}
 
 
-def trained(name: str) -> Grads:
+def trained(name: str, device: torch.device) -> Grads:
     """Weights after two steps of the trainer in float32."""
     sae = HierarchicalTopKOptions(width=WIDTH, k=K).build(D, torch.Generator().manual_seed(3))
     assert isinstance(sae, TrainableSAE)
-    x = torch.randn(N, D, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(N, D, generator=torch.Generator().manual_seed(5)).to(device)
     trainer = NativeTrainer(sae, Site(index=0), TrainingOptions(batch=N), steps=9, first_norm=3.0, mean=x.mean(0))
     with dispatch.forced(name):
         for _ in range(2):
@@ -229,58 +237,68 @@ def trained(name: str) -> Grads:
     return {key: p.detach() for key, p in sae.named_parameters()}
 
 
-def padding_is_not_read() -> float:
+def padding_is_not_read(device: torch.device) -> float:
     """1 where a NaN in an atom that only padding names gets into a result."""
     p = Problem.of(*SHAPES["odd"])
     p.weight[-1] = nan
     p.indices[p.values == 0] = len(p.weight) - 1
+    p = p.to(device)
     found = [*decoded(p)[0].values(), *prefixes(p, all_shares(p)["every prefix"])[0].values()]
     return float(any(bool(t.isnan().any()) for t in found))
 
 
-def agreement() -> float:
+def agreement(device: torch.device) -> float:
     """0 where the check that is made on every GPU passes and would catch a wrong gradient."""
+    from latentbench.sae.sparse_kernels.triton_backend import TritonBackend
 
-    class Wrong(triton_backend.TritonBackend):
+    class Wrong(TritonBackend):
         def encode_backward(self, dvalues: Tensor, indices: Tensor, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
             dweight, dbias = super().encode_backward(dvalues, indices, x, width)
             return dweight * 1.1, dbias
 
-    cpu, own = torch.device("cpu"), triton_backend.TritonBackend()
-    return float(not agree(own, dispatch.TORCH, cpu) or agree(Wrong(), dispatch.TORCH, cpu))
+    own = TritonBackend()
+    return float(not agree(own, dispatch.TORCH, device) or agree(Wrong(), dispatch.TORCH, device))
 
 
-def differing() -> float:
+def differing(device: torch.device) -> float:
     """How many results of two runs in float32 differ in any byte."""
     count = 0
-    p = Problem.of(9, 3, 4, 19, dtype=torch.float32)
+    p = Problem.of(9, 3, 4, 19, dtype=torch.float32).to(device)
     for run in (decoded, encoded, budgets):
         first, second = run(p)[0], run(p)[0]
         count += sum(not torch.equal(first[name], second[name]) for name in first)
     return float(count)
 
 
-def errors() -> Iterator[tuple[str, float]]:
-    """The name and error of every comparison."""
+def checks(device: torch.device = CPU, kernels: str = "triton") -> dict[str, Callable[[], float]]:
+    """Every comparison by name: what gives its error. `kernels` computes whole variants ("": whatever fits)."""
+
+    def apart(both: Callable[[], tuple[Grads, Grads]]) -> Callable[[], float]:
+        return lambda: worst(*both())
+
+    odd, found = Problem.of(*SHAPES["odd"]).to(device), dict[str, Callable[[], float]]()
     for name, shape in SHAPES.items():
-        p = Problem.of(*shape)
-        yield f"decode: {name}", worst(*decoded(p))
-        yield f"encode: {name}", worst(*encoded(p))
-        yield f"prefixes: {name}", worst(*prefixes(p, all_shares(p)["every prefix"]))
-    p = Problem.of(*SHAPES["odd"])
-    yield "budgets", worst(*budgets(p))
-    for kind, shares in all_shares(p).items():
-        yield f"prefixes, {kind}", worst(*prefixes(p, shares))
+        p = Problem.of(*shape).to(device)
+        found[f"decode: {name}"] = apart(partial(decoded, p))
+        found[f"encode: {name}"] = apart(partial(encoded, p))
+        found[f"prefixes: {name}"] = apart(partial(prefixes, p, all_shares(p)["every prefix"]))
+    found["budgets"] = apart(partial(budgets, odd))
+    for kind, shares in all_shares(odd).items():
+        found[f"prefixes, {kind}"] = apart(partial(prefixes, odd, shares))
     for name, options in VARIANTS.items():
-        yield f"variant: {name}", worst(*variant(options))
-    yield "trainer in float32", worst(trained("triton"), trained("torch"))
-    yield "padding", padding_is_not_read()
-    yield "two runs", differing()
-    yield "check on a GPU", agreement()
+        found[f"variant: {name}"] = apart(partial(variant, options, device, kernels))
+    found["trainer in float32"] = lambda: worst(trained(kernels, device), trained("torch", device))
+    found["padding"] = partial(padding_is_not_read, device)
+    found["two runs"] = partial(differing, device)
+    found["check on a GPU"] = partial(agreement, device)
+    return found
 
 
 if __name__ == "__main__":
+    from latentbench.sae.sparse_kernels.triton_backend import BLOCK_D
+
     torch.set_num_threads(1)
-    assert isinstance(dispatch.backend(torch.ones(1)), triton_backend.TritonBackend)
+    assert BLOCK_D < SHAPES["two blocks of dimensions"][-1] <= 2 * BLOCK_D
+    assert dispatch.backend(torch.ones(1)).name == "triton"
     with dirty():
-        json.dump(dict(errors()), sys.stdout)
+        json.dump({name: check() for name, check in checks().items()}, sys.stdout)

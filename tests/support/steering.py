@@ -27,13 +27,18 @@ CONFIGS: Mapping[str, PretrainedConfig] = {
 }
 
 
-def language_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> LanguageModel:
+CPU = torch.device("cpu")
+
+
+def language_model(
+    name: str, dtype: torch.dtype = torch.float64, seed: int = 0, device: torch.device = CPU
+) -> LanguageModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(CONFIGS[name])
         for parameter in model.parameters():
             parameter.data.normal_(std=0.3)
-    return LanguageModel(model.to(dtype).eval().requires_grad_(False), words_tokenizer(), torch.device("cpu"))
+    return LanguageModel(model.to(device, dtype).eval().requires_grad_(False), words_tokenizer(), device)
 
 
 class Killed(BaseException):
@@ -62,7 +67,7 @@ def lab(lm: LanguageModel, folder: Path, kill_at: int | None = None, model: Any 
         experiment=SimpleNamespace(model=model, dataset=SimpleNamespace(eval={}), token_rule=EVERY_TOKEN),  # type: ignore[arg-type]
         key="key",
         roots=Roots(folder),
-        device=torch.device("cpu"),
+        device=lm.device,
         scratch=folder / "scratch",
         cache=folder / "cache",
         model=lambda: lm,

@@ -6,6 +6,7 @@ What `bench` prints are ratios of one run, never absolute; it also holds small e
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -160,6 +161,34 @@ def flow(
     typer.echo(f"products   {found.product_seconds:9.3f} s a pair")
     typer.echo(f"ratio      {found.ratio:9.2f}")
     typer.echo(f"peak       {found.peak_bytes / 2**20:9,.0f} MiB beyond the weights")
+
+
+@app.command()
+def gpu(
+    output: Annotated[Path, typer.Option(help="Folder of the report, one file per device.")] = Path("results/gpu"),
+    device: Annotated[str, typer.Option(help="cuda, cuda:N, or cpu for a dry run in a small size.")] = "cuda",
+    minutes: Annotated[float, typer.Option(min=0.1, help="After which nothing more is started or waited for.")] = 8.0,
+    only: Annotated[list[str] | None, typer.Option(help="A part; may be repeated. Default: all of them.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the device tests on a GPU and measure kernels, training and reinforcement learning there, each in its own process.
+
+    Exit code 1 if a part failed or timed out. Example: `latentbench bench gpu --only kernels`
+    """
+    from latentbench.bench.gpu import run
+    from latentbench.bench.gpu_report import summary
+
+    report, path = run(output, device=device, minutes=minutes, only=tuple(only or ()), announce=_told)
+    if as_json:
+        print_json(report.plain())
+    else:
+        typer.echo(f"\n{summary(report)}\n\nwritten to {path}")
+    raise typer.Exit(1 if report.failed else 0)
+
+
+def _told(text: str) -> None:
+    """Progress, beside what is printed in the end."""
+    typer.echo(text, err=True)
 
 
 @app.command()
