@@ -35,7 +35,7 @@ function drawTabs() {
 }
 
 function tabText(group) {
-  const rows = `${group.rows.length} row${group.rows.length === 1 ? "" : "s"}`;
+  const rows = `${counted(group.rows.length)} row${group.rows.length === 1 ? "" : "s"}`;
   const suites = [...new Set(group.rows.map((row) => row.suite))].sort();
   return [rows, suites.join(", "), group.domains.join(", ")].filter(Boolean).join(" · ");
 }

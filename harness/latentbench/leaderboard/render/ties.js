@@ -51,7 +51,7 @@ function scopeText() {
   const which = (names) => (names.length === columns.length ? "" : ` (${names.join("; ")})`);
   return [
     here.length && "Ties are judged among the rows that pass the filters.",
-    all.length && `Ties${which(all)} refer to all ${rows} rows, not only to those that pass the filters.`,
+    all.length && `Ties${which(all)} refer to all ${counted(rows)} rows, not only to those that pass the filters.`,
     untested.length && `Ties${which(untested)} are not told: the best of these rows was not tested here against the others; latentbench compare A B tests two rows.`,
   ].filter(Boolean).join(" ");
 }
