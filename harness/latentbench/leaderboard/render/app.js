@@ -134,6 +134,7 @@ function start() {
   document.addEventListener("click", (event) => document.querySelectorAll("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; }));
   startWindow();
   chooseGroup(state.group);
+  performance.mark("rows");
   whenWhole(() => { if (asked) drawAll(); });
 }
 

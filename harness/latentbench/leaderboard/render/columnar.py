@@ -28,7 +28,7 @@ _PLAIN = frozenset({int, float, str, type(None)})
 def packed(values: Sequence[Json]) -> Json:
     """A column of numbers, strings, truths and nulls. Nested values are told apart by their JSON."""
     keys = values if _PLAIN.issuperset(map(type, values)) else [_key(value) for value in values]
-    distinct = {key: value for key, value in zip(keys, values, strict=True)}
+    distinct = dict(zip(keys, values, strict=True))
     if len(distinct) <= 1:
         return {"all": values[0] if len(values) else None}
     present = [row for row, value in enumerate(values) if value is not None]
