@@ -107,7 +107,10 @@ class _Pipe:
         """The answer to a request; what the browser says meanwhile is passed over."""
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": params} | ({"sessionId": session} if session else {})
-        os.write(self._out, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._out, json.dumps(message).encode() + b"\0")
+        except OSError as error:
+            raise BrowserFailed(f"the browser ended: {error}") from None
         while True:
             answer = json.loads(self._next())
             if answer.get("id") == self._sent:
