@@ -126,7 +126,8 @@ def swap_shares(formula: Formula, a: Array, b: Array) -> tuple[Array, float]:
     """
     pooled, half = (a + b).sum(0) / 2, (a - b) / 2
     with np.errstate(all="ignore"):
-        shares: Array = formula(*(pooled + half).T) - formula(*(pooled - half).T)
+        # A formula that ignores its inputs (a constant) gives one number for all.
+        shares: Array = np.broadcast_to(formula(*(pooled + half).T) - formula(*(pooled - half).T), len(a))
         scale = float(np.abs(formula(*pooled)))
     return shares, scale
 
@@ -158,7 +159,7 @@ def exchange_p_values(formula: Formula, a: Array, others: Array) -> list[float |
     pooled, half = (a + others).sum(1) / 2, (a - others) / 2
     up, down = (pooled[:, None] + half).reshape(-1, inputs), (pooled[:, None] - half).reshape(-1, inputs)
     with np.errstate(all="ignore"):
-        # A formula sees one long list of units; one that ignores its inputs (a constant) gives a single number.
+        # A formula sees one long list of units.
         moved = np.broadcast_to(formula(*up.T) - formula(*down.T), rows * units).reshape(rows, units)
         scales = np.broadcast_to(np.abs(formula(*pooled.T)), rows)
     return _many_two_sided(moved, scales)

@@ -68,21 +68,32 @@ function firstInView() {
 // Draws what is within a screen of the view and the section with the focus, and empties all others.
 function fillView() {
   if (view.printing) return;
-  const area = scroller(), focused = document.activeElement?.closest("tbody"), reach = area.clientHeight;
-  const top = area.scrollTop - reach, bottom = area.scrollTop + 2 * reach;
-  let at = 0, above = 0;
-  for (const section of view.sections) {
-    const { height } = section, near = at + height >= top && at <= bottom;
-    if (near || section.body === focused || section === view.pinned) {
-      if (!section.drawn) fill(section);
-      section.height = section.body.offsetHeight;
-      if (at + height <= area.scrollTop) above += section.height - height;
-    } else if (section.drawn) empty(section);
-    at += height;
+  const area = scroller(), top = area.scrollTop, reach = area.clientHeight, changed = wanted(top - reach, top + 2 * reach);
+  if (!changed.length) return;
+  for (const { section, near } of changed) (near ? fill : empty)(section);
+  let above = 0;
+  for (const { section, at, near } of changed) {
+    if (!near) continue;
+    const guessed = section.height;
+    section.height = section.body.offsetHeight;
+    if (at + guessed <= top) above += section.height - guessed;
   }
   // What is looked at stays where it is when rows above it turn out higher than guessed.
-  if (above) area.scrollTop += above;
+  if (above) area.scrollTop = top + above;
   holdWidths();
+}
+
+// Sections to draw or to empty so that those between `top` and `bottom` are drawn.
+function wanted(top, bottom) {
+  const focused = document.activeElement?.closest("tbody"), changed = [];
+  let at = 0;
+  for (const section of view.sections) {
+    const near = at + section.height >= top && at <= bottom;
+    const kept = near || section.body === focused || section === view.pinned;
+    if (kept !== section.drawn) changed.push({ section, at, near: kept });
+    at += section.height;
+  }
+  return changed;
 }
 
 // Columns only grow while one scrolls: each is as wide as its widest cell so far.
