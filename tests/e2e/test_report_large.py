@@ -123,7 +123,7 @@ def expected(board: Board, label: str | None, descending: bool = False) -> list[
     return [row.spec + row.label for row in rows]
 
 
-@pytest.mark.parametrize("label", ["EV centred, general", "Tokens, chemistry"])
+@pytest.mark.parametrize("label", ["EV centred, general", "KL, chemistry"])
 def test_orders_and_filters_are_those_of_python(page: Browser, board: Board, label: str) -> None:
     """In a column of the short table, and in one that is read when it is asked for."""
     group, at = board.groups[0], int(position(page, label))

@@ -115,7 +115,7 @@ def fragile(x: np.ndarray, t: np.ndarray) -> np.ndarray:
 def test_many_exchange_tests_say_what_each_says_alone(formula: Callable[..., Any], units: int) -> None:
     rng = np.random.default_rng(units)
     first = np.stack([rng.gamma(2, 1, units), rng.gamma(20, 1, units)], 1)
-    others = np.stack([first, first * (1 + 1e-15), first + [0.5, 0], *(rng.gamma(2, 1, (40, units, 2)))])
+    others = np.stack([first, first * (1 + 1e-15), first + np.array([0.5, 0.0]), *(rng.gamma(2, 1, (40, units, 2)))])
     with np.errstate(all="ignore"):
         alone = [exchange_test(formula, first, other).p for other in others]
     found = exchange_p_values(formula, first, others)
