@@ -258,6 +258,8 @@ def test_what_a_reader_waits_for_is_measured_without_a_driver(report: Path, monk
     times = page_times(report)
     assert times is not None
     assert 0 < times.paint <= times.rows + 1000
+    assert 0 < times.sort_work <= 200
+    assert 0 < times.filter_work <= 200
     assert min(times.sort, times.filter) > 0
     monkeypatch.setenv("LATENTBENCH_CHROMIUM", "/bin/true")
     with pytest.raises(BrowserFailed, match="the browser ended"):
