@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -95,7 +95,10 @@ def _plain(group: RowGroup) -> Json:
         "rows": len(group.rows),
         "columns": [visible(", ".join(filter(None, (group.heading(c), c.domain)))) for c in group.shown],
         "best": [
-            (visible(row.title), [number(_value(row, c), c.unit, n) for c, n in zip(group.shown, decimals, strict=True)])
+            (
+                visible(row.title),
+                [number(_value(row, c), c.unit, n) for c, n in zip(group.shown, decimals, strict=True)],
+            )
             for row in group.rows[:PLAIN]
         ],
     }

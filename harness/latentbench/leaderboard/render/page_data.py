@@ -133,14 +133,21 @@ def _numbers(group: RowGroup, column: Column) -> Json:
         "n": [v.n if v else None for v in values],
         "standing": [verdict.standing if verdict else None for verdict in verdicts],
         "p": [_short(verdict.p) if verdict else None for verdict in verdicts],
-        "reason": [(v.reason or verdict.reason) if v and verdict else None for v, verdict in zip(values, verdicts, strict=True)],
+        "reason": [
+            (v.reason or verdict.reason) if v and verdict else None for v, verdict in zip(values, verdicts, strict=True)
+        ],
         "trained": [v.trained_k if v else None for v in values],
     }
     return {name: packed(found) for name, found in by_name.items() if any(value is not None for value in found)}
 
 
 def _pairs(pairs: TestedPairs) -> Json:
-    return {"opponents": pairs.opponents, "p": [[_short(p) for p in line] for line in pairs.p]}
+    return {"opponents": pairs.opponents, "p": [_line(line) for line in pairs.p]}
+
+
+def _line(p_values: Sequence[float | None]) -> Json:
+    """Nothing where no test is possible."""
+    return [_short(p) for p in p_values] if any(p is not None for p in p_values) else []
 
 
 def _short(p: float | None) -> float | None:
