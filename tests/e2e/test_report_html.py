@@ -59,7 +59,7 @@ def column(driver: Browser, key: str) -> list[str]:
     script = """
       const heads = [...document.querySelectorAll('#table thead tr:last-child th')];
       const at = heads.findIndex(h => h.querySelector(`[data-sort="${arguments[0]}"]`));
-      return [...document.querySelectorAll('#table tbody tr')].map(r => (r.children[at].querySelector('.number') ?? r.children[at]).textContent)
+      return [...document.querySelectorAll('#table tbody tr:not(.gap)')].map(r => (r.children[at].querySelector('.number') ?? r.children[at]).textContent)
     """
     return list(driver.execute_script(script, key))
 

@@ -150,6 +150,7 @@ def _shares(formula: Formula, a: Sequence[Array], b: Sequence[Array]) -> tuple[A
     with np.errstate(all="ignore"):
         with_a = formula(*(total + half for total, half in zip(pooled, halves, strict=True)))
         with_b = formula(*(total - half for total, half in zip(pooled, halves, strict=True)))
+        # A formula that ignores its inputs (a constant) gives one number for all.
         shares = np.broadcast_to(with_a - with_b, halves[0].shape)
         scale = np.broadcast_to(np.abs(formula(*pooled)), pooled[0].shape)[..., 0]
     return shares, scale

@@ -35,7 +35,7 @@ function drawTabs() {
 }
 
 function tabText(group) {
-  const rows = `${group.rows.length} row${group.rows.length === 1 ? "" : "s"}`;
+  const rows = `${counted(group.rows.length)} row${group.rows.length === 1 ? "" : "s"}`;
   const suites = [...new Set(group.rows.map((row) => row.suite))].sort();
   return [rows, suites.join(", "), group.domains.join(", ")].filter(Boolean).join(" · ");
 }
@@ -134,6 +134,7 @@ function start() {
   document.addEventListener("click", (event) => document.querySelectorAll("details.menu[open]").forEach((menu) => { if (!menu.contains(event.target)) menu.open = false; }));
   startWindow();
   chooseGroup(state.group);
+  performance.mark("rows");
   whenWhole(() => { if (asked) drawAll(); });
 }
 

@@ -21,10 +21,14 @@ DIGITS = 8
 """Significant digits of a number with a fraction: more than are shown, and enough to sort by."""
 
 
+_PLAIN = frozenset({int, float, str, type(None)})
+"""What is told apart by its value alone; 1 equals True in Python."""
+
+
 def packed(values: Sequence[Json]) -> Json:
     """A column of numbers, strings, truths and nulls. Nested values are told apart by their JSON."""
-    keys = [_key(value) for value in values]
-    distinct = {key: value for key, value in zip(keys, values, strict=True)}
+    keys = values if _PLAIN.issuperset(map(type, values)) else [_key(value) for value in values]
+    distinct = dict(zip(keys, values, strict=True))
     if len(distinct) <= 1:
         return {"all": values[0] if len(values) else None}
     present = [row for row, value in enumerate(values) if value is not None]
@@ -38,8 +42,7 @@ def packed(values: Sequence[Json]) -> Json:
 
 
 def _key(value: Json) -> Json:
-    # 1 equals True in Python.
-    return json.dumps(value, sort_keys=False) if isinstance(value, bool | list | dict) else value
+    return json.dumps(value) if isinstance(value, bool | list | dict) else value
 
 
 def digits(value: float | None, places: int = DIGITS) -> float | None:

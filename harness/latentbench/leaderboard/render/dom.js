@@ -37,6 +37,7 @@ function spread(sd, unit, decimals = DECIMALS[unit]) {
   return sd < least / 2 ? `<${least.toFixed(decimals)}` : sd.toFixed(decimals);
 }
 
+const counted = (n) => n.toLocaleString("en");
 const pText = (p) => (p === null || p === undefined ? "" : p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`);
 
 function duration(seconds) {

@@ -16,9 +16,9 @@ function finding(domain, i) {
   if (basis === "untested") return card(leadOf(first, i), el("p", { class: "muted" }, "Ties are not told: not tested here. ", el("code", {}, "latentbench compare A B"), " tests two rows."));
   if (!best) return card(el("p", { class: "muted" }, "Nothing to compare: fewer than two ranked rows, or no test is possible."));
   const rivals = tied.slice(0, 3).flatMap((row, n) => [n ? ", " : "", linkTo(row)]);
-  const rest = tied.length > 3 ? ` and ${tied.length - 3} more` : "";
+  const rest = tied.length > 3 ? ` and ${counted(tied.length - 3)} more` : "";
   const tie = tied.length ? el("p", {}, "Not distinguishable from ", ...rivals, rest, ".") : el("p", {}, "Significantly ahead of all others.");
-  return card(leadOf(best, i), tie, el("p", { class: "muted" }, `${behind} behind (adjusted p ≤ 0.05).`));
+  return card(leadOf(best, i), tie, el("p", { class: "muted" }, `${counted(behind)} behind (adjusted p ≤ 0.05).`));
 }
 
 const linkTo = (row) => el("button", { type: "button", class: "link", onclick: () => openDrawer(row) }, nameOf(row));

@@ -142,7 +142,12 @@ def _numbers(group: RowGroup, column: Column) -> Json:
 
 
 def _pairs(pairs: TestedPairs) -> Json:
-    return {"opponents": pairs.opponents, "p": [[_short(p) for p in line] for line in pairs.p]}
+    return {"opponents": pairs.opponents, "p": [_line(line) for line in pairs.p]}
+
+
+def _line(p_values: Sequence[float | None]) -> Json:
+    """Nothing where no test is possible."""
+    return [_short(p) for p in p_values] if any(p is not None for p in p_values) else []
 
 
 def _short(p: float | None) -> float | None:

@@ -64,8 +64,8 @@ function figure(plot, rows, kinds) {
   const sy = scale(near.flatMap((p) => [p.y, p.ys[0] ?? p.y, p.ys[1] ?? p.y]), SIZE.height - SIZE.bottom, SIZE.top, false);
   const svg = el("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, role: "group", "aria-label": caption.textContent },
     ...axis(sx, sy, x, y), ...lines.map((line) => el("polyline", { class: "frontier", points: line.map((p) => `${sx(p.x)},${sy(p.y)}`).join(" ") })),
-    ...marks(near, leading, sx, sy, kinds, [x, y]), ...far.map((p) => beyond(p, sx, sy, [x, y])));
-  if (near.length > INTERACTIVE) pointAtNearest(svg, near, sx, sy, [x, y]);
+    ...marks(near, leading, sx, sy, kinds, [x, y]), ...arrows(far, sx, sy, [x, y]));
+  if (points.length > INTERACTIVE) pointAtNearest(svg, [...near.map((p) => [p, sx(p.x), sy(p.y)]), ...far.map((p) => [p, sx(p.x), edgeOf(p, sy)])], [x, y]);
   const note = far.length ? el("p", { class: "muted beyond-note" }, `${far.length} row${far.length === 1 ? "" : "s"} beyond this scale, shown by arrows at its edge.`) : null;
   return el("figure", {}, caption, svg, note);
 }
@@ -92,9 +92,12 @@ function apartFrom(points, leading) {
   return far.length > FEW * points.length ? { near: points, far: [] } : { near: points.filter((p) => !outside(p)), far };
 }
 
-function beyond(p, sx, sy, axes) {
-  const low = p.y < sy.middle, place = low ? SIZE.height - SIZE.bottom - 2 : SIZE.top + 2;
-  return pointer(p, axes, "mark-point", el("path", { class: "point", d: low ? "M-5-9h10L0 0z" : "M-5 9h10L0 0z", transform: `translate(${sx(p.x)} ${place})` }));
+const edgeOf = (p, sy) => (p.y < sy.middle ? SIZE.height - SIZE.bottom - 2 : SIZE.top + 2);
+const arrowOf = (p, sy) => (p.y < sy.middle ? "-5-9h10l-5 9z" : "-5 9h10l-5-9z");
+
+function arrows(far, sx, sy, axes) {
+  if (far.length > WHISKERS) return [el("path", { class: "crowd-beyond", d: [...new Set(far.map((p) => `M${sx(p.x)} ${edgeOf(p, sy)}m${arrowOf(p, sy)}`))].join("") })];
+  return far.map((p) => pointer(p, axes, "mark-point", el("path", { class: "point", d: `M${arrowOf(p, sy)}`, transform: `translate(${sx(p.x)} ${edgeOf(p, sy)})` })));
 }
 
 // A point stays when nothing is better in y at the same or a smaller x, where 1 % more counts as the same: a measured
@@ -124,17 +127,17 @@ function crowd(points, frontier, sx, sy, kinds, axes) {
 // Points that would cover each other exactly are drawn once.
 const dots = (points, kind, sx, sy) => el("path", { class: kind, d: [...new Set(points.map((p) => `M${Math.round(sx(p.x) * 2) / 2 - 1.5} ${Math.round(sy(p.y) * 2) / 2}h3`))].join("") });
 
-function pointAtNearest(svg, points, sx, sy, axes) {
-  const places = points.map((p) => [sx(p.x), sy(p.y)]);
+// spots: [point, x, y in the figure]
+function pointAtNearest(svg, spots, axes) {
   const nearest = (event) => {
     const { left, top, width } = svg.getBoundingClientRect(), by = SIZE.width / width;
     const [x, y] = [(event.clientX - left) * by, (event.clientY - top) * by];
-    let found = -1, least = NEAR ** 2;
-    places.forEach(([px, py], i) => {
+    let found = null, least = NEAR ** 2;
+    for (const [p, px, py] of spots) {
       const distance = (px - x) ** 2 + (py - y) ** 2;
-      if (distance < least) [found, least] = [i, distance];
-    });
-    return points[found];
+      if (distance < least) [found, least] = [p, distance];
+    }
+    return found;
   };
   svg.addEventListener("mousemove", (event) => {
     const p = event.target.closest(".mark-point") ? null : nearest(event);

@@ -41,8 +41,8 @@ function drawTable() {
   const columns = shownColumns(), judged = new Map(columns.map((i) => [i, standings(i)]));
   drawHead(find("table").tHead);
   showRows(ordered, (row) => drawRow(row, columns, judged), columns.length + 3);
-  const total = `${all} row${all === 1 ? "" : "s"}`;
-  find("count").textContent = rows.length === all ? total : `${rows.length} of ${total}`;
+  const total = `${counted(all)} row${all === 1 ? "" : "s"}`;
+  find("count").textContent = rows.length === all ? total : `${counted(rows.length)} of ${total}`;
   drawFindings();
   find("scope").textContent = scopeText();
 }

@@ -4,21 +4,21 @@
 // `basis` says which: "all", "passed", or "untested" where no test is at hand and nothing is claimed.
 function judge(rows, i) {
   const group = state.group, { better } = group.columns[i];
-  if (better === null) return verdicts("all", new Map(), []);
+  if (better === null) return verdicts("all");
   const pairs = rows.length < group.rows.length ? pairsOf(group, i) : null;
   if (!pairs) return recorded(rows, i);
   const ranked = rows.filter((row) => row.complete && numberOf(row, i) !== null);
-  if (ranked.length < 2) return verdicts("passed", new Map(), []);
+  if (ranked.length < 2) return verdicts("passed");
   const sign = better ? 1 : -1;
   const best = ranked.reduce((a, b) => (sign * numberOf(b, i) > sign * numberOf(a, i) ? b : a));
-  if (!pairs.has(best.index)) return { ...verdicts("untested", new Map(), []), first: best };
+  if (!pairs.has(best.index)) return { ...verdicts("untested"), first: best };
   return adjusted(ranked, best, pairs);
 }
 
 function recorded(rows, i) {
-  const group = state.group, standing = valuesOf(group, i, STANDING), p = valuesOf(group, i, P), found = new Map();
-  for (const row of rows) if (standing[row.index] ?? null) found.set(row, { standing: standing[row.index], p: p[row.index] ?? null });
-  return verdicts("all", found, rows);
+  const group = state.group, standing = valuesOf(group, i, STANDING), p = valuesOf(group, i, P);
+  const at = ({ index }) => (standing[index] ? { standing: standing[index], p: p[index] ?? null } : undefined);
+  return verdicts("all", at, rows.filter((row) => standing[row.index]), ({ index }) => standing[index]);
 }
 
 // Holm over all pairs of what is left, since which row is best was decided by the same data.
@@ -33,12 +33,13 @@ function adjusted(ranked, best, pairs) {
     found.set(row, { standing: running <= ALPHA ? "behind" : "tied", p: running });
   });
   if (tested.length) found.set(best, { standing: "best", p: null });
-  return verdicts("passed", found, ranked);
+  return verdicts("passed", (row) => found.get(row), ranked.filter((row) => found.has(row)));
 }
 
-function verdicts(basis, found, rows) {
-  const of = (kind) => rows.filter((row) => found.get(row)?.standing === kind);
-  return { basis, get: (row) => found.get(row), best: of("best")[0], tied: of("tied"), behind: of("behind").length };
+// `get` says how a row stands, `rows` are those of which there is something to say.
+function verdicts(basis, get = () => undefined, rows = [], standing = (row) => get(row).standing) {
+  const tied = rows.filter((row) => standing(row) === "tied"), best = rows.find((row) => standing(row) === "best");
+  return { basis, get, best, tied, behind: rows.length - tied.length - (best ? 1 : 0) };
 }
 
 // What the marks refer to, once a filter has left a part of the rows.
@@ -51,7 +52,7 @@ function scopeText() {
   const which = (names) => (names.length === columns.length ? "" : ` (${names.join("; ")})`);
   return [
     here.length && "Ties are judged among the rows that pass the filters.",
-    all.length && `Ties${which(all)} refer to all ${rows} rows, not only to those that pass the filters.`,
+    all.length && `Ties${which(all)} refer to all ${counted(rows)} rows, not only to those that pass the filters.`,
     untested.length && `Ties${which(untested)} are not told: the best of these rows was not tested here against the others; latentbench compare A B tests two rows.`,
   ].filter(Boolean).join(" ");
 }

@@ -2,7 +2,7 @@
 
 const SECTION = 50;
 const PRINTED = 1000;
-const view = { rows: [], draw: null, sections: [], widths: new Map(), pinned: null, printing: false };
+const view = { rows: [], draw: null, sections: [], average: 0, width: 0, pinned: null, printing: false };
 const scroller = () => document.querySelector(".scroller");
 
 // Shows `rows`, each as the element that `draw` makes of it. The first row in view stays there where only cells changed.
@@ -27,7 +27,7 @@ function showRows(rows, draw, width) {
 function estimate(width) {
   const [first] = view.sections;
   fill(first);
-  view.average = first.body.offsetHeight / (first.end - first.start);
+  view.average = first.body.offsetHeight / (first.end - first.start) || 48; // a hidden table has no height
   view.width = width;
   for (const section of view.sections) {
     if (section.drawn) continue;
@@ -68,30 +68,42 @@ function firstInView() {
 // Draws what is within a screen of the view and the section with the focus, and empties all others.
 function fillView() {
   if (view.printing) return;
-  const area = scroller(), focused = document.activeElement?.closest("tbody"), reach = area.clientHeight;
-  const top = area.scrollTop - reach, bottom = area.scrollTop + 2 * reach;
-  let at = 0, above = 0;
-  for (const section of view.sections) {
-    const { height } = section, near = at + height >= top && at <= bottom;
-    if (near || section.body === focused || section === view.pinned) {
-      if (!section.drawn) fill(section);
-      section.height = section.body.offsetHeight;
-      if (at + height <= area.scrollTop) above += section.height - height;
-    } else if (section.drawn) empty(section);
-    at += height;
+  const area = scroller(), top = area.scrollTop, reach = area.clientHeight, changed = wanted(top - reach, top + 2 * reach);
+  if (!changed.length) return;
+  for (const { section, near } of changed) (near ? fill : empty)(section);
+  let above = 0;
+  for (const { section, at, near } of changed) {
+    if (!near) continue;
+    const guessed = section.height;
+    section.height = section.body.offsetHeight;
+    if (at + guessed <= top) above += section.height - guessed;
   }
   // What is looked at stays where it is when rows above it turn out higher than guessed.
-  if (above) area.scrollTop += above;
+  if (above) area.scrollTop = top + above;
   holdWidths();
+}
+
+// Sections to draw or to empty so that those between `top` and `bottom` are drawn.
+function wanted(top, bottom) {
+  const focused = document.activeElement?.closest("tbody"), changed = [];
+  let at = 0;
+  for (const section of view.sections) {
+    const near = at + section.height >= top && at <= bottom;
+    const kept = near || section.body === focused || section === view.pinned;
+    if (kept !== section.drawn) changed.push({ section, at, near: kept });
+    at += section.height;
+  }
+  return changed;
 }
 
 // Columns only grow while one scrolls: each is as wide as its widest cell so far.
 function holdWidths() {
   if (view.sections.length < 2) return;
-  const heads = [...find("table").tHead.rows].at(-1).cells;
-  const widths = [...heads].map((head) => head.offsetWidth);
-  [...heads].forEach((head, i) => { head.style.minWidth = `${widths[i]}px`; });
+  const heads = headings(), widths = heads.map((head) => head.offsetWidth);
+  heads.forEach((head, i) => { head.style.minWidth = `${widths[i]}px`; });
 }
+
+const headings = () => [...[...find("table").tHead.rows].at(-1).cells];
 
 function startWindow() {
   let pending = false;
@@ -100,6 +112,10 @@ function startWindow() {
     pending = true;
     requestAnimationFrame(() => { pending = false; fillView(); });
   }, { passive: true });
+  window.addEventListener("resize", () => {
+    headings().forEach((head) => { head.style.minWidth = ""; });
+    fillView();
+  });
   window.addEventListener("beforeprint", drawForPrint);
   window.addEventListener("afterprint", () => { view.printing = false; drawTable(); });
 }
@@ -108,7 +124,7 @@ function startWindow() {
 function drawForPrint() {
   view.printing = true;
   for (const section of view.sections) if (section.start < PRINTED && !section.drawn) fill(section);
-  const left = view.rows.length - PRINTED, text = `${left} more row${left === 1 ? "" : "s"}: filters choose what is printed.`;
+  const left = view.rows.length - PRINTED, text = `${counted(left)} more row${left === 1 ? "" : "s"}: filters choose what is printed.`;
   if (left > 0) find("table").append(el("tbody", {}, el("tr", {}, el("td", { class: "none", colspan: view.width }, text))));
 }
 
