@@ -21,8 +21,8 @@ from latentbench.leaderboard.inference import MissingStatistics, StatisticsReade
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render import html
 from latentbench.leaderboard.render.columnar import digits, packed, shaped
-from latentbench.statistics.paired import exchange_p_values, exchange_test
-from latentbench.statistics.unpaired import _floor
+from latentbench.statistics.paired import exchange_test, exchange_tests
+from latentbench.statistics.unpaired import _rarest
 from tests.e2e.test_report_large import many
 from tests.unit.leaderboard_factory import Planted, write
 
@@ -118,17 +118,16 @@ def test_many_exchange_tests_say_what_each_says_alone(formula: Callable[..., Any
     others = np.stack([first, first * (1 + 1e-15), first + np.array([0.5, 0.0]), *(rng.gamma(2, 1, (40, units, 2)))])
     with np.errstate(all="ignore"):
         alone = [exchange_test(formula, first, other).p for other in others]
-    found = exchange_p_values(formula, first, others)
+    found = [test.p for test in exchange_tests(formula, [others[:, :, i] for i in (0, 1)], list(first.T))]
     assert [p is None for p in found] == [p is None for p in alone]
     assert [p or 0.0 for p in found] == pytest.approx([p or 0.0 for p in alone], rel=1e-12)
     assert units == 3 or any(p is not None for p in found) or formula is fragile
 
 
 def test_the_floor_of_unpaired_tests_is_exact_and_quick_where_it_is_nothing() -> None:
-    of = np.zeros
-    assert _floor([of((6, 1))], [of((7, 1))]) == 2 / math.comb(13, 6)
-    assert _floor([of((500, 1))], [of((500, 1))]) == 2 / math.comb(1000, 500)
-    assert _floor([of((40_000, 1))], [of((40_000, 1))]) == 0.0
+    assert _rarest(6, 7) == 2 / math.comb(13, 6)
+    assert _rarest(500, 500) == 2 / math.comb(1000, 500)
+    assert _rarest(40_000, 40_000) == 0.0
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ def alone_p(column: Column, a: Row, b: Row) -> float | None:
         ours, theirs = (StatisticsReader().evidence(row.measured, column) for row in (a, b))
     except MissingStatistics:
         return None
-    return 1.0 if a.values[column.key].overlaps(b.values[column.key]) else inference.tested(ours, theirs).p
+    return 1.0 if a.values[column.key].overlaps(b.values[column.key]) else inference.difference_of(ours, theirs).test.p
 
 
 def ranked(group: RowGroup, column: Column) -> list[Row]:
@@ -191,9 +190,9 @@ def test_the_tests_of_a_large_group_grow_with_its_rows_and_read_each_file_once(
 ) -> None:
     write(tmp_path, *[Planted(label=f"case-{i}", error=0.2 + i / 500) for i in range(90)])
     counted, read = [], []
-    alone, reading = inference.exchange_p_values, StatisticsReader._read_or_reason
-    monkeypatch.setattr(inference, "exchange_p_values", lambda f, a, o: counted.append(len(o)) or alone(f, a, o))
-    monkeypatch.setattr(StatisticsReader, "_read_or_reason", lambda self, c: read.append(c.path) or reading(self, c))
+    alone, reading = inference.exchange_tests, StatisticsReader._read_or_reason
+    monkeypatch.setattr(inference, "exchange_tests", lambda f, a, b, u: counted.append(len(a[0])) or alone(f, a, b, u))
+    monkeypatch.setattr(StatisticsReader, "_read_or_reason", lambda self, c: read.append(c[0].path) or reading(self, c))
     group = board_of(load(tmp_path), short=True).groups[0]
     rows, column = group.rows, next(c for c in group.shown if c.higher_is_better is not None)
     counted.clear()

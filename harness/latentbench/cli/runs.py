@@ -140,7 +140,7 @@ def _run(
     left = unfinished(meant, project)
     code = INCOMPLETE if left else 0
     try:
-        write_leaderboard_md(project.results)
+        write_leaderboard_md(project.results, project.store)
     except LatentbenchError as error:  # on a full disk; what was computed is told all the same
         say(f"error: the table was not written: {error}", err=True)
         code = code or error.exit_code

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Column
-from latentbench.leaderboard.inference import units_of
+from latentbench.leaderboard.evidence import units_of
 from latentbench.leaderboard.load import LoadedRecord
 from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue

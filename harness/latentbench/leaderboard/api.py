@@ -10,11 +10,12 @@ from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import compare
-from latentbench.leaderboard.inference import StatisticsReader
+from latentbench.leaderboard.evidence import StatisticsReader
 from latentbench.leaderboard.load import LoadedResults, load, suite_of, within
 from latentbench.leaderboard.render import comparison, data, html, latex, markdown, terminal
 from latentbench.leaderboard.row_details import curves_of, pages_of
 from latentbench.leaderboard.select import select
+from latentbench.store.derived import Derived
 from latentbench.store.files import write_bytes
 
 BoardFormat = Literal["md", "json", "csv", "latex", "html", "terminal"]
@@ -34,14 +35,15 @@ def leaderboard(
     """The leaderboard of a results folder as text of the given format.
 
     `suite` keeps the spec of that name or the specs below that folder; `columns` are metric ids, families (`cross_entropy`),
-    column keys or `all`, default the short table; `width` is the terminal's. A page shows training curves where `store` holds them,
-    and links to pages in the folder `beside` it. Raises InvalidInput.
+    column keys or `all`, default the short table; `width` is the terminal's. `store` remembers what was worked out before; a page shows
+    training curves where it holds them, and links to pages in the folder `beside` it. Raises InvalidInput.
     """
     _known(format, BoardFormat)
-    loaded, source = load(results), StatisticsReader()
+    derived = Derived(store) if store else None
+    loaded, source = load(results, derived), StatisticsReader(derived)
     _known_suite(loaded, suite)
     if format == "md":
-        return markdown.page(_by_suite(loaded, suite, short=not columns), columns)
+        return markdown.page(_by_suite(loaded, suite, derived, short=not columns), columns)
     # The other formats show every column, so every column needs its intervals and tests.
     short = not columns and format in ("terminal", "latex")
     board = board_of(loaded, suite, source, short=short)
@@ -64,10 +66,14 @@ def leaderboard_parquet(results: Path, suite: str | None = None, columns: Sequen
     return data.as_parquet(board, columns)
 
 
-def write_leaderboard_md(results: Path) -> Path:
-    """Writes LEADERBOARD.md into the results folder, whole or not at all. Raises InvalidInput and StoreError."""
-    path = results / LEADERBOARD
-    write_bytes(path, leaderboard(results, "md").encode())
+def write_leaderboard_md(results: Path, store: Path | None = None) -> Path:
+    """Writes LEADERBOARD.md into the results folder, whole or not at all, where it is not what it says already.
+
+    Raises InvalidInput and StoreError.
+    """
+    path, content = results / LEADERBOARD, leaderboard(results, "md", store=store).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes(path, content)
     return path
 
 
@@ -86,9 +92,11 @@ def compare_records(results: Path, a: str, b: str, format: ComparisonFormat = "t
     return comparison.as_json(found) if format == "json" else comparison.as_text(found, width)
 
 
-def _by_suite(loaded: LoadedResults, suite: str | None, short: bool) -> dict[str, Board]:
+def _by_suite(loaded: LoadedResults, suite: str | None, derived: Derived | None, short: bool) -> dict[str, Board]:
     chosen = [suite] if suite is not None else sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
-    boards = {name: board_of(LoadedResults(loaded.root, loaded.loaded, ()), name, short=short) for name in chosen}
+    alone = LoadedResults(loaded.root, loaded.loaded, ())
+    # A reader of its own for each, so that what one could not read is said there.
+    boards = {name: board_of(alone, name, StatisticsReader(derived), short=short) for name in chosen}
     if chosen and loaded.refused:
         # Refused files belong to no suite for certain; they are named once, at the end.
         last = boards[chosen[-1]]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
-from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, age_of
+from latentbench.leaderboard.load import ON_MACHINE, LoadedRecord, age_of, content_of
 from latentbench.metrics.base import Display
 from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue
+from latentbench.records.numbers import Heading, Headings, Numbers
 from latentbench.records.record import Status
 from latentbench.statistics.paired import counted
 
@@ -34,10 +35,13 @@ class Column:
     higher_is_better: bool | None
 
     @staticmethod
-    def of(value: MetricValue) -> Column:
+    def of(value: MetricValue | Heading) -> Column:
         """The column a record's number stands in."""
         where = (value.id, value.version, value.domain, value.budget, value.settings)
         return _column(*where, value.unit, value.higher_is_better)
+
+    def __hash__(self) -> int:
+        return hash(self.key)  # tables ask for it a hundred thousand times, and the key is kept
 
     @cached_property
     def key(self) -> str:
@@ -68,11 +72,25 @@ def _column(*fields: Any) -> Column:
     return Column(*fields)
 
 
+@lru_cache(maxsize=4096)
+def columns_of(headings: Headings) -> dict[str, tuple[int, Column]]:
+    """By its key the place and the column of each of a record's numbers."""
+    return {(column := Column.of(heading)).key: (place, column) for place, heading in enumerate(headings)}
+
+
+def number_of(cell: LoadedRecord, key: str) -> tuple[Numbers, int] | None:
+    """The numbers in which a cell's number of some column stands, and its place there; None where it has none."""
+    for numbers in (cell.on_machine, cell.numbers):  # of two of one key the last one counts
+        if numbers is not None and (found := columns_of(numbers.headings).get(key)):
+            return numbers, found[0]
+    return None
+
+
 BEYOND = "†"
 """Marks numbers that were measured with more active latents than the SAE was trained with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Value:
     """A number of a row: the mean over its seeds."""
 
@@ -105,7 +123,7 @@ class Value:
         return min(len(ours), len(theirs)) > 1 and max(min(ours), min(theirs)) <= min(max(ours), max(theirs))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowVerdict:
     """How a row stands against the best of its group in one column."""
 
@@ -113,6 +131,28 @@ class RowVerdict:
     p: float | None = None
     """Holm-adjusted p-value of the difference to the best."""
     reason: str | None = None
+
+
+class RowValues(Mapping[str, Value]):
+    """The values of a row by column key, each made when somebody looks at it: short tables show a tenth of them."""
+
+    def __init__(self, columns: Mapping[str, Column], make: Callable[[Column], Value]) -> None:
+        self._columns, self._make = columns, make
+        self._made: dict[str, Value] = {}
+
+    def __getitem__(self, key: str) -> Value:
+        if key not in self._made:
+            self._made[key] = self._make(self._columns[key])
+        return self._made[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 @dataclass(frozen=True)
@@ -153,6 +193,11 @@ class Row:
         return tuple(cell for cell in self.cells if cell.record.status == "ok")
 
     @cached_property
+    def content(self) -> str | None:
+        """A digest of the statistics of its measured cells; None where one has none."""
+        return content_of(self.measured)
+
+    @cached_property
     def newest(self) -> LoadedRecord:
         """The newest cell with numbers, or the newest of all."""
         return max(self.measured or self.cells, key=age_of)
@@ -161,6 +206,12 @@ class Row:
     def complete(self) -> bool:
         """Whether every expected seed was measured; other rows are shown and not ranked."""
         return {cell.record.seed for cell in self.measured} >= set(self.expected)
+
+    @cached_property
+    def form(self) -> Hashable:
+        """Equal for rows whose numbers stand on as many units, whatever they are."""
+        cells = ((cell.asked.metrics, cell.numbers) for cell in self.measured)
+        return tuple((metrics, numbers.headings, numbers.pattern, numbers.missing) for metrics, numbers in cells)
 
     @property
     def status(self) -> Status:
@@ -204,8 +255,9 @@ class RowGroup:
     def counts(self) -> Mapping[str, str]:
         """Domain to what its numbers stand on, e.g. `128 documents, 40–64 latents` or `500 documents (5 distinct)`."""
         found: dict[str, dict[str, set[tuple[int, int]]]] = {}
+        rows = list({row.form: row for row in reversed(self.rows)}.values())[::-1]  # the first of each form
         for column in (column for column in self.columns if column.domain is not None):
-            for value in (row.values[column.key] for row in self.rows if column.key in row.values):
+            for value in (row.values[column.key] for row in rows if column.key in row.values):
                 if value.n is not None and value.units:
                     found.setdefault(column.domain or "", {}).setdefault(value.units, set()).add(
                         (value.n, value.repeats)

@@ -10,13 +10,8 @@ import numpy as np
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Column, Fact, Value
 from latentbench.leaderboard.build import differing_facts, values_of
-from latentbench.leaderboard.inference import (
-    MissingStatistics,
-    StatisticsReader,
-    UnitStatistics,
-    difference_of,
-    mismatch,
-)
+from latentbench.leaderboard.evidence import MissingStatistics, StatisticsReader, UnitStatistics
+from latentbench.leaderboard.inference import difference_of, mismatch
 from latentbench.leaderboard.select import Side
 from latentbench.records.record import Comparability
 from latentbench.statistics.arrays import Array

@@ -11,132 +11,30 @@ are not ranked.
 
 from __future__ import annotations
 
-import re
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from latentbench.core.errors import LatentbenchError, RefusedFile
 from latentbench.leaderboard.board import Column, Row, RowVerdict
-from latentbench.leaderboard.load import LoadedRecord, suite_of
-from latentbench.metrics.base import Estimator
-from latentbench.metrics.recorded import estimators, tallies
-from latentbench.metrics.value import MetricValue
-from latentbench.statistics.arrays import Array, Statistics
+from latentbench.leaderboard.evidence import MissingStatistics, StatisticsReader, UnitStatistics, tag_of
+from latentbench.leaderboard.load import suite_of
+from latentbench.statistics.arrays import Array
 from latentbench.statistics.paired import (
     ALPHA,
     Difference,
-    Formula,
     TestResult,
     difference,
-    exchange_p_values,
-    exchange_test,
+    exchange_tests,
     holm,
-    interval,
-    mean_over_seeds,
-    replicates,
 )
-from latentbench.statistics.unpaired import unpaired_difference, unpaired_interval, unpaired_test
-
-_KEPT = 64
-"""Records whose statistics stay in memory: a column's rows are asked for again and again, a results folder may not fit."""
-
-
-class MissingStatistics(LatentbenchError):
-    """No statistics for a number, with the reason; the number is shown without interval and test."""
-
-
-@dataclass(frozen=True)
-class UnitStatistics:
-    """What intervals and tests of one number need."""
-
-    formula: Formula
-    inputs: tuple[Array, ...]
-    """Per seed the statistics [units, inputs]."""
-    units: str = "documents"
-    """What the statistics are per, in the plural."""
-    paired: bool = True
-    """Whether unit i is the same thing in every row and seed, as a document is and a latent is not."""
-
-
-class StatisticsReader:
-    """Reads statistics per unit; remembers what it read last and what it had to refuse."""
-
-    def __init__(self) -> None:
-        self.problems: dict[str, str] = {}
-        self._statistics: OrderedDict[str, Statistics | str] = OrderedDict()
-        self._numbers: dict[str, dict[str, MetricValue]] = {}
-
-    def evidence(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
-        """What intervals and tests of a column need, over the seeds of a row. Raises MissingStatistics."""
-        estimator = estimator_of(cells[0], column)
-        if estimator is None:
-            raise MissingStatistics("no per-document statistics")
-        inputs = tuple(self._inputs(cell, estimator, column) for cell in cells)
-        if estimator.paired and len({len(stats) for stats in inputs}) > 1:
-            raise MissingStatistics(f"the seeds were measured on different numbers of {estimator.units}")
-        return UnitStatistics(estimator.formula, inputs, estimator.units, estimator.paired)
-
-    def numbers(self, cell: LoadedRecord) -> dict[str, MetricValue]:
-        """A cell's numbers by the key of their column."""
-        if cell.path not in self._numbers:
-            self._numbers[cell.path] = {Column.of(metric).key: metric for metric in cell.numbers}
-        return self._numbers[cell.path]
-
-    def _inputs(self, cell: LoadedRecord, estimator: Estimator, column: Column) -> Array:
-        statistics = self._read(cell)
-        names = [f"{column.domain}/{name}" for name in estimator.names(column.budget)]
-        missing = [name for name in names if name not in statistics]
-        if missing:
-            raise MissingStatistics(f"no statistics {', '.join(missing)}")
-        if len({len(statistics[name]) for name in names}) > 1:
-            raise MissingStatistics("statistics of different lengths")
-        return np.stack([statistics[name] for name in names], axis=1)
-
-    def _read(self, cell: LoadedRecord) -> Statistics:
-        if cell.path not in self._statistics:
-            self._statistics[cell.path] = self._read_or_reason(cell)
-        self._statistics.move_to_end(cell.path)
-        while len(self._statistics) > _KEPT:
-            self._statistics.popitem(last=False)
-        found = self._statistics[cell.path]
-        if isinstance(found, str):
-            raise MissingStatistics(found)
-        return found
-
-    def _read_or_reason(self, cell: LoadedRecord) -> Statistics | str:
-        if cell.record.documents is None:
-            return "no per-document statistics"
-        try:
-            return cell.statistics()
-        except RefusedFile as error:
-            self.problems[cell.path] = str(error)
-            return str(error)
-
-
-def estimator_of(cell: LoadedRecord, column: Column) -> Estimator | None:
-    """The estimator behind a column, None where this installation knows none."""
-    return estimators(cell.metrics_section).get((column.metric, column.version, column.params))
-
-
-def units_of(cell: LoadedRecord, column: Column, method: str | None = None) -> str:
-    """What a column's number has `n` of: by its metric, else by the method of its interval, else nothing known."""
-    estimator = estimator_of(cell, column)
-    if estimator is not None:
-        return estimator.units
-    named = re.match(r"([a-z]+) (bootstrap|normal)", method or "")
-    if named:
-        return f"{named[1]}s"
-    return "documents" if column.metric in tallies(cell.metrics_section) else ""
-
-
-def interval_of(evidence: UnitStatistics) -> tuple[float | None, float | None]:
-    """95 % interval of a row's mean over seeds."""
-    if evidence.paired:
-        return interval(replicates(evidence.formula, evidence.inputs), len(evidence.inputs[0]))
-    return unpaired_interval(evidence.formula, evidence.inputs)
+from latentbench.statistics.unpaired import (
+    Estimates,
+    equal_estimates,
+    estimated,
+    unpaired_difference,
+    welch_test,
+)
 
 
 def mismatch(a: UnitStatistics, b: UnitStatistics) -> str | None:
@@ -151,20 +49,6 @@ def difference_of(a: UnitStatistics, b: UnitStatistics) -> Difference:
     if a.paired:
         return difference(a.formula, a.inputs, b.inputs, a.units)
     return unpaired_difference(a.formula, a.inputs, b.inputs, a.units)
-
-
-def tested(a: UnitStatistics, b: UnitStatistics) -> TestResult:
-    """Two-sided test of A against B."""
-    if reason := mismatch(a, b):
-        return TestResult(None, reason)
-    if a.paired:
-        return exchange_test(a.formula, mean_over_seeds(a.inputs), mean_over_seeds(b.inputs), a.units)
-    return unpaired_test(a.formula, a.inputs, b.inputs, a.units)
-
-
-def condensed(evidence: UnitStatistics) -> UnitStatistics:
-    """Statistics that give the same tests at less cost: one average seed, to which the paired tests are indifferent."""
-    return replace(evidence, inputs=(mean_over_seeds(evidence.inputs),)) if evidence.paired else evidence
 
 
 RowVerdicts = dict[tuple[str, str], RowVerdict]
@@ -224,82 +108,178 @@ def pairwise(rows: Sequence[Row], columns: Iterable[Column], source: StatisticsR
     directed = [column for column in columns if column.higher_is_better is not None]
     entered = {column: {row.id for row in ranked_rows(rows, column)} for column in directed}
     opponents = {column: _opponents(rows, column) for column in directed}
-    leading = {
-        place: _held(rows[place], entered, source)
-        for place in sorted({place for places in opponents.values() for place in places})
-    }
+    leading = {i: _held(rows[i], entered, source) for i in sorted({i for places in opponents.values() for i in places})}
     found: dict[Column, list[list[float | None]]] = {c: [[] for _ in places] for c, places in opponents.items()}
-    for part in (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)):
-        held = [_held(row, entered, source) for row in part]
+    for start in range(0, len(rows), _AT_ONCE):
+        part = range(start, min(len(rows), start + _AT_ONCE))
+        held = [leading[i] if i in leading else _held(rows[i], entered, source) for i in part]
         for column, places in opponents.items():
             for line, place in zip(found[column], places, strict=True):
-                others = list(zip(part, held, strict=True))[: place if len(rows) <= ALL_PAIRS else None]
-                theirs = [(other, statistics[column]) for other, statistics in others]
-                line += _against(rows[place], leading[place][column], theirs, column)
+                # The other half of a small group's table is the same.
+                others = part[:place] if len(rows) <= ALL_PAIRS else part
+                statistics = [own[column] for own in held[: len(others)]]
+                p_values = _p_values(leading[place][column], statistics)
+                line += [_unless_seeds(rows[place], rows[i], column, p) for i, p in zip(others, p_values, strict=True)]
     return {column.key: TestedPairs(opponents[column], tuple(found[column])) for column in directed}
 
 
 def _opponents(rows: Sequence[Row], column: Column) -> tuple[int, ...]:
     if len(rows) <= ALL_PAIRS:
         return tuple(range(len(rows)))
-    places, ranked = {row.id: place for place, row in enumerate(rows)}, ranked_rows(rows, column)
+    places = {row.id: place for place, row in enumerate(rows)}
     sign = -1 if column.higher_is_better else 1
-    ordered = sorted(ranked, key=lambda row: sign * (row.values[column.key].value or 0.0))
+    ordered = sorted(ranked_rows(rows, column), key=lambda row: sign * (row.values[column.key].value or 0.0))
     # A reader who keeps one suite asks for its best row.
-    of_suites = {suite_of(row.spec): row for row in reversed(ordered)}
-    suites = sorted(of_suites.values(), key=ordered.index)[:OPPONENTS]
-    return tuple(sorted({places[row.id] for row in (*ordered[:OPPONENTS], *suites)}))
+    of_suites: dict[str, Row] = {}
+    for row in ordered:
+        of_suites.setdefault(suite_of(row.spec), row)
+    return tuple(sorted({places[row.id] for row in (*ordered[:OPPONENTS], *list(of_suites.values())[:OPPONENTS])}))
 
 
-def _held(
-    row: Row, entered: Mapping[Column, set[str]], source: StatisticsReader
-) -> dict[Column, UnitStatistics | None]:
-    """A row's statistics in all columns, so that its files are read once; None where it is not ranked or has none."""
-    return {column: _averaged(row, column, source) if row.id in ids else None for column, ids in entered.items()}
+Held = UnitStatistics | Estimates | None
+"""What tests need of a row: its statistics where units are paired, its estimates where they are not, None if it is not
+ranked or has none."""
 
 
-def _against(
-    row: Row, ours: UnitStatistics | None, others: Sequence[tuple[Row, UnitStatistics | None]], column: Column
-) -> list[float | None]:
-    """p-values of a row with each of the others."""
-    quick = _exchanged(ours, [theirs for _, theirs in others])
-
-    def p(place: int, other: Row, theirs: UnitStatistics | None) -> float | None:
-        if ours is None or theirs is None or other.id == row.id:
-            return None
-        if row.values[column.key].overlaps(other.values[column.key]):
-            return 1.0
-        return quick[place] if place in quick else tested(ours, theirs).p
-
-    return [p(place, *other) for place, other in enumerate(others)]
+def _held(row: Row, entered: Mapping[Column, set[str]], source: StatisticsReader) -> dict[Column, Held]:
+    """Of all columns together, so that a row's files are read once."""
+    found = {c: _averaged_or_reason(row, c, source) if row.id in ids else "" for c, ids in entered.items()}
+    return {
+        c: None if isinstance(own, str) else own if own.paired else _estimates(own, own) for c, own in found.items()
+    }
 
 
-def _exchanged(ours: UnitStatistics | None, others: Sequence[UnitStatistics | None]) -> dict[int, float | None]:
-    """Place to p-value of all paired tests together."""
-    found = {i: theirs for i, theirs in enumerate(others) if theirs is not None}
-    if ours is None or not ours.paired:
-        return {}
-    alike = {i: theirs.inputs[0] for i, theirs in found.items() if mismatch(ours, theirs) is None}
-    if not alike:
-        return {}
-    p_values = exchange_p_values(ours.formula, ours.inputs[0], np.stack(list(alike.values())))
-    return dict(zip(alike, p_values, strict=True))
+def _p_values(ours: Held, others: Sequence[Held]) -> list[float | None]:
+    """Of the tests of one row with each of the others."""
+    if isinstance(ours, UnitStatistics):
+        tests = _exchanged(ours, [own if isinstance(own, UnitStatistics) else "no statistics" for own in others])
+        return [test.p for test in tests]
+    # Without a reason to show, the name of the units says nothing.
+    return [welch_test(ours, own, "units").p if ours and isinstance(own, Estimates) else None for own in others]
+
+
+def _unless_seeds(row: Row, other: Row, column: Column, p: float | None) -> float | None:
+    """The p-value, 1 where the ranges over seeds overlap, nothing of a row with itself."""
+    if p is None or row.id == other.id:
+        return None
+    return 1.0 if row.values[column.key].overlaps(other.values[column.key]) else p
+
+
+Tests = dict[tuple[str, str], TestResult]
 
 
 def _tests(
     rows: Sequence[Row], contenders: Mapping[Column, list[Row]], best: Mapping[Column, Row], source: StatisticsReader
-) -> dict[tuple[str, str], TestResult]:
-    """Every contender against the best of its column; row by row, so that each file is read once."""
-    leaders = {column: _statistics_or_reason(row, column, source) for column, row in best.items()}
-    entered = {column: {row.id for row in found} for column, found in contenders.items()}
-    tests: dict[tuple[str, str], TestResult] = {}
-    for row in rows:
-        for column, leader in leaders.items():
-            if row.id in entered[column] and row.id != best[column].id:
-                own = leader if isinstance(leader, str) else _statistics_or_reason(row, column, source)
-                both = isinstance(leader, UnitStatistics) and isinstance(own, UnitStatistics)
-                tests[row.id, column.key] = tested(leader, own) if both else TestResult(None, f"not testable: {own}")  # type: ignore[arg-type]
+) -> Tests:
+    """Every contender against the best of its column, by row id and column key."""
+    entered = {
+        column: {row.id for row in found} - {best[column].id} for column, found in contenders.items() if column in best
+    }
+    source.tests.fetch(_pairs(rows, entered, best))
+    leaders = _Leaders(best, source)
+    tests: Tests = {}
+    # Files are read row by row, and columns tested in one go: as many rows at a time as fit into memory with their statistics.
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
+        open_ = {row.id: _known(row, entered, best, source, tests) for row in part}
+        held = {row.id: {c: _averaged_or_reason(row, c, source) for c in open_[row.id]} for row in part}
+        for column in entered:
+            own = [row for row in part if column in held[row.id]]
+            results = leaders.against(column, [held[row.id][column] for row in own]) if own else []
+            for row, result in zip(own, results, strict=True):
+                tests[row.id, column.key] = result
+                _keep(row, best[column], column, result, source)
     return tests
+
+
+def _pairs(rows: Sequence[Row], entered: Mapping[Column, set[str]], best: Mapping[Column, Row]) -> Iterable[str]:
+    leading = {id(best[column]): best[column] for column in entered}
+    return (key for row in rows for leader in leading.values() if (key := _pair_key(leader, row)))
+
+
+def _pair_key(leader: Row, row: Row) -> str | None:
+    ours, theirs = leader.content, row.content
+    return None if ours is None or theirs is None else f"{ours[:32]}{theirs[:32]}"
+
+
+def _pair_tag(leader: Row, row: Row, column: Column) -> str | None:
+    ours, theirs = tag_of(leader.measured[0], column), tag_of(row.measured[0], column)
+    return None if ours is None or theirs is None else ours if ours == theirs else f"{ours}{theirs}"
+
+
+def _known(
+    row: Row, entered: Mapping[Column, set[str]], best: Mapping[Column, Row], source: StatisticsReader, tests: Tests
+) -> list[Column]:
+    """Takes what is known of a row into `tests`; the columns of which nothing is known."""
+    unknown = []
+    for column, ids in entered.items():
+        if row.id not in ids:
+            continue
+        key, tag = _pair_key(best[column], row), _pair_tag(best[column], row, column)
+        found = source.tests.of(key).get(tag) if key and tag else None
+        if found is None:
+            unknown.append(column)
+        else:
+            tests[row.id, column.key] = TestResult(*found)
+    return unknown
+
+
+def _keep(row: Row, leader: Row, column: Column, result: TestResult, source: StatisticsReader) -> None:
+    key, tag = _pair_key(leader, row), _pair_tag(leader, row, column)
+    if key and tag:
+        source.tests.keep(key, {tag: [result.p, result.reason]})
+
+
+class _Leaders:
+    """The best rows of columns, read where something is to be tested against them."""
+
+    def __init__(self, best: Mapping[Column, Row], source: StatisticsReader) -> None:
+        self._best, self._source = best, source
+        self._held: dict[Column, UnitStatistics | str] = {}
+        self._estimates: dict[Column, Estimates] = {}
+
+    def against(self, column: Column, others: Sequence[UnitStatistics | str]) -> list[TestResult]:
+        """Tests of the column's best against each of the others; a text says why one has no statistics."""
+        if column not in self._held:
+            self._held[column] = _averaged_or_reason(self._best[column], column, self._source)
+        leader = self._held[column]
+        if isinstance(leader, str):
+            return [TestResult(None, f"not testable: {leader}")] * len(others)
+        if leader.paired:
+            return _exchanged(leader, others)
+        if column not in self._estimates:
+            self._estimates[column] = _estimates(leader, leader)
+        return [
+            TestResult(None, f"not testable: {other}")
+            if isinstance(other, str)
+            else welch_test(self._estimates[column], _estimates(leader, other), leader.units)
+            for other in others
+        ]
+
+
+def _estimates(leader: UnitStatistics, row: UnitStatistics) -> Estimates:
+    if len({len(stats) for stats in row.inputs}) > 1:
+        return estimated(leader.formula, row.inputs)
+    return equal_estimates(leader.formula, list(np.stack(row.inputs).transpose(2, 0, 1)))
+
+
+def _exchanged(leader: UnitStatistics, others: Sequence[UnitStatistics | str]) -> list[TestResult]:
+    """Paired tests of one with many."""
+    found: list[TestResult] = []
+    alike: dict[int, Array] = {}
+    for place, other in enumerate(others):
+        reason = f"not testable: {other}" if isinstance(other, str) else mismatch(leader, other)
+        found.append(TestResult(None, reason))
+        if reason is None and not isinstance(other, str):
+            alike[place] = other.inputs[0]
+    if alike:
+        stacked = np.stack(list(alike.values()))
+        # One array per input, in which a row's units lie side by side.
+        inputs = [np.ascontiguousarray(stacked[:, :, place]) for place in range(stacked.shape[2])]
+        tests = exchange_tests(leader.formula, inputs, list(leader.inputs[0].T), leader.units)
+        for place, test in zip(alike, tests, strict=True):
+            found[place] = test
+    return found
 
 
 def _judged(
@@ -322,13 +302,8 @@ def _judged(
     return verdicts
 
 
-def _averaged(row: Row, column: Column, source: StatisticsReader) -> UnitStatistics | None:
-    found = _statistics_or_reason(row, column, source)
-    return condensed(found) if isinstance(found, UnitStatistics) else None
-
-
-def _statistics_or_reason(row: Row, column: Column, source: StatisticsReader) -> UnitStatistics | str:
+def _averaged_or_reason(row: Row, column: Column, source: StatisticsReader) -> UnitStatistics | str:
     try:
-        return source.evidence(row.measured, column)
+        return source.averaged(row.measured, column)
     except MissingStatistics as error:
         return str(error)

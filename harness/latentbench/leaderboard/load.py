@@ -7,10 +7,11 @@ What training cost on the machine that did it joins a record's numbers here: sho
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,14 +19,18 @@ from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hashing import canonical
+from latentbench.core.spec_model import Json
 from latentbench.core.text import visible
 from latentbench.metrics.base import Display
 from latentbench.metrics.value import MetricValue
 from latentbench.records.integrity import read_statistics
+from latentbench.records.numbers import Numbers
+from latentbench.records.reading import RecordReader
 from latentbench.records.record import Record
 from latentbench.records.results import RECORDS, read_record
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.statistics.arrays import Statistics
+from latentbench.store.derived import Derived
 
 SPEED, MEMORY = "training.tokens_per_second", "training.memory"
 ON_MACHINE = {SPEED: Display("Training speed"), MEMORY: Display("Training memory")}
@@ -45,6 +50,31 @@ def _value(name: str, value: float, unit: str) -> MetricValue:
     return MetricValue(id=name, version=1, value=value, unit=unit, higher_is_better=None)
 
 
+class Asked:
+    """What tables ask of a resolved experiment, worked out once for all records of it."""
+
+    def __init__(self, resolved: Mapping[str, Json]) -> None:
+        self.resolved = resolved
+
+    @cached_property
+    def metrics(self) -> str:
+        """The `metrics` as canonical JSON."""
+        return canonical(self.resolved.get("metrics") or [])
+
+    @cached_property
+    def identity(self) -> str:
+        """What was trained, by which records of one row over several seeds are told from those of an older version."""
+        kept = {name: value for name, value in self.resolved.items() if name not in NOT_IDENTITY}
+        training = kept.get("training") or {}
+        return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
+
+    @cached_property
+    def setting(self) -> str:
+        """What was to be measured, for cells that never came to it."""
+        evaluated = (self.resolved.get("dataset") or {}).get("eval")
+        return canonical([self.resolved.get("model"), self.resolved.get("layer"), evaluated])
+
+
 @dataclass(frozen=True)
 class LoadedRecord:
     """A record, where it lies, and on demand its per-document statistics."""
@@ -55,14 +85,24 @@ class LoadedRecord:
     results: Path
 
     @cached_property
+    def asked(self) -> Asked:
+        """Its experiment; records that share one share this too (`load`)."""
+        return Asked(self.record.resolved)
+
+    @property
     def metrics_section(self) -> str:
         """The `metrics` of its resolved experiment as canonical JSON."""
-        return self.record.metrics_section
+        return self.asked.metrics
 
     @cached_property
-    def numbers(self) -> tuple[MetricValue, ...]:
-        """The record's numbers, then what its training cost on the machine that did it."""
-        return (*self.record.metrics, *on_machine(self.record))
+    def numbers(self) -> Numbers:
+        """The record's numbers."""
+        return Numbers.of(self.record.metrics)
+
+    @cached_property
+    def on_machine(self) -> Numbers | None:
+        """What its training cost on the machine that did it, where that was recorded."""
+        return Numbers.of(found) if (found := tuple(on_machine(self.record))) else None
 
     @cached_property
     def created(self) -> datetime:
@@ -100,17 +140,25 @@ class LoadedResults:
     """One per file that lies among the records and is none."""
 
 
-def load(results: Path) -> LoadedResults:
-    """Every record below `results/records`, in the order of their paths. Raises InvalidInput without such a folder."""
+def load(results: Path, derived: Derived | None = None) -> LoadedResults:
+    """Every record below `results/records`, in the order of their paths. Raises InvalidInput without such a folder.
+
+    `derived` remembers which were checked before.
+    """
     if not results.is_dir():
         raise InvalidInput(f"there is no results folder {results}")
     loaded: list[LoadedRecord] = []
     refused: list[RefusedFile] = []
-    for path in _json_files(results / RECORDS):
-        try:
-            loaded.append(load_one(path, results))
-        except RefusedFile as error:
-            refused.append(error)
+    asked: dict[int, Asked] = {}
+    for path, found in RecordReader(derived).read(_json_files(results / RECORDS)):
+        shown = path.relative_to(results).as_posix()
+        if isinstance(found, RefusedFile):
+            refused.append(RefusedFile(f"{shown}: {found}"))
+            continue
+        cell = LoadedRecord(found, shown, results)
+        # Whoever shares the object is kept beside it, so that its address is nobody else's.
+        cell.__dict__["asked"] = asked.setdefault(id(found.resolved), Asked(found.resolved))
+        loaded.append(cell)
     return LoadedResults(results, tuple(loaded), tuple(refused))
 
 
@@ -167,9 +215,9 @@ def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[Load
         rows[row].append(latest)
     current: list[LoadedRecord] = []
     for members in rows.values():
-        identity = _identity(max(members, key=age_of).record)
+        identity = max(members, key=age_of).asked.identity
         for cell in members:
-            (current if _identity(cell.record) == identity else older).append(cell)
+            (current if cell.asked.identity == identity else older).append(cell)
     return current, older
 
 
@@ -178,16 +226,15 @@ def row_key(record: Record) -> RowKey:
     return record.spec.name, record.label, group_key(record) if record.imported else ""
 
 
+def content_of(cells: Sequence[LoadedRecord]) -> str | None:
+    """A digest of the statistics of some records; None where one of them has none."""
+    digests = [cell.record.documents.sha256 for cell in cells if cell.record.documents]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if 0 < len(digests) == len(cells) else None
+
+
 def age_of(cell: LoadedRecord) -> tuple[object, str]:
     """What records are ordered by in time. Of two from the same second the path decides, so that tables never flicker."""
     return cell.created, cell.path
-
-
-def _identity(record: Record) -> str:
-    """What was trained, by which records of one row over several seeds are told from those of an older version."""
-    kept = {name: value for name, value in record.resolved.items() if name not in NOT_IDENTITY}
-    training = kept.get("training") or {}
-    return canonical(kept | {"training": {k: v for k, v in training.items() if k not in TrainingOptions.handling}})
 
 
 def group_key(record: Record) -> str:

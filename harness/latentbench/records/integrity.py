@@ -22,6 +22,8 @@ from latentbench.records.record import DocumentStatistics, Record
 from latentbench.store.files import read_arrays
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from latentbench.metrics.base import Estimator
     from latentbench.statistics.arrays import Array, Statistics
 
@@ -49,24 +51,40 @@ def damage(record: Record, written: Mapping[str, Json], path: Path) -> str | Non
     if record.imported:
         return None  # other tools keep no statistics
     # Now that the statistics are known to be those it vouches for, a contradiction is one of the numbers.
-    known = estimators(record.metrics_section)
-    found = (_contradiction(known, metric, statistics) for metric in record.metrics)
-    return next((said for said in found if said), None)
+    import numpy as np
+
+    known, sums = estimators(record.metrics_section), _Sums(statistics)
+    with np.errstate(all="ignore"):
+        found = (_contradiction(known, metric, sums) for metric in record.metrics)
+        return next((said for said in found if said), None)
+
+
+class _Sums(dict[str, "np.float64"]):
+    """Sums of statistics, each added up once although several numbers ask for it."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+
+    def __missing__(self, name: str) -> np.float64:
+        self[name] = total = self.statistics[name].sum()
+        return total
+
+
+def vouched(folder: Path, documents: DocumentStatistics | None) -> bool:
+    """Whether the statistics beside a record are those it vouches for, by their bytes alone."""
+    try:
+        return documents is None or _file(folder, documents).is_file()
+    except (RefusedFile, OSError):
+        return False
 
 
 def read_statistics(folder: Path, documents: DocumentStatistics) -> Statistics:
     """The arrays [units] float64 beside a record. Raises RefusedFile where they are not those it vouches for."""
-    file = folder / documents.file
-    if Path(documents.file).name != documents.file or file.is_symlink():
-        raise RefusedFile(f"it names statistics outside of its folder: {documents.file!r}")
     try:
-        if file.stat().st_size > _MAX_STATISTICS:
-            raise RefusedFile(f"{file.name} is larger than statistics can be")
-        if file_digest(file) != documents.sha256:
-            raise RefusedFile(f"{file.name} is not what the record vouches for (sha256 differs)")
+        file = _file(folder, documents)
         arrays = read_arrays(file)
     except OSError as error:
-        raise RefusedFile(f"{file.name} cannot be read: {error.strerror or error}") from None
+        raise RefusedFile(f"{documents.file} cannot be read: {error.strerror or error}") from None
     except StoreError as error:
         raise RefusedFile(str(error)) from None
     if wrong := next((name for name, array in arrays.items() if array.dtype != "float64" or array.ndim != 1), None):
@@ -74,31 +92,40 @@ def read_statistics(folder: Path, documents: DocumentStatistics) -> Statistics:
     return {name: array.astype("float64", copy=False) for name, array in arrays.items()}
 
 
-def _contradiction(known: Mapping[Number, Estimator], metric: MetricValue, statistics: Statistics) -> str | None:
+def _file(folder: Path, documents: DocumentStatistics) -> Path:
+    """The file beside a record that has the bytes it vouches for. Raises RefusedFile and OSError."""
+    file = folder / documents.file
+    if Path(documents.file).name != documents.file or file.is_symlink():
+        raise RefusedFile(f"it names statistics outside of its folder: {documents.file!r}")
+    if file.stat().st_size > _MAX_STATISTICS:
+        raise RefusedFile(f"{file.name} is larger than statistics can be")
+    if file_digest(file) != documents.sha256:
+        raise RefusedFile(f"{file.name} is not what the record vouches for (sha256 differs)")
+    return file
+
+
+def _contradiction(known: Mapping[Number, Estimator], metric: MetricValue, sums: _Sums) -> str | None:
     """How a number contradicts its statistics; None for one that this installation knows no statistics of."""
     estimator = known.get((metric.id, metric.version, metric.settings))
     if estimator is None or metric.value is None:
         return None
     where = f"{metric.domain or ''}/{metric.id}@{metric.version}"
     names = [f"{metric.domain}/{name}" for name in estimator.names(metric.budget)]
-    if missing := [name for name in names if name not in statistics]:
+    if missing := [name for name in names if name not in sums.statistics]:
         return f"{where} is {metric.value} without its statistics {missing[0]}"
-    inputs = [statistics[name] for name in names]
-    if len({len(array) for array in inputs}) > 1:
+    lengths = {len(sums.statistics[name]) for name in names}
+    if len(lengths) > 1:
         return f"{where} has statistics of different lengths"
-    if metric.n is not None and metric.n != len(inputs[0]):
-        return f"{where} is said to be over {metric.n} {estimator.units} and has statistics of {len(inputs[0])}"
-    given = _evaluated(estimator.formula, [array.sum() for array in inputs])
+    if metric.n is not None and metric.n not in lengths:
+        return f"{where} is said to be over {metric.n} {estimator.units} and has statistics of {lengths.pop()}"
+    given = _evaluated(estimator.formula, [sums[name] for name in names])
     if given is not None and math.isclose(metric.value, given, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
         return None
     return f"{where} is {metric.value} in the record and {given} from its statistics"
 
 
-def _evaluated(formula: Callable[..., Array], sums: list[float]) -> float | None:
-    import numpy as np
-
-    with np.errstate(all="ignore"):
-        value = float(formula(*sums))
+def _evaluated(formula: Callable[..., Array], sums: list[np.float64]) -> float | None:
+    value = float(formula(*sums))
     return value if math.isfinite(value) else None
 
 

@@ -7,6 +7,7 @@ readers use of it: a field of another shape is one refused file and not a traceb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from pydantic import (
 from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json, SpecModel
 from latentbench.metrics.value import MetricValue
+from latentbench.records.numbers import AsNumbers
 
 Status = Literal["ok", "failed", "timeout", "skipped", "damaged"]
 """How a cell ended. `damaged` is what readers make of a record that does not hold what was measured."""
@@ -183,7 +185,7 @@ class Record(SpecModel):
     """Stage name to content key."""
     comparability: dict[str, Comparability] = Field(default_factory=dict)
     """Evaluation domain to comparability."""
-    metrics: tuple[MetricValue, ...] = ()
+    metrics: Annotated[Sequence[MetricValue], AsNumbers] = ()
     artifacts: tuple[ArtifactRef, ...] = ()
     documents: DocumentStatistics | None = None
     warnings: tuple[str, ...] = ()

@@ -79,14 +79,27 @@ def read_record(path: Path) -> Record:
 
     Raises RefusedFile when it is not one, and for a link, which could lead to anything.
     """
+    record, reason = checked(path, record_bytes(path))
+    return record.damaged(reason) if reason else record
+
+
+def record_bytes(path: Path) -> bytes:
+    """The bytes of a file that may be a record. Raises RefusedFile, also for a link."""
     try:
         if path.is_symlink():
             raise RefusedFile("symbolic links are not followed")
         if path.stat().st_size > _MAX_RECORD:
             raise RefusedFile(f"{path.name} is larger than a record can be")
-        content = path.read_bytes()
+        return path.read_bytes()
+    except OSError as error:
+        raise RefusedFile(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def checked(path: Path, content: bytes) -> tuple[Record, str | None]:
+    """The record that the bytes of the file at `path` say, and what is wrong with it. Raises RefusedFile when they say none."""
+    try:
         record = Record.model_validate_json(content, strict=True)
-        reason = damage(record, json.loads(content), path)
+        return record, damage(record, json.loads(content), path)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise RefusedFile(f"{path.name} is not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -94,7 +107,6 @@ def read_record(path: Path) -> Record:
         raise RefusedFile(f"{path.name} is not a record: {error}") from None
     except OSError as error:
         raise RefusedFile(f"{path.name} cannot be read: {error.strerror or error}") from None
-    return record.damaged(reason) if reason else record
 
 
 def write_record(results: Path, cell: CellName, record: Record, statistics: Arrays) -> Path:

@@ -11,14 +11,14 @@ Statistician 69:371, section 4) takes the quantiles at Φ(±√(n/(n−1)) · t_
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from latentbench.statistics.arrays import Array
+from latentbench.statistics.arrays import Array, KeptArrays
 
 RESAMPLES = 2000
 """Enough that the ends of a 95 % interval rest on some fifty resamples each."""
@@ -57,16 +57,38 @@ def document_interval(
     return Bounds(float(low), float(high), level, METHOD.format(units.removesuffix("s")))
 
 
-@lru_cache(maxsize=4)
+def quantiles(values: Array, levels: Sequence[float]) -> Array:
+    """[levels, ...] quantiles over the last axis [..., resamples], linear between order statistics, as `np.quantile` gives them.
+
+    Sorting rows in place of its selection is several times quicker for many numbers at once.
+    """
+    ordered, last = np.sort(values, axis=-1), values.shape[-1] - 1
+    found = []
+    for level in levels:
+        before = min(math.floor(last * level), last)
+        share = last * level - before
+        low, high = ordered[..., before], ordered[..., min(before + 1, last)]
+        # From the nearer end, as numpy does, so that the digits are the same.
+        found.append(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+    return np.stack(found)
+
+
+_WEIGHTS = KeptArrays(128 << 20)
+
+
 def weights(documents: int, seed: int = 0, resamples: int = RESAMPLES) -> Array:
     """[resamples, documents] how often each document is drawn in each resample.
 
     They depend on the number of documents and the seed alone: two rows over the same documents are drawn alike, which pairs
     them, and the same records give the same table on every machine.
     """
+    return _WEIGHTS.get((documents, seed, resamples), lambda: _weights(documents, seed, resamples))
+
+
+def _weights(documents: int, seed: int, resamples: int) -> Array:
     generator = np.random.default_rng([seed, documents])
     drawn = generator.multinomial(documents, np.full(documents, 1 / documents), size=resamples).astype(np.float64)
-    drawn.flags.writeable = False  # the cache hands the same array to everybody
+    drawn.flags.writeable = False  # everybody is handed the same array
     return drawn
 
 

@@ -74,8 +74,13 @@ def replicates(formula: Formula, seeds: Inputs) -> Array | None:
     if documents < MINIMUM_DOCUMENTS:
         return None
     drawn = weights(documents)
+    return mean_of_replicates(formula, list(np.stack([(drawn @ stats).T for stats in seeds], axis=1)))
+
+
+def mean_of_replicates(formula: Formula, sums: Sequence[Array]) -> Array | None:
+    """[resamples] the mean over seeds of the formula of sums [inputs][seeds, resamples]; None where it is not finite."""
     with np.errstate(all="ignore"):
-        values: Array = np.mean([formula(*(drawn @ stats).T) for stats in seeds], axis=0)
+        values: Array = np.broadcast_to(formula(*sums), sums[0].shape).mean(0)
     return values if np.isfinite(values).all() else None
 
 
@@ -103,13 +108,23 @@ def mean_over_seeds(seeds: Inputs) -> Array:
 
 def exchange_test(formula: Formula, a: Array, b: Array, units: str = "documents") -> TestResult:
     """Two-sided paired test that the formula agrees on A and B, over statistics [units, inputs]."""
-    if len(a) < MINIMUM_UNITS:
-        return TestResult(None, f"not testable with n = {counted(len(a), units)}")
+    return exchange_tests(formula, [column[None] for column in a.T], list(b.T), units)[0]
+
+
+def exchange_tests(
+    formula: Formula, a: Sequence[Array], b: Sequence[Array], units: str = "documents"
+) -> list[TestResult]:
+    """`exchange_test` of each of many A [inputs][tests, units] against one B [inputs][units], at the cost of a few operations."""
+    tests, n = a[0].shape
+    if n < MINIMUM_UNITS:
+        return [TestResult(None, f"not testable with n = {counted(n, units)}")] * tests
     # 2^n exchanges cannot all be tried; the t-test of the shares stands for them at the cost of one evaluation.
-    shares, scale = swap_shares(formula, a, b)
-    if not np.isfinite(shares).all():
-        return TestResult(None, f"not testable: the formula is not finite when {units} are exchanged")
-    return TestResult(_two_sided(shares, scale))
+    shares, scale = _shares(formula, a, b)
+    finite = np.isfinite(shares).all(-1)
+    undefined = TestResult(None, f"not testable: the formula is not finite when {units} are exchanged")
+    with np.errstate(all="ignore"):
+        p_values = _two_sided(shares, scale).tolist()
+    return [TestResult(p) if known else undefined for p, known in zip(p_values, finite.tolist(), strict=True)]
 
 
 def counted(n: int, units: str) -> str:
@@ -124,56 +139,33 @@ def swap_shares(formula: Formula, a: Array, b: Array) -> tuple[Array, float]:
     f(P + (a_i − b_i)/2) − f(P − (a_i − b_i)/2); exchanging its statistics turns the sign. For a formula that is linear in the
     sums the shares add up to f(ΣA) − f(ΣB) exactly.
     """
-    pooled, half = (a + b).sum(0) / 2, (a - b) / 2
+    shares, scale = _shares(formula, list(a.T), list(b.T))
+    return shares, float(scale)
+
+
+def _shares(formula: Formula, a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, Array]:
+    """[..., documents] shares and [...] sizes, from statistics [inputs][..., documents]."""
+    halves = [(ours - theirs) / 2 for ours, theirs in zip(a, b, strict=True)]
+    pooled = [(ours + theirs).sum(-1, keepdims=True) / 2 for ours, theirs in zip(a, b, strict=True)]
     with np.errstate(all="ignore"):
-        # A formula that ignores its inputs (a constant) gives one number for all.
-        shares: Array = np.broadcast_to(formula(*(pooled + half).T) - formula(*(pooled - half).T), len(a))
-        scale = float(np.abs(formula(*pooled)))
+        with_a = formula(*(total + half for total, half in zip(pooled, halves, strict=True)))
+        with_b = formula(*(total - half for total, half in zip(pooled, halves, strict=True)))
+        shares = np.broadcast_to(with_a - with_b, halves[0].shape)
+        scale = np.broadcast_to(np.abs(formula(*pooled)), pooled[0].shape)[..., 0]
     return shares, scale
 
 
-def _two_sided(shares: Array, scale: float) -> float:
-    """p of a t-test that the shares have mean zero, with the two cases that would divide by rounding."""
-    n = len(shares)
-    # The same SAE measured twice differs in the last bits: that is no finding, however regular those bits are.
-    if np.abs(shares).sum() <= ROUNDING * scale:
-        return 1.0
+def _two_sided(shares: Array, scale: Array) -> Array:
+    """p of t-tests that the shares [..., n] have mean zero, with the two cases that would divide by rounding."""
+    n = shares.shape[-1]
     # Of 2^n exchanges at least the observed one and its mirror image are as extreme.
     floor = 2.0 ** (1 - n)
-    spread = float(shares.std(ddof=1))
+    mean, spread = shares.mean(-1), shares.std(-1, ddof=1)
+    p_values = np.maximum(2 * stdtr(n - 1, -np.abs(mean / spread * n**0.5)), floor)
     # Every document says exactly the same (a planted offset): t would be infinite.
-    if spread <= ROUNDING * abs(float(shares.mean())):
-        return floor
-    t = float(shares.mean()) / spread * n**0.5
-    return max(2 * float(stdtr(n - 1, -abs(t))), floor)
-
-
-def exchange_p_values(formula: Formula, a: Array, others: Array) -> list[float | None]:
-    """p of the exchange test of `a` [units, inputs] with each of `others` [rows, units, inputs]; None where there is none.
-
-    What `exchange_test` says of each, at the cost of two evaluations of the formula for all of them together.
-    """
-    rows, units, inputs = others.shape
-    if units < MINIMUM_UNITS:
-        return [None] * rows
-    pooled, half = (a + others).sum(1) / 2, (a - others) / 2
-    up, down = (pooled[:, None] + half).reshape(-1, inputs), (pooled[:, None] - half).reshape(-1, inputs)
-    with np.errstate(all="ignore"):
-        # A formula sees one long list of units.
-        moved = np.broadcast_to(formula(*up.T) - formula(*down.T), rows * units).reshape(rows, units)
-        scales = np.broadcast_to(np.abs(formula(*pooled.T)), rows)
-    return _many_two_sided(moved, scales)
-
-
-def _many_two_sided(shares: Array, scales: Array) -> list[float | None]:
-    """`_two_sided` of every line of shares [rows, units]; None where one is not finite."""
-    units, finite = shares.shape[1], np.isfinite(shares).all(1)
-    floor, mean, spread = 2.0 ** (1 - units), shares.mean(1), shares.std(1, ddof=1)
-    with np.errstate(all="ignore"):
-        p = np.maximum(2 * stdtr(units - 1, -np.abs(mean / spread * units**0.5)), floor)
-        p = np.where(spread <= ROUNDING * np.abs(mean), floor, p)
-        p = np.where(np.abs(shares).sum(1) <= ROUNDING * scales, 1.0, p)
-    return [float(value) if known else None for value, known in zip(p, finite, strict=True)]
+    p_values = np.where(spread <= ROUNDING * np.abs(mean), floor, p_values)
+    # The same SAE measured twice differs in the last bits: that is no finding, however regular those bits are.
+    return np.where(np.abs(shares).sum(-1) <= ROUNDING * scale, 1.0, p_values)
 
 
 def seed_test(differences: Sequence[float]) -> TestResult:

@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, stdtr, stdtrit
 
 from latentbench.statistics.arrays import Array
-from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES
+from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, quantiles
 from latentbench.statistics.paired import (
     LEVEL,
     MINIMUM_UNITS,
@@ -34,9 +35,10 @@ from latentbench.statistics.paired import (
     counted,
     estimate,
 )
+from latentbench.statistics.resampling import drawn_sums
 
-_NOTHING = 760.0
-"""The smallest positive number is exp(−745)."""
+_LARGEST = 760.0
+"""Logarithm from which 2 / x is less than half of the smallest float, with room for rounding."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,28 @@ class Sample:
     """Numbers the samples of a statement, so that each is resampled with draws of its own."""
 
 
-def unpaired_interval(formula: Formula, seeds: Inputs, level: float = LEVEL) -> tuple[float | None, float | None]:
+Ends = tuple[float | None, float | None]
+"""Of an interval; None where there is none."""
+
+
+def unpaired_interval(formula: Formula, seeds: Inputs, level: float = LEVEL) -> Ends:
     """95 % interval of the mean over seeds whose units are different things."""
     return _interval(formula, _samples(seeds, 1.0), level)
+
+
+def equal_interval(formula: Formula, stats: Sequence[Array], drawn: Sequence[Array], level: float = LEVEL) -> Ends:
+    """`unpaired_interval` of seeds [inputs][seeds, units] that have equally many units, from one evaluation for all of them.
+
+    `drawn` [inputs][seeds, resamples]: sums over units drawn again, apart in each seed.
+    """
+    seeds, n = stats[0].shape
+    if n < MINIMUM_DOCUMENTS:
+        return None, None
+    centers, jackknifed = _moments(formula, stats)
+    with np.errstate(all="ignore"):
+        values = np.broadcast_to(formula(*drawn), drawn[0].shape)
+        deviations = (values - centers[:, None]).sum(0) * (math.sqrt(n / (n - 1)) / seeds)
+    return _ends(deviations, float(centers.mean()), jackknifed / seeds**2, [n] * seeds, level)
 
 
 def unpaired_difference(formula: Formula, a: Inputs, b: Inputs, units: str) -> Difference:
@@ -63,16 +84,57 @@ def unpaired_difference(formula: Formula, a: Inputs, b: Inputs, units: str) -> D
 
 def unpaired_test(formula: Formula, a: Inputs, b: Inputs, units: str) -> TestResult:
     """Two-sided test that the formula agrees on A and B, over statistics [units, inputs] per seed."""
-    fewest = min(len(stats) for stats in (*a, *b))
+    return welch_test(estimated(formula, a), estimated(formula, b), units)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """All that a test needs of a row: so that testing many rows against each other evaluates each row's formula once."""
+
+    mean: float
+    """Over seeds."""
+    variances: tuple[float, ...]
+    """v_j of each seed."""
+    units: tuple[int, ...]
+    """n_j of each seed."""
+
+
+def estimated(formula: Formula, seeds: Inputs) -> Estimates:
+    """Estimates and jackknife variances of a row, from statistics [units, inputs] per seed."""
+    variances = tuple(_jackknife(formula, stats) for stats in seeds)
+    return Estimates(estimate(formula, seeds), variances, tuple(len(stats) for stats in seeds))
+
+
+def equal_estimates(formula: Formula, stats: Sequence[Array]) -> Estimates:
+    """`estimated` of seeds [inputs][seeds, units] that have equally many units, from one evaluation for all of them."""
+    centers, variances = _moments(formula, stats)
+    seeds, n = stats[0].shape
+    return Estimates(float(centers.mean()), tuple(variances.tolist()), (n,) * seeds)
+
+
+def _moments(formula: Formula, stats: Sequence[Array]) -> tuple[Array, Array]:
+    """[seeds] θ_j and [seeds] v_j from statistics [inputs][seeds, units]."""
+    sums, (seeds, n) = [own.sum(-1, keepdims=True) for own in stats], stats[0].shape
+    with np.errstate(all="ignore"):
+        centers = np.broadcast_to(formula(*sums), (seeds, 1))[:, 0]
+        # A formula that ignores its inputs (a constant) gives one number for all.
+        without = np.broadcast_to(formula(*(total - own for total, own in zip(sums, stats, strict=True))), (seeds, n))
+        return centers, (n - 1) * without.var(-1)
+
+
+def welch_test(a: Estimates, b: Estimates, units: str) -> TestResult:
+    """Two-sided test that A and B are equally good."""
+    fewest = min(*a.units, *b.units)
     if fewest < MINIMUM_UNITS:
         return TestResult(None, f"not testable with n = {counted(fewest, units)}")
-    samples = _both(a, b)
-    variances = _variances(formula, samples)
-    value = estimate(formula, a) - estimate(formula, b)
+    variances = np.array([v / len(side.units) ** 2 for side in (a, b) for v in side.variances])
+    value = a.mean - b.mean
     if not math.isfinite(value) or not np.isfinite(variances).all():
         return TestResult(None, f"not testable: the formula is not finite when one of the {units} is left out")
-    scale = abs(estimate(formula, a)) + abs(estimate(formula, b))
-    return TestResult(_two_sided(value, variances, samples, scale, _floor(a, b)))
+    sizes = (*a.units, *b.units)
+    return TestResult(
+        _two_sided(value, variances, sizes, abs(a.mean) + abs(b.mean), _rarest(sum(a.units), sum(b.units)))
+    )
 
 
 def _samples(seeds: Inputs, sign: float, first: int = 0) -> list[Sample]:
@@ -97,43 +159,48 @@ def _jackknife(formula: Formula, stats: Array) -> float:
         return float((n - 1) * without.var())
 
 
-def _freedom(variances: Array, samples: Sequence[Sample]) -> float:
+def _freedom(variances: Array, sizes: Sequence[int]) -> float:
     """Degrees of freedom of Welch and Satterthwaite: close to those of the sample that contributes most of the variance."""
-    each = sum(v**2 / (len(sample.stats) - 1) for v, sample in zip(variances, samples, strict=True))
+    each = sum(v**2 / (n - 1) for v, n in zip(variances, sizes, strict=True))
     return float(variances.sum() ** 2 / each)
 
 
-def _two_sided(value: float, variances: Array, samples: Sequence[Sample], scale: float, floor: float) -> float:
+def _two_sided(value: float, variances: Array, sizes: Sequence[int], scale: float, floor: float) -> float:
     if abs(value) <= ROUNDING * scale:
         return 1.0
     spread = math.sqrt(variances.sum())
     if spread <= ROUNDING * abs(value):
         return floor
-    return max(2 * float(stdtr(_freedom(variances, samples), -abs(value) / spread)), floor)
+    return max(2 * float(stdtr(_freedom(variances, sizes), -abs(value) / spread)), floor)
 
 
-def _floor(a: Inputs, b: Inputs) -> float:
+@lru_cache(maxsize=4096)
+def _rarest(ours: int, theirs: int) -> float:
     """The smallest p-value of a permutation of all units among the sides."""
-    ours, theirs = (sum(len(stats) for stats in side) for side in (a, b))
     # Two of all divisions, the observed one and its mirror image. Python's integers keep the binomial exact; where it has
-    # hundreds of digits the quotient is 0, which floors nothing, and its many products need not be formed.
-    logarithm = math.lgamma(ours + theirs + 1) - math.lgamma(ours + 1) - math.lgamma(theirs + 1)
-    return 0.0 if logarithm > _NOTHING else 2 / math.comb(ours + theirs, ours)
+    # more digits than a float can divide by, which its logarithm tells at once, the quotient is 0, which floors nothing.
+    size = math.lgamma(ours + theirs + 1) - math.lgamma(ours + 1) - math.lgamma(theirs + 1)
+    return 0.0 if size > _LARGEST else 2 / math.comb(ours + theirs, ours)
 
 
-def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> tuple[float | None, float | None]:
-    if min(len(sample.stats) for sample in samples) < MINIMUM_DOCUMENTS:
+def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> Ends:
+    sizes = [len(sample.stats) for sample in samples]
+    if min(sizes) < MINIMUM_DOCUMENTS:
         return None, None
     values = sum(_deviations(formula, sample) for sample in samples)
     center = sum(sample.coefficient * estimate(formula, [sample.stats]) for sample in samples)
-    variances = _variances(formula, samples)
-    if not (np.isfinite(values).all() and np.isfinite(variances).all()):
+    return _ends(np.asarray(values), center, _variances(formula, samples), sizes, level)
+
+
+def _ends(deviations: Array, center: float, variances: Array, sizes: Sequence[int], level: float) -> Ends:
+    """From deviations [resamples] of a statement, its value, and the variance [samples] of each of its terms."""
+    if not (np.isfinite(deviations).all() and np.isfinite(variances).all()):
         return None, None
     if not variances.any():  # all units alike: the degrees of freedom would be 0/0
         return center, center
-    tail = float(ndtr(-stdtrit(_freedom(variances, samples), (1 + level) / 2)))
-    low, high = np.quantile(values, (tail, 1 - tail))
-    return center + float(low), center + float(high)
+    tail = float(ndtr(-stdtrit(_freedom(variances, sizes), (1 + level) / 2)))
+    low, high = quantiles(deviations, (tail, 1 - tail)).tolist()
+    return center + low, center + high
 
 
 def _deviations(formula: Formula, sample: Sample) -> Array:
@@ -143,20 +210,7 @@ def _deviations(formula: Formula, sample: Sample) -> Array:
     """
     n = len(sample.stats)
     with np.errstate(all="ignore"):
-        drawn = np.asarray(formula(*_resampled(sample).T), dtype=np.float64)
+        drawn = np.asarray(formula(*drawn_sums(np.ascontiguousarray(sample.stats.T), sample.stream)), dtype=np.float64)
         center = formula(*sample.stats.sum(0))
     deviations: Array = sample.coefficient * math.sqrt(n / (n - 1)) * (drawn - center)
     return deviations
-
-
-def _resampled(sample: Sample) -> Array:
-    """[resamples, inputs] sums over units drawn again.
-
-    One resample at a time: the matrix of weights that documents use would take 2,000 × 8 bytes for each of tens of thousands
-    of latents.
-    """
-    n = len(sample.stats)
-    # `stream` gives every sample draws of its own; with equal draws two SAEs would be paired by latent number.
-    generator = np.random.default_rng([sample.stream, n])
-    draws = (np.bincount(generator.integers(n, size=n), minlength=n) for _ in range(RESAMPLES))
-    return np.stack([counts @ sample.stats for counts in draws])

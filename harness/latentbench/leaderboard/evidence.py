@@ -1,0 +1,286 @@
+"""What intervals and tests of a row rest on: its statistics per unit, read once and resampled once.
+
+That statistics give the recorded numbers was checked on loading. What was worked out of them is kept by the digests of their
+files (harness/latentbench/store/derived.py), so that a table of known records needs none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from latentbench.core.errors import LatentbenchError, RefusedFile
+from latentbench.core.hashing import digest
+from latentbench.core.spec_model import Json
+from latentbench.leaderboard.board import Column
+from latentbench.leaderboard.load import LoadedRecord, content_of
+from latentbench.metrics.base import Estimator
+from latentbench.metrics.recorded import estimators, tallies
+from latentbench.statistics.arrays import Array, Statistics
+from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES, expanded_levels, quantiles
+from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates, mean_over_seeds, replicates
+from latentbench.statistics.seeds import SeedStatistics
+from latentbench.statistics.unpaired import equal_interval, unpaired_interval
+from latentbench.store.derived import Derived
+
+METHOD = 1
+"""Raised when intervals or tests are worked out in another way, so that what is kept of them is not asked for any more."""
+_KEPT = 256 << 20
+"""Bytes of statistics that stay in memory: rows are asked for again by tests and pages, a results folder may not fit."""
+
+
+class MissingStatistics(LatentbenchError):
+    """No statistics for a number, with the reason; the number is shown without interval and test."""
+
+
+@dataclass(frozen=True)
+class UnitStatistics:
+    """What intervals and tests of one number need."""
+
+    formula: Formula
+    inputs: tuple[Array, ...]
+    """Per seed the statistics [units, inputs]."""
+    units: str = "documents"
+    """What the statistics are per, in the plural."""
+    paired: bool = True
+    """Whether unit i is the same thing in every row and seed, as a document is and a latent is not."""
+
+
+Ends = tuple[float | None, float | None, str | None]
+"""Lower and upper end of an interval, and why it has none."""
+UNKNOWN = "no per-document statistics"
+
+
+class Kept:
+    """What is known of rows: by a digest of their files, then by what it is about, from earlier tables and from this one."""
+
+    def __init__(self, derived: Derived | None, namespace: str) -> None:
+        self._derived, self._namespace = derived, namespace
+        self._held: dict[str, dict[str, Json]] = {}
+        self._changed: set[str] = set()
+
+    def fetch(self, keys: Iterable[str]) -> None:
+        """Asks for everything that is known of many rows in one go."""
+        wanted = {key for key in keys if key not in self._held}
+        self._held |= {key: {} for key in wanted}
+        if self._derived is not None:
+            self._held |= self._derived.get_many(self._namespace, wanted)
+
+    def of(self, key: str) -> Mapping[str, Json]:
+        """What is known of a row."""
+        if key not in self._held:
+            self.fetch([key])
+        return self._held[key]
+
+    def keep(self, key: str, found: Mapping[str, Json]) -> None:
+        """Adds what was worked out."""
+        if found:
+            self._held[key] = {**self.of(key), **found}
+            self._changed.add(key)
+
+    def write(self) -> None:
+        """Hands what is new to later tables."""
+        if self._derived is not None and self._changed:
+            self._derived.put_many(self._namespace, {key: self._held[key] for key in sorted(self._changed)})
+        self._changed.clear()
+
+
+class StatisticsReader:
+    """Reads statistics per unit; remembers what it read last, what it worked out and what it had to refuse."""
+
+    def __init__(self, derived: Derived | None = None) -> None:
+        self.problems: dict[str, str] = {}
+        self.tests = Kept(derived, f"tests/{METHOD}")
+        self._intervals = Kept(derived, f"intervals/{METHOD}/{RESAMPLES}")
+        self._rows: OrderedDict[tuple[str, ...], SeedStatistics | str] = OrderedDict()
+        self._bytes = 0
+
+    def expect(self, rows: Iterable[Sequence[LoadedRecord]]) -> None:
+        """Says which rows' intervals will be asked for, so that what is known of them is fetched in one go."""
+        self._intervals.fetch(key for cells in rows if (key := content_of(cells)))
+
+    def keep(self) -> None:
+        """Hands what was worked out to later tables."""
+        self._intervals.write()
+        self.tests.write()
+
+    def evidence(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
+        """What intervals and tests of a column need, over the seeds of a row. Raises MissingStatistics."""
+        estimator = self._estimator(cells, column)
+        names = names_of(cells[0], column)
+        row = self._row(cells)
+        _check(row, names, estimator)
+        inputs = tuple(np.stack([own[name] for name in names], axis=1) for own in row.seeds)
+        return UnitStatistics(estimator.formula, inputs, estimator.units, estimator.paired)
+
+    def averaged(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
+        """Evidence that gives the same tests at less cost: one average seed, to which the paired tests are indifferent.
+
+        Raises MissingStatistics.
+        """
+        estimator = self._estimator(cells, column)
+        names = names_of(cells[0], column)
+        row = self._row(cells)
+        if not estimator.paired or row.units(names) is None:
+            found = self.evidence(cells, column)
+            return replace(found, inputs=(mean_over_seeds(found.inputs),)) if found.paired else found
+        inputs = np.stack(row.means(names), axis=1)
+        return UnitStatistics(estimator.formula, (inputs,), estimator.units, estimator.paired)
+
+    def _estimator(self, cells: Sequence[LoadedRecord], column: Column) -> Estimator:
+        estimator = estimator_of(cells[0], column)
+        if estimator is None:
+            raise MissingStatistics(UNKNOWN)
+        return estimator
+
+    def intervals(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
+        """95 % intervals of the means over a row's seeds, by column key."""
+        key = content_of(cells)
+        known = self._intervals.of(key) if key else {}
+        tags = {column.key: tag_of(cells[0], column) for column in columns}
+        missing = [column for column in columns if (tag := tags[column.key]) is not None and tag not in known]
+        made = self._worked_out(cells, missing)
+        if key:
+            self._intervals.keep(key, {str(tags[name]): ends for name, ends in made.items()})
+        held = {name: (None, None, UNKNOWN) if tag is None else known.get(tag) for name, tag in tags.items()}
+        return {name: made.get(name) or tuple(ends) for name, ends in held.items()}
+
+    def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
+        """All columns of a row from one resampling of its files; those over documents get their quantiles together."""
+        found: dict[str, Ends] = {}
+        replicated: dict[int, dict[str, Array]] = defaultdict(dict)
+        for column in columns:
+            estimator = self._estimator(cells, column)
+            found[column.key] = None, None, f"too few {estimator.units} for an interval"
+            try:
+                n, values = self._replicates(cells, column, estimator)
+            except MissingStatistics as error:
+                found[column.key] = None, None, str(error)
+                continue
+            if isinstance(values, tuple) and values[0] is not None:
+                found[column.key] = *values, None
+            elif isinstance(values, np.ndarray):
+                replicated[n][column.key] = values
+        for n, values_of in replicated.items():
+            lows, highs = quantiles(np.stack(list(values_of.values())), expanded_levels(n, LEVEL))
+            for name, low, high in zip(values_of, lows.tolist(), highs.tolist(), strict=True):
+                found[name] = low, high, None
+        if columns and (row := self._rows.get(_paths(cells))) and not isinstance(row, str):
+            row.forget()
+        return found
+
+    def _replicates(
+        self, cells: Sequence[LoadedRecord], column: Column, estimator: Estimator
+    ) -> tuple[int, Array | tuple[float | None, float | None] | None]:
+        """Units and [resamples] of a column, None where there are too few or one is not finite; of unpaired ones the interval."""
+        row, names, formula = self._row(cells), names_of(cells[0], column), estimator.formula
+        n = row.units(names)
+        if n is None:  # the seeds differ in what they have
+            evidence = self.evidence(cells, column)
+            if not estimator.paired:
+                return 0, unpaired_interval(formula, evidence.inputs)
+            return len(evidence.inputs[0]), replicates(formula, evidence.inputs)
+        if n < MINIMUM_DOCUMENTS:
+            return n, None
+        if not estimator.paired:
+            return n, equal_interval(formula, row.stats(names), row.sums(names, apart=True))
+        return n, mean_of_replicates(formula, row.sums(names, apart=False))
+
+    def _row(self, cells: Sequence[LoadedRecord]) -> SeedStatistics:
+        """The statistics of a row, those of the last rows from memory. Raises MissingStatistics."""
+        paths = _paths(cells)
+        if paths not in self._rows:
+            self._rows[paths] = self._read_or_reason(cells)
+            self._bytes += _size(self._rows[paths])
+            while self._bytes > _KEPT and len(self._rows) > 1:
+                self._bytes -= _size(self._rows.popitem(last=False)[1])
+        self._rows.move_to_end(paths)
+        found = self._rows[paths]
+        if isinstance(found, str):
+            raise MissingStatistics(found)
+        return found
+
+    def _read_or_reason(self, cells: Sequence[LoadedRecord]) -> SeedStatistics | str:
+        read: list[Statistics] = []
+        for cell in cells:
+            if cell.record.documents is None:
+                return UNKNOWN
+            try:
+                read.append(cell.statistics())
+            except RefusedFile as error:
+                self.problems[cell.path] = str(error)
+                return str(error)
+        return SeedStatistics(read)
+
+
+def _paths(cells: Sequence[LoadedRecord]) -> tuple[str, ...]:
+    return tuple(cell.path for cell in cells)
+
+
+def _size(row: SeedStatistics | str) -> int:
+    return 0 if isinstance(row, str) else row.bytes
+
+
+def _check(row: SeedStatistics, names: Sequence[str], estimator: Estimator) -> None:
+    """Raises MissingStatistics unless all seeds have what a number needs."""
+    if row.units(names) is not None:
+        return
+    lengths = set()
+    for own in row.seeds:
+        if missing := [name for name in names if name not in own]:
+            raise MissingStatistics(f"no statistics {', '.join(missing)}")
+        if len(here := {len(own[name]) for name in names}) > 1:
+            raise MissingStatistics("statistics of different lengths")
+        lengths |= here
+    if estimator.paired and len(lengths) > 1:
+        raise MissingStatistics(f"the seeds were measured on different numbers of {estimator.units}")
+
+
+def estimator_of(cell: LoadedRecord, column: Column) -> Estimator | None:
+    """The estimator behind a column, None where this installation knows none."""
+    return estimators(cell.metrics_section).get((column.metric, column.version, column.params))
+
+
+def units_of(cell: LoadedRecord, column: Column, method: str | None = None) -> str:
+    """What a column's number has `n` of: by its metric, else by the method of its interval, else nothing known."""
+    return _units_of(cell.metrics_section, column, method)
+
+
+@lru_cache(maxsize=65_536)
+def _units_of(metrics: str, column: Column, method: str | None) -> str:
+    estimator = estimators(metrics).get((column.metric, column.version, column.params))
+    if estimator is not None:
+        return estimator.units
+    named = re.match(r"([a-z]+) (bootstrap|normal)", method or "")
+    if named:
+        return f"{named[1]}s"
+    return "documents" if column.metric in tallies(metrics) else ""
+
+
+def names_of(cell: LoadedRecord, column: Column) -> tuple[str, ...]:
+    """The statistics behind a column, which has an estimator."""
+    return _names(cell.metrics_section, column)
+
+
+@lru_cache(maxsize=65_536)
+def _names(metrics: str, column: Column) -> tuple[str, ...]:
+    estimator = estimators(metrics)[column.metric, column.version, column.params]
+    return tuple(f"{column.domain}/{name}" for name in estimator.names(column.budget))
+
+
+def tag_of(cell: LoadedRecord, column: Column) -> str | None:
+    """What a column's interval or test is kept under: all that its estimator is, as this installation has it; None without one."""
+    return _tag(cell.metrics_section, column)
+
+
+@lru_cache(maxsize=65_536)
+def _tag(metrics: str, column: Column) -> str | None:
+    estimator = estimators(metrics).get((column.metric, column.version, column.params))
+    if estimator is None:
+        return None
+    return digest("column", [column.key, estimator.names(column.budget), estimator.units, estimator.paired])[:16]

@@ -1,0 +1,113 @@
+"""Reading many records: what was checked once is not checked again while its bytes are what they were.
+
+A record is checked whole when it is read (harness/latentbench/records/integrity.py): validated, its digest computed, every
+number compared with the sums of its statistics. That what it says holds follows from the bytes of two files and from the
+estimators that are installed, so it is remembered by the digest of these bytes. The bytes themselves are read and hashed
+every time; sizes and times of files vouch for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from latentbench.core.errors import RefusedFile
+from latentbench.core.hashing import digest
+from latentbench.core.spec_model import Json
+from latentbench.metrics.recorded import estimators
+from latentbench.records.integrity import vouched
+from latentbench.records.record import Record
+from latentbench.records.results import checked, record_bytes
+from latentbench.records.slim import LAYOUT, Parts, slim
+from latentbench.store.derived import Derived
+
+CHECK = 1
+"""Raised when records are checked in another way, so that what is remembered is not asked for any more."""
+_RECORDS, _PARTS = f"records/{CHECK}/{LAYOUT}", f"record-parts/{LAYOUT}"
+_TOGETHER = 256
+"""Records whose bytes are held together."""
+
+
+class RecordReader:
+    """Reads records, and remembers in `derived`, if there is one, that they were sound."""
+
+    def __init__(self, derived: Derived | None = None) -> None:
+        self._derived, self._parts = derived, Parts()
+        self._written: set[str] = set()
+
+    def read(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Record | RefusedFile]]:
+        """Each record as `read_record` gives it, or why there is none."""
+        remaining = iter(paths)
+        while batch := list(islice(remaining, _TOGETHER)):
+            yield from zip(batch, self._batch(batch), strict=True)
+
+    def _batch(self, paths: Sequence[Path]) -> list[Record | RefusedFile]:
+        contents = [_bytes_or_reason(path) for path in paths]
+        digests = [hashlib.sha256(c).hexdigest() if isinstance(c, bytes) else "" for c in contents]
+        known, new, parts = self._known(digests), dict[str, Json](), dict[str, str]()
+
+        def read(path: Path, content: bytes | RefusedFile, key: str) -> Record | RefusedFile:
+            if isinstance(content, RefusedFile):
+                return content
+            return self._remembered(path, known.get(key)) or self._checked(path, content, key, new, parts)
+
+        found = [read(*each) for each in zip(paths, contents, digests, strict=True)]
+        self._remember(new, parts)
+        return found
+
+    def _known(self, digests: Sequence[str]) -> dict[str, Json]:
+        """What is remembered of some records, where all its parts are there."""
+        if self._derived is None:
+            return {}
+        known = self._derived.get_many(_RECORDS, {key for key in digests if key})
+        wanted = set().union(*(self._parts.missing(own["slim"]) for own in known.values()))
+        self._parts.add(there := self._derived.get_many(_PARTS, wanted))
+        self._written |= there.keys()
+        return {key: own for key, own in known.items() if not self._parts.missing(own["slim"])}
+
+    def _remembered(self, path: Path, own: Json | None) -> Record | None:
+        """A record that was sound, if its statistics are those it vouches for and the estimators those it was checked with."""
+        if own is None:
+            return None
+        record = self._parts.whole(own["slim"])
+        known = own["estimators"] == _estimators(record.metrics_section)
+        return record if known and vouched(path.parent, record.documents) else None
+
+    def _checked(
+        self, path: Path, content: bytes, key: str, new: dict[str, Json], parts: dict[str, str]
+    ) -> Record | RefusedFile:
+        try:
+            record, reason = checked(path, content)
+        except RefusedFile as error:
+            return error
+        if reason:
+            return record.damaged(reason)
+        own, texts = slim(record)
+        self._parts.add(texts)
+        parts |= texts
+        new[key] = {"slim": own, "estimators": _estimators(record.metrics_section)}
+        return self._parts.whole(own)
+
+    def _remember(self, new: dict[str, Json], parts: dict[str, str]) -> None:
+        if self._derived is not None and new:
+            # Parts first: a record whose parts are not there is checked again.
+            self._derived.put_many(_PARTS, {key: text for key, text in parts.items() if key not in self._written})
+            self._derived.put_many(_RECORDS, new)
+            self._written |= parts.keys()
+
+
+def _bytes_or_reason(path: Path) -> bytes | RefusedFile:
+    try:
+        return record_bytes(path)
+    except RefusedFile as error:
+        return error
+
+
+@lru_cache(maxsize=1024)
+def _estimators(metrics: str) -> str:
+    """A digest of the estimators that numbers are compared with: what is installed here decides what is checked."""
+    known = [[*number, one.inputs, one.units, one.paired] for number, one in sorted(estimators(metrics).items())]
+    return digest("estimators", known)[:16]

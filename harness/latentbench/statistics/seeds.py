@@ -1,0 +1,97 @@
+"""The statistics of a row's seeds side by side, so that all its numbers come from a few operations.
+
+Every number is a formula over sums, so a resample is one vector of counts, and what 2,000 resamples give of all statistics
+of a record is one matrix product. Formulas then take rows of it, all seeds at once: however many numbers a table shows, a
+record is resampled once. What a statistic sums up to does not depend on which others were asked for: they are multiplied in
+blocks that the records alone decide, so that a number shown among ten or among a hundred has the same digits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from latentbench.statistics.arrays import Array, Statistics
+from latentbench.statistics.intervals import weights
+from latentbench.statistics.paired import mean_over_seeds
+from latentbench.statistics.resampling import drawn_sums
+
+_BLOCK = 256
+"""Statistics that are multiplied together: 4 MiB of sums for each seed."""
+_KEPT = 16
+"""Blocks whose sums are kept."""
+
+
+class SeedStatistics:
+    """Statistics of several seeds of one row, each with the same statistics over as many units."""
+
+    def __init__(self, seeds: Sequence[Statistics]) -> None:
+        self.seeds = seeds
+        self._place: dict[str, tuple[int, int]] = {}
+        """Number of a statistic's block, and its place there."""
+        self._blocks: list[Array] = []
+        """[seeds, statistics, units]"""
+        self._means: dict[int, Array] = {}
+        self._sums: OrderedDict[tuple[int, bool], Array] = OrderedDict()
+        lengths = [{name: len(array) for name, array in own.items()} for own in seeds]
+        self.alike = all(own == lengths[0] for own in lengths)
+        """Whether all this can be asked; seeds that differ in what they have are taken one by one."""
+        for n in dict.fromkeys(lengths[0].values()) if self.alike else ():
+            names = sorted(name for name, length in lengths[0].items() if length == n)
+            for start in range(0, len(names), _BLOCK):
+                self._add(names[start : start + _BLOCK])
+
+    def _add(self, block: Sequence[str]) -> None:
+        self._place |= {name: (len(self._blocks), row) for row, name in enumerate(block)}
+        self._blocks.append(np.stack([np.stack([own[name] for name in block]) for own in self.seeds]))
+
+    @property
+    def bytes(self) -> int:
+        """What the statistics take in memory."""
+        return sum(array.nbytes for own in self.seeds for array in own.values()) + sum(b.nbytes for b in self._blocks)
+
+    def forget(self) -> None:
+        """Lets go of the sums over resamples, a hundred times as large."""
+        self._sums.clear()
+
+    def units(self, names: Sequence[str]) -> int | None:
+        """Over how many units some statistics are; None where one is not there or they differ in that."""
+        places = [self._place.get(name) for name in names]
+        lengths = {None if place is None else self._blocks[place[0]].shape[2] for place in places}
+        return lengths.pop() if len(lengths) == 1 else None
+
+    def stats(self, names: Sequence[str]) -> list[Array]:
+        """[names][seeds, units] the statistics themselves."""
+        return [self._blocks[block][:, row] for block, row in map(self._place.__getitem__, names)]
+
+    def means(self, names: Sequence[str]) -> list[Array]:
+        """[names][units] their means over seeds."""
+        return [self._mean(block)[row] for block, row in map(self._place.__getitem__, names)]
+
+    def sums(self, names: Sequence[str], apart: bool) -> list[Array]:
+        """[names][seeds, resamples] their sums over units drawn again.
+
+        Documents of the same number are drawn alike in every seed and row, which pairs them; units that are things of
+        their own (latents) are drawn `apart` in every seed.
+        """
+        return [self._resampled(block, apart)[:, row] for block, row in map(self._place.__getitem__, names)]
+
+    def _mean(self, block: int) -> Array:
+        if block not in self._means:
+            self._means[block] = mean_over_seeds(self._blocks[block])  # type: ignore[arg-type]
+        return self._means[block]
+
+    def _resampled(self, block: int, apart: bool) -> Array:
+        found = self._sums.get((block, apart))
+        if found is None:
+            stats = self._blocks[block]
+            if apart:
+                found = np.stack([drawn_sums(own, stream) for stream, own in enumerate(stats)])
+            else:
+                found = stats @ weights(stats.shape[2]).T
+            self._sums[block, apart] = found
+            if len(self._sums) > _KEPT:
+                self._sums.popitem(last=False)
+        return found
