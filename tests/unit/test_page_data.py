@@ -143,7 +143,7 @@ def alone_p(column: Column, a: Row, b: Row) -> float | None:
         ours, theirs = (StatisticsReader().evidence(row.measured, column) for row in (a, b))
     except MissingStatistics:
         return None
-    return 1.0 if a.values[column.key].overlaps(b.values[column.key]) else inference.tested(ours, theirs).p
+    return 1.0 if a.values[column.key].overlaps(b.values[column.key]) else inference.difference_of(ours, theirs).test.p
 
 
 def ranked(group: RowGroup, column: Column) -> list[Row]:
