@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.progress import Count
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.metrics.base import SHARED
@@ -117,10 +120,19 @@ def test_baselines_and_measurements_survive_storage(tmp_path) -> None:
 
 
 def test_progress_ends_at_the_total() -> None:
-    seen: list[tuple[int, int]] = []
-    measure(LM, TOKENS, requests(), forward_tokens=30, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (18, 18)  # the documents for the means, and once more
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    seen: list[tuple[float, float, float, float]] = []
+
+    def progress(done: float, total: float, unit: str = "", *, pace: Count | None = None, **_: Any) -> None:
+        assert unit == "documents"
+        assert pace is not None
+        seen.append((done, total, pace.done, pace.total))
+
+    measure(LM, TOKENS, requests(), forward_tokens=30, progress=progress)
+    tokens = 2 * int(TOKENS.lengths.sum())  # the documents for the means, and once more
+    assert seen[0] == (0, 18, 0, tokens)
+    assert seen[-1] == (18, 18, tokens, tokens)
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 4
 
 
 def test_low_precision_models_are_measured_in_float32() -> None:

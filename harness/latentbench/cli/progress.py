@@ -103,6 +103,13 @@ def print_json_summary(plan: Plan, unfinished: dict[str, str], project: Project,
     print_json({"cells": cells, "unfinished": unfinished, "seconds": round(seconds, 1)})
 
 
+class _ErrorConsole(Console):
+    """A console on standard error. Where nobody reads that any more, rich would silence standard output and exit."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("nobody reads standard error")
+
+
 class ProgressDisplay:
     """Progress of a run, fed with events: a bar per piece of work on a terminal, a line in 30 seconds elsewhere.
 
@@ -112,7 +119,7 @@ class ProgressDisplay:
     def __init__(self, plan: Plan, left: Estimate | None = None, quiet: bool = False) -> None:
         """`left`: how long the cells to run will take, if that can be guessed."""
         self.plan, self.left = plan, left
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = _ErrorConsole(stderr=True, quiet=quiet)
         self.live = self.console.is_terminal and not quiet
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._ended = threading.Event()
@@ -124,9 +131,6 @@ class ProgressDisplay:
         self._done, self._began = 0, time.monotonic()
 
     def __enter__(self) -> Self:
-        self.console.print(_counts(self.plan), highlight=False)
-        if self.left:
-            self.console.print(str(self.left), highlight=False, soft_wrap=True)
         self._thread.start()
         return self
 
@@ -144,6 +148,9 @@ class ProgressDisplay:
 
     def _run(self) -> None:
         try:
+            self._say(_counts(self.plan))
+            if self.left:
+                self._say(str(self.left))
             if self.live:
                 with Live(console=self.console, auto_refresh=False, transient=True) as live:
                     self._follow(lambda: live.update(Group(*self._page()), refresh=True))

@@ -64,7 +64,7 @@ def set_to(text: str, cells: int) -> str:
 
 
 def _row(title: str, bar: Text, told: str) -> Text:
-    row = Text(title, no_wrap=True, end="")
+    row = Text(title, no_wrap=True)
     for part in (bar, Text(told)):
         if part.plain:
             row.append(_GAP).append_text(part)
@@ -74,11 +74,12 @@ def _row(title: str, bar: Text, told: str) -> Text:
 def _columns(works: Sequence[WorkProgress], room: int) -> list[str]:
     """What stands behind the bars, all of one width: as much of it as there is room for, the share in any case."""
     columns = [[f"{_share(work):>5}" for work in works]]
-    for tell in (_left, _speed, _numbers):  # by what is missed first
+    # By what is missed first; the bar comes before the speed.
+    for tell, kept in ((_left, 0), (_speed, _BAR + len(_GAP)), (_numbers, _BAR + len(_GAP))):
         column = [tell(work) for work in works]
         widest = max(map(cell_len, column))
         taken = sum(cell_len(done[0]) + len(_GAP) for done in columns)
-        if widest and taken + widest <= room:
+        if widest and taken + widest + kept <= room:
             columns.append([set_cell_size(text, widest) for text in column])
     # As they are read: how far and how fast it is and what it measures, at the right end what is left.
     share, *more = columns

@@ -105,7 +105,8 @@ class WorkProgress:
 
 def pass_on(message: WorkProgress, progress: Progress) -> None:
     """Tells in this process what another one told of the same work."""
-    progress(message.done, message.total, message.unit, before=message.before, **message.numbers)
+    told: dict[str, Any] = {**message.numbers, "before": message.before}
+    progress(message.done, message.total, message.unit, **told)
 
 
 _LARGEST = 1e300

@@ -91,9 +91,9 @@ class _Told:
         return _Told(min(max(0.0, done), total), total, str(self.unit), str(self.part), before, whole, self.numbers)
 
     @property
-    def phase(self) -> tuple[str, str, float, str]:
-        """What changes when another pass begins."""
-        return self.part, self.unit, self.total, self.pace.unit if self.pace else ""
+    def phase(self) -> tuple[str, str, float, float, str]:
+        """What changes when another pass begins, or when it becomes known what an earlier run had done."""
+        return self.part, self.unit, self.total, self.before, self.pace.unit if self.pace else ""
 
 
 class ProgressMeter:
@@ -125,7 +125,8 @@ class ProgressMeter:
     ) -> None:
         self._look(self._clock())
         if self._message:  # work that was found done already is not heard of
-            self._send(replace(self._message, end="stopped" if kind else "done"))
+            last = self._message if kind else replace(self._message, what=self._what)  # not its last part alone is done
+            self._send(replace(last, end="stopped" if kind else "done"))
 
     def __call__(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -45,6 +45,7 @@ from latentbench.records.record import Failure, RunCost
 from latentbench.records.results import referred_keys, write_record
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import Variant
+from latentbench.spec.cells import Cell
 from latentbench.store.cleaning import keep_within, quota_of_environment
 from latentbench.store.store import Store
 from latentbench.study.study import Findings, Study
@@ -147,7 +148,7 @@ class _Run:
                 self._guard(waiting, "train", partial(self._train_group, group, users))
 
     def _train_group(self, group: list[TrainingRequest], users: list[tuple[str, _State]]) -> None:
-        text = f"training {plural(len(group), 'SAE')} of {group[0].cell.origin.name}"
+        text = f"training {plural(len(group), 'SAE')} of {_together([wanted.cell for wanted in group])}"
         with self._meter(text, dict.fromkeys(state for _, state in users)) as progress:
             failures = self.training.run(group, progress)
         for key, state in users:
@@ -168,7 +169,8 @@ class _Run:
                 self._guard(states, "measure", partial(self._measure_group, group, domain, every))
 
     def _measure_group(self, group: list[MeasuredCell], domain: str, every: bool) -> None:
-        text = f"measuring {plural(len(group), 'SAE')} on {domain}" + (", every token" if every else "")
+        cells = _together([subject.cell for subject in group])
+        text = f"measuring {plural(len(group), 'SAE')} of {cells} on {domain}" + (", every token" if every else "")
         with self._meter(text, [self.states[subject.cell] for subject in group]) as progress:
             outcomes = self.measuring.run(group, domain, progress)
         for cell, outcome in outcomes.items():
@@ -292,6 +294,16 @@ class _Run:
         """What a piece of work done for some cells tells its progress to; left when the work has ended."""
         keys = tuple(state.item.key for state in states)
         return ProgressMeter(what, lambda message: self.report(Event("progress", progress=message)), keys)
+
+
+def _together(cells: Sequence[Cell]) -> str:
+    """How cells that something is done for are called in a few words."""
+    names, seeds = {cell.origin.name for cell in cells}, {cell.seed for cell in cells}
+    if len({*cells}) == 1:
+        return cells[0].title
+    return (min(names) if len(names) == 1 else f"{len(names)} specs") + "".join(
+        f"[seed={s}]" for s in seeds if len(seeds) == 1
+    )
 
 
 def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:

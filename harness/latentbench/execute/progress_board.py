@@ -39,8 +39,8 @@ class ProgressBoard:
     That a disk refuses costs nothing but what could have been seen.
     """
 
-    def __init__(self, results: Path, between: float = _SECONDS_BETWEEN) -> None:
-        self._owner, self._between = Owner.here(), between
+    def __init__(self, results: Path) -> None:
+        self._owner = Owner.here()
         self._path = results / "logs" / _NAME.format(self._owner.token)
         self._work: dict[str, WorkProgress] = {}
         self._lock, self._ended, self._new = threading.Lock(), threading.Event(), False
@@ -79,7 +79,7 @@ class ProgressBoard:
         # Nothing is written in the first moments: what is done at once needs no file.
         with suppress(OSError):
             _sweep(self._path.parent)
-            while not self._ended.wait(self._between):
+            while not self._ended.wait(_SECONDS_BETWEEN):
                 if self._new or time.monotonic() - self._written > _BEAT_SECONDS:
                     with suppress(OSError):
                         self._write()

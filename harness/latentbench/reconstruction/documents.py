@@ -173,7 +173,7 @@ class Domain:
         self.named = (named & ~special & real_mask(tokens.lengths, tokens.ids.shape[1])).sum(1).double()
         """[documents] float64: tokens that the rule names."""
         self._excluded = special | named
-        self._run = self._tokens_run = 0
+        self._passes_begun = self._run = self._tokens_run = 0
         self._all_tokens = int(tokens.lengths.sum())
 
     def run(self, work: Callable[[DocumentBatch], Result]) -> Iterator[Result]:
@@ -186,6 +186,7 @@ class Domain:
         vocabulary = self.model.config.get_text_config().vocab_size
         limit = min(self._forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
         pieces = Pieces(self.documents)
+        self._passes_begun, self._run, self._tokens_run = self._passes_begun + 1, 0, 0
         self._tell()
         for batch in document_batches(self._tokens, self._excluded, limit, self.device):
             yield from pieces.run(partial(_part, work, batch), torch.arange(len(batch.documents)))
@@ -194,9 +195,10 @@ class Domain:
             self._tell()
 
     def _tell(self) -> None:
-        # Documents come longest first, so that their number says little of the time.
-        pace = Count(self._tokens_run, self.passes * self._all_tokens, "tokens")
-        self._progress(self._run, self.passes * self.documents, "documents", pace=pace)
+        # Documents come longest first, so that their number says little of the time. Passes differ much in what they cost.
+        pace = Count(self._tokens_run, self._all_tokens, "tokens")
+        part = f"pass {self._passes_begun} of {self.passes}" if self.passes > 1 else ""
+        self._progress(self._run, self.documents, "documents", part=part, pace=pace)
 
     def limits(self, sites: Collection[Site]) -> dict[Site, NormLimit]:
         """How long a hidden state may be at each site, from the first documents that hold 8,192 tokens together.
