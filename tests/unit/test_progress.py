@@ -178,6 +178,16 @@ def test_every_part_of_the_work_has_its_own_speed(first: dict[str, Any], then: d
     assert message.what == ", ".join(["autointerp", *(v for k, v in then.items() if k == "part")])
 
 
+def test_a_part_that_is_over_at_once_has_a_speed_all_the_same() -> None:
+    watched = Watched()
+    with watched.meter as progress:
+        for part in ("one", "two"):
+            for done in range(5):
+                watched.clock.now += 0.01
+                progress(done, 4, part=part)
+    assert watched.sent[-1].rate == pytest.approx(100.0)
+
+
 def test_of_several_numbers_the_range_is_kept() -> None:
     message = Watched().after(0, 1, 2, loss=[0.3, 0.1, math.nan], reward=0.5, none=math.inf, empty=[])
     assert message.numbers == {"loss": (0.1, 0.3), "reward": (0.5, 0.5)}

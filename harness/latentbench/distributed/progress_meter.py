@@ -140,7 +140,10 @@ class ProgressMeter:
         **numbers: Any,
     ) -> None:
         """Takes what the work tells (`latentbench.core.progress.Progress`)."""
-        self._latest, now = _Told(done, total, unit, part, before, pace, numbers), self._clock()
+        last, now = self._latest, self._clock()
+        self._latest = _Told(done, total, unit, part, before, pace, numbers)
+        if last is None or (last.part, last.unit, last.total, last.before) != (part, unit, total, before):
+            self._look(now)  # where a part begins is what its speed goes by, whether it is sent or not
         if now - self._sent >= SECONDS_BETWEEN:
             self._look(now)
             if self._message:
