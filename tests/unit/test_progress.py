@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latentbench.core.progress import Count, WorkProgress
@@ -44,6 +44,7 @@ class Watched:
 # -- rates ---------------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(1e-3, 1e6), st.lists(st.floats(0.01, 50), min_size=1, max_size=60))
 def test_steady_work_has_its_own_rate_however_often_it_tells(rate: float, silences: list[float]) -> None:
     estimator, now = RateEstimator(), 0.0
@@ -69,6 +70,7 @@ def steady(estimator: RateEstimator, start: float, seconds: int, count: float, r
     return count + rate * seconds
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.floats(61, 1e6), st.integers(5, 500))
 def test_a_pause_does_not_slow_what_comes_after_it(pause: float, seconds: int) -> None:
     estimator = RateEstimator()
@@ -108,6 +110,7 @@ def test_a_clock_that_goes_back_breaks_nothing() -> None:
 # -- messages ------------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.floats(0, 1e4), st.integers(0, 500)), min_size=1, max_size=40), st.integers(0, 2000))
 def test_the_share_never_falls_and_the_time_left_is_never_negative(told: list[tuple[float, int]], total: int) -> None:
     watched, done = Watched(), 0
@@ -122,6 +125,7 @@ def test_the_share_never_falls_and_the_time_left_is_never_negative(told: list[tu
     assert watched.sent[-1].end == "done"
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=200))
 def test_at_most_two_messages_a_second_and_the_last_one_tells_all(silences: list[float]) -> None:
     watched = Watched()

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latentbench.cli.progress import ProgressDisplay, _ErrorConsole
@@ -80,12 +80,14 @@ def test_only_what_is_done_is_100_percent() -> None:
     assert "100 %" in plain(work(done=4, total=4))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(WORKS)
 def test_a_line_steers_no_terminal(message: WorkProgress) -> None:
     line = plain(message)
     assert not set(line) & set(UNSAFE)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(WORKS, max_size=20), st.integers(40, 200), st.booleans())
 def test_rows_are_no_wider_than_the_terminal_and_steer_nothing(
     works: list[WorkProgress], width: int, utf8: bool
@@ -121,6 +123,7 @@ def test_bars_of_ascii_terminals_are_ascii() -> None:
     assert "---" in row.plain
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(), st.integers(0, 60))
 def test_texts_are_cut_to_cells(text: str, cells: int) -> None:
     from rich.cells import cell_len
