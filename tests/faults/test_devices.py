@@ -200,10 +200,10 @@ def test_a_process_that_hangs_is_named(tmp_path: Path, tiny_model: Path, monkeyp
 def stopping(watch: Callable[..., None]) -> Callable[..., None]:
     """Stops the second process once the first one tells of progress."""
 
-    def watched(started: list[Any], progress: Callable[[int, int], None]) -> None:
-        def told(done: int, total: int) -> None:
+    def watched(started: list[Any], progress: Callable[..., None]) -> None:
+        def told(*counts: float, **more: Any) -> None:
             os.kill(started[1].process.process.pid, signal.SIGSTOP)
-            progress(done, total)
+            progress(*counts, **more)
 
         watch(started, told)
 

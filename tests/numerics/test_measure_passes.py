@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.progress import Count
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.metrics.base import SHARED
@@ -116,11 +119,24 @@ def test_baselines_and_measurements_survive_storage(tmp_path) -> None:
         assert all((back.statistics[name] == values).all() for name, values in made.statistics.items())
 
 
-def test_progress_ends_at_the_total() -> None:
-    seen: list[tuple[int, int]] = []
-    measure(LM, TOKENS, requests(), forward_tokens=30, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (18, 18)  # the documents for the means, and once more
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+def test_progress_of_every_pass_ends_at_the_total() -> None:
+    seen: dict[str, list[tuple[float, float, float, float]]] = {}
+
+    def progress(
+        done: float, total: float, unit: str = "", *, part: str = "", pace: Count | None = None, **_: Any
+    ) -> None:
+        assert unit == "documents"
+        assert pace is not None
+        seen.setdefault(part, []).append((done, total, pace.done, pace.total))
+
+    measure(LM, TOKENS, requests(), forward_tokens=30, progress=progress)
+    assert list(seen) == ["pass 1 of 2", "pass 2 of 2"], "the documents for the means, and once more"
+    tokens = int(TOKENS.lengths.sum())
+    for told in seen.values():
+        assert told[0] == (0, 9, 0, tokens)
+        assert told[-1] == (9, 9, tokens, tokens)
+        assert told == sorted(told)
+        assert len(set(told)) > 2
 
 
 def test_low_precision_models_are_measured_in_float32() -> None:

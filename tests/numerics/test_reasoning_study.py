@@ -15,6 +15,7 @@ from latentbench.activations.tokens import EvalTokens, evaluation_tokens
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hashing import canonical
 from latentbench.core.paths import Roots
+from latentbench.core.progress import unwatched
 from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Untouched
@@ -73,7 +74,7 @@ def lab(lm: LanguageModel, tokens: EvalTokens, tmp_path: Path) -> Callable[[Any]
             subject=lambda: subject,
             tokens=lambda domain: tokens,
             shared=share,
-            progress=lambda done, total: None,
+            progress=unwatched,
         )
 
     make.shared = shared  # type: ignore[attr-defined]

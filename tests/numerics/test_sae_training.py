@@ -108,9 +108,9 @@ def test_trainees_at_different_blocks_each_see_every_block_once() -> None:
     assert sorted(taken) == list(range(1, 11))
     resumed = trainer(BASE)
     resumed.load_state(taken[6])
-    seen: list[tuple[int, int]] = []
-    outcomes = train([resumed, behind], Blocks(), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(i, 10) for i in range(1, 11)]
+    seen: list[int] = []
+    outcomes = train([resumed, behind], Blocks(), after_batch=seen.append)
+    assert seen == [block for block in range(10) for _ in range(2)]
     assert_equal_weights(outcomes[resumed], outcomes[behind])  # type: ignore[arg-type]
 
 
@@ -169,9 +169,9 @@ def test_the_record_says_which_kernels_made_the_steps(options: Variant, forced_t
 def test_training_ends_early_when_all_have_failed() -> None:
     failing = trainer(BASE, THERE)
     seen: list[int] = []
-    outcomes = train([failing], Blocks(corrupt=0), progress=lambda done, _: seen.append(done))
+    outcomes = train([failing], Blocks(corrupt=0), after_batch=seen.append)
     assert isinstance(outcomes[failing], CellFailed)
-    assert seen == [1]
+    assert seen == [0, 0]
 
 
 def test_a_checkpoint_of_another_sae_is_refused() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latentbench.core.paths import Roots
+from latentbench.core.progress import unwatched
 from latentbench.core.sites import Site
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.options import Flow
@@ -145,7 +146,7 @@ def lab_of(
         subject=subject or missing,
         tokens=lambda domain: (tokens or {})[domain],
         shared=lambda kind, payload, make: make(),
-        progress=lambda done, total: None,
+        progress=unwatched,
     )
 
 

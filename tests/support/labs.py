@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
 from latentbench.core.paths import Roots
+from latentbench.core.progress import unwatched
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN
@@ -103,7 +104,7 @@ def lab_of(
         subject=lambda: None,
         tokens=lambda name: tokens,
         shared=lambda kind, payload, make: make(),
-        progress=lambda done, total: None,
+        progress=unwatched,
     )
 
 

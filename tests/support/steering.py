@@ -59,7 +59,7 @@ class WordProblems(ProblemSet):
 
 
 def lab(lm: LanguageModel, folder: Path, kill_at: int | None = None, model: Any = None) -> StageContext:
-    def progress(done: int, steps: int) -> None:
+    def progress(done: float, steps: float, unit: str = "steps", **told: Any) -> None:
         if done == kill_at:
             raise Killed
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from latentbench.activations.fitting import Pieces, row_bytes, rows_that_fit
 from latentbench.activations.vocabulary import check_ids, embedding_rows, padding_of
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest, seed_of
+from latentbench.core.progress import Count, Progress, unwatched
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import Stops, StopStrings, generate
@@ -127,7 +128,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         responses: AnswerCache | None = None,
         batch: int = 64,
         seed: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress = unwatched,
     ) -> None:
         with quiet():
             # A copy, because lm-eval may set a padding token.
@@ -140,7 +141,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         self.shortened = 0
         """Contexts that did not fit and were cut on the left."""
         self._model_identity, self._responses, self._seed = identity, responses, seed
-        self._report = progress or (lambda done, total: None)
+        self._progress = progress
         self._pieces = Pieces(batch)
 
     # -- generation --------------------------------------------------------------------------------------------------
@@ -155,14 +156,22 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         unique = list({question.key: question for question in asked}.values())
         done = self._responses.known([question.key for question in unique]) if self._responses else {}
         self.remembered += len(done)
-        for number, batch in enumerate(self._batches(unique), 1):
-            if any(question.key not in done for question in batch):
+        batches = list(self._batches(unique))
+        writing = [len(batch) if any(question.key not in done for question in batch) else 0 for batch in batches]
+        self._tell_answers(batches, writing, 0)
+        for number, batch in enumerate(batches, 1):
+            if writing[number - 1]:
                 fresh = dict(zip((question.key for question in batch), self._written(batch), strict=True))
                 if self._responses:
                     self._responses.add(fresh)
                 done = fresh | done
-            self._report(min(number * int(self.batch_size), len(unique)), len(unique))
+            self._tell_answers(batches, writing, number)
         return [done[question.key] for question in asked]
+
+    def _tell_answers(self, batches: Sequence[Sequence[_Question]], writing: Sequence[int], done: int) -> None:
+        """Says that so many batches are done; of the time taken only what had to be written tells."""
+        pace = Count(sum(writing[:done]), sum(writing), "problems")
+        self._progress(sum(map(len, batches[:done])), sum(map(len, batches)), "problems", pace=pace)
 
     def _questions(self, requests: Sequence[Instance]) -> list[_Question]:
         seen: Counter[str] = Counter()
@@ -303,7 +312,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
             chosen = order[first : first + size]
             pairs = [self._fitting(*requests[i][1:3]) for i in chosen]
             scored |= zip(chosen, self._scored(pairs), strict=True)
-            self._report(first + len(chosen), len(order))
+            self._progress(first + len(chosen), len(order), "choices")
         return [scored[number] for number in range(len(requests))]
 
     def _fitting(self, context: list[int], more: list[int]) -> _Pair:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentbench.core.paths import Roots
+from latentbench.core.progress import Progress
 from latentbench.core.spec_model import Json
 from latentbench.reasoning.answer_cache import AnswerCache
 from latentbench.reasoning.task_suite import TaskModel, TaskOptions, TaskProblems, TaskSuite
@@ -55,7 +56,7 @@ class LmEvalTasks(TaskSuite):
         responses: AnswerCache,
         batch: int,
         seed: int,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> TaskModel:
         from latentbench_adapters.lm_eval.steered_model import SteeredLM  # imports lm-eval and torch
 

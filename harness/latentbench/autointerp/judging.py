@@ -5,7 +5,7 @@ Both kinds of judge answer the same questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from latentbench.autointerp.windows import LatentQuestions, Question
 from latentbench.core.errors import InvalidInput
 from latentbench.core.judges import RuleJudge, answered
 from latentbench.core.paths import Roots
+from latentbench.core.progress import Progress
 from latentbench.core.protocols import Judge, Reply
 from latentbench.core.spec_model import SpecModel
 
@@ -93,8 +94,6 @@ def estimated_tokens(messages: Messages) -> float:
     return sum(8 + len(message["content"]) / CHARACTERS_PER_TOKEN for message in messages)
 
 
-Progress = Callable[[int, int], None]
-
 QUESTIONS_PER_REQUEST = 8
 """Questions per request, as in KronSAE (arXiv 2505.22255, app. A.5)."""
 
@@ -146,7 +145,7 @@ def rule_verdicts(judge: RuleJudge, questions: Sequence[LatentQuestions], progre
         detection = rule.detect([item.window.tokens for item in asked.detection])
         fuzzing = rule.fuzz([(item.window.tokens, item.marks or ()) for item in asked.fuzzing])
         verdicts.append(JudgeVerdict(rule.explanation, tuple(detection), tuple(fuzzing), requests=1))
-        progress(done, len(questions))
+        progress(done, len(questions), "latents", part="scoring")
     return verdicts
 
 
@@ -167,20 +166,23 @@ class ChatSession:
         Raises NotAvailable when the judge is gone, InvalidInput before a request that could exceed a limit.
         """
         verdicts = [JudgeVerdict() for _ in questions]
-        explanations = self._replies(self.explainer, [explain(q.active) for q in questions])
+        explanations = self._replies("explaining", self.explainer, [explain(q.active) for q in questions])
         for verdict, reply in zip(verdicts, explanations, strict=True):
             _explained(verdict, reply)
         self._ask(list(_batches(questions, verdicts)))
         return verdicts
 
     def _ask(self, batches: Sequence[_QuestionBatch]) -> None:
-        replies = self._replies(self.judge, [ask(batch.verdict.explanation or "", batch.items) for batch in batches])
-        for done, (batch, reply) in enumerate(zip(batches, replies, strict=True), 1):
+        prompts = [ask(batch.verdict.explanation or "", batch.items) for batch in batches]
+        for batch, reply in zip(batches, self._replies("scoring", self.judge, prompts), strict=True):
             batch.take(reply, self.judge.graded)
-            self.progress(done, len(batches))
 
-    def _replies(self, judge: Judge, prompts: Sequence[Messages]) -> Iterator[Reply]:
-        return answered(self.request_budget.ask(judge, prompts, self.roots, self.cache), judge.label)
+    def _replies(self, part: str, judge: Judge, prompts: Sequence[Messages]) -> Iterator[Reply]:
+        self.progress(0, len(prompts), "requests", part=part)
+        replies = answered(self.request_budget.ask(judge, prompts, self.roots, self.cache), judge.label)
+        for done, reply in enumerate(replies, 1):
+            yield reply
+            self.progress(done, len(prompts), "requests", part=part)
 
 
 @dataclass(frozen=True)

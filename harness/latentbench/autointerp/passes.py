@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -153,12 +154,8 @@ class EvaluationSetup:
 
     def each_batch(self, done: int, budgets: Sequence[Budget], take: CodesConsumer) -> None:
         """One pass over the documents: the model once per batch, the SAE once per budget. `done` passes came before."""
-        total = len(self.tokens.ids)
-
-        def progress(documents: int, _: int) -> None:
-            self.context.progress(done * total + documents, PASSES * total)
-
         model, rule = self.context.model(), self.context.experiment.token_rule
+        progress = partial(self.context.progress, part=f"reading, pass {done + 1} of {PASSES}")
         for part in encoded(model, self.sae, self.site, self.tokens, rule=rule, budgets=budgets, progress=progress):
             # Windows were cut by ids alone, before the model was run, so massive tokens keep their places in them.
             take(part.budget, replace(part.batch, ordinary=part.words), _checked(part.codes_of_words()))

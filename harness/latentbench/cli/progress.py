@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from time import sleep, strftime
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape as escape_markup
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from latentbench.cli.options import print_json, say, table_width
+from latentbench.cli.work_lines import WorkLines, rows, set_to
 from latentbench.core.errors import InvalidInput
+from latentbench.core.progress import WorkProgress
 from latentbench.core.text import one_line, plural
 from latentbench.distributed.worker_process import Event
 from latentbench.execute.batch_status import BatchState, BatchWatch, Estimate, estimate, statuses, until_done
@@ -41,7 +37,7 @@ from latentbench.spec.project import Project
 from latentbench.store.store import Store
 from latentbench.study.study import Study
 
-_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
 def print_plan(plan: Plan, project: Project, left: Estimate | None) -> None:
@@ -108,62 +104,105 @@ def print_json_summary(plan: Plan, unfinished: dict[str, str], project: Project,
     print_json({"cells": cells, "unfinished": unfinished, "seconds": round(seconds, 1)})
 
 
+class _ErrorConsole(Console):
+    """A console on standard error. Where nobody reads that any more, rich would silence standard output and exit."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("nobody reads standard error")
+
+
 class ProgressDisplay:
-    """Progress of a run, fed with events."""
+    """Progress of a run, fed with events: a bar per piece of work on a terminal, a line in 30 seconds elsewhere.
+
+    It writes on a thread of its own: a reader that is slow, stopped or gone holds up nothing that is computed.
+    """
 
     def __init__(self, plan: Plan, left: Estimate | None = None, quiet: bool = False) -> None:
         """`left`: how long the cells to run will take, if that can be guessed."""
-        self.plan, self.left, self.quiet = plan, left, quiet
-        self.console = Console(stderr=True, quiet=quiet)
+        self.plan, self.left = plan, left
+        self.console = _ErrorConsole(stderr=True, quiet=quiet)
         self.live = self.console.is_terminal and not quiet
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.live)
-        self.tasks: dict[str, TaskID] = {}
-        self.said: dict[str, float] = {}
+        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="display", daemon=True)
+        self._unread = quiet
+        """Whether nobody reads."""
+        self._work: dict[str, WorkProgress] = {}
+        self._lines = WorkLines(lambda text: self._say(escape(text)), time.monotonic)
+        self._done, self._began = 0, time.monotonic()
 
     def __enter__(self) -> Self:
-        self.console.print(_counts(self.plan), highlight=False)
-        if self.left:
-            self.console.print(str(self.left), highlight=False, soft_wrap=True)
-        self.progress.start()
-        if self.plan.to_run:
-            self.cells = self.progress.add_task("cells", total=len(self.plan.to_run))
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        self._events.put(None)
+        self._ended.set()
+        self._thread.join()
 
     def report(self, event: Event) -> None:
-        """Shows an event of a worker."""
-        if event.kind == "progress":
-            self._advance(event)
-        elif event.kind == "done":
-            self._say(
-                f"{'[green]ok[/]    ' if event.status == 'ok' else f'[red]{event.status}[/]'} {escape(event.text)}"
-            )
-            self.progress.advance(self.cells)
-        else:
-            self._say(f"[yellow]note[/]   {escape(event.text)}")
+        """Has an event of a worker shown, without waiting for it."""
+        if not self._unread:
+            self._events.put(event)
 
-    def _advance(self, event: Event) -> None:
-        if self.live:
-            if event.text not in self.tasks:
-                self.tasks[event.text] = self.progress.add_task(escape(event.text), total=event.total)
-            self.progress.update(self.tasks[event.text], completed=event.done, visible=event.done < event.total)
-        elif event.done == event.total or time.monotonic() - self.said.get(event.text, 0) > _SECONDS_BETWEEN_LINES:
-            self.said[event.text] = time.monotonic()
-            self._say(f"{escape(event.text)}: {event.done}/{event.total}")
+    def _run(self) -> None:
+        try:
+            self._say(_counts(self.plan))
+            if self.left:
+                self._say(str(self.left))
+            if self.live:
+                with Live(console=self.console, auto_refresh=False, transient=True) as live:
+                    self._follow(lambda: live.update(Group(*self._page()), refresh=True))
+            else:
+                self._follow(lambda: None)
+        except (OSError, ValueError):  # the reader is gone, or what it read from was closed
+            self._unread = True
+
+    def _follow(self, draw: Callable[[], None]) -> None:
+        """Takes in events until the end, and draws after each lot, at least every second."""
+        going = True
+        while going:
+            for event in self._lot():
+                if event is None:
+                    going = False
+                else:
+                    self._take(event)
+            draw()
+            self._ended.wait(_SECONDS_BETWEEN_DRAWINGS)
+
+    def _lot(self) -> Iterator[Event | None]:
+        """All events there are, after up to a second of waiting for one."""
+        with suppress(Empty):
+            yield self._events.get(timeout=1.0)
+            while True:
+                yield self._events.get_nowait()
+
+    def _take(self, event: Event) -> None:
+        if event.kind == "done":
+            mark = "[green]ok[/]    " if event.status == "ok" else f"[red]{event.status}[/]"
+            self._say(f"{mark} {escape(event.text)}")
+            self._done += 1
+        elif event.progress is None:
+            self._say(f"[yellow]note[/]   {escape(event.text)}")
+        elif not self.live:
+            self._lines.take(event.progress)
+        elif event.progress.end:
+            self._work.pop(event.progress.work, None)
+        else:
+            self._work[event.progress.work] = event.progress
+
+    def _page(self) -> list[Text]:
+        """The bars of what is at work, and how many cells are done."""
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        cells = f"{self._done} of {plural(len(self.plan.to_run), 'cell')} done, {minutes}:{seconds:02}"
+        width = self.console.width
+        bars = rows(list(self._work.values()), width, self.console.encoding.startswith("utf"))
+        return [*bars, Text(set_to(cells, width).rstrip(), style="dim")]
 
     def _say(self, text: str) -> None:
-        (self.progress.console if self.live else self.console).print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def escape(text: str) -> str:
@@ -188,20 +227,27 @@ def follow(plan: Plan, project: Project, seconds: float) -> None:
         until_done(watch, _Changes(project), pause)
         return
     with Live(console=console, auto_refresh=False) as live:
-        until_done(watch, lambda state: live.update(Text(_page(state, project)), refresh=True), pause)
+        until_done(watch, lambda state: live.update(_page(state, project, console), refresh=True), pause)
 
 
 class _Changes:
-    """Says how things stand whenever the counts have changed."""
+    """Says how things stand whenever the counts have changed, and about the work at hand a line in 30 seconds."""
 
     def __init__(self, project: Project) -> None:
         self.project, self.said = project, ""
+        self._lines = WorkLines(_say_with_time, time.monotonic, at_once=True)
 
     def __call__(self, state: BatchState) -> None:
         counts = _batch_counts(state)
         if counts != self.said:
             self.said = counts
-            say(f"{strftime('%H:%M:%S')} {counts}; {_left(state, self.project)}")
+            _say_with_time(f"{counts}; {_left(state, self.project)}")
+        for work in state.work:
+            self._lines.take(work)
+
+
+def _say_with_time(text: str) -> None:
+    say(f"{strftime('%H:%M:%S')} {text}")
 
 
 def _batch_counts(state: BatchState) -> str:
@@ -218,14 +264,15 @@ def _left(state: BatchState, project: Project) -> str:
     return str(guess) if guess else "nothing is left"
 
 
-def _page(state: BatchState, project: Project) -> str:
+def _page(state: BatchState, project: Project, console: Console) -> Group:
     work = [f"at work  {title}  {holder}" for title, holder in state.at_work.items()]
     ended = []
     for title, record in state.without_numbers.items():
         log = f"  log: {project.results.name}/{record.error.log}" if record.error and record.error.log else ""
         ended.append(f"{record.status:<8} {title}  {record.error.message if record.error else ''}{log}")
     lines = [_batch_counts(state), _left(state, project), *_some(work), *_some(ended)]
-    return "\n".join(map(one_line, lines))
+    bars = rows(state.work, console.width, console.encoding.startswith("utf"))
+    return Group(Text("\n".join(map(one_line, lines))), *bars)
 
 
 def _some(lines: list[str]) -> list[str]:

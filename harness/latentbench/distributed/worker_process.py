@@ -17,9 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
+
+from latentbench.core.progress import WorkProgress
+from latentbench.distributed.progress_meter import OpenWork
 
 POLL_SECONDS = 0.2
 """Between two looks at a worker."""
@@ -37,24 +40,32 @@ class Event:
     """One report of a worker."""
 
     kind: Literal["progress", "done", "note"]
-    text: str
-    """What is going on, or which cell is done."""
-    done: int = 0
-    total: int = 0
+    text: str = ""
+    """What there is to say, or which cell is done."""
     status: str = ""
     """How a finished cell ended: ok, failed, timeout or skipped."""
+    progress: WorkProgress | None = None
+    """How far a piece of work has come."""
 
     def line(self) -> str:
         """The event as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps({name: value for name, value in asdict(self).items() if value}, ensure_ascii=False)
+
+    @staticmethod
+    def of(data: dict[str, Any]) -> Event:
+        """The event of such a line, read. Raises ValueError or TypeError for anything else."""
+        event = Event(**data)
+        if event.kind not in ("progress", "done", "note") or (event.kind == "progress") == (event.progress is None):
+            raise ValueError(f"there is no event {event.kind!r} of this form")
+        return event if event.progress is None else replace(event, progress=WorkProgress.of(data["progress"]))
 
     @staticmethod
     def parse(line: str) -> Event | None:
         """The event of a line, or None for anything else that reached the worker's output."""
         try:
             data = json.loads(line)
-            return Event(**data) if isinstance(data, dict) else None
-        except (ValueError, TypeError):
+            return Event.of(data) if isinstance(data, dict) else None
+        except (ValueError, TypeError, RecursionError):
             return None
 
 
@@ -68,8 +79,6 @@ class WorkerFailure:
 
 
 EventHandler = Callable[[Event], None]
-Progress = Callable[[int, int], None]
-"""Is told the steps done and the steps in all."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class WorkerProcess:
         """
         self.limits, self.events = limits, queue.Queue[Event]()
         self.stopped_for: WorkerFailure | None = None
+        self._open = OpenWork()
         self._started = time.monotonic()
         with log.open("a") as stderr:
             self.process = subprocess.Popen(
@@ -117,6 +127,8 @@ class WorkerProcess:
             event = Event.parse(line)
             if event:
                 self.events.put(event)
+                if event.progress:
+                    self._open.see(event.progress)
 
     def new_events(self) -> Iterator[Event]:
         """What the worker told since the last call."""
@@ -133,6 +145,8 @@ class WorkerProcess:
             return False
         self.signal(signal.SIGKILL)  # children it may have left behind
         self._reader.join(GRACE_SECONDS)  # not for ever: a child with a session of its own may still hold the pipe
+        for message in self._open.end():  # what it was at when it was lost
+            self.events.put(Event("progress", progress=message))
         return True
 
     def _excess(self) -> WorkerFailure | None:

@@ -9,13 +9,16 @@ sizes are not accounted for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from latentbench.core.progress import WorkProgress
 from latentbench.core.spec_model import Json
 from latentbench.core.text import plural
+from latentbench.distributed.progress_meter import KEY_DIGITS
 from latentbench.execute.job import groups_of
+from latentbench.execute.progress_board import BoardReader
 from latentbench.plan.plan import Plan, PlannedCell
 from latentbench.records.record import Record, Status
 from latentbench.records.results import RECORDS, find_record
@@ -34,6 +37,8 @@ class BatchState:
     cells."""
     left: Plan
     """The cells that have no numbers yet."""
+    work: tuple[WorkProgress, ...] = ()
+    """How far what is done for them is, as the runs say that do it."""
 
     @property
     def waiting(self) -> int:
@@ -50,6 +55,10 @@ class BatchWatch:
     results: Path
     _done: set[str] = field(default_factory=set)
     """Keys of the cells that have been seen with numbers."""
+    _boards: BoardReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._boards = BoardReader(self.results)
 
     def look(self) -> BatchState:
         """Where the batch stands now."""
@@ -61,7 +70,13 @@ class BatchWatch:
             elif record:
                 ended[item.cell.title] = record
         left = tuple(replace(item, run=True) for item in self.plan.cells if item.key not in self._done)
-        return BatchState(len(self.plan.cells) - len(left), ended, self._at_work(left), Plan(left))
+        done = len(self.plan.cells) - len(left)
+        return BatchState(done, ended, self._at_work(left), Plan(left), tuple(self._work(left)))
+
+    def _work(self, left: tuple[PlannedCell, ...]) -> Iterator[WorkProgress]:
+        """The work that is done for some of these cells."""
+        keys = {item.key[:KEY_DIGITS] for item in left}
+        return (message for message in self._boards.look() if keys.intersection(message.cells))
 
     def _at_work(self, left: tuple[PlannedCell, ...]) -> dict[str, str]:
         """By title, the cells with a stage that some worker holds the lease of, and who that is."""

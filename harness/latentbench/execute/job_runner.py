@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -20,7 +20,8 @@ from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
 from latentbench.core.text import plural
 from latentbench.core.token_rule import MUCH
-from latentbench.distributed.worker_process import Event, EventHandler, Progress
+from latentbench.distributed.progress_meter import ProgressMeter
+from latentbench.distributed.worker_process import Event, EventHandler
 from latentbench.execute.cell_record import (
     artifacts_of,
     beyond_training,
@@ -44,6 +45,7 @@ from latentbench.records.record import Failure, RunCost
 from latentbench.records.results import referred_keys, write_record
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import Variant
+from latentbench.spec.cells import Cell
 from latentbench.store.cleaning import keep_within, quota_of_environment
 from latentbench.store.store import Store
 from latentbench.study.study import Findings, Study
@@ -146,8 +148,9 @@ class _Run:
                 self._guard(waiting, "train", partial(self._train_group, group, users))
 
     def _train_group(self, group: list[TrainingRequest], users: list[tuple[str, _State]]) -> None:
-        text = f"training {plural(len(group), 'SAE')} of {group[0].cell.origin.name}"
-        failures = self.training.run(group, self._progress(text))
+        text = f"training {plural(len(group), 'SAE')} of {_together([wanted.cell for wanted in group])}"
+        with self._meter(text, dict.fromkeys(state for _, state in users)) as progress:
+            failures = self.training.run(group, progress)
         for key, state in users:
             if key in failures:
                 state.error = _failure("train", failures[key])
@@ -166,8 +169,11 @@ class _Run:
                 self._guard(states, "measure", partial(self._measure_group, group, domain, every))
 
     def _measure_group(self, group: list[MeasuredCell], domain: str, every: bool) -> None:
-        text = f"measuring {plural(len(group), 'SAE')} on {domain}" + (", every token" if every else "")
-        for cell, outcome in self.measuring.run(group, domain, self._progress(text)).items():
+        cells = _together([subject.cell for subject in group])
+        text = f"measuring {plural(len(group), 'SAE')} of {cells} on {domain}" + (", every token" if every else "")
+        with self._meter(text, [self.states[subject.cell] for subject in group]) as progress:
+            outcomes = self.measuring.run(group, domain, progress)
+        for cell, outcome in outcomes.items():
             if isinstance(outcome, Exception):
                 self.states[cell].error = _failure("measure", outcome)
             else:
@@ -183,14 +189,18 @@ class _Run:
         title = state.item.cell.title
         if state.stages.subject:
             text = f"making {state.stages.subject.title} for {title}"
-            self._guard([state], "subject", partial(self.studying.make_subject, studied, self._progress(text)))
+            self._guard([state], "subject", partial(self._make_subject, state, studied, text))
         for study in state.item.cell.experiment.studies:
             if state.error is None:
                 self._guard([state], study.label, partial(self._run_study, state, studied, study))
 
+    def _make_subject(self, state: _State, studied: StudiedCell, text: str) -> None:
+        with self._meter(text, [state]) as progress:
+            self.studying.make_subject(studied, progress)
+
     def _run_study(self, state: _State, studied: StudiedCell, study: Study) -> None:
-        progress = self._progress(f"{study.label} of {state.item.cell.title}")
-        state.findings[study.label] = self.studying.study(studied, study, progress)
+        with self._meter(f"{study.label} of {state.item.cell.title}", [state]) as progress:
+            state.findings[study.label] = self.studying.study(studied, study, progress)
 
     def _load(self, made: SaeStages) -> SparseAutoencoder:
         return self.training.load(made).to(self.models.device).eval()
@@ -280,8 +290,20 @@ class _Run:
             self.train_tokens[made.tokens.key] = tokens
         return self.train_tokens[made.tokens.key]
 
-    def _progress(self, text: str) -> Progress:
-        return lambda done, total: self.report(Event("progress", text, done, total))
+    def _meter(self, what: str, states: Iterable[_State]) -> ProgressMeter:
+        """What a piece of work done for some cells tells its progress to; left when the work has ended."""
+        keys = tuple(state.item.key for state in states)
+        return ProgressMeter(what, lambda message: self.report(Event("progress", progress=message)), keys)
+
+
+def _together(cells: Sequence[Cell]) -> str:
+    """How cells that something is done for are called in a few words."""
+    names, seeds = {cell.origin.name for cell in cells}, {cell.seed for cell in cells}
+    if len({*cells}) == 1:
+        return cells[0].title
+    return (min(names) if len(names) == 1 else f"{len(names)} specs") + "".join(
+        f"[seed={s}]" for s in seeds if len(seeds) == 1
+    )
 
 
 def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:

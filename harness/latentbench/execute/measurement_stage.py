@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.hashing import digest
+from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
-from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
 from latentbench.metrics.base import declared
 from latentbench.plan.stages import CellStages, DomainStages, Stage

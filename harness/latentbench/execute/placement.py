@@ -13,6 +13,7 @@ from typing import Literal
 from latentbench.core.errors import InvalidInput
 from latentbench.distributed.worker_process import EventHandler
 from latentbench.execute.job import Job, JobCell, devices_of, groups_of, threads_of
+from latentbench.execute.progress_board import ProgressBoard
 from latentbench.plan.plan import Plan, PlannedCell
 from latentbench.spec.project import Project
 
@@ -45,6 +46,10 @@ class Placement:
         if not plan.to_run:
             return
         self._consistent()
+        with ProgressBoard(project.results) as board:
+            self._run(plan, project, board.listening(report))
+
+    def _run(self, plan: Plan, project: Project, report: EventHandler) -> None:
         logs = project.results / "logs"
         if self.executor == "ray":
             from latentbench.execute.ray_executor import RayExecutor

@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from latentbench.core.errors import InvalidInput
+from latentbench.distributed.progress_meter import OpenWork
 from latentbench.distributed.ray_cluster import PASSED_ON, ClusterNode, ResourceRequest, can_run, nodes, work
 from latentbench.distributed.worker_process import GRACE_SECONDS, POLL_SECONDS, Event, EventHandler, WorkerFailure
 from latentbench.execute.executors import SubmittedJob, submit
@@ -92,6 +93,7 @@ class _Task:
     loss: WorkerFailure | None = None
     of_node: bool = False
     """Whether the machine went, which says nothing against the cells."""
+    open: OpenWork = field(default_factory=OpenWork)
 
 
 class RayExecutor:
@@ -174,6 +176,8 @@ def _advance(task: _Task, report: EventHandler) -> bool:
         try:
             _take(task, json.loads(ray.get(next(task.stream))), report)
         except StopIteration:
+            for message in task.open.end():  # what it was at when it was lost
+                report(Event("progress", progress=message))
             return True
         except RayError as error:
             task.of_node = _node_is_gone(task.node, error)
@@ -185,7 +189,10 @@ def _take(task: _Task, told: Any, report: EventHandler) -> None:
     if "node" in told:
         task.node = told["node"]
     elif "kind" in told:
-        report(Event(**told))
+        event = Event.of(told)
+        if event.progress:
+            task.open.see(event.progress)
+        report(event)
     else:
         task.loss = WorkerFailure(**told)
 

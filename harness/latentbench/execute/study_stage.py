@@ -9,9 +9,9 @@ from typing import Any
 
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.errors import CellFailed, NotAvailable
+from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens
 from latentbench.plan.stages import CellStages, Stage
 from latentbench.sae.autoencoder import SparseAutoencoder

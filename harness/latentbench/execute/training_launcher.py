@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from latentbench.core.errors import CellFailed, StoreError
+from latentbench.core.progress import Progress, pass_on
 from latentbench.core.spec_model import Json
-from latentbench.distributed.worker_process import LOST_PEER, POLL_SECONDS, Limits, Progress, WorkerProcess, kill
+from latentbench.distributed.worker_process import LOST_PEER, POLL_SECONDS, Limits, WorkerProcess, kill
 from latentbench.execute.job import Job
 from latentbench.spec.cells import Cell
 from latentbench.store.files import read_json, write_json
@@ -145,7 +146,8 @@ def _watch(ranks: list[_Rank], progress: Progress) -> None:
         time.sleep(POLL_SECONDS)
         running = [rank for rank in running if not rank.process.ended()]
         for event in ranks[0].process.new_events():
-            progress(event.done, event.total)
+            if event.progress:
+                pass_on(event.progress, progress)
         failed = [rank for rank in ranks if rank.failed]
         if not failed:
             continue

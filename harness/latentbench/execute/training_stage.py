@@ -26,10 +26,10 @@ from latentbench.activations.tokens import TrainTokens
 from latentbench.core.border import contained
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import digest, seed_of
+from latentbench.core.progress import Progress
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from latentbench.distributed.worker_process import Progress
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
 from latentbench.execute.training_launcher import TrainingOutcome
 from latentbench.plan.stages import SaeStages, Stage
@@ -40,6 +40,7 @@ from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TRAINING_FILE
 from latentbench.sae.trainer import NativeTrainer, train
+from latentbench.sae.training_progress import TrainingProgress
 from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
 from latentbench.spec.cells import Cell
 from latentbench.store.files import write_bytes
@@ -146,12 +147,14 @@ class TrainingRunner:
         self, wanted: list[TrainingRequest], stream: ActivationStream, progress: Progress
     ) -> dict[str, Exception]:
         failures: dict[str, Exception] = {}
+        told = TrainingProgress(stream, progress, self.group.size)
         trainers: dict[AnyTrainer, TrainingRequest] = {}
         for item in wanted:
             trainer = self._attempt(failures, item.key, partial(self._trainer, item, stream))
             if trainer:
                 trainers[trainer] = item
-        outcomes = train(list(trainers), stream, self._checkpoint_of(trainers), progress, self.group)
+        told.begin(min((t.next_block for t in trainers), default=0), partial(_losses, list(trainers)))
+        outcomes = train(list(trainers), stream, self._checkpoint_of(trainers), told.learned, self.group)
         for trainer, outcome in outcomes.items():
             item = trainers[trainer]
             # Each member counted its own share; all take part in the sum, also for an SAE that failed.
@@ -292,6 +295,10 @@ class TrainingRunner:
                 record["left_out"] = left_out.plain()
             artifact.save(sae, item.options, sae.d_in, folder, record, bases)
         self.store.drop_checkpoint(stage.key)
+
+
+def _losses(trainers: list[AnyTrainer]) -> list[float]:
+    return [t.loss for t in trainers if isinstance(t, NativeTrainer) and t.loss is not None]
 
 
 def _sealed(content: bytes) -> bytes:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentbench.core.errors import CellFailed
+from latentbench.core.progress import unwatched
+from latentbench.distributed.progress_meter import ProgressMeter
 from latentbench.distributed.worker_process import Event, EventHandler
 from latentbench.execute.training_launcher import MEETING, OUTCOME, RankJob
 from latentbench.execute.worker import serve
@@ -52,7 +54,8 @@ def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
     torch.set_num_threads(task.job.threads)
     group = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
     training = TrainingRunner(Store(task.job.store), ModelCache(task.job.roots, task.device), group)
-    failures = training.make(list(_requests(task)), lambda done, total: report(Event("progress", "", done, total)))
+    with ProgressMeter("training", lambda message: report(Event("progress", progress=message))) as meter:
+        failures = training.make(list(_requests(task)), meter if task.rank == 0 else unwatched)
     if task.rank == 0:
         failed = {key: {"type": type(error).__name__, "message": str(error)} for key, error in failures.items()}
         write_json(folder / OUTCOME, {"failures": failed, "speeds": training.speeds})

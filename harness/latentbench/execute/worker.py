@@ -8,6 +8,7 @@ nobody wants the rest, and the worker ends.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
 import sys
@@ -49,6 +50,8 @@ def serve(work: Callable[[EventHandler], None], grace: float = _GRACE_SECONDS) -
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print; only events may reach the parent
 
     def report(event: Event) -> None:
+        if event.kind == "progress" and not _takes_more(output.fileno()):
+            return  # whoever shows it is slow or stopped, which must not stop the work
         try:
             output.write(event.line() + "\n")
         except BrokenPipeError:
@@ -60,6 +63,13 @@ def serve(work: Callable[[EventHandler], None], grace: float = _GRACE_SECONDS) -
         print(f"latentbench: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _takes_more(pipe: int) -> bool:
+    """Whether a line can be written without waiting for the reader: a pipe is ready when it takes 4,096 bytes at once."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _end_with_parent(grace: float) -> None:

@@ -41,6 +41,7 @@ def build_maps(options: Flow, context: StageContext) -> Content:
     neighbours, done = links(saes), 0
     maps: dict[tuple[Site, Site], LatentMap] = {}
     texts = texts_of(options, context) if options.reads_tokens else None
+    context.progress(0, len(neighbours), "maps")
     for target in dict.fromkeys(link.target for link in neighbours):
         group = [link for link in neighbours if link.target == target]
         # Layer by layer, at the price of more forward passes: the codes of all sites at once would fill the memory.
@@ -48,7 +49,7 @@ def build_maps(options: Flow, context: StageContext) -> Content:
         for link in group:
             maps.update(_linked(options, context, link, activities))
             done += 1
-            context.progress(done, len(neighbours))
+            context.progress(done, len(neighbours), "maps")
     return FlowMaps(options, tuple(saes), maps, next(iter(saes.values())).d_in).to_content()
 
 

@@ -46,11 +46,12 @@ def measure_deactivation(study: FlowDeactivation, context: StageContext) -> Find
     statistics: dict[str, dict[str, Array]] = {}
     details: dict[str, Json] = {}
     domains = study.domains(context.experiment)
+    context.progress(0, len(domains) * len(targets), "layers")
     for number, domain in enumerate(domains):
         layers = {}
         for done, target in enumerate(targets):
             layers[target] = deactivated(study, context, maps, domain, target)
-            context.progress(number * len(targets) + done + 1, len(domains) * len(targets))
+            context.progress(number * len(targets) + done + 1, len(domains) * len(targets), "layers")
         statistics[domain] = _summed([layer.sums for layer in layers.values()])
         details[domain] = [
             {

@@ -149,12 +149,13 @@ def measure_steering(study: FlowSteering, context: StageContext) -> Findings:
     shown: dict[str, Json] = {}
     settings: list[tuple[str, Intervention]] = [("base", Untouched())]
     settings += [(setting_name(*setting), plan.intervention(*setting)) for setting in plan.settings()]
+    context.progress(0, len(settings), "settings")
     for done, (name, intervention) in enumerate(settings):
         found, receipt, texts = plan.measured(intervention)
         statistics |= {f"{name}.{key}": values for key, values in found.items() if key != "predictions"}
         statistics["predictions"] = found["predictions"]
         shown[name] = {"receipt": vars(receipt), "texts": texts}
-        context.progress(done + 1, len(settings))
+        context.progress(done + 1, len(settings), "settings")
     domain = study.beginning(context.experiment)
     named = {f"flow_steering.{name}": values for name, values in statistics.items()}
     details = {**plan.told(), "settings": shown}

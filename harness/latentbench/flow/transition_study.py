@@ -35,13 +35,14 @@ def measure_transition(study: FlowTransition, context: StageContext) -> Findings
     means = _means(study, context, maps)
     carrying = {steps: _carrying(maps, steps) for steps in dict.fromkeys(study.steps)}
     total, done = len(statistics) * sum(map(len, carrying.values())), 0
+    context.progress(0, total, "layers")
     for domain, found in statistics.items():
         for steps, chosen in carrying.items():
             layers = {}
             for pair, carried in chosen.items():
                 layers[pair] = transition(context, domain, carried, *pair, _scales(study, context, *pair, means))
                 done += 1
-                context.progress(done, total)
+                context.progress(done, total, "layers")
             found |= {
                 f"flow_transition.{name}.{steps}": sums for name, sums in _together(list(layers.values())).items()
             }

@@ -12,9 +12,10 @@ from torch import Tensor
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.tokens import EvalTokens
+from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
-from latentbench.reconstruction.documents import TOKENS_PER_FORWARD, DocumentBatch, Domain, Progress
+from latentbench.reconstruction.documents import TOKENS_PER_FORWARD, DocumentBatch, Domain
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
 if TYPE_CHECKING:

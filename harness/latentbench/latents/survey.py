@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.tokens import EvalTokens
+from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.latents.encoding import Encoded, encoded
 from latentbench.latents.firing import DENSE, TOP_TOKENS, Latents
-from latentbench.reconstruction.documents import Progress
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings
@@ -38,7 +39,7 @@ def measure_latents(study: Latents, context: StageContext) -> Findings:
     statistics: dict[str, dict[str, Array]] = {}
     tensors: dict[str, Tensor] = {}
     details: dict[str, Json] = {}
-    for number, name in enumerate(domains):
+    for name in domains:
         found = survey(
             model,
             sae,
@@ -47,12 +48,12 @@ def measure_latents(study: Latents, context: StageContext) -> Findings:
             study.examples,
             study.window,
             TOP_TOKENS,
-            rule=context.experiment.token_rule,
+            partial(context.progress, part=name),
+            context.experiment.token_rule,
         )
         statistics[name] = _statistics(found)
         tensors |= {f"{name}/{key}": tensor for key, tensor in found.tensors().items()}
         details[name] = {"tokens": found.tokens, "density_histogram": found.density_histogram()}
-        context.progress(number + 1, len(domains))
     return Findings(statistics=statistics, details={"domains": details}, tensors=tensors)
 
 

@@ -110,15 +110,18 @@ def _accuracies(
     # Of n layers there are n (n − 1) / 2 pairs; where not all are tried, the farthest apart say most.
     pairs = sorted(combinations(layers, 2), key=lambda pair: (pair[0] - pair[1], pair))[: study.pairs]
     steps = len(layers) + len(pairs) + 1
+    context.progress(0, steps, "ablations")
     alone = {}
     for step, layer in enumerate(layers):
         alone[layer] = accuracy(layer)
-        context.progress(step + 1, steps)
+        context.progress(step + 1, steps, "ablations")
     both = {}
     for step, pair in enumerate(pairs):
         both[pair] = accuracy(*pair)
-        context.progress(len(layers) + step + 1, steps)
-    return alone, both, accuracy(*layers)
+        context.progress(len(layers) + step + 1, steps, "ablations")
+    together = accuracy(*layers)
+    context.progress(steps, steps, "ablations")
+    return alone, both, together
 
 
 def _value(study: LayerPairs, name: str, value: float | None, n: int, reason: str | None = None) -> MetricValue:

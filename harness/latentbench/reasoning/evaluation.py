@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -182,7 +183,7 @@ def _steered(
         responses=AnswerCache(context.cache / "responses.sqlite3"),
         batch=study.batch,
         seed=study.seed,
-        progress=context.progress,
+        progress=partial(context.progress, part="steered" if intervention else "unsteered"),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from latentbench.core.plugins import plugin
+from latentbench.core.progress import Progress
 from latentbench.core.spec_model import Json
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class TaskSuite(ABC):
         responses: AnswerCache,
         batch: int,
         seed: int,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> TaskModel:
         """`lm` under an intervention, or as it is under None.
 

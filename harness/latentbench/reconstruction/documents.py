@@ -18,6 +18,7 @@ from latentbench.activations.capture import hidden_states
 from latentbench.activations.fitting import Pieces
 from latentbench.activations.massive import UNLIMITED, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
+from latentbench.core.progress import Count, Progress, unwatched
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.statistics.arrays import Array
@@ -135,7 +136,6 @@ def squared_norms(vectors: Tensor) -> Tensor:
     return vectors.square().sum(-1, dtype=torch.float64)
 
 
-Progress = Callable[[int, int], None]
 """Called with the documents run so far and in all; documents are run twice where the domain's mean is not yet known."""
 
 _LOGITS_PER_FORWARD = 2**28
@@ -154,7 +154,7 @@ class Domain:
         language_model: LanguageModel,
         tokens: EvalTokens,
         forward_tokens: int,
-        progress: Progress | None,
+        progress: Progress | None = None,
         rule: TokenRule = EVERY_TOKEN,
     ) -> None:
         """Raises InvalidInput for a text of `rule` that is not one token."""
@@ -162,13 +162,19 @@ class Domain:
         self.documents = len(tokens.ids)
         self.passes = 0
         """How often the documents will be run in all, for the progress report."""
-        self._tokens, self._forward_tokens, self._progress, self._rule = tokens, forward_tokens, progress, rule
+        self._tokens, self._forward_tokens, self._progress, self._rule = (
+            tokens,
+            forward_tokens,
+            progress or unwatched,
+            rule,
+        )
         special = special_mask(tokens.ids, language_model.tokenizer)
         named = named_mask(tokens.ids, named_ids(rule, language_model.tokenizer))
         self.named = (named & ~special & real_mask(tokens.lengths, tokens.ids.shape[1])).sum(1).double()
         """[documents] float64: tokens that the rule names."""
         self._excluded = special | named
-        self._run = 0
+        self._passes_begun = self._run = self._tokens_run = 0
+        self._all_tokens = int(tokens.lengths.sum())
 
     def run(self, work: Callable[[DocumentBatch], Result]) -> Iterator[Result]:
         """What `work` gives for each batch of documents: all of them, longest first, in halves from where memory runs out.
@@ -180,11 +186,19 @@ class Domain:
         vocabulary = self.model.config.get_text_config().vocab_size
         limit = min(self._forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
         pieces = Pieces(self.documents)
+        self._passes_begun, self._run, self._tokens_run = self._passes_begun + 1, 0, 0
+        self._tell()
         for batch in document_batches(self._tokens, self._excluded, limit, self.device):
             yield from pieces.run(partial(_part, work, batch), torch.arange(len(batch.documents)))
             self._run += len(batch.documents)
-            if self._progress is not None:
-                self._progress(self._run, self.passes * self.documents)
+            self._tokens_run += int(self._tokens.lengths[batch.documents].sum())
+            self._tell()
+
+    def _tell(self) -> None:
+        # Documents come longest first, so that their number says little of the time. Passes differ much in what they cost.
+        pace = Count(self._tokens_run, self._all_tokens, "tokens")
+        part = f"pass {self._passes_begun} of {self.passes}" if self.passes > 1 else ""
+        self._progress(self._run, self.documents, "documents", part=part, pace=pace)
 
     def limits(self, sites: Collection[Site]) -> dict[Site, NormLimit]:
         """How long a hidden state may be at each site, from the first documents that hold 8,192 tokens together.

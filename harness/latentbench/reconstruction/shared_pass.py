@@ -27,6 +27,7 @@ from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.errors import InvalidInput
 from latentbench.core.plugins import implementation
+from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import Statistic, at_budget
@@ -36,7 +37,6 @@ from latentbench.reconstruction.documents import (
     DocumentSums,
     Domain,
     Predictions,
-    Progress,
     per_document,
     squared_norms,
     vector_sums,

@@ -10,6 +10,7 @@ sources/            SAEs trained elsewhere, and formats of other libraries
 sparse_kernels/     products with sparse codes on CPU and GPU, with their gradients
 activation_stream   shuffled hidden states to train on
 trainer             the training loop and the trainer of native variants
+training_progress   how far a training is
 memory              buffers that are used again, and what a training takes
 artifact            SAEs on disk
 cost                parameters and operations by formula"""

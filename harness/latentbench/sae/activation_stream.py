@@ -12,7 +12,7 @@ cut from what is left there, into the same number, and are a little smaller.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,8 @@ class ActivationStream:
         if self.steps == 0:
             named = " and those that `leave_out` names" if rule.named else ""
             raise InvalidInput(f"the training documents hold nothing but special tokens{named}")
+        self.on_read: Callable[[int, int], None] = lambda block, tokens: None
+        """Is told of every piece of a block whose hidden states are there, and how many of this member's tokens it has."""
         self._first: dict[Site, Tensor] | None = None
         self._statistics: dict[Site, _FirstBlock] | None = None
 
@@ -223,6 +225,7 @@ class ActivationStream:
                     harvested[site] = state.new_empty(tokens, state.shape[-1])
                 harvested[site][done : done + len(state)] = state
             done += len(state)
+            self.on_read(block, len(state))
         return harvested
 
     def _ordinary_states(self, rows: Tensor) -> dict[Site, Tensor]:

@@ -97,27 +97,28 @@ def train(
     trainers: Sequence[T],
     stream: Stream,
     checkpoint: Callable[[list[T]], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    after_batch: Callable[[int], None] | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[T, Outcome]:
     """Feeds every batch to every trainer that has not seen its block yet.
 
     `checkpoint(trainers)` is called after every block with those still in training, whose `next_block` has advanced;
-    `progress(blocks done, blocks)` likewise. A trainer that raises is dropped, its exception is its outcome, and the
+    `after_batch(block)` after every batch of a block. A trainer that raises is dropped, its exception is its outcome, and the
     others go on; in a group of processes it must be an error that all members meet, otherwise it is raised.
     """
     failed: dict[T, Exception] = {}
     # Trainers may have been interrupted at different blocks: the stream starts where the first of them needs it.
     for block in range(min((t.next_block for t in trainers), default=0), stream.blocks):
         active = [t for t in trainers if t not in failed and t.next_block <= block]
-        _feed(active, stream.batches(block), failed, group)
+        for batch in stream.batches(block) if active else ():  # asking for batches runs the model over the whole block
+            _feed(active, batch, failed, group)
+            if after_batch is not None:
+                after_batch(block)
         active = [t for t in active if t not in failed]
         for trainer in active:
             trainer.next_block = block + 1
         if checkpoint is not None and active:
             checkpoint(active)
-        if progress is not None:
-            progress(block + 1, stream.blocks)
         if len(failed) == len(trainers):
             break
     # What the kernels keep between steps has the shapes of these SAEs and would stay for the life of the process.
@@ -125,26 +126,20 @@ def train(
     return {trainer: failed.get(trainer) or _finished(trainer) for trainer in trainers}
 
 
-def _feed(
-    trainers: list[T], batches: Iterator[dict[Site, Tensor]], failed: dict[T, Exception], group: ProcessGroup
-) -> None:
-    # Asking for batches would run the model over the whole block.
-    if not trainers:
-        return
-    for batch in batches:
-        for trainer in trainers:
-            if trainer not in failed:
-                x = batch[trainer.site]
-                start = now(x.device)  # what the model or another SAE has queued is not this one's
-                try:
-                    trainer.step(x)
-                except BaseException as error:  # one trainer's failure must not end the others' training
-                    kept = contained(error)
-                    if not group.is_common_error(kept):
-                        raise
-                    failed[trainer] = kept
-                trainer.throughput.tokens += len(x)
-                trainer.throughput.seconds += now(x.device) - start
+def _feed(trainers: list[T], batch: dict[Site, Tensor], failed: dict[T, Exception], group: ProcessGroup) -> None:
+    for trainer in trainers:
+        if trainer not in failed:
+            x = batch[trainer.site]
+            start = now(x.device)  # what the model or another SAE has queued is not this one's
+            try:
+                trainer.step(x)
+            except BaseException as error:  # one trainer's failure must not end the others' training
+                kept = contained(error)
+                if not group.is_common_error(kept):
+                    raise
+                failed[trainer] = kept
+            trainer.throughput.tokens += len(x)
+            trainer.throughput.seconds += now(x.device) - start
 
 
 def _finished(trainer: Trainer) -> Outcome:
@@ -349,6 +344,11 @@ class NativeTrainer:
                 (self.usage.peak,) = state["memory"].tolist()
         except (RuntimeError, KeyError, ValueError) as error:
             raise RefusedFile(f"the training checkpoint does not fit this SAE: {error}") from error
+
+    @property
+    def loss(self) -> float | None:
+        """The latest point of the curve: squared error over the batch's squared distance from its mean."""
+        return self.curve[-1][CURVE_COLUMNS.index("normalised")] if self.curve else None
 
     def training_record(self) -> dict[str, Any]:
         """What is kept beside the weights: the curve by column, the input scale, the dead-latent threshold, how many

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def _domain(
 ) -> Statistics:
     """Per-document sums of one domain; what was done at the spec's own scale is added to `receipt`."""
     lm, tokens = context.model(), context.tokens(domain)
-    texts = Domain(lm, tokens, _TOKENS_PER_FORWARD, context.progress)
+    texts = Domain(lm, tokens, _TOKENS_PER_FORWARD, partial(context.progress, part=domain))
     texts.passes = 1  # over the documents, for the progress report; the scales share it
     sums = DocumentSums(texts.documents)
 

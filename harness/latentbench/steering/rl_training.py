@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
+from latentbench.core.progress import Count
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import check_prompts
@@ -235,6 +237,8 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
         optimizer = _optimizer(method, trainable, parameters, norms)
         if progress.step:
             progress.give(parameters, optimizer)
+        first, tell = progress.step, partial(_tell, method, context)
+        tell(progress, first)
 
         def after(statistics: StepStatistics) -> None:
             """Notes what a step did, compares checkpoints, and makes the step durable."""
@@ -249,13 +253,21 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
             norm = float(torch.stack([weight.double().square().sum() for weight in progress.weights.values()]).sum())
             progress.curve.append(statistics.entry(progress.step, norm**0.5, accuracy))
             progress.save(context.scratch)  # before progress is reported: what was seen to be done is never done again
-            context.progress(progress.step, method.steps)
+            tell(progress, first)
 
         if progress.step < method.steps:
             take_steps(
                 RlRun(method, lm, parameters, optimizer, training, layout, progress.step, context.seed("rl")), after
             )
     return RlResult(progress.best, norms, progress, base)
+
+
+def _tell(method: ReinforcedMethod, context: StageContext, progress: RlCheckpoint, first: int) -> None:
+    """Says how far the training is, `first` steps of which an earlier run has taken."""
+    each = method.prompts * method.samples
+    told = {name: progress.curve[-1][name] for name in ("reward",) if progress.curve}
+    rollouts = Count(each * progress.step, each * method.steps, "rollouts")
+    context.progress(progress.step, method.steps, before=first, pace=rollouts, **told)
 
 
 def _problems(method: ReinforcedMethod, context: StageContext) -> tuple[list[Problem], list[Problem]]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
+from latentbench.core.progress import Progress
 from latentbench.core.spec_model import Json, SpecModel
 
 if TYPE_CHECKING:
@@ -144,8 +145,9 @@ class StageContext:
     """`shared(kind, payload, make)`: content that several cells need (answers of the model without steering), from the store
     or made now by this worker alone. `kind` and `payload` hold everything that determines it apart from the language model,
     which is added. `make` must not use `seed`, `key` or `scratch`, which are another stage's."""
-    progress: Callable[[int, int], None]
-    """`progress(done, total)` steps, for people who watch; it keeps nothing."""
+    progress: Progress
+    """`progress(done, total)` steps, or `progress(done, total, "problems")`, for people who watch; it keeps nothing. Best called
+    with 0 when the work begins, and as often as there is something new: most calls cost nothing."""
 
     @property
     def sae(self) -> SparseAutoencoder:
