@@ -1,21 +1,16 @@
 """`adapter: openai`: a chat model behind any endpoint that speaks the OpenAI chat-completions protocol.
 
 The key comes from an environment variable and is given to the client alone: it is in no spec, identity, transcript, error
-or log, and is struck out of whatever the server sends back (`secret.py`). An answer is bounded in time and size
-(`http_client.py`) and checked (`completion.py`).
+or log, and is struck out of whatever the server sends back (`secret.py`). Who asks is `endpoint.py`; an answer is bounded in
+time and size (`http_client.py`) and checked (`completion.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -25,24 +20,9 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import Judge, Reply
 from latentbench.core.spec_model import Json
 from latentbench.core.text import one_line
-from latentbench_adapters.judges.completion import reply_in
-from latentbench_adapters.judges.requests import RateLimit, Transcripts, event_loop
-from latentbench_adapters.judges.secret import Secret
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from openai import AsyncOpenAI
-
-_TALKATIVE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
-"""Loggers that, told to debug, write down headers, and with them whatever a server sends back."""
-_NO_KEY = "none"
-"""What is sent where no key is asked for; the client insists on one, and would otherwise take OPENAI_API_KEY."""
 _ALTERNATIVES = 5
 """Tokens whose probability is asked for at every place; the protocol allows 20, some servers only 5."""
-_NOT_NOW = (401, 403, 404, 408, 409, 429)
-"""Statuses below 500 that speak of the key, the model's name or the moment, not of the request."""
-_LONGEST_ERROR = 300
 
 
 def _plain_address(url: str) -> str:
@@ -108,22 +88,9 @@ class OpenAIJudge(Judge):
 
     def chat(self, requests: Sequence[Sequence[Mapping[str, str]]], roots: Roots, cache: Path) -> Iterator[Reply]:
         """Raises NotAvailable when the key is missing."""
-        waiting: deque[Future[Reply]] = deque()
-        with event_loop() as loop, self._endpoint(loop, Transcripts(cache)) as endpoint:
-            try:
-                for messages in requests:
-                    asking = endpoint.reply(self._request(messages))
-                    waiting.append(asyncio.run_coroutine_threadsafe(asking, loop))
-                    if len(waiting) >= 2 * self.concurrency:  # more than are under way, so one slow answer idles none
-                        yield self._counted(waiting.popleft().result())
-                while waiting:
-                    yield self._counted(waiting.popleft().result())
-            finally:
-                for left in waiting:
-                    left.cancel()
+        from latentbench_adapters.judges.endpoint import answers  # it needs asyncio, which reading a spec does not
 
-    def _counted(self, reply: Reply) -> Reply:
-        return replace(reply, lost=False) if self.unanswered == "count" else reply
+        yield from answers(self, self._key(), map(self._request, requests), cache)
 
     def _settings(self) -> dict[str, Json]:
         """What is sent besides the messages."""
@@ -144,83 +111,3 @@ class OpenAIJudge(Judge):
         if not key.isascii() or not key.isprintable():
             raise NotAvailable(f"the environment variable {self.key_env} holds characters that no key can have")
         return key
-
-    @contextmanager
-    def _endpoint(self, loop: asyncio.AbstractEventLoop, transcripts: Transcripts) -> Iterator[_Endpoint]:
-        key = self._key()
-        client, gate = self._client(key), asyncio.Semaphore(self.concurrency)
-        try:
-            yield _Endpoint(client, self.base_url, transcripts, Secret(key), gate, self.probabilities)
-        finally:
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result()
-
-    def _client(self, key: str | None) -> AsyncOpenAI:
-        from openai import AsyncOpenAI
-
-        from latentbench_adapters.judges.http_client import BoundedClient
-
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.WARNING)
-        http = BoundedClient(seconds=self.timeout, rate=RateLimit(self.requests_per_minute), graded=self.probabilities)
-        return AsyncOpenAI(
-            api_key=key or _NO_KEY,
-            base_url=self.base_url,
-            timeout=self.timeout,
-            max_retries=self.retries,
-            http_client=http,
-        )
-
-
-@dataclass(frozen=True)
-class _Endpoint:
-    """Where requests go, and what is done with what comes back."""
-
-    client: AsyncOpenAI
-    address: str
-    transcripts: Transcripts
-    secret: Secret
-    gate: asyncio.Semaphore
-    graded: bool
-
-    async def reply(self, request: dict[str, Json]) -> Reply:
-        """From the transcripts or the server; whatever the server does wrong is a reply with an error.
-
-        Files are read and written in threads: the loop has other requests to attend to.
-        """
-        async with self.gate:
-            question = {"address": self.address, **request}
-            kept = await asyncio.to_thread(self.transcripts.get, question)
-            if kept is not None:
-                return kept
-            reply = await asyncio.to_thread(self.secret.struck_from, await self._asked(request))
-            reply = replace(reply, error=reply.error and one_line(reply.error)[:_LONGEST_ERROR])
-            if reply.text is not None:
-                await asyncio.to_thread(self.transcripts.put, question, reply)
-            return reply
-
-    async def _asked(self, request: dict[str, Json]) -> Reply:
-        from openai import OpenAIError
-
-        try:
-            response = await self.client.chat.completions.with_raw_response.create(**request)
-            return reply_in(response.content, graded=self.graded)
-        except (OpenAIError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            # The client reads an error's body as the protocol has it; one that is otherwise breaks it in many ways.
-            return Reply(None, _said(error), lost=_lost(error))
-
-
-def _lost(error: Exception) -> bool:
-    """Whether the endpoint gave no answer of its own; what it refuses to answer (400, 422) it would refuse again."""
-    from openai import APIConnectionError
-
-    status = getattr(error, "status_code", None)
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in _NOT_NOW
-    return isinstance(error, APIConnectionError) or (isinstance(status, int) and not refused)
-
-
-def _said(error: Exception) -> str:
-    """The client's error, or what of the connection is behind it."""
-    status = getattr(error, "status_code", None)
-    kind = f"{type(error).__name__}{f' {status}' if isinstance(status, int) else ''}"
-    cause = error.__cause__
-    return f"{kind}: {str(cause) or type(cause).__name__ if cause else error}"

@@ -15,7 +15,6 @@ from latentbench.core.judges import ones_of
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import Judge, Reply
 from latentbench.core.spec_model import Json
-from latentbench_adapters.judges.requests import Transcripts
 from latentbench_adapters.transformers_model import TransformersModel
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ class TransformersJudge(Judge):
 
     def chat(self, requests: Sequence[Sequence[Mapping[str, str]]], roots: Roots, cache: Path) -> Iterator[Reply]:
         """Raises NotAvailable when the model is not here or is no chat model."""
+        from latentbench_adapters.judges.requests import Transcripts
+
         transcripts, identity = Transcripts(cache), self.identity(roots)
         for messages in requests:
             request = {"judge": identity, "messages": [dict(message) for message in messages]}

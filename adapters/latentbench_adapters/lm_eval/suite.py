@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from latentbench.core.paths import Roots
 from latentbench.core.progress import Progress
 from latentbench.core.spec_model import Json
-from latentbench.reasoning.answer_cache import AnswerCache
 from latentbench.reasoning.task_suite import TaskModel, TaskOptions, TaskProblems, TaskSuite
 from latentbench_adapters.lm_eval import catalogue, tasks
 
 if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel, PromptForm
     from latentbench.interventions.intervention import Intervention
+    from latentbench.reasoning.answer_cache import AnswerCache
 
 
 class LmEvalTasks(TaskSuite):

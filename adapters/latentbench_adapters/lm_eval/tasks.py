@@ -25,7 +25,6 @@ from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.text import folded
 from latentbench.reasoning.task_suite import AnswerScore, TaskOptions, is_path
-from latentbench_adapters.jinja_sandbox import Sandbox, task_templates
 from latentbench_adapters.lm_eval.catalogue import LENGTH, LENGTH_ALIASES, lm_eval_version, members, open_datasets
 from latentbench_adapters.lm_eval.task_file import NONE, documents_commit, read_task, task_file_identity
 
@@ -61,6 +60,8 @@ def sealed() -> Iterator[None]:
     the tasks that ship with lm-eval: their code is installed, but they may fetch more.
     """
     from lm_eval import utils
+
+    from latentbench_adapters.jinja_sandbox import Sandbox, task_templates
 
     if not isinstance(utils.env, Sandbox):  # without it a template could reach any Python object
         utils.env = task_templates()

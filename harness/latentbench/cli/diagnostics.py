@@ -33,7 +33,7 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from latentbench.doctor.check import run_checks
+    from latentbench.doctor.check import one_thread, run_checks
     from latentbench.doctor.environment import surroundings_checks
 
     checks = surroundings_checks(folders.project())
@@ -44,10 +44,13 @@ def doctor(
 
         checks += [*metric_checks(), *massive_checks(), *dictionary_checks(), *interval_checks()]
     done = []
-    for result in run_checks(checks):
-        done.append(result)
-        if not as_json:
-            say(f"{_MARKS[result.verdict]}  {result.name} ({result.seconds:.1f} s)\n      {one_line(result.detail)}")
+    with one_thread():
+        for result in run_checks(checks):
+            done.append(result)
+            if not as_json:
+                say(
+                    f"{_MARKS[result.verdict]}  {result.name} ({result.seconds:.1f} s)\n      {one_line(result.detail)}"
+                )
     failed = sum(result.verdict == "fail" for result in done)
     if as_json:
         print_json({"passed": not failed, "checks": [asdict(result) for result in done]})

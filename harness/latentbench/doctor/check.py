@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +55,19 @@ def run_checks(checks: Iterable[Check]) -> Iterator[CheckResult]:
             found = Finding(False, f"{type(told).__name__}: {told} ({place.name}, line {place.lineno})")
         verdict: CheckVerdict = "note" if found.passed is None else "pass" if found.passed else "fail"
         yield CheckResult(check.name, check.group, verdict, found.detail, time.monotonic() - started)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While open, torch computes in one thread: the checks are small, and on a busy machine threads wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def close(name: str, value: float, truth: float, tolerance: float) -> Finding:
