@@ -89,7 +89,7 @@ def far_apart(kernels: Backend, device: torch.device, width: int, d: int) -> flo
     # All other rows hold zeros: a row that was written to a wrapped offset would show, and so would one never written.
     for gradient in (dweight, encoded):
         gradient[list(sums)] = 0
-        errors.append(float(gradient.abs().max()))
+        errors.append(float(gradient.abs_().max()))
     return max(errors)
 
 

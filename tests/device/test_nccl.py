@@ -6,6 +6,7 @@ and that training in a group is what it is without one. Sums over two processes 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,7 @@ from latentbench.core.resources import now
 from latentbench.distributed.process_group import TorchProcessGroup
 from latentbench.execute.placement import local_jobs
 from latentbench.execute.training_launcher import train_on_devices
+from latentbench.execute.training_worker import _loopback
 from latentbench.plan.plan import make_plan
 from latentbench.plan.stages import stages_of
 from latentbench.sae.autoencoder import SparseAutoencoder
@@ -35,6 +37,7 @@ ROUNDS = 50
 def group(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchProcessGroup]:
     if device.type == "cuda" and not dist.is_nccl_available():
         pytest.skip("this torch was built without NCCL")
+    os.environ["NCCL_SOCKET_IFNAME"] = _loopback()  # as for processes that train together
     yield TorchProcessGroup(0, 1, device, tmp_path_factory.mktemp("group") / "meeting", PATIENCE)
     dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from latentbench.bench.gpu import PAGE, PARTS, RESULTS, Part, run
 from latentbench.bench.gpu_report import (
     CHECKOUT,
     MACHINE,
-    Finding,
+    Figure,
     GpuReport,
     PartReport,
     Teller,
@@ -96,7 +96,7 @@ def test_each_part_costs_at_most_itself_and_stands_in_the_file_at_once(tmp_path:
     assert report.parts["lacks"].detail == "it needs trl, which is not installed"
     assert report.parts["falls"].detail == "last words of falls\nan error (RuntimeError)"
     for name in names:
-        assert report.parts[name].findings[0] == Finding(f"figure of {name}", 1.5, "ms")
+        assert report.parts[name].figures[0] == Figure(f"figure of {name}", 1.5, "ms")
     assert GpuReport.read(path) == report
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fake", "fancy-gpu-9000-x.json", "logs"]
     text = summary(report)
@@ -114,8 +114,8 @@ def test_what_hangs_is_ended_with_all_it_started_and_what_comes_too_late_is_not_
     assert (hung.outcome, late.outcome) == ("timed out", "timed out")
     assert "its limit" in hung.detail
     assert "no time was left" in late.detail
-    assert not late.findings
-    child = int(hung.findings[1].value or 0)
+    assert not late.figures
+    child = int(hung.figures[1].value or 0)
     assert (
         not Path(f"/proc/{child}").exists()
         or "Z" in Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
@@ -260,15 +260,15 @@ def test_the_page_is_that_of_the_committed_files() -> None:
 
 def test_the_page_holds_every_figure_and_no_dry_run(tmp_path: Path) -> None:
     assert "no figures yet" in page(reports(tmp_path))
-    machine = PartReport("ok", 1.0, "", [Finding("device", "Fancy | GPU"), Finding("cuda", "13.0")])
+    machine = PartReport("ok", 1.0, "", [Figure("device", "Fancy | GPU"), Figure("cuda", "13.0")])
     tests = PartReport(
         "failed",
         9.0,
         "1 of 2 tests failed",
-        [Finding("test_a", 0.1, "s", "passed"), Finding("test_b", 1, "s", "failed")],
+        [Figure("test_a", 0.1, "s", "passed"), Figure("test_b", 1, "s", "failed")],
     )
     timing = PartReport(
-        "ok", 2.0, "", [Finding("step", 10.5, "ms", "published: 10.6"), Finding("peak", None, note="too much")]
+        "ok", 2.0, "", [Figure("step", 10.5, "ms", "published: 10.6"), Figure("peak", None, note="too much")]
     )
     made = GpuReport("cuda", False, "abc", "2026-01-01", {MACHINE: machine, "kernels": tests, "train": timing})
     made.write(tmp_path)
@@ -291,7 +291,7 @@ def test_a_dry_run_measures_in_a_small_size(tmp_path: Path) -> None:
     report, path = run(tmp_path, device="cpu", only=("hierarchical",), announce=lambda _: None)
     assert path.name == "dry-run-cpu.json"
     assert {name: part.outcome for name, part in report.parts.items()} == {MACHINE: "ok", "hierarchical": "ok"}, report
-    assert any("training step" in finding.what for finding in report.parts["hierarchical"].findings)
+    assert any("training step" in figure.what for figure in report.parts["hierarchical"].figures)
 
 
 @pytest.mark.slow
@@ -300,4 +300,4 @@ def test_a_dry_run_tries_every_part(tmp_path: Path) -> None:
     report, _ = run(tmp_path, device="cpu", minutes=14, announce=lambda _: None)
     assert list(report.parts) == [part.name for part in PARTS]
     assert {name: (part.outcome, part.detail) for name, part in report.parts.items() if part.outcome != "ok"} == {}
-    assert all(part.findings for part in report.parts.values())
+    assert all(part.figures for part in report.parts.values())

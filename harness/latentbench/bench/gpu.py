@@ -31,7 +31,7 @@ from typing import Any
 from latentbench.bench.gpu_report import (
     CHECKOUT,
     MACHINE,
-    Finding,
+    Figure,
     GpuReport,
     PartReport,
     line,
@@ -82,18 +82,19 @@ def run(
     minutes: float = 8.0,
     only: tuple[str, ...] = (),
     parts: tuple[Part, ...] = PARTS,
+    commit: str | None = None,
     python: str = sys.executable,
     announce: Announce = print,
 ) -> tuple[GpuReport, Path]:
     """Runs the parts one after the other and writes the report below `output` after each.
 
     `device`: cuda, cuda:N, or cpu for a dry run. `only`: names of parts; the one that tells of the machine always runs, and
-    others stay in the report as they were, if they were measured with the same commit.
+    others stay in the report as they were, if they were measured with the same commit. `commit`: of a copy without git.
     Raises InvalidInput for unknown names, and where the device is not there or does not answer.
     """
     chosen = _chosen(parts, only)
     deadline = time.monotonic() + 60 * minutes
-    report = GpuReport(device, device == "cpu", _commit(), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    report = GpuReport(device, device == "cpu", _commit() or commit, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     logs = output / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _report(told: Path, log: Path, code: int | None, seconds: float, limit: float) -> PartReport:
     """From what a part has told line by line; its last line is its outcome, where it came to its end."""
-    findings: list[Finding] = []
+    figures: list[Figure] = []
     ended: dict[str, Any] | None = None
     for text in told.read_text("utf-8", errors="replace").splitlines() if told.is_file() else []:
         try:
@@ -166,16 +167,16 @@ def _report(told: Path, log: Path, code: int | None, seconds: float, limit: floa
         if "outcome" in data:
             ended = data
         else:
-            findings.append(Finding(**data))
+            figures.append(Figure(**data))
     seconds = round(seconds, 1)
     if code is None:
         detail = "\n".join([*_last_lines(log), f"ended after {limit:.0f} s, its limit"])
-        return PartReport("timed out", seconds, detail, findings)
+        return PartReport("timed out", seconds, detail, figures)
     if ended is None or (code != 0 and ended["outcome"] == "ok"):
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return PartReport("failed", seconds, "\n".join([*_last_lines(log), how]), findings)
+        return PartReport("failed", seconds, "\n".join([*_last_lines(log), how]), figures)
     detail = ended["detail"] if ended["outcome"] != "failed" else "\n".join([*_last_lines(log), ended["detail"]])
-    return PartReport(ended["outcome"], seconds, detail, findings)
+    return PartReport(ended["outcome"], seconds, detail, figures)
 
 
 def _last_lines(log: Path) -> list[str]:
@@ -244,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for a dry run")
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--commit", help="of the code, where it is a copy without git")
     parser.add_argument("--page", action="store_true", help="only write docs/gpu.md anew from results/gpu")
     parser.add_argument("--only", action="append", default=[], choices=[part.name for part in PARTS])
     given = parser.parse_args(arguments)
@@ -251,7 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.page:
             PAGE.write_text(page(reports(RESULTS)), "utf-8")
             return 0
-        report, path = run(given.output, device=given.device, minutes=given.minutes, only=tuple(given.only))
+        chosen = {"device": given.device, "minutes": given.minutes, "only": tuple(given.only), "commit": given.commit}
+        report, path = run(given.output, **chosen)
     except LatentbenchError as error:
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return error.exit_code

@@ -106,7 +106,7 @@ def _torch_device(name: str) -> torch.device:
 
 
 def _tests(name: str, tell: Teller) -> None:
-    """Runs `tests/device/test_NAME.py`; each test is a finding: its seconds, and how it ended."""
+    """Runs the file of `tests/device` with this name; each test is a figure: its seconds, and how it ended."""
     file = CHECKOUT / "tests" / "device" / f"test_{name}.py"
     if not file.is_file():
         raise NotAvailable("the tests are not here: run it from a checkout")

@@ -24,7 +24,7 @@ OutcomeName = Literal["ok", "failed", "timed out", "not available"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Figure:
     """One number, or text, that a part found."""
 
     what: str
@@ -46,8 +46,8 @@ class Teller:
         return self.device == "cpu"
 
     def found(self, what: str, value: float | str | bool | None, unit: str = "", note: str = "") -> None:
-        """Notes one finding for good."""
-        self._append(asdict(Finding(what, value, unit, note)))
+        """Notes one figure for good."""
+        self._append(asdict(Figure(what, value, unit, note)))
 
     def ended(self, outcome: str, detail: str = "") -> None:
         """Notes how the part ended."""
@@ -68,7 +68,7 @@ class PartReport:
     seconds: float = 0.0
     detail: str = ""
     """Why it is not ok."""
-    findings: list[Finding] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     """Also those of a part that failed later."""
 
 
@@ -94,7 +94,7 @@ class GpuReport:
     def machine(self) -> dict[str, Any]:
         """What was found of the device."""
         found = self.parts.get(MACHINE)
-        return {finding.what: finding.value for finding in found.findings} if found else {}
+        return {figure.what: figure.value for figure in found.figures} if found else {}
 
     @property
     def failed(self) -> bool:
@@ -132,7 +132,7 @@ class GpuReport:
             if (data.pop("format"), data.pop("schema")) != (FORMAT, SCHEMA):
                 raise ValueError("another format")
             parts = {
-                name: PartReport(**{**part, "findings": [Finding(**finding) for finding in part["findings"]]})
+                name: PartReport(**{**part, "figures": [Figure(**figure) for figure in part["figures"]]})
                 for name, part in data.pop("parts").items()
             }
             return GpuReport(**data, parts=parts)
@@ -146,7 +146,7 @@ def slug(name: str) -> str:
 
 
 TESTED = ("passed", "failed", "skipped")
-"""How the note of a finding begins that is a test and not a figure."""
+"""How the note of a figure begins that is a test and not a figure."""
 
 
 def line(name: str, part: PartReport) -> str:
@@ -160,29 +160,29 @@ def summary(report: GpuReport) -> str:
     lines = [f"{visible(report.name)}, commit {report.commit or 'unknown'}, {report.date}", ""]
     for name, part in report.parts.items():
         if name != MACHINE:
-            lines += [f"{visible(finding.what):<84} {_shown(finding)}" for finding in _figures(part)]
+            lines += [f"{visible(figure.what):<84} {_shown(figure)}" for figure in _numbers(part)]
     return "\n".join([*lines, "", *(line(name, part) for name, part in report.parts.items())])
 
 
-def _figures(part: PartReport) -> list[Finding]:
-    return [finding for finding in part.findings if not finding.note.startswith(TESTED)]
+def _numbers(part: PartReport) -> list[Figure]:
+    return [figure for figure in part.figures if not figure.note.startswith(TESTED)]
 
 
 def _counts(part: PartReport) -> str:
-    notes = [finding.note for finding in part.findings]
+    notes = [figure.note for figure in part.figures]
     counts = {kind: sum(note.startswith(kind) for note in notes) for kind in TESTED}
     if any(counts.values()):
         return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     return plural(len(notes), "figure")
 
 
-def _shown(finding: Finding) -> str:
-    value = finding.value
+def _shown(figure: Figure) -> str:
+    value = figure.value
     number = (
         f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,}" if _whole(value) else value
     )
-    text = "" if value is None else f"{number} {finding.unit}".strip()
-    return visible(" ".join(filter(None, [text, f"({finding.note})" if finding.note else ""])))
+    text = "" if value is None else f"{number} {figure.unit}".strip()
+    return visible(" ".join(filter(None, [text, f"({figure.note})" if figure.note else ""])))
 
 
 def _whole(value: object) -> bool:
@@ -221,16 +221,16 @@ def page(found: list[GpuReport]) -> str:
 
 def _section(report: GpuReport) -> list[str]:
     """One device: versions, what became of every part, and its figures."""
-    versions = [f"{_cell(finding.what)} {_cell(_shown(finding))}" for finding in report.parts[MACHINE].findings[1:]]
+    versions = [f"{_cell(figure.what)} {_cell(_shown(figure))}" for figure in report.parts[MACHINE].figures[1:]]
     parts = [
         f"| {_cell(name)} | {part.outcome} | {part.seconds:.1f} | {_cell(_counts(part))} | {_cell(part.detail[-200:])} |"
         for name, part in report.parts.items()
     ]
     figures = [
-        f"| {_cell(finding.what)} | {_cell(_shown(finding))} |"
+        f"| {_cell(figure.what)} | {_cell(_shown(figure))} |"
         for name, part in report.parts.items()
         if name != MACHINE
-        for finding in _figures(part)
+        for figure in _numbers(part)
     ]
     head = f"## {_cell(report.name)}\n\nCommit `{report.commit or 'unknown'}`, {report.date}; {', '.join(versions)}.\n"
     outcomes = "\n".join(["| part | outcome | seconds | | |", "| --- | --- | --: | --- | --- |", *parts, ""])
