@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from latentbench.leaderboard import inference
 from latentbench.leaderboard.board import Column, Row, RowGroup
 from latentbench.leaderboard.build import board_of
-from latentbench.leaderboard.inference import MissingStatistics, StatisticsReader, pairwise
+from latentbench.leaderboard.evidence import MissingStatistics, StatisticsReader
+from latentbench.leaderboard.inference import pairwise
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render import html
 from latentbench.leaderboard.render.columnar import digits, packed, shaped
