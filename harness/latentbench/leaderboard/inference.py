@@ -22,17 +22,14 @@ from latentbench.statistics.paired import (
     Difference,
     TestResult,
     difference,
-    exchange_test,
     exchange_tests,
     holm,
-    mean_over_seeds,
 )
 from latentbench.statistics.unpaired import (
     Estimates,
     equal_estimates,
     estimated,
     unpaired_difference,
-    unpaired_test,
     welch_test,
 )
 
@@ -49,15 +46,6 @@ def difference_of(a: UnitStatistics, b: UnitStatistics) -> Difference:
     if a.paired:
         return difference(a.formula, a.inputs, b.inputs, a.units)
     return unpaired_difference(a.formula, a.inputs, b.inputs, a.units)
-
-
-def tested(a: UnitStatistics, b: UnitStatistics) -> TestResult:
-    """Two-sided test of A against B."""
-    if reason := mismatch(a, b):
-        return TestResult(None, reason)
-    if a.paired:
-        return exchange_test(a.formula, mean_over_seeds(a.inputs), mean_over_seeds(b.inputs), a.units)
-    return unpaired_test(a.formula, a.inputs, b.inputs, a.units)
 
 
 RowVerdicts = dict[tuple[str, str], RowVerdict]
@@ -117,62 +105,61 @@ def pairwise(rows: Sequence[Row], columns: Iterable[Column], source: StatisticsR
     directed = [column for column in columns if column.higher_is_better is not None]
     entered = {column: {row.id for row in ranked_rows(rows, column)} for column in directed}
     opponents = {column: _opponents(rows, column) for column in directed}
-    leading = {
-        place: _held(rows[place], entered, source)
-        for place in sorted({place for places in opponents.values() for place in places})
-    }
+    leading = {i: _held(rows[i], entered, source) for i in sorted({i for places in opponents.values() for i in places})}
     found: dict[Column, list[list[float | None]]] = {c: [[] for _ in places] for c, places in opponents.items()}
-    for part in (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)):
-        held = [_held(row, entered, source) for row in part]
+    for start in range(0, len(rows), _AT_ONCE):
+        part = range(start, min(len(rows), start + _AT_ONCE))
+        held = [leading[i] if i in leading else _held(rows[i], entered, source) for i in part]
         for column, places in opponents.items():
             for line, place in zip(found[column], places, strict=True):
-                others = list(zip(part, held, strict=True))[: place if len(rows) <= ALL_PAIRS else None]
-                theirs = [(other, statistics[column]) for other, statistics in others]
-                line += _against(rows[place], leading[place][column], theirs, column)
+                # The other half of a small group's table is the same.
+                others = part[:place] if len(rows) <= ALL_PAIRS else part
+                statistics = [own[column] for own in held[: len(others)]]
+                p_values = _p_values(leading[place][column], statistics)
+                line += [_unless_seeds(rows[place], rows[i], column, p) for i, p in zip(others, p_values, strict=True)]
     return {column.key: TestedPairs(opponents[column], tuple(found[column])) for column in directed}
 
 
 def _opponents(rows: Sequence[Row], column: Column) -> tuple[int, ...]:
     if len(rows) <= ALL_PAIRS:
         return tuple(range(len(rows)))
-    places, ranked = {row.id: place for place, row in enumerate(rows)}, ranked_rows(rows, column)
+    places = {row.id: place for place, row in enumerate(rows)}
     sign = -1 if column.higher_is_better else 1
-    ordered = sorted(ranked, key=lambda row: sign * (row.values[column.key].value or 0.0))
+    ordered = sorted(ranked_rows(rows, column), key=lambda row: sign * (row.values[column.key].value or 0.0))
     # A reader who keeps one suite asks for its best row.
-    of_suites = {suite_of(row.spec): row for row in reversed(ordered)}
-    suites = sorted(of_suites.values(), key=ordered.index)[:OPPONENTS]
-    return tuple(sorted({places[row.id] for row in (*ordered[:OPPONENTS], *suites)}))
+    of_suites: dict[str, Row] = {}
+    for row in ordered:
+        of_suites.setdefault(suite_of(row.spec), row)
+    return tuple(sorted({places[row.id] for row in (*ordered[:OPPONENTS], *list(of_suites.values())[:OPPONENTS])}))
 
 
-def _held(
-    row: Row, entered: Mapping[Column, set[str]], source: StatisticsReader
-) -> dict[Column, UnitStatistics | None]:
-    """A row's statistics in all columns, so that its files are read once; None where it is not ranked or has none."""
-    return {column: _averaged(row, column, source) if row.id in ids else None for column, ids in entered.items()}
+Held = UnitStatistics | Estimates | None
+"""What tests need of a row: its statistics where units are paired, its estimates where they are not, None if it is not
+ranked or has none."""
 
 
-def _against(
-    row: Row, ours: UnitStatistics | None, others: Sequence[tuple[Row, UnitStatistics | None]], column: Column
-) -> list[float | None]:
-    """p-values of a row with each of the others."""
-    quick = _quick(ours, [theirs for _, theirs in others])
-
-    def p(place: int, other: Row, theirs: UnitStatistics | None) -> float | None:
-        if ours is None or theirs is None or other.id == row.id:
-            return None
-        if row.values[column.key].overlaps(other.values[column.key]):
-            return 1.0
-        return quick[place] if place in quick else tested(ours, theirs).p
-
-    return [p(place, *other) for place, other in enumerate(others)]
+def _held(row: Row, entered: Mapping[Column, set[str]], source: StatisticsReader) -> dict[Column, Held]:
+    """Of all columns together, so that a row's files are read once."""
+    found = {c: _averaged_or_reason(row, c, source) if row.id in ids else "" for c, ids in entered.items()}
+    return {
+        c: None if isinstance(own, str) else own if own.paired else _estimates(own, own) for c, own in found.items()
+    }
 
 
-def _quick(ours: UnitStatistics | None, others: Sequence[UnitStatistics | None]) -> dict[int, float | None]:
-    """Place to p-value of all paired tests together."""
-    if ours is None or not ours.paired:
-        return {}
-    found = {place: theirs for place, theirs in enumerate(others) if theirs is not None}
-    return {place: test.p for place, test in zip(found, _exchanged(ours, list(found.values())), strict=True)}
+def _p_values(ours: Held, others: Sequence[Held]) -> list[float | None]:
+    """Of the tests of one row with each of the others."""
+    if isinstance(ours, UnitStatistics):
+        tests = _exchanged(ours, [own if isinstance(own, UnitStatistics) else "no statistics" for own in others])
+        return [test.p for test in tests]
+    # Without a reason to show, the name of the units says nothing.
+    return [welch_test(ours, own, "units").p if ours and isinstance(own, Estimates) else None for own in others]
+
+
+def _unless_seeds(row: Row, other: Row, column: Column, p: float | None) -> float | None:
+    """The p-value, 1 where the ranges over seeds overlap, nothing of a row with itself."""
+    if p is None or row.id == other.id:
+        return None
+    return 1.0 if row.values[column.key].overlaps(other.values[column.key]) else p
 
 
 Tests = dict[tuple[str, str], TestResult]
@@ -310,11 +297,6 @@ def _judged(
     # Without any test there is nothing to be best of.
     verdicts[best.id, column.key] = RowVerdict("best" if tested else None)
     return verdicts
-
-
-def _averaged(row: Row, column: Column, source: StatisticsReader) -> UnitStatistics | None:
-    found = _averaged_or_reason(row, column, source)
-    return found if isinstance(found, UnitStatistics) else None
 
 
 def _averaged_or_reason(row: Row, column: Column, source: StatisticsReader) -> UnitStatistics | str:
