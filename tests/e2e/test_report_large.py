@@ -15,6 +15,7 @@ from latentbench.bench.browser import BrowserFailed, page_times
 from latentbench.leaderboard import inference
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
+from latentbench.leaderboard.evidence import StatisticsReader
 from latentbench.leaderboard.load import LoadedRecord, LoadedResults, load
 from latentbench.leaderboard.render import html
 from tests.e2e.test_report_html import column, limit, names, position, visit
@@ -226,7 +227,7 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "ALL_PAIRS", 10)
         patch.setattr(inference, "OPPONENTS", 2)
-        (results / "report.html").write_text(html.page(board_of(load(results)), inference.StatisticsReader()), "utf-8")
+        (results / "report.html").write_text(html.page(board_of(load(results)), StatisticsReader()), "utf-8")
     return results / "report.html"
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from latentbench.leaderboard import inference
 from latentbench.leaderboard.board import Column, Row, RowGroup
 from latentbench.leaderboard.build import board_of
-from latentbench.leaderboard.inference import MissingStatistics, StatisticsReader, pairwise
+from latentbench.leaderboard.evidence import MissingStatistics, StatisticsReader
+from latentbench.leaderboard.inference import pairwise
 from latentbench.leaderboard.load import load
 from latentbench.leaderboard.render import html
 from latentbench.leaderboard.render.columnar import digits, packed, shaped
@@ -118,7 +119,7 @@ def test_many_exchange_tests_say_what_each_says_alone(formula: Callable[..., Any
     others = np.stack([first, first * (1 + 1e-15), first + np.array([0.5, 0.0]), *(rng.gamma(2, 1, (40, units, 2)))])
     with np.errstate(all="ignore"):
         alone = [exchange_test(formula, first, other).p for other in others]
-    found = [test.p for test in exchange_tests(formula, list(np.moveaxis(others, 2, 0)), list(first.T))]
+    found = [test.p for test in exchange_tests(formula, [others[:, :, i] for i in (0, 1)], list(first.T))]
     assert [p is None for p in found] == [p is None for p in alone]
     assert [p or 0.0 for p in found] == pytest.approx([p or 0.0 for p in alone], rel=1e-12)
     assert units == 3 or any(p is not None for p in found) or formula is fragile
@@ -190,8 +191,8 @@ def test_the_tests_of_a_large_group_grow_with_its_rows_and_read_each_file_once(
 ) -> None:
     write(tmp_path, *[Planted(label=f"case-{i}", error=0.2 + i / 500) for i in range(90)])
     counted, read = [], []
-    alone, reading = inference._exchanged, StatisticsReader._read_or_reason
-    monkeypatch.setattr(inference, "_exchanged", lambda a, o: counted.append(len(o)) or alone(a, o))
+    alone, reading = inference.exchange_tests, StatisticsReader._read_or_reason
+    monkeypatch.setattr(inference, "exchange_tests", lambda f, a, b, u: counted.append(len(a[0])) or alone(f, a, b, u))
     monkeypatch.setattr(StatisticsReader, "_read_or_reason", lambda self, c: read.append(c[0].path) or reading(self, c))
     group = board_of(load(tmp_path), short=True).groups[0]
     rows, column = group.rows, next(c for c in group.shown if c.higher_is_better is not None)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from latentbench.core.spec_model import Json
 from latentbench.core.text import visible
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.inference import StatisticsReader
+from latentbench.leaderboard.evidence import StatisticsReader
 from latentbench.leaderboard.render.page_data import board_data, pieces
 from latentbench.leaderboard.render.text import decimals_of, number
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
-from latentbench.leaderboard.inference import StatisticsReader, TestedPairs, pairwise
+from latentbench.leaderboard.evidence import StatisticsReader
+from latentbench.leaderboard.inference import TestedPairs, pairwise
 from latentbench.leaderboard.load import suite_of
 from latentbench.leaderboard.render.columnar import digits, packed, shaped
 from latentbench.leaderboard.render.text import DECIMALS, decimals_of
