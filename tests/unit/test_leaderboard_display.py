@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,10 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from latentbench.core.plugins import plugins
 from latentbench.leaderboard.board import Column
 from latentbench.leaderboard.build import default_columns
+from latentbench.leaderboard.render import terminal
 from latentbench.metrics.base import Display, Metric
 from latentbench.metrics.recorded import display_of
 from latentbench.metrics.value import MetricValue
@@ -128,3 +131,28 @@ def test_a_metric_of_another_package_stands_in_the_default_table_beside_a_broken
     assert {("L0", "Elegance"), ("L0", "EV centred"), ("L0", "CE increase")} == drawn
     # A broken neighbour costs the others no interval either.
     assert "± 0." in run.stdout
+
+
+@pytest.mark.parametrize(
+    "headings", [("spec", "L0", "Loss rec.\n(zero)", "notes"), ("a domain (128 documents)", "EV\n(v2,\nx)")]
+)
+def test_tables_of_lines_are_drawn_as_rich_draws_them(headings: tuple[str, ...]) -> None:
+    cells = [
+        ["quickstart/topk sae.k=8", "a", "指数"],
+        ["● 0.946 ±<0.001", "–", "1.0"],
+        ["12", "3.456", ""],
+        ["1 older", "", "2 seeds"],
+    ]
+    columns = [
+        terminal.Shown(heading, cells[place], words=heading == "notes" or place == 0)
+        for place, heading in enumerate(headings)
+    ]
+    drawn = {}
+    for name, table in (("lines", terminal._table(columns, 200)), ("rich", terminal.folded(columns))):
+        console = Console(file=io.StringIO(), width=200, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(table)
+        drawn[name] = capture.get().rstrip("\n")
+    assert isinstance(terminal._table(columns, 200), terminal.Lines)
+    assert drawn["lines"] == drawn["rich"]
+    assert not isinstance(terminal._table(columns, 20), terminal.Lines), "rich folds what does not fit"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from latentbench.records.record import ArtifactRef, Record, SpecOrigin
-from latentbench.store.cleaning import evict, loose, parse_size
+from latentbench.store.cleaning import evict, keep_within, loose, parse_size
+from latentbench.store.derived import Derived
 from latentbench.store.store import MANIFEST, Store
 from tests.conftest import Command
 from tests.support.project import Workbench
@@ -65,6 +66,23 @@ def test_a_quota_evicts_the_least_recently_used_and_never_what_a_record_refers_t
     assert keys(store) == {KEPT}
     assert "more than the quota: records refer to the rest" in done.err
     assert "0 artifacts" in command("store", "gc", "--quota", "1 TB").out
+
+
+def test_what_tables_keep_goes_before_any_artifact(bench: Workbench, command: Command) -> None:
+    store = quota_store(bench)
+    kept = Derived(store.root)
+    kept.put_many("a", {f"{i:04x}": "x" * 1000 for i in range(2000)})
+    command("store", "gc", "--quota", "50MiB")
+    assert "tables" in command("store", "gc", "--quota", "4.5MiB").out
+    assert kept.path.is_file(), "it was only said"
+    command("store", "gc", "--quota", "4.5MiB", "--yes")
+    assert not kept.path.exists()
+    assert len(keys(store)) == 4
+    kept.put_many("a", {"00": 1})
+    assert keep_within(store, 1 << 40, tuple) == []
+    assert kept.path.is_file()
+    keep_within(store, 0, lambda: keys(store))
+    assert not kept.path.exists()
 
 
 def test_reading_counts_as_use(bench: Workbench, command: Command) -> None:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -177,12 +178,16 @@ def _statistics(world: Mapping[str, Mapping[str, Array]], error: float, rng: np.
 
 def _latents(error: float, rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
     """Per latent how well its explanation is told from others, and how often it was asked for."""
-    names = sorted({name for _, estimator, _ in _numbers() if not estimator.paired for name in estimator.inputs})
     for budget in (None, *BUDGETS):
-        for name in names:
+        for name in _of_latents():
             scored = name.endswith(("_tpr", "_tnr", "_auroc"))
             array = rng.beta(8 * (1 - error), 3, LATENTS) if scored else np.ones(LATENTS)
             yield f"{DOMAINS[0]}/{_at(name, budget)}", array
+
+
+@cache
+def _of_latents() -> tuple[str, ...]:
+    return tuple(sorted({name for _, one, _ in _numbers() if not one.paired for name in one.inputs}))
 
 
 def _at(name: str, budget: int | None) -> str:

@@ -185,3 +185,33 @@ def memory(
         sizes = f"{item.text_bytes / 2**20:8,.1f}  {item.peak_bytes / 2**20:8,.1f}"
         typer.echo(f"{item.task:<24}  {sizes}  {item.ratio:10.2f}  {item.seconds:8.2f}")
     typer.echo("\npeak: beyond the imports and the tokenizer; training also holds 4 bytes a token and 8 a document")
+
+
+@app.command()
+def tables(
+    records: Annotated[int, typer.Option(min=3, help="How many records to generate.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the records.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Time the table, the page and the end of a run over many generated records: cold, and with what is kept from before.
+
+    Example: `latentbench bench tables --records 300`
+    """
+    from dataclasses import asdict
+
+    from latentbench.bench.tables import run
+
+    found = run(records, seed, lambda said: None if as_json else say(said, err=True))
+    if as_json:
+        print_json([asdict(item) for item in found])
+        return
+    typer.echo(
+        f"{'task':<16}  {'cold s':>8}  {'warm s':>8}  {'cold CPU s':>10}  {'warm CPU s':>10}  {'peak MiB':>8}  {'MB written':>10}"
+    )
+    for item in found:
+        peak = max(item.cold_peak_bytes, item.warm_peak_bytes) / 2**20
+        typer.echo(
+            f"{item.task:<16}  {item.cold_seconds:8.2f}  {item.warm_seconds:8.2f}  {item.cold_cpu_seconds:10.2f}  "
+            f"{item.warm_cpu_seconds:10.2f}  {peak:8,.0f}  {item.written_bytes / 1e6:10.1f}"
+        )
+    typer.echo(f"\n{records:,} records of about a hundred numbers; cold: nothing kept from before")

@@ -75,7 +75,8 @@ def compare(
     """
     from latentbench.leaderboard.api import compare_records
 
-    _emit(compare_records(find_project(results).results, a, b, format, table_width()), output)
+    project = find_project(results)
+    _emit(compare_records(project.results, a, b, format, table_width(), project.store), output)
 
 
 def import_(

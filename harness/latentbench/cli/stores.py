@@ -92,12 +92,12 @@ def gc(
     Examples: `latentbench store gc --yes`, `latentbench store gc --quota 50GiB`
     """
     from latentbench.records.results import referred_keys
-    from latentbench.store.cleaning import beyond, evict, litter, loose, parse_size, size_of
+    from latentbench.store.cleaning import beyond, evict, forgettable, litter, loose, parse_size, size_of
 
     limit = None if quota is None else parse_size(quota)
     project = folders.project()
     opened = Store(project.store)
-    for piece in litter(opened, project.results, quarantine):
+    for piece in [*litter(opened, project.results, quarantine), *forgettable(opened, limit)]:
         say(f"{piece.what:<12} {piece.path.name[:40]} {piece.bytes / 2**20:10.2f} MiB")
         if yes:
             piece.remove()

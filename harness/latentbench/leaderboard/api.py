@@ -77,14 +77,25 @@ def write_leaderboard_md(results: Path, store: Path | None = None) -> Path:
     return path
 
 
-def compare_records(results: Path, a: str, b: str, format: ComparisonFormat = "terminal", width: int = 160) -> str:
+def compare_records(
+    results: Path,
+    a: str,
+    b: str,
+    format: ComparisonFormat = "terminal",
+    width: int = 160,
+    store: Path | None = None,
+) -> str:
     """B against A, each a cell id prefix, the path of a record, or `spec-name[label][seed]` (all seeds without one).
+
+    `store` remembers what was worked out before.
 
     Raises InvalidInput for something unknown or ambiguous, with the nearest names.
     """
     _known(format, ComparisonFormat)
-    loaded = load(results)
-    found = compare(select(loaded, a), select(loaded, b))
+    derived = Derived(store) if store else None
+    loaded, source = load(results, derived), StatisticsReader(derived)
+    found = compare(select(loaded, a), select(loaded, b), source)
+    source.keep()
     if format == "md":
         return comparison.as_markdown(found)
     if format == "html":

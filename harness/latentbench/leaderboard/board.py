@@ -269,12 +269,20 @@ class RowGroup:
         keys = [column.key for column in columns]
         return any(row.values[key].mark for row in self.rows for key in keys if key in row.values)
 
+    @cached_property
+    def _alike(self) -> Mapping[tuple[str | None, str], Sequence[Column]]:
+        """The columns of each label on each domain."""
+        found: dict[tuple[str | None, str], list[Column]] = {}
+        for column in self.columns:
+            found.setdefault((column.domain, column.label), []).append(column)
+        return found
+
     def heading(self, column: Column) -> str:
         """The column's label, with what tells it from others of that label on its domain (a judge, a version).
 
         What all of them share says nothing and is left out.
         """
-        same = [c for c in self.columns if (c.domain, c.label) == (column.domain, column.label)]
+        same = self._alike.get((column.domain, column.label), [column])
         told = [f"v{column.version}"] if len({c.version for c in same}) > 1 else []
         common = set.intersection(*(set(c.params.split(",")) for c in same))
         told += [param for param in column.params.split(",") if param and param not in common]

@@ -147,8 +147,7 @@ class StatisticsReader:
         made = self._worked_out(cells, missing)
         if key:
             self._intervals.keep(key, {str(tags[name]): ends for name, ends in made.items()})
-        held = {name: (None, None, UNKNOWN) if tag is None else known.get(tag) for name, tag in tags.items()}
-        return {name: made.get(name) or tuple(ends) for name, ends in held.items()}
+        return {name: made.get(name) or _ends(tag, known) for name, tag in tags.items()}
 
     def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
         """All columns of a row from one resampling of its files; those over documents get their quantiles together."""
@@ -216,6 +215,13 @@ class StatisticsReader:
                 self.problems[cell.path] = str(error)
                 return str(error)
         return SeedStatistics(read)
+
+
+def _ends(tag: str | None, known: Mapping[str, Json]) -> Ends:
+    if tag is None:
+        return None, None, UNKNOWN
+    low, high, why = known[tag]
+    return low, high, why
 
 
 def _paths(cells: Sequence[LoadedRecord]) -> tuple[str, ...]:

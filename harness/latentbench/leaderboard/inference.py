@@ -1,7 +1,4 @@
-"""Intervals, tests and ties of rows, from their statistics per unit.
-
-Statistics are read once; that they give the recorded numbers was checked on loading. Tests are paired where unit i is
-the same thing in all rows.
+"""Tests and ties of rows, from their statistics per unit. Tests are paired where unit i is the same thing in all rows.
 
 Rows that cannot be told from the best of their group are tied with it. A row is *behind* only if the test over documents
 (or problems, or latents) says so, Holm-adjusted over all pairs of the column (the best was picked by the same data), and

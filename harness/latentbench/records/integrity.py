@@ -66,7 +66,8 @@ class _Sums(dict[str, "np.float64"]):
         self.statistics = statistics
 
     def __missing__(self, name: str) -> np.float64:
-        self[name] = total = self.statistics[name].sum()
+        total: np.float64 = self.statistics[name].sum()
+        self[name] = total
         return total
 
 

@@ -125,8 +125,8 @@ class Numbers(Sequence[MetricValue]):
         heading, counted = self.headings[place], self.pattern
         ci = None
         if heading.method is not None:
-            ends = {"low": self.lows[place], "high": self.highs[place]}
-            ci = Interval.model_construct(**ends, level=heading.level, method=heading.method)
+            low, high = self.lows[place], self.highs[place]
+            ci = Interval.model_construct(low=low, high=high, level=heading.level, method=heading.method)
         return MetricValue.model_construct(
             id=heading.id,
             version=heading.version,

@@ -120,11 +120,11 @@ def exchange_tests(
         return [TestResult(None, f"not testable with n = {counted(n, units)}")] * tests
     # 2^n exchanges cannot all be tried; the t-test of the shares stands for them at the cost of one evaluation.
     shares, scale = _shares(formula, a, b)
-    finite = np.isfinite(shares).all(-1)
+    finite: list[bool] = np.isfinite(shares).all(-1).tolist()
     undefined = TestResult(None, f"not testable: the formula is not finite when {units} are exchanged")
     with np.errstate(all="ignore"):
         p_values = _two_sided(shares, scale).tolist()
-    return [TestResult(p) if known else undefined for p, known in zip(p_values, finite.tolist(), strict=True)]
+    return [TestResult(p) if known else undefined for p, known in zip(p_values, finite, strict=True)]
 
 
 def counted(n: int, units: str) -> str:
@@ -150,6 +150,7 @@ def _shares(formula: Formula, a: Sequence[Array], b: Sequence[Array]) -> tuple[A
     with np.errstate(all="ignore"):
         with_a = formula(*(total + half for total, half in zip(pooled, halves, strict=True)))
         with_b = formula(*(total - half for total, half in zip(pooled, halves, strict=True)))
+        # A formula that ignores its inputs (a constant) gives one number for all.
         shares = np.broadcast_to(with_a - with_b, halves[0].shape)
         scale = np.broadcast_to(np.abs(formula(*pooled)), pooled[0].shape)[..., 0]
     return shares, scale

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, StoreError
+from latentbench.store.derived import DERIVED, Derived
 from latentbench.store.store import MANIFEST, Artifact, Store
 
 QUOTA = "LATENTBENCH_QUOTA"
@@ -80,7 +81,8 @@ def last_used(artifact: Artifact) -> float:
 
 def beyond(store: Store, quota: int, candidates: Iterable[Artifact]) -> list[Artifact]:
     """The first of the candidates without which the store is no larger than `quota` bytes; all if that is not enough."""
-    excess, chosen = size_of(store.root) - quota, list[Artifact]()
+    # What tables keep is worked out again in seconds, so it goes before any artifact.
+    excess, chosen = size_of(store.root) - size_of(store.root / DERIVED) - quota, list[Artifact]()
     for artifact in candidates:
         if excess <= 0:
             break
@@ -106,6 +108,7 @@ def keep_within(store: Store, quota: int | None, referred: Callable[[], Iterable
     """Evicts the least recently used artifacts beyond the quota, if there is one. `referred`: keys that records name."""
     if quota is None or size_of(store.root) <= quota:
         return []
+    Derived(store.root).remove()
     return list(evict(store, beyond(store, quota, loose(store, referred()))))
 
 
@@ -129,6 +132,13 @@ def litter(store: Store, results: Path, quarantine: bool = False) -> list[Litter
         found += [("temporary file", p) for p in folder.rglob(".*") if p.is_file() and _stale(p, now)]
     found += [("quarantine", p) for p in store.root.glob("quarantine/*") if quarantine]
     return [Litter(what, path, size_of(path)) for what, path in sorted(found)]
+
+
+def forgettable(store: Store, quota: int | None) -> list[Litter]:
+    """What is kept of tables (harness/latentbench/store/derived.py), where the store exceeds a quota."""
+    path = store.root / DERIVED
+    beyond_quota = quota is not None and path.is_file() and size_of(store.root) > quota
+    return [Litter("tables", path, size_of(path))] if beyond_quota else []
 
 
 def size_of(path: Path) -> int:
