@@ -47,14 +47,14 @@ def page(driver: Browser, report: Path) -> Iterator[Browser]:
     assert driver.get_log("browser") == [], "the console must stay silent"
 
 
-def test_thousands_of_rows_stay_responsive(page: Browser) -> None:
-    paint = "performance.getEntriesByName('first-contentful-paint')[0]"
-    wait(page, f"{paint} !== undefined")
-    assert page.execute_script(f"return {paint}.startTime") <= 2000
+def test_thousands_of_rows_stay_responsive(page: Browser, report: Path) -> None:
+    # Processor time, of which a busy machine takes no more; `bench tables` measures by the clock.
+    page.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    visit(page, report)
+    assert task_seconds(page) <= 2, "from the start of loading until the table and its figures stand"
     assert texts(page, "#count") == ["1,500 rows"]
     key = position(page, "CE increase, chemistry")
-    # Processor time, of which a busy machine takes no more; the best of several, for the first compiles the script.
-    page.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    # The best of several, for the first compiles the script.
     sort = f"""document.querySelector('[data-sort="{key}"]').click(); document.body.offsetHeight"""
     search = """const box = document.querySelector('#status'); box.value = box.value ? '' : 'ranked';
         box.dispatchEvent(new Event('change')); document.body.offsetHeight"""
