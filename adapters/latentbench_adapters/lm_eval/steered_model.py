@@ -308,6 +308,7 @@ class SteeredLM(HFLM):  # type: ignore[misc]
         self.shortened += len({asked and asked[0] for asked, *parts in requests if sum(map(len, parts)) > room})
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         size = int(self.batch_size)
+        self._progress(0, len(order), "choices")
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
             pairs = [self._fitting(*requests[i][1:3]) for i in chosen]

@@ -188,12 +188,7 @@ def _number(value: Any) -> float | None:
     """A finite number, or None: progress is for people who watch, and fails no work."""
     try:
         number = float(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # torch raises RuntimeError for tensors that are no number
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's, for tensors of many
         return None
     return number if isfinite(number) else None
 
