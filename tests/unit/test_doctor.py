@@ -15,7 +15,7 @@ from latentbench.activations.massive import OrdinaryTokens
 from latentbench.cli.app import run
 from latentbench.core.sites import Site
 from latentbench.doctor import environment, intervals, truths
-from latentbench.doctor.check import Check, Finding, both, close, run_checks
+from latentbench.doctor.check import Check, Finding, both, close, one_thread, run_checks
 from latentbench.doctor.massive import massive_checks
 from latentbench.reconstruction import error_metrics
 from latentbench.spec.project import Project
@@ -150,6 +150,14 @@ def test_a_package_that_does_not_fit_is_noticed(monkeypatch: pytest.MonkeyPatch)
     assert "numpy" in found.detail
     assert "absent-package is not installed" in found.detail
     assert "pytest" not in found.detail
+
+
+def test_checks_are_computed_in_one_thread() -> None:
+    """On two busy cores threads that wait for each other made six minutes of half a minute."""
+    torch.set_num_threads(2)
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_a_check_that_raises_has_failed_and_the_others_go_on(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ import torch
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import digest
 from latentbench.core.paths import Roots
+from latentbench_adapters import transformers_model
 from latentbench_adapters.model_files import folder_identity
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.transformers_model import TransformersModel, load_model, load_tokenizer
+from latentbench_adapters.transformers_model import TransformersModel, folder_facts, load_model, load_tokenizer
 from tests.support.opened import opened_below
 from tests.support.tokenizers import KINDS
 
@@ -261,3 +265,26 @@ def test_a_folder_without_weights_is_refused(folder: Path) -> None:
         path.unlink()
     with pytest.raises(NotAvailable, match="convert them first"):
         folder_identity(folder)
+
+
+def test_a_change_within_one_tick_of_the_clock_is_seen(folder: Path) -> None:
+    """The same size and the same time: only what changed a while ago may be told by them."""
+    config = folder / "config.json"
+    text, now = config.read_text("utf-8"), time.time_ns()
+    seen = []
+    for layers in (1, 2):
+        config.write_text(re.sub(r'("num_hidden_layers": )\d', rf"\g<1>{layers}", text), "utf-8")
+        os.utime(config, ns=(now, now))
+        seen.append(folder_facts(folder).layers)
+    assert seen == [1, 2]
+
+
+def test_a_folder_that_stays_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in folder.rglob("*"):
+        os.utime(path, (1.0, 1.0))
+    known = folder_facts(folder)
+    monkeypatch.setattr(transformers_model, "read_json", lambda path: {})
+    assert folder_facts(folder) == known
+    os.utime(folder / "config.json", (2.0, 2.0))
+    with pytest.raises(RefusedFile):
+        folder_facts(folder)

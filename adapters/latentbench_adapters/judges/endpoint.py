@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,6 @@ from latentbench_adapters.judges.secret import Secret
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from latentbench_adapters.judges.openai import OpenAIJudge
-
 _TALKATIVE = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 """Loggers that, told to debug, write down headers, and with them whatever a server sends back."""
 _NO_KEY = "none"
@@ -38,47 +36,59 @@ _NOT_NOW = (401, 403, 404, 408, 409, 429)
 _LONGEST_ERROR = 300
 
 
-def answers(judge: OpenAIJudge, key: str | None, requests: Iterable[dict[str, Json]], cache: Path) -> Iterator[Reply]:
+@dataclass(frozen=True)
+class Asking:
+    """Where a judge is and how it is asked; the fields of `OpenAIJudge`, with its key."""
+
+    base_url: str
+    key: str | None = field(repr=False)
+    timeout: float
+    retries: int
+    concurrency: int
+    requests_per_minute: float | None
+    probabilities: bool
+    count_unanswered: bool
+
+
+def answers(how: Asking, requests: Iterable[dict[str, Json]], cache: Path) -> Iterator[Reply]:
     """One reply per request, in order; `cache` is a folder for transcripts."""
     waiting: deque[Future[Reply]] = deque()
-    with event_loop() as loop, _endpoint(judge, key, loop, Transcripts(cache)) as endpoint:
+    with event_loop() as loop, _endpoint(how, loop, Transcripts(cache)) as endpoint:
         try:
             for request in requests:
                 waiting.append(asyncio.run_coroutine_threadsafe(endpoint.reply(request), loop))
-                if len(waiting) >= 2 * judge.concurrency:  # more than are under way, so one slow answer idles none
-                    yield _counted(judge, waiting.popleft().result())
+                if len(waiting) >= 2 * how.concurrency:  # more than are under way, so one slow answer idles none
+                    yield _counted(how, waiting.popleft().result())
             while waiting:
-                yield _counted(judge, waiting.popleft().result())
+                yield _counted(how, waiting.popleft().result())
         finally:
             for left in waiting:
                 left.cancel()
 
 
-def _counted(judge: OpenAIJudge, reply: Reply) -> Reply:
-    return replace(reply, lost=False) if judge.unanswered == "count" else reply
+def _counted(how: Asking, reply: Reply) -> Reply:
+    return replace(reply, lost=False) if how.count_unanswered else reply
 
 
 @contextmanager
-def _endpoint(
-    judge: OpenAIJudge, key: str | None, loop: asyncio.AbstractEventLoop, transcripts: Transcripts
-) -> Iterator[_Endpoint]:
-    client, gate = _client(judge, key), asyncio.Semaphore(judge.concurrency)
+def _endpoint(how: Asking, loop: asyncio.AbstractEventLoop, transcripts: Transcripts) -> Iterator[_Endpoint]:
+    client, gate = _client(how), asyncio.Semaphore(how.concurrency)
     try:
-        yield _Endpoint(client, judge.base_url, transcripts, Secret(key), gate, judge.probabilities)
+        yield _Endpoint(client, how.base_url, transcripts, Secret(how.key), gate, how.probabilities)
     finally:
         asyncio.run_coroutine_threadsafe(client.close(), loop).result()
 
 
-def _client(judge: OpenAIJudge, key: str | None) -> AsyncOpenAI:
+def _client(how: Asking) -> AsyncOpenAI:
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
-    rate = RateLimit(judge.requests_per_minute)
+    rate = RateLimit(how.requests_per_minute)
     return AsyncOpenAI(
-        api_key=key or _NO_KEY,
-        base_url=judge.base_url,
-        timeout=judge.timeout,
-        max_retries=judge.retries,
-        http_client=BoundedClient(seconds=judge.timeout, rate=rate, graded=judge.probabilities),
+        api_key=how.key or _NO_KEY,
+        base_url=how.base_url,
+        timeout=how.timeout,
+        max_retries=how.retries,
+        http_client=BoundedClient(seconds=how.timeout, rate=rate, graded=how.probabilities),
     )
 
 

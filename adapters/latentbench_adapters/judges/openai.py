@@ -88,9 +88,11 @@ class OpenAIJudge(Judge):
 
     def chat(self, requests: Sequence[Sequence[Mapping[str, str]]], roots: Roots, cache: Path) -> Iterator[Reply]:
         """Raises NotAvailable when the key is missing."""
-        from latentbench_adapters.judges.endpoint import answers  # it needs asyncio, which reading a spec does not
+        from latentbench_adapters.judges.endpoint import Asking, answers  # asyncio, which reading a spec does without
 
-        yield from answers(self, self._key(), map(self._request, requests), cache)
+        limits = (self.timeout, self.retries, self.concurrency, self.requests_per_minute)
+        how = Asking(self.base_url, self._key(), *limits, self.probabilities, self.unanswered == "count")
+        yield from answers(how, map(self._request, requests), cache)
 
     def _settings(self) -> dict[str, Json]:
         """What is sent besides the messages."""

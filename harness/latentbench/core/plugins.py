@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable
 from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import EntryPoint, EntryPoints, entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated, Any
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -67,7 +67,7 @@ def _points(group: Group) -> tuple[EntryPoint, ...]:
 
 
 @cache
-def _registered() -> EntryPoints:
+def _registered() -> Any:  # what has `select`; which class it is depends on the version of Python
     """Read once: each look goes through the metadata of every installed package."""
     return entry_points()
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
-from yaml.cyaml import CParser
+from yaml.cyaml import CParser  # type: ignore[attr-defined]  # the stubs know only the loaders made of it
 
 from latentbench.core.errors import SpecError, SpecProblem
 from latentbench.core.spec_model import Json
@@ -175,7 +176,7 @@ _DISPUTED = re.compile(
 def _composed(text: str) -> yaml.Node | None:
     if not _DISPUTED.search(text):
         try:
-            return yaml.compose(text, Loader=_FastLoader)
+            return yaml.compose(text, Loader=cast(Any, _FastLoader))
         except (yaml.YAMLError, ValueError):
             pass  # PyYAML says it in the words that people know, and takes a few texts that libyaml refuses
     return yaml.compose(text, Loader=_Loader)
