@@ -61,7 +61,8 @@ def _of_card(tell: Teller, device: torch.device) -> None:
     tell.found("devices seen", torch.cuda.device_count())
     tell.found("driver", _driver())
     tell.found("cuda", torch.version.cuda or torch.version.hip)
-    tell.found("nccl", ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None)
+    nccl: Any = torch.cuda.nccl
+    tell.found("nccl", ".".join(map(str, nccl.version())) if torch.distributed.is_nccl_available() else None)
     tell.found("bfloat16", torch.cuda.is_bf16_supported())
 
 

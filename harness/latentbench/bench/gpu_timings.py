@@ -87,7 +87,8 @@ def _seconds_here(work: Callable[[], object], device: torch.device) -> float:
 
 def _seconds_there(work: Callable[[], object], device: torch.device) -> float:
     with torch.cuda.device(device):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        event: Any = torch.cuda.Event
+        start, end = event(enable_timing=True), event(enable_timing=True)
         start.record()
         work()
         end.record()
@@ -301,8 +302,9 @@ def _random_model(like: LanguageModel, small: bool) -> LanguageModel:
         eos_token_id=like.model.config.eos_token_id,
     )
     torch.manual_seed(0)
+    auto: Any = AutoModelForCausalLM
     with like.device:
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = auto.from_config(config, dtype=torch.bfloat16)
     return LanguageModel(model.eval().requires_grad_(False), like.tokenizer, like.device)
 
 
@@ -355,7 +357,7 @@ def _context(lm: LanguageModel, folder: Path, progress: Callable[[int, int], Non
         return None
 
     return StageContext(
-        experiment=SimpleNamespace(model=None, dataset=SimpleNamespace(eval={}), token_rule=EVERY_TOKEN),  # type: ignore[arg-type]
+        experiment=SimpleNamespace(model=None, dataset=SimpleNamespace(eval={}), token_rule=EVERY_TOKEN),
         key="gpu",
         roots=Roots(folder),
         device=lm.device,
