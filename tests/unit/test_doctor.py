@@ -153,7 +153,7 @@ def test_a_package_that_does_not_fit_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_checks_are_computed_in_one_thread() -> None:
-    """On two busy cores threads that wait for each other made six minutes of half a minute."""
+    """On busy cores, threads wait for each other."""
     torch.set_num_threads(2)
     with one_thread():
         assert torch.get_num_threads() == 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -134,8 +134,9 @@ class _ShardFile:
 class StatesWriter:
     """Sees to it that all shards are in the store, whoever makes them."""
 
-    def __init__(self, store: Store, shards: Shards, live: LiveRowStates) -> None:
-        self._store, self._shards, self._live = store, shards, live
+    def __init__(self, store: Store, shards: Shards, live: LiveRowStates, told: Callable[[int], None]) -> None:
+        """`told` is given the number of rows that are there so far, whoever made them."""
+        self._store, self._shards, self._live, self._told = store, shards, live, told
         self._pieces = Pieces(live.rows_at_once)
 
     def complete(self, must_pay: bool) -> bool:
@@ -149,6 +150,7 @@ class StatesWriter:
                 if mine and not self._make(mine, number, must_pay):
                     return False
                 must_pay = must_pay and not mine
+            self._told(self._shards.of(number).stop)
         self._store.share(self._shards.refs(), self._make_all)  # all of them: what is damaged is only found here
         return True
 
@@ -188,9 +190,11 @@ def stored_row_states(
     tokens: TrainTokens,
     sites: Sequence[Site],
     mode: CacheMode,
+    told: Callable[[int], None] = lambda rows: None,
 ) -> StoredRowStates | None:
     """The hidden states of all rows at `sites` from the store, made where they are missing; None where they are to be computed.
 
+    `told` is given the number of rows that are in the store, as they come.
     Raises InvalidInput where they are to be stored `always` and may not take so much.
     """
     if mode == "never":
@@ -206,7 +210,7 @@ def stored_row_states(
             if mode == "always":
                 raise InvalidInput(_too_large(store, shards))
             return None
-        complete = StatesWriter(store, shards, live).complete(must_pay=mode == "auto")
+        complete = StatesWriter(store, shards, live, told).complete(must_pay=mode == "auto")
     return stored if complete else None
 
 

@@ -29,6 +29,7 @@ from latentbench.core.border import contained, reason
 from latentbench.core.errors import CellFailed
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugin
+from latentbench.core.progress import Progress
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.resources import now
 from latentbench.core.token_rule import EVERY_TOKEN
@@ -344,13 +345,13 @@ def _rl_steps(tell: Teller, name: str, lm: LanguageModel, folder: Path) -> None:
     section = {"method": "rl", "problems": {"adapter": "pocket"}, "steps": steps, **shape}
     method = RlMethod.model_validate_json(json.dumps(section))
     times = [now(lm.device)]
-    method.make(_context(lm, folder, lambda done, total: times.append(now(lm.device))))
+    method.make(_context(lm, folder, lambda *_, **__: times.append(now(lm.device))))
     seconds = [after - before for before, after in pairwise(times)]
     tell.found(f"{name}: first step, loading of libraries included", round(seconds[0], 2), "s")
     tell.found(f"{name}: step of {size.prompts} × {size.samples} answers", round(median(seconds[1:]), 4), "s")
 
 
-def _context(lm: LanguageModel, folder: Path, progress: Callable[[int, int], None]) -> StageContext:
+def _context(lm: LanguageModel, folder: Path, progress: Progress) -> StageContext:
     """What a method needs of a stage, without a spec and without a store."""
 
     def nothing(*_: Any) -> Any:

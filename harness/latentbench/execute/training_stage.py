@@ -139,7 +139,7 @@ class TrainingRunner:
                 self._attempt(failures, item.key, partial(self._keep, item, self._built(item), None))
             return failures
         sites = sorted({item.made.site for item in wanted}, key=str)
-        states = self._states(wanted, sites)
+        states = self._states(wanted, sites, progress)
         with self.store.using(states.keys if states else ()):
             return failures | self._trained(wanted, self._stream(wanted, sites, states), progress)
 
@@ -218,14 +218,20 @@ class TrainingRunner:
             states=states,
         )
 
-    def _states(self, wanted: list[TrainingRequest], sites: list[Site]) -> StoredRowStates | None:
+    def _states(self, wanted: list[TrainingRequest], sites: list[Site], progress: Progress) -> StoredRowStates | None:
         """The hidden states of their texts from the store; None where they are to be computed as they are read."""
         first, modes = wanted[0], {item.cell.experiment.resources.cache for item in wanted}
         origin = StatesOrigin(first.made.stage.payload["model"], first.tokens.key)
         model = self.models.model(first.cell.experiment.model, first.data.context)
         # SAEs that share a stream share its states, so the strongest wish among them decides.
         mode = next(mode for mode in CACHE_MODES if mode in modes)
-        return stored_row_states(self.store, origin, model, self._tokens(first), sites, mode)
+        tokens = self._tokens(first)
+        context, total = tokens.ids.shape[1], tokens.ids.numel()
+
+        def told(rows: int) -> None:
+            progress(rows * context, total, "tokens", part="storing hidden states")
+
+        return stored_row_states(self.store, origin, model, tokens, sites, mode, told)
 
     def _tokens(self, item: TrainingRequest) -> TrainTokens:
         return make_train_tokens(self.store, item.tokens, item.data, self.models, item.cell.experiment.model)

@@ -120,7 +120,7 @@ def exchange_tests(
         return [TestResult(None, f"not testable with n = {counted(n, units)}")] * tests
     # 2^n exchanges cannot all be tried; the t-test of the shares stands for them at the cost of one evaluation.
     shares, scale = _shares(formula, a, b)
-    finite: list[bool] = np.isfinite(shares).all(-1).tolist()
+    finite = np.atleast_1d(np.isfinite(shares).all(-1)).tolist()
     undefined = TestResult(None, f"not testable: the formula is not finite when {units} are exchanged")
     with np.errstate(all="ignore"):
         p_values = _two_sided(shares, scale).tolist()
