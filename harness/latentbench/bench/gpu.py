@@ -64,7 +64,7 @@ PARTS = (
     Part(MACHINE, "the device and the versions of what drives it", 90),
     Part("kernels", "device tests: kernels against dense float64 and torch's operations", 120, interpreted=True),
     Part("training", "device tests: training against the CPU, and resumed", 120),
-    Part("nccl", "device tests: collectives and training in a process group of one", 60),
+    Part("nccl", "device tests: collectives and training in a process group of one", 90),
     Part("hierarchical", "HierarchicalTopK's loss and step, K up to 128, 65,536 latents, d = 2,304", 120),
     Part("train", "training steps against sae-lens and torch's operations", 150),
     Part("rl", "steps of reinforcement learning of steering vectors", 120),
