@@ -325,5 +325,5 @@ def test_accuracy_against_scale_is_plotted_where_rows_differ_in_scale(tmp_path: 
     labels = [c["label"] for c in group["columns"]]
     seen = {(p["x"] if p["x"] == "scale" else labels[p["x"]], labels[p["y"]], p["domain"]) for p in group["plots"]}
     assert seen == {("scale", "Accuracy", "word_problems"), ("KL to the unsteered", "Accuracy", "word_problems")}
-    assert sorted(row["scale"] for row in group["rows"]) == [0.0, 1.0, 2.0]
-    assert {row["variant"] for row in group["rows"]} == {"rl"}
+    assert sorted(group["rows"]["scale"]) == [0.0, 1.0, 2.0]
+    assert group["rows"]["variant"] == {"all": "rl"}
