@@ -51,6 +51,8 @@ METRICS = [
 ]
 SAME = 1e-6
 """Relative: both sum in another order, sae-lens in float32."""
+DIVERGENCE = 1e-5
+"""sae-lens adds up terms of both signs in float32, in which a divergence of 0.003 nats loses a digit or two."""
 QUOTIENT = 1e-5
 """Of two differences of losses, each of which loses a digit to cancellation."""
 ROLES = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id")
@@ -185,7 +187,7 @@ def test_with_bos_the_same_tokens_are_looked_at_and_the_same_states_replaced() -
     losses = their_losses(model, tok, tokens, sae)
     assert mine["cross_entropy.clean"] == pytest.approx(losses["ce_loss_without_sae"].mean().item(), rel=SAME)
     assert mine["cross_entropy.sae"] == pytest.approx(losses["ce_loss_with_sae"].mean().item(), rel=SAME)
-    assert mine["cross_entropy.kl"] == pytest.approx(losses["kl_div_with_sae"][:, :-1].mean().item(), rel=SAME)
+    assert mine["cross_entropy.kl"] == pytest.approx(losses["kl_div_with_sae"][:, :-1].mean().item(), rel=DIVERGENCE)
 
 
 def test_with_massive_tokens_left_out_by_both_the_same_is_measured() -> None:
@@ -200,7 +202,7 @@ def test_with_massive_tokens_left_out_by_both_the_same_is_measured() -> None:
     assert_reconstruction_agrees(mine, theirs(model, known, tokens, sae), 24)
     losses = their_losses(model, known, tokens, sae)
     assert mine["cross_entropy.sae"] == pytest.approx(losses["ce_loss_with_sae"].mean().item(), rel=SAME)
-    assert mine["cross_entropy.kl"] == pytest.approx(losses["kl_div_with_sae"][:, :-1].mean().item(), rel=SAME)
+    assert mine["cross_entropy.kl"] == pytest.approx(losses["kl_div_with_sae"][:, :-1].mean().item(), rel=DIVERGENCE)
     every = ours(model, tokenizer(False), tokens, sae)
     assert abs(every["explained_variance.centred"] - mine["explained_variance.centred"]) > 0.01
 
@@ -270,6 +272,6 @@ def test_a_real_model_on_real_text_agrees(kind: str) -> None:
     losses = their_losses(model, tok, tokens, sae)
     assert mine["cross_entropy.clean"] == pytest.approx(losses["ce_loss_without_sae"].mean().item(), rel=SAME)
     assert mine["cross_entropy.sae"] == pytest.approx(losses["ce_loss_with_sae"].mean().item(), rel=SAME)
-    assert mine["cross_entropy.kl"] == pytest.approx(losses["kl_div_with_sae"][:, :-1].mean().item(), rel=SAME)
+    assert mine["cross_entropy.kl"] == pytest.approx(losses["kl_div_with_sae"][:, :-1].mean().item(), rel=DIVERGENCE)
     assert 1.0 < mine["cross_entropy.clean"] < 2.2
     assert mine["cross_entropy.clean"] < mine["cross_entropy.sae"] < mine["cross_entropy.zero"]

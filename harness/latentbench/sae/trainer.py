@@ -250,9 +250,8 @@ class NativeTrainer:
         return backend(*self.parameters.values()).name if sparse else "autograd"
 
     def _step(self, x: Tensor) -> None:
-        low = self.training.precision == "bfloat16"
         # Over the loss alone: gradients of the sparse products are summed up in float32.
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+        with _low_precision(x.device) if self.training.precision == "bfloat16" else nullcontext():
             loss = self.sae.loss(x, self.silent >= self.dead_after, self.next_step, self.steps)
         # Of the whole batch, so that every member checks, records and counts the same numbers and raises the same
         # errors.
@@ -375,6 +374,10 @@ class NativeTrainer:
         self.usage.peak = self._most_memory()
         self.sae.fold_input_scale(self.scale)
         return self.sae.eval().requires_grad_(False)
+
+
+def _low_precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def _triton() -> str:

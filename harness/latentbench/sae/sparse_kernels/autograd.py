@@ -49,7 +49,7 @@ def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     out = scratch(x.shape[0], weight.shape[0], like=x)
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return torch.addmm(bias.detach(), x.detach(), weight.detach().t(), out=out)
     low = torch.get_autocast_dtype(device)
     product = scratch(x.shape[0], weight.shape[0], like=torch.empty(0, dtype=low, device=x.device))
