@@ -261,3 +261,20 @@ def test_an_sae_that_never_fits_fails_alone() -> None:
     found = measure(LM, TOKENS, [*requests(), MeasurementRequest("hungry", hungry, MIDDLE)])
     assert list(found.failures) == ["hungry"]
     assert_same(found, measure(LM, TOKENS, requests()))
+
+
+class TooWide(ToySAE):
+    """Names latents that it does not have."""
+
+    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        codes = super().encode(x, budget)
+        return Codes(codes.values, codes.indices + self.width)
+
+    def decode(self, codes: Codes) -> Tensor:
+        return super().decode(Codes(codes.values, codes.indices - self.width))
+
+
+def test_an_sae_that_names_latents_it_does_not_have_fails_alone() -> None:
+    found = measure(LM, TOKENS, [*requests(), MeasurementRequest("wide", TooWide(), MIDDLE)])
+    assert "codes name latent" in str(found.failures["wide"])
+    assert_same(found, measure(LM, TOKENS, requests()))

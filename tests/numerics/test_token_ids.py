@@ -115,6 +115,10 @@ def test_a_real_model_gives_the_same_with_a_token_added_for_padding() -> None:
     class Halves(ToySAE):
         """Half of each hidden state."""
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 32
+
         def encode(self, x: torch.Tensor, budget: int | None = None) -> Codes:
             return Codes(x[:, :32], torch.arange(32).expand(len(x), 32))
 

@@ -70,6 +70,8 @@ class Reconstructions:
         if reconstruction.shape != x.shape:
             raise ValueError(f"reconstructions of shape {tuple(reconstruction.shape)} for {tuple(x.shape)} given")
         self._latest = codes.firing_counts(self._sae.width).cpu()
+        if len(self._latest) > self._sae.width:
+            raise ValueError(f"codes name latent {len(self._latest) - 1}, and the SAE has {self._sae.width}")
         tokens = TokenBatch(x, mean, reconstruction, codes, batch.token_ids, batch.positions)
         values = {name: statistic(tokens) for name, statistic in TOKEN_STATISTICS.items()}
         values |= {statistic.name: _declared_values(statistic, tokens) for statistic in self._declared}
