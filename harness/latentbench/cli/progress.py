@@ -83,7 +83,7 @@ def print_summary(plan: Plan, unfinished: dict[str, str], project: Project, seco
     console = Console(stderr=True)
     shared = os.path.commonpath([item.cell.origin.name for item in plan.cells]) if plan.cells else ""
     with suppress(InvalidInput):  # on a full disk there may be no record at all
-        table = leaderboard(project.results, suite=shared or None, width=table_width())
+        table = leaderboard(project.results, suite=shared or None, width=table_width(), store=project.store)
         sys.stdout.write(table + "\n")
     for title, reason in unfinished.items():
         console.print(f"[red]no numbers[/] {escape(title)}: {escape(reason)}", highlight=False, soft_wrap=True)
