@@ -125,7 +125,7 @@ def test_two_devices_write_the_record_of_one(
     assert_alike(both, one)
     assert (devices(both), devices(one)) == ([{"2": 16}] * 2, [{"1": 16}] * 2)
     assert {record.environment.devices for record in both.records().values()} == {2}
-    assert "training 2 SAEs of mine: 8/8" in capfd.readouterr().err
+    assert "training 2 SAEs of mine[seed=0]: done" in capfd.readouterr().err
 
 
 @pytest.mark.slow

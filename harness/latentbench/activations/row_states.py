@@ -13,6 +13,7 @@ processors do: then a stream that reads gives the batches of one that computes, 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -131,6 +132,17 @@ class _ShardFile:
             done += read
 
 
+class _DoesNotPay(Exception):  # an answer, not an error
+    """Storing takes too long for what it saves."""
+
+
+def _write(states: Tensor, path: Path) -> None:
+    """Until it is on the disk, so that the time this takes is that of the disk."""
+    save_file({TENSOR: states}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 class StatesWriter:
     """Sees to it that all shards are in the store, whoever makes them."""
 
@@ -162,15 +174,16 @@ class StatesWriter:
     def _make(self, refs: Sequence[Ref], number: int, must_pay: bool) -> bool:
         places, began = self._shards.refs(), time.monotonic()
         wanted, found = {places[ref][0]: ref for ref in refs}, self._computed(number)
-        computed = time.monotonic()
-        for site, ref in wanted.items():
-            with self._store.writing(*ref, self._shards.made_from(site, number)) as folder:
-                save_file({TENSOR: found[site]}, folder / FILE)
-        stored = time.monotonic()
-        if must_pay and computed - began < PAYS * (stored - computed):
-            for artifact in (self._store.get(*ref) for ref in refs):
-                if artifact:
-                    self._store.remove(artifact)
+        least = (time.monotonic() - began) / PAYS if must_pay else math.inf
+        try:
+            for site, ref in wanted.items():
+                with self._store.writing(*ref, self._shards.made_from(site, number)) as folder:
+                    began = time.monotonic()
+                    _write(found[site], folder / FILE)
+                    # Said before the draft becomes an artifact: what does not pay leaves nothing behind.
+                    if len(wanted) * (time.monotonic() - began) > least:
+                        raise _DoesNotPay
+        except _DoesNotPay:
             return False
         return True
 

@@ -79,8 +79,10 @@ class Derived:
 
     def _attempt(self, work: Callable[[Connection], None]) -> None:
         """Does what can be done with the database; what cannot is left undone, and a damaged file is removed."""
-        import sqlite3  # reading specs needs none of it
-
+        try:
+            import sqlite3  # reading specs needs none of it
+        except ImportError:  # some builds of Python have none
+            return
         try:
             with closing(sqlite3.connect(self.path, timeout=_WAIT)) as database:
                 work(database)
