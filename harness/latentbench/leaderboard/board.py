@@ -80,10 +80,12 @@ def columns_of(headings: Headings) -> dict[str, tuple[int, Column]]:
 
 def number_of(cell: LoadedRecord, key: str) -> tuple[Numbers, int] | None:
     """The numbers in which a cell's number of some column stands, and its place there; None where it has none."""
-    for numbers in (cell.on_machine, cell.numbers):  # of two of one key the last one counts
-        if numbers is not None and (found := columns_of(numbers.headings).get(key)):
-            return numbers, found[0]
-    return None
+    numbers: Numbers | None = cell.numbers
+    if numbers is not None and (found := columns_of(numbers.headings).get(key)):
+        return numbers, found[0]
+    numbers = cell.on_machine
+    found = columns_of(numbers.headings).get(key) if numbers is not None else None
+    return (numbers, found[0]) if numbers is not None and found else None
 
 
 BEYOND = "†"

@@ -326,6 +326,9 @@ def values_of(
 
 
 def _measured(cells: Sequence[LoadedRecord], column: Column) -> bool:
+    first = cells[0].numbers.headings
+    if column.key in columns_of(first) and all(c.numbers.headings is first and not c.numbers.missing for c in cells):
+        return True  # as of nearly all rows
     found = (number_of(cell, column.key) for cell in cells)
     return all(number and number[0].value(number[1]) is not None for number in found)
 
@@ -359,4 +362,4 @@ def _deviation(numbers: Sequence[float]) -> float:
     # Beside the first of them, so that equal numbers have none.
     beside = [number - numbers[0] for number in numbers]
     mean = math.fsum(beside) / len(beside)
-    return math.sqrt(math.fsum((number - mean) ** 2 for number in beside) / (len(beside) - 1))
+    return math.dist(beside, [mean] * len(beside)) / math.sqrt(len(beside) - 1)

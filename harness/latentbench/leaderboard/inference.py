@@ -209,15 +209,17 @@ def _known(
 ) -> list[Column]:
     """Takes what is known of a row into `tests`; the columns of which nothing is known."""
     unknown = []
+    against = {
+        id(leader): (key and source.tests.of(key)) for leader in best.values() for key in [_pair_key(leader, row)]
+    }
     for column, ids in entered.items():
-        if row.id not in ids:
-            continue
-        key, tag = _pair_key(best[column], row), _pair_tag(best[column], row, column)
-        found = source.tests.of(key).get(tag) if key and tag else None
-        if found is None:
-            unknown.append(column)
-        else:
-            tests[row.id, column.key] = TestResult(*found)
+        if row.id in ids:
+            leader = best[column]
+            known, tag = against[id(leader)], _pair_tag(leader, row, column)
+            if known and tag and tag in known:
+                tests[row.id, column.key] = TestResult(*known[tag])
+            else:
+                unknown.append(column)
     return unknown
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ CHECK = 1
 _RECORDS, _PARTS = f"records/{CHECK}/{LAYOUT}", f"record-parts/{LAYOUT}"
 _TOGETHER = 256
 """Records whose bytes are held together."""
+_THREADS = 4
 
 
 class RecordReader:
@@ -37,24 +39,29 @@ class RecordReader:
     def __init__(self, derived: Derived | None = None) -> None:
         self._derived, self._parts = derived, Parts()
         self._written: set[str] = set()
+        self._estimators: dict[str, str] = {}
+        """By the digest of the resolved experiment, which many records share."""
 
     def read(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Record | RefusedFile]]:
         """Each record as `read_record` gives it, or why there is none."""
         remaining = iter(paths)
-        while batch := list(islice(remaining, _TOGETHER)):
-            yield from zip(batch, self._batch(batch), strict=True)
+        # Reading and hashing wait for disks and hold no lock.
+        with ThreadPoolExecutor(_THREADS) as threads:
+            while batch := list(islice(remaining, _TOGETHER)):
+                yield from zip(batch, self._batch(batch, threads), strict=True)
 
-    def _batch(self, paths: Sequence[Path]) -> list[Record | RefusedFile]:
-        contents = [_bytes_or_reason(path) for path in paths]
-        digests = [hashlib.sha256(c).hexdigest() if isinstance(c, bytes) else "" for c in contents]
+    def _batch(self, paths: Sequence[Path], threads: Executor) -> list[Record | RefusedFile]:
+        contents, digests = zip(*threads.map(_bytes_and_digest, paths), strict=True)
         known, new, parts = self._known(digests), dict[str, Json](), dict[str, str]()
+        remembered = [self._remembered(known.get(key)) for key in digests]
+        held = list(threads.map(_vouched, paths, remembered))
 
-        def read(path: Path, content: bytes | RefusedFile, key: str) -> Record | RefusedFile:
+        def read(path: Path, content: bytes | RefusedFile, key: str, record: Record | None) -> Record | RefusedFile:
             if isinstance(content, RefusedFile):
                 return content
-            return self._remembered(path, known.get(key)) or self._checked(path, content, key, new, parts)
+            return record or self._checked(path, content, key, new, parts)
 
-        found = [read(*each) for each in zip(paths, contents, digests, strict=True)]
+        found = [read(*each) for each in zip(paths, contents, digests, held, strict=True)]
         self._remember(new, parts)
         return found
 
@@ -68,13 +75,14 @@ class RecordReader:
         self._written |= there.keys()
         return {key: own for key, own in known.items() if not self._parts.missing(own["slim"])}
 
-    def _remembered(self, path: Path, own: Json | None) -> Record | None:
-        """A record that was sound, if its statistics are those it vouches for and the estimators those it was checked with."""
+    def _remembered(self, own: Json | None) -> Record | None:
+        """A record that was sound with its statistics, if it was checked with the estimators of this installation."""
         if own is None:
             return None
-        record = self._parts.whole(own["slim"])
-        known = own["estimators"] == _estimators(record.metrics_section)
-        return record if known and vouched(path.parent, record.documents) else None
+        record, resolved = self._parts.whole(own["slim"]), own["slim"]["parts"]["resolved"]
+        if resolved not in self._estimators:
+            self._estimators[resolved] = _estimators(record.metrics_section)
+        return record if own["estimators"] == self._estimators[resolved] else None
 
     def _checked(
         self, path: Path, content: bytes, key: str, new: dict[str, Json], parts: dict[str, str]
@@ -99,11 +107,17 @@ class RecordReader:
             self._written |= parts.keys()
 
 
-def _bytes_or_reason(path: Path) -> bytes | RefusedFile:
+def _bytes_and_digest(path: Path) -> tuple[bytes | RefusedFile, str]:
     try:
-        return record_bytes(path)
+        content = record_bytes(path)
     except RefusedFile as error:
-        return error
+        return error, ""
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def _vouched(path: Path, record: Record | None) -> Record | None:
+    """The record, if the statistics beside it are those it vouches for."""
+    return record if record and vouched(path.parent, record.documents) else None
 
 
 @lru_cache(maxsize=1024)

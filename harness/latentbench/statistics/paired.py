@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr
 
 from latentbench.statistics.arrays import Array
 from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, expanded_levels, weights
@@ -120,7 +119,7 @@ def exchange_tests(
         return [TestResult(None, f"not testable with n = {counted(n, units)}")] * tests
     # 2^n exchanges cannot all be tried; the t-test of the shares stands for them at the cost of one evaluation.
     shares, scale = _shares(formula, a, b)
-    finite = np.atleast_1d(np.isfinite(shares).all(-1)).tolist()
+    finite: list[bool] = np.asarray(np.isfinite(shares).all(-1)).tolist()
     undefined = TestResult(None, f"not testable: the formula is not finite when {units} are exchanged")
     with np.errstate(all="ignore"):
         p_values = _two_sided(shares, scale).tolist()
@@ -158,6 +157,8 @@ def _shares(formula: Formula, a: Sequence[Array], b: Sequence[Array]) -> tuple[A
 
 def _two_sided(shares: Array, scale: Array) -> Array:
     """p of t-tests that the shares [..., n] have mean zero, with the two cases that would divide by rounding."""
+    from scipy.special import stdtr
+
     n = shares.shape[-1]
     # Of 2^n exchanges at least the observed one and its mirror image are as extreme.
     floor = 2.0 ** (1 - n)

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import ndtr, stdtr, stdtrit
 
 from latentbench.statistics.arrays import Array
 from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, quantiles
@@ -166,6 +165,8 @@ def _freedom(variances: Array, sizes: Sequence[int]) -> float:
 
 
 def _two_sided(value: float, variances: Array, sizes: Sequence[int], scale: float, floor: float) -> float:
+    from scipy.special import stdtr
+
     if abs(value) <= ROUNDING * scale:
         return 1.0
     spread = math.sqrt(variances.sum())
@@ -194,6 +195,8 @@ def _interval(formula: Formula, samples: Sequence[Sample], level: float) -> Ends
 
 def _ends(deviations: Array, center: float, variances: Array, sizes: Sequence[int], level: float) -> Ends:
     """From deviations [resamples] of a statement, its value, and the variance [samples] of each of its terms."""
+    from scipy.special import ndtr, stdtrit
+
     if not (np.isfinite(deviations).all() and np.isfinite(variances).all()):
         return None, None
     if not variances.any():  # all units alike: the degrees of freedom would be 0/0

@@ -16,6 +16,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic_core import from_json
+
 from latentbench.core.spec_model import Json
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Derived:
                 part = listed[start : start + _TOGETHER]
                 wanted = f"namespace = ? AND key IN ({','.join('?' * len(part))})"
                 lines = database.execute(f"SELECT key, sum, value FROM derived WHERE {wanted}", (namespace, *part))
-                found.update((key, json.loads(text)) for key, sum, text in lines if sum == _sum(namespace, key, text))
+                found.update((key, from_json(text)) for key, sum, text in lines if sum == _sum(namespace, key, text))
 
         if listed:
             self._attempt(ask)
