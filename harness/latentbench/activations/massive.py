@@ -18,7 +18,7 @@ from torch import Tensor
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.core.token_rule import TokenRule
+from latentbench.core.token_rule import TokenRule, share_left_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,14 +64,18 @@ class LeftOut:
     named: int
 
     @property
+    def counts(self) -> dict[str, int]:
+        """The three by name."""
+        return {"tokens": self.tokens, "massive": self.massive, "named": self.named}
+
+    @property
     def share(self) -> float:
         """Of all tokens that are not special, those left out."""
-        return (self.massive + self.named) / max(1, self.tokens + self.massive + self.named)
+        return share_left_out(self.counts)
 
     def plain(self) -> Json:
         """As training records have it; an infinite limit is null."""
-        counts = {"tokens": self.tokens, "massive": self.massive, "named": self.named}
-        return {"median": self.limit.plain()["median"], "limit": self.limit.plain()["length"], **counts}
+        return {"median": self.limit.plain()["median"], "limit": self.limit.plain()["length"], **self.counts}
 
 
 @dataclass(frozen=True)

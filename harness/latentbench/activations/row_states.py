@@ -81,7 +81,7 @@ class StoredRowStates:
     @property
     def keys(self) -> set[str]:
         """Of all shards, for whoever keeps them from being evicted."""
-        return {key for _, key in self._shards.refs()}
+        return {key for _, key in self._shards.places}
 
     def read(self, rows: Tensor, counted: Tensor) -> dict[Site, Tensor]:
         """See `RowStates`."""
@@ -155,25 +155,23 @@ class StatesWriter:
         """Makes what is missing, shard by shard, beside others who do the same. False where `must_pay` and it does not:
         then nothing that was made here is left.
         """
-        missing = self._shards.missing(self._store)
-        for number in dict.fromkeys(number for _, number in missing.values()):
+        for number, refs in self._shards.by_number(self._shards.missing(self._store)).items():
             # What others are making is passed over, so that several workers share the work; it is waited for at the end.
-            with self._store.taking(ref for ref, place in missing.items() if place[1] == number) as mine:
+            with self._store.taking(refs) as mine:
                 if mine and not self._make(mine, number, must_pay):
                     return False
                 must_pay = must_pay and not mine
             self._told(self._shards.of(number).stop)
-        self._store.share(self._shards.refs(), self._make_all)  # all of them: what is damaged is only found here
+        self._store.share(self._shards.places, self._make_all)  # all of them: what is damaged is only found here
         return True
 
     def _make_all(self, refs: list[Ref]) -> None:
-        places = self._shards.refs()
-        for number in dict.fromkeys(places[ref][1] for ref in refs):
-            self._make([ref for ref in refs if places[ref][1] == number], number, must_pay=False)
+        for number, together in self._shards.by_number(refs).items():
+            self._make(together, number, must_pay=False)
 
     def _make(self, refs: Sequence[Ref], number: int, must_pay: bool) -> bool:
-        places, began = self._shards.refs(), time.monotonic()
-        wanted, found = {places[ref][0]: ref for ref in refs}, self._computed(number)
+        began = time.monotonic()
+        wanted, found = {self._shards.places[ref][0]: ref for ref in refs}, self._computed(number)
         least = (time.monotonic() - began) / PAYS if must_pay else math.inf
         try:
             for site, ref in wanted.items():
@@ -219,7 +217,7 @@ def stored_row_states(
     shards = Shards(origin, tuple(sites), len(tokens.ids), like.nbytes)
     stored = StoredRowStates(store, shards, like)
     with store.using(stored.keys):
-        if not make_room_for_states(store, shards.bytes_of(shards.missing(store).values()), stored.keys):
+        if not make_room_for_states(store, shards.bytes_of(shards.missing(store)), stored.keys):
             if mode == "always":
                 raise InvalidInput(_too_large(store, shards))
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,14 +70,22 @@ class Shards:
         """What the store calls a shard."""
         return STATES, digest(STATES, self.made_from(site, number))
 
-    def refs(self) -> dict[Ref, tuple[Site, int]]:
-        """All shards, each with its site and number, the sites of a number together."""
+    @cached_property
+    def places(self) -> dict[Ref, tuple[Site, int]]:
+        """All shards, each with its site and number, the sites of a number together. There may be thousands to name."""
         return {self.ref(site, n): (site, n) for n in range(self.count) for site in self.sites}
 
-    def missing(self, store: Store) -> dict[Ref, tuple[Site, int]]:
+    def missing(self, store: Store) -> list[Ref]:
         """Those that are not in the store, unchecked."""
-        return {ref: place for ref, place in self.refs().items() if not store.has(*ref)}
+        return [ref for ref in self.places if not store.has(*ref)]
 
-    def bytes_of(self, places: Collection[tuple[Site, int]]) -> int:
+    def by_number(self, refs: Iterable[Ref]) -> dict[int, list[Ref]]:
+        """Some shards by their numbers."""
+        found: dict[int, list[Ref]] = {}
+        for ref in refs:
+            found.setdefault(self.places[ref][1], []).append(ref)
+        return found
+
+    def bytes_of(self, refs: Iterable[Ref]) -> int:
         """Bytes of some shards."""
-        return sum(len(self.of(number)) for _, number in places) * self.row_bytes
+        return sum(len(self.of(self.places[ref][1])) for ref in refs) * self.row_bytes

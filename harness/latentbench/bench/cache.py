@@ -20,7 +20,6 @@ from latentbench.activations.tokens import TrainTokens
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
-from latentbench.core.sites import Site
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
 from latentbench.plan.stages import SaeStages, stages_of
 from latentbench.sae.activation_stream import ActivationStream
@@ -72,7 +71,7 @@ def run(cell: Cell, roots: Roots, device: str, store: Path) -> CacheTiming:
 def _fill(store: Store, made: SaeStages, model: LanguageModel, tokens: TrainTokens) -> StoredRowStates:
     assert made.tokens is not None
     origin = StatesOrigin(made.stage.payload["model"], made.tokens.key)
-    found = stored_row_states(store, origin, model, tokens, _sites(made), "always")
+    found = stored_row_states(store, origin, model, tokens, [made.site], "always")
     assert found is not None  # `always` stores or raises
     return found
 
@@ -81,11 +80,7 @@ def _stream(
     cell: Cell, made: SaeStages, model: LanguageModel, tokens: TrainTokens, states: StoredRowStates | None
 ) -> ActivationStream:
     options, rule = cell.experiment.training, cell.experiment.token_rule
-    return ActivationStream(model, tokens, _sites(made), tokens.tokens, options, cell.seed, rule=rule, states=states)
-
-
-def _sites(made: SaeStages) -> list[Site]:
-    return [made.site]
+    return ActivationStream(model, tokens, [made.site], tokens.tokens, options, cell.seed, rule=rule, states=states)
 
 
 def _digest(stream: ActivationStream) -> str:

@@ -8,6 +8,7 @@ number over them says little else. The rule is by length and not by position, be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentbench.core.spec_model import Json
@@ -16,6 +17,12 @@ DEFAULT_MULTIPLE = 10.0
 """Of the median length; the multiple that dictionary_learning uses."""
 MUCH = 0.02
 """The share of tokens left out above which a row says so."""
+
+
+def share_left_out(counts: Mapping[str, float]) -> float:
+    """Of all tokens that are not special the massive and the named ones; `counts` says how many those are, and the `tokens` left."""
+    left_out = counts["massive"] + counts["named"]
+    return left_out / max(1.0, left_out + counts["tokens"])
 
 
 @dataclass(frozen=True)

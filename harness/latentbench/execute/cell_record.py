@@ -18,7 +18,7 @@ import numpy as np
 
 from latentbench.core.hashing import digest
 from latentbench.core.resources import high_water
-from latentbench.core.token_rule import MUCH
+from latentbench.core.token_rule import MUCH, share_left_out
 from latentbench.execute.job import Job, JobCell
 from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import metric_values
@@ -132,16 +132,12 @@ def training_warnings(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _left_out_of_training(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    shares = [share for record in records if (share := _share_left_out(record.get("left_out"))) > MUCH]
+    # What was trained before there was a rule says nothing of it.
+    told = (counts for record in records if (counts := record.get("left_out")))
+    shares = [share for counts in told if (share := share_left_out(counts)) > MUCH]
     if shares:
         most = f"{'up to ' if len(shares) > 1 else ''}{max(shares):.1%}"
         yield f"{_which(shares, records)} trained without {most} of the tokens, massive ones or those that `leave_out` names"
-
-
-def _share_left_out(counts: Mapping[str, int] | None) -> float:
-    """Of the tokens of the first block; 0 for what was trained before there was a rule."""
-    left_out = counts["massive"] + counts["named"] if counts else 0
-    return left_out / max(1, left_out + counts["tokens"]) if counts else 0.0
 
 
 def _which(those: Sequence[object], all_of: Sequence[object]) -> str:

@@ -19,7 +19,7 @@ from latentbench.activations.tokens import EvalTokens, TrainTokens, overlap
 from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed, LatentbenchError, NotAvailable, StoreError
 from latentbench.core.text import plural
-from latentbench.core.token_rule import MUCH
+from latentbench.core.token_rule import MUCH, share_left_out
 from latentbench.distributed.progress_meter import ProgressMeter
 from latentbench.distributed.worker_process import Event, EventHandler
 from latentbench.execute.cell_record import (
@@ -314,8 +314,7 @@ def _levels(stages: CellStages | None) -> Iterator[tuple[int, SaeStages]]:
 
 def _left_out(domain: str, baseline: Baseline) -> Iterator[str]:
     counts = {name: float(baseline.statistics[name].sum()) for name in ("tokens", "massive", "named")}
-    share = (counts["massive"] + counts["named"]) / max(1.0, sum(counts.values()))
-    if share > MUCH:
+    if (share := share_left_out(counts)) > MUCH:
         yield (
             f"{domain}: {share:.1%} of the tokens are left out, {counts['massive']:.0f} massive ones and {counts['named']:.0f} that "
             "`leave_out` names: the numbers are about the others"

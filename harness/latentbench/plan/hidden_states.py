@@ -65,7 +65,7 @@ def states_preview(plan: Plan, store: Store, roots: Roots) -> Iterator[str]:
 
 def _line(wanted: WantedStates, facts: ModelFacts, store: Store) -> str:
     shards, cost = wanted.shards(facts), _operations(wanted.flops(facts))
-    missing = shards.bytes_of(shards.missing(store).values())
+    missing = shards.bytes_of(shards.missing(store))
     state = f"{_size(missing)} to store, {cost} to compute" if missing else f"{_size(shards.bytes)} in the store"
     read = f"{plural(len(wanted.saes), 'SAE')} in {plural(len(wanted.streams), 'stream')}"
     tokens = (
