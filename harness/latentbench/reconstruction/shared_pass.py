@@ -36,11 +36,11 @@ from latentbench.reconstruction.documents import (
     DocumentBatch,
     DocumentSums,
     Domain,
-    Predictions,
     per_document,
     squared_norms,
     vector_sums,
 )
+from latentbench.reconstruction.predictions import Predictions
 from latentbench.reconstruction.statistics import TOKEN_STATISTICS, Baseline, Measurement, TokenBatch
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.statistics.arrays import Array
