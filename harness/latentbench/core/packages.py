@@ -48,7 +48,7 @@ def package_files(package: str, pattern: str, version: str | None = None) -> lis
     named = installed.files
     if named is None:
         raise NotAvailable(
-            f"the package {package} has no list of its files; install it anew: {installing(package, installed.version)}"
+            f"the package {package} has no list of its files; install it anew: {installing(package, version=installed.version)}"
         )
     found = sorted({str(path) for path in named if _matches(PurePosixPath(path), PurePosixPath(pattern))})
     if not found:
@@ -77,19 +77,31 @@ def check_sha256(what: str, files: Iterable[Path], stated: str | None) -> None:
         )
 
 
-def installing(package: str, version: str | None = None) -> str:
-    """The command that installs a package without what its own code would need."""
-    return f"pip install --no-deps {package}" + (f"=={version}" if version else "")
+def require(packages: Iterable[str], version: str | None = None) -> None:
+    """Raises NotAvailable with one command for all packages that are not installed."""
+    if missing := [package for package in packages if _distribution(package) is None]:
+        which = f"package {missing[0]} is" if len(missing) == 1 else f"packages {', '.join(missing)} are"
+        raise NotAvailable(f"the {which} not installed: {installing(*missing, version=version)}")
+
+
+def installing(*packages: str, version: str | None = None) -> str:
+    """The command that installs packages without what their own code would need."""
+    return " ".join(["pip install --no-deps", *(name + (f"=={version}" if version else "") for name in packages)])
+
+
+def _distribution(package: str) -> Distribution | None:
+    try:
+        return distribution(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _installed(package: str, version: str | None) -> Distribution:
-    try:
-        found = distribution(package)
-    except PackageNotFoundError:
-        raise NotAvailable(f"the package {package} is not installed: {installing(package, version)}") from None
+    require([package], version)
+    found = distribution(package)
     if version is not None and found.version != version:
         raise NotAvailable(
-            f"the package {package} is installed as {found.version}, not {version}: {installing(package, version)}"
+            f"the package {package} is installed as {found.version}, not {version}: {installing(package, version=version)}"
         )
     return found
 
@@ -110,7 +122,7 @@ def _plain_file(installed: Distribution, package: str, name: PurePosixPath) -> P
     if not path.is_file():
         raise NotAvailable(
             f"the package {package} lacks its file {str(name)!r}; install it anew: "
-            f"{installing(package, installed.version)} --force-reinstall"
+            f"{installing(package, version=installed.version)} --force-reinstall"
         )
     return path
 
