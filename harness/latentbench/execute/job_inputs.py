@@ -17,7 +17,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
 from latentbench.core.spec_model import Json
-from latentbench.plan.stages import Stage
+from latentbench.core.stage import Stage
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.spec.fit import beyond
 from latentbench.store.store import Store
