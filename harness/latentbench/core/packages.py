@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.errors import NotAvailable, RefusedFile, Unpinnable
 from latentbench.core.hashing import known_digest
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
@@ -83,12 +83,13 @@ def installing(package: str, version: str | None = None) -> str:
 
 
 def _installed(package: str, version: str | None) -> Distribution:
+    """The package. Raises Unpinnable where it must be installed first: what it holds is not known here, and no spec is wrong."""
     try:
         found = distribution(package)
     except PackageNotFoundError:
-        raise NotAvailable(f"the package {package} is not installed: {installing(package, version)}") from None
+        raise Unpinnable(f"the package {package} is not installed: {installing(package, version)}") from None
     if version is not None and found.version != version:
-        raise NotAvailable(
+        raise Unpinnable(
             f"the package {package} is installed as {found.version}, not {version}: {installing(package, version)}"
         )
     return found
