@@ -60,7 +60,7 @@ def run(cell: Cell, roots: Roots, device: str, store: Path) -> CacheTiming:
     with TemporaryDirectory(dir=store, prefix="bench-") as folder:
         temporary, models = Store(Path(folder)), ModelCache(roots, device)
         model = models.model(cell.experiment.model, made.data.context)
-        tokens = make_train_tokens(temporary, made.tokens, made.data, models, cell.experiment.model)
+        tokens = make_train_tokens(temporary, made, models, cell.experiment.model)
         live_digest, computing = _timed(lambda: _digest(_stream(cell, made, model, tokens, None)))
         stored, storing = _timed(lambda: _fill(temporary, made, model, tokens))
         read_digest, reading = _timed(lambda: _digest(_stream(cell, made, model, tokens, stored)))

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.errors import NotAvailable, RefusedFile, Unpinnable
 from latentbench.core.hashing import known_digest
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
@@ -78,10 +78,10 @@ def check_sha256(what: str, files: Iterable[Path], stated: str | None) -> None:
 
 
 def require(packages: Iterable[str], version: str | None = None) -> None:
-    """Raises NotAvailable with one command for all packages that are not installed."""
+    """Raises Unpinnable with one command for all packages that are not installed."""
     if missing := [package for package in packages if _distribution(package) is None]:
         which = f"package {missing[0]} is" if len(missing) == 1 else f"packages {', '.join(missing)} are"
-        raise NotAvailable(f"the {which} not installed: {installing(*missing, version=version)}")
+        raise Unpinnable(f"the {which} not installed: {installing(*missing, version=version)}")
 
 
 def installing(*packages: str, version: str | None = None) -> str:
@@ -97,10 +97,11 @@ def _distribution(package: str) -> Distribution | None:
 
 
 def _installed(package: str, version: str | None) -> Distribution:
+    """The package. Raises Unpinnable where it must be installed first: what it holds is not known here, and no spec is wrong."""
     require([package], version)
     found = distribution(package)
     if version is not None and found.version != version:
-        raise NotAvailable(
+        raise Unpinnable(
             f"the package {package} is installed as {found.version}, not {version}: {installing(package, version=version)}"
         )
     return found

@@ -235,7 +235,7 @@ class TrainingRunner:
         return stored_row_states(self.store, origin, model, tokens, sites, mode, told)
 
     def _tokens(self, item: TrainingRequest) -> TrainTokens:
-        return make_train_tokens(self.store, item.tokens, item.data, self.models, item.cell.experiment.model)
+        return make_train_tokens(self.store, item.made, self.models, item.cell.experiment.model)
 
     def _built(self, item: TrainingRequest) -> SparseAutoencoder:
         """The SAE as it is before training, initialised from its own key."""

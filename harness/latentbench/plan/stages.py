@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
+from latentbench.core.held_out import HeldOut
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
@@ -66,6 +67,8 @@ class SaeStages:
     tokens: Stage | None = None
     """The training tokens of `data`."""
     bases: tuple[SaeStages, ...] = ()
+    held_out: HeldOut | None = None
+    """What is kept out of its training tokens."""
 
     def all(self) -> list[Stage]:
         """In an order in which they can be made."""
@@ -229,7 +232,7 @@ class StageMaker:
     def _texts(self, data: DatasetAdapter, experiment: Experiment, version: int) -> dict[str, Json]:
         made = {
             "version": version,
-            "dataset": {**_identity(data, self.roots), "skip": data.skip, "documents": data.documents},
+            "dataset": data.identity_of_read(self.roots),
             "context": data.context,
             # The whole model's identity: a tokenizer has none of its own, and ids are checked against the model's embedding.
             "tokenizer": self._model(experiment),
@@ -266,7 +269,7 @@ class StageMaker:
         parents = (*((tokens,) if tokens else ()), *(base.stage for base in bases))
         where = f" at {site}" if len(experiment.sites) > 1 else ""
         stage = Stage("sae", f"{options.variant} SAE{where}, seed {seed}", payload, parents)
-        return SaeStages(options, stage, site, data, tokens, bases)
+        return SaeStages(options, stage, site, data, tokens, bases, experiment.dataset.held_out)
 
     def _subject(self, subject: Subject, cell: Cell, saes: tuple[SaeStages, ...]) -> Stage:
         payload = {
@@ -303,9 +306,12 @@ class StageMaker:
         def make() -> Stage:
             texts = self._texts(data, experiment, TRAIN_TOKENS_VERSION)
             packing = {"layout": data.packing, "tokens": data.tokens, "repeat": data.repeat}
-            return Stage("tokens", f"{data.tokens:,} training tokens", {**texts, **packing})
+            held_out = experiment.dataset.held_out
+            kept_out = {} if held_out is None else {"held_out": held_out.identity(self.roots)}
+            return Stage("tokens", f"{data.tokens:,} training tokens", {**texts, **packing, **kept_out})
 
-        return self._once("train", (data, experiment.model), make)
+        sets = experiment.dataset.eval.values() if experiment.dataset.held_out else ()
+        return self._once(("train", experiment.dataset.overlap), (data, experiment.model, *sets), make)
 
     def _eval_tokens(self, name: str, data: DatasetAdapter, experiment: Experiment) -> Stage:
         def make() -> Stage:
@@ -345,11 +351,6 @@ class StageMaker:
             return Stage("baseline", title, payload, (tokens,))
 
         return self._once((title, splice, repr(rule)), (tokens, site), make)
-
-
-def _identity(data: DatasetAdapter, roots: Roots) -> dict[str, Json]:
-    identity = data.identity(roots)
-    return {"adapter": data.adapter, **(identity if isinstance(identity, dict) else {"identity": identity})}
 
 
 def _passes(experiment: Experiment) -> dict[int | None, Json]:
