@@ -212,10 +212,10 @@ def test_cells_whose_package_is_not_installed_are_named_and_cost_no_others(
     reason = "the package some-texts is not installed: pip install --no-deps some-texts"
     made = plan(bench, "mine", "packaged")
     assert [item.cell.origin.name for item in made.cells] == ["mine"]
-    assert dict(made.unpinned) == {"packaged[default][seed=0]": reason}
+    assert dict(made.unpinned) == {"packaged[seed=0]": reason}
     told = command("plan")
     assert (told.code, told.out.count(reason)) == (0, 2)  # of the cell, and with the number of cells it holds for
-    assert f"open  packaged[default][seed=0]  {reason}" in command("status").out
+    assert f"open  packaged[seed=0]  {reason}" in command("status").out
     with pytest.raises(Unpinnable, match="some-texts"):
         plan(bench, "packaged")
     install(tmp_path / "site", "some-texts", "1.0", {"some_texts/a.jsonl": b'{"text": "one"}\n'})
