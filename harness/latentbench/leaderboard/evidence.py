@@ -7,7 +7,7 @@ files (harness/latentbench/store/derived.py), so that a table of known records n
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,10 +22,11 @@ from latentbench.leaderboard.load import LoadedRecord, content_of
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
 from latentbench.statistics.arrays import Array, Statistics
-from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES, expanded_levels, quantiles
-from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates, mean_over_seeds, replicates
+from latentbench.statistics.columns import Asked, intervals_of
+from latentbench.statistics.intervals import RESAMPLES
+from latentbench.statistics.paired import Formula, interval, mean_over_seeds, replicates
 from latentbench.statistics.seeds import SeedStatistics
-from latentbench.statistics.unpaired import equal_interval, unpaired_interval
+from latentbench.statistics.unpaired import unpaired_interval
 from latentbench.store.derived import Derived
 
 METHOD = 1
@@ -150,45 +151,34 @@ class StatisticsReader:
         return {name: made.get(name) or _ends(tag, known) for name, tag in tags.items()}
 
     def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
-        """All columns of a row from one resampling of its files; those over documents get their quantiles together."""
+        """All columns of a row from one resampling of its files."""
         found: dict[str, Ends] = {}
-        replicated: dict[int, dict[str, Array]] = defaultdict(dict)
+        alike: dict[str, Asked] = {}
         for column in columns:
-            estimator = self._estimator(cells, column)
-            found[column.key] = None, None, f"too few {estimator.units} for an interval"
+            estimator, names = self._estimator(cells, column), names_of(cells[0], column)
             try:
-                n, values = self._replicates(cells, column, estimator)
+                if self._row(cells).units(names) is None:  # the seeds differ in what they have
+                    found[column.key] = self._of_unlike(cells, column)
+                else:
+                    alike[column.key] = Asked(estimator.formula, names, estimator.paired)
+                    found[column.key] = None, None, f"too few {estimator.units} for an interval"
             except MissingStatistics as error:
                 found[column.key] = None, None, str(error)
-                continue
-            if isinstance(values, tuple) and values[0] is not None:
-                found[column.key] = *values, None
-            elif isinstance(values, np.ndarray):
-                replicated[n][column.key] = values
-        for n, values_of in replicated.items():
-            lows, highs = quantiles(np.stack(list(values_of.values())), expanded_levels(n, LEVEL))
-            for name, low, high in zip(values_of, lows.tolist(), highs.tolist(), strict=True):
-                found[name] = low, high, None
-        if columns and (row := self._rows.get(_paths(cells))) and not isinstance(row, str):
+        if alike:
+            row = self._row(cells)
+            known = intervals_of(row, alike).items()
+            found |= {name: (low, high, None) for name, (low, high) in known if low is not None}
             row.forget()
         return found
 
-    def _replicates(
-        self, cells: Sequence[LoadedRecord], column: Column, estimator: Estimator
-    ) -> tuple[int, Array | tuple[float | None, float | None] | None]:
-        """Units and [resamples] of a column, None where there are too few or one is not finite; of unpaired ones the interval."""
-        row, names, formula = self._row(cells), names_of(cells[0], column), estimator.formula
-        n = row.units(names)
-        if n is None:  # the seeds differ in what they have
-            evidence = self.evidence(cells, column)
-            if not estimator.paired:
-                return 0, unpaired_interval(formula, evidence.inputs)
-            return len(evidence.inputs[0]), replicates(formula, evidence.inputs)
-        if n < MINIMUM_DOCUMENTS:
-            return n, None
-        if not estimator.paired:
-            return n, equal_interval(formula, row.stats(names), row.sums(names, apart=True))
-        return n, mean_of_replicates(formula, row.sums(names, apart=False))
+    def _of_unlike(self, cells: Sequence[LoadedRecord], column: Column) -> Ends:
+        """The interval of a number whose seeds have other units each. Raises MissingStatistics."""
+        own = self.evidence(cells, column)
+        if own.paired:
+            low, high = interval(replicates(own.formula, own.inputs), len(own.inputs[0]))
+        else:
+            low, high = unpaired_interval(own.formula, own.inputs)
+        return low, high, f"too few {own.units} for an interval" if low is None else None
 
     def _row(self, cells: Sequence[LoadedRecord]) -> SeedStatistics:
         """The statistics of a row, those of the last rows from memory. Raises MissingStatistics."""

@@ -62,21 +62,22 @@ class SeedStatistics:
         lengths = {None if place is None else self._blocks[place[0]].shape[2] for place in places}
         return lengths.pop() if len(lengths) == 1 else None
 
-    def stats(self, names: Sequence[str]) -> list[Array]:
-        """[names][seeds, units] the statistics themselves."""
-        return [self._blocks[block][:, row] for block, row in map(self._place.__getitem__, names)]
+    def stats(self, names: Sequence[str]) -> Array:
+        """[seeds, names, units] the statistics themselves, all over as many units."""
+        return np.stack([self._blocks[block][:, row] for block, row in map(self._place.__getitem__, names)], axis=1)
 
     def means(self, names: Sequence[str]) -> list[Array]:
         """[names][units] their means over seeds."""
         return [self._mean(block)[row] for block, row in map(self._place.__getitem__, names)]
 
-    def sums(self, names: Sequence[str], apart: bool) -> list[Array]:
-        """[names][seeds, resamples] their sums over units drawn again.
+    def sums(self, names: Sequence[str], apart: bool) -> Array:
+        """[seeds, names, resamples] their sums over units drawn again.
 
         Documents of the same number are drawn alike in every seed and row, which pairs them; units that are things of
         their own (latents) are drawn `apart` in every seed.
         """
-        return [self._resampled(block, apart)[:, row] for block, row in map(self._place.__getitem__, names)]
+        places = map(self._place.__getitem__, names)
+        return np.stack([self._resampled(block, apart)[:, row] for block, row in places], axis=1)
 
     def _mean(self, block: int) -> Array:
         if block not in self._means:
