@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -98,6 +99,32 @@ def read_arrays(path: Path) -> Arrays:
         raise DamagedArtifact(f"{path} is not a valid safetensors file: {error}") from error
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def bytes_of(path: Path, most: int) -> bytes:
+    """All bytes of a file, from one opening, so that nothing comes between a look at it and reading it.
+
+    Raises OSError: ELOOP for a link, EFBIG for more than `most` bytes.
+    """
+    with open(path, "rb", opener=_opened_itself) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, "too large", str(path))
+        return file.read(most)
+
+
+def _opened_itself(path: str, flags: int) -> int:
+    # A link is an error, and a pipe in place of a file has no bytes, instead of making its reader wait.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def arrays_of(content: bytes, name: str) -> Arrays:
+    """The arrays that the bytes of a safetensors file hold. Raises DamagedArtifact."""
+    from safetensors.numpy import load
+
+    try:
+        return dict(load(content))
+    except SafetensorError as error:
+        raise DamagedArtifact(f"{name} is not a valid safetensors file: {error}") from error
 
 
 def sync_folder(folder: Path) -> None:
