@@ -104,8 +104,10 @@ def test_tests_of_rows_together_are_those_of_one_pair_at_a_time(formula) -> None
         for row in rows:
             ours, theirs = one_by_one(list(row.seeds), names), one_by_one(list(best.seeds), names)
             found = welch_test(
-                equal_estimates(formula, one_column(row.stats(names))),
-                equal_estimates(formula, one_column(best.stats(names))),
+                *(
+                    equal_estimates(formula, [*side.stats(names)[:, :, None].transpose(1, 0, 2, 3)])[0]
+                    for side in (row, best)
+                ),
                 "latents",
             )
             expected = unpaired_test(formula, ours, theirs, "latents")

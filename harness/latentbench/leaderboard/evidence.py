@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -22,11 +22,11 @@ from latentbench.leaderboard.load import LoadedRecord, content_of
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
 from latentbench.statistics.arrays import Array, Statistics
-from latentbench.statistics.columns import Asked, intervals_of
+from latentbench.statistics.columns import Asked, estimates_of, intervals_of
 from latentbench.statistics.intervals import RESAMPLES
 from latentbench.statistics.paired import Formula, interval, mean_over_seeds, replicates
 from latentbench.statistics.seeds import SeedStatistics
-from latentbench.statistics.unpaired import unpaired_interval
+from latentbench.statistics.unpaired import Estimates, estimated, unpaired_interval
 from latentbench.store.derived import Derived
 
 METHOD = 1
@@ -52,6 +52,26 @@ class UnitStatistics:
     """Whether unit i is the same thing in every row and seed, as a document is and a latent is not."""
 
 
+@dataclass(frozen=True)
+class AverageSeed:
+    """What paired tests of one number need of a row: they are indifferent to everything but the mean of its seeds."""
+
+    formula: Formula
+    inputs: tuple[Array, ...]
+    """[inputs][units]"""
+    units: str
+
+
+@dataclass(frozen=True)
+class SeedsApart:
+    """What tests of one number need of a row whose units are things of their own."""
+
+    estimates: Estimates
+    units: str
+
+
+Tested = AverageSeed | SeedsApart | str
+"""What tests of one number need of a row, or why there can be none."""
 Ends = tuple[float | None, float | None, str | None]
 """Lower and upper end of an interval, and why it has none."""
 UNKNOWN = "no per-document statistics"
@@ -97,6 +117,7 @@ class StatisticsReader:
     def __init__(self, derived: Derived | None = None) -> None:
         self.problems: dict[str, str] = {}
         self.tests = Kept(derived, f"tests/{METHOD}")
+        self.pairs = Kept(derived, f"pairs/{METHOD}")
         self._intervals = Kept(derived, f"intervals/{METHOD}/{RESAMPLES}")
         self._rows: OrderedDict[tuple[str, ...], SeedStatistics | str] = OrderedDict()
         self._bytes = 0
@@ -107,8 +128,8 @@ class StatisticsReader:
 
     def keep(self) -> None:
         """Hands what was worked out to later tables."""
-        self._intervals.write()
-        self.tests.write()
+        for kept in (self._intervals, self.tests, self.pairs):
+            kept.write()
 
     def evidence(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
         """What intervals and tests of a column need, over the seeds of a row. Raises MissingStatistics."""
@@ -119,19 +140,24 @@ class StatisticsReader:
         inputs = tuple(np.stack([own[name] for name in names], axis=1) for own in row.seeds)
         return UnitStatistics(estimator.formula, inputs, estimator.units, estimator.paired)
 
-    def averaged(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
-        """Evidence that gives the same tests at less cost: one average seed, to which the paired tests are indifferent.
-
-        Raises MissingStatistics.
-        """
-        estimator = self._estimator(cells, column)
-        names = names_of(cells[0], column)
-        row = self._row(cells)
-        if not estimator.paired or row.units(names) is None:
-            found = self.evidence(cells, column)
-            return replace(found, inputs=(mean_over_seeds(found.inputs),)) if found.paired else found
-        inputs = np.stack(row.means(names), axis=1)
-        return UnitStatistics(estimator.formula, (inputs,), estimator.units, estimator.paired)
+    def tested(self, cells: Sequence[LoadedRecord], columns: Iterable[Column]) -> dict[Column, Tested]:
+        """What tests need of a row in many columns, from one look at its files."""
+        found: dict[Column, Tested] = {}
+        apart: dict[str, Asked] = {}
+        for column in columns:
+            try:
+                estimator, row, names = self._estimator(cells, column), self._row(cells), names_of(cells[0], column)
+                if row.units(names) is None:
+                    found[column] = _of_unlike(self.evidence(cells, column))
+                elif estimator.paired:
+                    found[column] = AverageSeed(estimator.formula, tuple(row.means(names)), estimator.units)
+                else:
+                    apart[column.key] = Asked(estimator.formula, names, estimator.paired)
+                    found[column] = estimator.units
+            except MissingStatistics as error:
+                found[column] = str(error)
+        estimates = estimates_of(self._row(cells), apart) if apart else {}
+        return {c: SeedsApart(own, str(found[c])) if (own := estimates.get(c.key)) else found[c] for c in found}
 
     def _estimator(self, cells: Sequence[LoadedRecord], column: Column) -> Estimator:
         estimator = estimator_of(cells[0], column)
@@ -205,6 +231,13 @@ class StatisticsReader:
                 self.problems[cell.path] = str(error)
                 return str(error)
         return SeedStatistics(read)
+
+
+def _of_unlike(own: UnitStatistics) -> Tested:
+    """Of seeds that differ in what they have."""
+    if not own.paired:
+        return SeedsApart(estimated(own.formula, own.inputs), own.units)
+    return AverageSeed(own.formula, tuple(mean_over_seeds(own.inputs).T), own.units)
 
 
 def _ends(tag: str | None, known: Mapping[str, Json]) -> Ends:

@@ -1,4 +1,4 @@
-"""Intervals of all numbers of a row from one resampling of its statistics.
+"""Intervals of all numbers of a row from one resampling of its statistics, and what tests need of them.
 
 Most numbers share a formula (a mean, a ratio of errors) and differ in the statistics that go into it. Those are evaluated
 together, all seeds and resamples at once. Formulas are elementwise, so a number has the same digits among others as alone.
@@ -15,7 +15,7 @@ from latentbench.statistics.arrays import Array
 from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, expanded_levels, quantiles
 from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates
 from latentbench.statistics.seeds import SeedStatistics
-from latentbench.statistics.unpaired import Ends, equal_intervals
+from latentbench.statistics.unpaired import Ends, Estimates, equal_estimates, equal_intervals
 
 _TOGETHER = 16
 """Numbers that are evaluated together: what three seeds hold of them stays near the processor."""
@@ -23,7 +23,7 @@ _TOGETHER = 16
 
 @dataclass(frozen=True)
 class Asked:
-    """A number whose interval is asked for."""
+    """A number whose interval or test is asked for."""
 
     formula: Formula
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ def intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, E
     """95 % intervals of the means over a row's seeds, all of which have what is asked for, over as many units."""
     found: dict[str, Ends] = dict.fromkeys(asked, (None, None))
     replicated: dict[int, list[tuple[list[str], Array]]] = {}
-    for n, numbers in _alike(row, asked):
+    for n, numbers in _alike(row, asked, MINIMUM_DOCUMENTS):
         one = asked[numbers[0]]
         inputs = list(zip(*(asked[number].names for number in numbers), strict=True))
         sums = [row.sums(names, apart=not one.paired) for names in inputs]
@@ -50,12 +50,22 @@ def intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, E
     return found
 
 
-def _alike(row: SeedStatistics, asked: Mapping[str, Asked]) -> Iterator[tuple[int, list[str]]]:
+def estimates_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, Estimates]:
+    """What unpaired tests need of a row's numbers, all of which have what is asked for, over as many units."""
+    found: dict[str, Estimates] = {}
+    for _, numbers in _alike(row, asked, 0):
+        inputs = zip(*(asked[number].names for number in numbers), strict=True)
+        estimates = equal_estimates(asked[numbers[0]].formula, [row.stats(names) for names in inputs])
+        found |= dict(zip(numbers, estimates, strict=True))
+    return found
+
+
+def _alike(row: SeedStatistics, asked: Mapping[str, Asked], fewest: int) -> Iterator[tuple[int, list[str]]]:
     """Numbers of one formula over as many units, a few at a time, with how many those are; none with too few units."""
     alike: dict[tuple[int, int, int, bool], list[str]] = {}
     for number, one in asked.items():
         n = row.units(one.names) or 0
-        if n >= MINIMUM_DOCUMENTS:
+        if n >= fewest:
             alike.setdefault((n, id(one.formula), len(one.names), one.paired), []).append(number)
     for (n, *_), numbers in alike.items():
         yield from ((n, numbers[start : start + _TOGETHER]) for start in range(0, len(numbers), _TOGETHER))

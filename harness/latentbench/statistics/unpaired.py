@@ -108,11 +108,16 @@ def estimated(formula: Formula, seeds: Inputs) -> Estimates:
     return Estimates(estimate(formula, seeds), variances, tuple(len(stats) for stats in seeds))
 
 
-def equal_estimates(formula: Formula, stats: Sequence[Array]) -> Estimates:
-    """`estimated` of seeds [inputs][seeds, units] that have equally many units, from one evaluation for all of them."""
+def equal_estimates(formula: Formula, stats: Sequence[Array]) -> list[Estimates]:
+    """`estimated` of many columns over seeds that have equally many units, from one evaluation for all of them.
+
+    `stats` [inputs][seeds, columns, units].
+    """
     centers, variances = _moments(formula, stats)
-    seeds, n = stats[0].shape
-    return Estimates(float(centers.mean()), tuple(variances.tolist()), (n,) * seeds)
+    seeds, columns, n = stats[0].shape
+    return [
+        Estimates(float(centers[:, c].mean()), tuple(variances[:, c].tolist()), (n,) * seeds) for c in range(columns)
+    ]
 
 
 def _moments(formula: Formula, stats: Sequence[Array]) -> tuple[Array, Array]:
