@@ -133,6 +133,17 @@ def board_of(
     return Board(tuple(groups), tuple(sorted(cell.path for cell in superseded)), tuple(problems))
 
 
+def work_out(results: LoadedResults, source: StatisticsReader, *, short: bool) -> None:
+    """Intervals of the rows of some records, which `source` keeps for the board of which they are a part."""
+    current, superseded = newest(results.loaded)
+    for rows in _rows(_placed(current), current, superseded).values():
+        columns = _columns(rows)
+        judged = default_columns(columns) if short else columns
+        for row in rows:
+            values_of(row.measured, columns, source, judged)
+    source.keep()
+
+
 def _damaged(cells: Iterable[LoadedRecord]) -> list[str]:
     damaged = [cell for cell in cells if cell.record.status == "damaged"]
     return [

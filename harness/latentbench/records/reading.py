@@ -28,7 +28,7 @@ from latentbench.store.derived import Derived
 
 CHECK = 1
 """Raised when records are checked in another way, so that what is remembered is not asked for any more."""
-_RECORDS, _PARTS = f"records/{CHECK}/{LAYOUT}", f"record-parts/{LAYOUT}"
+KNOWN, _PARTS = f"records/{CHECK}/{LAYOUT}", f"record-parts/{LAYOUT}"
 _TOGETHER = 256
 """Records whose bytes are held together."""
 _THREADS = 4
@@ -71,7 +71,7 @@ class RecordReader:
         """What is remembered of some records, where all its parts are there."""
         if self._derived is None:
             return {}
-        known = self._derived.get_many(_RECORDS, {key for key in digests if key})
+        known = self._derived.get_many(KNOWN, {key for key in digests if key})
         wanted = set().union(*(self._parts.missing(own["slim"]) for own in known.values()))
         self._parts.add(there := self._derived.get_many(_PARTS, wanted))
         self._written |= there.keys()
@@ -105,7 +105,7 @@ class RecordReader:
         if self._derived is not None and new:
             # Parts first: a record whose parts are not there is checked again.
             self._derived.put_many(_PARTS, {key: text for key, text in parts.items() if key not in self._written})
-            self._derived.put_many(_RECORDS, new)
+            self._derived.put_many(KNOWN, new)
             self._written |= parts.keys()
 
 

@@ -7,7 +7,10 @@ together, all seeds and resamples at once. Formulas are elementwise, so a number
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +19,9 @@ from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, expanded_levels,
 from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates
 from latentbench.statistics.seeds import SeedStatistics
 from latentbench.statistics.unpaired import Ends, Estimates, equal_estimates, equal_intervals
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 _TOGETHER = 16
 """Numbers that are evaluated together: what three seeds hold of them stays near the processor."""
@@ -34,6 +40,11 @@ class Asked:
 
 def intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, Ends]:
     """95 % intervals of the means over a row's seeds, all of which have what is asked for, over as many units."""
+    with _one_thread():
+        return _intervals_of(row, asked)
+
+
+def _intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, Ends]:
     found: dict[str, Ends] = dict.fromkeys(asked, (None, None))
     replicated: dict[int, list[tuple[list[str], Array]]] = {}
     for n, numbers in _alike(row, asked, MINIMUM_DOCUMENTS):
@@ -48,6 +59,18 @@ def intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, E
     for n, parts in replicated.items():
         found |= _percentiles(n, [number for numbers, _ in parts for number in numbers], [own for _, own in parts])
     return found
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """While open, matrices are multiplied in one thread: others only wait for each other, and the digits depend on their number."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController  # tables of known records need none of it
+
+    return ThreadpoolController()
 
 
 def estimates_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, Estimates]:
