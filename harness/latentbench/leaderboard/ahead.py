@@ -14,6 +14,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from latentbench.core.resources import processors
 from latentbench.leaderboard.build import work_out
 from latentbench.leaderboard.evidence import StatisticsReader
 from latentbench.leaderboard.load import load, record_files
@@ -35,7 +36,7 @@ def work_ahead(results: Path, store: Path, short: bool) -> None:
     """Has the rows of new records worked out, where those are many and there are processors for it."""
     there = sum(1 for _ in record_files(results))
     new = there - Derived(store).count(KNOWN)
-    processes = min(_processors(), _MOST, new // _EACH)
+    processes = min(processors(), _MOST, new // _EACH)
     if new < FEWEST or processes < 2:
         return
     bounds = [there * number // processes for number in range(processes + 1)]
@@ -55,10 +56,6 @@ def work_ahead(results: Path, store: Path, short: bool) -> None:
         for process in started:
             process.kill()
             process.wait()
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(results: str, store: str, first: str, last: str, length: str) -> None:
