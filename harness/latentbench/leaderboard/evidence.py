@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -133,31 +133,46 @@ class StatisticsReader:
 
     def evidence(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
         """What intervals and tests of a column need, over the seeds of a row. Raises MissingStatistics."""
+        return self._evidence(cells, column, self._row(cells))
+
+    def _evidence(self, cells: Sequence[LoadedRecord], column: Column, row: SeedStatistics | str) -> UnitStatistics:
         estimator = self._estimator(cells, column)
         names = names_of(cells[0], column)
-        row = self._row(cells)
+        if isinstance(row, str):
+            raise MissingStatistics(row)
         _check(row, names, estimator)
         inputs = tuple(np.stack([own[name] for name in names], axis=1) for own in row.seeds)
         return UnitStatistics(estimator.formula, inputs, estimator.units, estimator.paired)
 
-    def tested(self, cells: Sequence[LoadedRecord], columns: Iterable[Column]) -> dict[Column, Tested]:
+    def tested(self, cells: Sequence[LoadedRecord], columns: Collection[Column]) -> dict[Column, Tested]:
         """What tests need of a row in many columns, from one look at its files."""
-        found: dict[Column, Tested] = {}
+        known = {column: estimator for column in columns if (estimator := estimator_of(cells[0], column))}
+        row = self._row(cells) if known else UNKNOWN
+        if isinstance(row, str):
+            return {column: row if column in known else UNKNOWN for column in columns}
+        found: dict[Column, Tested] = dict.fromkeys(columns, UNKNOWN)
         apart: dict[str, Asked] = {}
-        for column in columns:
-            try:
-                estimator, row, names = self._estimator(cells, column), self._row(cells), names_of(cells[0], column)
-                if row.units(names) is None:
-                    found[column] = _of_unlike(self.evidence(cells, column))
-                elif estimator.paired:
-                    found[column] = AverageSeed(estimator.formula, tuple(row.means(names)), estimator.units)
-                else:
-                    apart[column.key] = Asked(estimator.formula, names, estimator.paired)
-                    found[column] = estimator.units
-            except MissingStatistics as error:
-                found[column] = str(error)
-        estimates = estimates_of(self._row(cells), apart) if apart else {}
+        for column, estimator in known.items():
+            names = names_of(cells[0], column)
+            if row.units(names) is None:
+                found[column] = self._unlike(cells, column, row)
+            elif estimator.paired:
+                found[column] = AverageSeed(estimator.formula, tuple(row.means(names)), estimator.units)
+            else:
+                apart[column.key] = Asked(estimator.formula, names, estimator.paired)
+                found[column] = estimator.units
+        estimates = estimates_of(row, apart)
         return {c: SeedsApart(own, str(found[c])) if (own := estimates.get(c.key)) else found[c] for c in found}
+
+    def _unlike(self, cells: Sequence[LoadedRecord], column: Column, row: SeedStatistics) -> Tested:
+        """Of seeds that differ in what they have."""
+        try:
+            own = self._evidence(cells, column, row)
+        except MissingStatistics as error:
+            return str(error)
+        if own.paired:
+            return AverageSeed(own.formula, tuple(mean_over_seeds(own.inputs).T), own.units)
+        return SeedsApart(estimated(own.formula, own.inputs), own.units)
 
     def _estimator(self, cells: Sequence[LoadedRecord], column: Column) -> Estimator:
         estimator = estimator_of(cells[0], column)
@@ -178,36 +193,37 @@ class StatisticsReader:
 
     def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
         """All columns of a row from one resampling of its files."""
-        found: dict[str, Ends] = {}
+        row, found = self._row(cells) if columns else "", dict[str, Ends]()
         alike: dict[str, Asked] = {}
         for column in columns:
             estimator, names = self._estimator(cells, column), names_of(cells[0], column)
-            try:
-                if self._row(cells).units(names) is None:  # the seeds differ in what they have
-                    found[column.key] = self._of_unlike(cells, column)
-                else:
-                    alike[column.key] = Asked(estimator.formula, names, estimator.paired)
-                    found[column.key] = None, None, f"too few {estimator.units} for an interval"
-            except MissingStatistics as error:
-                found[column.key] = None, None, str(error)
-        if alike:
-            row = self._row(cells)
+            if isinstance(row, str):
+                found[column.key] = None, None, row
+            elif row.units(names) is None:  # the seeds differ in what they have
+                found[column.key] = self._of_unlike(cells, column, row)
+            else:
+                alike[column.key] = Asked(estimator.formula, names, estimator.paired)
+                found[column.key] = None, None, f"too few {estimator.units} for an interval"
+        if alike and not isinstance(row, str):
             known = intervals_of(row, alike).items()
             found |= {name: (low, high, None) for name, (low, high) in known if low is not None}
             row.forget()
         return found
 
-    def _of_unlike(self, cells: Sequence[LoadedRecord], column: Column) -> Ends:
-        """The interval of a number whose seeds have other units each. Raises MissingStatistics."""
-        own = self.evidence(cells, column)
+    def _of_unlike(self, cells: Sequence[LoadedRecord], column: Column, row: SeedStatistics) -> Ends:
+        """The interval of a number whose seeds have other units each."""
+        try:
+            own = self._evidence(cells, column, row)
+        except MissingStatistics as error:
+            return None, None, str(error)
         if own.paired:
             low, high = interval(replicates(own.formula, own.inputs), len(own.inputs[0]))
         else:
             low, high = unpaired_interval(own.formula, own.inputs)
         return low, high, f"too few {own.units} for an interval" if low is None else None
 
-    def _row(self, cells: Sequence[LoadedRecord]) -> SeedStatistics:
-        """The statistics of a row, those of the last rows from memory. Raises MissingStatistics."""
+    def _row(self, cells: Sequence[LoadedRecord]) -> SeedStatistics | str:
+        """The statistics of a row, those of the last rows from memory, or why there are none."""
         paths = _paths(cells)
         if paths not in self._rows:
             self._rows[paths] = self._read_or_reason(cells)
@@ -215,10 +231,7 @@ class StatisticsReader:
             while self._bytes > _KEPT and len(self._rows) > 1:
                 self._bytes -= _size(self._rows.popitem(last=False)[1])
         self._rows.move_to_end(paths)
-        found = self._rows[paths]
-        if isinstance(found, str):
-            raise MissingStatistics(found)
-        return found
+        return self._rows[paths]
 
     def _read_or_reason(self, cells: Sequence[LoadedRecord]) -> SeedStatistics | str:
         read: list[Statistics] = []
@@ -231,13 +244,6 @@ class StatisticsReader:
                 self.problems[cell.path] = str(error)
                 return str(error)
         return SeedStatistics(read)
-
-
-def _of_unlike(own: UnitStatistics) -> Tested:
-    """Of seeds that differ in what they have."""
-    if not own.paired:
-        return SeedsApart(estimated(own.formula, own.inputs), own.units)
-    return AverageSeed(own.formula, tuple(mean_over_seeds(own.inputs).T), own.units)
 
 
 def _ends(tag: str | None, known: Mapping[str, Json]) -> Ends:

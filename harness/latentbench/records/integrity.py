@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,9 +58,12 @@ def damage(record: Record, written: Mapping[str, Json], path: Path) -> str | Non
     import numpy as np
 
     numbers, sums = Numbers.of(record.metrics), _Sums(statistics)
+    claims = _claims(record.metrics_section, numbers.headings)
     with np.errstate(all="ignore"):
-        found = (_contradiction(claim, numbers, sums) for claim in _claims(record.metrics_section, numbers.headings))
-        return next((said for said in found if said), None)
+        if all(_hold(alike, numbers, sums) for alike in claims.values()):
+            return None
+        each = sorted((claim for alike in claims.values() for claim in alike), key=attrgetter("place"))
+        return next((said for claim in each if (said := _contradiction(claim, numbers, sums))), None)
 
 
 class _Sums(dict[str, "np.float64"]):
@@ -124,15 +128,36 @@ class _Claim(NamedTuple):
     estimator: Estimator
 
 
+Claims = dict[tuple[int, int], list[_Claim]]
+
+
 @lru_cache(maxsize=4096)
-def _claims(metrics: str, titles: Headings) -> tuple[_Claim, ...]:
-    """Which of a record's numbers this installation knows statistics of; many records ask for the same."""
-    known, found = estimators(metrics), []
+def _claims(metrics: str, titles: Headings) -> Claims:
+    """Which of a record's numbers this installation knows statistics of, those of one formula together."""
+    known, found = estimators(metrics), Claims()
     for place, title in enumerate(titles):
         if estimator := known.get((title.id, title.version, title.settings)):
             names = tuple(f"{title.domain}/{name}" for name in estimator.names(title.budget))
-            found.append(_Claim(place, f"{title.domain or ''}/{title.id}@{title.version}", names, estimator))
-    return tuple(found)
+            claim = _Claim(place, f"{title.domain or ''}/{title.id}@{title.version}", names, estimator)
+            found.setdefault((id(estimator.formula), len(names)), []).append(claim)
+    return found
+
+
+def _hold(claims: list[_Claim], numbers: Numbers, sums: _Sums) -> bool:
+    """Whether numbers of one formula follow from their statistics, all of them from one evaluation."""
+    import numpy as np
+
+    statistics, counted = sums.statistics, numbers.pattern.n
+    kept = [claim for claim in claims if numbers.value(claim.place) is not None]
+    for claim in kept:
+        lengths = {len(statistics[name]) if name in statistics else None for name in claim.names}
+        if len(lengths) > 1 or None in lengths or counted[claim.place] not in (None, *lengths):
+            return False
+    said = np.array([numbers.values[claim.place] for claim in kept])
+    inputs = zip(*([sums[name] for name in claim.names] for claim in kept), strict=True)
+    given = claims[0].estimator.formula(*map(np.array, inputs)) if kept else said
+    close = np.abs(given - said) <= np.maximum(_RELATIVE * np.maximum(np.abs(given), np.abs(said)), _ABSOLUTE)
+    return bool(np.all(close))
 
 
 def _contradiction(claim: _Claim, numbers: Numbers, sums: _Sums) -> str | None:

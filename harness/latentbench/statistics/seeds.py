@@ -45,7 +45,8 @@ class SeedStatistics:
 
     def _add(self, block: Sequence[str]) -> None:
         self._place |= {name: (len(self._blocks), row) for row, name in enumerate(block)}
-        self._blocks.append(np.stack([np.stack([own[name] for name in block]) for own in self.seeds]))
+        together = np.concatenate([own[name] for own in self.seeds for name in block])
+        self._blocks.append(together.reshape(len(self.seeds), len(block), -1))
 
     @property
     def bytes(self) -> int:
