@@ -47,11 +47,12 @@ NAMES = {ratio: ("a/x", "a/n"), constant: ("a/x", "a/n"), fragile: ("a/x", "a/n"
 
 
 def seeds(rng: np.random.Generator, n: int, count: int = 3) -> list[dict[str, Array]]:
-    """Statistics of several seeds over n units, beside others of other lengths."""
+    """Statistics of several seeds over n units, one of them alike in all, beside others of other lengths."""
+    alike = 1 + rng.gamma(20, 0.1, n)
     return [
         {
             "a/x": rng.gamma(2, 1, n),
-            "a/n": 1 + rng.gamma(20, 0.1, n),
+            "a/n": alike,
             "a/z": 20 + rng.gamma(20, 1, n),
             "b/x": rng.normal(size=7),
             **{f"c/{i}": rng.normal(size=n) for i in range(_BLOCK)},
@@ -76,7 +77,10 @@ def test_intervals_of_seeds_together_are_those_of_one_column_at_a_time(formula, 
     own, names = seeds(np.random.default_rng([1, n, count]), n, count), NAMES[formula]
     row, inputs = SeedStatistics(own), one_by_one(own, names)
     assert row.units(names) == n
-    paired, alone = mean_of_replicates(formula, one_column(row.sums(names, apart=False))), replicates(formula, inputs)
+    paired, alone = (
+        mean_of_replicates(formula, one_column(row.sums(names, apart=False))),
+        replicates(formula, inputs),
+    )
     assert np.isfinite(paired).all() == (alone is not None)
     if alone is not None:
         np.testing.assert_allclose(paired, alone, rtol=1e-12)

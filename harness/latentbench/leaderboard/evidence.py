@@ -29,7 +29,7 @@ from latentbench.statistics.seeds import SeedStatistics
 from latentbench.statistics.unpaired import Estimates, estimated, unpaired_interval
 from latentbench.store.derived import Derived
 
-METHOD = 1
+METHOD = 2
 """Raised when intervals or tests are worked out in another way, so that what is kept of them is not asked for any more."""
 _KEPT = 256 << 20
 """Bytes of statistics that stay in memory: rows are asked for again by tests and pages, a results folder may not fit."""
