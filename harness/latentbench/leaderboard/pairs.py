@@ -19,6 +19,9 @@ ALL_PAIRS = 40
 OPPONENTS = 8
 """Rows of a larger group that all others are tested against in a column: its best, and as many again of its suites."""
 
+_REMEMBERED = 200
+"""Opponents of a row in one column beyond which those of earlier tables are forgotten."""
+
 
 @dataclass(frozen=True)
 class TestedPairs:
@@ -84,23 +87,30 @@ class _Pairs:
         ours, theirs = (self._rows[place].values for place in (opponent, other))
         return 1.0 if p is not None and ours[column.key].overlaps(theirs[column.key]) else p
 
-    def _asked(self, place: int) -> dict[Column, list[int]]:
-        """The opponents of a row in every column."""
-        last = place if len(self._rows) <= ALL_PAIRS else -1
-        row, rows = self._rows[place], self._rows
+    def _asked(self, place: int) -> dict[Column, list[tuple[int, str, str]]]:
+        """In every column the opponents of a row, each with what the test is kept under: two rows' digests and a tag.
+
+        Where this installation knows no statistics of a number there is nothing to test.
+        """
+        rows, last = self._rows, place if len(self._rows) <= ALL_PAIRS else -1
         return {
-            column: [o for o in opponents if o > last and o != place and rows[o].id in self._entered[column]]
+            column: [
+                (o, (rows[o].content or "")[:32], tag)
+                for o in opponents
+                if o > last and o != place and rows[o].id in self._entered[column]
+                if (tag := pair_tag(rows[o], rows[place], column))
+            ]
             for column, opponents in self._opponents.items()
-            if row.id in self._entered[column]
+            if rows[place].id in self._entered[column]
         }
 
     def _open(self, place: int) -> dict[Column, list[int]]:
         """Takes over what is known of a row; the opponents of which nothing is known."""
         row, open_ = self._rows[place], dict[Column, list[int]]()
         known = self._source.pairs.of(row.content) if row.content else {}
-        for column, opponents in self._asked(place).items():
-            for opponent in opponents:
-                p_values, key = known.get(self._tag(opponent, place, column)), self._key(opponent)
+        for column, asked in self._asked(place).items():
+            for opponent, key, tag in asked:
+                p_values = known.get(tag)
                 if p_values is not None and key in p_values:
                     self._p[column, opponent, place] = p_values[key]
                 else:
@@ -108,21 +118,19 @@ class _Pairs:
         return open_
 
     def _keep(self, place: int) -> None:
-        """What this table asked of a row, in place of what earlier ones did."""
+        """Adds what this table asked of a row to what earlier ones did: two rows may be one SAE in two specs."""
         row, found = self._rows[place], dict[str, dict[str, float | None]]()
-        for column, opponents in self._asked(place).items():
-            for opponent in opponents:
-                tag, key = self._tag(opponent, place, column), self._key(opponent)
-                if tag and key:
-                    found.setdefault(tag, {})[key] = self._p[column, opponent, place]
+        known = self._source.pairs.of(row.content) if row.content else {}
+        for column, asked in self._asked(place).items():
+            for opponent, key, tag in asked:
+                if tag not in found:
+                    earlier = known.get(tag, {})
+                    found[tag] = dict(earlier) if len(earlier) < _REMEMBERED else {}
+                found[tag][key] = self._p[column, opponent, place]
         if row.content:
-            self._source.pairs.keep(row.content, found)
-
-    def _key(self, opponent: int) -> str:
-        return (self._rows[opponent].content or "")[:32]
-
-    def _tag(self, opponent: int, place: int, column: Column) -> str:
-        return pair_tag(self._rows[opponent], self._rows[place], column) or ""
+            self._source.pairs.keep(
+                row.content, {tag: {k: p for k, p in own.items() if k} for tag, own in found.items()}
+            )
 
     def _side(self, opponent: int) -> Mapping[Column, Tested]:
         if opponent not in self._leading:
