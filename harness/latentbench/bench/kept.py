@@ -63,6 +63,7 @@ def startup_page(found: Json) -> str:
     ]
     for one in found["commands"]:
         about = "" if one["specs"] is None else f", {one['specs']:,} specs of {found['cells']} cells"
+        about = ", all processors busy" if one["command"] == "doctor" else about
         lines.append(f"| `{one['command']}`{about} | {one['user_seconds']:.2f} | {one['wall_seconds']:.2f} |")
     return "\n".join(lines)
 

@@ -261,7 +261,8 @@ def startup(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time `--help`, and `validate` and `plan` of this project's specs and of many generated ones, in fresh processes.
+    """Time `--help`, `validate` and `plan` of this project's specs and of many generated ones, in fresh processes; and
+    `doctor` while all processors are busy.
 
     Example: `latentbench bench startup --specs 100 --rounds 1`
     """
