@@ -5,6 +5,7 @@ Node counts, not machines, are what Ray places by, so everything but the network
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ pytestmark = [NEEDS_RAY, pytest.mark.slow]
 TWO_DEVICES = {
     "training__devices": 2,
     "resources__cpus": 1,
+    "dataset__train__tokens": 24_000,
     "dataset__train__repeat": True,
     "metrics": ["explained_variance"],
 }
@@ -38,18 +40,14 @@ def nodes(*cpus: int) -> Iterator[tuple[Any, list[Any]]]:
         cluster.shutdown()
 
 
-def project(root: Path, model: Path, tokens: int, **changes: Any) -> Workbench:
+def project(root: Path, model: Path, **changes: Any) -> Workbench:
     bench = Workbench(furnish(root, model).root)
-    bench.spec(**TWO_DEVICES, dataset__train__tokens=tokens, **changes)
+    bench.spec(**{**TWO_DEVICES, **changes})
     return bench
 
 
 def on(cluster: Any) -> tuple[str, ...]:
     return ("run", "--executor", "ray", "--address", cluster.address, "--device", "cpu")
-
-
-def here() -> tuple[str, ...]:
-    return ("run", "--executor", "inline", "--device", "cpu")
 
 
 def steps(bench: Workbench) -> list[dict[str, int]]:
@@ -58,19 +56,35 @@ def steps(bench: Workbench) -> list[dict[str, int]]:
     return [load_training(folder)["devices"] for folder in folders]
 
 
-def test_two_nodes_make_the_sae_of_two_processes_bit_for_bit_and_go_on_when_one_dies(
-    tmp_path: Path, tiny_model: Path
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workbench:
+    """The same training by two processes of this machine."""
+    bench = project(tmp_path_factory.mktemp("alone") / "project", tiny_model)
+    done = bench.process("run", "--executor", "inline", "--device", "cpu")
+    assert done.code == 0, done.err
+    return bench
+
+
+def node_of_worker(bench: Workbench) -> str:
+    """The first digits of the node on which a cell's worker runs, which its log tells."""
+    (log,) = (path for path in (bench.root / "results/logs").glob("*.log") if "-rank" not in path.name)
+    return re.findall(r"\((\w{8})\)", log.read_text().splitlines()[0])[0]
+
+
+@pytest.mark.parametrize("victim", ["of the worker", "of the other process"])
+def test_two_nodes_make_the_sae_of_two_processes_bit_for_bit_though_one_dies(
+    tmp_path: Path, tiny_model: Path, alone: Workbench, victim: str
 ) -> None:
-    bench, alone = (project(tmp_path / name, tiny_model, tokens=48_000) for name in ("nodes", "alone"))
-    with nodes(1, 1) as (cluster, (_, second)):
+    bench = project(tmp_path / "project", tiny_model)
+    with nodes(1, 1) as (cluster, added):
         process = bench.start(*on(cluster))
         wait_for(lambda: list((bench.root / "results/store/partial").glob("*/state*")))
+        worker = node_of_worker(bench)
+        (node,) = [one for one in added if one.node_id.startswith(worker) == (victim == "of the worker")]
         cluster.add_node(num_cpus=1, **SMALL)
-        cluster.remove_node(second, allow_graceful=False)
+        cluster.remove_node(node, allow_graceful=False)
         _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        assert "goes on from the last checkpoint" in err
-    done = alone.process(*here())
-    assert done.code == 0, done.err
+    assert process.returncode == 0, err
+    assert {"of the worker": "is run again elsewhere", "of the other process": "goes on from the last"}[victim] in err
     assert bench.weights() == alone.weights()
-    assert steps(bench) == steps(alone)
+    assert steps(bench) == steps(alone) == [{"2": 375}]
