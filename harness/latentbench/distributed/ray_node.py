@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentbench.core.errors import LatentbenchError, NotAvailable
 from latentbench.core.spec_model import Json
 from latentbench.distributed.network import NODE_ADDRESS
+from latentbench.distributed.node_copy import Apart, NodeCopy, node_copy
 from latentbench.distributed.rank_mailbox import MEETING, RankEnd, end_of, note_end, noted_end, task_file
 from latentbench.distributed.worker_process import POLL_SECONDS, Limits, WorkerFailure, WorkerProcess, kill, stop
+from latentbench.store.depot import Seal
 from latentbench.store.files import read_json, write_bytes, write_json
 
 PASSED_ON = ("PYTHONPATH", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
@@ -40,7 +42,7 @@ class WorkOrder:
     """A job as a node gets it."""
 
     file: str
-    """The job as JSON: a path on a disk that all nodes share."""
+    """The job as JSON: its path on the machine that the run was started on."""
     limits: Limits
     variables: Mapping[str, str] = field(default_factory=dict)
     """Environment variables to set."""
@@ -48,6 +50,60 @@ class WorkOrder:
     """Ray's placement group with a place for each process that trains, the job's own first; None where one node has all."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What each of them reserves, in Ray's words."""
+    job: Json = None
+    """The job itself, where nodes do not see the file."""
+    apart: Apart | None = None
+    """How they work then; None where all share a disk."""
+    home: Any = None
+    """Ray's handle of the depot there (`RayDepot`)."""
+
+
+class RayDepot:
+    """A depot on another node, an actor of `Depot`: what it gives and takes travels through Ray's object store."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def listing(self, name: str) -> dict[str, Seal]:
+        """See `DepotLike`."""
+        return dict(self._ask("listing", name))
+
+    def read(self, name: str, file: str, start: int) -> bytes:
+        """See `DepotLike`."""
+        return bytes(self._ask("read", name, file, start))
+
+    def begin(self, name: str) -> str:
+        """See `DepotLike`."""
+        return str(self._ask("begin", name))
+
+    def write(self, draft: str, file: str, content: bytes) -> None:
+        """See `DepotLike`."""
+        self._ask("write", draft, file, content)
+
+    def accept(self, name: str, draft: str, seals: dict[str, Seal]) -> None:
+        """See `DepotLike`."""
+        self._ask("accept", name, draft, seals)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._actor, method).remote(*arguments))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A job's files on this node."""
+
+    file: Path
+    copy: NodeCopy | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.file.with_suffix(".log")
+
+    def bring_back(self, at_once: bool = False) -> None:
+        if self.copy is not None:
+            self.copy.bring_back(at_once)
 
 
 def work(order: WorkOrder) -> Iterator[str]:
@@ -57,35 +113,53 @@ def work(order: WorkOrder) -> Iterator[str]:
     node = ray.get_runtime_context().get_node_id()
     yield json.dumps({"node": node})
     _set(order.variables)
-    path = Path(order.file)
-    log, host, gpus = path.with_suffix(".log"), os.uname().nodename, os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not path.is_file():
-        hint = "the project, results and store must be on a disk that all nodes share"
-        yield _line(WorkerFailure("failed", "NotShared", f"{host} does not have {path}; {hint}"))
-        return
-    log.write_text(f"node {host} ({node[:8]}), GPUs {gpus or 'none'}\n")
-    with _running(path, log, order) as (worker, elsewhere):
-        while not worker.ended():
-            yield from _told(worker, elsewhere)
-            elsewhere.look()
-            time.sleep(POLL_SECONDS)
-        yield from _told(worker, elsewhere)
-        yield _line(worker.loss)
+    host, gpus = os.uname().nodename, os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        with _place(order) as place:
+            place.log.write_text(f"node {host} ({node[:8]}), GPUs {gpus or 'none'}\n")
+            loss = yield from _watched(place, order)
+    except LatentbenchError as error:
+        loss = WorkerFailure("failed", type(error).__name__, str(error))
+    yield json.dumps(asdict(loss), ensure_ascii=False)
 
 
 @contextmanager
-def _running(file: Path, log: Path, order: WorkOrder) -> Iterator[tuple[WorkerProcess, _RanksElsewhere]]:
-    worker, elsewhere = WorkerProcess(file, log, order.limits), _RanksElsewhere(order)
+def _place(order: WorkOrder) -> Iterator[_Place]:
+    """The job's file on this node, with all that the job reads. Raises NotAvailable where it is not here."""
+    if order.apart is None:
+        if not Path(order.file).is_file():
+            raise NotAvailable(
+                f"{os.uname().nodename} does not have {order.file}: the project, results and store must be on a disk that "
+                "all nodes share, or give --scratch"
+            )
+        yield _Place(Path(order.file))
+        return
+    with node_copy(order.apart, RayDepot(order.home)) as copy:
+        file = copy.results / "logs" / Path(order.file).name
+        write_json(file, copy.localised(order.job))
+        yield _Place(file, copy)
+
+
+def _watched(place: _Place, order: WorkOrder) -> Generator[str, None, WorkerFailure]:
+    """Runs the job's worker to its end; gives how cells were lost that have no record."""
+    worker, elsewhere = WorkerProcess(place.file, place.log, order.limits), _RanksElsewhere(order)
     try:
-        yield worker, elsewhere
+        while not worker.ended():
+            yield from _told(worker, elsewhere, place)
+            elsewhere.look()
+            place.bring_back()
+            time.sleep(POLL_SECONDS)
+        yield from _told(worker, elsewhere, place)
+        return worker.loss
     finally:
         elsewhere.stop()
         stop([worker])
 
 
-def _told(worker: WorkerProcess, elsewhere: _RanksElsewhere) -> Iterator[str]:
+def _told(worker: WorkerProcess, elsewhere: _RanksElsewhere, place: _Place) -> Iterator[str]:
     for event in worker.new_events():
         if event.kind == "ranks":
+            place.bring_back(at_once=True)  # others read what was made for this training: tokens, base SAEs
             elsewhere.start(Path(event.text))
         else:
             yield event.line()
@@ -141,7 +215,8 @@ class _Host:
         options = {**order.options, "scheduling_strategy": place, "max_restarts": 0}
         self._actor = ray.remote(RankHost).options(**options).remote()
         memory = order.limits.memory
-        self._asked = self._actor.start.remote(task, Limits(order.limits.threads, memory=memory), order.variables)
+        limits = Limits(order.limits.threads, memory=memory)
+        self._asked = self._actor.start.remote(task, limits, order.variables, order.apart, order.home)
         self._since, self._started = time.monotonic(), False
 
     def look(self, address: str | None) -> RankEnd | None:
@@ -177,14 +252,17 @@ class RankHost:
     """Runs one of the processes that train together, on the node where Ray has put this actor."""
 
     def __init__(self) -> None:
-        self._folder, self._log = Path(), Path()
+        self._folder, self._log, self._stack = Path(), Path(), ExitStack()
         self._process: WorkerProcess | None = None
 
-    def start(self, task: Json, limits: Limits, variables: Mapping[str, str]) -> None:
+    def start(self, task: Json, limits: Limits, variables: Mapping[str, str], apart: Apart | None, home: Any) -> None:
         """Starts the process."""
         _set(variables)
+        if apart is not None:
+            copy = self._stack.enter_context(node_copy(apart, RayDepot(home)))
+            task = {**task, "job": copy.localised(task["job"])}
         # A folder of its own, even where the disk is shared: who carries the meeting's address need not know which is so.
-        self._folder = Path(tempfile.mkdtemp(prefix="lb-rank-"))
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="lb-rank-")))
         self._log = Path(task["job"]["results"]) / "logs" / task["log"]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         file = task_file(self._folder, task["rank"])
@@ -204,8 +282,4 @@ class RankHost:
         """Ends the process and tidies up."""
         if self._process is not None:
             kill([self._process])
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _line(loss: WorkerFailure) -> str:
-    return json.dumps(asdict(loss), ensure_ascii=False)
+        self._stack.close()

@@ -36,6 +36,7 @@ from latentbench.distributed.ray_node import PASSED_ON, WorkOrder, work
 from latentbench.distributed.worker_process import GRACE_SECONDS, POLL_SECONDS, Event, EventHandler, WorkerFailure
 from latentbench.execute.executors import SubmittedJob, submit
 from latentbench.execute.job import Job
+from latentbench.execute.ray_home import Home
 
 _LOOK_SECONDS = 3.0
 """How often the nodes are looked at while jobs wait for one."""
@@ -137,8 +138,10 @@ class RayExecutor:
     """Runs jobs on the cluster this process has joined, at most `workers` at a time; None leaves that to the
     cluster."""
 
-    def __init__(self, workers: int | None, logs: Path) -> None:
-        self.workers, self.logs = workers, logs
+    def __init__(self, workers: int | None, logs: Path, scratch: str | None = None) -> None:
+        """`scratch`: folder on every node's own disk, for clusters whose nodes share none (`Apart`)."""
+        self.workers, self.logs, self.scratch = workers, logs, scratch
+        self._home: Home | None = None
         self._moved: set[str] = set()
         """Keys of cells that were run again elsewhere, which is done once: a cell may be what brings nodes down."""
         self._looked = time.monotonic()
@@ -146,6 +149,8 @@ class RayExecutor:
     def run(self, jobs: list[Job], report: EventHandler) -> None:
         """Runs all jobs; every cell has a record afterwards, whatever happened. Ctrl-C stops the workers."""
         waiting, running = deque(jobs), list[_Task]()
+        if self.scratch is not None and jobs:
+            self._home = Home(self.scratch, jobs)
         try:
             while waiting or running:
                 while waiting and len(running) < (self.workers or len(running) + 1):
@@ -166,7 +171,9 @@ class RayExecutor:
         remote = ray.remote(max_retries=0, num_returns="streaming")(work)
         group = reserved(part_of(job), job.devices) if job.spread else None
         options = (part_of if job.spread else request_of)(job).options()
-        order = WorkOrder(str(submitted.file), job.limits, variables, group, options)
+        home = self._home.order(job) if self._home else {}
+        variables |= self._home.variables(job) if self._home else {}
+        order = WorkOrder(str(submitted.file), job.limits, variables, group, options, **home)
         stream = remote.options(**options, **_in_first(group)).remote(order)
         return _Task(submitted, stream, group)
 

@@ -19,12 +19,14 @@ from typing import Protocol
 from latentbench.core.errors import DamagedArtifact, RefusedFile, StoreError
 from latentbench.core.hashing import file_digest, known_digest
 from latentbench.store.files import sync_folder
-from latentbench.store.store import MANIFEST, Store
+from latentbench.store.store import Store
 
 CHUNK_BYTES = 8 << 20
 """So much travels at a time."""
 PROJECT, RESULTS = "project", "results"
-"""Names of the files that specs name, and of what a job leaves: records, their statistics, logs."""
+"""Names of the files that specs name, which are only read, and of what a job leaves: records, their statistics, logs."""
+_LEFT_BY_JOBS = ("records", "logs")
+"""Folders of the results: the store may be another."""
 _OBJECT = re.compile(r"objects/([a-z_]{1,40})/([0-9a-f]{64})")
 _CHECKPOINT = re.compile(r"partial/([0-9a-f]{64})")
 _DRAFT = re.compile(r"[a-z0-9_-]{1,40}")
@@ -80,30 +82,28 @@ class Depot:
 
     def listing(self, name: str) -> dict[str, Seal]:
         """See `DepotLike`. An artifact's bytes are verified; a damaged one counts as absent."""
-        if match := _OBJECT.fullmatch(name):
-            if self._store.get(match[1], match[2]) is None:
-                return {}
+        if (match := _OBJECT.fullmatch(name)) and self._store.get(match[1], match[2]) is None:
+            return {}
         folder = self._folder(name)
-        files = sorted(self._files) if name == PROJECT and self._files else _files_in(folder)
         found: dict[str, Seal] = {}
-        for file in files:
+        for file in sorted(self._files) if name == PROJECT else _files_in(folder):
             with suppress(FileNotFoundError):  # replaced or finished meanwhile
-                path = _inside(folder, file)
+                path = inside(folder, file)
                 found[file] = path.stat().st_size, known_digest(path)
         return found
 
     def read(self, name: str, file: str, start: int) -> bytes:
         """See `DepotLike`. Raises RefusedFile for a file that is none of those that may be read."""
-        if name == PROJECT and self._files and file not in self._files:
-            raise RefusedFile(f"{file!r} is no file that the specs name")
-        with _inside(self._folder(name), file).open("rb") as handle:
+        if name == PROJECT and file not in self._files:
+            raise RefusedFile(f"{file[:80]!r} is no file that the specs name")
+        with inside(self._folder(name), file).open("rb") as handle:
             handle.seek(start)
             return handle.read(CHUNK_BYTES)
 
     def begin(self, name: str) -> str:
         """See `DepotLike`. Raises RefusedFile for a name under which nothing is taken."""
         self._folder(name)
-        if self._takes is not None and name not in self._takes:
+        if name == PROJECT or (self._takes is not None and name not in self._takes):
             raise RefusedFile(f"nothing is taken under the name {name[:80]!r}")
         try:
             self._drafts.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class Depot:
 
     def write(self, draft: str, file: str, content: bytes) -> None:
         """See `DepotLike`."""
-        path = _inside(self._draft(draft), file)
+        path = inside(self._draft(draft), file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as handle:
@@ -125,8 +125,10 @@ class Depot:
         """See `DepotLike`. With an artifact its checkpoint has done its duty and is deleted."""
         folder = self._draft(draft)
         try:
+            if name == RESULTS and (other := [file for file in seals if file.split("/")[0] not in _LEFT_BY_JOBS]):
+                raise RefusedFile(f"{other[0][:80]!r} is nothing that a job leaves in the results")
             for file, (size, sha256) in seals.items():
-                path = _inside(folder, file)
+                path = inside(folder, file)
                 if not path.is_file() or path.stat().st_size != size or file_digest(path) != sha256:
                     raise DamagedArtifact(f"{file!r} of {name[:80]} did not arrive as it was sent")
             if match := _OBJECT.fullmatch(name):
@@ -145,10 +147,10 @@ class Depot:
             source, target = self._folder(name), other._folder(name)
             for file in _files_in(source):
                 with suppress(FileNotFoundError):
-                    path = _inside(target, file)
+                    path = inside(target, file)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     # A second name of the same bytes: files here are replaced and never written to.
-                    os.link(_inside(source, file), path)
+                    os.link(inside(source, file), path)
             yield other
 
     @property
@@ -180,20 +182,27 @@ def carry(name: str, source: DepotLike, target: DepotLike) -> int:
     Of an artifact all files or none travel, of everything else those that differ. Raises DamagedArtifact for what does not
     arrive as it was sent, which then has left nothing.
     """
-    sent, there = source.listing(name), target.listing(name)
+    sent = source.listing(name)
+    there = {} if name == RESULTS else target.listing(name)  # there may be thousands of other jobs' results
     lacking = {file: seal for file, seal in sent.items() if there.get(file) != seal}
     if not lacking or (there and _OBJECT.fullmatch(name)):
         return 0
     draft = target.begin(name)
     for file in lacking:
-        start, piece = 0, source.read(name, file, 0)
-        target.write(draft, file, piece)
-        while piece:
-            start += len(piece)
-            if piece := source.read(name, file, start):
-                target.write(draft, file, piece)
+        for piece in pieces(source, name, file):
+            target.write(draft, file, piece)
     target.accept(name, draft, lacking)
     return sum(size for size, _ in lacking.values())
+
+
+def pieces(source: DepotLike, name: str, file: str) -> Iterator[bytes]:
+    """The content of a file, piece by piece; one empty piece of an empty file."""
+    start, piece = 0, source.read(name, file, 0)
+    yield piece
+    while piece:
+        start += len(piece)
+        if piece := source.read(name, file, start):
+            yield piece
 
 
 def _files_in(folder: Path) -> list[str]:
@@ -202,13 +211,13 @@ def _files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in found if not path.name.startswith("."))
 
 
-def _inside(folder: Path, file: str) -> Path:
+def inside(folder: Path, file: str) -> Path:
     """The path of a file below a folder. Raises RefusedFile for one that leads out of it."""
     parts = file.split("/")
     if "\0" in file or any(part in ("", ".", "..") for part in parts):
         raise RefusedFile(f"{file[:80]!r} is no path of a file in a folder")
     path = folder.joinpath(*parts)
-    if path.is_absolute() and not path.parent.resolve().is_relative_to(folder.resolve()):
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise RefusedFile(f"{file[:80]!r} leads out of its folder")
     return path
 
@@ -217,9 +226,9 @@ def _place_all(draft: Path, folder: Path, files: Collection[str]) -> None:
     """Moves files to their places, each whole; records last, as they vouch for what stands beside them."""
     try:
         for file in sorted(files, key=lambda name: (name.endswith(".json"), name)):
-            target = _inside(folder, file)
+            target = inside(folder, file)
             target.parent.mkdir(parents=True, exist_ok=True)
-            arrived = _inside(draft, file)
+            arrived = inside(draft, file)
             arrived.chmod(0o644)
             with arrived.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -230,6 +239,3 @@ def _place_all(draft: Path, folder: Path, files: Collection[str]) -> None:
             sync_folder(target.parent)
     except OSError as error:
         raise StoreError(f"cannot write into {folder}: {error.strerror or error}") from error
-
-
-__all__ = ["MANIFEST", "PROJECT", "RESULTS", "Depot", "DepotLike", "Seal", "carry", "checkpoint_name", "object_name"]
