@@ -12,9 +12,10 @@ from functools import lru_cache
 from inspect import Parameter, signature
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from latentbench.activations.model_config import (
     PACKED,
@@ -29,7 +30,7 @@ from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hub import cached_commit, cached_file, cached_folder, is_commit, refuse_local, resolved_commit
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel, ModelAdapter, ModelFacts
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_default
 from latentbench.core.untrusted_files import read_json
 from latentbench_adapters.model_files import (
     Stamp,
@@ -40,6 +41,7 @@ from latentbench_adapters.model_files import (
     refuse_kernels,
     settled,
 )
+from latentbench_adapters.model_placement import DeviceMap, loading_options, rejoined
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +71,11 @@ def _facts(folder: Path) -> ModelFacts:
     return facts
 
 
-def load_model(source: str, revision: str | None, dtype: str, device: torch.device) -> LanguageModel:
-    """A model from a folder or a hub id through transformers' auto classes, in evaluation mode.
+def load_model(
+    source: str, revision: str | None, dtype: str, device: torch.device, device_map: DeviceMap | None = None
+) -> LanguageModel:
+    """A model from a folder or a hub id through transformers' auto classes, in evaluation mode, on `device` or spread as
+    `device_map` says.
 
     Raises NotAvailable with what to do when it cannot be had, RefusedFile when its files are damaged, incomplete or do not
     fit together, InvalidInput when it is not causal.
@@ -88,9 +93,11 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     with _reading(f"the model {source!r}", source):
         refuse_adapter(source, revision)
         config = _config(source, revision)
-        _check_skeleton(config, source)
+        skeleton = _checked_skeleton(config, source)
+        offloaded = TemporaryDirectory(prefix="lb-offload-") if device_map else None
         loaded: Any = auto_class(config, source).from_pretrained(
             source,
+            **loading_options(device_map, device, skeleton, offloaded.name if offloaded else ""),
             config=config,
             revision=revision,
             dtype=getattr(torch, dtype),
@@ -101,7 +108,11 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
         )
         model, report = loaded
         _check_weights(report, source)
-        torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
+        if device_map:
+            device = rejoined(model)
+            model.offloaded_weights = offloaded  # a folder that goes with the model
+        else:
+            torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
         check_causal(model)
     # Nobody here trains a model's weights: a backward pass to a vector or SAE must not compute and keep their gradients.
     torch.nn.Module.requires_grad_(model, False)
@@ -205,8 +216,8 @@ def _skeleton(config: Any, source: str) -> torch.nn.Module:
     return model
 
 
-def _check_skeleton(config: Any, source: str) -> None:
-    """Raises RefusedFile when a configuration asks for more memory than the folder's weights can fill.
+def _checked_skeleton(config: Any, source: str) -> torch.nn.Module:
+    """The model without weights. Raises RefusedFile when a configuration asks for more memory than the folder's weights can fill.
 
     transformers allocates whatever the configuration asks for before it sees that the weights are smaller.
     """
@@ -215,6 +226,7 @@ def _check_skeleton(config: Any, source: str) -> None:
     asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if held and asked > _SPARE + PACKED * held:
         raise RefusedFile(f"{source}: config.json asks for a model of {asked:,} numbers, but its weights hold {held:,}")
+    return model
 
 
 def _check_weights(report: dict[str, Any], source: str) -> None:
@@ -238,6 +250,16 @@ class TransformersModel(ModelAdapter):
     """Hub id such as `EleutherAI/pythia-70m`, or the path of a folder (relative to the project, or allowed)."""
     revision: Annotated[str, Field(pattern=r"^[\w./-]+$", max_length=100)] | None = None
     """Commit, tag or branch of a hub model; `run` pins it to the commit it resolves to."""
+    device_map: DeviceMap | None = None
+    """How accelerate spreads it where one device does not hold it: `auto`, `balanced`, or a map such as
+    `{model.embed_tokens: "cuda:0", model.layers: "cuda:1", model.norm: "cuda:1", lm_head: disk}`. In no key."""
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.revision, self.dtype))  # a map is none of what can be hashed
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), ("device_map",), made(self))
 
     @model_validator(mode="after")
     def _known_form(self) -> Any:
@@ -289,7 +311,7 @@ class TransformersModel(ModelAdapter):
         return hook_module(self._source(roots), self.revision, site)
 
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
-        return load_model(self._source(roots), self.revision, self.dtype, device)
+        return load_model(self._source(roots), self.revision, self.dtype, device, self.device_map)
 
     def load_tokenizer(self, roots: Roots) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._source(roots), self.revision)
