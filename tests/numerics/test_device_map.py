@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from pydantic import ValidationError
 from torch import Tensor
 
 from latentbench.activations.blocks import decoder_blocks, input_device
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
-from latentbench.activations.residual import hook_point
+from latentbench.activations.residual import HookPoint, hook_point
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
@@ -20,6 +21,7 @@ from latentbench.core.sites import Site
 from latentbench.interventions.injection import injecting
 from latentbench_adapters.model_placement import rejoined
 from latentbench_adapters.transformers_model import TransformersModel
+from tests.support.elsewhere import ELSEWHERE, Elsewhere, elsewhere
 from tests.support.project import Workbench, numbers, run
 
 CPU = torch.device("cpu")
@@ -125,3 +127,53 @@ def test_a_row_of_a_model_on_the_disk_is_the_row_of_the_model_in_memory(
     rows = [numbers(record) for record in bench.records().values()]
     assert rows[0]["cell"] == rows[1]["cell"]
     assert rows[0]["metrics"] == rows[1]["metrics"]
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "resid_post", "attn_out", "mlp_out"])
+def test_nobody_mixes_devices_where_a_block_computes_elsewhere(
+    tiny_model: Path, whole: LanguageModel, point: Any
+) -> None:
+    """The second block on another device, by the hooks that accelerate gives it there; what is read and added stays here."""
+    site, width = Site(index=1, point=point), whole.model.config.hidden_size
+    with elsewhere(), torch.no_grad():
+        lm = loaded(tiny_model)
+        second_block_elsewhere(lm.model)
+        assert rejoined(lm.model) == input_device(lm.model) == CPU
+        place = hook_point(lm.model, site)
+        states, logits = hidden_states_and_logits(lm.model, [site], IDS)
+        assert not isinstance(states[site], Elsewhere)
+        assert not isinstance(logits, Elsewhere)
+        moved = with_delta(lm.model, place, torch.ones(width)) if point != "resid_pre" else logits
+        vectors = steered(lm)
+    # To rounding: torch has other kernels of attention for a device that it does not know.
+    (wanted,), expected = hidden_states_and_logits(whole.model, [site], IDS)[0].values(), whole.model(IDS).logits
+    torch.testing.assert_close(states[site], wanted)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(vectors, steered(whole))
+    if point != "resid_pre":
+        there = with_delta(whole.model, hook_point(whole.model, site), torch.ones(width))
+        torch.testing.assert_close(moved, there)
+
+
+def second_block_elsewhere(model: Any) -> None:
+    block = decoder_blocks(model)[1]
+    for part in block.modules():
+        for name, weight in list(part._parameters.items()):
+            if weight is not None:
+                part._parameters[name] = Elsewhere(weight.detach())  # type: ignore[assignment]
+        add_hook_to_module(part, AlignDevicesHook(execution_device=ELSEWHERE))
+    add_hook_to_module(model.model.norm, AlignDevicesHook(execution_device=CPU))
+    add_hook_to_module(model, AlignDevicesHook(execution_device=CPU, io_same_device=True))
+
+
+def with_delta(model: Any, place: HookPoint, delta: Tensor) -> Tensor:
+    """Logits with `delta` added to every state at a place."""
+    handle = place.module.register_forward_hook(
+        lambda part, args, output: place.moved(output, delta.expand(place.read(output).shape))
+    )
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(input_ids=IDS, use_cache=False).logits
+        return logits
+    finally:
+        handle.remove()
