@@ -31,6 +31,7 @@ TWO_DEVICES = {
     "training__devices": 2,
     "resources__cpus": 1,
     "dataset__train__tokens": 24_000,
+    "training__buffer": 1024,
     "dataset__train__repeat": True,
     "metrics": ["explained_variance"],
 }
@@ -39,7 +40,8 @@ TWO_DEVICES = {
 @contextmanager
 def nodes(*cpus: int) -> Iterator[tuple[Any, list[Any]]]:
     """A cluster whose head computes nothing, and nodes with so many processors each."""
-    cluster = start_cluster(num_cpus=0)
+    # As in clusters that `joined` starts: Ray would have its workers step back behind everything else that is tested.
+    cluster = start_cluster(num_cpus=0, _system_config={"worker_niceness": 0})
     try:
         yield cluster, [cluster.add_node(num_cpus=number, **SMALL) for number in cpus]
     finally:
