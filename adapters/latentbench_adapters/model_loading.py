@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from inspect import Parameter, signature
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from latentbench.activations.model_config import PACKED, check_files, check_numbers, weight_shapes
@@ -16,6 +17,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.protocols import LanguageModel
 from latentbench_adapters.model_files import folder_facts, refuse_adapter, refuse_kernels
+from latentbench_adapters.model_placement import DeviceMap, loading_options, rejoined
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,11 @@ SPARE = 1 << 26
 """Numbers that a model may have besides its weights: masks and tables that it computes."""
 
 
-def load_model(source: str, revision: str | None, dtype: str, device: torch.device) -> LanguageModel:
-    """A model from a folder or a hub id through transformers' auto classes, in evaluation mode.
+def load_model(
+    source: str, revision: str | None, dtype: str, device: torch.device, device_map: DeviceMap | None = None
+) -> LanguageModel:
+    """A model from a folder or a hub id through transformers' auto classes, in evaluation mode, on `device` or spread as
+    `device_map` says.
 
     Raises NotAvailable with what to do when it cannot be had, RefusedFile when its files are damaged, incomplete or do not
     fit together, InvalidInput when it is not causal.
@@ -46,9 +51,11 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
     with _reading(f"the model {source!r}", source):
         refuse_adapter(source, revision)
         config = _config(source, revision)
-        _check_skeleton(config, source)
+        empty = _checked_skeleton(config, source)
+        offloaded = TemporaryDirectory(prefix="lb-offload-") if device_map else None
         loaded: Any = auto_class(config, source).from_pretrained(
             source,
+            **loading_options(device_map, device, empty, offloaded.name if offloaded else ""),
             config=config,
             revision=revision,
             dtype=getattr(torch, dtype),
@@ -59,7 +66,11 @@ def load_model(source: str, revision: str | None, dtype: str, device: torch.devi
         )
         model, report = loaded
         check_weights(report, source)
-        torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
+        if device_map:
+            device = rejoined(model)
+            model.offloaded_weights = offloaded  # a folder that goes with the model
+        else:
+            torch.nn.Module.to(model, device)  # transformers' own wrappers of these three carry no types
         check_causal(model)
     # Nobody here trains a model's weights: a backward pass to a vector or SAE must not compute and keep their gradients.
     torch.nn.Module.requires_grad_(model, False)
@@ -163,8 +174,8 @@ def skeleton(config: Any, source: str) -> torch.nn.Module:
     return model
 
 
-def _check_skeleton(config: Any, source: str) -> None:
-    """Raises RefusedFile when a configuration asks for more memory than the folder's weights can fill.
+def _checked_skeleton(config: Any, source: str) -> torch.nn.Module:
+    """The model without weights. Raises RefusedFile when a configuration asks for more memory than the folder's weights can fill.
 
     transformers allocates whatever the configuration asks for before it sees that the weights are smaller.
     """
@@ -173,6 +184,7 @@ def _check_skeleton(config: Any, source: str) -> None:
     asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     if held and asked > SPARE + PACKED * held:
         raise RefusedFile(f"{source}: config.json asks for a model of {asked:,} numbers, but its weights hold {held:,}")
+    return model
 
 
 def check_weights(report: dict[str, Any], source: str) -> None:

@@ -25,6 +25,7 @@ from latentbench.core.untrusted_files import read_json
 from latentbench_adapters.gguf_model import GgufModel
 from latentbench_adapters.model_files import check_model_folder, folder_facts, folder_identity
 from latentbench_adapters.model_loading import hook_module, load_model, load_tokenizer
+from latentbench_adapters.model_placement import DeviceMap
 
 if TYPE_CHECKING:
     import torch
@@ -48,10 +49,17 @@ class TransformersModel(ModelAdapter):
     sha256: Sha256 | None = None
     """Of that file; with it, cells can be planned where the file is not, and what is kept of it is found wherever it lies."""
 
+    device_map: DeviceMap | None = None
+    """How accelerate spreads it where one device does not hold it: `auto`, `balanced`, or a map such as
+    `{model.embed_tokens: "cuda:0", model.layers: "cuda:1", model.norm: "cuda:1", lm_head: disk}`. In no key."""
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.revision, self.file, self.dtype))  # a map is none of what can be hashed
+
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """Both fields are newer than records, whose keys stay as they were."""
-        return without_default(type(self), ("file", "sha256"), made(self))
+        """These fields are newer than records, whose keys stay as they were."""
+        return without_default(type(self), ("file", "sha256", "device_map"), made(self))
 
     @model_validator(mode="after")
     def _known_form(self) -> Any:
@@ -125,7 +133,7 @@ class TransformersModel(ModelAdapter):
         return hook_module(self._source(roots), self.revision, site)
 
     def load(self, roots: Roots, device: torch.device) -> LanguageModel:
-        return load_model(self._source(roots), self.revision, self.dtype, device)
+        return load_model(self._source(roots), self.revision, self.dtype, device, self.device_map)
 
     def load_tokenizer(self, roots: Roots) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._source(roots), self.revision)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from latentbench.activations.blocks import input_device
 from latentbench.activations.fitting import out_of_memory
 from latentbench.activations.residual import without_hooks
 from latentbench.core.border import contained
@@ -72,7 +73,7 @@ def _agrees(model: nn.Module) -> bool:
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     if not isinstance(model.get_output_embeddings(), nn.Module):  # type: ignore[operator]
         return False
-    ids = torch.arange(6, device=embedding.weight.device).view(2, 3) % len(embedding.weight)
+    ids = torch.arange(6, device=input_device(model)).view(2, 3) % len(embedding.weight)
     mask = torch.tensor([[False, True, False], [True, False, True]])
     whole: Tensor = model(input_ids=ids, use_cache=False).logits
     expected = whole[mask.to(whole.device)]

@@ -32,6 +32,8 @@ from latentbench.activations.blocks import (
     decoder_blocks,
     first_tensor,
     hidden_state,
+    input_device,
+    is_spread,
     submodule,
     with_block_input,
     with_first_tensor,
@@ -194,7 +196,7 @@ def _parts(block: nn.Module) -> dict[Point, nn.Module]:
 
 def _planted_pass(model: nn.Module, number: int) -> list[_Planted]:
     planted = [_Planted(block, index, number) for index, block in enumerate(decoder_blocks(model))]
-    device = next(model.parameters()).device
+    device = input_device(model)
     with ExitStack() as stack:
         for block in planted:
             block.install(stack)
@@ -273,21 +275,25 @@ class HookPoint:
 
     module: nn.Module
     multiplier: float = 1.0
+    device: torch.device | None = None
+    """Where hidden states are wanted, of a model whose parts compute on several devices; None where they are."""
 
     def read(self, output: Any) -> Tensor:
         """The hidden state [B, T, d] in what the module returned, a tensor of its own. Raises InvalidInput."""
         # A copy, because some models (Falcon) go on to add to what a submodule returned in place.
         hidden = hidden_state(output)
-        return hidden.clone() if self.multiplier == 1 else hidden * self.multiplier
+        own = hidden.clone() if self.multiplier == 1 else hidden * self.multiplier
+        return own if self.device is None else own.to(self.device)
 
     def written(self, output: Any, hidden: Tensor) -> Any:
         """What the module is to return for `hidden` [B, T, d] to be there; to rounding where it is scaled."""
-        return with_first_tensor(output, hidden.clone() if self.multiplier == 1 else hidden / self.multiplier)
+        made = hidden.clone() if self.multiplier == 1 else hidden / self.multiplier
+        return with_first_tensor(output, made if self.device is None else made.to(first_tensor(output).device))
 
     def moved(self, output: Any, delta: Tensor) -> Any:
         """What the module is to return for `delta` [B, T, d] to be added; what it does not touch keeps every bit."""
-        scaled = delta if self.multiplier == 1 else delta / self.multiplier
-        return with_first_tensor(output, hidden_state(output) + scaled)
+        scaled, hidden = delta if self.multiplier == 1 else delta / self.multiplier, hidden_state(output)
+        return with_first_tensor(output, hidden + (scaled if self.device is None else scaled.to(hidden.device)))
 
 
 def hook_point(model: nn.Module, site: Site) -> HookPoint:
@@ -310,4 +316,6 @@ def hook_point(model: nn.Module, site: Site) -> HookPoint:
             f"{type(block).__name__} (layer {site.index}): {refusal}, so what its {PARTS[site.point]} adds to "
             "the residual stream cannot be read at its output. The residual stream works."
         )
-    return HookPoint(submodule(block, site), measured.multipliers[site.point])
+    # A block's own output is where its input was (an adapter sees to that); its parts give theirs where they compute.
+    device = input_device(model) if is_spread(model) else None
+    return HookPoint(submodule(block, site), measured.multipliers[site.point], device)

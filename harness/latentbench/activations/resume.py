@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.blocks import block_input, decoder_blocks, with_block_input
+from latentbench.activations.blocks import block_input, decoder_blocks, input_device, with_block_input
 from latentbench.activations.residual import PARTS, HookPoint, additions, hook_point, without_hooks
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
@@ -111,7 +111,7 @@ def _check_handover(model: nn.Module, blocks: nn.ModuleList, index: int) -> None
 def _hidden_state_is_all(model: nn.Module, blocks: nn.ModuleList, index: int) -> bool:
     """Whether a pass over a few tokens that is resumed at a block gives the logits of the whole one."""
     # Two ids that every model knows, in turn: with one alone, attention could average over equal values and lose nothing.
-    ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
+    ids = torch.tensor([[0, 1] * 4], device=input_device(model))
     entering: list[Tensor] = []
 
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -83,7 +83,9 @@ class _Run:
         self.job, self.report = job, report
         self.store = Store(job.store)
         self.models = ModelCache(job.roots, job.device)
-        self.training = TrainingRunner(self.store, self.models, on_devices=partial(train_on_devices, job))
+        self.training = TrainingRunner(
+            self.store, self.models, on_devices=partial(train_on_devices, job, report=report)
+        )
         self.measuring = MeasurementRunner(self.store, self.models)
         self.studying = StudyRunner(self.store, self.models)
         self.states = {item.cell: _State(item) for item in job.cells}

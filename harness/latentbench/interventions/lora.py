@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from latentbench.activations.blocks import decoder_blocks, first_tensor, hidden_state, mlp_output
+from latentbench.activations.blocks import decoder_blocks, first_tensor, hidden_state, input_device, mlp_output
 from latentbench.activations.residual import hook_point, without_hooks
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
@@ -178,7 +178,7 @@ def _measured_shares(model: nn.Module) -> dict[int, str]:
         with suppress(InvalidInput):  # whoever asks for this layer is told why
             watched[layer] = _Planted(_down_projection(block), _end(block))
     # Two ids that every model knows, in turn: every token has another past, and so another hidden state.
-    ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
+    ids = torch.tensor([[0, 1] * 4], device=input_device(model))
     with without_hooks(model), ExitStack() as stack:
         for planted in watched.values():
             stack.callback(planted.projection.register_forward_hook(planted.replacing).remove)
