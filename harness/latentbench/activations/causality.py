@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import without_hooks
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.errors import InvalidInput
 

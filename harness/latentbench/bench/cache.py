@@ -24,6 +24,7 @@ from latentbench.execute.job_inputs import ModelCache, make_train_tokens
 from latentbench.plan.stages import SaeStages, stages_of
 from latentbench.sae.activation_stream import ActivationStream
 from latentbench.spec.cells import Cell
+from latentbench.store.state_cache import STATES
 from latentbench.store.store import Store
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def run(cell: Cell, roots: Roots, device: str, store: Path) -> CacheTiming:
         live_digest, computing = _timed(lambda: _digest(_stream(cell, made, model, tokens, None)))
         stored, storing = _timed(lambda: _fill(temporary, made, model, tokens))
         read_digest, reading = _timed(lambda: _digest(_stream(cell, made, model, tokens, stored)))
-        bytes = sum(artifact.bytes for artifact in temporary.artifacts() if artifact.kind == "states")
+        bytes = sum(artifact.bytes for artifact in temporary.artifacts(STATES))
     return CacheTiming(tokens.tokens, bytes, computing, storing, reading, live_digest == read_digest)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import without_hooks
 from latentbench.activations.vocabulary import embedding_rows
 
 _ROUNDINGS = 4
