@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.blocks import input_device
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import without_hooks
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.errors import InvalidInput
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from latentbench.activations.blocks import input_device
 from latentbench.activations.fitting import out_of_memory
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import once_per_model
 from latentbench.core.border import contained
 
 
@@ -36,40 +35,9 @@ def logits_at(model: nn.Module, mask: Tensor, run: Callable[[], Any]) -> Tensor:
     return logits[0] if picked else logits[mask.to(logits.device)]
 
 
+@once_per_model
 def picks(model: nn.Module) -> bool:
-    """Whether the model gives the same logits where its output embedding sees chosen positions only; measured once."""
-    if model not in _PICKS:
-        with torch.no_grad(), without_hooks(model):
-            _PICKS[model] = _agrees(model)
-    return _PICKS[model]
-
-
-# By the model itself, weakly: what was found out about a model must not keep its weights in memory.
-_PICKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-@contextmanager
-def _picking(model: nn.Module, mask: Tensor) -> Iterator[list[bool]]:
-    """While open, the output embedding sees [1, N, d]; the list is empty as long as it was given something else."""
-    picked: list[bool] = []
-
-    def pick(head: nn.Module, args: tuple[Any, ...]) -> Any:
-        hidden = args[0] if args else None
-        if not isinstance(hidden, Tensor) or hidden.shape[:-1] != mask.shape:
-            return None
-        picked.append(True)
-        return (hidden[mask.to(hidden.device)][None], *args[1:])
-
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(pick)
-    try:
-        yield picked
-    finally:
-        handle.remove()
-
-
-def _agrees(model: nn.Module) -> bool:
-    """Compares both on two short texts."""
+    """Whether the model gives the same logits where its output embedding sees chosen positions only, in two short texts."""
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     if not isinstance(model.get_output_embeddings(), nn.Module):  # type: ignore[operator]
         return False
@@ -90,3 +58,23 @@ def _agrees(model: nn.Module) -> bool:
     # The same products, whose sums a matrix of another height may add up in another order.
     scale = float(expected.float().abs().max())
     return bool((logits[0] - expected).float().abs().max() <= 16 * torch.finfo(logits.dtype).eps * scale)
+
+
+@contextmanager
+def _picking(model: nn.Module, mask: Tensor) -> Iterator[list[bool]]:
+    """While open, the output embedding sees [1, N, d]; the list is empty as long as it was given something else."""
+    picked: list[bool] = []
+
+    def pick(head: nn.Module, args: tuple[Any, ...]) -> Any:
+        hidden = args[0] if args else None
+        if not isinstance(hidden, Tensor) or hidden.shape[:-1] != mask.shape:
+            return None
+        picked.append(True)
+        return (hidden[mask.to(hidden.device)][None], *args[1:])
+
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield picked
+    finally:
+        handle.remove()

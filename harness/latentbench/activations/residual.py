@@ -16,12 +16,10 @@ says how what is there is read and written.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +36,7 @@ from latentbench.activations.blocks import (
     with_block_input,
     with_first_tensor,
 )
+from latentbench.activations.measured_once import once_per_model
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Point, Site
 
@@ -66,36 +65,14 @@ class Additions:
     """Whether it runs in a pass over text alone; blocks that look at a picture (Mllama's) do not."""
 
 
+@once_per_model
 def additions(model: nn.Module) -> tuple[Additions, ...]:
     """What every decoder block adds, first to last; measured when first asked for.
 
     Raises InvalidInput for a model whose hidden states are not [batch, tokens, width] of the tokens that it is given.
     """
-    if model not in _MEASURED:
-        with torch.no_grad(), without_hooks(model):
-            passes = [_planted_pass(model, number) for number in range(2)]
-        _MEASURED[model] = tuple(_additions(one, two) for one, two in zip(*passes, strict=True))
-    return _MEASURED[model]
-
-
-# By the model itself, weakly: what was found out about a model must not keep its weights in memory.
-_MEASURED: WeakKeyDictionary[nn.Module, tuple[Additions, ...]] = WeakKeyDictionary()
-
-
-@contextmanager
-def without_hooks(model: nn.Module) -> Iterator[None]:
-    """While open, the model is in evaluation mode and nobody's hooks are called: these passes are in no one's receipt."""
-    # The dictionaries of hooks are exchanged and not emptied: others' handles refer to the dictionary they registered in, so
-    # they can still be removed afterwards. Dropout would make the two passes differ by more than what was planted.
-    before = [(part, part.training, part._forward_pre_hooks, part._forward_hooks) for part in model.modules()]
-    try:
-        for part, *_ in before:
-            part.training = False
-            part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
-        yield
-    finally:
-        for part, training, pre_hooks, hooks in before:
-            part.training, part._forward_pre_hooks, part._forward_hooks = training, pre_hooks, hooks
+    passes = [_planted_pass(model, number) for number in range(2)]
+    return tuple(_additions(one, two) for one, two in zip(*passes, strict=True))
 
 
 class _Planted:

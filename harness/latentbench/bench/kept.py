@@ -25,7 +25,7 @@ FOLDER, PAGE = "results/bench", "docs/speed.md"
 def keep(file: Path, figures: Json) -> None:
     """Writes figures beside what they were measured on. Raises StoreError."""
     checkout = git_checkout(CHECKOUT)
-    machine = {"processor": processor(), "python": platform.python_version(), "platform": platform.system()}
+    machine = {"processor": processor_name(), "python": platform.python_version(), "platform": platform.system()}
     commit = None if checkout is None else checkout.commit[:12] + "+" * checkout.dirty
     write_json(file, {"machine": machine, "commit": commit, "date": datetime.now(UTC).date().isoformat(), **figures})
 

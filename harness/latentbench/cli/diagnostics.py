@@ -225,33 +225,43 @@ def memory(
 @app.command()
 def cache(
     spec: Annotated[
-        str, typer.Argument(help="A spec that trains an SAE; its first cell is taken.")
+        str, typer.Argument(help="A spec that trains an SAE and measures it; its first cell is taken.")
     ] = "quickstart/topk",
+    saes: Annotated[int, typer.Option(min=1, help="SAEs of a sweep, with different seeds.")] = 3,
+    tokens: Annotated[int, typer.Option(min=2, help="Training tokens that each of them reads, at most.")] = 20_000,
+    documents: Annotated[int, typer.Option(min=1, help="Documents of the first domain, at most.")] = 64,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Time training texts' hidden states from the store against those from the model, and compare them to the bit.
+    """Time sweeps of SAEs with hidden states from the model and from the store, and compare what comes out to the bit.
 
-    Example: `latentbench bench cache quickstart/topk`
+    Example: `latentbench bench cache quickstart/topk --saes 6`
     """
     from dataclasses import asdict
 
-    from latentbench.bench.cache import run
+    from latentbench.bench.cache import CacheSizes, run
     from latentbench.execute.placement import resolve_device
     from latentbench.spec.project import find_project, load_specs
 
     project = find_project()
     cell = load_specs(project, [spec])[0].cells[0]
-    found = run(cell, project.roots, resolve_device(device), project.store)
+    sizes = CacheSizes(saes, tokens, documents)
+    found = run(cell, project.roots, resolve_device(device), project.store, sizes)
     if as_json:
-        print_json({**asdict(found), "speedup": found.speedup})
+        print_json({**asdict(found), "ratios": found.ratios})
         return
-    typer.echo(f"{cell.title}: {found.tokens:,} tokens, {found.bytes / 1e6:,.1f} MB of hidden states")
-    for name, seconds in (("computing", found.computing), ("storing", found.storing), ("reading", found.reading)):
-        typer.echo(f"{name:<10} {seconds:8.2f} s  {found.tokens / seconds:12,.0f} tokens/s")
+    typer.echo(f"{found.model} in {found.dtype} on {found.processor}, {found.threads} threads")
     typer.echo(
-        f"reading is {found.speedup:.1f} times as fast as computing; batches are {'equal' if found.equal else 'NOT equal'}"
+        f"{found.saes} SAEs at {found.site}: {found.tokens:,} training tokens ({found.training_bytes / 1e6:,.1f} MB stored), "
+        f"{found.document_tokens:,} tokens of documents ({found.document_bytes / 1e6:,.1f} MB)"
     )
+    typer.echo(f"\n{'seconds':<28}{'computed':>10}{'stored':>10}")
+    for name, live, stored in found.lines():
+        typer.echo(f"{name:<28}{live:>10.2f}{stored:>10.2f}")
+    typer.echo("")
+    for name, ratio in found.ratios.items():
+        typer.echo(f"{name:<36} {ratio:6.2f} ×")
+    typer.echo(f"weights and numbers are {'equal' if found.equal else 'NOT equal'}")
 
 
 @app.command()

@@ -181,7 +181,7 @@ def environment(project: Path, device: str, threads: int, devices: int = 1) -> E
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        processor=processor(),
+        processor=processor_name(),
         device=device,
         devices=devices,
         threads=threads,
@@ -219,8 +219,8 @@ def _statistics(domain: DomainMeasurement) -> Statistics:
 
 
 @cache
-def processor() -> str:
-    """Name of the processor, and how many cores."""
+def processor_name() -> str:
+    """What the processor calls itself, and how many cores there are."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from latentbench.activations.stored_states import Told
 from latentbench.activations.texts import evaluation_rows, training_rows
 from latentbench.activations.tokens import EvalTokens, TrainTokens
 from latentbench.activations.vocabulary import embedding_rows, positions
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
+from latentbench.core.progress import Progress
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
 from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
@@ -79,6 +81,11 @@ def stored_baseline(store: Store, stage: Stage) -> Baseline | None:
 def stored_measurement(store: Store, stage: Stage) -> Measurement | None:
     """A measurement that is in the store."""
     return stored(store, stage, lambda tensors, meta: Measurement.from_tensors(stage.key, tensors, meta))
+
+
+def storing(progress: Progress) -> Told:
+    """Tells that hidden states are being stored."""
+    return lambda done, total: progress(done, total, "tokens", part="storing hidden states")
 
 
 class ModelCache:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from latentbench.activations.blocks import input_device
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import without_hooks
 from latentbench.activations.vocabulary import embedding_rows
 
 _ROUNDINGS = 4

@@ -196,9 +196,9 @@ class Store:
             raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
         return target
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """Every artifact, unverified, in the order of kind and key."""
-        for manifest in sorted(self.root.glob(f"objects/*/*/*/{MANIFEST}")):
+    def artifacts(self, kind: str = "*") -> Iterator[Artifact]:
+        """Every artifact, or every one of a kind, unverified, in the order of kind and key."""
+        for manifest in sorted(self.root.glob(f"objects/{kind}/*/*/{MANIFEST}")):
             folder = manifest.parent
             with suppress(FileNotFoundError):  # evicted meanwhile
                 size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
