@@ -15,7 +15,7 @@ from pathlib import Path
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
-from latentbench.execute.cell_record import git_checkout, processor
+from latentbench.execute.cell_record import git_checkout, processor_name
 from latentbench.store.files import read_json, write_json
 
 CHECKOUT = Path(__file__).parents[3]
