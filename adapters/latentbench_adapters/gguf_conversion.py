@@ -23,7 +23,7 @@ from latentbench.core.errors import RefusedFile
 from latentbench.core.gguf_header import GgufHeader
 from latentbench_adapters.jinja_sandbox import bound_chat_templates
 from latentbench_adapters.model_files import refuse_kernels
-from latentbench_adapters.model_loading import SPARE, auto_class, check_weights, skeleton
+from latentbench_adapters.model_loading import SPARE, auto_class, check_weights, skeleton, without_odd_padding
 
 _STATED = {
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -71,7 +71,7 @@ def _whole(files: tuple[Path, ...], target: Path) -> Path:
 
 def _model(whole: Path, header: GgufHeader, name: str) -> Any:
     options = {"gguf_file": str(whole), "trust_remote_code": False}
-    config: Any = AutoConfig.from_pretrained(whole.parent, **options)
+    config = without_odd_padding(AutoConfig.from_pretrained(whole.parent, **options))
     _take_stated(config, header, name)
     _check_size(config, header, name)
     made: Any = auto_class(config, name).from_pretrained(
