@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from latentbench.core.spec_model import Json
@@ -65,17 +65,30 @@ def _caps(writer: gguf.GGUFWriter, config: Any) -> None:
 _GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 256, "sliding_window": 8, "hidden_activation": "gelu_pytorch_tanh"}
 KINDS = {
     "llama": Kind(
-        "llama", "llama", written=_turned, values=lambda w, c: w.add_rope_dimension_count(c.head_dim), options={"head_dim": 16}
+        "llama",
+        "llama",
+        written=_turned,
+        values=lambda w, c: w.add_rope_dimension_count(c.head_dim),
+        options={"head_dim": 16},
     ),
     "qwen2": Kind("qwen2", "qwen2", options={"tie_word_embeddings": True}),
     # 128 is the one size of head that models of this kind have; transformers does not read another.
     "qwen3": Kind("qwen3", "qwen3", options={"head_dim": 128}),
     "gemma2": Kind(
-        "gemma2", "gemma2", False, {**_GEMMA, "attn_logit_softcapping": 7.0, "final_logit_softcapping": 3.0}, _raised, _caps
+        "gemma2",
+        "gemma2",
+        False,
+        {**_GEMMA, "attn_logit_softcapping": 7.0, "final_logit_softcapping": 3.0},
+        _raised,
+        _caps,
     ),
     "gemma3": Kind("gemma3_text", "gemma3", False, {**_GEMMA, "tie_word_embeddings": True}, _raised, _windows),
     "phi3": Kind(
-        "phi3", "phi3", False, {"sliding_window": 8, "pad_token_id": 0}, values=lambda w, c: w.add_sliding_window(c.sliding_window)
+        "phi3",
+        "phi3",
+        False,
+        {"sliding_window": 8, "pad_token_id": 0},
+        values=lambda w, c: w.add_sliding_window(c.sliding_window),
     ),
 }
 
@@ -84,9 +97,16 @@ KINDS = {
 def tiny(name: str) -> Any:
     """A random model whose numbers GGUF's 8-bit blocks hold exactly, with norms of few binary digits."""
     kind = KINDS[name]
-    sizes = {"vocab_size": len(_tokens(kind)), "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": BLOCKS}
+    sizes = {
+        "vocab_size": len(_tokens(kind)),
+        "hidden_size": WIDTH,
+        "intermediate_size": 96,
+        "num_hidden_layers": BLOCKS,
+    }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
-    config = CONFIG_MAPPING[kind.transformers](**{"bos_token_id": 1, "eos_token_id": 2, **sizes, **heads, **kind.options})
+    config = CONFIG_MAPPING[kind.transformers](
+        **{"bos_token_id": 1, "eos_token_id": 2, **sizes, **heads, **kind.options}
+    )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).float().eval()
