@@ -123,12 +123,17 @@ def _in_blocks(tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(gguf.dequantize(gguf.quantize(tensor.numpy(), kind), kind))
 
 
-def write_gguf(path: Path, name: str, change: Callable[[gguf.GGUFWriter], object] = lambda writer: None) -> Path:
-    """Writes `tiny(name)`, its matrices in blocks of 8 bits. `change` may say more before the file is closed."""
+def write_gguf(
+    path: Path, name: str, change: Callable[[gguf.GGUFWriter], object] = lambda writer: None, cut: str = "qwen2"
+) -> Path:
+    """Writes `tiny(name)`, its matrices in blocks of 8 bits.
+
+    `change` may say more before the file is closed; `cut` says how texts are cut for a vocabulary of bytes.
+    """
     kind, model = KINDS[name], tiny(name)
     writer = gguf.GGUFWriter(path, kind.llama_cpp)
     _describe(writer, kind, model.config)
-    _vocabulary(writer, kind)
+    _vocabulary(writer, kind, cut)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, kind.llama_cpp.upper()), BLOCKS)
     tied = model.config.tie_word_embeddings
     for key, tensor in model.state_dict().items():
@@ -165,19 +170,19 @@ def _describe(writer: gguf.GGUFWriter, kind: Kind, config: Any) -> None:
 def _tokens(kind: Kind) -> list[str]:
     special = ["<unk>", "<s>", "</s>"]
     if kind.byte_level:
-        return [*special, *bytes_to_unicode().values(), "th", "the", "Ġthe"]
+        return [*special, *bytes_to_unicode().values(), "th", "the", "Ġthe", "ĊĊ"]
     letters = "▁abcdefghijklmnopqrstuvwxyz.,0123456789"
     return [*special, *(f"<0x{number:02X}>" for number in range(256)), *letters, "th", "the", "▁the"]
 
 
-def _vocabulary(writer: gguf.GGUFWriter, kind: Kind) -> None:
+def _vocabulary(writer: gguf.GGUFWriter, kind: Kind, cut: str) -> None:
     tokens = _tokens(kind)
     writer.add_tokenizer_model("gpt2" if kind.byte_level else "llama")
-    writer.add_tokenizer_pre("qwen2" if kind.byte_level else "default")
+    writer.add_tokenizer_pre(cut if kind.byte_level else "default")
     writer.add_token_list(tokens)
     writer.add_token_types([3] * 3 + [1 if kind.byte_level or not t.startswith("<0x") else 6 for t in tokens[3:]])
     if kind.byte_level:
-        writer.add_token_merges(["t h", "th e", "Ġ the"])
+        writer.add_token_merges(["t h", "th e", "Ġ the", "Ċ Ċ"])
     else:
         writer.add_token_scores([-float(number) for number in range(len(tokens))])
     writer.add_unk_token_id(0)
