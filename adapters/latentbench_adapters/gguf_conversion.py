@@ -8,22 +8,24 @@ the configuration.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from latentbench.activations.model_config import check_numbers
 from latentbench.core.border import foreign
 from latentbench.core.errors import RefusedFile
-from latentbench.core.gguf_header import GgufHeader
+from latentbench.core.gguf_header import GgufHeader, Value
 from latentbench_adapters.jinja_sandbox import bound_chat_templates
 from latentbench_adapters.model_files import refuse_kernels
-from latentbench_adapters.model_loading import SPARE, auto_class, check_weights, skeleton
+from latentbench_adapters.model_loading import SPARE, auto_class, check_weights, skeleton, without_odd_padding
 
 _STATED = {
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -31,6 +33,10 @@ _STATED = {
     "attention.sliding_window": "sliding_window",
 }
 """What a header may say and transformers may leave at its own default, and how its configurations call it."""
+_AS_GPT2 = frozenset(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "roberta-bpe"))
+"""What headers call a vocabulary whose texts are cut as GPT-2's, which is what transformers does for names it does not know."""
+_DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"))
+"""The same for those that cut every digit off first (llama.cpp, src/llama-vocab.cpp): white space before one stays whole."""
 _CHUNK = 1 << 24
 
 
@@ -51,8 +57,7 @@ def convert(files: tuple[Path, ...], header: GgufHeader, name: str, folder: Path
             f"the GGUF file {name} cannot be converted", "take another file of this model, or its safetensors"
         ):
             _model(whole, header, name).save_pretrained(folder)
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=str(whole), trust_remote_code=False)
-            tokenizer.save_pretrained(folder)
+            _tokenizer(whole, header, name).save_pretrained(folder)
     finally:
         shutil.rmtree(source)
 
@@ -71,7 +76,7 @@ def _whole(files: tuple[Path, ...], target: Path) -> Path:
 
 def _model(whole: Path, header: GgufHeader, name: str) -> Any:
     options = {"gguf_file": str(whole), "trust_remote_code": False}
-    config: Any = AutoConfig.from_pretrained(whole.parent, **options)
+    config = without_odd_padding(AutoConfig.from_pretrained(whole.parent, **options))
     _take_stated(config, header, name)
     _check_size(config, header, name)
     made: Any = auto_class(config, name).from_pretrained(
@@ -87,6 +92,29 @@ def _model(whole: Path, header: GgufHeader, name: str) -> Any:
     check_weights(report, name)
     _check_nothing_left(model, header, name)
     return _plain(model)
+
+
+def _tokenizer(whole: Path, header: GgufHeader, name: str) -> Any:
+    """Raises RefusedFile for a vocabulary of bytes whose texts are cut in a way that nobody here knows."""
+    made: Any = AutoTokenizer.from_pretrained(whole.parent, gguf_file=str(whole), trust_remote_code=False)
+    cut = header.values.get("tokenizer.ggml.pre")
+    if header.values.get("tokenizer.ggml.model") != "gpt2" or cut in _AS_GPT2:
+        return made
+    if cut in _DIGITS_APART:
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    elif cut not in _known_cuts():
+        raise RefusedFile(
+            f"{name}: transformers does not know how texts are cut for the vocabulary {cut!r}, and would cut them as GPT-2's; "
+            "take the model's safetensors"
+        )
+    return made
+
+
+def _known_cuts() -> Container[Value | None]:
+    from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+    return gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS
 
 
 def _unpacked() -> dict[str, Any]:

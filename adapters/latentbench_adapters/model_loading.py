@@ -143,11 +143,16 @@ def hook_module(source: str, revision: str | None, site: Site) -> str | None:
 
 
 def _config(source: str, revision: str | None, **options: bool) -> Any:
-    """The model's configuration. A padding id that its embedding has no row for is left out: torch refuses to build one
-    with it, and nothing else asks for it, since padding is masked and its id chosen in `latentbench.activations.vocabulary`."""
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+    return without_odd_padding(
+        AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+    )
+
+
+def without_odd_padding(config: Any) -> Any:
+    """The configuration without a padding id that its embedding has no row for: torch refuses to build one with it, and
+    nothing else asks for it, since padding is masked and its id chosen in `latentbench.activations.vocabulary`."""
     text = config.get_text_config()
     padding = getattr(text, "pad_token_id", None)
     if padding is not None and padding >= getattr(text, "vocab_size", padding + 1):

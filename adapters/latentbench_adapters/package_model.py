@@ -84,7 +84,8 @@ class PackageModel(ModelAdapter):
         return load_tokenizer(str(self._gguf().folder(roots)), None)
 
     def _gguf(self) -> GgufModel:
-        return GgufModel(f"{self.file.rpartition('/')[2]} of {self._packages[0]}", self._files, self.sha256)
+        called = self.name or f"{self.file.rpartition('/')[2]} of {self._packages[0]}"
+        return GgufModel(called, self._files, self.sha256)
 
     def _files(self) -> Files:
         require(self._packages, self.version)

@@ -158,7 +158,7 @@ class TransformersModel(ModelAdapter):
         folder, file = self.folder(roots), self.file
         name = Path(file).name
         if folder:
-            return GgufModel(name, lambda: (_existing(f"{self.id}/{file}", roots),), self.sha256)
+            return GgufModel(name, lambda: (_existing(f"{self.id.rstrip('/')}/{file}", roots),), self.sha256)
         published = {**self._published(), "file": file}
         return GgufModel(name, lambda: (self._in_cache(file),), self.sha256, published, lambda: (self._fetched(file),))
 
@@ -171,6 +171,8 @@ class TransformersModel(ModelAdapter):
         raise NotAvailable(f"{file} of {self.id} is not on this machine yet; it is fetched when it is needed")
 
     def _fetched(self, file: str) -> Path:
+        if cached := self._cached(file):
+            return cached
         advice = "check the file's name; go online once, or point HF_HOME at a cache that holds it"
         with foreign(f"{file} of {self.id} cannot be fetched", advice, NotAvailable):
             from huggingface_hub import hf_hub_download
