@@ -149,4 +149,4 @@ def _notes(sources: list[_Source], by: Literal["characters", "documents"], when_
     inner = (
         f"{source.name}: {note}" for source in sources if source.reading is not None for note in source.reading.notes
     )
-    return (f"mixed of {shares}", *ends, *inner)
+    return (f"read as a mixture: {shares}", *ends, *inner)

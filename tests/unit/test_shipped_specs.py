@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from latentbench.core.texts import ByText
 from latentbench.plan.stages import stages_of
 from latentbench.sae.cost import variant_cost
 from latentbench.spec.cells import Cell, SpecFile
+from latentbench.spec.checks import check
 from latentbench.spec.project import find_project, load_specs
 from latentbench.steering.method import parts_of
 from latentbench.steering.optimised import ReinforcedMethod
@@ -107,3 +111,25 @@ def test_methods_of_one_shipped_spec_write_as_many_answers_at_a_time() -> None:
         parts = [part for cell in spec.cells for part in parts_of(cell.experiment.steering)]
         trained = [part for part in parts if isinstance(part, ReinforcedMethod)]
         assert len({(part.rollout_batch, part.micro_batch, part.stop) for part in trained}) <= 1, spec.origin.name
+
+
+TEXTS = ("general", "medicine", "news", "python_code", "reviews")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_of_packages_are_split_by_text_and_need_nothing_to_be_validated(name: str, tmp_path: Path) -> None:
+    shutil.copytree(find_project().specs / "_base", tmp_path / "specs/_base")
+    text = f"""extends: [_base/pocket.yaml, _base/texts/{TEXTS[0]}.yaml, _base/texts/{name}.yaml]
+sae: {{variant: topk, width: 32, k: 4}}
+dataset: {{train: {{tokens: 1000}}}}
+"""
+    (tmp_path / "specs/mine.yaml").write_text(text)
+    project = find_project(start=tmp_path)
+    (spec,) = load_specs(project, ["mine"])
+    data = spec.cells[0].experiment.dataset
+    assert data.train is not None
+    evaluation = data.eval[name]
+    assert (data.train.by_text, evaluation.by_text) == (ByText(part="train"), ByText(part="eval"))
+    same = {"by_text": None, "documents": None, "tokens": None}
+    assert data.train.model_copy(update=same) == evaluation.model_copy(update=same)
+    assert check(spec, project.roots) == []

@@ -5,6 +5,7 @@
 | `latents` | firing.py, survey.py | texts | token entropy, multi-token ratio, density, largest activation, top examples |
 | `decoder` | decoder.py, decoder_similarity.py | weights | largest cosine to another latent, cosine of encoder and decoder |
 | `sparse_probing` | sparse_probing.py, probing.py | texts of several domains | which domain a document is from, from k latents |
+| `labelled_probing` | labelled_probing.py, label_probes.py | labelled texts | which of two labels a text has, from k latents and from the hidden state |
 | `absorption` | absorption.py, first_letter.py | a model that knows first letters | how much of a letter's direction others took |
 
 What is declared imports no torch; what measures is imported by name when it runs. Consistency between seeds is about several

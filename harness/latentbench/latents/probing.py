@@ -68,18 +68,18 @@ class Probe:
         return found
 
 
-def fit(x: Array, labels: Labels, per_feature: bool = False) -> Probe:
+def fit(x: Array, labels: Labels, per_feature: bool = False, strength: float = _STRENGTH) -> Probe:
     """The L2-penalised logistic regression with balanced classes of `labels` [n] on x [n, features].
 
     Inputs are brought to unit scale before the penalty: as a whole, so that directions keep their meaning, or
-    `per_feature`. Both classes must occur.
+    `per_feature`. `strength` is the inverse of the penalty. Both classes must occur.
     """
     from sklearn.linear_model import LogisticRegression
 
     centre = x.mean(0)
     scale = np.sqrt(((x - centre) ** 2).mean(0 if per_feature else None))
     scale = np.where(scale > 0, scale, 1.0)
-    fitted: Any = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=_ITERATIONS)
+    fitted: Any = LogisticRegression(C=strength, class_weight="balanced", max_iter=_ITERATIONS)
     fitted.fit((x - centre) / scale, labels)
     # Back to the units of x: w·(x − c)/s + b = (w/s)·x + b − c·(w/s).
     direction = fitted.coef_[0] / scale

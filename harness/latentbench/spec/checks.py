@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from latentbench.core.errors import SpecError, SpecProblem
+from latentbench.core.errors import SpecError, SpecProblem, Unpinnable
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.token_rule import EVERY_TOKEN
@@ -216,6 +216,8 @@ def _subject(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
         subject = getattr(experiment, name)
         try:
             yield from (((name,), message) for message in (subject.problems_in(experiment, roots) if subject else ()))
+        except Unpinnable:
+            continue  # the spec is not wrong for that; plans name the cells that wait for it
         except UNREADABLE as error:
             yield (name,), str(error)
 
@@ -229,6 +231,8 @@ def _studies(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
                     yield ("metrics", number), f"there is no evaluation domain {domain!r} (known: {known})"
             try:
                 yield from ((("metrics", number), message) for message in metric.problems_in(experiment, roots))
+            except Unpinnable:
+                continue
             except UNREADABLE as error:
                 yield from ((("metrics", number), said) for said in _said(error))
 

@@ -12,6 +12,7 @@ from typing import Any
 from latentbench.core.plugins import plugins
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json, SpecModel
+from latentbench.core.texts import ByText
 from latentbench.flow.options import Flow
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TrainingOptions
@@ -142,6 +143,7 @@ _FIXED: dict[str, type[SpecModel]] = {
     "The file": Header,
     "The experiment": Experiment,
     "`dataset`": Data,
+    "`by_text`": ByText,
     "`layer`": Site,
     "`sae.load`": LoadedSae,
     "`training`": TrainingOptions,
