@@ -24,7 +24,7 @@ from latentbench.core.text import visible
 from latentbench.metrics.base import Display
 from latentbench.metrics.value import MetricValue
 from latentbench.records.integrity import read_statistics
-from latentbench.records.numbers import Numbers
+from latentbench.records.numbers import Numbers, number_column
 from latentbench.records.reading import RecordReader
 from latentbench.records.record import Record
 from latentbench.records.results import RECORDS, read_record
@@ -39,7 +39,7 @@ ON_MACHINE = {SPEED: Display("Training speed"), MEMORY: Display("Training memory
 
 def on_machine(record: Record) -> Numbers | None:
     """Tokens per second of the SAE's own steps, and the memory of its training in MiB, where they were recorded."""
-    cost, found = record.cost, dict[tuple[str, str], float | None]()
+    cost, found = record.cost, dict[tuple[str, str], float]()
     if cost.tokens_per_second is not None:
         found[SPEED, "tokens/s"] = cost.tokens_per_second
     if cost.training_memory_bytes is not None:
@@ -47,7 +47,8 @@ def on_machine(record: Record) -> Numbers | None:
     if not found:
         return None
     titles, counted = _headed(tuple(found))
-    return Numbers(titles, list(found.values()), [[None] * len(found)] * 2, counted, {})
+    none = number_column([None] * len(found))
+    return Numbers(titles, number_column(list(found.values())), [none, none], counted, {})
 
 
 @cache
