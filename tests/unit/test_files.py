@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from latentbench.core.errors import DamagedArtifact, StoreError
-from latentbench.store.files import read_arrays, read_json, write_arrays, write_bytes, write_json
+from latentbench.store.files import arrays_of, bytes_of, read_arrays, read_json, write_arrays, write_bytes, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -85,3 +87,50 @@ def test_what_is_absent_cannot_be_read(tmp_path: Path) -> None:
     for read in (read_json, read_arrays):
         with pytest.raises(StoreError, match="cannot read"):
             read(tmp_path / "absent")
+
+
+def test_files_of_one_layout_are_read_as_the_library_reads_them() -> None:
+    layouts = (
+        {
+            "a": np.arange(3.0),
+            "b": np.zeros((2, 0)),
+            "c": np.array(2.5),
+            "d": np.arange(6, dtype=np.int32).reshape(2, 3),
+        },
+        {"a": np.arange(3.0)},
+    )
+    for arrays in layouts:
+        for factor in (1, 2, 3):
+            content = save({name: np.asarray(array * factor) for name, array in arrays.items()})
+            found, expected = arrays_of(content, "x"), load(content)
+            assert found.keys() == expected.keys()
+            for name, array in expected.items():
+                assert found[name].dtype == array.dtype
+                assert found[name].shape == array.shape
+                assert np.array_equal(found[name], array)
+
+
+def test_a_known_header_does_not_vouch_for_a_file_of_another_size() -> None:
+    content = save({"a": np.arange(30.0)})
+    arrays_of(content, "x")
+    for other in (content[:-8], content + b"\0" * 8, content[:20], b""):
+        with pytest.raises(DamagedArtifact, match="x is not a valid safetensors file"):
+            arrays_of(other, "x")
+
+
+def test_only_files_themselves_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert bytes_of(tmp_path / "file", 5) == b"12345"
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, most, said in (
+        ("file", 4, errno.EFBIG),
+        ("link", 5, errno.ELOOP),
+        ("pipe", 5, errno.EINVAL),
+        ("folder", 5, errno.EISDIR),
+        ("none", 5, errno.ENOENT),
+    ):
+        with pytest.raises(OSError, match=name) as refused:
+            bytes_of(tmp_path / name, most)
+        assert refused.value.errno == said, name

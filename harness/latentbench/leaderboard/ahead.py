@@ -32,9 +32,8 @@ _ALONE = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THRE
 _ENVIRONMENT = {**_ALONE, "PYTHONSAFEPATH": "1"}
 
 
-def work_ahead(results: Path, store: Path, short: bool) -> None:
-    """Has the rows of new records worked out, where those are many and there are processors for it."""
-    there = sum(1 for _ in record_files(results))
+def work_ahead(results: Path, store: Path, there: int, short: bool) -> None:
+    """Has the rows of new records worked out, where those are many among the files and there are processors for it."""
     new = there - Derived(store).count(KNOWN)
     processes = min(processors(), _MOST, new // _EACH)
     if new < FEWEST or processes < 2:

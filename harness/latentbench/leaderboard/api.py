@@ -12,7 +12,7 @@ from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import compare
 from latentbench.leaderboard.evidence import StatisticsReader
-from latentbench.leaderboard.load import LoadedResults, load, suite_of, within
+from latentbench.leaderboard.load import LoadedResults, load, record_files, suite_of, within
 from latentbench.leaderboard.render import comparison, data, html, latex, markdown, terminal
 from latentbench.leaderboard.row_details import curves_of, pages_of
 from latentbench.leaderboard.select import select
@@ -43,9 +43,10 @@ def leaderboard(
     derived = Derived(store) if store else None
     # The other formats show every column, so every column needs its intervals and tests.
     short = not columns and format in ("md", "terminal", "latex")
-    if store and results.is_dir():
-        work_ahead(results, store, short)
-    loaded, source = load(results, derived), StatisticsReader(derived)
+    files = list(record_files(results))
+    if store:
+        work_ahead(results, store, len(files), short)
+    loaded, source = load(results, derived, files), StatisticsReader(derived)
     _known_suite(loaded, suite)
     if format == "md":
         return markdown.page(_by_suite(loaded, suite, derived, short=short), columns)

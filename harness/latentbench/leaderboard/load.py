@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, RefusedFile
@@ -24,7 +24,7 @@ from latentbench.core.text import visible
 from latentbench.metrics.base import Display
 from latentbench.metrics.value import MetricValue
 from latentbench.records.integrity import read_statistics
-from latentbench.records.numbers import Numbers
+from latentbench.records.numbers import Numbers, number_column
 from latentbench.records.reading import RecordReader
 from latentbench.records.record import Record
 from latentbench.records.results import RECORDS, read_record
@@ -37,17 +37,26 @@ ON_MACHINE = {SPEED: Display("Training speed"), MEMORY: Display("Training memory
 """Numbers that stand in no record's metrics, since another machine or load gives others; no metric declares them."""
 
 
-def on_machine(record: Record) -> Iterator[MetricValue]:
+def on_machine(record: Record) -> Numbers | None:
     """Tokens per second of the SAE's own steps, and the memory of its training in MiB, where they were recorded."""
-    cost = record.cost
+    cost, found = record.cost, dict[tuple[str, str], float]()
     if cost.tokens_per_second is not None:
-        yield _value(SPEED, cost.tokens_per_second, "tokens/s")
+        found[SPEED, "tokens/s"] = cost.tokens_per_second
     if cost.training_memory_bytes is not None:
-        yield _value(MEMORY, cost.training_memory_bytes / 2**20, "MiB")
+        found[MEMORY, "MiB"] = cost.training_memory_bytes / 2**20
+    if not found:
+        return None
+    titles, counted = _headed(tuple(found))
+    none = number_column([None] * len(found))
+    return Numbers(titles, number_column(list(found.values())), [none, none], counted, {})
 
 
-def _value(name: str, value: float, unit: str) -> MetricValue:
-    return MetricValue(id=name, version=1, value=value, unit=unit, higher_is_better=None)
+@cache
+def _headed(named: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """What such numbers say beside their values, which thousands of records have alike."""
+    values = [MetricValue(id=name, version=1, value=0.0, unit=unit, higher_is_better=None) for name, unit in named]
+    numbers = Numbers.of(values)
+    return numbers.headings.text, numbers.pattern.text
 
 
 class Asked:
@@ -102,7 +111,7 @@ class LoadedRecord:
     @cached_property
     def on_machine(self) -> Numbers | None:
         """What its training cost on the machine that did it, where that was recorded."""
-        return Numbers.of(found) if (found := tuple(on_machine(self.record))) else None
+        return on_machine(self.record)
 
     @cached_property
     def created(self) -> datetime:

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, overload
 
 from pydantic import GetCoreSchemaHandler
@@ -93,14 +94,14 @@ class Numbers(Sequence[MetricValue]):
     def __init__(
         self,
         titles: str,
-        values: Sequence[float | None],
-        ends: Sequence[Sequence[float | None]],
+        values: array[float],
+        ends: Sequence[array[float]],
         counted: str,
         why: dict[str, str],
     ) -> None:
         self.headings, self.pattern = headings(titles), pattern(counted)
-        self.values, self.lows, self.highs = _column(values), _column(ends[0]), _column(ends[1])
-        self.missing = tuple(place for place, value in enumerate(values) if value is None)
+        self.values, (self.lows, self.highs) = values, ends
+        self.missing = tuple([place for place, value in enumerate(values) if value != value])
         self.reasons = {int(place): reason for place, reason in why.items()}
 
     @classmethod
@@ -110,10 +111,9 @@ class Numbers(Sequence[MetricValue]):
 
     @property
     def columns(self) -> Columns:
-        """What they are made of, as JSON."""
-        values, lows, highs = map(_plain, (self.values, self.lows, self.highs))
+        """What they are made of."""
         why = {str(place): reason for place, reason in self.reasons.items()}
-        return self.headings.text, values, [lows, highs], self.pattern.text, why
+        return self.headings.text, self.values, [self.lows, self.highs], self.pattern.text, why
 
     def value(self, place: int) -> float | None:
         """One value, None where there is none."""
@@ -168,11 +168,11 @@ class Numbers(Sequence[MetricValue]):
         return f"Numbers{tuple(self)!r}"
 
 
-Columns = tuple[str, list[float | None], list[list[float | None]], str, dict[str, str]]
+Columns = tuple[str, "array[float]", "list[array[float]]", str, dict[str, str]]
 
 
 def columns(numbers: Sequence[MetricValue]) -> Columns:
-    """The numbers as JSON: headings, values, ends of intervals, what was counted, and why values are null."""
+    """The numbers as headings, values, ends of intervals, what was counted, and why values are null; NaN stands for null."""
     titles = [
         (
             m.id,
@@ -188,8 +188,11 @@ def columns(numbers: Sequence[MetricValue]) -> Columns:
     counted = ([m.n for m in numbers], [m.repeats for m in numbers], [m.trained_k for m in numbers])
     return (
         _text(titles),
-        [m.value for m in numbers],
-        [[m.ci.low if m.ci else None for m in numbers], [m.ci.high if m.ci else None for m in numbers]],
+        number_column([m.value for m in numbers]),
+        [
+            number_column([end(m.ci) if m.ci else None for m in numbers])
+            for end in (attrgetter("low"), attrgetter("high"))
+        ],
         _text(counted),
         {str(place): m.null_reason for place, m in enumerate(numbers) if m.null_reason is not None},
     )
@@ -216,9 +219,6 @@ def _text(value: Json) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
-def _column(values: Sequence[float | None]) -> array[float]:
+def number_column(values: Sequence[float | None]) -> array[float]:
+    """Numbers side by side, NaN for those that are not there."""
     return array("d", [math.nan if value is None else value for value in values])
-
-
-def _plain(column: array[float]) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in column]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,16 +105,19 @@ def read_arrays(path: Path) -> Arrays:
 def bytes_of(path: Path, most: int) -> bytes:
     """All bytes of a file, from one opening, so that nothing comes between a look at it and reading it.
 
-    Raises OSError: ELOOP for a link, EFBIG for more than `most` bytes.
+    Raises OSError: ELOOP for a link, EFBIG for more than `most` bytes, EINVAL for what is no file.
     """
-    with open(path, "rb", opener=_opened_itself) as file:
-        if os.fstat(file.fileno()).st_size > most:
+    with open(path, "rb", buffering=0, opener=_opened_itself) as file:
+        about = os.fstat(file.fileno())
+        if about.st_size > most:
             raise OSError(errno.EFBIG, "too large", str(path))
-        return file.read(most)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        return file.readall()
 
 
 def _opened_itself(path: str, flags: int) -> int:
-    # A link is an error, and a pipe in place of a file has no bytes, instead of making its reader wait.
+    # A link is an error, and a pipe does not make its reader wait.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
