@@ -6,6 +6,7 @@ somebody else's adds one in the same way as these. Importing one imports no torc
     datasets                      texts: files of the project, datasets of the hub
     problems                      problems with answers that can be verified: files, datasets of the hub
     transformers_model            any causal language model of `transformers`, from the hub or a folder
+    model_placement               a model spread over devices, memory and disk
     model_files                   what a model folder is and may hold, read before any library opens it
     jinja_sandbox                 templates of others, rendered within bounds
     pocket                        the model that ships with the project, its texts and problems, and how it was made
