@@ -19,6 +19,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.interventions.injection import injecting
+from latentbench.latents.logit_lens import logit_lens
 from latentbench_adapters.model_placement import rejoined
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.elsewhere import ELSEWHERE, Elsewhere, elsewhere
@@ -82,6 +83,14 @@ def steered(lm: LanguageModel) -> Tensor:
         logits: Tensor = lm.model(input_ids=IDS.to(lm.device), use_cache=False).logits
     assert receipt.steered == 2 * IDS.numel()
     return logits
+
+
+def test_who_looks_through_weights_that_are_on_the_disk_is_told(tiny_model: Path, whole: LanguageModel) -> None:
+    directions = torch.eye(whole.model.config.hidden_size)[:2]
+    spread = loaded(tiny_model, MAPS["a block on the disk"])
+    assert torch.equal(logit_lens(spread.model, directions, 3).top, logit_lens(whole.model, directions, 3).top)
+    with pytest.raises(InvalidInput, match="device_map keeps the output embedding"):
+        logit_lens(loaded(tiny_model, {"": "disk"}).model, directions, 3)
 
 
 @pytest.mark.parametrize(

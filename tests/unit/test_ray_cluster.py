@@ -54,11 +54,11 @@ def test_each_device_that_trains_reserves_its_own(bench: Workbench) -> None:
     assert (thin.threads, request_of(thin).cpus) == (1, 2)
 
 
-TWO_GPUS = {"resources": {"cpus": 4, "memory": "1GiB"}, "training__devices": 4}
+FOUR_GPUS = {"resources": {"cpus": 4, "memory": "1GiB"}, "training__devices": 4, "training__batch": 128}
 
 
 def test_what_one_node_has_not_is_spread_over_several(bench: Workbench) -> None:
-    made = job(bench, **TWO_GPUS)
+    made = job(bench, **FOUR_GPUS)
     four = [replace(LARGE, id=name) for name in "ab"]
     (spread,) = fitted([made], four)
     assert spread.spread
@@ -68,7 +68,7 @@ def test_what_one_node_has_not_is_spread_over_several(bench: Workbench) -> None:
     with pytest.raises(InvalidInput, match="16 CPUs, 4 GPUs"):
         fitted([made], [LARGE, SMALL])
     with pytest.raises(InvalidInput, match="can ever run"):  # one process alone is too large for any node
-        fitted([job(bench, **{**TWO_GPUS, "resources": {"cpus": 9}})], four * 3)
+        fitted([job(bench, **{**FOUR_GPUS, "resources": {"cpus": 9}})], four * 3)
 
 
 def test_what_takes_one_device_is_never_spread(bench: Workbench) -> None:

@@ -25,6 +25,19 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def unembedding(model: Any) -> Tensor:
+    """[vocabulary, d]: the weights of the output embedding, detached. Raises InvalidInput where they cannot be read."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    weight: Tensor | None = getattr(head, "weight", None)
+    if weight is None:
+        raise InvalidInput(f"{type(model).__name__} has no unembedding to look through")
+    if weight.is_meta:
+        raise InvalidInput(
+            "device_map keeps the output embedding (lm_head) from the device: give it one to look through it"
+        )
+    return weight.detach()
+
+
 def known(token: int | None, rows: int | None) -> int | None:
     """`token` where an embedding of `rows` rows has one for it, else None; `rows` None knows every id."""
     return token if token is not None and token >= 0 and (rows is None or token < rows) else None

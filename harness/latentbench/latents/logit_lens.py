@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbench.activations.blocks import decoder_blocks
-from latentbench.core.errors import InvalidInput
+from latentbench.activations.vocabulary import unembedding
 
 _LOGITS = 1 << 25
 """Logits that exist at once."""
@@ -41,14 +41,14 @@ class Lens:
 @torch.no_grad()
 def logit_lens(model: nn.Module, directions: Tensor, k: int) -> Lens:
     """Of `directions` [n, d] under a causal language model. Raises InvalidInput for a model without unembedding."""
-    unembedding, norm = _unembedding(model), final_norm(model)
-    k = min(k, len(unembedding))
-    step = max(1, _LOGITS // len(unembedding))
-    directions = directions.to(unembedding)
+    rows, norm = unembedding(model), final_norm(model)
+    k = min(k, len(rows))
+    step = max(1, _LOGITS // len(rows))
+    directions = directions.to(rows)
     bias = norm(torch.zeros_like(directions[:1]))
     parts = []
     for part in torch.split(directions, step):
-        logits = ((norm(part) - bias) @ unembedding.t()).float()
+        logits = ((norm(part) - bias) @ rows.t()).float()
         logits -= logits.mean(1, keepdim=True)
         parts.append((*logits.topk(k), *(-logits).topk(k)))
     high, top, low, bottom = (torch.cat(found).cpu() for found in zip(*parts, strict=True))
@@ -64,11 +64,3 @@ def final_norm(model: nn.Module) -> nn.Module:
             norms = [child for child in children if "norm" in type(child).__name__.lower()]
             return norms[-1] if norms else nn.Identity()
     return nn.Identity()
-
-
-def _unembedding(model: nn.Module) -> Tensor:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
-        raise InvalidInput(f"{type(model).__name__} has no unembedding to look through")
-    weight: Tensor = head.weight
-    return weight.detach()

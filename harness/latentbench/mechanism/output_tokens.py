@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentbench.activations.vocabulary import unembedding
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention
@@ -75,7 +76,7 @@ class LogitLensTokens:
 @torch.no_grad()
 def vector_logit_lens(lm: LanguageModel, vector: Tensor, count: int = 20) -> LogitLensTokens:
     """The lens of `vector` [d_model] with `count` tokens at either end."""
-    rows = lm.model.get_output_embeddings().weight.detach()  # type: ignore[no-untyped-call]
+    rows = unembedding(lm.model)
     direction = vector.to(rows.device, torch.float32)
     # float32 in chunks: the unembedding of a large model does not fit twice.
     dots = torch.cat([chunk.float() @ direction for chunk in rows.split(16384)])

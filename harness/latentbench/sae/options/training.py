@@ -77,8 +77,8 @@ class TrainingOptions(SpecModel):
     """Type of the large matrix products of a step. Weights, moments, selection and sparse products are float32 in any case."""
 
     devices: PositiveInt = 1
-    """Train on so many devices of one machine at a time, each on its share of every batch: `cuda:0` and up, or processes
-    on the CPU. In no key: numbers are the same but for rounding."""
+    """Train on so many devices at a time, each on its share of every batch: `cuda:0` and up, or processes on the CPU. On a Ray
+    cluster they may be those of several nodes. In no key: numbers are the same but for rounding."""
 
     budget: Budget | None = None
     """Sets dataset.train.tokens so that training costs as much as another spec's; default: the tokens stated."""
