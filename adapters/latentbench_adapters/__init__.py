@@ -3,7 +3,10 @@
 An adapter is a part of a spec that knows how to open what it names. It is registered as an entry point, so a package of
 somebody else's adds one in the same way as these. Importing one imports no torch.
 
-    datasets                      texts: files of the project, datasets of the hub
+    datasets                      texts: files of the project, files of an installed package, datasets of the hub
+    text_files                    files with texts, plain or compressed: tables by row, plain texts by document
+    row_filters                   conditions on the rows of a table
+    mixtures                      several texts as one, in stated shares
     problems                      problems with answers that can be verified: files, datasets of the hub
     transformers_model            any causal language model of `transformers`, from the hub or a folder
     model_files                   what a model folder is and may hold, read before any library opens it

@@ -1,105 +1,152 @@
-"""Text datasets: `adapter: files` reads text, JSON Lines or Parquet files of the project, `adapter: huggingface` streams one of the hub."""
+"""Text datasets: of files of the project, of files that a Python package brought along, and of the hub."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from latentbench.core.border import foreign
-from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.hashing import known_digest
 from latentbench.core.hub import check_dataset, is_commit, resolved_commit
+from latentbench.core.packages import PackageName, PackagePattern, PackageVersion, package_files
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
-from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.spec_model import Json
+from latentbench_adapters.row_filters import RowFilter
+from latentbench_adapters.text_files import SplitOn, TextFile, text_of
 
-KINDS = (".txt", ".jsonl", ".parquet")
-_CHARACTERS_AT_ONCE, _ROWS_AT_ONCE, _BYTES_AT_ONCE = 1 << 20, 64, 1 << 20
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+ONCE_READ = (".txt", ".jsonl", ".parquet")
+"""What files could be before identities named their kinds."""
 
 
-class FilesDataset(DatasetAdapter):
+Pattern = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class TextFiles(DatasetAdapter):
     """Documents in the order of the sorted file names and, within a file, of its lines or rows."""
 
-    adapter: Literal["files"] = "files"
-    path: Annotated[str, Field(min_length=1, max_length=500)]
-    """File or glob such as `data/chem/*.jsonl`, relative to the project; .txt, .jsonl or .parquet."""
     field: Annotated[str, Field(min_length=1)] = "text"
-    """Key or column that holds the text (.jsonl, .parquet)."""
-    split_on: Literal["file", "blank_line", "line"] = "file"
+    """Column or key that holds the text (not in .txt files)."""
+    split_on: SplitOn = "file"
     """What a document is in a .txt file."""
+    filter: tuple[RowFilter, ...] = ()
+    """Which rows are read: those that every one of these keeps."""
+    per_file: PositiveInt | None = None
+    """Documents read of each file at most, after `filter`."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """Column that holds the label, for probing."""
+
+    _newer: ClassVar[tuple[str, ...]] = (*DatasetAdapter._newer, "filter", "per_file", "label")
+
+    @abstractmethod
+    def paths(self, roots: Roots) -> list[Path]:
+        """The files, sorted. Raises NotAvailable when there are none."""
 
     def identity(self, roots: Roots) -> Json:
         files = self.files(roots)
-        made = {"files": [known_digest(path) for path in files], "field": self.field, "split_on": self.split_on}
+        made = {"files": [known_digest(file.path) for file in files], "field": self.field, "split_on": self.split_on}
         # The same bytes are other documents as .txt and as .jsonl.
-        return without_empty("plain", made | {"plain": [n for n, path in enumerate(files) if path.suffix == ".txt"]})
+        plain = [n for n, file in enumerate(files) if file.kind == ".txt" and not file.compression]
+        kinds = {str(n): file.kind for n, file in enumerate(files) if file.compression or file.kind not in ONCE_READ}
+        rows = {"filter": [one.plain() for one in self.filter], "per_file": self.per_file, "label": self.label}
+        newer = {"plain": plain, "kinds": kinds, **rows}
+        return made | {name: value for name, value in newer.items() if value}
 
     def texts(self, roots: Roots) -> Iterator[str]:
-        readers = {".txt": self._plain, ".jsonl": self._json_lines, ".parquet": self._parquet}
-        for path in self.files(roots):
-            yield from readers[path.suffix](path)
+        for file in self.files(roots):
+            yield from (text for text, _ in self._rows(file))
 
-    def files(self, roots: Roots) -> list[Path]:
-        """The files meant, sorted. Raises NotAvailable when there are none, RefusedFile for another kind."""
-        fixed, pattern = _split_glob(self.path)
-        base = roots.resolve(fixed)
-        found = sorted(p for p in base.glob(pattern) if p.is_file()) if pattern else [base]
-        if not found or not found[0].is_file():
-            raise NotAvailable(
-                f"no file matches {self.path!r} (paths are relative to the project {roots.project.name}/)"
-            )
-        for path in found:
-            roots.resolve(str(path))  # a symbolic link may lead out of the project
-            if path.suffix not in KINDS:
-                raise RefusedFile(f"{path.name}: texts are read from {', '.join(KINDS)} files")
+    def labelled(self, roots: Roots) -> Mapping[str, Iterable[tuple[str, str]]]:
+        """One set for each file, by the file's name without endings."""
+        if self.label is None:
+            raise InvalidInput("the texts have no labels: name the column that holds them as `label`")
+        files = self.files(roots)
+        found = {file.stem: self._labels(file) for file in files}
+        if len(found) < len(files):
+            raise InvalidInput("two files of labelled sets have the same name, by which the sets are called")
         return found
 
-    def _plain(self, path: Path) -> Iterator[str]:
-        with _opened(path) as file:
-            if self.split_on == "file":
-                yield file.read()
-            else:
-                parts = _parts(file, _lines if self.split_on == "line" else _blocks)
-                yield from filter(None, map(str.strip, parts))
+    def files(self, roots: Roots) -> list[TextFile]:
+        """The files meant. Raises NotAvailable when there are none, RefusedFile for another kind."""
+        return list(map(TextFile.at, self.paths(roots)))
 
-    def _json_lines(self, path: Path) -> Iterator[str]:
-        for number, row in parsed_lines(path):
-            yield self._text(row, f"{path.name}:{number}")
+    def _rows(self, file: TextFile) -> Iterator[tuple[str, Mapping[str, Json]]]:
+        """Text and row of what is read of a file."""
+        named = (self.field, self.label, *(one.field for one in self.filter))
+        rows = file.rows(dict.fromkeys(name for name in named if name is not None), self.split_on)
+        return islice(self._kept(file, rows), self.per_file)
 
-    def _parquet(self, path: Path) -> Iterator[str]:
-        import pyarrow.parquet as parquet
+    def _kept(
+        self, file: TextFile, rows: Iterator[tuple[int, Mapping[str, Json]]]
+    ) -> Iterator[tuple[str, Mapping[str, Json]]]:
+        for number, row in rows:
+            where = file.place(number)
+            text = text_of(row, self.field, where)
+            if all(one.keeps(row, text, where) for one in self.filter):
+                yield text, row
 
-        with foreign(f"{path.name} is not a readable Parquet file"):
-            table = parquet.ParquetFile(path, buffer_size=_BYTES_AT_ONCE)
-            if self.field not in table.schema_arrow.names:
-                raise InvalidInput(
-                    f"{path.name} has no column {self.field!r}; it has {', '.join(table.schema_arrow.names)}"
-                )
-            batches = table.iter_batches(_ROWS_AT_ONCE, columns=[self.field])
-            rows = (text.as_py() for batch in batches for text in batch.column(0))
-            for number, text in enumerate(rows, 1):
-                yield self._text({self.field: text}, f"{path.name}: row {number}")
-
-    def _text(self, row: Json, where: str) -> str:
-        text = row.get(self.field) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            has = f"it has {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else "the line is not an object"
-            raise InvalidInput(f"{where}: no text under {self.field!r}; {has}")
-        return text if text.isascii() else _HALF_CHARACTER.sub("?", text)  # JSON can hold halves of characters
+    def _labels(self, file: TextFile) -> Iterator[tuple[str, str]]:
+        for text, row in self._rows(file):
+            if (value := row.get(self.label or "")) is None:
+                raise InvalidInput(f"{file.name}: a row has no label under {self.label!r}")
+            yield text, value if isinstance(value, str) else json.dumps(value)
 
 
-def parsed_lines(path: Path) -> Iterator[tuple[int, Json]]:
-    """Number and content of every line of a JSON Lines file that is not blank. Raises RefusedFile."""
-    with _opened(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.isspace():
-                yield number, _parsed(line, path, number)
+class FilesDataset(TextFiles):
+    """Texts of files in the project."""
+
+    adapter: Literal["files"] = "files"
+    path: Pattern | Annotated[tuple[Pattern, ...], Field(min_length=1)]
+    """File or glob such as `data/chem/*.jsonl`, relative to the project, or a list of them; .txt, .csv, .tsv or .jsonl, plain or
+    compressed (.gz, .zst), or .parquet."""
+
+    def paths(self, roots: Roots) -> list[Path]:
+        """Raises OutsideProject for what leads out of the project."""
+        patterns = (self.path,) if isinstance(self.path, str) else self.path
+        return list(dict.fromkeys(path for pattern in patterns for path in _matching(pattern, roots)))
+
+
+class PackageDataset(TextFiles):
+    """Texts of files that an installed Python package brought along; its code is never imported."""
+
+    adapter: Literal["package"] = "package"
+    package: PackageName
+    """How pip calls it, e.g. `sae-probes`."""
+    version: PackageVersion | None = None
+    """The version that must be installed; default whichever is."""
+    path: PackagePattern | Annotated[tuple[PackagePattern, ...], Field(min_length=1)]
+    """File or glob in the package such as `sae_probes/data/cleaned_data/98_*.csv.zst`, or a list of them; the kinds of
+    `adapter: files`."""
+
+    def paths(self, roots: Roots) -> list[Path]:
+        """Raises Unpinnable where the package is not installed."""
+        patterns = (self.path,) if isinstance(self.path, str) else self.path
+        found = (path for pattern in patterns for path in package_files(self.package, pattern, self.version))
+        return list(dict.fromkeys(found))
+
+    def pinned(self, roots: Roots) -> Self:
+        """Itself. Raises Unpinnable where the package is not installed: cells that need it are then named and left out."""
+        self.paths(roots)
+        return self
+
+
+def _matching(path: str, roots: Roots) -> list[Path]:
+    """The files that a path or glob of the project means, sorted. Raises NotAvailable when there are none."""
+    fixed, pattern = _split_glob(path)
+    base = roots.resolve(fixed)
+    found = sorted(p for p in base.glob(pattern) if p.is_file()) if pattern else [base]
+    if not found or not found[0].is_file():
+        raise NotAvailable(f"no file matches {path!r} (paths are relative to the project {roots.project.name}/)")
+    for one in found:
+        roots.resolve(str(one))  # a symbolic link may lead out of the project
+    return found
 
 
 def _split_glob(path: str) -> tuple[str, str]:
@@ -111,38 +158,6 @@ def _split_glob(path: str) -> tuple[str, str]:
     if ".." in parts[first:]:
         raise ValueError(f"{path!r}: no '..' after a wildcard")
     return "/".join(parts[:first]) or (path[:1] if path.startswith("/") else "."), "/".join(parts[first:])
-
-
-def _opened(path: Path) -> IO[str]:
-    return path.open(encoding="utf-8-sig", errors="replace")
-
-
-def _parts(file: IO[str], divided: Callable[[str], list[str]]) -> Iterator[str]:
-    """What `divided` makes of the whole file, reading no more at once than the longest part and some.
-
-    The last part of what was read may go on in the file. The longer it has become, the more is read before it is
-    divided again, so that a part as long as the file costs twice its length and not its square.
-    """
-    rest = ""
-    while read := file.read(max(_CHARACTERS_AT_ONCE, len(rest))):
-        *parts, rest = divided(rest + read)
-        yield from parts
-    yield rest
-
-
-def _lines(text: str) -> list[str]:
-    return text.splitlines(keepends=True)  # an end that is kept says that the last line is a whole one
-
-
-def _blocks(text: str) -> list[str]:
-    return text.split("\n\n")
-
-
-def _parsed(line: str, path: Path, number: int) -> Json:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RefusedFile(f"{path.name}:{number}: not JSON: {error}") from None
 
 
 class HuggingFaceDataset(DatasetAdapter):

@@ -18,7 +18,9 @@ from latentbench.core.hub import check_dataset, is_commit, resolved_commit
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import SLOT, Problem, ProblemSet
 from latentbench.core.spec_model import Json
-from latentbench_adapters.datasets import FilesDataset, parsed_lines, streamed_rows
+from latentbench_adapters.datasets import FilesDataset, streamed_rows
+
+PROBLEMS = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 class TemplatedProblems(ProblemSet):
@@ -89,11 +91,11 @@ class FileProblems(TemplatedProblems):
         return {"files": files, **self.model_dump(mode="json", exclude={"adapter", "path"})}
 
     def rows(self, roots: Roots) -> Iterator[tuple[str, Json]]:
-        for path in self._files().files(roots):
-            if path.suffix != ".jsonl":
-                raise RefusedFile(f"{path.name}: problems are read from .jsonl files")
-            for number, row in parsed_lines(path):
-                yield f"{path.name}:{number}", row
+        for file in self._files().files(roots):
+            if file.kind not in PROBLEMS:
+                raise RefusedFile(f"{file.name}: problems are read from {', '.join(PROBLEMS)} files")
+            for number, row in file.rows((self.question, self.answer)):
+                yield file.place(number), row
 
     def _files(self) -> FilesDataset:
         return FilesDataset(path=self.path)

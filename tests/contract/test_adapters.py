@@ -21,8 +21,9 @@ from latentbench.core.plugins import plugins
 from latentbench.core.protocols import DatasetAdapter, ModelAdapter
 from latentbench.sae.sources.native import NativeSource
 from latentbench.steering.baselines import StackMethod
-from latentbench_adapters.datasets import FilesDataset, HuggingFaceDataset
+from latentbench_adapters.datasets import FilesDataset, HuggingFaceDataset, PackageDataset
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
+from latentbench_adapters.mixtures import MixedDataset
 from latentbench_adapters.sae_lens.source import SaeLensSource
 from latentbench_adapters.sparsify import SparsifySource
 from latentbench_adapters.transformers_model import TransformersModel
@@ -30,11 +31,18 @@ from latentbench_adapters.transformers_model import TransformersModel
 CPU = torch.device("cpu")
 
 
+def mixed(*texts: dict[str, Any]) -> MixedDataset:
+    """Texts in equal shares."""
+    return MixedDataset.model_validate({"parts": [{"texts": one} for one in texts]})
+
+
 EXAMPLES: dict[str, Callable[[], Any]] = {
     "models/transformers": lambda: TransformersModel(id="./model"),
     "models/pocket": lambda: plugins("models")["pocket"](),
     "datasets/files": lambda: FilesDataset(path="data/*.jsonl"),
     "datasets/huggingface": lambda: HuggingFaceDataset(id="a/b", revision="c" * 40),
+    "datasets/mix": lambda: mixed({"adapter": "files", "path": "data/*.jsonl"}, {"adapter": "pocket", "domain": "law"}),
+    "datasets/package": lambda: PackageDataset(package="some-texts", path="some_texts/*.csv"),
     "datasets/pocket": lambda: plugins("datasets")["pocket"](domain="law"),
     "sources/dictionary_learning": lambda: DictionaryLearningSource(path="saes/learning"),
     "sources/latentbench": lambda: NativeSource(path="saes/ours"),

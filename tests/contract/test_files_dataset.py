@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import latentbench_adapters.datasets as module
+import latentbench_adapters.text_files as module
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.hashing import canonical
 from latentbench.core.paths import Roots
@@ -165,13 +165,14 @@ def test_no_more_of_a_text_is_read_than_its_first_documents_need(
     monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 100)
     (roots.project / "a.txt").write_text("one two\n\n" * 1000)
     read: list[int] = []
-    opened = module._opened
+    opened = module.TextFile.opened
 
-    def counted(path: Path) -> Any:
-        file = opened(path)
-        return SimpleNamespace(read=lambda n: read.append(n) or file.read(n))
+    @contextmanager
+    def counted(file: module.TextFile) -> Iterator[Any]:
+        with opened(file) as text:
+            yield SimpleNamespace(read=lambda n: read.append(n) or text.read(n))
 
-    monkeypatch.setattr(module, "_opened", lambda path: nullcontext(counted(path)))
+    monkeypatch.setattr(module.TextFile, "opened", counted)
     data = FilesDataset(path="a.txt", split_on=split_on)
     assert list(islice(data.texts(roots), 30)) == ["one two"] * 30
     assert sum(read) <= 400

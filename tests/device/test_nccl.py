@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from latentbench.core.resources import now
+from latentbench.distributed.network import loopback
 from latentbench.distributed.process_group import TorchProcessGroup
 from latentbench.execute.placement import local_jobs
 from latentbench.execute.training_launcher import train_on_devices
-from latentbench.execute.training_worker import _loopback
 from latentbench.plan.plan import make_plan
 from latentbench.plan.stages import stages_of
 from latentbench.sae.autoencoder import SparseAutoencoder
@@ -37,7 +37,7 @@ ROUNDS = 50
 def group(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchProcessGroup]:
     if device.type == "cuda" and not dist.is_nccl_available():
         pytest.skip("this torch was built without NCCL")
-    os.environ["NCCL_SOCKET_IFNAME"] = _loopback()  # as for processes that train together
+    os.environ["NCCL_SOCKET_IFNAME"] = loopback()  # as for processes that train together
     yield TorchProcessGroup(0, 1, device, tmp_path_factory.mktemp("group") / "meeting", PATIENCE)
     dist.destroy_process_group()
 

@@ -16,6 +16,8 @@ from tests.unit.leaderboard_factory import HOSTILE, Planted, rewritten, write
 
 pytestmark = pytest.mark.browser
 
+ROOT = Path(__file__).parents[2]
+
 VARIANTS = {"topk": 1.0, "jumprelu": 0.93, "gated": 1.12}
 SPARSITIES = {8: 0.30, 16: 0.22, 32: 0.15, 64: 0.10}
 
@@ -229,6 +231,18 @@ def test_columns_and_intervals_can_be_chosen(page: Browser) -> None:
     assert page.find_elements("css selector", "#table .interval")
     one(page, "#intervals").click()
     assert not page.find_elements("css selector", "#table .interval")
+
+
+def test_the_committed_results_fit_a_screen_of_1400_pixels(driver: Browser, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(leaderboard(ROOT / "results", "html"), encoding="utf-8")
+    with screen(driver, 1400):
+        visit(driver, tmp_path / "page.html")
+        assert texts(driver, "#table thead tr:last-child th:last-child") == ["Time"]
+        wide, seen = driver.execute_script(
+            "const area = document.querySelector('.scroller'); return [area.scrollWidth, area.clientWidth]"
+        )
+        assert wide <= seen, "seeds and times are not cut"
+        assert one(driver, "#table .interval").is_displayed()
 
 
 def test_light_and_dark(page: Browser) -> None:

@@ -12,7 +12,7 @@ from selenium.webdriver import Keys
 
 from latentbench.bench import browser as bench_browser
 from latentbench.bench.browser import BrowserFailed, page_times
-from latentbench.leaderboard import inference
+from latentbench.leaderboard import pairs
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.evidence import StatisticsReader
@@ -225,8 +225,8 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = [Planted(name=f"{'papers' if i else 'mine'}/row{i:02}", error=0.2 + i / 40, l0=100 - i) for i in range(16)]
     write(results, *cells)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "ALL_PAIRS", 10)
-        patch.setattr(inference, "OPPONENTS", 2)
+        patch.setattr(pairs, "ALL_PAIRS", 10)
+        patch.setattr(pairs, "OPPONENTS", 2)
         (results / "report.html").write_text(html.page(board_of(load(results)), StatisticsReader()), "utf-8")
     return results / "report.html"
 

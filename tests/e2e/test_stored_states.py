@@ -1,4 +1,4 @@
-"""Hidden states of training texts through the command line: stored once, read by later seeds and specs, changing no number."""
+"""Hidden states through the command line: stored once, read by later seeds and specs, changing no weight and no number."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import shutil
 import pytest
 
 from latentbench.activations import row_states
+from latentbench.core.spec_model import Json
+from latentbench.reconstruction import documents
+from latentbench.records.record import Record
 from tests.conftest import Command
 from tests.support.project import Workbench
 
 MODES = ("never", "always")
+
+
+def measured(record: Record) -> list[Json]:
+    """What was measured on texts; the rest may hold times."""
+    assert record.documents is not None
+    return [record.documents.sha256, *(metric.plain() for metric in record.metrics if metric.domain)]
 
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -27,16 +36,18 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_what_is_trained_does_not_depend_on_where_states_come_from(bench: Workbench, command: Command) -> None:
-    weights, keys = [], []
+    weights, keys, numbers = [], [], []
     for mode in MODES:
         bench.spec("one", seeds=[0, 1], matrix={"sae.k": [2, 4]}, resources={"cache": mode})
         assert command("run", "one", "--executor", "inline").code == 0
         weights.append(bench.weights())
         keys.append({name: record.cell for name, record in bench.records().items()})
+        numbers.append({name: measured(record) for name, record in bench.records().items()})
         shutil.rmtree(bench.root / "results")
     assert len(weights[0]) == 4
     assert weights[0] == weights[1]
     assert keys[0] == keys[1]
+    assert numbers[0] == numbers[1]
 
 
 def test_later_seeds_variants_and_specs_do_not_run_the_model_for_them(
@@ -49,8 +60,26 @@ def test_later_seeds_variants_and_specs_do_not_run_the_model_for_them(
     bench.spec("one", resources={"cache": "always"}, seeds=[0, 1, 2])
     bench.spec("other", sae={"variant": "batch_topk", "width": 16, "k": 3}, training__batch=32)
     assert command("run", "one", "other", "--executor", "inline").code == 0
-    assert sum(rows) == first + 3  # a row for each of three streams shows shape and type
+    assert sum(rows) == first
     assert len(bench.records()) == 4
+
+
+def test_later_saes_are_measured_without_the_blocks_before_their_site(
+    bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    real = documents.hidden_states, documents.hidden_states_and_logits
+    for function in real:
+        monkeypatch.setattr(documents, function.__name__, lambda *given, of=function: (passes.append(1), of(*given))[1])
+    bench.spec("one", resources={"cache": "always"})
+    assert command("run", "one", "--executor", "inline").code == 0
+    first = len(passes)
+    bench.spec("other", resources={"cache": "always"}, seeds=[0, 1, 2], sae__k=3)
+    assert command("run", "other", "--executor", "inline").code == 0
+    assert len(passes) == first > 0
+    bench.spec("computed", resources={"cache": "never"}, seeds=[3], sae__k=3)
+    assert command("run", "computed", "--executor", "inline").code == 0
+    assert len(passes) > first
 
 
 def test_a_plan_says_what_will_be_stored_and_what_it_saves(bench: Workbench, command: Command) -> None:

@@ -52,7 +52,7 @@ def planted(seed: int, lengths: tuple[int, ...] = (7, 5, 9, 4)) -> tuple[list[En
         part = torch.zeros(*ordinary.shape, WIDTH)
         part[ordinary] = torch.zeros(tokens, WIDTH).scatter_add(1, indices, values)
         dense[chosen] = part
-        batch = DocumentBatch(chosen, ids[chosen], real, ordinary)
+        batch = DocumentBatch(chosen, ids[chosen], real, ordinary, len(batches), torch.arange(len(chosen)))
         batches.append(Encoded(batch, batch.ordinary, torch.zeros(tokens, 2), Codes(values, indices)))
     return batches, dense
 
@@ -106,7 +106,7 @@ def test_entropy_of_known_uses() -> None:
     found = used(
         [
             Encoded(
-                DocumentBatch(torch.tensor([0]), ids, real, ordinary),
+                DocumentBatch(torch.tensor([0]), ids, real, ordinary, 0, torch.tensor([0])),
                 ordinary,
                 torch.zeros(4, 2),
                 Codes(values, indices),

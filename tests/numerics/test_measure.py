@@ -17,7 +17,7 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import SHARED
-from latentbench.reconstruction import documents
+from latentbench.reconstruction import documents, predictions
 from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults, measure
 from latentbench.reconstruction.statistics import Baseline
 from latentbench.sae.autoencoder import Codes
@@ -220,9 +220,25 @@ def test_results_are_in_document_order() -> None:
 
 def test_chunks_of_the_vocabulary_change_nothing(monkeypatch) -> None:
     whole = flat(measure(LM, TOKENS, requests()))
-    monkeypatch.setattr(documents, "_ELEMENTS_AT_ONCE", VOCABULARY * 3)
+    monkeypatch.setattr(predictions, "_ELEMENTS_AT_ONCE", VOCABULARY * 3)
     for name, values in flat(measure(LM, TOKENS, requests())).items():
         np.testing.assert_allclose(values, whole[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("difference", [1e-3, 0.5, 30.0])
+@pytest.mark.parametrize("at_once", [1, 2**21])
+def test_losses_are_those_of_float64(monkeypatch, difference: float, at_once: int) -> None:
+    monkeypatch.setattr(predictions, "_ELEMENTS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(3)
+    clean, noise = torch.randn(2, 3, 6, 40, generator=generator)
+    ids, real = torch.randint(0, 40, (3, 6), generator=generator), torch.arange(6) < torch.tensor([[6], [4], [2]])
+    # At a difference of 30 some tokens are e times as likely as they were and more, which is another branch of the formula.
+    found = predictions.Predictions.of(clean, ids, real).losses(clean + difference * noise)
+    p, q = clean.double().log_softmax(-1), (clean + difference * noise).double().log_softmax(-1)
+    told = real[:, 1:]
+    losses = -q[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] * told
+    divergences = (p.exp() * (p - q)).sum(-1)[:, :-1] * told
+    torch.testing.assert_close(found, (losses.sum(1), divergences.sum(1)), rtol=1e-5, atol=1e-9)
 
 
 class Hungry(ToySAE):

@@ -27,7 +27,7 @@ from transformers import (
 
 from latentbench.activations.blocks import attention_output, decoder_blocks
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
-from latentbench.activations.resume import needs_block_input, resumed_logits, resuming
+from latentbench.activations.resume import resumed_from, resumed_logits, resuming
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Point, Site
 
@@ -91,7 +91,7 @@ def test_resuming_with_the_captured_state_gives_the_same_logits_bit_for_bit(name
         states, logits = hidden_states_and_logits(model, sites, ids, mask)
         assert torch.equal(logits, clean)
         for site in sites:
-            entrance = states[Site(index=site.index, point="resid_pre")] if needs_block_input(site) else None
+            entrance = next((states[entering] for entering in resumed_from(site)), None)
             resumed = resumed_logits(model, site, states[site], ids, mask, entrance)
             assert torch.equal(resumed, clean), site
             changed = resumed_logits(model, site, torch.zeros_like(states[site]), ids, mask, entrance)

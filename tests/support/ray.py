@@ -18,6 +18,7 @@ HEAD = {**SMALL, "include_dashboard": False}
 def start_cluster(**head: Any) -> Any:
     """A cluster with one node, as `ray.cluster_utils.Cluster`."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # other tests may keep the processors busy
     from ray.cluster_utils import Cluster
 
     return Cluster(initialize_head=True, head_node_args={**HEAD, **head})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from latentbench.bench import tables
+from latentbench.bench.browser import browser
+from latentbench.bench.kept import tables_page
 from latentbench.cli.app import app
 from latentbench.leaderboard.load import load
 
@@ -36,7 +39,15 @@ def test_every_task_makes_the_same_table_cold_and_warm(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_what_each_task_took() -> None:
-    done = CliRunner().invoke(app, ["bench", "tables", "--records", "6"], catch_exceptions=False)
+def test_the_command_prints_what_each_task_took(tmp_path: Path) -> None:
+    kept = tmp_path / "tables.json"
+    words = ["bench", "tables", "--records", "6", "--output", str(kept)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     assert all(task in done.stdout for task in tables.TASKS)
+    found = json.loads(kept.read_text())
+    assert found["machine"]["processor"] in tables_page(found)
+    assert (found["browser"] is not None) == (browser() is not None)
+    for task in found["tasks"]:
+        assert (task["cold"] is None) == (task["task"] == tables.AFTER_RUN)
+        assert 0 < task["warm"]["seconds"] < 60

@@ -56,6 +56,8 @@ def test_jobs_and_their_parts_for_several_devices_are_files_and_back(bench: Work
     again = RankJob.from_json(json.loads(json.dumps(task.to_json())))
     assert (again.keys, again.rank, again.size, again.patience, again.device) == (task.keys, 1, 2, 8.0, "cpu")
     assert replace(again, job=replace(job, device="cuda")).device == "cuda:1"
+    # On a node of a cluster it sees the one GPU that it was lent.
+    assert replace(again, job=replace(job, device="cuda", spread=True)).device == "cuda:0"
 
 
 def test_nothing_to_run_needs_no_place(bench: Workbench) -> None:

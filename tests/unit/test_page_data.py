@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentbench.leaderboard import inference
+from latentbench.leaderboard import pairs as pairs_of
 from latentbench.leaderboard.board import Column, Row, RowGroup
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.evidence import MissingStatistics, StatisticsReader
-from latentbench.leaderboard.inference import pairwise
 from latentbench.leaderboard.load import load
+from latentbench.leaderboard.pairs import pairwise
 from latentbench.leaderboard.render import html
 from latentbench.leaderboard.render.columnar import digits, packed, shaped
 from latentbench.statistics.paired import exchange_test, exchange_tests
@@ -169,9 +170,9 @@ def test_a_small_group_has_every_pair(group: RowGroup) -> None:
 def test_a_large_group_has_every_row_against_the_best_of_the_column_and_of_its_suites(
     group: RowGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "ALL_PAIRS", 10)
-    monkeypatch.setattr(inference, "OPPONENTS", 3)
-    monkeypatch.setattr(inference, "_AT_ONCE", 4)
+    monkeypatch.setattr(pairs_of, "ALL_PAIRS", 10)
+    monkeypatch.setattr(pairs_of, "OPPONENTS", 3)
+    monkeypatch.setattr(pairs_of, "AT_ONCE", 4)
     column = next(c for c in group.shown if c.metric == "explained_variance.centred")
     pairs = pairwise(group.rows, [column], StatisticsReader())[column.key]
     names = {group.rows[place].spec for place in pairs.opponents}
@@ -203,6 +204,6 @@ def test_the_tests_of_a_large_group_grow_with_its_rows_and_read_each_file_once(
         pairwise(rows[:size], [column], StatisticsReader())
         work[size], files[size] = sum(counted), len(read)
         counted.clear()
-    assert work[45] == 45 * inference.OPPONENTS
-    assert work[90] == 90 * inference.OPPONENTS
-    assert files[90] <= 90 + inference.OPPONENTS
+    assert work[45] == 44 * pairs_of.OPPONENTS, "no row is tested against itself"
+    assert work[90] == 89 * pairs_of.OPPONENTS
+    assert files[90] <= 90 + pairs_of.OPPONENTS

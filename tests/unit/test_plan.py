@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from latentbench.core.errors import Unpinnable
 from latentbench.distributed.worker_process import WorkerFailure
 from latentbench.plan.plan import Plan, changed_fields, make_plan
 from latentbench.records.record import Failure, Record
@@ -15,6 +16,7 @@ from latentbench.records.results import write_record
 from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
 from tests.conftest import Command
+from tests.support.packages import install
 from tests.support.project import Workbench, documents, write_jsonl
 
 
@@ -199,3 +201,23 @@ def test_a_projects_folder_may_stand_anywhere(bench: Workbench, command: Command
     before = [cell.key for cell in plan(bench, "mine").cells]
     moved = bench.root.rename(tmp_path / "moved")
     assert [cell.key for cell in plan(Workbench(moved), "mine").cells] == before
+
+
+def test_cells_whose_package_is_not_installed_are_named_and_cost_no_others(
+    bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bench.spec()
+    train = {"adapter": "package", "package": "some-texts", "path": "some_texts/*.jsonl", "tokens": 1000, "context": 16}
+    bench.spec("packaged", dataset__train=train)
+    reason = "the package some-texts is not installed: pip install --no-deps some-texts"
+    made = plan(bench, "mine", "packaged")
+    assert [item.cell.origin.name for item in made.cells] == ["mine"]
+    assert dict(made.unpinned) == {"packaged[seed=0]": reason}
+    told = command("plan")
+    assert (told.code, told.out.count(reason)) == (0, 2)  # of the cell, and with the number of cells it holds for
+    assert f"open  packaged[seed=0]  {reason}" in command("status").out
+    with pytest.raises(Unpinnable, match="some-texts"):
+        plan(bench, "packaged")
+    install(tmp_path / "site", "some-texts", "1.0", {"some_texts/a.jsonl": b'{"text": "one"}\n'})
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert len(plan(bench, "mine", "packaged").cells) == 2

@@ -9,10 +9,10 @@ import pytest
 
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.distributed import ray_cluster
-from latentbench.distributed.ray_cluster import ClusterNode, ResourceRequest, joined, slots
+from latentbench.distributed.ray_cluster import ClusterNode, ResourceRequest, can_spread, joined, slots
 from latentbench.execute.job import Job
 from latentbench.execute.placement import local_jobs
-from latentbench.execute.ray_executor import fitted, request_of
+from latentbench.execute.ray_executor import fitted, part_of, request_of
 from latentbench.plan.plan import make_plan
 from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
@@ -52,6 +52,35 @@ def test_each_device_that_trains_reserves_its_own(bench: Workbench) -> None:
     assert request_of(job(bench, "cpu", resources=asked, training__devices=2)) == ResourceRequest(4, 0, 2 * GIB)
     (thin,) = fitted([job(bench, "cpu", training__devices=2)], [ClusterNode("a", "a", 2, 0, GIB)])
     assert (thin.threads, request_of(thin).cpus) == (1, 2)
+
+
+TWO_GPUS = {"resources": {"cpus": 4, "memory": "1GiB"}, "training__devices": 4}
+
+
+def test_what_one_node_has_not_is_spread_over_several(bench: Workbench) -> None:
+    made = job(bench, **TWO_GPUS)
+    four = [replace(LARGE, id=name) for name in "ab"]
+    (spread,) = fitted([made], four)
+    assert spread.spread
+    assert part_of(spread) == ResourceRequest(4, 1, 1 * GIB)
+    (whole,) = fitted([made], [replace(LARGE, cpus=16, gpus=4)])
+    assert not whole.spread
+    with pytest.raises(InvalidInput, match="16 CPUs, 4 GPUs"):
+        fitted([made], [LARGE, SMALL])
+    with pytest.raises(InvalidInput, match="can ever run"):  # one process alone is too large for any node
+        fitted([job(bench, **{**TWO_GPUS, "resources": {"cpus": 9}})], four * 3)
+
+
+def test_what_takes_one_device_is_never_spread(bench: Workbench) -> None:
+    with pytest.raises(InvalidInput, match="can ever run"):
+        fitted([job(bench, resources={"cpus": 8, "gpus": 2.5})], [LARGE] * 4)
+
+
+def test_places_are_counted_by_what_is_scarcest() -> None:
+    part = ResourceRequest(2, 1, 8 * GIB)
+    assert [part.times_on(node) for node in (SMALL, LARGE, replace(LARGE, memory=9 * GIB))] == [0, 2, 1]
+    assert can_spread(part, 4, [LARGE, LARGE])
+    assert not can_spread(part, 5, [LARGE, LARGE, SMALL])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbench.activations import row_states, state_shards
-from latentbench.activations.row_states import (
-    LiveRowStates,
-    StatesWriter,
-    StoredRowStates,
-    stored_row_states,
-)
+from latentbench.activations import row_states, state_shards, stored_states
+from latentbench.activations.row_states import LiveRowStates, StoredRowStates, stored_row_states
 from latentbench.activations.state_shards import Shards, StatesOrigin
 from latentbench.activations.tokens import TrainTokens
 from latentbench.core.errors import CellFailed, InvalidInput
@@ -91,12 +87,12 @@ def test_states_are_computed_once_for_all_seeds_sites_and_later_runs(
     rows = _counting(monkeypatch)
     first = stored(store)
     assert first is not None
-    assert sum(rows) == 1 + ROWS  # one row more, which shows shape and type
+    assert sum(rows) == ROWS
     for again in (stored(store), stored(store, "auto"), stored(Store(store.root)), stored(store, sites=(SECOND,))):
         assert again is not None
-    assert sum(rows) == 1 + ROWS + 4
+    assert sum(rows) == ROWS  # nothing is run where all is there
     stored(store, sites=(*SITES, INNER))
-    assert sum(rows) == 1 + ROWS + 4 + 1 + ROWS  # the new site alone, although the pass gives all
+    assert sum(rows) == ROWS + ROWS  # for the new site alone
     assert len(states_in(store)) == 3 * 5
 
 
@@ -112,22 +108,21 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_kill_loses_at_most_the_shard_that_was_being_made(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = StatesWriter._computed, []
+    real = LiveRowStates.stored
 
-    def killed(self: StatesWriter, number: int) -> dict[Site, Tensor]:
-        calls.append(number)
-        if number == 3:
+    def killed(self: LiveRowStates, cut: range, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        if cut.start == 15:
             raise KeyboardInterrupt
-        return real(self, number)
+        return real(self, cut, sites)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StatesWriter, "_computed", killed)
+        patch.setattr(LiveRowStates, "stored", killed)
         with pytest.raises(KeyboardInterrupt):
             stored(store)
     assert len(states_in(store)) == 2 * 3
     rows = _counting(monkeypatch)
     found = stored(store)
-    assert sum(rows) == 1 + 5 + 3
+    assert sum(rows) == 5 + 3
     assert all(torch.equal(one, other) for one, other in zip(stream(found), stream(None), strict=True))
 
 
@@ -139,7 +134,7 @@ def test_a_damaged_shard_is_made_again(store: Store, monkeypatch: pytest.MonkeyP
     file.write_bytes(bytes(content))
     rows = _counting(monkeypatch)
     found = stored(Store(store.root))  # a new process would not have checked it yet
-    assert sum(rows) in (1 + 5, 1 + 3)  # the last shard is smaller
+    assert sum(rows) in (5, 3)  # the last shard is smaller
     assert all(torch.equal(one, other) for one, other in zip(stream(found), stream(None), strict=True))
 
 
@@ -161,7 +156,7 @@ def test_nothing_is_stored_where_it_is_not_wanted(store: Store) -> None:
 def test_auto_stores_where_computing_takes_much_longer(
     store: Store, factor: float, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_states, "PAYS", factor)
+    monkeypatch.setattr(stored_states, "PAYS", factor)
     assert (stored(store, "auto") is not None) == kept
     assert bool(states_in(store)) == kept
     assert stored(store, "always") is not None
@@ -171,7 +166,7 @@ def test_auto_stores_where_computing_takes_much_longer(
 def test_what_there_is_no_room_for_is_computed_or_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTBENCH_STATES", "10kB")
     assert stored(store, "auto") is None
-    with pytest.raises(InvalidInput, match=r"for the hidden states of 23 rows at 2 sites.*LATENTBENCH_STATES"):
+    with pytest.raises(InvalidInput, match=r"for the hidden states of 184 tokens at 2 sites.*LATENTBENCH_STATES"):
         stored(store, "always")
     assert not states_in(store)
     monkeypatch.setenv("LATENTBENCH_STATES", "a lot")
@@ -226,8 +221,13 @@ def test_several_workers_share_the_work(store: Store) -> None:
 def test_hidden_states_do_not_reach_the_wrong_texts(store: Store) -> None:
     """Keys say model, tokens, site and rows: none of them may be mistaken."""
     shards = [
-        Shards(origin, (site,), rows, ROW_BYTES).ref(site, 0)
-        for origin in (ORIGIN, replace(ORIGIN, tokens="others"), replace(ORIGIN, model={"model": "other"}))
+        Shards.of_rows(origin, (site,), rows, CONTEXT, 64).ref(site, 0)
+        for origin in (
+            ORIGIN,
+            replace(ORIGIN, tokens="others"),
+            replace(ORIGIN, model={"model": "other"}),
+            replace(ORIGIN, batches=9),
+        )
         for site in (FIRST, SECOND, INNER)
         for rows in (3, 4)
     ]
@@ -237,5 +237,5 @@ def test_hidden_states_do_not_reach_the_wrong_texts(store: Store) -> None:
 def test_a_pass_gives_whole_rows_whatever_is_counted() -> None:
     live = LiveRowStates(MODEL, TOKENS, SITES)
     rows = torch.tensor([4, 2])
-    whole, counted = live.whole(rows), torch.rand(2, CONTEXT) > 0.5
+    whole, counted = live.whole(rows, SITES), torch.rand(2, CONTEXT) > 0.5
     assert torch.equal(live.read(rows, counted)[SECOND], whole[SECOND][counted])

@@ -205,7 +205,7 @@ def test_rows_open_with_all_that_a_tokenizer_puts_in_front_of_a_text() -> None:
 def test_contamination_is_counted_by_document() -> None:
     train = training_tokens([words(1, 2), words(3, 4)], tokenizer(), context=3, tokens=6)
     evaluation = evaluation_tokens([words(3, 4), words(3, 4, 5), words(1, 2)], tokenizer(), context=3)
-    assert overlap(train, evaluation) == 2
+    assert overlap([train], evaluation) == 2
     assert train.digests[0] == hashlib.sha256(words(1, 2).encode()).hexdigest()[:16]
 
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentbench.activations.tokens import EvalTokens, digest_of, evaluation_tokens, folded_digest_of, units_together
+from latentbench.activations.tokens import EvalTokens, evaluation_tokens, units_together
 from latentbench.core.errors import CellFailed
 from latentbench.core.hashing import file_digest
 from latentbench.core.text import folded
+from latentbench.core.text_digests import digest_of, folded_digest_of
 from latentbench.leaderboard.api import leaderboard
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of

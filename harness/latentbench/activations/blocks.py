@@ -12,6 +12,7 @@ import inspect
 import re
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -83,6 +84,21 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
         )
     # The outermost list of the text decoder: a list of experts inside a block can have the same length by chance.
     return min(fitting, key=lambda item: (bool(_OTHER_TOWERS.search(item[0])), item[0].count(".")))[1]
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model wants its token ids, and where it gives its logits.
+
+    Of one that is spread over devices accelerate's hook says so: weights that are on the disk until they are used have no
+    device.
+    """
+    stated = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return next(model.parameters()).device if stated is None else torch.device(stated)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether parts of a model may compute on other devices than the one it is given token ids on."""
+    return getattr(model, "_hf_hook", None) is not None
 
 
 def attention_output(block: nn.Module) -> nn.Module:

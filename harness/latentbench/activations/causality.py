@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.blocks import input_device
+from latentbench.activations.measured_once import without_hooks
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.errors import InvalidInput
 
@@ -23,7 +24,7 @@ _ROUNDINGS = 16
 def check_causal(model: nn.Module) -> None:
     """Raises InvalidInput when the second half of a short text changes what is predicted in the first."""
     # Spread over the vocabulary, because a first id may be padding that nothing attends to; turned round in the second half.
-    places = torch.arange(_TOKENS, device=next(model.parameters()).device)[None]
+    places = torch.arange(_TOKENS, device=input_device(model))[None]
     text = places * embedding_rows(model) // _TOKENS
     other = torch.where(places < _TOKENS // 2, text, text.flip(1) // 2)
     with without_hooks(model):

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from latentbench.activations.blocks import input_device
 from latentbench.activations.fitting import out_of_memory
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import once_per_model
 from latentbench.core.border import contained
 
 
@@ -35,16 +35,29 @@ def logits_at(model: nn.Module, mask: Tensor, run: Callable[[], Any]) -> Tensor:
     return logits[0] if picked else logits[mask.to(logits.device)]
 
 
+@once_per_model
 def picks(model: nn.Module) -> bool:
-    """Whether the model gives the same logits where its output embedding sees chosen positions only; measured once."""
-    if model not in _PICKS:
-        with torch.no_grad(), without_hooks(model):
-            _PICKS[model] = _agrees(model)
-    return _PICKS[model]
-
-
-# By the model itself, weakly: what was found out about a model must not keep its weights in memory.
-_PICKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+    """Whether the model gives the same logits where its output embedding sees chosen positions only, in two short texts."""
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if not isinstance(model.get_output_embeddings(), nn.Module):  # type: ignore[operator]
+        return False
+    ids = torch.arange(6, device=input_device(model)).view(2, 3) % len(embedding.weight)
+    mask = torch.tensor([[False, True, False], [True, False, True]])
+    whole: Tensor = model(input_ids=ids, use_cache=False).logits
+    expected = whole[mask.to(whole.device)]
+    try:
+        with _picking(model, mask) as picked:
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    except BaseException as error:
+        if out_of_memory(error):
+            raise
+        contained(error)  # a model that needs the logits of all positions for something of its own
+        return False
+    if not picked or logits.shape != (1, *expected.shape):
+        return False
+    # The same products, whose sums a matrix of another height may add up in another order.
+    scale = float(expected.float().abs().max())
+    return bool((logits[0] - expected).float().abs().max() <= 16 * torch.finfo(logits.dtype).eps * scale)
 
 
 @contextmanager
@@ -65,27 +78,3 @@ def _picking(model: nn.Module, mask: Tensor) -> Iterator[list[bool]]:
         yield picked
     finally:
         handle.remove()
-
-
-def _agrees(model: nn.Module) -> bool:
-    """Compares both on two short texts."""
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if not isinstance(model.get_output_embeddings(), nn.Module):  # type: ignore[operator]
-        return False
-    ids = torch.arange(6, device=embedding.weight.device).view(2, 3) % len(embedding.weight)
-    mask = torch.tensor([[False, True, False], [True, False, True]])
-    whole: Tensor = model(input_ids=ids, use_cache=False).logits
-    expected = whole[mask.to(whole.device)]
-    try:
-        with _picking(model, mask) as picked:
-            logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    except BaseException as error:
-        if out_of_memory(error):
-            raise
-        contained(error)  # a model that needs the logits of all positions for something of its own
-        return False
-    if not picked or logits.shape != (1, *expected.shape):
-        return False
-    # The same products, whose sums a matrix of another height may add up in another order.
-    scale = float(expected.float().abs().max())
-    return bool((logits[0] - expected).float().abs().max() <= 16 * torch.finfo(logits.dtype).eps * scale)

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import once_per_model
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.border import contained
 from latentbench.core.errors import CellFailed
@@ -134,26 +133,18 @@ class RowBytes:
         return kept + self.reading(prompt, 1)
 
 
-@torch.no_grad()
+@once_per_model
 def row_bytes(lm: LanguageModel) -> RowBytes:
     """What one text takes in a loaded model; its cache is measured when first asked for."""
-    model = lm.model
-    if model not in _MEASURED:
-        with without_hooks(model):
-            short, long = (_kept_after(lm, tokens) for tokens in _PROBED)
-        token = max(0.0, (long - short) / (_PROBED[1] - _PROBED[0]))
-        item, words = model.dtype.itemsize, embedding_rows(model)
-        _MEASURED[model] = RowBytes(
-            fixed=max(0.0, short - _PROBED[0] * token),
-            token=token,
-            read=float(item * _widths_at_once(model)),
-            logits=float((item + 4) * words),
-        )
-    return _MEASURED[model]
-
-
-# By the model itself, weakly: what was found out about a model must not keep its weights in memory.
-_MEASURED: WeakKeyDictionary[nn.Module, RowBytes] = WeakKeyDictionary()
+    short, long = (_kept_after(lm, tokens) for tokens in _PROBED)
+    token = max(0.0, (long - short) / (_PROBED[1] - _PROBED[0]))
+    item, words = lm.model.dtype.itemsize, embedding_rows(lm.model)
+    return RowBytes(
+        fixed=max(0.0, short - _PROBED[0] * token),
+        token=token,
+        read=float(item * _widths_at_once(lm.model)),
+        logits=float((item + 4) * words),
+    )
 
 
 def _kept_after(lm: LanguageModel, tokens: int) -> int:

@@ -16,12 +16,10 @@ says how what is there is read and written.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +30,13 @@ from latentbench.activations.blocks import (
     decoder_blocks,
     first_tensor,
     hidden_state,
+    input_device,
+    is_spread,
     submodule,
     with_block_input,
     with_first_tensor,
 )
+from latentbench.activations.measured_once import once_per_model
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Point, Site
 
@@ -64,36 +65,14 @@ class Additions:
     """Whether it runs in a pass over text alone; blocks that look at a picture (Mllama's) do not."""
 
 
+@once_per_model
 def additions(model: nn.Module) -> tuple[Additions, ...]:
     """What every decoder block adds, first to last; measured when first asked for.
 
     Raises InvalidInput for a model whose hidden states are not [batch, tokens, width] of the tokens that it is given.
     """
-    if model not in _MEASURED:
-        with torch.no_grad(), without_hooks(model):
-            passes = [_planted_pass(model, number) for number in range(2)]
-        _MEASURED[model] = tuple(_additions(one, two) for one, two in zip(*passes, strict=True))
-    return _MEASURED[model]
-
-
-# By the model itself, weakly: what was found out about a model must not keep its weights in memory.
-_MEASURED: WeakKeyDictionary[nn.Module, tuple[Additions, ...]] = WeakKeyDictionary()
-
-
-@contextmanager
-def without_hooks(model: nn.Module) -> Iterator[None]:
-    """While open, the model is in evaluation mode and nobody's hooks are called: these passes are in no one's receipt."""
-    # The dictionaries of hooks are exchanged and not emptied: others' handles refer to the dictionary they registered in, so
-    # they can still be removed afterwards. Dropout would make the two passes differ by more than what was planted.
-    before = [(part, part.training, part._forward_pre_hooks, part._forward_hooks) for part in model.modules()]
-    try:
-        for part, *_ in before:
-            part.training = False
-            part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
-        yield
-    finally:
-        for part, training, pre_hooks, hooks in before:
-            part.training, part._forward_pre_hooks, part._forward_hooks = training, pre_hooks, hooks
+    passes = [_planted_pass(model, number) for number in range(2)]
+    return tuple(_additions(one, two) for one, two in zip(*passes, strict=True))
 
 
 class _Planted:
@@ -194,7 +173,7 @@ def _parts(block: nn.Module) -> dict[Point, nn.Module]:
 
 def _planted_pass(model: nn.Module, number: int) -> list[_Planted]:
     planted = [_Planted(block, index, number) for index, block in enumerate(decoder_blocks(model))]
-    device = next(model.parameters()).device
+    device = input_device(model)
     with ExitStack() as stack:
         for block in planted:
             block.install(stack)
@@ -273,21 +252,25 @@ class HookPoint:
 
     module: nn.Module
     multiplier: float = 1.0
+    device: torch.device | None = None
+    """Where hidden states are wanted, of a model whose parts compute on several devices; None where they are."""
 
     def read(self, output: Any) -> Tensor:
         """The hidden state [B, T, d] in what the module returned, a tensor of its own. Raises InvalidInput."""
         # A copy, because some models (Falcon) go on to add to what a submodule returned in place.
         hidden = hidden_state(output)
-        return hidden.clone() if self.multiplier == 1 else hidden * self.multiplier
+        own = hidden.clone() if self.multiplier == 1 else hidden * self.multiplier
+        return own if self.device is None else own.to(self.device)
 
     def written(self, output: Any, hidden: Tensor) -> Any:
         """What the module is to return for `hidden` [B, T, d] to be there; to rounding where it is scaled."""
-        return with_first_tensor(output, hidden.clone() if self.multiplier == 1 else hidden / self.multiplier)
+        made = hidden.clone() if self.multiplier == 1 else hidden / self.multiplier
+        return with_first_tensor(output, made if self.device is None else made.to(first_tensor(output).device))
 
     def moved(self, output: Any, delta: Tensor) -> Any:
         """What the module is to return for `delta` [B, T, d] to be added; what it does not touch keeps every bit."""
-        scaled = delta if self.multiplier == 1 else delta / self.multiplier
-        return with_first_tensor(output, hidden_state(output) + scaled)
+        scaled, hidden = delta if self.multiplier == 1 else delta / self.multiplier, hidden_state(output)
+        return with_first_tensor(output, hidden + (scaled if self.device is None else scaled.to(hidden.device)))
 
 
 def hook_point(model: nn.Module, site: Site) -> HookPoint:
@@ -310,4 +293,6 @@ def hook_point(model: nn.Module, site: Site) -> HookPoint:
             f"{type(block).__name__} (layer {site.index}): {refusal}, so what its {PARTS[site.point]} adds to "
             "the residual stream cannot be read at its output. The residual stream works."
         )
-    return HookPoint(submodule(block, site), measured.multipliers[site.point])
+    # A block's own output is where its input was (an adapter sees to that); its parts give theirs where they compute.
+    device = input_device(model) if is_spread(model) else None
+    return HookPoint(submodule(block, site), measured.multipliers[site.point], device)

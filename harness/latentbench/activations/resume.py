@@ -10,26 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.blocks import block_input, decoder_blocks, with_block_input
-from latentbench.activations.residual import PARTS, HookPoint, additions, hook_point, without_hooks
+from latentbench.activations.blocks import block_input, decoder_blocks, input_device, with_block_input
+from latentbench.activations.capture import hidden_states_and_logits
+from latentbench.activations.measured_once import once_per_model
+from latentbench.activations.residual import PARTS, HookPoint, additions, hook_point
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 
 _MISSING = object()
-_HANDOVERS: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
-"""By model and block: whether the hidden state is all that the block gets from those before it. Two short passes tell."""
 _ROUNDINGS = 16
 """How far logits may be off, in units of the data type's precision: on one device they are off by nothing."""
 
 
-def needs_block_input(site: Site) -> bool:
-    """Whether resuming at `site` also takes the residual stream entering its block."""
-    return site.point in PARTS
+def resumed_from(site: Site) -> tuple[Site, ...]:
+    """Where else the hidden state is needed to resume at `site`: at the entrance of its block, for a part of that."""
+    return (Site(index=site.index, point="resid_pre"),) if site.point in PARTS else ()
 
 
 def resumed_logits(
@@ -50,6 +49,27 @@ def resumed_logits(
     return logits
 
 
+@once_per_model
+def resumes_at_the_end(model: nn.Module) -> bool:
+    """Whether what the last block puts out is all that norm and head need: two short texts, one padded, give the same logits
+    bit for bit when they are resumed there.
+    """
+    last = last_site(model)
+    ids = torch.tensor([[0, 1] * 4] * 2, device=next(model.parameters()).device)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    try:
+        states, whole = hidden_states_and_logits(model, [last], ids, mask)
+        return torch.equal(resumed_logits(model, last, states[last], ids, mask), whole)
+    except (InvalidInput, LookupError, AttributeError, TypeError):
+        return False
+
+
+def last_site(model: nn.Module) -> Site:
+    """What the last block puts out."""
+    return Site(index=len(decoder_blocks(model)) - 1)
+
+
 @contextmanager
 def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | None = None) -> Iterator[None]:
     """While open, every forward pass starts at `site` with `hidden`; see `resumed_logits`.
@@ -58,7 +78,7 @@ def resuming(model: nn.Module, site: Site, hidden: Tensor, resid_pre: Tensor | N
     their hidden state, which a pass that starts in the middle would lack.
     """
     place, blocks = hook_point(model, site), decoder_blocks(model)
-    inner = needs_block_input(site)
+    inner = bool(resumed_from(site))
     if inner and resid_pre is None:
         raise ValueError(f"resuming at {site} needs the residual stream entering block {site.index}")
     # The first block that runs must get all it needs from `hidden`: the next one where a block's output is replaced.
@@ -95,11 +115,8 @@ def _entered(model: nn.Module, blocks: nn.ModuleList, index: int, hidden: Tensor
 
 def _check_handover(model: nn.Module, blocks: nn.ModuleList, index: int) -> None:
     """Raises InvalidInput when block `index` gets more from the blocks before it than one hidden state."""
-    known = _HANDOVERS.setdefault(model, {})
     # The first block gets the embeddings and nothing from a block; behind the last one only norm and head are left.
-    if index not in known:
-        known[index] = not 0 < index < len(blocks) or _hidden_state_is_all(model, blocks, index)
-    if not known[index]:
+    if 0 < index < len(blocks) and not _hidden_state_is_all(model, index):
         raise InvalidInput(
             f"{type(model).__name__}: block {index} and those behind it get more from the blocks before them than the "
             "residual stream, so the forward pass cannot be resumed there: cross-entropies with reconstructions in its "
@@ -107,26 +124,26 @@ def _check_handover(model: nn.Module, blocks: nn.ModuleList, index: int) -> None
         )
 
 
-@torch.no_grad()
-def _hidden_state_is_all(model: nn.Module, blocks: nn.ModuleList, index: int) -> bool:
+@once_per_model
+def _hidden_state_is_all(model: nn.Module, index: int) -> bool:
     """Whether a pass over a few tokens that is resumed at a block gives the logits of the whole one."""
+    blocks = decoder_blocks(model)
     # Two ids that every model knows, in turn: with one alone, attention could average over equal values and lose nothing.
-    ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
+    ids = torch.tensor([[0, 1] * 4], device=input_device(model))
     entering: list[Tensor] = []
 
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering.append(block_input(args, kwargs).clone())
 
-    with without_hooks(model):
-        handle = blocks[index].register_forward_pre_hook(note, with_kwargs=True)
-        whole: Tensor = model(input_ids=ids, use_cache=False).logits
-        handle.remove()
-        # Gemma 4 misses keys and values that blocks share, others go on without what they lack.
-        try:
-            with _entered(model, blocks, index, entering[-1]):
-                resumed: Tensor = model(input_ids=ids, use_cache=False).logits
-        except (LookupError, AttributeError, TypeError):
-            return False
+    handle = blocks[index].register_forward_pre_hook(note, with_kwargs=True)
+    whole: Tensor = model(input_ids=ids, use_cache=False).logits
+    handle.remove()
+    # Gemma 4 misses keys and values that blocks share, others go on without what they lack.
+    try:
+        with _entered(model, blocks, index, entering[-1]):
+            resumed: Tensor = model(input_ids=ids, use_cache=False).logits
+    except (LookupError, AttributeError, TypeError):
+        return False
     tolerance = _ROUNDINGS * torch.finfo(whole.dtype).eps
     # A logit that is no finite number says nothing of the size of the others; it has to be the same in both.
     size = float(whole.nan_to_num(0.0, 0.0, 0.0).abs().max())

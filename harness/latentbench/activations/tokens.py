@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,15 +26,13 @@ from latentbench.activations.token_boundaries import TokenBoundaries
 from latentbench.activations.vocabulary import check_ids, known, padding_id
 from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.text_digests import digest_of, folded_digest_of
+from latentbench.core.texts import notes_of
 from latentbench.statistics.units import Units, units_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PIECE = 1 << 20
-_LINE = re.compile(r"\S++(?: \S++)*+")
-"""Words with single spaces between them."""
 
 
 class Digests(Sequence[str]):
@@ -60,9 +57,12 @@ class Digests(Sequence[str]):
         """[documents] int64 with the same bits."""
         return torch.from_numpy(self._words.view(np.int64))
 
-    def among(self, others: Digests) -> int:
-        """How many of these documents are among the others."""
-        return int(np.isin(self._words, others._words).sum())
+    def among(self, others: Sequence[Digests]) -> int:
+        """How many of these documents are among any of the others."""
+        found = np.zeros(len(self._words), dtype=bool)
+        for other in others:
+            found |= np.isin(self._words, other._words)
+        return int(found.sum())
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -79,35 +79,6 @@ class Digests(Sequence[str]):
 
     def __hash__(self) -> int:
         return hash(tuple(self))
-
-
-def digest_of(text: str) -> int:
-    """The first 64 bits of the sha256 of a document's UTF-8. Raises InvalidInput where it cannot be written as that.
-
-    Encoded piece by piece, so that a long document is not held twice.
-    """
-    sha = hashlib.sha256()
-    try:
-        for start in range(0, len(text), _PIECE):
-            sha.update(text[start : start + _PIECE].encode())
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"a document is not valid Unicode ({error.reason}): {text[:40]!r}…") from error
-    return int.from_bytes(sha.digest()[:8], "big")
-
-
-def folded_digest_of(text: str, digest: int) -> int:
-    """`digest_of` the text with every run of white space as one space and none at its ends; `digest` is the text's own.
-
-    In pieces as well: a document that is one line already, as most are, is not read twice.
-    """
-    line = _LINE.match(text)
-    if line and line.end() == len(text):
-        return digest
-    sha, space = hashlib.sha256(), b""
-    for line in _LINE.finditer(text):
-        sha.update(space + line[0].encode())
-        space = b" "
-    return int.from_bytes(sha.digest()[:8], "big")
 
 
 def collected(words: array[int]) -> Digests:
@@ -141,6 +112,8 @@ class EvalTokens:
     """Documents left out because they have fewer than 2 tokens, so nothing to predict."""
     folded: Sequence[str] = ()
     """The digest of each text with its white space folded; empty where no document repeats another."""
+    notes: tuple[str, ...] = ()
+    """What there is to know of the texts (`Reading.notes`)."""
 
     @cached_property
     def units(self) -> Units:
@@ -151,14 +124,15 @@ class EvalTokens:
         """Tensors for safetensors and the metadata beside them."""
         tensors = {"ids": self.ids, "lengths": self.lengths, "digests": Digests.of(self.digests).to_tensor()}
         tensors |= {"folded": Digests.of(self.folded).to_tensor()} if self.folded else {}
-        return tensors, {"skipped": self.skipped}
+        return tensors, without_empty("notes", {"skipped": self.skipped, "notes": list(self.notes)})
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> EvalTokens:
         """The inverse of `to_tensors`."""
         digests = Digests.from_tensor(tensors["digests"])
         folded = Digests.from_tensor(tensors["folded"]) if "folded" in tensors else ()
-        return EvalTokens(tensors["ids"], tensors["lengths"], digests, int(meta["skipped"]), folded)
+        notes = tuple(meta.get("notes", ()))
+        return EvalTokens(tensors["ids"], tensors["lengths"], digests, int(meta["skipped"]), folded, notes)
 
 
 @dataclass(frozen=True)
@@ -171,6 +145,8 @@ class TrainTokens:
     """Digests as in `EvalTokens`, one for every document that reached a row at least in part."""
     lengths: Tensor | None = None
     """[rows] int32: tokens of each row before its padding, on the right; None where all rows are full."""
+    notes: tuple[str, ...] = ()
+    """What there is to know of the texts (`Reading.notes`)."""
 
     @property
     def tokens(self) -> int:
@@ -187,12 +163,14 @@ class TrainTokens:
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Tensors for safetensors and the metadata beside them."""
         tensors = {"ids": self.ids, "digests": Digests.of(self.digests).to_tensor()}
-        return tensors | ({} if self.lengths is None else {"lengths": self.lengths}), {}
+        tensors |= {} if self.lengths is None else {"lengths": self.lengths}
+        return tensors, without_empty("notes", {"notes": list(self.notes)})
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> TrainTokens:
         """The inverse of `to_tensors`."""
-        return TrainTokens(tensors["ids"], Digests.from_tensor(tensors["digests"]), tensors.get("lengths"))
+        digests = Digests.from_tensor(tensors["digests"])
+        return TrainTokens(tensors["ids"], digests, tensors.get("lengths"), tuple(meta.get("notes", ())))
 
 
 def evaluation_tokens(
@@ -226,7 +204,7 @@ def evaluation_tokens(
     if not lengths:
         raise InvalidInput(f"nothing to evaluate on: of {skipped} documents none has 2 tokens or more")
     ids_of_all, lengths_of_all = _tensor(rows).view(-1, context), _tensor(lengths)
-    made = EvalTokens(ids_of_all, lengths_of_all, collected(digests), skipped, collected(folded))
+    made = EvalTokens(ids_of_all, lengths_of_all, collected(digests), skipped, collected(folded), notes_of(texts))
     return made if made.units.repeats else replace(made, folded=())
 
 
@@ -271,7 +249,7 @@ def training_tokens(
             break
     if rows.available == 0 or (rows.wanted > 0 and not repeat):
         raise InvalidInput(_too_few(rows.available, tokens, context))
-    return rows.made(collected(digests))
+    return replace(rows.made(collected(digests)), notes=notes_of(texts))
 
 
 class _PackedRows:
@@ -355,9 +333,9 @@ def row_opening(tokenizer: PreTrainedTokenizerBase, known_ids: int | None = None
     return opening if all(known(token, known_ids) is not None for token in opening) else []
 
 
-def overlap(train: TrainTokens, evaluation: EvalTokens) -> int:
-    """How many evaluation documents are, letter for letter, among the training documents."""
-    return Digests.of(evaluation.digests).among(Digests.of(train.digests))
+def overlap(trained: Sequence[TrainTokens], evaluation: EvalTokens) -> int:
+    """How many evaluation documents are, letter for letter, among the documents that any of them was trained on."""
+    return Digests.of(evaluation.digests).among([Digests.of(train.digests) for train in trained])
 
 
 def units_together(domains: Sequence[EvalTokens]) -> Units:

@@ -2,7 +2,8 @@
 
 They are timed on the specs of the project around the current folder, and on many specs that are generated: sweeps over the
 pocket model like those that ship, each of the same number of cells. Seconds are the best of several processes, so what else runs
-on the machine counts as little as it can.
+on the machine counts as little as it can. `doctor`, which promises to take less than a minute anywhere, is timed once while every
+processor has other work.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentbench.core.errors import NotAvailable
+from latentbench.core.resources import processors
 
 CELLS = 20
 """Of each generated spec: five values and two seeds of two cases."""
@@ -83,7 +86,7 @@ class StartTiming:
 
 
 def run(specs: int, rounds: int) -> Iterator[StartTiming]:
-    """Times `--help`, and `validate` and `plan` of the current project and of so many generated specs.
+    """Times `--help`, `validate` and `plan` of the current project and of so many generated specs, and `doctor`.
 
     Raises NotAvailable where a command fails.
     """
@@ -93,6 +96,20 @@ def run(specs: int, rounds: int) -> Iterator[StartTiming]:
         generate(Path(folder), specs)
         for command in ("validate", "plan"):
             yield _best(command, specs, Path(folder), rounds)
+    with _busy():
+        yield _best("doctor", None, Path.cwd(), 1)
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """While open, every processor has something else to do."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processors())]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
 
 
 def generate(project: Path, specs: int) -> None:

@@ -2,28 +2,31 @@
 
 The records are generated, in the number asked for: three seeds of every row, about a hundred numbers each, over documents and
 over latents, whose statistics are those of a planted SAE with noise of their own. Every one passes the check of a record that
-was measured. Each task runs in a process of its own, since a process's peak never falls.
+was measured. Each task runs in a process of its own, since a process's peak never falls; the page that it made is then opened
+in a browser, where there is one (harness/latentbench/bench/browser.py).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
+from pydantic_core import to_json
 from safetensors.numpy import save
 
+from latentbench.bench.browser import PageTimes, page_times
 from latentbench.core.hashing import canonical, digest, file_digest
-from latentbench.core.resources import high_water
+from latentbench.core.resources import high_water, processors
 from latentbench.core.spec_model import Json
 from latentbench.metrics.base import BUDGETED, Estimator
 from latentbench.metrics.recorded import estimators
@@ -43,36 +46,46 @@ _METRICS: list[Json] = [
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a task took once."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of the process and of those it started, whatever else the machine did."""
+    peak_bytes: int
+    """Of the process; while others work for it they are counted as large as the largest of them, all at once."""
+
+
+@dataclass(frozen=True)
 class TableTiming:
-    """What one task took: first with nothing kept from before (cold), then once more (warm)."""
+    """What one task took: with nothing kept from before (cold), then once more (warm)."""
 
     task: str
-    records: int
-    cold_seconds: float
-    warm_seconds: float
-    cold_cpu_seconds: float
-    """Of the process itself, whatever else the machine did."""
-    warm_cpu_seconds: float
-    cold_peak_bytes: int
-    """Memory of the whole process."""
-    warm_peak_bytes: int
+    cold: Spent | None
+    """None where a reader never waits for it: a run ends among records that are known but for its own."""
+    warm: Spent
     written_bytes: int
 
 
-def run(records: int = 10_000, seed: int = 0, progress: Callable[[str], object] = lambda _: None) -> list[TableTiming]:
-    """Generates records in a temporary folder and measures the tables that are made of them."""
+@dataclass(frozen=True)
+class TablesReport:
+    """All of it."""
+
+    records: int
+    tasks: tuple[TableTiming, ...]
+    browser: PageTimes | None
+    """None without a browser."""
+
+
+def run(records: int = 10_000, seed: int = 0, progress: Callable[[str], object] = lambda _: None) -> TablesReport:
+    """Generates records in a temporary folder, measures the tables that are made of them, and opens the page."""
     with TemporaryDirectory() as folder:
-        results = Path(folder) / "results"
+        results, page_file = Path(folder) / "results", Path(folder) / "page.html"
         progress(f"generating {records:,} records")
         generate(results, records, seed)
-        return [measure(task, results, Path(folder) / "store", records, progress) for task in TASKS]
-
-
-def table(results: Path, store: Path) -> str:
-    """The terminal's table."""
-    from latentbench.leaderboard.api import leaderboard
-
-    return leaderboard(results, "terminal", store=store)
+        tasks = tuple(measure(task, results, Path(folder) / "store", page_file, progress) for task in TASKS)
+        progress("page, in a browser")
+        return TablesReport(records, tasks, page_times(page_file))
 
 
 def page(results: Path, store: Path) -> str:
@@ -80,6 +93,13 @@ def page(results: Path, store: Path) -> str:
     from latentbench.leaderboard.api import leaderboard
 
     return leaderboard(results, "html", store=store)
+
+
+def table(results: Path, store: Path) -> str:
+    """The terminal's table."""
+    from latentbench.leaderboard.api import leaderboard
+
+    return leaderboard(results, "terminal", store=store)
 
 
 def after_run(results: Path, store: Path) -> str:
@@ -90,42 +110,70 @@ def after_run(results: Path, store: Path) -> str:
 
 
 Task = Callable[[Path, Path], str]
-TASKS: Mapping[str, Task] = {"terminal table": table, "page": page, "end of a run": after_run}
+PAGE, AFTER_RUN = "page", "end of a run"
+TASKS: Mapping[str, Task] = {PAGE: page, "terminal table": table, AFTER_RUN: after_run}
 
 
 def measure(
-    task: str, results: Path, store: Path, records: int, progress: Callable[[str], object] = lambda _: None
+    task: str, results: Path, store: Path, page_file: Path, progress: Callable[[str], object] = lambda _: None
 ) -> TableTiming:
-    """A task in fresh processes, cold and then warm."""
-    shutil.rmtree(store, ignore_errors=True)
-    taken = []
+    """A task in fresh processes, cold and then warm. The page is left in a file."""
+    if task != AFTER_RUN:
+        shutil.rmtree(store, ignore_errors=True)
+    taken, written = [], 0
     for state in ("cold", "warm"):
+        if task == AFTER_RUN and state == "cold":
+            # Its table is another than the terminal's, of the same records: made once, and then made again at every end.
+            after_run(results, store)
+            continue
         progress(f"{task}, {state}")
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            taken.append(pool.submit(_measured, task, results, store).result())
-    cold, warm = taken
-    return TableTiming(task, records, cold[0], warm[0], cold[1], warm[1], cold[2], warm[2], warm[3])
+            spent, written = pool.submit(_measured, task, results, store, page_file).result()
+        taken.append(spent)
+    return TableTiming(task, taken[0] if len(taken) > 1 else None, taken[-1], written)
 
 
-def _measured(task: str, results: Path, store: Path) -> tuple[float, float, int, int]:
-    start, before = perf_counter(), getrusage(RUSAGE_SELF)
-    written = len(TASKS[task](results, store).encode())
-    now = getrusage(RUSAGE_SELF)
-    cpu = now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
-    return perf_counter() - start, cpu, high_water(), written
+def _measured(task: str, results: Path, store: Path, page_file: Path) -> tuple[Spent, int]:
+    start, before = perf_counter(), _cpu_seconds()
+    content = TASKS[task](results, store).encode()
+    seconds, cpu, others = perf_counter() - start, _cpu_seconds() - before, getrusage(RUSAGE_CHILDREN)
+    if task == PAGE:
+        page_file.write_bytes(content)
+    kilobytes = 1 if sys.platform == "darwin" else 1024
+    return Spent(seconds, cpu, high_water() + processors() * others.ru_maxrss * kilobytes), len(content)
+
+
+def _cpu_seconds() -> float:
+    return sum(used.ru_utime + used.ru_stime for used in map(getrusage, (RUSAGE_SELF, RUSAGE_CHILDREN)))
 
 
 def generate(results: Path, records: int, seed: int = 0) -> None:
-    """Writes so many records with their statistics. The same seed gives the same bytes."""
-    numbers = list(_numbers())
-    rng = np.random.default_rng(seed)
-    world = {domain: _documents(rng) for domain in DOMAINS}
-    halves = _halves(numbers, _statistics(world, 0.2, rng))
-    for number in range(records):
-        row, own_seed = divmod(number, SEEDS)
+    """Writes so many records with their statistics, in several processes. The same seed gives the same bytes."""
+    rows = -(-records // SEEDS)
+    shares = [range(start, min(rows, start + _ROWS_OF_A_SPEC)) for start in range(0, rows, _ROWS_OF_A_SPEC)]
+    if len(shares) == 1:
+        _generate(results, records, seed, shares[0])
+        return
+    with ProcessPoolExecutor(min(processors(), len(shares)), mp_context=get_context("spawn")) as pool:
+        for made in [pool.submit(_generate, results, records, seed, share) for share in shares]:
+            made.result()
+
+
+def _generate(results: Path, records: int, seed: int, rows: range) -> None:
+    numbers, world, halves = _planned(seed)
+    for row in rows:
         error = 0.05 + 0.3 * np.random.default_rng([seed, row]).random()
-        arrays = _statistics(world, error, np.random.default_rng([seed, row, own_seed]))
-        _write(results, row, own_seed, _values(numbers, arrays, halves), arrays)
+        for own_seed in range(min(SEEDS, records - row * SEEDS)):
+            arrays = _statistics(world, error, np.random.default_rng([seed, row, own_seed]))
+            _write(results, row, own_seed, _values(numbers, arrays, halves), arrays)
+
+
+@cache
+def _planned(seed: int) -> tuple[list[Number], dict[str, dict[str, Array]], list[float]]:
+    """What all records have in common: numbers, documents, and half the widths of intervals."""
+    numbers, rng = list(_numbers()), np.random.default_rng(seed)
+    world = {domain: _documents(rng) for domain in DOMAINS}
+    return numbers, world, _halves(numbers, _statistics(world, 0.2, rng))
 
 
 Number = tuple[str, Estimator, int | None]
@@ -246,7 +294,7 @@ def _write(results: Path, row: int, seed: int, values: list[Json], arrays: Mappi
         "documents": {"file": sidecar.name, "sha256": file_digest(sidecar)}
     }
     sealed = {**plain, "digest": digest("record", plain)}
-    path.write_text(json.dumps(sealed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(to_json(sealed, indent=1) + b"\n")  # as large as a record is, in a tenth of the time
 
 
 def _plain(spec: str, label: str, seed: int, cell: str, values: list[Json]) -> dict[str, Json]:

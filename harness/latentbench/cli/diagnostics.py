@@ -17,6 +17,9 @@ from latentbench.core.text import one_line, plural
 if TYPE_CHECKING:
     from latentbench.bench.correlation import Scores
 
+Output = Annotated[
+    Path | None, typer.Option(help="Also write the figures and the machine's name, e.g. results/bench/tables.json.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 _MARKS = {"pass": "pass", "fail": "FAIL", "note": "    "}
 
@@ -222,57 +225,73 @@ def memory(
 @app.command()
 def cache(
     spec: Annotated[
-        str, typer.Argument(help="A spec that trains an SAE; its first cell is taken.")
+        str, typer.Argument(help="A spec that trains an SAE and measures it; its first cell is taken.")
     ] = "quickstart/topk",
+    saes: Annotated[int, typer.Option(min=1, help="SAEs of a sweep, with different seeds.")] = 3,
+    tokens: Annotated[int, typer.Option(min=2, help="Training tokens that each of them reads, at most.")] = 20_000,
+    documents: Annotated[int, typer.Option(min=1, help="Documents of the first domain, at most.")] = 64,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Time training texts' hidden states from the store against those from the model, and compare them to the bit.
+    """Time sweeps of SAEs with hidden states from the model and from the store, and compare what comes out to the bit.
 
-    Example: `latentbench bench cache quickstart/topk`
+    Example: `latentbench bench cache quickstart/topk --saes 6`
     """
     from dataclasses import asdict
 
-    from latentbench.bench.cache import run
+    from latentbench.bench.cache import CacheSizes, run
     from latentbench.execute.placement import resolve_device
     from latentbench.spec.project import find_project, load_specs
 
     project = find_project()
     cell = load_specs(project, [spec])[0].cells[0]
-    found = run(cell, project.roots, resolve_device(device), project.store)
+    sizes = CacheSizes(saes, tokens, documents)
+    found = run(cell, project.roots, resolve_device(device), project.store, sizes)
     if as_json:
-        print_json({**asdict(found), "speedup": found.speedup})
+        print_json({**asdict(found), "ratios": found.ratios})
         return
-    typer.echo(f"{cell.title}: {found.tokens:,} tokens, {found.bytes / 1e6:,.1f} MB of hidden states")
-    for name, seconds in (("computing", found.computing), ("storing", found.storing), ("reading", found.reading)):
-        typer.echo(f"{name:<10} {seconds:8.2f} s  {found.tokens / seconds:12,.0f} tokens/s")
+    typer.echo(f"{found.model} in {found.dtype} on {found.processor}, {found.threads} threads")
     typer.echo(
-        f"reading is {found.speedup:.1f} times as fast as computing; batches are {'equal' if found.equal else 'NOT equal'}"
+        f"{found.saes} SAEs at {found.site}: {found.tokens:,} training tokens ({found.training_bytes / 1e6:,.1f} MB stored), "
+        f"{found.document_tokens:,} tokens of documents ({found.document_bytes / 1e6:,.1f} MB)"
     )
+    typer.echo(f"\n{'seconds':<28}{'computed':>10}{'stored':>10}")
+    for name, live, stored in found.lines():
+        typer.echo(f"{name:<28}{live:>10.2f}{stored:>10.2f}")
+    typer.echo("")
+    for name, ratio in found.ratios.items():
+        typer.echo(f"{name:<36} {ratio:6.2f} ×")
+    typer.echo(f"weights and numbers are {'equal' if found.equal else 'NOT equal'}")
 
 
 @app.command()
 def startup(
     specs: Annotated[int, typer.Option(min=1, help="Specs to generate, of 20 cells each.")] = 500,
     rounds: Annotated[int, typer.Option(min=1, help="Processes per command; the best counts.")] = 3,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time `--help`, and `validate` and `plan` of this project's specs and of many generated ones, in fresh processes.
+    """Time `--help`, `validate` and `plan` of this project's specs and of many generated ones, in fresh processes; and
+    `doctor` while all processors are busy.
 
     Example: `latentbench bench startup --specs 100 --rounds 1`
     """
     from dataclasses import asdict
 
+    from latentbench.bench.kept import keep
     from latentbench.bench.startup import CELLS, run
 
     found = list(run(specs, rounds))
+    figures = {"rounds": rounds, "cells": CELLS, "commands": [asdict(item) for item in found]}
+    if output:
+        keep(output, figures)
     if as_json:
-        print_json([asdict(item) for item in found])
+        print_json(figures)
         return
     typer.echo("command   specs                          user s    wall s")
     for item in found:
         about = "this project's" if item.specs is None else f"{item.specs:,} generated, {item.specs * CELLS:,} cells"
-        shown = "" if item.command == "--help" else about
+        shown = about if item.command in ("validate", "plan") else ""
         typer.echo(f"{item.command:<9} {shown:<28} {item.user_seconds:8.2f}  {item.wall_seconds:8.2f}")
 
 
@@ -280,27 +299,36 @@ def startup(
 def tables(
     records: Annotated[int, typer.Option(min=3, help="How many records to generate.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the records.")] = 0,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time the table, the page and the end of a run over many generated records: cold, and with what is kept from before.
+    """Time the table, the page and the end of a run over many generated records: cold, and with what is kept from before;
+    then open the page in a headless Chromium, where there is one, and time that.
 
     Example: `latentbench bench tables --records 300`
     """
     from dataclasses import asdict
 
+    from latentbench.bench.kept import keep
     from latentbench.bench.tables import run
 
     found = run(records, seed, lambda said: None if as_json else say(said, err=True))
+    if output:
+        keep(output, asdict(found))
     if as_json:
-        print_json([asdict(item) for item in found])
+        print_json(asdict(found))
         return
-    typer.echo(
-        f"{'task':<16}  {'cold s':>8}  {'warm s':>8}  {'cold CPU s':>10}  {'warm CPU s':>10}  {'peak MiB':>8}  {'MB written':>10}"
-    )
-    for item in found:
-        peak = max(item.cold_peak_bytes, item.warm_peak_bytes) / 2**20
-        typer.echo(
-            f"{item.task:<16}  {item.cold_seconds:8.2f}  {item.warm_seconds:8.2f}  {item.cold_cpu_seconds:10.2f}  "
-            f"{item.warm_cpu_seconds:10.2f}  {peak:8,.0f}  {item.written_bytes / 1e6:10.1f}"
-        )
+    typer.echo(f"{'task':<22}  {'wall s':>8}  {'CPU s':>8}  {'memory MiB':>10}  {'MB written':>10}")
+    for item in found.tasks:
+        for state, spent in (("cold", item.cold), ("warm", item.warm)):
+            if spent:
+                used = f"{spent.seconds:8.2f}  {spent.cpu_seconds:8.2f}  {spent.peak_bytes / 2**20:10,.0f}"
+                typer.echo(f"{f'{item.task}, {state}':<22}  {used}  {item.written_bytes / 1e6:10.1f}")
     typer.echo(f"\n{records:,} records of about a hundred numbers; cold: nothing kept from before")
+    if times := found.browser:
+        typer.echo(
+            f"in Chromium: first text {times.paint:,.0f} ms, first rows {times.rows:,.0f} ms, "
+            f"sort {times.sort:,.0f} ms, filter {times.filter:,.0f} ms"
+        )
+    else:
+        typer.echo("no Chromium here: the page was not opened")

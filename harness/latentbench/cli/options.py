@@ -105,12 +105,21 @@ class PlacementOptions:
             help="auto, cpu, cuda or cuda:N. With ray, auto is a GPU for cells whose `resources` ask for one."
         ),
     ] = "auto"
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="With ray, where nodes share no disk: a folder on each node's own, e.g. '$TMPDIR/latentbench'. What a node lacks "
+            "is brought there and what it made is brought here; files outside of the project must be on every node.",
+            show_default=False,
+        ),
+    ] = None
 
     def placement(self) -> Placement:
         """The place that the options name."""
         from latentbench.execute.placement import Placement
 
-        return Placement(self.executor, self.address, self.workers, self.device)
+        return Placement(self.executor, self.address, self.workers, self.device, self.scratch)
 
 
 @dataclass(frozen=True)

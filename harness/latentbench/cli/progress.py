@@ -44,6 +44,8 @@ def print_plan(plan: Plan, project: Project, left: Estimate | None) -> None:
     """The cells and stages of a plan with what happens to each and why, and what that will take."""
     for item in plan.cells:
         _plan_line("run" if item.run else "reuse", item.run, "", item.cell.title, item.reason)
+    for title, reason in plan.unpinned.items():
+        _plan_line("lack", True, "", title, reason)
     print()
     stages = plan.stages()
     for step in stages:
@@ -51,6 +53,8 @@ def print_plan(plan: Plan, project: Project, left: Estimate | None) -> None:
         _plan_line("make" if step.run else "keep", step.run, what, step.stage.title, step.reason)
     made = sum(step.run for step in stages)
     print(f"\n{_counts(plan)}; {plural(made, 'stage')} to make, {len(stages) - made} kept")
+    for reason, count in Counter(plan.unpinned.values()).items():
+        print(one_line(f"{plural(count, 'cell')} cannot be planned: {reason}"))
     for text in (*previews(plan, project), *states_preview(plan, Store(project.store), project.roots)):
         print(one_line(text))
     if left:

@@ -112,13 +112,15 @@ def status(
         follow(made, project, interval)
         return
     rows = [{"cell": c.cell.title, "done": not c.run, "reason": c.reason} for c in made.cells]
+    rows += [{"cell": title, "done": False, "reason": reason} for title, reason in made.unpinned.items()]
     if as_json:
         print_json(rows)
     else:
         for row in rows:
             say(f"{'done' if row['done'] else 'open'}  {row['cell']}  {'' if row['done'] else row['reason']}".rstrip())
-        say(f"{plural(len(rows) - len(made.to_run), 'cell')} done, {len(made.to_run)} to run")
-    raise typer.Exit(INCOMPLETE if made.to_run else 0)
+        open_cells = sum(not row["done"] for row in rows)
+        say(f"{plural(len(rows) - open_cells, 'cell')} done, {open_cells} to run")
+    raise typer.Exit(INCOMPLETE if made.to_run or made.unpinned else 0)
 
 
 def _run(
@@ -200,4 +202,4 @@ def _as_json(made: Plan) -> Json:
         }
         for step in made.stages()
     ]
-    return {"cells": cells, "stages": stages}
+    return {"cells": cells, "stages": stages, "unpinned": dict(made.unpinned)}

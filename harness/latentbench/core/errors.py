@@ -6,7 +6,7 @@
     │   ├── OutsideProject      a path that leads out of the project and of the folders that were allowed; a ValueError too
     │   ├── RefusedFile         a weight, vector or result file that is malformed, unsafe or of another kind
     │   └── NotAvailable        a model, dataset or package that is not here (with what to do about it)
-    │       └── Unpinnable      a branch or tag of the hub whose commit nobody here knows
+    │       └── Unpinnable      what a spec names of the hub, or of a package, whose content nobody here knows
     ├── StoreError              the artifact store cannot be read or written
     │   └── DamagedArtifact     checksum or layout of a stored artifact is wrong
     └── CellFailed              one cell could not be computed; the others go on
@@ -73,7 +73,8 @@ class NotAvailable(InvalidInput):
 
 
 class Unpinnable(NotAvailable):
-    """A branch or tag of the hub of which nobody here knows the commit: what needs it cannot be planned."""
+    """A branch or tag of the hub of which nobody here knows the commit, or a package that is not installed: what needs it cannot
+    be planned."""
 
 
 class StoreError(LatentbenchError):

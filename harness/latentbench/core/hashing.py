@@ -30,21 +30,22 @@ def seed_of(*parts: Json) -> int:
     return int(digest("seed", list(parts))[:16], 16) >> 1
 
 
-def file_digest(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+def file_digest(*paths: Path) -> str:
+    """Hex sha256 of a file's bytes; of several, of their bytes one file behind the other."""
     sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                sha.update(chunk)
     return sha.hexdigest()
 
 
-def known_digest(path: Path) -> str:
-    """`file_digest`, computed anew only when the file's size or time of change differs."""
-    stat = path.stat()
-    return _known_digest(path, stat.st_size, stat.st_mtime_ns)
+def known_digest(*paths: Path) -> str:
+    """`file_digest`, computed anew only when a file's size or time of change differs."""
+    states = ((path, path.stat()) for path in paths)
+    return _known_digest(*((path, state.st_size, state.st_mtime_ns) for path, state in states))
 
 
 @lru_cache(maxsize=1024)
-def _known_digest(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)
+def _known_digest(*files: tuple[Path, int, int]) -> str:
+    return file_digest(*(path for path, *_ in files))

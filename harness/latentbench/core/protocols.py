@@ -7,15 +7,19 @@ Importing an adapter never imports torch: identity and facts are read from files
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.stage import Stage
+from latentbench.core.texts import ByText, Reading, chosen
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +61,16 @@ class ModelAdapter(SpecModel):
     def identity(self, roots: Roots) -> Json:
         """What determines the model's outputs: resolved revision or file digests, and dtype. Never a local path."""
 
+    @property
+    def label(self) -> str:
+        """How pages and exports call it."""
+        return self.adapter
+
+    def conversion(self, roots: Roots) -> Stage | None:
+        """What has to be made before the model can be loaded, by `load` when it is first needed and then kept in `roots.store`:
+        its files in the layout that transformers loads. None where it is loaded as it is."""
+        return None
+
     @abstractmethod
     def facts(self, roots: Roots) -> ModelFacts | None:
         """Shape of the model, or None when its configuration is not on this machine."""
@@ -96,10 +110,18 @@ class DatasetAdapter(SpecModel):
     """Whether every row begins with BOS, or with what the tokenizer itself puts in front of a text."""
     packing: Literal["separated", "documents"] = "separated"
     """How training documents share rows: end to end, each led by BOS, or one document a row. For training alone."""
+    by_text: ByText | None = None
+    """Reads one side of a split that each text decides for itself: `{part: train}` here and `{part: eval}` there share no text,
+    whatever sets they are. Before `skip` and `documents`."""
+    distinct: bool = False
+    """Whether a text that an earlier document has, white space aside, is left out. Before `skip` and `documents`."""
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        return without_default(type(self), ("prepend_bos", "packing"), made(self))
+        return without_default(type(self), self._newer, made(self))
+
+    _newer: ClassVar[tuple[str, ...]] = ("prepend_bos", "packing", "by_text", "distinct")
+    """Fields that are newer than records, written only where they are not the default; an adapter adds its own."""
 
     @abstractmethod
     def identity(self, roots: Roots) -> Json:
@@ -107,7 +129,35 @@ class DatasetAdapter(SpecModel):
 
     @abstractmethod
     def texts(self, roots: Roots) -> Iterator[str]:
-        """All documents in order, before `skip` and `documents`. May be infinite."""
+        """All documents in order, before `by_text`, `distinct`, `skip` and `documents`. May be infinite."""
+
+    def labelled(self, roots: Roots) -> Mapping[str, Iterable[tuple[str, str]]]:
+        """Sets of texts with their labels, by name, each as `texts` has them. Raises InvalidInput where it has no labels."""
+        raise InvalidInput(f"texts of `adapter: {self.adapter}` have no labels")
+
+    @property
+    def splits(self) -> tuple[ByText, ...]:
+        """Every side of a split by text that it reads."""
+        return (self.by_text,) if self.by_text else ()
+
+    def read(self, roots: Roots) -> Reading:
+        """The documents that are meant."""
+        found = chosen(self.texts(roots), self.by_text, self.distinct)
+        stop = None if self.documents is None else self.skip + self.documents
+        return Reading(islice(found, self.skip, stop), lambda: found.notes)
+
+    def chosen_identity(self, roots: Roots) -> Json:
+        """`identity`, and which of those documents `by_text` and `distinct` leave where they are set."""
+        identity = self.identity(roots)
+        choice = {"by_text": self.by_text and self.by_text.plain(), "distinct": self.distinct}
+        kept = {name: value for name, value in choice.items() if value}  # newer than keys that exist
+        return {**(identity if isinstance(identity, dict) else {"identity": identity}), **kept} if kept else identity
+
+    def identity_of_read(self, roots: Roots) -> dict[str, Json]:
+        """What determines the documents that `read` gives."""
+        identity = self.chosen_identity(roots)
+        held = identity if isinstance(identity, dict) else {"identity": identity}
+        return {"adapter": self.adapter, **held, "skip": self.skip, "documents": self.documents}
 
 
 @dataclass(frozen=True)

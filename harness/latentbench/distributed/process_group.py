@@ -3,13 +3,14 @@
 All members run the same program from the same seeds and hold the same state; only the tokens differ. What depends on the
 whole batch is added up here. Every collective is called by all members in the same order and gives all of them the same.
 
-Several processes on one machine are joined by torch.distributed: NCCL between GPUs, Gloo between CPU processes. Only
-tensors travel: torch's collectives for objects would pickle them.
+Several processes are joined by torch.distributed: NCCL between GPUs, Gloo between CPU processes. Only tensors travel:
+torch's collectives for objects would pickle them. On one machine they meet at a file, on several at a port of member 0.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.distributed.worker_process import LOST_PEER
+from latentbench.store.files import write_bytes
 
 
 class ProcessGroup:
@@ -96,15 +98,23 @@ def squared_spread(x: Tensor, tokens: int, group: ProcessGroup) -> Tensor:
 class TorchProcessGroup(ProcessGroup):
     """One of `size` processes, each with a device of its own."""
 
-    def __init__(self, rank: int, size: int, device: torch.device, meeting: Path, patience: float) -> None:
-        """Waits for the others at the file `meeting`. Who is silent for `patience` seconds is given up."""
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        device: torch.device,
+        meeting: Path | dist.Store,
+        patience: float,
+    ) -> None:
+        """Waits for the others at `meeting`, a file or what `meet_at_port` gives. Who is silent for `patience` seconds is
+        given up."""
         self.rank, self.size, self.device = rank, size, device
         if device.type == "cuda":
             torch.cuda.set_device(
                 device
             )  # torch asks every rank for it: some of NCCL's work goes to the current device
-        # They meet at a file, since a port could be answered by another job or another user.
-        store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
+        # A file where that will do, since a port could be answered by another job or another user.
+        store = dist.FileStore(str(meeting), size) if isinstance(meeting, Path) else meeting  # type: ignore[attr-defined]
         _collective(
             dist.init_process_group,
             "nccl" if device.type == "cuda" else "gloo",
@@ -154,6 +164,39 @@ class TorchProcessGroup(ProcessGroup):
         moved = tensor.to(self.device).contiguous()  # NCCL takes only contiguous tensors in GPU memory
         _collective(dist.all_reduce, moved, operation)
         return moved.to(tensor.device)
+
+
+_LOOK_SECONDS = 0.1
+
+
+def meet_at_port(file: Path, rank: int, size: int, host: str, name: str, patience: float) -> dist.Store:
+    """Where processes of several machines meet: at a port that member 0 opens on `host` and writes to `file`.
+
+    The others wait until the file is there, whoever brings it to them. `name` is of this meeting alone, so that nobody of
+    an earlier one takes part. Ends the process like a lost member when nobody comes for `patience` seconds.
+    """
+    timeout = timedelta(seconds=patience)
+    try:
+        if rank == 0:
+            store = dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=timeout)  # type: ignore[attr-defined]
+            write_bytes(file, f"{host} {store.port}".encode())
+        else:
+            there, port = _waited_for(file, patience).split()
+            store = dist.TCPStore(there, int(port), size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    except (RuntimeError, TimeoutError) as error:  # torch's DistStoreError and DistNetworkError among them
+        print(f"did not meet the other processes: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(LOST_PEER) from error
+    met: dist.Store = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    return met
+
+
+def _waited_for(file: Path, patience: float) -> str:
+    deadline = time.monotonic() + patience
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody said within {patience:g} s where to meet")
+        time.sleep(_LOOK_SECONDS)
+    return file.read_text("utf-8")
 
 
 def _collective(operation: Callable[..., Any], *arguments: Any, **named: Any) -> None:

@@ -1,34 +1,26 @@
-"""Ray clusters: starting or joining one, what its nodes have, and running a worker process on one of them.
+"""Ray clusters: starting or joining one, and what its nodes have.
 
-What a node runs is the same worker process as everywhere, with the same limits and log. Only lines of text come back:
-the node, then the worker's events, last how cells were lost that have no record. Imports of Ray are inside of
-functions: it is an extra, and nothing but the `ray` executor needs it.
-
-Ray pickles `work` by the name of this module, so a node imports the module before it has the driver's PYTHONPATH.
-Therefore nothing here may import jobs or experiments: they name plug-ins that only that PYTHONPATH leads to.
+What a node runs stands in `harness/latentbench/distributed/ray_node.py`. Imports of Ray are inside of functions: it is an
+extra, and nothing but the `ray` executor needs it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.text import plural
-from latentbench.distributed.worker_process import POLL_SECONDS, Limits, WorkerFailure, WorkerProcess, stop
 
 OBJECT_STORE_BYTES = 80 << 20
 """Only paths and lines of text travel. Stated because Ray would take a third of the memory, or fail on a small
@@ -67,6 +59,11 @@ class ResourceRequest:
     def fits(self, node: ClusterNode) -> bool:
         """Whether the node could run it when idle."""
         return self.cpus <= node.cpus and self.gpus <= node.gpus and (self.memory or 0) <= node.memory
+
+    def times_on(self, node: ClusterNode) -> int:
+        """How often the node could run it at a time when idle."""
+        pairs = [(self.cpus, node.cpus), (self.gpus, node.gpus), (self.memory or 0, node.memory)]
+        return min(int(has // asked) for asked, has in pairs if asked)
 
     def options(self) -> dict[str, Any]:
         """Ray's names of the same; 0 for memory reserves none."""
@@ -160,36 +157,25 @@ def can_run(request: ResourceRequest, found: Iterable[ClusterNode]) -> bool:
     return shareable and any(map(request.fits, found))
 
 
-PASSED_ON = ("PYTHONPATH", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
-"""Variables of the driver that a worker gets. Keys and tokens are not among them: nodes have their own."""
+def can_spread(request: ResourceRequest, times: int, found: Iterable[ClusterNode]) -> bool:
+    """Whether the nodes could together run so many such requests at a time, each on one of them."""
+    return sum(request.times_on(node) for node in found) >= times
 
 
-def work(file: str, limits: Limits, variables: dict[str, str]) -> Iterator[str]:
-    """Runs the job in `file`, a path on a disk that all nodes share, and yields what happens as JSON, line by line.
+def reserved(request: ResourceRequest, times: int) -> Any:
+    """Ray's placement group for so many such requests at a time, on as few nodes as have room; it may still be waiting.
 
-    The job is not read here: it may name plug-ins that only the worker finds, through a PYTHONPATH passed on.
+    When a node goes, Ray looks for other places for what was on it, and the rest stays where it is.
     """
-    import ray
+    from ray.util import placement_group
 
-    node, path = ray.get_runtime_context().get_node_id(), Path(file)
-    yield json.dumps({"node": node})
-    os.environ.update(variables)
-    log, host, gpus = path.with_suffix(".log"), os.uname().nodename, os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not path.is_file():
-        hint = "the project, results and store must be on a disk that all nodes share"
-        yield _line(WorkerFailure("failed", "NotShared", f"{host} does not have {path}; {hint}"))
-        return
-    log.write_text(f"node {host} ({node[:8]}), GPUs {gpus or 'none'}\n")
-    worker = WorkerProcess(path, log, limits)
-    try:
-        while not worker.ended():
-            yield from (event.line() for event in worker.new_events())
-            time.sleep(POLL_SECONDS)
-        yield from (event.line() for event in worker.new_events())
-        yield _line(worker.loss)
-    finally:
-        stop([worker])
+    memory = {"memory": request.memory} if request.memory else {}
+    gpus = {"GPU": request.gpus} if request.gpus else {}
+    return placement_group([{"CPU": request.cpus, **gpus, **memory}] * times, strategy="PACK")
 
 
-def _line(loss: WorkerFailure) -> str:
-    return json.dumps(asdict(loss), ensure_ascii=False)
+def given_back(group: Any) -> None:
+    """Ends a reservation."""
+    from ray.util import remove_placement_group
+
+    remove_placement_group(group)

@@ -39,9 +39,11 @@ The number is `EX_TEMPFAIL` of sysexits.h, which neither Python nor a signal use
 class Event:
     """One report of a worker."""
 
-    kind: Literal["progress", "done", "note"]
+    kind: Literal["progress", "done", "note", "ranks"]
+    """`ranks` asks whoever started the worker to run the processes whose files are in a folder
+    (`harness/latentbench/distributed/rank_mailbox.py`)."""
     text: str = ""
-    """What there is to say, or which cell is done."""
+    """What there is to say, which cell is done, or the folder."""
     status: str = ""
     """How a finished cell ended: ok, failed, timeout or skipped."""
     progress: WorkProgress | None = None
@@ -55,7 +57,9 @@ class Event:
     def of(data: dict[str, Any]) -> Event:
         """The event of such a line, read. Raises ValueError or TypeError for anything else."""
         event = Event(**data)
-        if event.kind not in ("progress", "done", "note") or (event.kind == "progress") == (event.progress is None):
+        if event.kind not in ("progress", "done", "note", "ranks") or (event.kind == "progress") == (
+            event.progress is None
+        ):
             raise ValueError(f"there is no event {event.kind!r} of this form")
         return event if event.progress is None else replace(event, progress=WorkProgress.of(data["progress"]))
 

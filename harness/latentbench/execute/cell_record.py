@@ -181,12 +181,12 @@ def environment(project: Path, device: str, threads: int, devices: int = 1) -> E
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor_name(),
         device=device,
         devices=devices,
         threads=threads,
         packages={name: found for name in _PACKAGES if (found := _version(name))},
-        git=_git(project),
+        git=git_checkout(project),
     )
 
 
@@ -219,7 +219,8 @@ def _statistics(domain: DomainMeasurement) -> Statistics:
 
 
 @cache
-def _processor() -> str:
+def processor_name() -> str:
+    """What the processor calls itself, and how many cores there are."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -227,7 +228,7 @@ def _processor() -> str:
 
 
 @cache
-def _git(project: Path) -> Checkout | None:
+def git_checkout(project: Path) -> Checkout | None:
     """Commit of the checkout and whether files differ from it; None outside of one."""
     commit = _run(project, "rev-parse", "HEAD")
     if commit is None:

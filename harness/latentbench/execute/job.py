@@ -40,6 +40,8 @@ class Job:
     roots: Roots
     device: str
     threads: int
+    spread: bool = False
+    """Whether its devices are those of several machines: no single one has them all."""
 
     @property
     def limits(self) -> Limits:
@@ -98,9 +100,10 @@ class Job:
             }
             for item in self.cells
         ]
-        roots = {"project": str(self.roots.project), "allowed": [str(path) for path in self.roots.allowed]}
+        roots = {"project": str(self.roots.project), "allowed": list(map(str, self.roots.allowed))}
         places = {"store": str(self.store), "results": str(self.results), "roots": roots}
-        return {"cells": cells, **places, "device": self.device, "threads": self.threads}
+        how = {"device": self.device, "threads": self.threads, "spread": self.spread}
+        return {"cells": cells, **places, **how}
 
     @staticmethod
     def from_json(data: Json) -> Job:
@@ -117,8 +120,10 @@ class Job:
             )
             for item in data["cells"]
         )
-        roots = Roots(Path(data["roots"]["project"]), tuple(map(Path, data["roots"]["allowed"])))
-        return Job(cells, Path(data["store"]), Path(data["results"]), roots, data["device"], data["threads"])
+        store = Path(data["store"])
+        roots = Roots(Path(data["roots"]["project"]), tuple(map(Path, data["roots"]["allowed"])), store)
+        how = {name: data[name] for name in ("device", "threads", "spread")}
+        return Job(cells, store, Path(data["results"]), roots, **how)
 
 
 Group = tuple[PlannedCell, ...]

@@ -11,13 +11,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from latentbench.activations.tokens import EvalTokens, TrainTokens, evaluation_tokens, training_tokens
+from latentbench.activations.stored_states import Told
+from latentbench.activations.texts import evaluation_rows, training_rows
+from latentbench.activations.tokens import EvalTokens, TrainTokens
 from latentbench.activations.vocabulary import embedding_rows, positions
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
+from latentbench.core.progress import Progress
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
 from latentbench.core.spec_model import Json
-from latentbench.plan.stages import Stage
+from latentbench.core.stage import Stage
+from latentbench.plan.stages import SaeStages
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.spec.fit import beyond
 from latentbench.store.store import Store
@@ -41,24 +45,15 @@ def keep(store: Store, stage: Stage, tensors: Mapping[str, Tensor], meta: Mappin
         write_content(folder, tensors, meta)
 
 
-def make_train_tokens(
-    store: Store, stage: Stage, data: DatasetAdapter, models: ModelCache, model: ModelAdapter
-) -> TrainTokens:
-    """Training rows of a dataset, for one of `models`, from the store or made by one worker alone."""
+def make_train_tokens(store: Store, sae: SaeStages, models: ModelCache, model: ModelAdapter) -> TrainTokens:
+    """Training rows of an SAE that reads texts, for one of `models`, from the store or made by one worker alone."""
+    stage, data = sae.tokens, sae.data
+    assert stage is not None  # only what reads texts is asked for them
+    assert data is not None
 
     def make() -> TrainTokens:
-        made = training_tokens(
-            data.texts(models.roots),
-            models.tokenizer(model),
-            context=data.context,
-            tokens=int(data.tokens or 0),
-            repeat=data.repeat,
-            documents=data.documents,
-            skip=data.skip,
-            known_ids=models.known_ids(model),
-            packing=data.packing,
-            prepend_bos=data.prepend_bos,
-        )
+        tokenizer, known_ids = models.tokenizer(model), models.known_ids(model)
+        made = training_rows(data, models.roots, tokenizer, known_ids, held_out=sae.held_out)
         keep(store, stage, *made.to_tensors())
         return made
 
@@ -71,15 +66,7 @@ def make_eval_tokens(
     """One row per evaluation document of a dataset, for one of `models`, from the store or made by one worker alone."""
 
     def make() -> EvalTokens:
-        made = evaluation_tokens(
-            data.texts(models.roots),
-            models.tokenizer(model),
-            context=data.context,
-            documents=data.documents,
-            skip=data.skip,
-            known_ids=models.known_ids(model),
-            prepend_bos=data.prepend_bos,
-        )
+        made = evaluation_rows(data, models.roots, models.tokenizer(model), models.known_ids(model))
         keep(store, stage, *made.to_tensors())
         return made
 
@@ -94,6 +81,11 @@ def stored_baseline(store: Store, stage: Stage) -> Baseline | None:
 def stored_measurement(store: Store, stage: Stage) -> Measurement | None:
     """A measurement that is in the store."""
     return stored(store, stage, lambda tensors, meta: Measurement.from_tensors(stage.key, tensors, meta))
+
+
+def storing(progress: Progress) -> Told:
+    """Tells that hidden states are being stored."""
+    return lambda done, total: progress(done, total, "tokens", part="storing hidden states")
 
 
 class ModelCache:

@@ -83,7 +83,9 @@ class _Run:
         self.job, self.report = job, report
         self.store = Store(job.store)
         self.models = ModelCache(job.roots, job.device)
-        self.training = TrainingRunner(self.store, self.models, on_devices=partial(train_on_devices, job))
+        self.training = TrainingRunner(
+            self.store, self.models, on_devices=partial(train_on_devices, job, report=report)
+        )
         self.measuring = MeasurementRunner(self.store, self.models)
         self.studying = StudyRunner(self.store, self.models)
         self.states = {item.cell: _State(item) for item in job.cells}
@@ -262,16 +264,9 @@ class _Run:
         yield from dict.fromkeys(map(_beyond, (value for value in state.numbers if value.trained_k)))
         trained = [below for _, below in _levels(state.stages)]
         yield from training_warnings([one for made in trained if (one := self.training.record_of(made))])
-        train = None
-        try:
-            train = self._train_tokens(state) if state.measured else None
-        except NotAvailable as error:
-            yield f"evaluation and training documents were not compared: {error}"
+        yield from self._trained_on(state)
         for name, measured in state.measured.items():
             tokens: EvalTokens = measured.tokens
-            shared = overlap(train, tokens) if train else 0
-            if shared:
-                yield f"{name}: {shared} of {len(tokens.digests)} evaluation documents are among the training documents"
             wanted = state.item.cell.experiment.dataset.eval[name].documents or 0
             if len(tokens.digests) + tokens.skipped < wanted:
                 yield f"{name}: the dataset holds only {len(tokens.digests) + tokens.skipped} of {wanted} documents"
@@ -279,16 +274,30 @@ class _Run:
             if tokens.skipped:
                 yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
 
-    def _train_tokens(self, state: _State) -> TrainTokens | None:
-        """What the cell's first trained SAE was trained on, read once for all cells that share it."""
-        made = next((made for made in state.stages.saes if made.tokens), None) if state.stages else None
-        if made is None or made.tokens is None or made.data is None:
-            return None
-        if made.tokens.key not in self.train_tokens:  # damaged or evicted, they are made again
-            model = state.item.cell.experiment.model
-            tokens = make_train_tokens(self.store, made.tokens, made.data, self.models, model)
-            self.train_tokens[made.tokens.key] = tokens
-        return self.train_tokens[made.tokens.key]
+    def _trained_on(self, state: _State) -> Iterator[str]:
+        """What there is to know of the texts of its SAEs and of those below them, evaluation documents among them first."""
+        if not state.measured:
+            return
+        try:
+            trained = list(self._train_tokens(state))
+        except NotAvailable as error:
+            yield f"evaluation and training documents were not compared: {error}"
+            return
+        for name, measured in state.measured.items():
+            tokens: EvalTokens = measured.tokens
+            if shared := overlap(trained, tokens):
+                yield f"{name}: {shared} of {len(tokens.digests)} evaluation documents are among the training documents"
+            yield from (f"{name}: {note}" for note in tokens.notes)
+        yield from dict.fromkeys(f"training texts: {note}" for train in trained for note in train.notes)
+
+    def _train_tokens(self, state: _State) -> Iterator[TrainTokens]:
+        """What the cell's SAEs and those below them were trained on, each read once for all cells that share it."""
+        model = state.item.cell.experiment.model
+        for made in {made.tokens.key: made for _, made in _levels(state.stages) if made.tokens}.values():
+            assert made.tokens is not None
+            if made.tokens.key not in self.train_tokens:  # damaged or evicted, they are made again
+                self.train_tokens[made.tokens.key] = make_train_tokens(self.store, made, self.models, model)
+            yield self.train_tokens[made.tokens.key]
 
     def _meter(self, what: str, states: Iterable[_State]) -> ProgressMeter:
         """What a piece of work done for some cells tells its progress to; left when the work has ended."""

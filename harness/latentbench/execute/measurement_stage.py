@@ -11,19 +11,31 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from latentbench.activations.state_shards import StatesOrigin
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.hashing import digest
 from latentbench.core.progress import Progress
+from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
+from latentbench.core.stage import Stage
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
-from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
+from latentbench.execute.job_inputs import (
+    ModelCache,
+    keep,
+    make_eval_tokens,
+    stored_baseline,
+    stored_measurement,
+    storing,
+)
 from latentbench.metrics.base import declared
-from latentbench.plan.stages import CellStages, DomainStages, Stage
+from latentbench.plan.stages import CellStages, DomainStages
+from latentbench.reconstruction.document_states import StoredDocumentStates, states_to_store, stored_document_states
 from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
+from latentbench.store.state_cache import strongest
 from latentbench.store.store import Ref, Store
 
 
@@ -132,22 +144,41 @@ class MeasurementRunner:
         lacking = {stage.ref: stage for cell, stage in bases.items() if stage.ref in refs and cell not in failures}
         if not requests and not lacking:
             return failures
-        results = measure(
-            self.models.model(subjects[0].cell.experiment.model, tokens.ids.shape[1]),
-            tokens,
-            list(requests.values()),
-            baselines=self._known(bases.values()),
-            sites=[s.site for s in subjects],
-            splice_sites=[s.site for s in subjects if bases[s.cell].payload["splice"]],
-            progress=progress,
-            rule=subjects[0].rule,
-        )
+        spliced = {s.site for s in subjects if bases[s.cell].payload["splice"]}
+        states = self._states(subjects, domain, tokens, spliced, progress)
+        with self.store.using(states.keys if states else ()):
+            results = measure(
+                self._model(subjects[0], tokens),
+                tokens,
+                list(requests.values()),
+                baselines=self._known(bases.values()),
+                sites=[s.site for s in subjects],
+                splice_sites=spliced,
+                progress=progress,
+                rule=subjects[0].rule,
+                states=states,
+            )
         for subject in subjects:
             self._keep_baseline(bases[subject.cell], results.baselines[subject.site])
         by_key = {m.key: m for d in stages.values() for m in d.measurements.values()}
         for measurement in results.measurements:
             keep(self.store, by_key[measurement.name], *measurement.to_tensors())
         return failures | self._failed(subjects, stages, results.failures)
+
+    def _model(self, subject: MeasuredCell, tokens: EvalTokens) -> LanguageModel:
+        return self.models.model(subject.cell.experiment.model, tokens.ids.shape[1])
+
+    def _states(
+        self, subjects: list[MeasuredCell], domain: str, tokens: EvalTokens, spliced: set[Site], progress: Progress
+    ) -> StoredDocumentStates | None:
+        """The hidden states of the documents from the store; None where they are to be computed in the pass."""
+        first, model = subjects[0], self._model(subjects[0], tokens)
+        sites = states_to_store(model.model, {s.site for s in subjects}, spliced)
+        if sites is None:
+            return None
+        mode = strongest(s.cell.experiment.resources.cache for s in subjects)
+        origin = StatesOrigin(first.stages.model, first.at(domain).tokens.key)
+        return stored_document_states(self.store, origin, model, tokens, sites, mode, storing(progress))
 
     def _known(self, stages: Iterable[Stage]) -> dict[Site, Baseline]:
         """Baselines that are in the store; of two at one site the one with cross-entropies."""

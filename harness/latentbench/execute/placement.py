@@ -30,6 +30,8 @@ class Placement:
     workers: int | None = None
     """Processes at a time; None for as many as the threads allow."""
     device: str = "auto"
+    scratch: str | None = None
+    """Folder on every node's own disk, where nodes of a Ray cluster share none; None where they do."""
 
     def check(self, plan: Plan, project: Project) -> None:
         """Raises InvalidInput when cells of the plan cannot be placed at all."""
@@ -55,7 +57,7 @@ class Placement:
             from latentbench.execute.ray_executor import RayExecutor
 
             with _ray_jobs(plan, project, self) as jobs:
-                RayExecutor(self.workers, logs).run(jobs, report)
+                RayExecutor(self.workers, logs, self.scratch).run(jobs, report)
         elif self.executor == "local":
             from latentbench.execute.executors import LocalExecutor
 
@@ -80,6 +82,8 @@ class Placement:
     def _consistent(self) -> None:
         if self.address is not None and self.executor != "ray":
             raise InvalidInput("--address names a Ray cluster; use it with --executor ray")
+        if self.scratch is not None and self.executor != "ray":
+            raise InvalidInput("--scratch is for nodes of a Ray cluster; use it with --executor ray")
 
 
 def local_jobs(plan: Plan, project: Project, device: str, workers: int | None) -> list[Job]:

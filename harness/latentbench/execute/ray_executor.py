@@ -2,8 +2,11 @@
 
 Before anything is run, jobs are fitted to the nodes there are, and cells that none of them can ever run are refused:
 Ray would let them wait for ever. Ray only places. The task runs the same worker process as `local`
-(`harness/latentbench/distributed/ray_cluster.py`), and what a lost worker means is decided here and in
+(`harness/latentbench/distributed/ray_node.py`), and what a lost worker means is decided here and in
 `harness/latentbench/execute/executors.py`: Ray itself never runs anything twice.
+
+A job whose SAEs are trained on more devices than a node has reserves a place for each in the cluster; its task stands in
+the first of them and has the other processes run in theirs.
 """
 
 from __future__ import annotations
@@ -20,10 +23,20 @@ from typing import Any
 
 from latentbench.core.errors import InvalidInput
 from latentbench.distributed.progress_meter import OpenWork
-from latentbench.distributed.ray_cluster import PASSED_ON, ClusterNode, ResourceRequest, can_run, nodes, work
+from latentbench.distributed.ray_cluster import (
+    ClusterNode,
+    ResourceRequest,
+    can_run,
+    can_spread,
+    given_back,
+    nodes,
+    reserved,
+)
+from latentbench.distributed.ray_node import PASSED_ON, WorkOrder, work
 from latentbench.distributed.worker_process import GRACE_SECONDS, POLL_SECONDS, Event, EventHandler, WorkerFailure
 from latentbench.execute.executors import SubmittedJob, submit
 from latentbench.execute.job import Job
+from latentbench.execute.ray_home import Home
 
 _LOOK_SECONDS = 3.0
 """How often the nodes are looked at while jobs wait for one."""
@@ -41,18 +54,41 @@ def request_of(job: Job) -> ResourceRequest:
     return ResourceRequest(job.threads * job.devices, gpus, memory and memory * job.devices)
 
 
+def part_of(job: Job) -> ResourceRequest:
+    """What a job that is spread over nodes reserves for each process that trains."""
+    gpus = 0 if job.device == "cpu" else max(1, int(job.gpus) // job.devices)
+    return ResourceRequest(job.threads, gpus, job.memory_asked)
+
+
+def _somewhere(job: Job, found: list[ClusterNode]) -> bool:
+    """Whether the nodes could run it when idle: one of them, or several together where it is trained on several devices."""
+    if job.spread:
+        return can_spread(part_of(job), job.devices, found)
+    return can_run(request_of(job), found)
+
+
+def _placed(job: Job, found: list[ClusterNode]) -> Job | None:
+    """The job on one node where one has room for it, else spread over several; None where that would not do either."""
+    ways = [job, *([replace(job, spread=True)] if job.devices > 1 else [])]
+    return next((way for way in ways if _somewhere(way, found)), None)
+
+
 def fitted(jobs: Iterable[Job], found: list[ClusterNode]) -> list[Job]:
-    """The jobs as they are placed: threads nobody asked for are no more than the largest node has, and a group that
-    together asks for more than a node has is taken apart.
+    """The jobs as they are placed: threads nobody asked for are no more than the largest node has, what is trained on more
+    devices than a node has is spread over several, and a group that together asks for more is taken apart.
 
     Raises InvalidInput that names the cells whose request no node can ever satisfy, and what the nodes have.
     """
     # Without this, a driver with more cores than any node would ask for what nobody has.
     largest = max((int(node.cpus) for node in found), default=1)
-    placed = [job if job.states_threads else _thinned(job, largest) for job in jobs]
-    _refuse([cell for job in placed for cell in job.single_cells()], found)
-    parts = ([job] if can_run(request_of(job), found) else job.single_cells() for job in placed)
-    return [job for part in parts for job in part]
+    thin = [job if job.states_threads else _thinned(job, largest) for job in jobs]
+    _refuse([cell for job in thin for cell in job.single_cells()], found)
+    made = list[Job]()
+    for job in thin:
+        whole = _placed(job, found)
+        parts = [whole] if whole else [_placed(cell, found) for cell in job.single_cells()]
+        made += [part for part in parts if part]  # none is left out: `_refuse` has seen that each can be placed
+    return made
 
 
 def _thinned(job: Job, cpus: int) -> Job:
@@ -63,7 +99,7 @@ def _refuse(cells: Iterable[Job], found: list[ClusterNode]) -> None:
     """Raises InvalidInput when no node can ever run one of these jobs of one cell each."""
     refused: dict[ResourceRequest, list[str]] = {}
     for job in cells:
-        if not can_run(request_of(job), found):
+        if _placed(job, found) is None:
             refused.setdefault(request_of(job), []).append(job.cells[0].cell.title)
     if not refused:
         return
@@ -88,6 +124,8 @@ class _Task:
     submitted: SubmittedJob
     stream: Any
     """Ray's generator of references to the lines that `work` yields."""
+    group: Any = None
+    """Its placement group, where it is spread over nodes."""
     node: str | None = None
     """Where it runs; None while it waits for a node."""
     loss: WorkerFailure | None = None
@@ -100,8 +138,10 @@ class RayExecutor:
     """Runs jobs on the cluster this process has joined, at most `workers` at a time; None leaves that to the
     cluster."""
 
-    def __init__(self, workers: int | None, logs: Path) -> None:
-        self.workers, self.logs = workers, logs
+    def __init__(self, workers: int | None, logs: Path, scratch: str | None = None) -> None:
+        """`scratch`: folder on every node's own disk, for clusters whose nodes share none (`Apart`)."""
+        self.workers, self.logs, self.scratch = workers, logs, scratch
+        self._home: Home | None = None
         self._moved: set[str] = set()
         """Keys of cells that were run again elsewhere, which is done once: a cell may be what brings nodes down."""
         self._looked = time.monotonic()
@@ -109,6 +149,8 @@ class RayExecutor:
     def run(self, jobs: list[Job], report: EventHandler) -> None:
         """Runs all jobs; every cell has a record afterwards, whatever happened. Ctrl-C stops the workers."""
         waiting, running = deque(jobs), list[_Task]()
+        if self.scratch is not None and jobs:
+            self._home = Home(self.scratch, jobs)
         try:
             while waiting or running:
                 while waiting and len(running) < (self.workers or len(running) + 1):
@@ -127,8 +169,13 @@ class RayExecutor:
         submitted = submit(job, self.logs)
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         remote = ray.remote(max_retries=0, num_returns="streaming")(work)
-        stream = remote.options(**request_of(job).options()).remote(str(submitted.file), job.limits, variables)
-        return _Task(submitted, stream)
+        group = reserved(part_of(job), job.devices) if job.spread else None
+        options = (part_of if job.spread else request_of)(job).options()
+        home = self._home.order(job) if self._home else {}
+        variables |= self._home.variables(job) if self._home else {}
+        order = WorkOrder(str(submitted.file), job.limits, variables, group, options, **home)
+        stream = remote.options(**options, **_in_first(group)).remote(order)
+        return _Task(submitted, stream, group)
 
     def _ready(self, running: list[_Task]) -> list[_Task]:
         """Tasks with something to tell, after a while of waiting for one."""
@@ -141,6 +188,8 @@ class RayExecutor:
 
     def _settle(self, task: _Task, report: EventHandler) -> list[Job]:
         """The jobs to run in place of one that ended. A cell that a node took down with it is tried once more."""
+        if task.group is not None:
+            given_back(task.group)
         job, loss = (
             task.submitted.job,
             task.loss or WorkerFailure("failed", "WorkerDied", "its task ended without a word"),
@@ -160,10 +209,19 @@ class RayExecutor:
 
         self._looked, alive = time.monotonic(), nodes()
         for task in running:
-            request = request_of(task.submitted.job)
-            if task.node is None and task.loss is None and not any(map(request.fits, alive)):
-                task.loss = WorkerFailure("failed", "NoNode", f"no node is left that has {request}")
+            job = task.submitted.job
+            if task.node is None and task.loss is None and not _somewhere(job, alive):
+                task.loss = WorkerFailure("failed", "NoNode", f"no node is left that has {request_of(job)}")
                 ray.cancel(task.stream)
+
+
+def _in_first(group: Any) -> dict[str, Any]:
+    """Ray's options for a task in the first place of a placement group."""
+    if group is None:
+        return {}
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
 
 
 def _advance(task: _Task, report: EventHandler) -> bool:

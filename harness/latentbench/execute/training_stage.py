@@ -29,10 +29,11 @@ from latentbench.core.hashing import digest, seed_of
 from latentbench.core.progress import Progress
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
+from latentbench.core.stage import Stage
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from latentbench.execute.job_inputs import ModelCache, make_train_tokens
+from latentbench.execute.job_inputs import ModelCache, make_train_tokens, storing
 from latentbench.execute.training_launcher import TrainingOutcome
-from latentbench.plan.stages import SaeStages, Stage
+from latentbench.plan.stages import SaeStages
 from latentbench.sae import artifact
 from latentbench.sae.activation_stream import ActivationStream
 from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE
@@ -44,7 +45,7 @@ from latentbench.sae.training_progress import TrainingProgress
 from latentbench.sae.variants.controls import FittedSAE, FittedTrainer
 from latentbench.spec.cells import Cell
 from latentbench.store.files import write_bytes
-from latentbench.store.state_cache import CACHE_MODES
+from latentbench.store.state_cache import strongest
 from latentbench.store.store import Ref, Store
 
 CHECKPOINT = "state.safetensors.sha256"
@@ -220,21 +221,14 @@ class TrainingRunner:
 
     def _states(self, wanted: list[TrainingRequest], sites: list[Site], progress: Progress) -> StoredRowStates | None:
         """The hidden states of their texts from the store; None where they are to be computed as they are read."""
-        first, modes = wanted[0], {item.cell.experiment.resources.cache for item in wanted}
+        first, mode = wanted[0], strongest(item.cell.experiment.resources.cache for item in wanted)
         origin = StatesOrigin(first.made.stage.payload["model"], first.tokens.key)
         model = self.models.model(first.cell.experiment.model, first.data.context)
-        # SAEs that share a stream share its states, so the strongest wish among them decides.
-        mode = next(mode for mode in CACHE_MODES if mode in modes)
-        tokens = self._tokens(first)
-        context, total = tokens.ids.shape[1], tokens.ids.numel()
-
-        def told(rows: int) -> None:
-            progress(rows * context, total, "tokens", part="storing hidden states")
-
-        return stored_row_states(self.store, origin, model, tokens, sites, mode, told)
+        told = storing(progress)
+        return stored_row_states(self.store, origin, model, self._tokens(first), sites, mode, told)
 
     def _tokens(self, item: TrainingRequest) -> TrainTokens:
-        return make_train_tokens(self.store, item.tokens, item.data, self.models, item.cell.experiment.model)
+        return make_train_tokens(self.store, item.made, self.models, item.cell.experiment.model)
 
     def _built(self, item: TrainingRequest) -> SparseAutoencoder:
         """The SAE as it is before training, initialised from its own key."""

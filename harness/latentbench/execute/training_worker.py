@@ -1,8 +1,8 @@
 """`python -m latentbench.execute.training_worker FILE`: one of the processes that train SAEs together, each on a device
 of its own.
 
-`harness/latentbench/execute/training_launcher.py` starts all of them and watches. They meet at a file beside theirs and
-talk through the loopback interface; the first one writes checkpoints and SAEs, tells how far it is, and says at the end
+`harness/latentbench/execute/training_launcher.py` has all of them started and watches. On one machine they meet at a file
+beside theirs and talk through the loopback interface, on several at a port of the first one; the first one writes checkpoints and SAEs, tells how far it is, and says at the end
 what became of them. Torch is loaded inside of functions: it takes seconds, and before them `serve` must be watching the
 parent.
 """
@@ -10,7 +10,6 @@ parent.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +17,17 @@ from typing import TYPE_CHECKING
 
 from latentbench.core.errors import CellFailed
 from latentbench.core.progress import unwatched
+from latentbench.distributed.network import NODE_ADDRESS, interface_of, loopback
 from latentbench.distributed.progress_meter import ProgressMeter
+from latentbench.distributed.rank_mailbox import MEETING
 from latentbench.distributed.worker_process import Event, EventHandler
-from latentbench.execute.training_launcher import MEETING, OUTCOME, RankJob
+from latentbench.execute.training_launcher import OUTCOME, RankJob
 from latentbench.execute.worker import serve
 from latentbench.plan.stages import stages_of
 from latentbench.store.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from latentbench.distributed.process_group import ProcessGroup
     from latentbench.execute.training_stage import TrainingRequest
 
 
@@ -43,22 +45,36 @@ def _train(task: RankJob, folder: Path, report: EventHandler) -> None:
     it."""
     import torch
 
-    from latentbench.distributed.process_group import TorchProcessGroup
     from latentbench.execute.job_inputs import ModelCache
     from latentbench.execute.training_stage import TrainingRunner
     from latentbench.store.store import Store
 
-    # All processes are on this machine. Left to choose, Gloo would bind to whatever the host's name resolves to and
-    # NCCL to some network interface, and neither has to work.
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = _loopback()
     torch.set_num_threads(task.job.threads)
-    group = TorchProcessGroup(task.rank, task.size, torch.device(task.device), folder / MEETING, task.patience)
+    group = _joined(task, folder)
     training = TrainingRunner(Store(task.job.store), ModelCache(task.job.roots, task.device), group)
     with ProgressMeter("training", lambda message: report(Event("progress", progress=message))) as meter:
         failures = training.make(list(_requests(task)), meter if task.rank == 0 else unwatched)
     if task.rank == 0:
         failed = {key: {"type": type(error).__name__, "message": str(error)} for key, error in failures.items()}
         write_json(folder / OUTCOME, {"failures": failed, "speeds": training.speeds})
+
+
+def _joined(task: RankJob, folder: Path) -> ProcessGroup:
+    """The group of all processes."""
+    import torch
+
+    from latentbench.distributed.process_group import TorchProcessGroup, meet_at_port
+
+    # Left to choose, Gloo would bind to whatever the host's name resolves to and NCCL to some network interface, and
+    # neither has to work.
+    host = os.environ.get(NODE_ADDRESS, "") if task.job.spread else ""
+    if name := interface_of(host) if task.job.spread else loopback():
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
+    file = folder / MEETING
+    if not task.job.spread:
+        return TorchProcessGroup(task.rank, task.size, torch.device(task.device), file, task.patience)
+    met = meet_at_port(file, task.rank, task.size, host, task.meeting, task.patience)
+    return TorchProcessGroup(task.rank, task.size, torch.device(task.device), met, task.patience)
 
 
 def _requests(task: RankJob) -> Iterator[TrainingRequest]:
@@ -74,11 +90,6 @@ def _requests(task: RankJob) -> Iterator[TrainingRequest]:
             f"files changed between planning and running ({len(missing)} SAEs are others now); run it again"
         )
     yield from (found[key] for key in task.keys)
-
-
-def _loopback() -> str:
-    """Name of the loopback interface: `lo` on Linux, `lo0` on macOS."""
-    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
 
 
 if __name__ == "__main__":

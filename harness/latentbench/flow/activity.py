@@ -17,7 +17,8 @@ from torch import Tensor
 
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.massive import NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
-from latentbench.activations.tokens import EvalTokens, real_mask, special_mask, training_tokens
+from latentbench.activations.texts import training_rows
+from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.core.sites import Site
 from latentbench.flow.options import Flow
@@ -102,18 +103,9 @@ def texts_of(options: Flow, context: StageContext) -> TokenRows:
         tokens = context.tokens(domain)
         return TokenRows(tokens.ids, tokens.lengths, options.tokens)
     wanted = max(options.tokens, data.context)  # one whole row at least, since rows are all that is read
-    rows = training_tokens(
-        data.texts(context.roots),
-        context.tokenizer(),
-        context=data.context,
-        tokens=wanted,
-        repeat=True,  # fewer tokens are enough where the texts end before
-        documents=data.documents,
-        skip=data.skip,
-        known_ids=embedding_rows(context.model().model),
-        packing=data.packing,
-        prepend_bos=data.prepend_bos,
-    )
+    # Fewer tokens are enough where the texts end before.
+    known_ids = embedding_rows(context.model().model)
+    rows = training_rows(data, context.roots, context.tokenizer(), known_ids, tokens=wanted, repeat=True)
     full = torch.full((len(rows.ids),), rows.ids.shape[1])
     return TokenRows(rows.ids, full if rows.lengths is None else rows.lengths, options.tokens)
 

@@ -199,7 +199,11 @@ class Flow(Subject):
         chosen, name = self.source(experiment)
         given: dict[str, Json] = {"skip": chosen.skip, "documents": chosen.documents, "context": chosen.context}
         given |= {"packing": chosen.packing, "prepend_bos": chosen.prepend_bos}
-        return {"from": "training texts" if name is None else "evaluation", "data": chosen.identity(roots), **given}
+        return {
+            "from": "training texts" if name is None else "evaluation",
+            "data": chosen.chosen_identity(roots),
+            **given,
+        }
 
     def source(self, experiment: ExperimentView) -> tuple[DatasetAdapter, str | None]:
         """The texts that maps are fitted on, and the name of their evaluation domain if they are one.

@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from inspect import signature
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from latentbench.activations.blocks import decoder_blocks, first_tensor, hidden_state, mlp_output
-from latentbench.activations.residual import hook_point, without_hooks
+from latentbench.activations.blocks import decoder_blocks, first_tensor, hidden_state, input_device, mlp_output
+from latentbench.activations.measured_once import once_per_model
+from latentbench.activations.residual import hook_point
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
@@ -156,30 +156,20 @@ def _check_whole(model: nn.Module, layer: int, paths: Mapping[nn.Module, str]) -
         )
 
 
-# By the model itself, weakly, as everything that is measured once.
-_SHARES: WeakKeyDictionary[nn.Module, dict[int, str]] = WeakKeyDictionary()
-
-
+@once_per_model
 def _shares(model: nn.Module) -> dict[int, str]:
     """Layer to what is wrong with its down-projection as the end of the MLP; empty where all that the MLP adds is in it.
 
     Measured in one pass over a few tokens in which every down-projection puts out the same vector for each of them. A whole
     MLP then adds the same to each; one with experts, of which some shared one was found, or with a gate behind it, does not.
     """
-    if model not in _SHARES:
-        _SHARES[model] = _measured_shares(model)
-    return _SHARES[model]
-
-
-@torch.no_grad()
-def _measured_shares(model: nn.Module) -> dict[int, str]:
     watched: dict[int, _Planted] = {}
     for layer, block in enumerate(decoder_blocks(model)):
         with suppress(InvalidInput):  # whoever asks for this layer is told why
             watched[layer] = _Planted(_down_projection(block), _end(block))
     # Two ids that every model knows, in turn: every token has another past, and so another hidden state.
-    ids = torch.tensor([[0, 1] * 4], device=next(model.parameters()).device)
-    with without_hooks(model), ExitStack() as stack:
+    ids = torch.tensor([[0, 1] * 4], device=input_device(model))
+    with ExitStack() as stack:
         for planted in watched.values():
             stack.callback(planted.projection.register_forward_hook(planted.replacing).remove)
             stack.callback(planted.end.register_forward_hook(planted.reading, with_kwargs=True).remove)

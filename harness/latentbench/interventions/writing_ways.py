@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentbench.activations.fitting import out_of_memory
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.measured_once import once_per_model
 from latentbench.activations.vocabulary import embedding_rows, end_ids, padding_of
 from latentbench.core.border import contained, reason
 from latentbench.core.errors import InvalidInput
@@ -63,20 +62,9 @@ def check_trainable_rollouts(lm: LanguageModel) -> None:
         )
 
 
+@once_per_model
 def _objection(lm: LanguageModel, way: RolloutWay) -> str | None:
     """What speaks against a way, as a part of a sentence; None where nothing does."""
-    known = _OBJECTIONS.setdefault(lm.model, {})
-    if way not in known:
-        with torch.no_grad(), without_hooks(lm.model):
-            known[way] = _tried(lm, way)
-    return known[way]
-
-
-# By the model itself, weakly: what was found out about a model must not keep its weights in memory.
-_OBJECTIONS: WeakKeyDictionary[nn.Module, dict[RolloutWay, str | None]] = WeakKeyDictionary()
-
-
-def _tried(lm: LanguageModel, way: RolloutWay) -> str | None:
     prompts, forced = _texts(lm, _LENGTHS[way])
     seen = _Forced(forced)
     try:

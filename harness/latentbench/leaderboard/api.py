@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from latentbench.core.errors import InvalidInput
+from latentbench.leaderboard.ahead import work_ahead
 from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import compare
@@ -40,12 +41,14 @@ def leaderboard(
     """
     _known(format, BoardFormat)
     derived = Derived(store) if store else None
+    # The other formats show every column, so every column needs its intervals and tests.
+    short = not columns and format in ("md", "terminal", "latex")
+    if store and results.is_dir():
+        work_ahead(results, store, short)
     loaded, source = load(results, derived), StatisticsReader(derived)
     _known_suite(loaded, suite)
     if format == "md":
-        return markdown.page(_by_suite(loaded, suite, derived, short=not columns), columns)
-    # The other formats show every column, so every column needs its intervals and tests.
-    short = not columns and format in ("terminal", "latex")
+        return markdown.page(_by_suite(loaded, suite, derived, short=short), columns)
     board = board_of(loaded, suite, source, short=short)
     _known_columns(board, columns)
     if format == "html":

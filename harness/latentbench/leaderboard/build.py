@@ -133,6 +133,17 @@ def board_of(
     return Board(tuple(groups), tuple(sorted(cell.path for cell in superseded)), tuple(problems))
 
 
+def work_out(results: LoadedResults, source: StatisticsReader, *, short: bool) -> None:
+    """Intervals of the rows of some records, which `source` keeps for the board of which they are a part."""
+    current, superseded = newest(results.loaded)
+    for rows in _rows(_placed(current), current, superseded).values():
+        columns = _columns(rows)
+        judged = default_columns(columns) if short else columns
+        for row in rows:
+            values_of(row.measured, columns, source, judged)
+    source.keep()
+
+
 def _damaged(cells: Iterable[LoadedRecord]) -> list[str]:
     damaged = [cell for cell in cells if cell.record.status == "damaged"]
     return [
@@ -344,11 +355,13 @@ def _value(cells: Sequence[LoadedRecord], column: Column, interval: Ends) -> Val
         found.append((value, *number))
     if not found:
         return Value(None, "not measured")
-    values = tuple(value for value, _, _ in found)
-    counts = {(numbers.pattern.n[at], numbers.pattern.repeats[at]) for _, numbers, at in found}
-    n, repeats = counts.pop() if len(counts) == 1 else (None, 0)
-    trained_k = next((k for _, numbers, at in found if (k := numbers.pattern.trained_k[at])), None)
     _, first, place = found[0]
+    values, counted = tuple(value for value, _, _ in found), first.pattern
+    n, repeats, trained_k = counted.n[place], counted.repeats[place], counted.trained_k[place]
+    if any(numbers.pattern is not counted or at != place for _, numbers, at in found):
+        counts = {(numbers.pattern.n[at], numbers.pattern.repeats[at]) for _, numbers, at in found}
+        n, repeats = counts.pop() if len(counts) == 1 else (None, 0)
+        trained_k = next((k for _, numbers, at in found if (k := numbers.pattern.trained_k[at])), None)
     units = units_of(cells[0], column, first.headings[place].method)
     if len(values) == 1:
         return Value(values[0], None, *first.ends(place), None, values, n, units, repeats, trained_k)

@@ -7,9 +7,9 @@ files (harness/latentbench/store/derived.py), so that a table of known records n
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -22,13 +22,14 @@ from latentbench.leaderboard.load import LoadedRecord, content_of
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
 from latentbench.statistics.arrays import Array, Statistics
-from latentbench.statistics.intervals import MINIMUM_DOCUMENTS, RESAMPLES, expanded_levels, quantiles
-from latentbench.statistics.paired import LEVEL, Formula, mean_of_replicates, mean_over_seeds, replicates
+from latentbench.statistics.columns import Asked, estimates_of, intervals_of
+from latentbench.statistics.intervals import RESAMPLES
+from latentbench.statistics.paired import Formula, interval, mean_over_seeds, replicates
 from latentbench.statistics.seeds import SeedStatistics
-from latentbench.statistics.unpaired import equal_interval, unpaired_interval
+from latentbench.statistics.unpaired import Estimates, estimated, unpaired_interval
 from latentbench.store.derived import Derived
 
-METHOD = 1
+METHOD = 2
 """Raised when intervals or tests are worked out in another way, so that what is kept of them is not asked for any more."""
 _KEPT = 256 << 20
 """Bytes of statistics that stay in memory: rows are asked for again by tests and pages, a results folder may not fit."""
@@ -51,6 +52,26 @@ class UnitStatistics:
     """Whether unit i is the same thing in every row and seed, as a document is and a latent is not."""
 
 
+@dataclass(frozen=True)
+class AverageSeed:
+    """What paired tests of one number need of a row: they are indifferent to everything but the mean of its seeds."""
+
+    formula: Formula
+    inputs: tuple[Array, ...]
+    """[inputs][units]"""
+    units: str
+
+
+@dataclass(frozen=True)
+class SeedsApart:
+    """What tests of one number need of a row whose units are things of their own."""
+
+    estimates: Estimates
+    units: str
+
+
+Tested = AverageSeed | SeedsApart | str
+"""What tests of one number need of a row, or why there can be none."""
 Ends = tuple[float | None, float | None, str | None]
 """Lower and upper end of an interval, and why it has none."""
 UNKNOWN = "no per-document statistics"
@@ -96,6 +117,7 @@ class StatisticsReader:
     def __init__(self, derived: Derived | None = None) -> None:
         self.problems: dict[str, str] = {}
         self.tests = Kept(derived, f"tests/{METHOD}")
+        self.pairs = Kept(derived, f"pairs/{METHOD}")
         self._intervals = Kept(derived, f"intervals/{METHOD}/{RESAMPLES}")
         self._rows: OrderedDict[tuple[str, ...], SeedStatistics | str] = OrderedDict()
         self._bytes = 0
@@ -106,31 +128,51 @@ class StatisticsReader:
 
     def keep(self) -> None:
         """Hands what was worked out to later tables."""
-        self._intervals.write()
-        self.tests.write()
+        for kept in (self._intervals, self.tests, self.pairs):
+            kept.write()
 
     def evidence(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
         """What intervals and tests of a column need, over the seeds of a row. Raises MissingStatistics."""
+        return self._evidence(cells, column, self._row(cells))
+
+    def _evidence(self, cells: Sequence[LoadedRecord], column: Column, row: SeedStatistics | str) -> UnitStatistics:
         estimator = self._estimator(cells, column)
         names = names_of(cells[0], column)
-        row = self._row(cells)
+        if isinstance(row, str):
+            raise MissingStatistics(row)
         _check(row, names, estimator)
         inputs = tuple(np.stack([own[name] for name in names], axis=1) for own in row.seeds)
         return UnitStatistics(estimator.formula, inputs, estimator.units, estimator.paired)
 
-    def averaged(self, cells: Sequence[LoadedRecord], column: Column) -> UnitStatistics:
-        """Evidence that gives the same tests at less cost: one average seed, to which the paired tests are indifferent.
+    def tested(self, cells: Sequence[LoadedRecord], columns: Collection[Column]) -> dict[Column, Tested]:
+        """What tests need of a row in many columns, from one look at its files."""
+        known = {column: estimator for column in columns if (estimator := estimator_of(cells[0], column))}
+        row = self._row(cells) if known else UNKNOWN
+        if isinstance(row, str):
+            return {column: row if column in known else UNKNOWN for column in columns}
+        found: dict[Column, Tested] = dict.fromkeys(columns, UNKNOWN)
+        apart: dict[str, Asked] = {}
+        for column, estimator in known.items():
+            names = names_of(cells[0], column)
+            if row.units(names) is None:
+                found[column] = self._unlike(cells, column, row)
+            elif estimator.paired:
+                found[column] = AverageSeed(estimator.formula, tuple(row.means(names)), estimator.units)
+            else:
+                apart[column.key] = Asked(estimator.formula, names, estimator.paired)
+                found[column] = estimator.units
+        estimates = estimates_of(row, apart)
+        return {c: SeedsApart(own, str(found[c])) if (own := estimates.get(c.key)) else found[c] for c in found}
 
-        Raises MissingStatistics.
-        """
-        estimator = self._estimator(cells, column)
-        names = names_of(cells[0], column)
-        row = self._row(cells)
-        if not estimator.paired or row.units(names) is None:
-            found = self.evidence(cells, column)
-            return replace(found, inputs=(mean_over_seeds(found.inputs),)) if found.paired else found
-        inputs = np.stack(row.means(names), axis=1)
-        return UnitStatistics(estimator.formula, (inputs,), estimator.units, estimator.paired)
+    def _unlike(self, cells: Sequence[LoadedRecord], column: Column, row: SeedStatistics) -> Tested:
+        """Of seeds that differ in what they have."""
+        try:
+            own = self._evidence(cells, column, row)
+        except MissingStatistics as error:
+            return str(error)
+        if own.paired:
+            return AverageSeed(own.formula, tuple(mean_over_seeds(own.inputs).T), own.units)
+        return SeedsApart(estimated(own.formula, own.inputs), own.units)
 
     def _estimator(self, cells: Sequence[LoadedRecord], column: Column) -> Estimator:
         estimator = estimator_of(cells[0], column)
@@ -150,48 +192,38 @@ class StatisticsReader:
         return {name: made.get(name) or _ends(tag, known) for name, tag in tags.items()}
 
     def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
-        """All columns of a row from one resampling of its files; those over documents get their quantiles together."""
-        found: dict[str, Ends] = {}
-        replicated: dict[int, dict[str, Array]] = defaultdict(dict)
+        """All columns of a row from one resampling of its files."""
+        row, found = self._row(cells) if columns else "", dict[str, Ends]()
+        alike: dict[str, Asked] = {}
         for column in columns:
-            estimator = self._estimator(cells, column)
-            found[column.key] = None, None, f"too few {estimator.units} for an interval"
-            try:
-                n, values = self._replicates(cells, column, estimator)
-            except MissingStatistics as error:
-                found[column.key] = None, None, str(error)
-                continue
-            if isinstance(values, tuple) and values[0] is not None:
-                found[column.key] = *values, None
-            elif isinstance(values, np.ndarray):
-                replicated[n][column.key] = values
-        for n, values_of in replicated.items():
-            lows, highs = quantiles(np.stack(list(values_of.values())), expanded_levels(n, LEVEL))
-            for name, low, high in zip(values_of, lows.tolist(), highs.tolist(), strict=True):
-                found[name] = low, high, None
-        if columns and (row := self._rows.get(_paths(cells))) and not isinstance(row, str):
+            estimator, names = self._estimator(cells, column), names_of(cells[0], column)
+            if isinstance(row, str):
+                found[column.key] = None, None, row
+            elif row.units(names) is None:  # the seeds differ in what they have
+                found[column.key] = self._of_unlike(cells, column, row)
+            else:
+                alike[column.key] = Asked(estimator.formula, names, estimator.paired)
+                found[column.key] = None, None, f"too few {estimator.units} for an interval"
+        if alike and not isinstance(row, str):
+            known = intervals_of(row, alike).items()
+            found |= {name: (low, high, None) for name, (low, high) in known if low is not None}
             row.forget()
         return found
 
-    def _replicates(
-        self, cells: Sequence[LoadedRecord], column: Column, estimator: Estimator
-    ) -> tuple[int, Array | tuple[float | None, float | None] | None]:
-        """Units and [resamples] of a column, None where there are too few or one is not finite; of unpaired ones the interval."""
-        row, names, formula = self._row(cells), names_of(cells[0], column), estimator.formula
-        n = row.units(names)
-        if n is None:  # the seeds differ in what they have
-            evidence = self.evidence(cells, column)
-            if not estimator.paired:
-                return 0, unpaired_interval(formula, evidence.inputs)
-            return len(evidence.inputs[0]), replicates(formula, evidence.inputs)
-        if n < MINIMUM_DOCUMENTS:
-            return n, None
-        if not estimator.paired:
-            return n, equal_interval(formula, row.stats(names), row.sums(names, apart=True))
-        return n, mean_of_replicates(formula, row.sums(names, apart=False))
+    def _of_unlike(self, cells: Sequence[LoadedRecord], column: Column, row: SeedStatistics) -> Ends:
+        """The interval of a number whose seeds have other units each."""
+        try:
+            own = self._evidence(cells, column, row)
+        except MissingStatistics as error:
+            return None, None, str(error)
+        if own.paired:
+            low, high = interval(replicates(own.formula, own.inputs), len(own.inputs[0]))
+        else:
+            low, high = unpaired_interval(own.formula, own.inputs)
+        return low, high, f"too few {own.units} for an interval" if low is None else None
 
-    def _row(self, cells: Sequence[LoadedRecord]) -> SeedStatistics:
-        """The statistics of a row, those of the last rows from memory. Raises MissingStatistics."""
+    def _row(self, cells: Sequence[LoadedRecord]) -> SeedStatistics | str:
+        """The statistics of a row, those of the last rows from memory, or why there are none."""
         paths = _paths(cells)
         if paths not in self._rows:
             self._rows[paths] = self._read_or_reason(cells)
@@ -199,10 +231,7 @@ class StatisticsReader:
             while self._bytes > _KEPT and len(self._rows) > 1:
                 self._bytes -= _size(self._rows.popitem(last=False)[1])
         self._rows.move_to_end(paths)
-        found = self._rows[paths]
-        if isinstance(found, str):
-            raise MissingStatistics(found)
-        return found
+        return self._rows[paths]
 
     def _read_or_reason(self, cells: Sequence[LoadedRecord]) -> SeedStatistics | str:
         read: list[Statistics] = []

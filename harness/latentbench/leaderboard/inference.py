@@ -9,14 +9,19 @@ are not ranked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from latentbench.leaderboard.board import Column, Row, RowVerdict
-from latentbench.leaderboard.evidence import MissingStatistics, StatisticsReader, UnitStatistics, tag_of
-from latentbench.leaderboard.load import suite_of
-from latentbench.statistics.arrays import Array
+from latentbench.leaderboard.evidence import (
+    UNKNOWN,
+    AverageSeed,
+    SeedsApart,
+    StatisticsReader,
+    Tested,
+    UnitStatistics,
+    tag_of,
+)
 from latentbench.statistics.paired import (
     ALPHA,
     Difference,
@@ -25,13 +30,7 @@ from latentbench.statistics.paired import (
     exchange_tests,
     holm,
 )
-from latentbench.statistics.unpaired import (
-    Estimates,
-    equal_estimates,
-    estimated,
-    unpaired_difference,
-    welch_test,
-)
+from latentbench.statistics.unpaired import unpaired_difference, welch_test
 
 
 def mismatch(a: UnitStatistics, b: UnitStatistics) -> str | None:
@@ -75,91 +74,42 @@ def best_row(rows: Sequence[Row], column: Column) -> Row:
     return max(rows, key=lambda row: sign * (row.values[column.key].value or 0.0))
 
 
-ALL_PAIRS = 40
-"""Largest group in which every row is tested against every other; their number grows with the square."""
-OPPONENTS = 8
-"""Rows of a larger group that all others are tested against in a column: its best, and as many again of its suites."""
-_AT_ONCE = 256
+AT_ONCE = 256
 """Rows whose statistics are held together while they are tested: a results folder may not fit into memory."""
 
 
-@dataclass(frozen=True)
-class TestedPairs:
-    """Unadjusted p-values of one column between `opponents` and every row, all of them by their place among the rows."""
-
-    __test__ = False  # keeps pytest from collecting it
-
-    opponents: tuple[int, ...]
-    """All rows of a small group; else the best of the column and of each suite."""
-    p: tuple[list[float | None], ...]
-    """Per opponent the p-value of every row, in a small group of those before it; None where there is no test, 1 where
-    the seeds overlap."""
-
-
-def pairwise(rows: Sequence[Row], columns: Iterable[Column], source: StatisticsReader) -> dict[str, TestedPairs]:
-    """Tests by which a report judges ties among a subset of the rows, for each directed column by its key.
-
-    In a group of up to `ALL_PAIRS` rows they answer for every subset; in a larger one for those whose best row is an
-    opponent, so that the work grows with the rows and not with their square.
-    """
-    directed = [column for column in columns if column.higher_is_better is not None]
-    entered = {column: {row.id for row in ranked_rows(rows, column)} for column in directed}
-    opponents = {column: _opponents(rows, column) for column in directed}
-    leading = {i: _held(rows[i], entered, source) for i in sorted({i for places in opponents.values() for i in places})}
-    found: dict[Column, list[list[float | None]]] = {c: [[] for _ in places] for c, places in opponents.items()}
-    for start in range(0, len(rows), _AT_ONCE):
-        part = range(start, min(len(rows), start + _AT_ONCE))
-        held = [leading[i] if i in leading else _held(rows[i], entered, source) for i in part]
-        for column, places in opponents.items():
-            for line, place in zip(found[column], places, strict=True):
-                # The other half of a small group's table is the same.
-                others = part[:place] if len(rows) <= ALL_PAIRS else part
-                statistics = [own[column] for own in held[: len(others)]]
-                p_values = _p_values(leading[place][column], statistics)
-                line += [_unless_seeds(rows[place], rows[i], column, p) for i, p in zip(others, p_values, strict=True)]
-    return {column.key: TestedPairs(opponents[column], tuple(found[column])) for column in directed}
+def tests_of(ours: Tested, others: Sequence[Tested]) -> list[TestResult]:
+    """Tests of one row against each of others in one column."""
+    if isinstance(ours, str):
+        return [TestResult(None, f"not testable: {ours}")] * len(others)
+    if isinstance(ours, AverageSeed):
+        return _exchanged(ours, others)
+    return [
+        welch_test(ours.estimates, other.estimates, ours.units)
+        if isinstance(other, SeedsApart)
+        else TestResult(None, f"not testable: {other if isinstance(other, str) else UNKNOWN}")
+        for other in others
+    ]
 
 
-def _opponents(rows: Sequence[Row], column: Column) -> tuple[int, ...]:
-    if len(rows) <= ALL_PAIRS:
-        return tuple(range(len(rows)))
-    places = {row.id: place for place, row in enumerate(rows)}
-    sign = -1 if column.higher_is_better else 1
-    ordered = sorted(ranked_rows(rows, column), key=lambda row: sign * (row.values[column.key].value or 0.0))
-    # A reader who keeps one suite asks for its best row.
-    of_suites: dict[str, Row] = {}
-    for row in ordered:
-        of_suites.setdefault(suite_of(row.spec), row)
-    return tuple(sorted({places[row.id] for row in (*ordered[:OPPONENTS], *list(of_suites.values())[:OPPONENTS])}))
-
-
-Held = UnitStatistics | Estimates | None
-"""What tests need of a row: its statistics where units are paired, its estimates where they are not, None if it is not
-ranked or has none."""
-
-
-def _held(row: Row, entered: Mapping[Column, set[str]], source: StatisticsReader) -> dict[Column, Held]:
-    """Of all columns together, so that a row's files are read once."""
-    found = {c: _averaged_or_reason(row, c, source) if row.id in ids else "" for c, ids in entered.items()}
-    return {
-        c: None if isinstance(own, str) else own if own.paired else _estimates(own, own) for c, own in found.items()
-    }
-
-
-def _p_values(ours: Held, others: Sequence[Held]) -> list[float | None]:
-    """Of the tests of one row with each of the others."""
-    if isinstance(ours, UnitStatistics):
-        tests = _exchanged(ours, [own if isinstance(own, UnitStatistics) else "no statistics" for own in others])
-        return [test.p for test in tests]
-    # Without a reason to show, the name of the units says nothing.
-    return [welch_test(ours, own, "units").p if ours and isinstance(own, Estimates) else None for own in others]
-
-
-def _unless_seeds(row: Row, other: Row, column: Column, p: float | None) -> float | None:
-    """The p-value, 1 where the ranges over seeds overlap, nothing of a row with itself."""
-    if p is None or row.id == other.id:
-        return None
-    return 1.0 if row.values[column.key].overlaps(other.values[column.key]) else p
+def _exchanged(ours: AverageSeed, others: Sequence[Tested]) -> list[TestResult]:
+    """Paired tests of one with many."""
+    found: list[TestResult] = []
+    alike: dict[int, AverageSeed] = {}
+    for place, other in enumerate(others):
+        reason = other if isinstance(other, str) else UNKNOWN
+        if isinstance(other, AverageSeed):
+            reason = "" if len(ours.inputs[0]) == len(other.inputs[0]) else f"different numbers of {ours.units}"
+            if not reason:
+                alike[place] = other
+        found.append(TestResult(None, f"not testable: {reason}" if reason else None))
+    if alike:
+        # One array per input, in which a row's units lie side by side.
+        inputs = [np.stack(column) for column in zip(*(other.inputs for other in alike.values()), strict=True)]
+        tests = exchange_tests(ours.formula, inputs, ours.inputs, ours.units)
+        for place, test in zip(alike, tests, strict=True):
+            found[place] = test
+    return found
 
 
 Tests = dict[tuple[str, str], TestResult]
@@ -173,16 +123,18 @@ def _tests(
         column: {row.id for row in found} - {best[column].id} for column, found in contenders.items() if column in best
     }
     source.tests.fetch(_pairs(rows, entered, best))
-    leaders = _Leaders(best, source)
+    leaders: dict[Column, Tested] = {}
     tests: Tests = {}
     # Files are read row by row, and columns tested in one go: as many rows at a time as fit into memory with their statistics.
-    for start in range(0, len(rows), _AT_ONCE):
-        part = rows[start : start + _AT_ONCE]
+    for start in range(0, len(rows), AT_ONCE):
+        part = rows[start : start + AT_ONCE]
         open_ = {row.id: _known(row, entered, best, source, tests) for row in part}
-        held = {row.id: {c: _averaged_or_reason(row, c, source) for c in open_[row.id]} for row in part}
+        held = {row.id: source.tested(row.measured, open_[row.id]) for row in part if open_[row.id]}
         for column in entered:
-            own = [row for row in part if column in held[row.id]]
-            results = leaders.against(column, [held[row.id][column] for row in own]) if own else []
+            own = [row for row in part if column in held.get(row.id, ())]
+            if own and column not in leaders:
+                leaders[column] = source.tested(best[column].measured, [column])[column]
+            results = tests_of(leaders[column], [held[row.id][column] for row in own]) if own else []
             for row, result in zip(own, results, strict=True):
                 tests[row.id, column.key] = result
                 _keep(row, best[column], column, result, source)
@@ -199,7 +151,7 @@ def _pair_key(leader: Row, row: Row) -> str | None:
     return None if ours is None or theirs is None else f"{ours[:32]}{theirs[:32]}"
 
 
-def _pair_tag(leader: Row, row: Row, column: Column) -> str | None:
+def pair_tag(leader: Row, row: Row, column: Column) -> str | None:
     ours, theirs = tag_of(leader.measured[0], column), tag_of(row.measured[0], column)
     return None if ours is None or theirs is None else ours if ours == theirs else f"{ours}{theirs}"
 
@@ -215,7 +167,7 @@ def _known(
     for column, ids in entered.items():
         if row.id in ids:
             leader = best[column]
-            known, tag = against[id(leader)], _pair_tag(leader, row, column)
+            known, tag = against[id(leader)], pair_tag(leader, row, column)
             if known and tag and tag in known:
                 tests[row.id, column.key] = TestResult(*known[tag])
             else:
@@ -224,61 +176,9 @@ def _known(
 
 
 def _keep(row: Row, leader: Row, column: Column, result: TestResult, source: StatisticsReader) -> None:
-    key, tag = _pair_key(leader, row), _pair_tag(leader, row, column)
+    key, tag = _pair_key(leader, row), pair_tag(leader, row, column)
     if key and tag:
         source.tests.keep(key, {tag: [result.p, result.reason]})
-
-
-class _Leaders:
-    """The best rows of columns, read where something is to be tested against them."""
-
-    def __init__(self, best: Mapping[Column, Row], source: StatisticsReader) -> None:
-        self._best, self._source = best, source
-        self._held: dict[Column, UnitStatistics | str] = {}
-        self._estimates: dict[Column, Estimates] = {}
-
-    def against(self, column: Column, others: Sequence[UnitStatistics | str]) -> list[TestResult]:
-        """Tests of the column's best against each of the others; a text says why one has no statistics."""
-        if column not in self._held:
-            self._held[column] = _averaged_or_reason(self._best[column], column, self._source)
-        leader = self._held[column]
-        if isinstance(leader, str):
-            return [TestResult(None, f"not testable: {leader}")] * len(others)
-        if leader.paired:
-            return _exchanged(leader, others)
-        if column not in self._estimates:
-            self._estimates[column] = _estimates(leader, leader)
-        return [
-            TestResult(None, f"not testable: {other}")
-            if isinstance(other, str)
-            else welch_test(self._estimates[column], _estimates(leader, other), leader.units)
-            for other in others
-        ]
-
-
-def _estimates(leader: UnitStatistics, row: UnitStatistics) -> Estimates:
-    if len({len(stats) for stats in row.inputs}) > 1:
-        return estimated(leader.formula, row.inputs)
-    return equal_estimates(leader.formula, list(np.stack(row.inputs).transpose(2, 0, 1)))
-
-
-def _exchanged(leader: UnitStatistics, others: Sequence[UnitStatistics | str]) -> list[TestResult]:
-    """Paired tests of one with many."""
-    found: list[TestResult] = []
-    alike: dict[int, Array] = {}
-    for place, other in enumerate(others):
-        reason = f"not testable: {other}" if isinstance(other, str) else mismatch(leader, other)
-        found.append(TestResult(None, reason))
-        if reason is None and not isinstance(other, str):
-            alike[place] = other.inputs[0]
-    if alike:
-        stacked = np.stack(list(alike.values()))
-        # One array per input, in which a row's units lie side by side.
-        inputs = [np.ascontiguousarray(stacked[:, :, place]) for place in range(stacked.shape[2])]
-        tests = exchange_tests(leader.formula, inputs, list(leader.inputs[0].T), leader.units)
-        for place, test in zip(alike, tests, strict=True):
-            found[place] = test
-    return found
 
 
 def _judged(
@@ -299,10 +199,3 @@ def _judged(
     # Without any test there is nothing to be best of.
     verdicts[best.id, column.key] = RowVerdict("best" if tested else None)
     return verdicts
-
-
-def _averaged_or_reason(row: Row, column: Column, source: StatisticsReader) -> UnitStatistics | str:
-    try:
-        return source.averaged(row.measured, column)
-    except MissingStatistics as error:
-        return str(error)

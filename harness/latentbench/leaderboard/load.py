@@ -140,17 +140,17 @@ class LoadedResults:
     """One per file that lies among the records and is none."""
 
 
-def load(results: Path, derived: Derived | None = None) -> LoadedResults:
-    """Every record below `results/records`, in the order of their paths. Raises InvalidInput without such a folder.
+def load(results: Path, derived: Derived | None = None, files: Iterable[Path] | None = None) -> LoadedResults:
+    """Every record below `results/records`, or those of some files, in the order of their paths.
 
-    `derived` remembers which were checked before.
+    `derived` remembers which were checked before. Raises InvalidInput without such a folder.
     """
     if not results.is_dir():
         raise InvalidInput(f"there is no results folder {results}")
     loaded: list[LoadedRecord] = []
     refused: list[RefusedFile] = []
     asked: dict[int, Asked] = {}
-    for path, found in RecordReader(derived).read(_json_files(results / RECORDS)):
+    for path, found in RecordReader(derived).read(record_files(results) if files is None else files):
         shown = path.relative_to(results).as_posix()
         if isinstance(found, RefusedFile):
             refused.append(RefusedFile(f"{shown}: {found}"))
@@ -172,9 +172,9 @@ def load_one(path: Path, results: Path) -> LoadedRecord:
     return LoadedRecord(record, shown, results if path.is_relative_to(results) else path.parent)
 
 
-def _json_files(folder: Path) -> Iterator[Path]:
-    """All JSON files, sorted, and folders that are links: they are not followed, and reported like any refused file."""
-    for parent, folders, files in os.walk(folder, followlinks=False):
+def record_files(results: Path) -> Iterator[Path]:
+    """All that may be records, sorted, and folders that are links: they are not followed, and reported like any refused file."""
+    for parent, folders, files in os.walk(results / RECORDS, followlinks=False):
         folders.sort()
         yield from (link for name in folders if (link := Path(parent, name)).is_symlink())
         yield from (Path(parent, name) for name in sorted(files) if name.endswith(".json") and not name.startswith("."))

@@ -38,11 +38,9 @@ class WantedStates:
         data, model = self.made.data, self.cell.experiment.model
         assert data is not None  # only what is trained on texts is wanted
         assert self.made.tokens is not None
-        row_bytes = data.context * facts.d_model * ITEM_BYTES[model.dtype]
         origin = StatesOrigin(self.made.stage.payload["model"], self.made.tokens.key)
-        return Shards(
-            origin, tuple(sorted(self.sites, key=str)), math.ceil((data.tokens or 0) / data.context), row_bytes
-        )
+        rows, token_bytes = math.ceil((data.tokens or 0) / data.context), facts.d_model * ITEM_BYTES[model.dtype]
+        return Shards.of_rows(origin, sorted(self.sites, key=str), rows, data.context, token_bytes)
 
     def flops(self, facts: ModelFacts) -> float:
         """Of running the model over them once, up to the deepest site: 24 d² for each token and block, attention left out."""

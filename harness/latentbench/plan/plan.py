@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentbench.core.errors import InvalidInput, SpecError
+from latentbench.core.errors import InvalidInput, SpecError, Unpinnable
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
-from latentbench.plan.stages import CellStages, Stage, StageMaker, cell_key
+from latentbench.core.stage import Stage
+from latentbench.plan.stages import CellStages, StageMaker, cell_key
 from latentbench.records.record import Record
 from latentbench.records.results import find_record, records_of
 from latentbench.spec.cells import Cell, SpecFile
@@ -44,7 +45,8 @@ class Plan:
 
     cells: tuple[PlannedCell, ...]
     unpinned: Mapping[str, str] = field(default_factory=dict)
-    """Title and reason of the cells that are not among them, because nobody here knows what the hub has for them now."""
+    """Title and reason of the cells that are not among them, because nobody here knows what they are made of: what the hub has
+    for them now, or what is in a package that is not installed."""
 
     @property
     def to_run(self) -> tuple[PlannedCell, ...]:
@@ -57,14 +59,25 @@ class Plan:
 
 
 def make_plan(specs: Iterable[SpecFile], store: Store, results: Path, roots: Roots) -> Plan:
-    """The plan for some specs. Raises SpecError with every problem of all of them."""
+    """The plan for some specs.
+
+    Cells of which nobody here knows what they are made of are left out and named in the plan: they cost no others. Raises
+    Unpinnable when none is left, SpecError with every problem of all specs.
+    """
     specs = list(specs)
     # Before any key: what a key is made of is read from the same files, and would complain one cell at a time.
     problems = [problem for spec in specs for problem in check(spec, roots)] + same_names(specs)
     if problems:
         raise SpecError(problems)
-    planner = _Planner(store, results, roots)
-    return Plan(tuple(planner.planned(cell) for spec in specs for cell in spec.cells))
+    planner, planned, unpinned = _Planner(store, results, roots), [], {}
+    for cell in (cell for spec in specs for cell in spec.cells):
+        try:
+            planned.append(planner.planned(cell))
+        except Unpinnable as error:
+            unpinned[cell.title] = str(error)
+    if unpinned and not planned:
+        raise Unpinnable("\n".join(dict.fromkeys(unpinned.values())))
+    return Plan(tuple(planned), unpinned)
 
 
 class _Planner:
@@ -77,6 +90,8 @@ class _Planner:
     def planned(self, cell: Cell) -> PlannedCell:
         try:
             stages = self.maker.of(cell)
+        except Unpinnable:
+            raise
         except InvalidInput as error:
             raise type(error)(f"{cell.title}: {error}") from error
         key = cell_key(cell, stages)

@@ -1,20 +1,18 @@
-"""The documents of one evaluation domain, run batch by batch: batches of similar length, sums per document, and next-token losses.
+"""The documents of one evaluation domain, run batch by batch: batches of similar length, and sums per document.
 
-Sums end up in document order, whatever the order of the batches. Cross-entropy and KL divergence are taken from logits a few
-predictions at a time: log-probabilities are float32 whatever the model's data type, sums are float64.
+Sums end up in document order, whatever the order of the batches, and are float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from latentbench.activations.capture import hidden_states
+from latentbench.activations.capture import hidden_states, hidden_states_and_logits
 from latentbench.activations.fitting import Pieces
 from latentbench.activations.massive import UNLIMITED, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
@@ -45,11 +43,16 @@ class DocumentBatch:
     """[B, T] bool: not padding."""
     ordinary: Tensor
     """[B, T] bool: neither padding nor special nor named by the spec; at a site, not massive there either."""
+    number: int
+    """Which of the domain's batches it is, or a part of."""
+    places: Tensor
+    """[B] int64, on the CPU: the documents' places in the whole batch of that number."""
 
     def part(self, rows: Tensor) -> DocumentBatch:
         """Some of its documents, by their places [n] in the batch, padded as they are."""
         here = rows.to(self.ids.device)
-        return DocumentBatch(self.documents[rows], self.ids[here], self.real[here], self.ordinary[here])
+        tensors = self.documents[rows], self.ids[here], self.real[here], self.ordinary[here]
+        return DocumentBatch(*tensors, self.number, self.places[rows])
 
     def at(self, site: Site, states: Tensor, tokens: OrdinaryTokens) -> DocumentBatch:
         """The same batch at a site with hidden states [B, T, d]: without the tokens that are massive there."""
@@ -71,25 +74,71 @@ class DocumentBatch:
         return self.ids[self.ordinary]
 
 
-def document_batches(
-    tokens: EvalTokens, excluded: Tensor, forward_tokens: int, device: torch.device
-) -> Iterator[DocumentBatch]:
-    """All documents, longest first, in batches of at most `forward_tokens` padded tokens (but at least a document).
+def batch_limit(model: nn.Module, forward_tokens: int) -> int:
+    """Most padded tokens of a batch, of at most `forward_tokens`: fewer where the vocabulary is large.
 
-    `excluded` [documents, context] marks tokens that do not count, special ones for example. The longest come first so that memory runs out at once or
-    never.
+    Also where no logits are wanted: the batches, and with them the last bits of an SAE's numbers, must not depend on whether
+    another SAE of the pass is spliced in.
     """
-    real = real_mask(tokens.lengths, tokens.ids.shape[1])
-    order = torch.argsort(tokens.lengths, descending=True, stable=True)
+    vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
+    return min(forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
+
+
+def documents_together(lengths: Tensor, limit: int) -> Iterator[tuple[Tensor, int]]:
+    """All documents of the given lengths [documents] in batches of at most `limit` padded tokens (but at least a document).
+
+    Yields numbers of documents [B] int64 and the length to which they are padded. The longest come first so that memory runs out
+    at once or never.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
     done = 0
     while done < len(order):
-        longest = int(tokens.lengths[order[done]])
-        chosen = order[done : done + max(1, forward_tokens // longest)]
+        longest = int(lengths[order[done]])
+        chosen = order[done : done + max(1, limit // longest)]
         done += len(chosen)
+        yield chosen, longest
+
+
+def document_batches(tokens: EvalTokens, excluded: Tensor, limit: int, device: torch.device) -> Iterator[DocumentBatch]:
+    """The batches of `documents_together`.
+
+    `excluded` [documents, context] marks tokens that do not count, special ones for example.
+    """
+    real = real_mask(tokens.lengths, tokens.ids.shape[1])
+    for number, (chosen, longest) in enumerate(documents_together(tokens.lengths, limit)):
         part = chosen, slice(0, longest)
-        yield DocumentBatch(
-            chosen, tokens.ids[part].to(device).long(), real[part].to(device), (real & ~excluded)[part].to(device)
-        )
+        tensors = tokens.ids[part].to(device).long(), real[part].to(device), (real & ~excluded)[part].to(device)
+        yield DocumentBatch(chosen, *tensors, number, torch.arange(len(chosen)))
+
+
+def in_pieces(pieces: Pieces, work: Callable[[DocumentBatch], Result], batch: DocumentBatch) -> Iterator[Result]:
+    """What `work` gives for a batch, or for parts of it where memory does not suffice for all of it."""
+    return pieces.run(lambda rows: work(batch.part(rows)), torch.arange(len(batch.documents)))
+
+
+class DocumentStates(Protocol):
+    """Gives the hidden states of a domain's documents, batch by batch."""
+
+    def read(self, batch: DocumentBatch, sites: Collection[Site]) -> dict[Site, Tensor]:
+        """For each site the states [B, T, d], in the model's type, of all tokens of a batch or of a part of one."""
+
+    def read_with_logits(self, batch: DocumentBatch, sites: Collection[Site]) -> tuple[dict[Site, Tensor], Tensor]:
+        """The same, and the logits [B, T, vocabulary] of the model as it is."""
+
+
+class LiveDocumentStates:
+    """Computes them when they are asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def read(self, batch: DocumentBatch, sites: Collection[Site]) -> dict[Site, Tensor]:
+        """See `DocumentStates`."""
+        return hidden_states(self._model, sites, batch.ids, batch.real.long())
+
+    def read_with_logits(self, batch: DocumentBatch, sites: Collection[Site]) -> tuple[dict[Site, Tensor], Tensor]:
+        """See `DocumentStates`."""
+        return hidden_states_and_logits(self._model, sites, batch.ids, batch.real.long())
 
 
 class DocumentSums:
@@ -156,9 +205,14 @@ class Domain:
         forward_tokens: int,
         progress: Progress | None = None,
         rule: TokenRule = EVERY_TOKEN,
+        states: DocumentStates | None = None,
     ) -> None:
-        """Raises InvalidInput for a text of `rule` that is not one token."""
+        """`states` gives the hidden states of its batches; None has them computed.
+
+        Raises InvalidInput for a text of `rule` that is not one token.
+        """
         self.model, self.device = language_model.model, language_model.device
+        self.states = states or LiveDocumentStates(self.model)
         self.documents = len(tokens.ids)
         self.passes = 0
         """How often the documents will be run in all, for the progress report."""
@@ -179,17 +233,13 @@ class Domain:
     def run(self, work: Callable[[DocumentBatch], Result]) -> Iterator[Result]:
         """What `work` gives for each batch of documents: all of them, longest first, in halves from where memory runs out.
 
-        What ran out of memory is done again, so `work` puts down what it found at its end (`activations.fitting`). Batches are
-        smaller where the vocabulary is large, also where no logits are wanted: the batches, and with them the last bits of an
-        SAE's numbers, must not depend on whether another SAE of the pass is spliced in.
+        What ran out of memory is done again, so `work` puts down what it found at its end (`activations.fitting`).
         """
-        vocabulary = self.model.config.get_text_config().vocab_size
-        limit = min(self._forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
-        pieces = Pieces(self.documents)
+        limit, pieces = batch_limit(self.model, self._forward_tokens), Pieces(self.documents)
         self._passes_begun, self._run, self._tokens_run = self._passes_begun + 1, 0, 0
         self._tell()
         for batch in document_batches(self._tokens, self._excluded, limit, self.device):
-            yield from pieces.run(partial(_part, work, batch), torch.arange(len(batch.documents)))
+            yield from in_pieces(pieces, work, batch)
             self._run += len(batch.documents)
             self._tokens_run += int(self._tokens.lengths[batch.documents].sum())
             self._tell()
@@ -203,25 +253,28 @@ class Domain:
     def limits(self, sites: Collection[Site]) -> dict[Site, NormLimit]:
         """How long a hidden state may be at each site, from the first documents that hold 8,192 tokens together.
 
-        In their own order and in passes of a fixed size, so that the limits are the same whatever else is measured.
+        In passes of their own, and of a fixed size, so that the limits are the same whatever else is measured or stored.
         """
         if not sites or self._rule.multiple is None:
             return dict.fromkeys(sites, UNLIMITED)
         counts = (real_mask(self._tokens.lengths, self._tokens.ids.shape[1]) & ~self._excluded).sum(1)
         first = int((counts.cumsum(0) < _TOKENS_OF_MEDIAN).sum()) + 1
         some = replace(self._tokens, ids=self._tokens.ids[:first], lengths=self._tokens.lengths[:first])
-        found: dict[Site, list[Tensor]] = {site: [] for site in sites}
-        for batch in document_batches(some, self._excluded[:first], TOKENS_PER_FORWARD, self.device):
-            for site, states in hidden_states(self.model, sites, batch.ids, batch.real.long()).items():
-                found[site].append(lengths(states[batch.ordinary]).cpu())
-        return {site: NormLimit.of(torch.cat(parts), self._rule.multiple) for site, parts in found.items()}
+        live, pieces = LiveDocumentStates(self.model), Pieces(first)
+
+        def read(batch: DocumentBatch) -> dict[Site, Tensor]:
+            return {site: lengths(x[batch.ordinary]).cpu() for site, x in live.read(batch, sites).items()}
+
+        batches = document_batches(some, self._excluded[:first], TOKENS_PER_FORWARD, self.device)
+        found = [part for batch in batches for part in in_pieces(pieces, read, batch)]
+        return {site: NormLimit.of(torch.cat([part[site] for part in found]), self._rule.multiple) for site in sites}
 
     def means(self, sites: Collection[Site], counted: OrdinaryTokens) -> dict[Site, Array]:
         """Mean hidden state [d] float64 of all tokens that count at each site."""
         sums = {site: DocumentSums(self.documents) for site in sites}
 
         def add(batch: DocumentBatch) -> None:
-            states = hidden_states(self.model, sites, batch.ids, batch.real.long())
+            states = self.states.read(batch, sites)
             for site in sites:
                 here = batch.at(site, states[site], counted)
                 vectors = vector_sums(states[site][here.ordinary].float(), here)
@@ -232,70 +285,7 @@ class Domain:
         return {site: _mean(total["states"], total["tokens"]) for site, total in sums.items()}
 
 
-def _part(work: Callable[[DocumentBatch], Result], batch: DocumentBatch, rows: Tensor) -> Result:
-    return work(batch.part(rows))
-
-
 def _mean(vectors: Tensor, tokens: Tensor) -> Array:
     # In document order, so that it does not depend on the batches.
     mean: Array = (vectors.sum(0) / tokens.sum().clamp_min(1)).numpy()
     return mean
-
-
-_ELEMENTS_AT_ONCE = 2**25
-"""Logits converted to float32 at once (128 MiB); the result does not depend on it."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Which positions of a batch of documents predict a real token, and what the clean model says there."""
-
-    mask: Tensor
-    """[B, T−1] bool: position t predicts token t+1, which is real."""
-    targets: Tensor
-    """[P] int64: the tokens predicted, document by document."""
-    clean: Tensor
-    """[P, vocabulary] float32: log-probabilities of the clean model."""
-
-    @staticmethod
-    def of(logits: Tensor, ids: Tensor, real: Tensor) -> Predictions:
-        """From clean logits [B, T, vocabulary], token ids [B, T] and the mask of real tokens [B, T]."""
-        mask = real[:, 1:]  # a document's last position predicts nothing that is known
-        # Kept for the whole batch: every substitution at every site is held against it.
-        clean = torch.cat([torch.log_softmax(chunk.float(), -1) for chunk in _chunks(logits[:, :-1][mask])])
-        return Predictions(mask, ids[:, 1:][mask], clean)
-
-    def clean_loss(self) -> Tensor:
-        """[B] float64: cross-entropy of the clean model, summed over each document."""
-        return per_document(_cross_entropy(self.clean, self.targets), self.mask)
-
-    def losses(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and KL(clean ‖ substituted), [B] float64 each, of substituted logits [B, T, vocabulary]."""
-        losses, divergences, done = [], [], 0
-        for chunk in _chunks(logits[:, :-1][self.mask]):
-            substituted = torch.log_softmax(chunk.float(), -1)
-            part = slice(done, done + len(chunk))
-            losses.append(_cross_entropy(substituted, self.targets[part]))
-            divergences.append(_divergence(self.clean[part], substituted))
-            done += len(chunk)
-        return per_document(torch.cat(losses), self.mask), per_document(torch.cat(divergences), self.mask)
-
-
-def _cross_entropy(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    return -log_probabilities.gather(-1, targets[:, None])[:, 0].double()
-
-
-def _divergence(clean: Tensor, substituted: Tensor) -> Tensor:
-    """KL(p ‖ q) [P] float64 as Σ (p log(p/q) − p + q), whose terms are all ≥ 0.
-
-    The added Σ (q − p) is zero, and makes rounding of log p and log q count by q − p instead of by p: small
-    divergences, which Σ p log(p/q) leaves with three digits at 1e-3 nats, keep theirs.
-    """
-    p, log_ratio = clean.exp(), substituted - clean
-    near = p * (log_ratio.expm1() - log_ratio)
-    far = substituted.exp() - p - p * log_ratio  # where exp(log_ratio) may overflow while p underflows
-    return torch.where(log_ratio < 1, near, far).sum(-1, dtype=torch.float64)
-
-
-def _chunks(logits: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(logits, max(1, _ELEMENTS_AT_ONCE // logits.shape[-1]))

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from latentbench.activations.capture import hidden_states, hidden_states_and_logits
 from latentbench.activations.fitting import out_of_memory
 from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.residual import hook_point
-from latentbench.activations.resume import needs_block_input, resumed_logits
+from latentbench.activations.resume import resumed_from, resumed_logits
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.errors import InvalidInput
@@ -34,13 +33,14 @@ from latentbench.metrics.base import Statistic, at_budget
 from latentbench.reconstruction.documents import (
     TOKENS_PER_FORWARD,
     DocumentBatch,
+    DocumentStates,
     DocumentSums,
     Domain,
-    Predictions,
     per_document,
     squared_norms,
     vector_sums,
 )
+from latentbench.reconstruction.predictions import Predictions
 from latentbench.reconstruction.statistics import TOKEN_STATISTICS, Baseline, Measurement, TokenBatch
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.statistics.arrays import Array
@@ -183,8 +183,7 @@ class SiteStatistics:
     @property
     def reads(self) -> tuple[Site, ...]:
         """The sites whose hidden states `add` takes."""
-        entrance = Site(index=self.site.index, point="resid_pre")
-        return (self.site, entrance) if self.splices and needs_block_input(self.site) else (self.site,)
+        return (self.site, *resumed_from(self.site)) if self.splices else (self.site,)
 
     def add(
         self, model: nn.Module, batch: DocumentBatch, states: Mapping[Site, Tensor], clean: Predictions | None
@@ -265,7 +264,7 @@ class SiteStatistics:
 def _losses(
     model: nn.Module, site: Site, batch: DocumentBatch, states: Mapping[Site, Tensor], clean: Predictions
 ) -> Losses:
-    entrance = states[Site(index=site.index, point="resid_pre")] if needs_block_input(site) else None
+    entrance = next((states[entering] for entering in resumed_from(site)), None)
 
     def losses(replacements: Tensor) -> tuple[Tensor, Tensor]:
         # Special, named and massive tokens keep their own hidden states in every substitution.
@@ -300,10 +299,12 @@ def measure(
     forward_tokens: int = TOKENS_PER_FORWARD,
     progress: Progress | None = None,
     rule: TokenRule = EVERY_TOKEN,
+    states: DocumentStates | None = None,
 ) -> PassResults:
     """Per-document statistics of one domain for all `requests`, and the baselines of their sites.
 
-    `rule` says which tokens count; known baselines were measured under it.
+    `rule` says which tokens count; known baselines were measured under it. `states` gives the hidden states of the documents
+    where they need not be computed: those of batches of `forward_tokens`, at all sites that the pass reads.
 
     `baselines` are those already known: they are not computed again, unless one lacks the cross-entropies that a
     request at its site splices for. `sites` and `splice_sites` ask for baselines (with cross-entropies) whether or not
@@ -317,7 +318,7 @@ def measure(
         hook_point(language_model.model, site)
     known = {site: baseline for site, baseline in (baselines or {}).items() if site in splices}
     missing = {site for site, splice in splices.items() if site not in known or (splice and not known[site].spliced)}
-    domain = Domain(language_model, tokens, forward_tokens, progress, rule)
+    domain = Domain(language_model, tokens, forward_tokens, progress, rule, states)
     # Σ‖x − x̄‖² and the ablation with x̄ need the mean before the first batch, which costs a pass where it is not known.
     unseen = [site for site in splices if site not in known]
     domain.passes = int(bool(unseen)) + int(bool(missing or requests))
@@ -346,13 +347,13 @@ def _gather(domain: Domain, gathering: Sequence[SiteStatistics]) -> None:
     splices = any(statistics.splices for statistics in gathering)
 
     def add(batch: DocumentBatch) -> None:
-        attention_mask, clean = batch.real.long(), None
+        clean = None
         if splices:
-            states, logits = hidden_states_and_logits(domain.model, reads, batch.ids, attention_mask)
+            states, logits = domain.states.read_with_logits(batch, reads)
             clean = Predictions.of(logits, batch.ids, batch.real)
             del logits  # as many as the predictions made of them; the resumed forwards below make their own
         else:
-            states = hidden_states(domain.model, reads, batch.ids, attention_mask)
+            states = domain.states.read(batch, reads)
         for statistics in gathering:
             statistics.add(domain.model, batch, states, clean)
         for statistics in gathering:

@@ -51,6 +51,9 @@ class Heading:
 class Headings(tuple[Heading, ...]):
     """The headings of a record's numbers. Equal ones are one object (`headings`), by which tables know them."""
 
+    text: str
+    """The JSON that says them."""
+
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
@@ -61,6 +64,8 @@ class Headings(tuple[Heading, ...]):
 class Pattern:
     """What a record's numbers were counted over. Equal ones are one object (`pattern`)."""
 
+    text: str
+    """The JSON that says it."""
     n: tuple[int | None, ...]
     repeats: tuple[int, ...]
     trained_k: tuple[int | None, ...]
@@ -69,13 +74,15 @@ class Pattern:
 @lru_cache(maxsize=65_536)
 def headings(text: str) -> Headings:
     """The headings that JSON says."""
-    return Headings(Heading(*fields) for fields in json.loads(text))
+    found = Headings(Heading(*fields) for fields in json.loads(text))
+    found.text = text
+    return found
 
 
 @lru_cache(maxsize=65_536)
 def pattern(text: str) -> Pattern:
     """The pattern that JSON says."""
-    return Pattern(*(tuple(part) for part in json.loads(text)))
+    return Pattern(text, *(tuple(part) for part in json.loads(text)))
 
 
 class Numbers(Sequence[MetricValue]):
@@ -100,6 +107,13 @@ class Numbers(Sequence[MetricValue]):
     def of(cls, numbers: Iterable[MetricValue]) -> Numbers:
         """Numbers from wherever; the same object where they are columns already."""
         return numbers if isinstance(numbers, Numbers) else cls(*columns(tuple(numbers)))
+
+    @property
+    def columns(self) -> Columns:
+        """What they are made of, as JSON."""
+        values, lows, highs = map(_plain, (self.values, self.lows, self.highs))
+        why = {str(place): reason for place, reason in self.reasons.items()}
+        return self.headings.text, values, [lows, highs], self.pattern.text, why
 
     def value(self, place: int) -> float | None:
         """One value, None where there is none."""
@@ -188,7 +202,7 @@ class AsNumbers:
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         listed = handler.generate_schema(tuple[MetricValue, ...])
         return core_schema.json_or_python_schema(
-            json_schema=listed,
+            json_schema=core_schema.no_info_after_validator_function(Numbers.of, listed),
             python_schema=core_schema.union_schema([core_schema.is_instance_schema(Numbers), listed]),
             serialization=core_schema.wrap_serializer_function_ser_schema(_written, schema=listed),
         )
@@ -204,3 +218,7 @@ def _text(value: Json) -> str:
 
 def _column(values: Sequence[float | None]) -> array[float]:
     return array("d", [math.nan if value is None else value for value in values])
+
+
+def _plain(column: array[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in column]

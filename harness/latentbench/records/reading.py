@@ -9,11 +9,12 @@ every time; sizes and times of files vouch for nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from latentbench.core.errors import RefusedFile
 from latentbench.core.hashing import digest
@@ -27,10 +28,11 @@ from latentbench.store.derived import Derived
 
 CHECK = 1
 """Raised when records are checked in another way, so that what is remembered is not asked for any more."""
-_RECORDS, _PARTS = f"records/{CHECK}/{LAYOUT}", f"record-parts/{LAYOUT}"
+KNOWN, _PARTS = f"records/{CHECK}/{LAYOUT}", f"record-parts/{LAYOUT}"
 _TOGETHER = 256
 """Records whose bytes are held together."""
 _THREADS = 4
+T = TypeVar("T")
 
 
 class RecordReader:
@@ -51,10 +53,10 @@ class RecordReader:
                 yield from zip(batch, self._batch(batch, threads), strict=True)
 
     def _batch(self, paths: Sequence[Path], threads: Executor) -> list[Record | RefusedFile]:
-        contents, digests = zip(*threads.map(_bytes_and_digest, paths), strict=True)
+        contents, digests = zip(*_apart(_bytes_and_digest, threads, paths), strict=True)
         known, new, parts = self._known(digests), dict[str, Json](), dict[str, str]()
         remembered = [self._remembered(known.get(key)) for key in digests]
-        held = list(threads.map(_vouched, paths, remembered))
+        held = _apart(_vouched, threads, paths, remembered)
 
         def read(path: Path, content: bytes | RefusedFile, key: str, record: Record | None) -> Record | RefusedFile:
             if isinstance(content, RefusedFile):
@@ -69,7 +71,7 @@ class RecordReader:
         """What is remembered of some records, where all its parts are there."""
         if self._derived is None:
             return {}
-        known = self._derived.get_many(_RECORDS, {key for key in digests if key})
+        known = self._derived.get_many(KNOWN, {key for key in digests if key})
         wanted = set().union(*(self._parts.missing(own["slim"]) for own in known.values()))
         self._parts.add(there := self._derived.get_many(_PARTS, wanted))
         self._written |= there.keys()
@@ -103,8 +105,15 @@ class RecordReader:
         if self._derived is not None and new:
             # Parts first: a record whose parts are not there is checked again.
             self._derived.put_many(_PARTS, {key: text for key, text in parts.items() if key not in self._written})
-            self._derived.put_many(_RECORDS, new)
+            self._derived.put_many(KNOWN, new)
             self._written |= parts.keys()
+
+
+def _apart(call: Callable[..., T], threads: Executor, *arguments: Sequence[Any]) -> list[T]:
+    """The call of each, in pieces by the threads: handing over a file at a time costs as much as reading it."""
+    size = max(1, -(-len(arguments[0]) // _THREADS))
+    pieces = ([part[at : at + size] for part in arguments] for at in range(0, len(arguments[0]), size))
+    return [one for done in threads.map(lambda parts: list(map(call, *parts)), pieces) for one in done]
 
 
 def _bytes_and_digest(path: Path) -> tuple[bytes | RefusedFile, str]:

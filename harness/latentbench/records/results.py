@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import glob
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from latentbench.core.errors import RefusedFile
 from latentbench.core.hashing import digest, file_digest
 from latentbench.records.integrity import damage, sealed
 from latentbench.records.record import DocumentStatistics, Record, SpecOrigin
-from latentbench.store.files import Arrays, write_arrays, write_json
+from latentbench.store.files import Arrays, bytes_of, write_arrays, write_json
 
 RECORDS = "records"
 _MAX_RECORD = 64 << 20
@@ -86,12 +87,12 @@ def read_record(path: Path) -> Record:
 def record_bytes(path: Path) -> bytes:
     """The bytes of a file that may be a record. Raises RefusedFile, also for a link."""
     try:
-        if path.is_symlink():
-            raise RefusedFile("symbolic links are not followed")
-        if path.stat().st_size > _MAX_RECORD:
-            raise RefusedFile(f"{path.name} is larger than a record can be")
-        return path.read_bytes()
+        return bytes_of(path, _MAX_RECORD)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RefusedFile("symbolic links are not followed") from None
+        if error.errno == errno.EFBIG:
+            raise RefusedFile(f"{path.name} is larger than a record can be") from None
         raise RefusedFile(f"{path.name} cannot be read: {error.strerror or error}") from None
 
 
@@ -99,7 +100,7 @@ def checked(path: Path, content: bytes) -> tuple[Record, str | None]:
     """The record that the bytes of the file at `path` say, and what is wrong with it. Raises RefusedFile when they say none."""
     try:
         record = Record.model_validate_json(content, strict=True)
-        return record, damage(record, json.loads(content), path)
+        return record, damage(record, from_json(content), path)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise RefusedFile(f"{path.name} is not a record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

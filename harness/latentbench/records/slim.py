@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel
 
 from latentbench.core.spec_model import Json
-from latentbench.records.numbers import Numbers, columns
+from latentbench.records.numbers import Numbers
 from latentbench.records.record import Record
 
 LAYOUT = 1
@@ -30,7 +30,7 @@ _HEADINGS, _PATTERN = "headings", "pattern"
 def slim(record: Record) -> tuple[Json, dict[str, str]]:
     """What only this record says, and the parts that it names, as JSON text by their digests."""
     plain = record.model_dump(mode="json", exclude={"metrics"})
-    titles, values, ends, counted, why = columns(tuple(record.metrics))
+    titles, values, ends, counted, why = Numbers.of(record.metrics).columns
     texts = {name: _text(plain.pop(name)) for name in SHARED} | {_HEADINGS: titles, _PATTERN: counted}
     named = {name: part_digest(text) for name, text in texts.items()}
     own = {"own": plain, "parts": named, "values": values, "ends": ends, "why": why}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from latentbench.activations.tokens import EvalTokens, evaluation_tokens
+from latentbench.activations.texts import evaluation_rows
+from latentbench.activations.tokens import EvalTokens
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.autointerp.scores import AutointerpDetails
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
@@ -191,12 +192,4 @@ def _tokens(
     key = record.keys.get(f"{name}/tokens")
     if key and (content := stored_content(store, "tokens", key)):
         return EvalTokens.from_tensors(dict(content.tensors), dict(content.meta))
-    data = experiment.dataset.eval[name]
-    return evaluation_tokens(
-        data.texts(project.roots),
-        model.tokenizer,
-        context=data.context,
-        documents=data.documents,
-        skip=data.skip,
-        known_ids=embedding_rows(model.model),
-    )
+    return evaluation_rows(experiment.dataset.eval[name], project.roots, model.tokenizer, embedding_rows(model.model))

@@ -7,6 +7,7 @@ of the experiment that they stand in, and (`latentbench.spec.fit`) whether what 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from latentbench.core.errors import SpecError, SpecProblem
 from latentbench.core.paths import Roots
@@ -111,6 +112,17 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
             yield ("dataset", "eval", name, "tokens"), "evaluation counts `documents`, not tokens"
         if data.packing != "separated":
             yield ("dataset", "eval", name, "packing"), "evaluation has one document a row; `packing` is for training"
+        yield from _splits(name, data, experiment.dataset)
+
+
+def _splits(name: str, data: DatasetAdapter, dataset: Data) -> Iterator[Finding]:
+    """Whether the two sides of splits by text are cut at the same place."""
+    for place, trained in dataset.trained_on.items():
+        pairs = ((one, other) for one in trained.splits for other in data.splits if one.crosses(other))
+        for one, other in islice(pairs, 1):
+            shares = " and ".join(f"{split.part} {split.eval_share:g}" for split in (one, other))
+            message = f"shares texts with dataset.{'.'.join(place)}: state the same `eval_share` in both, not {shares}"
+            yield ("dataset", "eval", name), message
 
 
 def _trained(

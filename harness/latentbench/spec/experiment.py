@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PositiveInt, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer
 
+from latentbench.core.held_out import HeldOut
 from latentbench.core.plugins import GROUPS, Choice, plugins
 from latentbench.core.protocols import DatasetAdapter, ModelAdapter
 from latentbench.core.sites import Point, Site
@@ -75,6 +76,15 @@ class Data(SpecModel):
     """What the boosts of a `boost_ensemble` are trained on, by the names that its `domains` gives."""
     eval: dict[Domain, Dataset] = Field(default_factory=dict)
     """What is measured: every named domain is a column group of the table. Only metrics that read no text do without."""
+    overlap: Literal["warn", "remove", "refuse"] = "warn"
+    """What becomes of training documents whose text, white space aside, is also in `eval`: a warning in the record counts
+    evaluation documents that were trained on letter for letter; `remove` leaves them out of training and counts them; `refuse`
+    fails the cell."""
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The evaluation texts that nothing may be trained on; None where a warning is enough."""
+        return None if self.overlap == "warn" else HeldOut(self.overlap, self.eval)
 
     @property
     def trained_on(self) -> dict[tuple[str, ...], DatasetAdapter]:
@@ -91,7 +101,7 @@ class Data(SpecModel):
     @model_serializer(mode="wrap")
     def _without_empty_domains(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Records of specs without domains read as they always did: rows are compared by what is resolved."""
-        return without_empty("domains", made(self))
+        return without_default(Data, ("overlap",), without_empty("domains", made(self)))
 
 
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]

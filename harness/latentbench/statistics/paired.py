@@ -73,14 +73,15 @@ def replicates(formula: Formula, seeds: Inputs) -> Array | None:
     if documents < MINIMUM_DOCUMENTS:
         return None
     drawn = weights(documents)
-    return mean_of_replicates(formula, list(np.stack([(drawn @ stats).T for stats in seeds], axis=1)))
+    values = mean_of_replicates(formula, list(np.stack([(drawn @ stats).T for stats in seeds], axis=1)))
+    return values if np.isfinite(values).all() else None
 
 
-def mean_of_replicates(formula: Formula, sums: Sequence[Array]) -> Array | None:
-    """[resamples] the mean over seeds of the formula of sums [inputs][seeds, resamples]; None where it is not finite."""
+def mean_of_replicates(formula: Formula, sums: Sequence[Array]) -> Array:
+    """[..., resamples] the mean over seeds of the formula of sums [inputs][seeds, ..., resamples]."""
     with np.errstate(all="ignore"):
         values: Array = np.broadcast_to(formula(*sums), sums[0].shape).mean(0)
-    return values if np.isfinite(values).all() else None
+    return values
 
 
 def interval(values: Array | None, documents: int, level: float = LEVEL) -> tuple[float | None, float | None]:

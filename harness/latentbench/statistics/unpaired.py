@@ -60,19 +60,23 @@ def unpaired_interval(formula: Formula, seeds: Inputs, level: float = LEVEL) -> 
     return _interval(formula, _samples(seeds, 1.0), level)
 
 
-def equal_interval(formula: Formula, stats: Sequence[Array], drawn: Sequence[Array], level: float = LEVEL) -> Ends:
-    """`unpaired_interval` of seeds [inputs][seeds, units] that have equally many units, from one evaluation for all of them.
+def equal_intervals(
+    formula: Formula, stats: Sequence[Array], drawn: Sequence[Array], level: float = LEVEL
+) -> list[Ends]:
+    """`unpaired_interval` of many columns over seeds that have equally many units, from one evaluation for all of them.
 
-    `drawn` [inputs][seeds, resamples]: sums over units drawn again, apart in each seed.
+    `stats` [inputs][seeds, columns, units]; `drawn` [inputs][seeds, columns, resamples]: their sums over units drawn again,
+    apart in each seed.
     """
-    seeds, n = stats[0].shape
+    seeds, columns, n = stats[0].shape
     if n < MINIMUM_DOCUMENTS:
-        return None, None
+        return [(None, None)] * columns
     centers, jackknifed = _moments(formula, stats)
     with np.errstate(all="ignore"):
         values = np.broadcast_to(formula(*drawn), drawn[0].shape)
-        deviations = (values - centers[:, None]).sum(0) * (math.sqrt(n / (n - 1)) / seeds)
-    return _ends(deviations, float(centers.mean()), jackknifed / seeds**2, [n] * seeds, level)
+        deviations = (values - centers[..., None]).sum(0) * (math.sqrt(n / (n - 1)) / seeds)
+    spread = jackknifed / seeds**2
+    return [_ends(deviations[c], float(centers[:, c].mean()), spread[:, c], [n] * seeds, level) for c in range(columns)]
 
 
 def unpaired_difference(formula: Formula, a: Inputs, b: Inputs, units: str) -> Difference:
@@ -104,20 +108,26 @@ def estimated(formula: Formula, seeds: Inputs) -> Estimates:
     return Estimates(estimate(formula, seeds), variances, tuple(len(stats) for stats in seeds))
 
 
-def equal_estimates(formula: Formula, stats: Sequence[Array]) -> Estimates:
-    """`estimated` of seeds [inputs][seeds, units] that have equally many units, from one evaluation for all of them."""
+def equal_estimates(formula: Formula, stats: Sequence[Array]) -> list[Estimates]:
+    """`estimated` of many columns over seeds that have equally many units, from one evaluation for all of them.
+
+    `stats` [inputs][seeds, columns, units].
+    """
     centers, variances = _moments(formula, stats)
-    seeds, n = stats[0].shape
-    return Estimates(float(centers.mean()), tuple(variances.tolist()), (n,) * seeds)
+    seeds, columns, n = stats[0].shape
+    return [
+        Estimates(float(centers[:, c].mean()), tuple(variances[:, c].tolist()), (n,) * seeds) for c in range(columns)
+    ]
 
 
 def _moments(formula: Formula, stats: Sequence[Array]) -> tuple[Array, Array]:
-    """[seeds] θ_j and [seeds] v_j from statistics [inputs][seeds, units]."""
-    sums, (seeds, n) = [own.sum(-1, keepdims=True) for own in stats], stats[0].shape
+    """[seeds, ...] θ_j and [seeds, ...] v_j from statistics [inputs][seeds, ..., units]."""
+    sums, n = [own.sum(-1, keepdims=True) for own in stats], stats[0].shape[-1]
     with np.errstate(all="ignore"):
-        centers = np.broadcast_to(formula(*sums), (seeds, 1))[:, 0]
+        centers = np.broadcast_to(formula(*sums), sums[0].shape)[..., 0]
+        left = formula(*(total - own for total, own in zip(sums, stats, strict=True)))
         # A formula that ignores its inputs (a constant) gives one number for all.
-        without = np.broadcast_to(formula(*(total - own for total, own in zip(sums, stats, strict=True))), (seeds, n))
+        without = np.broadcast_to(left, stats[0].shape)
         return centers, (n - 1) * without.var(-1)
 
 

@@ -76,8 +76,7 @@ def neutral_texts(context: StageContext) -> list[str]:
     if dataset is None:
         return []
     count = min(dataset.documents or _NORM_TEXTS, _NORM_TEXTS)
-    texts = islice(dataset.texts(context.roots), dataset.skip, dataset.skip + count)
-    return [text[:_NORM_CHARACTERS] for text in texts]
+    return [text[:_NORM_CHARACTERS] for text in islice(dataset.read(context.roots), count)]
 
 
 @dataclass(frozen=True)

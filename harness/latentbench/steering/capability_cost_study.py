@@ -12,7 +12,8 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Receipt, Stack, Untouched
-from latentbench.reconstruction.documents import DocumentBatch, DocumentSums, Domain, Predictions
+from latentbench.reconstruction.documents import DocumentBatch, DocumentSums, Domain
+from latentbench.reconstruction.predictions import Predictions
 from latentbench.statistics.arrays import Statistics
 from latentbench.steering.capability_cost import NAME, CapabilityCost, at_scale
 from latentbench.study.context import StageContext

@@ -74,7 +74,7 @@ class SteeringMethod(Subject):
         if self.measures_norms and experiment.dataset.eval:
             # The norms are stored with the vectors, so other texts make other content, even where no scale is relative.
             texts = next(iter(experiment.dataset.eval.values()))
-            made["norms_on"] = [texts.identity(roots), texts.skip, texts.documents]
+            made["norms_on"] = [texts.chosen_identity(roots), texts.skip, texts.documents]
         return made
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:

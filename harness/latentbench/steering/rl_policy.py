@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbench.activations.residual import without_hooks
+from latentbench.activations.blocks import input_device
+from latentbench.activations.measured_once import without_hooks
 from latentbench.activations.vocabulary import embedding_rows
 
 _ROUNDINGS = 4
@@ -44,7 +45,7 @@ def use_own_logits(model: Any, temperature: float, original: Callable[..., Any])
 def _agree(model: Any, temperature: float) -> bool:
     """Whether TRL's log-probabilities of a few tokens are those of the model's logits."""
     # Spread over the vocabulary: a model's scale shows in how unlike its logits are.
-    ids = torch.arange(8, device=next(model.parameters()).device)[None] * embedding_rows(model) // 8
+    ids = torch.arange(8, device=input_device(model))[None] * embedding_rows(model) // 8
     with without_hooks(model):
         own = _scored(model(input_ids=ids, use_cache=False).logits, ids, temperature).log_probs
         try:

@@ -82,12 +82,17 @@ def last_used(artifact: Artifact) -> float:
 def beyond(store: Store, quota: int, candidates: Iterable[Artifact]) -> list[Artifact]:
     """The first of the candidates without which the store is no larger than `quota` bytes; all if that is not enough."""
     # What tables keep is worked out again in seconds, so it goes before any artifact.
-    excess, chosen = size_of(store.root) - size_of(store.root / DERIVED) - quota, list[Artifact]()
+    return holding(size_of(store.root) - size_of(store.root / DERIVED) - quota, candidates)
+
+
+def holding(wanted: int, candidates: Iterable[Artifact]) -> list[Artifact]:
+    """The first of the candidates that hold `wanted` bytes together; all if that is not enough."""
+    chosen = list[Artifact]()
     for artifact in candidates:
-        if excess <= 0:
+        if wanted <= 0:
             break
         chosen.append(artifact)
-        excess -= size_of(artifact.folder)
+        wanted -= artifact.bytes
     return chosen
 
 

@@ -59,6 +59,18 @@ class Derived:
             self._attempt(ask)
         return found
 
+    def count(self, namespace: str) -> int:
+        """How much is known in a namespace."""
+        found = [0]
+
+        def ask(database: Connection) -> None:
+            (line,) = database.execute("SELECT COUNT(*) FROM derived WHERE namespace = ?", (namespace,))
+            found.append(int(line[0]))
+
+        if self.path.is_file():
+            self._attempt(ask)
+        return found[-1]
+
     def put_many(self, namespace: str, values: Mapping[str, Json]) -> None:
         """Keeps values for later; one that cannot be written is worked out again."""
         texts = {key: json.dumps(value, separators=(",", ":"), allow_nan=False) for key, value in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -98,6 +99,64 @@ def read_arrays(path: Path) -> Arrays:
         raise DamagedArtifact(f"{path} is not a valid safetensors file: {error}") from error
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def bytes_of(path: Path, most: int) -> bytes:
+    """All bytes of a file, from one opening, so that nothing comes between a look at it and reading it.
+
+    Raises OSError: ELOOP for a link, EFBIG for more than `most` bytes.
+    """
+    with open(path, "rb", opener=_opened_itself) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, "too large", str(path))
+        return file.read(most)
+
+
+def _opened_itself(path: str, flags: int) -> int:
+    # A link is an error, and a pipe in place of a file has no bytes, instead of making its reader wait.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def arrays_of(content: bytes, name: str) -> Arrays:
+    """The arrays that the bytes of a safetensors file hold. Raises DamagedArtifact.
+
+    Thousands of files have one layout, that of their header. The library reads it and checks it against the size the first
+    time; where both are the same again, the arrays are views at the same places.
+    """
+    import numpy as np
+
+    known = _LAYOUTS.get(layout := (_header(content), len(content)))
+    if known is not None:
+        return {
+            one: np.frombuffer(content, kind, size, start).reshape(shape) for one, kind, size, start, shape in known
+        }
+    from safetensors.numpy import load
+
+    try:
+        found = dict(load(content))
+    except SafetensorError as error:
+        raise DamagedArtifact(f"{name} is not a valid safetensors file: {error}") from error
+    if len(_LAYOUTS) < _MOST_LAYOUTS and len(layout[0]) <= _LONGEST_HEADER:
+        _LAYOUTS[layout] = _places(layout[0], found)
+    return found
+
+
+Place: TypeAlias = "tuple[str, np.dtype[np.generic], int, int, tuple[int, ...]]"
+"""Name, type, number of elements, where they start, and shape of an array in a file."""
+_LAYOUTS: dict[tuple[bytes, int], list[Place]] = {}
+_MOST_LAYOUTS, _LONGEST_HEADER = 256, 1 << 16
+
+
+def _header(content: bytes) -> bytes:
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+def _places(header: bytes, arrays: Arrays) -> list[Place]:
+    """Where a file whose header was checked holds its arrays."""
+    starts = {
+        name: 8 + len(header) + said["data_offsets"][0] for name, said in json.loads(header).items() if name in arrays
+    }
+    return [(name, array.dtype, array.size, starts[name], array.shape) for name, array in arrays.items()]
 
 
 def sync_folder(folder: Path) -> None:

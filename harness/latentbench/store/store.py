@@ -92,20 +92,28 @@ class Store:
     def verify(self, kind: str, key: str) -> int:
         """Total bytes of the artifact. Raises DamagedArtifact when a file is not what was written."""
         folder = self.folder(kind, key)
-        manifest = read_json(folder / MANIFEST)
-        try:
-            files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
-            sealed = {name: value for name, value in manifest.items() if name != "digest"}
-            if manifest["layout"] != 1 and manifest["digest"] != digest("manifest", sealed):
-                raise DamagedArtifact(f"{folder / MANIFEST} does not have the bytes that were written")
-            if (manifest["kind"], manifest["key"]) != (kind, key):
-                raise DamagedArtifact(f"{folder} holds another artifact than its name says")
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise DamagedArtifact(f"{folder / MANIFEST} is not a manifest") from error
+        files = _manifested(folder, kind, key)
         if key not in self._verified:  # once a process: it would read gigabytes at every look
             _check(folder, files)
             self._verified.add(key)
         return sum(size for size, _ in files.values())
+
+    def admit(self, draft: Path, kind: str, key: str) -> None:
+        """Makes a folder that came from another store, with its manifest, the artifact; the folder is then gone.
+
+        Raises DamagedArtifact when it is not whole, or another artifact than that.
+        """
+        if not (draft / MANIFEST).is_file():
+            raise DamagedArtifact(f"{draft.name} arrived without a manifest")
+        _check(draft, _manifested(draft, kind, key))
+        try:
+            for file in draft.iterdir():
+                with file.open("rb") as handle:
+                    os.fchmod(handle.fileno(), 0o644)
+                    os.fsync(handle.fileno())
+            self._place(draft, self.folder(kind, key))
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
 
     @contextmanager
     def writing(self, kind: str, key: str, made_from: Json) -> Iterator[Path]:
@@ -188,9 +196,9 @@ class Store:
             raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
         return target
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """Every artifact, unverified, in the order of kind and key."""
-        for manifest in sorted(self.root.glob(f"objects/*/*/*/{MANIFEST}")):
+    def artifacts(self, kind: str = "*") -> Iterator[Artifact]:
+        """Every artifact, or every one of a kind, unverified, in the order of kind and key."""
+        for manifest in sorted(self.root.glob(f"objects/{kind}/*/*/{MANIFEST}")):
             folder = manifest.parent
             with suppress(FileNotFoundError):  # evicted meanwhile
                 size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
@@ -238,6 +246,21 @@ class Store:
                 raise
             # Another process finished the same content first; ours is a duplicate.
         sync_folder(folder.parent)
+
+
+def _manifested(folder: Path, kind: str, key: str) -> dict[str, tuple[int, str]]:
+    """Bytes and sha256 of every file of the artifact in a folder, by its manifest. Raises DamagedArtifact."""
+    manifest = read_json(folder / MANIFEST)
+    try:
+        files = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
+        sealed = {name: value for name, value in manifest.items() if name != "digest"}
+        if manifest["layout"] != 1 and manifest["digest"] != digest("manifest", sealed):
+            raise DamagedArtifact(f"{folder / MANIFEST} does not have the bytes that were written")
+        if (manifest["kind"], manifest["key"]) != (kind, key):
+            raise DamagedArtifact(f"{folder} holds another artifact than its name says")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise DamagedArtifact(f"{folder / MANIFEST} is not a manifest") from error
+    return files
 
 
 def _check(folder: Path, files: dict[str, tuple[int, str]]) -> None:

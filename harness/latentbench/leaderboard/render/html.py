@@ -72,7 +72,9 @@ def page(
     board: Board, source: StatisticsReader | None = None, *, curves: Json | None = None, pages: Json | None = None
 ) -> str:
     """The report. `curves` and `pages` are by row id, as `curves_of` and `pages_of` of `row_details` give them."""
-    later = [("curves", curves or {}), ("pages", pages or {}), *pieces(board, source or StatisticsReader())]
+    source = source or StatisticsReader()
+    later = [("curves", curves or {}), ("pages", pages or {}), *pieces(board, source)]
+    source.keep()
     return offline_page(
         "template.html",
         SCRIPTS,

@@ -9,8 +9,8 @@ from typing import Any
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
 from latentbench.leaderboard.evidence import StatisticsReader
-from latentbench.leaderboard.inference import TestedPairs, pairwise
 from latentbench.leaderboard.load import suite_of
+from latentbench.leaderboard.pairs import TestedPairs, pairwise
 from latentbench.leaderboard.render.columnar import digits, packed, shaped
 from latentbench.leaderboard.render.text import DECIMALS, decimals_of
 from latentbench.leaderboard.row_details import provenance

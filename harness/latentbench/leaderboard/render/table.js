@@ -66,12 +66,13 @@ function drawCell(row, i, verdict, first) {
   const cell = el("td", { class: `${standing ?? ""} ${first ? "first" : ""}`, title: hint || null },
     el("span", { class: "number" }, standing === "best" || standing === "tied" ? el("span", { class: `mark ${standing}`, role: "img", "aria-label": said }) : null, shownIn(column, value), beyond ? "†" : null));
   // Where neither direction is better the interval would only be noise here; the drawer has it.
-  if (state.intervals && column.better !== null) cell.append(el("span", { class: "interval" }, intervalText(row, i)));
+  if (state.intervals && column.better !== null) cell.append(el("span", { class: "interval" }, intervalText(row, i, "\n")));
   return cell;
 }
 
-function intervalText(row, i) {
+// The 95 % interval and the spread over seeds; below each other in the table, which is wide enough.
+function intervalText(row, i, between = "  ") {
   const column = state.group.columns[i], low = numberOf(row, i, LOW), high = numberOf(row, i, HIGH), sd = numberOf(row, i, SD);
   const range = low === null ? "" : `${shownIn(column, low)}–${shownIn(column, high)}`;
-  return [range, sd === null ? "" : `± ${spread(sd, column.unit, column.decimals ?? undefined)}`].filter(Boolean).join("  ");
+  return [range, sd === null ? "" : `± ${spread(sd, column.unit, column.decimals ?? undefined)}`].filter(Boolean).join(between);
 }
