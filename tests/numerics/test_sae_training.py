@@ -69,7 +69,7 @@ def test_training_is_deterministic_and_depends_on_the_seed() -> None:
 @pytest.mark.parametrize("options", OPTIONS[:5], ids=IDS[:5])
 def test_the_number_of_threads_changes_no_bit_of_a_kernel(options: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients with one, two and three threads; pre-activations are exact here (small integers), whoever sums them."""
-    monkeypatch.setattr("latentbench.sae.sparse_kernels.numba_backend.SMALL", 0)
+    monkeypatch.setattr("latentbench.sae.sparse_kernels.compiling.SMALL", 0)
     d_in = 300  # more than two slices of the prefix kernel
     x = torch.randint(-2, 3, (50, d_in), generator=torch.Generator().manual_seed(1)).float()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json
+from latentbench.core.text import plural
 from latentbench.execute.cell_record import git_checkout, processor_name
 from latentbench.store.files import read_json, write_json
 
@@ -68,7 +69,37 @@ def startup_page(found: Json) -> str:
     return "\n".join(lines)
 
 
-PAGES: Mapping[str, Callable[[Json], str]] = {"tables": tables_page, "startup": startup_page}
+def train_page(found: Json) -> str:
+    """Of `bench train`."""
+    counted = "processor seconds" if found["clock"] == "process_time" else "wall seconds"
+    lines = [
+        f"{counted.capitalize()} of {plural(found['threads'], 'thread')} on {_machine(found)}"
+        f" ({', '.join(found['instructions'])}), {found['rounds']} alternating rounds, medians of the ratios:",
+        "",
+        "| d, latents, batch | step | tokens/s | × sae-lens' speed | × sae-lens' with autocast | × TopK's time |",
+        "| :-- | :-- | --: | --: | --: | --: |",
+    ]
+    for one in found["timings"]:
+        ratios = [one["speedup_over_sae_lens"], one["speedup_over_autocast"], one["cost_over_topk"]]
+        numbers = " | ".join("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+        lines.append(f"| {_step_size(one)} | {one['candidate']} | {one['tokens_per_second']:,.0f} | {numbers} |")
+    lines += [
+        "",
+        "| d, latents, batch | k | TopK MiB | in bfloat16 | HierarchicalTopK |",
+        "| :-- | --: | --: | --: | --: |",
+    ]
+    for one in found["memory"]:
+        sizes = " | ".join(f"{one[name] / 2**20:,.0f}" for name in ("topk", "rounded", "hierarchical"))
+        lines.append(f"| {_step_size(one)} | {one['k']} | {sizes} |")
+    return "\n".join(lines)
+
+
+def _step_size(one: Json) -> str:
+    shape = one["shape"]
+    return f"{shape['d_in']}, {shape['width']:,}, {shape['batch']:,}"
+
+
+PAGES: Mapping[str, Callable[[Json], str]] = {"tables": tables_page, "startup": startup_page, "train": train_page}
 
 
 def page(text: str, folder: Path) -> str:

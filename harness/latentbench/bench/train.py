@@ -5,13 +5,15 @@ Only ratios of a run mean something: the rounds interleave all candidates, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import Any
+from time import perf_counter, process_time
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,9 @@ from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.sparse_kernels.dispatch import forced
 from latentbench.sae.trainer import NativeTrainer
 
-REFERENCE = "sae-lens TopK"
-OURS = "TopK"
+REFERENCE, AUTOCAST = "sae-lens TopK", "sae-lens TopK, autocast"
+OURS, OURS_ROUNDED = "TopK", "TopK, bfloat16"
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 TORCH_PATH = ", torch"
 """Ends the names of our steps on torch's operations."""
 
@@ -55,7 +58,9 @@ class StepTiming:
     seconds: float
     tokens_per_second: float
     speedup_over_sae_lens: float | None
-    """Median over rounds of (sae-lens' seconds / this candidate's)."""
+    """Median over rounds of (sae-lens' seconds in float32 / this candidate's)."""
+    speedup_over_autocast: float | None
+    """Median over rounds of (sae-lens' seconds with its autocast to bfloat16 / this candidate's)."""
     cost_over_topk: float
     """Median over rounds of (this candidate's seconds / our TopK's with the same k and width)."""
     speedup_over_torch: float | None
@@ -63,6 +68,7 @@ class StepTiming:
 
 
 Step = Callable[[], None]
+Precision = Literal["float32", "bfloat16"]
 
 
 def compare(
@@ -76,7 +82,7 @@ def compare(
 ) -> list[StepTiming]:
     """Times a full optimiser step of every candidate, `rounds` times interleaved after one warm-up round.
 
-    All read the same random hidden states and clip, step Adam and count firing latents. On a busy machine, where
+    Each is timed in float32, TopK and sae-lens' in bfloat16 too. All read the same random hidden states and clip, step Adam and count firing latents. On a busy machine, where
     threads wait for each other, `clock=time.process_time` with one torch thread compares the work itself. `torch_path`
     adds our steps on torch's operations instead of the kernels. Raises NotAvailable when sae-lens is asked for and
     missing.
@@ -86,7 +92,7 @@ def compare(
     if torch_path:
         steps |= {name + TORCH_PATH: on_torch(step) for name, step in candidates(shape, x).items()}
     if sae_lens:
-        steps[REFERENCE] = sae_lens_step(shape, x)
+        steps |= {name: sae_lens_step(shape, x, name == AUTOCAST) for name in (REFERENCE, AUTOCAST)}
     # The first step compiles or loads kernels and makes the buffers that later ones use again.
     for step in steps.values():
         step()
@@ -99,6 +105,21 @@ def compare(
                 torch.cuda.synchronize(x.device)
             times[name].append(clock() - start)
     return [_timing(shape, name, times) for name in steps]
+
+
+@contextmanager
+def surroundings(one_thread: bool) -> Iterator[tuple[int, Callable[[], float]]]:
+    """Within it torch has the threads that are given, with the clock to time them by.
+
+    One thread is timed by the processor seconds of the process, which a busy machine leaves alone; several would count as
+    work what they spend on waiting for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if one_thread else before)
+    try:
+        yield torch.get_num_threads(), process_time if one_thread else perf_counter
+    finally:
+        torch.set_num_threads(before)
 
 
 def on_torch(step: Step) -> Step:
@@ -116,25 +137,32 @@ def candidates(shape: Shape, x: Tensor) -> dict[str, Step]:
     width, k, wide_k = shape.width, shape.k, min(64, shape.width)
     options: dict[str, Variant] = {
         OURS: TopKOptions(width=width, k=k),
+        OURS_ROUNDED: TopKOptions(width=width, k=k),
         f"TopK (k={wide_k})": TopKOptions(width=width, k=wide_k),
         f"HierarchicalTopK (k={wide_k})": HierarchicalTopKOptions(width=width, k=wide_k),
         "KronSAE (m=4, n=8)": KronOptions(width=width, k=k, m=4, n=8),
     }
-    return {name: native_step(option, x) for name, option in options.items()}
+    return {
+        name: native_step(option, x, "bfloat16" if name == OURS_ROUNDED else "float32")
+        for name, option in options.items()
+    }
 
 
-def native_step(options: Variant, x: Tensor) -> Step:
+def native_step(options: Variant, x: Tensor, precision: Precision = "float32") -> Step:
     """One full step of a native variant on `x` [N, d_in]."""
     sae = options.build(x.shape[1], torch.Generator().manual_seed(0))
     assert isinstance(sae, TrainableSAE)
-    recipe = TrainingOptions(batch=len(x), buffer=max(len(x), 131_072))
+    recipe = TrainingOptions(batch=len(x), buffer=max(len(x), 131_072), precision=precision)
     norm = float(x.norm(dim=1).mean())
     trainer = NativeTrainer(sae, Site(index=0), recipe, steps=100_000, first_norm=norm, mean=x.mean(0))
     return lambda: trainer.step(x)
 
 
-def sae_lens_step(shape: Shape, x: Tensor) -> Step:
-    """sae-lens' TopK step as its trainer runs it: forward, firing counts, backward, clipping, Adam."""
+def sae_lens_step(shape: Shape, x: Tensor, autocast: bool = False) -> Step:
+    """sae-lens' TopK step as its trainer runs it: forward, firing counts, backward, clipping, Adam.
+
+    `autocast`: as with its option of that name, forward and counting run under autocast to bfloat16.
+    """
     try:
         from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.saes.sae import TrainStepInput
@@ -150,11 +178,12 @@ def sae_lens_step(shape: Shape, x: Tensor) -> Step:
         given = TrainStepInput(
             sae_in=x, dead_neuron_mask=dead, coefficients={}, n_training_steps=0, is_logging_step=False
         )
-        out = sae.training_forward_pass(given)
-        with torch.no_grad():
-            # Part of every step of sae-lens' trainer, as counting is of ours.
-            fired = out.feature_acts.bool().any(0)
-            silent.add_(1).masked_fill_(fired, 0)
+        with torch.autocast(x.device.type, torch.bfloat16) if autocast else nullcontext():
+            out = sae.training_forward_pass(given)
+            with torch.no_grad():
+                # Part of every step of sae-lens' trainer, as counting is of ours.
+                fired = out.feature_acts.bool().any(0)
+                silent.add_(1).masked_fill_(fired, 0)
         out.loss.backward()
         nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         adam.step()
@@ -171,6 +200,8 @@ class StepMemory:
     k: int
     topk: int
     hierarchical: int
+    rounded: int
+    """TopK's with products in bfloat16."""
 
     @property
     def ratio(self) -> float:
@@ -179,52 +210,66 @@ class StepMemory:
 
 
 def compare_memory(shape: Shape, device: str = "cpu", k: int = 64) -> StepMemory:
-    """Memory of HierarchicalTopK's step beside TopK's."""
+    """Memory of HierarchicalTopK's step beside TopK's, and of TopK's in bfloat16."""
     k = min(k, shape.width)
-    options = (TopKOptions(width=shape.width, k=k), HierarchicalTopKOptions(width=shape.width, k=k))
-    return StepMemory(shape, k, *(peak_memory(shape, option, device) for option in options))
+    topk, hierarchical = TopKOptions(width=shape.width, k=k), HierarchicalTopKOptions(width=shape.width, k=k)
+    found = [peak_memory(shape, option, device) for option in (topk, hierarchical)]
+    return StepMemory(shape, k, *found, peak_memory(shape, topk, device, "bfloat16"))
 
 
-def peak_memory(shape: Shape, options: Variant, device: str = "cpu") -> int:
+def peak_memory(shape: Shape, options: Variant, device: str = "cpu", precision: Precision = "float32") -> int:
     """Bytes that two training steps need at most beyond the imports and the hidden states.
 
     On the CPU in a fresh process, since a process's peak never falls.
     """
     if torch.device(device).type == "cuda":
-        return _peak_on_device(shape, options, torch.device(device))
+        return _peak_on_device(shape, options, torch.device(device), precision)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak_of_process, shape, options).result()
+        return pool.submit(_peak_of_process, shape, options, precision).result()
 
 
-def _peak_of_process(shape: Shape, options: Variant) -> int:
+def _peak_of_process(shape: Shape, options: Variant, precision: Precision) -> int:
     small = torch.randn(8, 8)
     for kind in (TopKOptions(width=8, k=1), HierarchicalTopKOptions(width=8, k=1)):
-        native_step(kind, small)()  # compiles or loads what both need
+        native_step(kind, small, precision)()  # compiles or loads what both need
     x = torch.randn(shape.batch, shape.d_in)
-    return memory_of(lambda: _two_steps(options, x))
+    return memory_of(lambda: _two_steps(options, x, precision))
 
 
-def _peak_on_device(shape: Shape, options: Variant, device: torch.device) -> int:
+def _peak_on_device(shape: Shape, options: Variant, device: torch.device, precision: Precision) -> int:
     release()
     x = torch.randn(shape.batch, shape.d_in, device=device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    _two_steps(options, x)
+    _two_steps(options, x, precision)
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _two_steps(options: Variant, x: Tensor) -> None:
-    step = native_step(options, x)
+def _two_steps(options: Variant, x: Tensor, precision: Precision) -> None:
+    step = native_step(options, x, precision)
     step()
     step()
 
 
 def _timing(shape: Shape, name: str, times: dict[str, list[float]]) -> StepTiming:
     own = times[name]
-    faster = median(a / b for a, b in zip(times[REFERENCE], own, strict=True)) if REFERENCE in times else None
     against = f"TopK (k={min(64, shape.width)})" if "Hierarchical" in name else OURS
     dearer = median(a / b for a, b in zip(own, times[against], strict=True))
-    torch_times = times.get(name + TORCH_PATH)
-    over_torch = median(a / b for a, b in zip(torch_times, own, strict=True)) if torch_times else None
+    faster = [_faster(own, times.get(other)) for other in (REFERENCE, AUTOCAST, name + TORCH_PATH)]
+    over_sae_lens, over_autocast, over_torch = faster
     seconds = median(own)
-    return StepTiming(shape, name, seconds, shape.batch / seconds, faster, dearer, over_torch)
+    speed = shape.batch / seconds
+    return StepTiming(shape, name, seconds, speed, over_sae_lens, over_autocast, dearer, over_torch)
+
+
+def _faster(own: list[float], others: list[float] | None) -> float | None:
+    """Median over rounds of (the other's seconds / the own); None where the other was not timed."""
+    return median(a / b for a, b in zip(others, own, strict=True)) if others else None
+
+
+def instructions() -> list[str]:
+    """Which of the instructions that matter here the processor has; none where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return [name for name in INSTRUCTIONS if name in flags]

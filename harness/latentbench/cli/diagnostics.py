@@ -72,37 +72,56 @@ def train(
     torch_path: Annotated[
         bool, typer.Option("--torch", help="Also time torch's operations without our kernels.")
     ] = False,
+    one: Annotated[
+        bool, typer.Option("--one-thread", help="Processor seconds of one thread: for a busy machine.")
+    ] = False,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps against sae-lens' TopK, interleaved in one process, and compare their memory.
+    """Time training steps against sae-lens' TopK, interleaved in one process, and compare their memory: in float32, and in
+    bfloat16 against sae-lens with its own autocast.
 
     Example: `latentbench bench train --rounds 3`
     """
     from dataclasses import asdict
 
-    from latentbench.bench.train import SHAPES, compare, compare_memory
+    from latentbench.bench.kept import keep
+    from latentbench.bench.train import SHAPES, compare, compare_memory, instructions, surroundings
     from latentbench.execute.placement import resolve_device
 
     device = resolve_device(device)
-    timings = [timing for shape in SHAPES for timing in compare(shape, rounds, device=device, torch_path=torch_path)]
+    with surroundings(one) as (threads, clock):
+        timings = [
+            timing
+            for shape in SHAPES
+            for timing in compare(shape, rounds, clock=clock, device=device, torch_path=torch_path)
+        ]
     memories = [compare_memory(shape, device) for shape in SHAPES]
+    measured = {"rounds": rounds, "threads": threads, "clock": clock.__name__, "instructions": instructions()}
+    sizes = [{**asdict(item), "ratio": item.ratio} for item in memories]
+    figures = {**measured, "timings": [asdict(timing) for timing in timings], "memory": sizes}
+    if output:
+        keep(output, figures)
     if as_json:
-        sizes = [{**asdict(item), "ratio": item.ratio} for item in memories]
-        print_json({"timings": [asdict(timing) for timing in timings], "memory": sizes})
+        print_json(figures)
         return
     typer.echo(
-        "d_in  width   batch  step                        tokens/s  × sae-lens' speed  × TopK's time  × torch's speed"
+        "d_in  width   batch  step                        tokens/s  × sae-lens' speed  × with autocast  × TopK's time"
+        "  × torch's speed"
     )
     for item in timings:
         shape = f"{item.shape.d_in:<5} {item.shape.width:<7} {item.shape.batch:<6}"
         faster = f"{item.speedup_over_sae_lens:17.2f}" if item.speedup_over_sae_lens else " " * 17
+        autocast = f"{item.speedup_over_autocast:16.2f}" if item.speedup_over_autocast else " " * 16
         over_torch = f" {item.speedup_over_torch:16.2f}" if item.speedup_over_torch else ""
         speed = f"{item.candidate:<27} {item.tokens_per_second:8,.0f}"
-        typer.echo(f"{shape} {speed} {faster} {item.cost_over_topk:14.2f}{over_torch}")
-    typer.echo("\nd_in  width   batch  peak memory of a step at k    TopK MiB  HierarchicalTopK MiB  × TopK's memory")
+        typer.echo(f"{shape} {speed} {faster} {autocast} {item.cost_over_topk:14.2f}{over_torch}")
+    typer.echo(
+        "\nd_in  width   batch  peak memory of a step at k    TopK MiB  in bfloat16  HierarchicalTopK MiB  × TopK's memory"
+    )
     for memory in memories:
         shape = f"{memory.shape.d_in:<5} {memory.shape.width:<7} {memory.shape.batch:<6}"
-        used = f"{memory.topk / 2**20:8,.0f}  {memory.hierarchical / 2**20:20,.0f}"
+        used = f"{memory.topk / 2**20:8,.0f}  {memory.rounded / 2**20:11,.0f}  {memory.hierarchical / 2**20:20,.0f}"
         typer.echo(f"{shape} k={memory.k:<27} {used} {memory.ratio:16.2f}")
 
 

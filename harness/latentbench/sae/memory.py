@@ -5,7 +5,7 @@ Fresh pages for a large tensor cost as much as filling it several times.
 What one SAE takes is told apart from the others and the language model in its process. On CUDA it is what the allocator
 held at most during a step beyond what it held before, and on top what the SAE keeps between steps: weights (those of its
 bases too) and Adam's moments. On the CPU, where no allocator can be asked, it is counted: what is kept, one gradient per
-trained weight, every tensor that autograd saves for the backward pass, and the buffer of pre-activations. What exists only
+trained weight, every tensor that autograd saves for the backward pass, and the buffers of pre-activations. What exists only
 within one operation is not: a process grows by 1.1 to 1.4 times as much for sparse variants, 2.4 to 2.8 times for dense
 ones. Both leave out the hidden states themselves.
 """
@@ -32,18 +32,21 @@ SPARE = 2
 _local = threading.local()
 
 
-def row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices that cut `rows` tokens into pieces for which `width` numbers each are computed at once; one for no tokens."""
-    step = max(1, CHUNK // width)
+def row_chunks(rows: int, width: int, most: int | None = None) -> Iterator[slice]:
+    """Slices that cut `rows` tokens into pieces for which `width` numbers each are computed at once, `most` (CHUNK) numbers
+    altogether; one for no tokens."""
+    step = max(1, (most or CHUNK) // width)
     return (slice(start, start + step) for start in range(0, max(1, rows), step))
 
 
-def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
-    """A [rows, columns] buffer of `like`'s type and device, shared by all callers of a thread: read it at once."""
+def scratch(rows: int, columns: int, like: Tensor, use: str = "pre-activations") -> Tensor:
+    """A [rows, columns] buffer of `like`'s type and device, shared by all callers of a thread for that use: read it at
+    once."""
     # One buffer per type and device serves all shapes: a chunk of another size is a view of the largest so far.
-    key = (like.dtype, like.device)
+    key = (use, like.dtype, like.device)
     buffers: dict[object, Tensor] = _local.__dict__.setdefault("buffers", {})
-    _local.asked = max(asked(), rows * columns * like.element_size())
+    largest: dict[object, int] = _local.__dict__.setdefault("asked", {})
+    largest[key] = max(largest.get(key, 0), rows * columns * like.element_size())
     if key not in buffers or buffers[key].numel() < rows * columns:
         # Let go before the larger one is made, so that both never exist together.
         buffers.pop(key, None)
@@ -52,14 +55,14 @@ def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
 
 
 def asked() -> int:
-    """Bytes of the largest buffer that the calling thread has asked for since `forget_asked`."""
-    found: int = getattr(_local, "asked", 0)
-    return found
+    """Bytes of the largest buffers that the calling thread has asked for since `forget_asked`, one for each use and type."""
+    found: dict[object, int] = getattr(_local, "asked", {})
+    return sum(found.values())
 
 
 def forget_asked() -> None:
-    """Starts to look for the largest buffer anew."""
-    _local.asked = 0
+    """Starts to look for the largest buffers anew."""
+    _local.asked = {}
 
 
 class GradientPool:

@@ -35,10 +35,40 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
     codes = Codes.empty(x.shape[0], k, like=x)
     # In pieces: the pre-activations of a whole batch, [N, width], would be the largest tensor of a step by far.
     with torch.no_grad():
+        if (low := _low_type(x)) is not None:
+            _top_rounded(x, weight, bias, low, codes)
+            return codes
         for part in row_chunks(x.shape[0], weight.shape[0]):
             pre = preactivations(x[part], weight, bias)
             backend(pre).top_rows(pre, codes.values[part], codes.indices[part])
     return codes
+
+
+ROUNDED_CHUNK = 1 << 22
+"""Pre-activations of sixteen bits that exist at once: few enough that selection finds them in a processor's cache."""
+
+
+def _top_rounded(x: Tensor, weight: Tensor, bias: Tensor, low: torch.dtype, codes: Codes) -> None:
+    """Writes the largest of `weight · x + bias` to `codes`; the product is computed and rounded in type `low`."""
+    x, weight, bias = x.detach().to(low), _rounded(weight, low), bias.detach()
+    most = ROUNDED_CHUNK if x.device.type == "cpu" else None
+    for part in row_chunks(x.shape[0], weight.shape[0], most):
+        product = scratch(len(x[part]), weight.shape[0], like=x)
+        torch.mm(x[part], weight.t(), out=product)
+        backend(bias).top_sums(product, bias, codes.values[part], codes.indices[part])
+
+
+def _rounded(weight: Tensor, low: torch.dtype) -> Tensor:
+    """A copy of the weights of type `low`, in a buffer that the next call overwrites."""
+    like = torch.empty(0, dtype=low, device=weight.device)
+    return scratch(*weight.shape, like=like, use="weights").copy_(weight.detach())
+
+
+def _low_type(x: Tensor) -> torch.dtype | None:
+    """The type in which `torch.autocast` computes products of `x`; None where it is not switched on."""
+    device = x.device.type
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else None
 
 
 def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,12 +78,10 @@ def preactivations(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     values that were selected, differ from exact ones by the rounding of one product.
     """
     out = scratch(x.shape[0], weight.shape[0], like=x)
-    device = x.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if (low := _low_type(x)) is None:
         return torch.addmm(bias.detach(), x.detach(), weight.detach().t(), out=out)
-    low = torch.get_autocast_dtype(device)
     product = scratch(x.shape[0], weight.shape[0], like=torch.empty(0, dtype=low, device=x.device))
-    torch.mm(x.detach().to(low), weight.detach().to(low).t(), out=product)
+    torch.mm(x.detach().to(low), _rounded(weight, low).t(), out=product)
     return out.copy_(product).add_(bias.detach())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentbench.sae.autoencoder import Codes
-from latentbench.sae.memory import gradients, row_chunks
+from latentbench.sae.memory import gradients, row_chunks, scratch
 
 
 class Backend(ABC):
@@ -26,6 +26,11 @@ class Backend(ABC):
     @abstractmethod
     def top_rows(self, pre: Tensor, values: Tensor, indices: Tensor) -> None:
         """Writes the k largest of every row of `pre` [N, width] and their columns, descending; k from `values`."""
+
+    def top_sums(self, product: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> None:
+        """`top_rows` of `product` [N, width] + `bias` [width], added in the bias's type."""
+        pre = scratch(*product.shape, like=bias)
+        self.top_rows(pre.copy_(product).add_(bias), values, indices)
 
     @abstractmethod
     def top_pairs(self, pre: Tensor, m: int, n: int, signed: bool, k: int, pruned: bool = True) -> Codes:
