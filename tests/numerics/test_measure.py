@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Gemma2Config, GPTNeoXConfig
 
+from latentbench.activations import batching
 from latentbench.activations.blocks import decoder_blocks, submodule
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.protocols import LanguageModel
@@ -191,7 +192,7 @@ def test_an_identity_loses_nothing() -> None:
 
 @pytest.mark.parametrize("logits_at_once", [2**28, 40 * VOCABULARY], ids=["small", "large-vocabulary"])
 def test_numbers_do_not_depend_on_what_else_is_measured(logits_at_once: int, monkeypatch) -> None:
-    monkeypatch.setattr(documents, "_LOGITS_PER_FORWARD", logits_at_once)
+    monkeypatch.setattr(batching, "LOGITS_PER_FORWARD", logits_at_once)
     together = flat(measure(LM, TOKENS, requests()))
     for request in requests():
         alone = flat(measure(LM, TOKENS, [request]))
