@@ -16,7 +16,7 @@ from latentbench.core.hashing import known_digest
 from latentbench.core.hub import check_dataset, is_commit, resolved_commit
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
-from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.spec_model import Json
 
 KINDS = (".txt", ".jsonl", ".parquet")
 _CHARACTERS_AT_ONCE, _ROWS_AT_ONCE, _BYTES_AT_ONCE = 1 << 20, 64, 1 << 20
@@ -38,7 +38,8 @@ class FilesDataset(DatasetAdapter):
         files = self.files(roots)
         made = {"files": [known_digest(path) for path in files], "field": self.field, "split_on": self.split_on}
         # The same bytes are other documents as .txt and as .jsonl.
-        return without_empty("plain", made | {"plain": [n for n, path in enumerate(files) if path.suffix == ".txt"]})
+        plain = [number for number, path in enumerate(files) if path.suffix == ".txt"]
+        return made | ({"plain": plain} if plain else {})
 
     def texts(self, roots: Roots) -> Iterator[str]:
         readers = {".txt": self._plain, ".jsonl": self._json_lines, ".parquet": self._parquet}

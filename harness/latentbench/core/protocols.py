@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from latentbench.core.paths import Roots
-from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.spec_model import Json, SpecModel, without_default
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,7 @@ class ProblemSet(SpecModel):
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Both fields are newer than records, whose keys and facts stay as they were."""
-        return without_empty("system", without_empty("chat_template", made(self)))
+        return without_default(type(self), ("system", "chat_template"), made(self))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import ByteSize, Field, PositiveInt, SerializerFunctionWrapHandler
 from latentbench.core.plugins import GROUPS, Choice, plugins
 from latentbench.core.protocols import DatasetAdapter, ModelAdapter
 from latentbench.core.sites import Point, Site
-from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.spec_model import Json, SpecModel, without_default
 from latentbench.core.token_rule import DEFAULT_MULTIPLE, TokenRule
 from latentbench.flow.options import Flow
 from latentbench.metrics.base import Metric
@@ -91,7 +91,7 @@ class Data(SpecModel):
     @model_serializer(mode="wrap")
     def _without_empty_domains(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Records of specs without domains read as they always did: rows are compared by what is resolved."""
-        return without_empty("domains", made(self))
+        return without_default(type(self), ("domains",), made(self))
 
 
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]
@@ -158,7 +158,8 @@ class Experiment(SpecModel):
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        return without_default(Experiment, ("massive", "leave_out"), made(self))
+        # `leave_out` is as new and yet always written: records have it.
+        return without_default(Experiment, ("massive",), made(self))
 
     @property
     def token_rule(self) -> TokenRule:
