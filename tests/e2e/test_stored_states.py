@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -88,12 +89,19 @@ def test_a_plan_says_what_will_be_stored_and_what_it_saves(bench: Workbench, com
     assert "hidden states of 1,024 tokens at 0.resid_post: " in said
     assert "4 SAEs in 2 streams would each time take" in said
     assert "stored hidden states may take" in said
+    at_most = re.search(r"hidden states of the documents of lab at 0.resid_post.*: (\d+) kB to store", said)
+    assert at_most
+    assert "measuring 4 SAEs would each time take" in said
     bench.spec("one", resources={"cache": "never"})
     assert "hidden states" not in command("plan", "one").out
     bench.spec("one", resources={"cache": "always"})
     assert command("run", "one", "--executor", "inline").code == 0
     bench.spec("one", resources={"cache": "always"}, seeds=[0, 1])
-    assert " in the store; 1 SAE in 1 stream" in command("plan", "one").out
+    said = command("plan", "one").out
+    assert " in the store; 1 SAE in 1 stream" in said
+    found = re.search(r"hidden states of the documents of lab at .*: (\d+) kB in the store; measuring 1 SAE", said)
+    assert found
+    assert 0 < int(found[1]) <= int(at_most[1])
 
 
 def test_there_is_no_room_for_them(bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

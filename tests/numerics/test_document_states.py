@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from latentbench.activations import state_shards, stored_states
+from latentbench.activations.batching import batch_sizes
 from latentbench.activations.resume import last_site, resumes_at_the_end
 from latentbench.activations.state_shards import StatesOrigin
 from latentbench.activations.tokens import EvalTokens
@@ -188,7 +189,7 @@ def test_memory_may_run_out_in_search_of_the_limit(monkeypatch: pytest.MonkeyPat
 
 def test_one_more_sae_runs_the_head_and_the_blocks_behind_its_site(store: Store) -> None:
     known = measure(LM, TOKENS, requests(), forward_tokens=40).baselines
-    padded = sum(len(chosen) * longest for chosen, longest in document_states.documents_together(TOKENS.lengths, 40))
+    padded = sum(count * longest for count, longest in batch_sizes(TOKENS.lengths.tolist(), 40))
     kept, spliced, plain = stored(store), requests()[0], requests()[1]
     one = MeasurementRequest("one", spliced.sae, MIDDLE, splice=True)
     with Forwards(LM.model) as ran:
@@ -203,7 +204,7 @@ def test_one_more_sae_runs_the_head_and_the_blocks_behind_its_site(store: Store)
 
 
 def test_states_are_computed_once_and_only_as_deep_as_needed(store: Store) -> None:
-    padded = sum(len(chosen) * longest for chosen, longest in document_states.documents_together(TOKENS.lengths, 40))
+    padded = sum(count * longest for count, longest in batch_sizes(TOKENS.lengths.tolist(), 40))
     with Forwards(LM.model) as ran:
         stored(store, read=[MIDDLE], spliced=[])
         assert ran == [padded, padded, 0, 0]

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Gemma2Config, GPTNeoXConfig
 
+from latentbench.activations import batching
 from latentbench.activations.blocks import decoder_blocks, submodule
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import SHARED
-from latentbench.reconstruction import documents, predictions
+from latentbench.reconstruction import predictions
 from latentbench.reconstruction.shared_pass import MeasurementRequest, PassResults, measure
 from latentbench.reconstruction.statistics import Baseline
 from latentbench.sae.autoencoder import Codes
@@ -191,7 +192,7 @@ def test_an_identity_loses_nothing() -> None:
 
 @pytest.mark.parametrize("logits_at_once", [2**28, 40 * VOCABULARY], ids=["small", "large-vocabulary"])
 def test_numbers_do_not_depend_on_what_else_is_measured(logits_at_once: int, monkeypatch) -> None:
-    monkeypatch.setattr(documents, "_LOGITS_PER_FORWARD", logits_at_once)
+    monkeypatch.setattr(batching, "LOGITS_PER_FORWARD", logits_at_once)
     together = flat(measure(LM, TOKENS, requests()))
     for request in requests():
         alone = flat(measure(LM, TOKENS, [request]))

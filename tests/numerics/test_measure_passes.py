@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentbench.activations import batching
 from latentbench.core.errors import InvalidInput
 from latentbench.core.progress import Count
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.metrics.base import SHARED
-from latentbench.reconstruction import documents
 from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.sae.autoencoder import Codes
@@ -81,7 +81,7 @@ def test_only_what_is_missing_is_computed() -> None:
 
 def test_a_large_vocabulary_means_smaller_batches(monkeypatch) -> None:
     known = measure(LM, TOKENS, requests()).baselines
-    monkeypatch.setattr(documents, "_LOGITS_PER_FORWARD", 40 * VOCABULARY)
+    monkeypatch.setattr(batching, "LOGITS_PER_FORWARD", 40 * VOCABULARY)
     padded = []
     hook = lambda module, args, kwargs: padded.append(kwargs["input_ids"].numel())  # noqa: E731
     handle = LM.model.register_forward_pre_hook(hook, with_kwargs=True)

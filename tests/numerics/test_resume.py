@@ -27,9 +27,9 @@ from transformers import (
 
 from latentbench.activations.blocks import attention_output, decoder_blocks
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
-from latentbench.activations.resume import resumed_from, resumed_logits, resuming
+from latentbench.activations.resume import resumed_logits, resuming
 from latentbench.core.errors import InvalidInput
-from latentbench.core.sites import Point, Site
+from latentbench.core.sites import Point, Site, resumed_from
 
 LAYERS = 4
 POINTS: tuple[Point, ...] = ("resid_pre", "resid_post", "mlp_out", "attn_out")

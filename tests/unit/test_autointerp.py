@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import latentbench.autointerp.study as run_module
+from latentbench.activations import batching
 from latentbench.autointerp.judging import JudgeVerdict, requests_per_latent
 from latentbench.autointerp.metric import Autointerp
 from latentbench.autointerp.prompts import CLOSE, OPEN, ask, explain
@@ -32,7 +33,6 @@ from latentbench.autointerp.windows import LatentQuestions, Question, TokenTexts
 from latentbench.core.errors import LatentbenchError
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import Reply
-from latentbench.reconstruction import documents
 from tests.support.autointerp import LOG, Requests, Scripted, asked, details_of, questions_of, window
 from tests.support.labs import VOCABULARY, fires_at_random, fires_on, lab_of, random_texts, token_sets, words_tokenizer
 
@@ -375,7 +375,7 @@ def test_few_windows_exclude_a_latent(tmp_path: Path) -> None:
 def test_findings_do_not_depend_on_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric, rules = Autointerp(latents=6), fires_on(token_sets(6))
     found = metric.run(lab_of(tmp_path, 6, lambda tokens, noise: rules(tokens, 0 * noise))).details
-    monkeypatch.setattr(documents, "_LOGITS_PER_FORWARD", 300 * VOCABULARY)
+    monkeypatch.setattr(batching, "LOGITS_PER_FORWARD", 300 * VOCABULARY)
     assert metric.run(lab_of(tmp_path, 6, lambda tokens, noise: rules(tokens, 0 * noise))).details == found
 
 

@@ -17,18 +17,13 @@ from torch import Tensor, nn
 from latentbench.activations.blocks import block_input, decoder_blocks, input_device, with_block_input
 from latentbench.activations.capture import hidden_states_and_logits
 from latentbench.activations.measured_once import once_per_model
-from latentbench.activations.residual import PARTS, HookPoint, additions, hook_point
+from latentbench.activations.residual import HookPoint, additions, hook_point
 from latentbench.core.errors import InvalidInput
-from latentbench.core.sites import Site
+from latentbench.core.sites import Site, resumed_from
 
 _MISSING = object()
 _ROUNDINGS = 16
 """How far logits may be off, in units of the data type's precision: on one device they are off by nothing."""
-
-
-def resumed_from(site: Site) -> tuple[Site, ...]:
-    """Where else the hidden state is needed to resume at `site`: at the entrance of its block, for a part of that."""
-    return (Site(index=site.index, point="resid_pre"),) if site.point in PARTS else ()
 
 
 def resumed_logits(

@@ -26,7 +26,7 @@ from latentbench.activations.token_boundaries import TokenBoundaries
 from latentbench.activations.vocabulary import check_ids, known, padding_id
 from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput
-from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.spec_model import Json
 from latentbench.core.text_digests import digest_of, folded_digest_of
 from latentbench.core.texts import notes_of
 from latentbench.statistics.units import Units, units_of
@@ -124,7 +124,7 @@ class EvalTokens:
         """Tensors for safetensors and the metadata beside them."""
         tensors = {"ids": self.ids, "lengths": self.lengths, "digests": Digests.of(self.digests).to_tensor()}
         tensors |= {"folded": Digests.of(self.folded).to_tensor()} if self.folded else {}
-        return tensors, without_empty("notes", {"skipped": self.skipped, "notes": list(self.notes)})
+        return tensors, {"skipped": self.skipped} | _notes(self.notes)
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> EvalTokens:
@@ -164,7 +164,7 @@ class TrainTokens:
         """Tensors for safetensors and the metadata beside them."""
         tensors = {"ids": self.ids, "digests": Digests.of(self.digests).to_tensor()}
         tensors |= {} if self.lengths is None else {"lengths": self.lengths}
-        return tensors, without_empty("notes", {"notes": list(self.notes)})
+        return tensors, _notes(self.notes)
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], meta: Mapping[str, Json]) -> TrainTokens:
@@ -460,3 +460,8 @@ def _rows(tokens: EvalTokens) -> Iterator[bytes]:
 def _tensor(values: array[int]) -> Tensor:
     """[n] int32, the array's own memory."""
     return torch.from_numpy(np.frombuffer(values, dtype=np.int32))
+
+
+def _notes(notes: tuple[str, ...]) -> dict[str, Json]:
+    """Left out where there are none: artifacts are older than notes."""
+    return {"notes": list(notes)} if notes else {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TypeVar
 
 import torch
@@ -41,6 +41,7 @@ from latentbench.store.state_cache import STATES
 from latentbench.store.store import Store
 
 T = TypeVar("T")
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class CacheSizes:
     tokens: int
     """Training tokens, rounded up to full rows."""
     documents: int
+    cpu_time: bool = False
+    """Whether seconds are those of the processor (all threads together) and not of the clock on the wall: then waiting for disks
+    does not count, and neither does what others do on the machine."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class CacheTiming:
     processor: str
     device: str
     threads: int
+    cpu_time: bool
+    """Whether seconds are the processor's."""
     model: str
     dtype: str
     site: str
@@ -175,6 +181,7 @@ class _Bench:
         documents = make_eval_tokens(store, stages.domains[domain].tokens, data, models, experiment.model)
         self.documents = _first_documents(documents, sizes.documents)
         self.splice = splices(experiment, None)
+        self.clock: Clock = process_time if sizes.cpu_time else perf_counter
 
     def timed(self) -> CacheTiming:
         computing = LiveRowStates(self.model, self.rows, [self.site])
@@ -182,15 +189,16 @@ class _Bench:
             torch.arange(1), torch.ones_like(self.rows.ids[:1], dtype=torch.bool)
         )  # kernels are made in a first pass
         live, found = self._sweep(computing, LiveDocumentStates(self.model.model))
-        rows, storing_rows = _seconds(self._stored_rows)
+        rows, storing_rows = _seconds(self._stored_rows, self.clock)
         row_bytes = self._bytes()
-        documents, storing_documents = _seconds(self._stored_documents)
+        documents, storing_documents = _seconds(self._stored_documents, self.clock)
         stored, again = self._sweep(rows, documents)
         experiment = self.cell.experiment
         return CacheTiming(
             processor=processor_name(),
             device=str(self.model.device),
             threads=torch.get_num_threads(),
+            cpu_time=self.sizes.cpu_time,
             model=self._model_name,
             dtype=experiment.model.dtype,
             site=str(self.site),
@@ -241,10 +249,10 @@ class _Bench:
     def _sweep(self, rows: RowStates, documents: DocumentStates) -> tuple[Sweep, str]:
         """What it took, and a digest of weights and numbers."""
         found = sha256()
-        waiting = _Waiting(rows)
+        waiting = _Waiting(rows, self.clock)
         saes = [self._trained(waiting, seed) for seed in range(self.sizes.saes)]
         training = waiting.taken()
-        reading = _Documents(documents)
+        reading = _Documents(documents, self.clock)
         known = self._measured(reading, []).baselines
         baseline = reading.taken()
         measured = [self._measured(reading, [sae], known) for sae in saes]
@@ -293,29 +301,30 @@ class _Bench:
 class _Clock:
     """Tells waiting for hidden states from all other time."""
 
-    def __init__(self) -> None:
-        self._waited, self._began = 0.0, perf_counter()
+    def __init__(self, clock: Clock) -> None:
+        self._waited, self._clock = 0.0, clock
+        self._began = clock()
 
     def taken(self) -> Taken:
         """The time since this was last asked."""
-        waited, began, now = self._waited, self._began, perf_counter()
+        waited, began, now = self._waited, self._began, self._clock()
         self._waited, self._began = 0.0, now
         return Taken(waited, now - began - waited)
 
     def timed(self, work: Callable[[], T]) -> T:
         """What some waiting gives."""
-        began = perf_counter()
+        began = self._clock()
         try:
             return work()
         finally:
-            self._waited += perf_counter() - began
+            self._waited += self._clock() - began
 
 
 class _Waiting(_Clock):
     """Rows, timed."""
 
-    def __init__(self, states: RowStates) -> None:
-        super().__init__()
+    def __init__(self, states: RowStates, clock: Clock) -> None:
+        super().__init__(clock)
         self._states = states
 
     def read(self, rows: Tensor, counted: Tensor) -> dict[Site, Tensor]:
@@ -326,8 +335,8 @@ class _Waiting(_Clock):
 class _Documents(_Clock):
     """Documents, timed."""
 
-    def __init__(self, states: DocumentStates) -> None:
-        super().__init__()
+    def __init__(self, states: DocumentStates, clock: Clock) -> None:
+        super().__init__(clock)
         self._states = states
 
     def read(self, batch: DocumentBatch, sites: Collection[Site]) -> dict[Site, Tensor]:
@@ -348,6 +357,6 @@ def _first_documents(tokens: EvalTokens, documents: int) -> EvalTokens:
     return EvalTokens(tokens.ids[:documents], tokens.lengths[:documents], tokens.digests[:documents], 0)
 
 
-def _seconds(work: Callable[[], T]) -> tuple[T, float]:
-    start = perf_counter()
-    return work(), perf_counter() - start
+def _seconds(work: Callable[[], T], clock: Clock) -> tuple[T, float]:
+    start = clock()
+    return work(), clock() - start

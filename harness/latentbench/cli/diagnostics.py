@@ -249,6 +249,9 @@ def cache(
     saes: Annotated[int, typer.Option(min=1, help="SAEs of a sweep, with different seeds.")] = 3,
     tokens: Annotated[int, typer.Option(min=2, help="Training tokens that each of them reads, at most.")] = 20_000,
     documents: Annotated[int, typer.Option(min=1, help="Documents of the first domain, at most.")] = 64,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Count processor seconds, for a machine that others use too.")
+    ] = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -264,7 +267,7 @@ def cache(
 
     project = find_project()
     cell = load_specs(project, [spec])[0].cells[0]
-    sizes = CacheSizes(saes, tokens, documents)
+    sizes = CacheSizes(saes, tokens, documents, cpu_time)
     found = run(cell, project.roots, resolve_device(device), project.store, sizes)
     if as_json:
         print_json({**asdict(found), "ratios": found.ratios})
@@ -274,7 +277,7 @@ def cache(
         f"{found.saes} SAEs at {found.site}: {found.tokens:,} training tokens ({found.training_bytes / 1e6:,.1f} MB stored), "
         f"{found.document_tokens:,} tokens of documents ({found.document_bytes / 1e6:,.1f} MB)"
     )
-    typer.echo(f"\n{'seconds':<28}{'computed':>10}{'stored':>10}")
+    typer.echo(f"\n{'CPU seconds' if found.cpu_time else 'seconds':<28}{'computed':>10}{'stored':>10}")
     for name, live, stored in found.lines():
         typer.echo(f"{name:<28}{live:>10.2f}{stored:>10.2f}")
     typer.echo("")

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
-from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.spec_model import Json, SpecModel, without_default
 from latentbench.core.stage import Stage
 from latentbench.core.texts import ByText, Reading, chosen
 
@@ -231,7 +231,7 @@ class ProblemSet(SpecModel):
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Both fields are newer than records, whose keys and facts stay as they were."""
-        return without_empty("system", without_empty("chat_template", made(self)))
+        return without_default(type(self), ("system", "chat_template"), made(self))
 
 
 @dataclass(frozen=True)

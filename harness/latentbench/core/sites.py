@@ -25,6 +25,11 @@ class Site(SpecModel):
         return f"{self.index}.{self.point}"
 
 
+def resumed_from(site: Site) -> tuple[Site, ...]:
+    """Where else the hidden state is needed to resume a pass at `site`: at the entrance of its block, for a part of that."""
+    return (Site(index=site.index, point="resid_pre"),) if site.point in ("attn_out", "mlp_out") else ()
+
+
 def block_number(layer: int, blocks: int) -> int | None:
     """The block that `layer` means in a model of that many; None where it has no such block."""
     return layer % blocks if -blocks <= layer < blocks else None

@@ -70,15 +70,18 @@ class SpecModel(BaseModel):
         return made
 
 
-def without_empty(name: str, plain: dict[str, Json]) -> dict[str, Json]:
-    """The data of a part without a field that is empty: the field is newer than records, whose keys and facts stay as they were."""
-    return {field: value for field, value in plain.items() if value or field != name}
-
-
 def without_default(model: type[SpecModel], names: Collection[str], plain: dict[str, Json]) -> dict[str, Json]:
-    """The data of a part without those of the fields `names` that have their default, for the same reason: they are newer."""
-    fields = model.model_fields
-    return {name: value for name, value in plain.items() if name not in names or value != fields[name].default}
+    """The data of a part without those of the fields `names` that have their default.
+
+    These fields are newer than records, whose keys and facts stay as they were.
+    """
+    defaults = {name: model.model_fields[name].get_default(call_default_factory=True) for name in names}
+    return {name: value for name, value in plain.items() if name not in defaults or not _says(value, defaults[name])}
+
+
+def _says(plain: Json, value: object) -> bool:
+    """Whether JSON data is that of a field's value: a tuple is a list there."""
+    return bool(plain == value) or (isinstance(value, tuple) and plain == list(value))
 
 
 @cache

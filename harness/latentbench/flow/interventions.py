@@ -22,7 +22,7 @@ from latentbench.activations.residual import HookPoint, hook_point
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
-from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.spec_model import Json
 from latentbench.flow.graph import FlowGraph, LatentNode, traced
 from latentbench.flow.maps import FlowMaps
 from latentbench.flow.options import Growth, Span
@@ -57,7 +57,7 @@ class Rescaling(Intervention):
     def identity(self) -> Json:
         longest = {str(site): limit.plain() for site, limit in self.counted.limits.items() if site in self.latents}
         made = {"rescaled": {str(site): chosen.tolist() for site, chosen in self.latents.items()}, "r": self.r}
-        return without_empty("longest", made | {"longest": longest})
+        return made | ({"longest": longest} if longest else {})
 
     @contextmanager
     def applied(self, lm: LanguageModel, layout: Layout | None = None, *, idle: bool = False) -> Iterator[Receipt]:

@@ -50,7 +50,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Judge
-from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.spec_model import Json, without_default
 from latentbench.flow.metrics import FlowStudy
 from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
 from latentbench.flow.topology import block_of, residual_sites
@@ -155,7 +155,7 @@ class FlowSteering(FlowStudy):
     @model_serializer(mode="wrap")
     def _without_no_costs(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Specs without costs keep their keys."""
-        return without_empty("costs", made(self))
+        return without_default(type(self), ("costs",), made(self))
 
     def beginning(self, experiment: ExperimentView) -> str:
         """The domain whose documents begin the texts."""

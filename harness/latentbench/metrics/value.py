@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
-from latentbench.core.spec_model import Json, SpecModel, without_empty
+from latentbench.core.spec_model import Json, SpecModel, without_default
 
 
 class Interval(SpecModel):
@@ -60,7 +60,7 @@ class MetricValue(SpecModel):
     @model_serializer(mode="wrap")
     def _without_rarities(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Records of documents that all differ, measured within what was trained, are what they were."""
-        return without_empty("trained_k", without_empty("repeats", made(self)))
+        return without_default(type(self), ("trained_k", "repeats"), made(self))
 
 
 def settings_text(params: Mapping[str, Json]) -> str:

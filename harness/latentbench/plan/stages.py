@@ -22,7 +22,7 @@ from latentbench.core.held_out import HeldOut
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
-from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import MEASUREMENT_VERSION, declared
@@ -361,9 +361,9 @@ def _passes(experiment: Experiment) -> dict[int | None, Json]:
             "budget": budget,
             "splice": splices(experiment, budget),
             "version": MEASUREMENT_VERSION,
-            "statistics": {s.name: s.version for s in declared(experiment.shared_metrics, budget)},
         }
-        made[budget] = without_empty("statistics", payload)
+        brought = {s.name: s.version for s in declared(experiment.shared_metrics, budget)}
+        made[budget] = payload | ({"statistics": brought} if brought else {})
     return made
 
 

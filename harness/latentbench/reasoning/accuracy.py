@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from latentbench.core.protocols import ProblemSet, PromptForm
-from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.spec_model import Json, without_default
 from latentbench.metrics.base import Display, Estimator
 from latentbench.reasoning.task_suite import TaskOptions, installed_suite, is_path
 from latentbench.statistics.arrays import Array
@@ -142,7 +142,7 @@ class ReasoningAccuracy(Study):
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """`different_prompts` is newer than records, which rows are compared by."""
-        return without_empty("different_prompts", made(self))
+        return without_default(type(self), ("different_prompts",), made(self))
 
     @property
     def domain(self) -> str:

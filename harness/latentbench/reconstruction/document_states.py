@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from latentbench.activations.batching import TOKENS_PER_FORWARD, batch_sizes
 from latentbench.activations.fitting import Pieces
-from latentbench.activations.resume import last_site, resumed_from, resumed_logits, resumes_at_the_end
+from latentbench.activations.resume import last_site, resumed_logits, resumes_at_the_end
 from latentbench.activations.state_shards import Shards, StatesOrigin
 from latentbench.activations.stored_states import ShardFile, Told, keep_states, token_bytes
 from latentbench.activations.tokens import EvalTokens, real_mask
-from latentbench.core.sites import Site
+from latentbench.core.sites import Site, resumed_from
 from latentbench.reconstruction.documents import (
-    TOKENS_PER_FORWARD,
     DocumentBatch,
     LiveDocumentStates,
-    batch_limit,
     document_batches,
-    documents_together,
     in_pieces,
+    limit_of,
 )
 from latentbench.store.state_cache import CacheMode
 from latentbench.store.store import Store
@@ -97,8 +96,8 @@ def stored_document_states(
     `origin` names model and tokens; the batches are those of `Domain.run` with the same `forward_tokens`. Raises
     InvalidInput where they are to be stored `always` and may not take so much.
     """
-    limit = batch_limit(language_model.model, forward_tokens)
-    batches = [len(chosen) * longest for chosen, longest in documents_together(tokens.lengths, limit)]
+    limit = limit_of(language_model.model, forward_tokens)
+    batches = [count * longest for count, longest in batch_sizes(tokens.lengths.tolist(), limit)]
     origin = replace(origin, batches=limit)
     shards = Shards.of_batches(origin, sites, batches, token_bytes(language_model.model))
     computing = _Computing(language_model, tokens, limit, shards)

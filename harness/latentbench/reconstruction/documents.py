@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from latentbench.activations.batching import TOKENS_PER_FORWARD, batch_limit, batch_sizes
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
 from latentbench.activations.fitting import Pieces
 from latentbench.activations.massive import UNLIMITED, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from latentbench.core.protocols import LanguageModel
 
 Result = TypeVar("Result")
-
-TOKENS_PER_FORWARD = 4096
-"""Padded tokens of one forward pass over documents: enough to keep a device busy with a small model, few enough that
-the activations of a large one fit. Numbers depend on it in their last bits only."""
 
 
 @dataclass(frozen=True)
@@ -74,38 +71,21 @@ class DocumentBatch:
         return self.ids[self.ordinary]
 
 
-def batch_limit(model: nn.Module, forward_tokens: int) -> int:
-    """Most padded tokens of a batch, of at most `forward_tokens`: fewer where the vocabulary is large.
-
-    Also where no logits are wanted: the batches, and with them the last bits of an SAE's numbers, must not depend on whether
-    another SAE of the pass is spliced in.
-    """
-    vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
-    return min(forward_tokens, _LOGITS_PER_FORWARD // vocabulary)
-
-
-def documents_together(lengths: Tensor, limit: int) -> Iterator[tuple[Tensor, int]]:
-    """All documents of the given lengths [documents] in batches of at most `limit` padded tokens (but at least a document).
-
-    Yields numbers of documents [B] int64 and the length to which they are padded. The longest come first so that memory runs out
-    at once or never.
-    """
-    order = torch.argsort(lengths, descending=True, stable=True)
-    done = 0
-    while done < len(order):
-        longest = int(lengths[order[done]])
-        chosen = order[done : done + max(1, limit // longest)]
-        done += len(chosen)
-        yield chosen, longest
+def limit_of(model: Any, forward_tokens: int) -> int:
+    """Most padded tokens of a batch for a loaded model; see `batch_limit`."""
+    return batch_limit(model.config.get_text_config().vocab_size, forward_tokens)
 
 
 def document_batches(tokens: EvalTokens, excluded: Tensor, limit: int, device: torch.device) -> Iterator[DocumentBatch]:
-    """The batches of `documents_together`.
+    """All documents in the batches of `batch_sizes`, those of equal length in their own order.
 
     `excluded` [documents, context] marks tokens that do not count, special ones for example.
     """
     real = real_mask(tokens.lengths, tokens.ids.shape[1])
-    for number, (chosen, longest) in enumerate(documents_together(tokens.lengths, limit)):
+    order, done = torch.argsort(tokens.lengths, descending=True, stable=True), 0
+    for number, (count, longest) in enumerate(batch_sizes(tokens.lengths.tolist(), limit)):
+        chosen = order[done : done + count]
+        done += count
         part = chosen, slice(0, longest)
         tensors = tokens.ids[part].to(device).long(), real[part].to(device), (real & ~excluded)[part].to(device)
         yield DocumentBatch(chosen, *tensors, number, torch.arange(len(chosen)))
@@ -187,9 +167,6 @@ def squared_norms(vectors: Tensor) -> Tensor:
 
 """Called with the documents run so far and in all; documents are run twice where the domain's mean is not yet known."""
 
-_LOGITS_PER_FORWARD = 2**28
-"""Logits of one forward pass (1 GiB in float32), unless a single document has more."""
-
 
 _TOKENS_OF_MEDIAN = 8192
 """Tokens from which the median length at a site is taken."""
@@ -235,7 +212,7 @@ class Domain:
 
         What ran out of memory is done again, so `work` puts down what it found at its end (`activations.fitting`).
         """
-        limit, pieces = batch_limit(self.model, self._forward_tokens), Pieces(self.documents)
+        limit, pieces = limit_of(self.model, self._forward_tokens), Pieces(self.documents)
         self._passes_begun, self._run, self._tokens_run = self._passes_begun + 1, 0, 0
         self._tell()
         for batch in document_batches(self._tokens, self._excluded, limit, self.device):

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from latentbench.activations.batching import TOKENS_PER_FORWARD
 from latentbench.activations.fitting import out_of_memory
 from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.residual import hook_point
-from latentbench.activations.resume import resumed_from, resumed_logits
+from latentbench.activations.resume import resumed_logits
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.errors import InvalidInput
 from latentbench.core.plugins import implementation
 from latentbench.core.progress import Progress
-from latentbench.core.sites import Site
+from latentbench.core.sites import Site, resumed_from
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import Statistic, at_budget
 from latentbench.reconstruction.documents import (
-    TOKENS_PER_FORWARD,
     DocumentBatch,
     DocumentStates,
     DocumentSums,

@@ -11,7 +11,7 @@ from latentbench.core.held_out import HeldOut
 from latentbench.core.plugins import GROUPS, Choice, plugins
 from latentbench.core.protocols import DatasetAdapter, ModelAdapter
 from latentbench.core.sites import Point, Site
-from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.spec_model import Json, SpecModel, without_default
 from latentbench.core.token_rule import DEFAULT_MULTIPLE, TokenRule
 from latentbench.flow.options import Flow
 from latentbench.metrics.base import Metric
@@ -99,9 +99,9 @@ class Data(SpecModel):
         return (self.base or texts,) * len(options.base_sections)
 
     @model_serializer(mode="wrap")
-    def _without_empty_domains(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Records of specs without domains read as they always did: rows are compared by what is resolved."""
-        return without_default(Data, ("overlap",), without_empty("domains", made(self)))
+        return without_default(type(self), ("domains", "overlap"), made(self))
 
 
 Sae = Annotated[Variant | LoadedSae, Choice("variants", "variant", load=LoadedSae)]
@@ -168,7 +168,8 @@ class Experiment(SpecModel):
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        return without_default(Experiment, ("massive", "leave_out"), made(self))
+        # `leave_out` is as new and yet always written: records have it.
+        return without_default(Experiment, ("massive",), made(self))
 
     @property
     def token_rule(self) -> TokenRule:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.spec_model import Json, SpecModel, without_default
 
 TRAINING_FILE = "training.json"
 """Beside an SAE's weights, where it was trained: the curve and what training took."""
@@ -35,7 +35,7 @@ class Budget(SpecModel):
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """`d_model` is newer than records."""
-        return without_empty("d_model", made(self))
+        return without_default(type(self), ("d_model",), made(self))
 
 
 class TrainingOptions(SpecModel):
