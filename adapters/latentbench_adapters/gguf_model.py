@@ -23,8 +23,8 @@ from latentbench.core.stage import Stage
 from latentbench.store.store import Store
 from latentbench_adapters.model_files import folder_facts
 
-VERSION = 1
-"""Raised when the same file is converted to other weights or another tokenizer."""
+VERSION = 2
+"""Raised when the same file is converted to other weights or another tokenizer. Since 2 digits are cut off where a header says so."""
 _LARGEST = {"embedding_length": 1 << 20, "block_count": 1 << 12, "context_length": 1 << 53}
 Files = tuple[Path, ...]
 

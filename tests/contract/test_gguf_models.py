@@ -22,6 +22,7 @@ from latentbench.plan.plan import make_plan
 from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
 from latentbench_adapters import gguf_conversion
+from latentbench_adapters.gguf_model import VERSION
 from latentbench_adapters.package_model import PackageModel
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.gguf import KINDS, logits, tiny, write_gguf
@@ -148,7 +149,7 @@ def test_the_same_bytes_are_one_model_wherever_they_lie(
         PackageModel(package="whole-model", version="1.0", file="whole_model/*.gguf"),
         PackageModel(package=("half-a", "half-b"), file="*/data/x.part?", sha256=sha, name="owner/model"),
     ]
-    assert [model.identity(place) for model in models] == [{"gguf": sha, "conversion": 1, "dtype": "float32"}] * 4
+    assert [model.identity(place) for model in models] == [{"gguf": sha, "conversion": VERSION, "dtype": "float32"}] * 4
     assert len({stage.key for model in models if (stage := model.conversion(place))}) == 1
     pieces = models[-1].load(place, CPU)  # made of the pieces: all others find it
     monkeypatch.setattr(gguf_conversion, "convert", None)
@@ -218,7 +219,7 @@ def test_a_file_of_the_hub_is_known_by_its_commit_until_its_sha256_is_stated(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     commit = "a" * 40
     hub = TransformersModel(id="owner/name", file="q/m.gguf", revision=commit)
-    identity = {"hub": "owner/name", "revision": commit, "file": "q/m.gguf", "conversion": 1, "dtype": "float32"}
+    identity = {"hub": "owner/name", "revision": commit, "file": "q/m.gguf", "conversion": VERSION, "dtype": "float32"}
     assert hub.identity(place) == identity
     assert hub.facts(place) is None
     snapshot = tmp_path / f"hf/hub/models--owner--name/snapshots/{commit}"
