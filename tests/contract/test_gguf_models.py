@@ -239,6 +239,7 @@ REFUSED: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
         lambda w: w.add_tensor("rope_freqs.weight", np.ones(32, np.float32)),
         r"leaves out tensors \(rope_freqs\.weight\)",
     ),
+    "another scale": (lambda w: w.add_attention_scale(0.1), "says attention.scale, which transformers does not take"),
     "one of several files": (
         lambda w: w.add_uint16("split.count", 3),
         r"is one of 3 files of a model; .*`llama-gguf-split --merge`",
