@@ -14,7 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import ModelAdapter
 from latentbench.core.sites import Site
@@ -373,3 +373,22 @@ def test_a_run_makes_it_once(bench: Workbench) -> None:
         "id": "./",
         "revision": None,
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_one_error_or_a_model(seed: int, written: Path, place: Roots) -> None:
+    """Bytes of its header changed, cut out or put in: whatever that makes a library do ends in one sentence."""
+    generator = np.random.default_rng(seed)
+    content = bytearray(written.read_bytes())
+    for _ in range(int(generator.integers(1, 4))):
+        at, width = int(generator.integers(0, 6000)), int(generator.integers(1, 9))
+        content[at : at + int(generator.choice([0, width]))] = generator.bytes(int(generator.choice([0, width])))
+    written.write_bytes(content)
+    said = ""
+    try:
+        LOCAL.load(place, CPU)
+    except LatentbenchError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert not litter(place)
