@@ -37,13 +37,16 @@ _AS_GPT2 = frozenset(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "robe
 """What headers call a vocabulary whose texts are cut as GPT-2's, which is what transformers does for names it does not know."""
 _DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"))
 """The same for those that cut every digit off first (llama.cpp, src/llama-vocab.cpp): white space before one stays whole."""
+_UNTAKEN = ("attention.scale", "embedding_scale", "logit_scale", "residual_scale")
+"""What it takes for none of the architectures that it reads."""
 _CHUNK = 1 << 24
 
 
 def convert(files: tuple[Path, ...], header: GgufHeader, name: str, folder: Path) -> None:
     """Writes the model of a file, or of pieces that continue each other, into `folder`.
 
-    It holds the whole model in float32 once. Raises RefusedFile for what transformers cannot read, or not as it is meant.
+    transformers takes all blocks apart before it fills the model, so memory holds two to three times its float32 numbers for a
+    while. Raises RefusedFile for what transformers cannot read, or not as it is meant.
     """
     # A folder of its own: transformers also opens what lies beside the file, and looks for it in the current folder first.
     source = folder / "source"
@@ -146,6 +149,10 @@ def _take_stated(config: Any, header: GgufHeader, name: str) -> None:
                 f"{name}: its header says {key} = {value}, which transformers does not know for such models"
             )
         setattr(config, attribute, value)
+    if untaken := [key for key in _UNTAKEN if header.of_model(key) is not None]:
+        raise RefusedFile(
+            f"{name}: its header says {', '.join(untaken)}, which transformers does not take from GGUF files"
+        )
     kind, factor = header.of_model("rope.scaling.type"), header.of_model("rope.scaling.factor")
     if kind not in (None, "none") or factor not in (None, 0, 1):
         raise RefusedFile(

@@ -23,8 +23,8 @@ from latentbench.core.stage import Stage
 from latentbench.store.store import Store
 from latentbench_adapters.model_files import folder_facts
 
-VERSION = 1
-"""Raised when the same file is converted to other weights or another tokenizer."""
+VERSION = 2
+"""Raised when the same file is converted to other weights or another tokenizer. Since 2 digits are cut off where a header says so."""
 _LARGEST = {"embedding_length": 1 << 20, "block_count": 1 << 12, "context_length": 1 << 53}
 Files = tuple[Path, ...]
 
@@ -123,7 +123,9 @@ def gguf_facts(header: GgufHeader, name: str) -> ModelFacts:
     embedding = header.tensors.get("token_embd.weight", ())
     if len(embedding) != 2 or embedding[1] != d_model or layers > len(header.tensors):
         raise RefusedFile(f"{name} is no language model: its tensors are not those that its header describes")
-    return ModelFacts(d_model, layers, embedding[0], context)
+    # Some have a block more, which predicts the token after the next one and is no part of the model.
+    behind = header.of_model("nextn_predict_layers")
+    return ModelFacts(d_model, layers - (behind if type(behind) is int else 0), embedding[0], context)
 
 
 def _number(header: GgufHeader, key: str, name: str) -> int:

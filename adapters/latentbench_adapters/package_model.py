@@ -54,10 +54,6 @@ class PackageModel(ModelAdapter):
         return self
 
     @property
-    def label(self) -> str:
-        return self.name or self._packages[0]
-
-    @property
     def _packages(self) -> tuple[str, ...]:
         return (self.package,) if isinstance(self.package, str) else self.package
 

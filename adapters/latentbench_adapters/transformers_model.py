@@ -75,10 +75,6 @@ class TransformersModel(ModelAdapter):
             raise ValueError("`sha256` is that of a GGUF file; name it under `file`")
         return self
 
-    @property
-    def label(self) -> str:
-        return self.id
-
     def folder(self, roots: Roots) -> Path | None:
         """The local folder meant, or None for a hub id.
 

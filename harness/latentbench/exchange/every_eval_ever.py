@@ -10,6 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 
 from latentbench.core.hashing import canonical
+from latentbench.core.protocols import model_name
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import Column
 from latentbench.leaderboard.evidence import units_of
@@ -103,7 +104,7 @@ def _library(record: Record) -> dict[str, str]:
 def _model(record: Record) -> dict[str, Json]:
     """The language model with what was put into it, in the words of the schema."""
     found = record.resolved.get("model")
-    name = str(found.get("id") or found.get("adapter") if isinstance(found, dict) else found or "unknown")
+    name = model_name(found) if found else "unknown"
     parts = {part: record.resolved.get(part) for part in ("layer", "layers", "sae", "steering", "flow")}
     return {"name": name, "id": name, "additional_details": _strings({k: v for k, v in parts.items() if v})}
 

@@ -29,6 +29,7 @@ from importlib.metadata import version
 
 from latentbench.core.errors import RefusedFile
 from latentbench.core.hashing import digest
+from latentbench.core.protocols import model_name
 from latentbench.core.spec_model import Json
 from latentbench.exchange.foreign import ForeignResult, domain_of, mapping, metric_value, optional_mapping, text, word
 from latentbench.exchange.sae_metrics import CENTRED, NAMES, numbers
@@ -416,4 +417,4 @@ def _created(millis: Json) -> str | None:
 
 
 def _name_of(model: Json) -> str:
-    return str(model.get("id") or model.get("adapter")) if isinstance(model, dict) else str(model)
+    return model_name(model)

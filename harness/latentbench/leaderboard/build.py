@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from latentbench.core.hashing import canonical
+from latentbench.core.protocols import model_name
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.board import (
     Badge,
@@ -250,9 +251,7 @@ def _group(key: str, rows: list[Row], source: StatisticsReader, short: bool) -> 
 def _title(record: Record, key: str) -> str:
     if key == UNMEASURED:
         return "Not measured"
-    model = record.resolved.get("model")
-    name = model.get("id") or model.get("path") or model.get("adapter") if isinstance(model, dict) else model
-    parts = [str(name or "unknown model"), _places(record.resolved)]
+    parts = [model_name(record.resolved.get("model")), _places(record.resolved)]
     return " · ".join(part for part in parts if part)
 
 

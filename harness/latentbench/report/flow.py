@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.core.protocols import model_name
 from latentbench.core.spec_model import Json
 from latentbench.flow.graph import FlowGraph, LatentNode, parse_node, traced
 from latentbench.flow.graph_export import FORMATS, Note, Notes, plain
@@ -172,8 +173,7 @@ def _title(record: Record) -> str:
 
 
 def _facts(cell: FlowCell) -> list[str]:
-    model = cell.record.resolved.get("model", {})
-    name = re.split(r"[\\/]", str(model.get("id") or model.get("adapter")))[-1]
+    name = re.split(r"[\\/]", model_name(cell.record.resolved.get("model")))[-1]
     return [name, f"{len(cell.maps.sites)} sites", *rules_in_words(rules(cell.maps))]
 
 

@@ -15,6 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.protocols import model_name
 from latentbench.core.spec_model import Json
 from latentbench.leaderboard.row_details import page_path
 from latentbench.metrics.value import MetricValue
@@ -102,10 +103,9 @@ def write(record: Record, project: Project) -> Path:
 
 def _facts(record: Record) -> dict[str, str]:
     steering = record.resolved["steering"]
-    model = record.resolved["model"]
     names = ("method", "layers", "scale", "relative", "scope")
     return {
-        "model": str(model.get("id", model["adapter"])),
+        "model": model_name(record.resolved["model"]),
         **{name: str(steering[name]) for name in names if name in steering},
         "cell": record.cell[:16],
         "made": record.created,
