@@ -9,7 +9,11 @@ somebody else's adds one in the same way as these. Importing one imports no torc
     mixtures                      several texts as one, in stated shares
     problems                      problems with answers that can be verified: files, datasets of the hub
     transformers_model            any causal language model of `transformers`, from the hub or a folder
+    package_model                 a language model that an installed Python package brings along
     model_files                   what a model folder is and may hold, read before any library opens it
+    model_loading                 loading a folder or a model of the hub, without pickles and code of others
+    gguf_model                    what is known of a GGUF file, and the folder of the store that it was converted to
+    gguf_conversion               how it is converted
     jinja_sandbox                 templates of others, rendered within bounds
     pocket                        the model that ships with the project, its texts and problems, and how it was made
     judges                        who explains and scores latents: endpoints, local chat models

@@ -21,10 +21,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from latentbench.activations.model_config import check_against_weights, check_files, facts_of
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import known_digest
 from latentbench.core.paths import Roots
+from latentbench.core.protocols import ModelFacts
 from latentbench.core.spec_model import Json
+from latentbench.core.untrusted_files import read_json
 
 _NEVER_READ_NAMES = (
     # of people and of version control
@@ -46,6 +49,24 @@ _TICK = 2_000_000_000
 """Nanoseconds; the slowest clocks of file systems in use tick so often."""
 _MAX_BYTES = 1 << 26
 """Largest index or tokenizer configuration that is read; those of large mixtures of experts have 10 MB."""
+
+
+def folder_facts(folder: Path) -> ModelFacts:
+    """Shape of the model from its config.json, as far as its weights bear it out. Raises NotAvailable or RefusedFile."""
+    check_files(folder)
+    stamp = folder_stamp(folder)
+    return _known_facts(folder, stamp) if settled(stamp) else _facts(folder)
+
+
+@lru_cache(maxsize=256)
+def _known_facts(folder: Path, stamp: Stamp) -> ModelFacts:
+    return _facts(folder)
+
+
+def _facts(folder: Path) -> ModelFacts:
+    facts = facts_of(read_json(folder / "config.json"), str(folder))
+    check_against_weights(facts, folder)
+    return facts
 
 
 def folder_identity(folder: Path) -> Json:

@@ -24,6 +24,7 @@ from latentbench.steering.baselines import StackMethod
 from latentbench_adapters.datasets import FilesDataset, HuggingFaceDataset, PackageDataset
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
 from latentbench_adapters.mixtures import MixedDataset
+from latentbench_adapters.package_model import PackageModel
 from latentbench_adapters.sae_lens.source import SaeLensSource
 from latentbench_adapters.sparsify import SparsifySource
 from latentbench_adapters.transformers_model import TransformersModel
@@ -38,6 +39,7 @@ def mixed(*texts: dict[str, Any]) -> MixedDataset:
 
 EXAMPLES: dict[str, Callable[[], Any]] = {
     "models/transformers": lambda: TransformersModel(id="./model"),
+    "models/package": lambda: PackageModel(package="some-model", file="some_model/x.gguf", sha256="0" * 64),
     "models/pocket": lambda: plugins("models")["pocket"](),
     "datasets/files": lambda: FilesDataset(path="data/*.jsonl"),
     "datasets/huggingface": lambda: HuggingFaceDataset(id="a/b", revision="c" * 40),

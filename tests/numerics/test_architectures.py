@@ -19,7 +19,7 @@ from latentbench.interventions.lora import down_projections, installed_lora
 from latentbench.mechanism.paths import path_patching
 from latentbench.mechanism.propagation import attention_shift
 from latentbench.steering.rl_policy import use_own_logits
-from latentbench_adapters.transformers_model import auto_class, load_model
+from latentbench_adapters.model_loading import auto_class, load_model
 from tests.support.architecture_table import PAGE, SILENT, TRIALS, VECTOR, page, tried
 from tests.support.architectures import ARCHITECTURES, LAYERS, SIGHTED, WIDTH, WORDS, config_of, model_of
 from tests.support.labs import words_tokenizer

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from latentbench.core.sites import Site
+from latentbench.core.stage import Stage
 from latentbench.execute.sae_loading import SaeCache, bytes_of
 from latentbench.flow.activity import SITES_AT_ONCE
 from latentbench.flow.metrics import FlowAgreement, FlowDeactivation, FlowMatching, FlowTransition
 from latentbench.flow.options import Flow
 from latentbench.flow.steering_metric import FlowSteering
-from latentbench.plan.stages import SaeStages, Stage
+from latentbench.plan.stages import SaeStages
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import TopKOptions
 from latentbench.study.context import Content, StageContext

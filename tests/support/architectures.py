@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING
 
-from latentbench_adapters.transformers_model import auto_class
+from latentbench_adapters.model_loading import auto_class
 
 LAYERS, WIDTH, WORDS = 4, 32, 121
 

@@ -29,8 +29,8 @@ from latentbench.sae.sources.tensors import read_safetensors, read_torch
 from latentbench_adapters.datasets import FilesDataset, streamed_rows
 from latentbench_adapters.judges.transformers import _answer
 from latentbench_adapters.lm_eval import tasks
+from latentbench_adapters.model_loading import hook_module, load_model, load_tokenizer
 from latentbench_adapters.sae_lens.saes import from_disk, from_registry
-from latentbench_adapters.transformers_model import hook_module, load_model, load_tokenizer
 from tests.support.upstream import LIBRARIES, made, panic, upstream
 
 CPU = torch.device("cpu")

@@ -31,10 +31,10 @@ from latentbench.store.store import MANIFEST, Store
 from latentbench.study.storage import read_content, write_content
 from latentbench_adapters.datasets import FilesDataset
 from latentbench_adapters.dictionary_learning import DictionaryLearningSource
+from latentbench_adapters.model_files import folder_facts
 from latentbench_adapters.sae_lens.export import export
 from latentbench_adapters.sae_lens.source import SaeLensSource
 from latentbench_adapters.sparsify import SparsifySource
-from latentbench_adapters.transformers_model import folder_facts
 from tests.support.damaged import (
     BOMBS,
     gguf_lies,

@@ -18,10 +18,11 @@ import torch
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.hashing import digest
 from latentbench.core.paths import Roots
-from latentbench_adapters import transformers_model
-from latentbench_adapters.model_files import folder_identity
+from latentbench_adapters import model_files
+from latentbench_adapters.model_files import folder_facts, folder_identity
+from latentbench_adapters.model_loading import load_model, load_tokenizer
 from latentbench_adapters.pocket.adapter import PocketModel
-from latentbench_adapters.transformers_model import TransformersModel, folder_facts, load_model, load_tokenizer
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.opened import opened_below
 from tests.support.tokenizers import KINDS
 
@@ -283,7 +284,7 @@ def test_a_folder_that_stays_is_read_once(folder: Path, monkeypatch: pytest.Monk
     for path in folder.rglob("*"):
         os.utime(path, (1.0, 1.0))
     known = folder_facts(folder)
-    monkeypatch.setattr(transformers_model, "read_json", lambda path: {})
+    monkeypatch.setattr(model_files, "read_json", lambda path: {})
     assert folder_facts(folder) == known
     os.utime(folder / "config.json", (2.0, 2.0))
     with pytest.raises(RefusedFile):

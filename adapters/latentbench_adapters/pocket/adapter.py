@@ -21,10 +21,10 @@ from latentbench.core.protocols import (
     ProblemSet,
 )
 from latentbench.core.spec_model import Json
-from latentbench_adapters.model_files import folder_identity
+from latentbench_adapters.model_files import folder_facts, folder_identity
+from latentbench_adapters.model_loading import hook_module, load_model, load_tokenizer
 from latentbench_adapters.pocket import MODEL_FOLDER
 from latentbench_adapters.pocket.text import VERSION, documents, problems
-from latentbench_adapters.transformers_model import folder_facts, hook_module, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -48,7 +48,7 @@ def package_files(package: str, pattern: str, version: str | None = None) -> lis
     named = installed.files
     if named is None:
         raise NotAvailable(
-            f"the package {package} has no list of its files; install it anew: {installing(package, installed.version)}"
+            f"the package {package} has no list of its files; install it anew: {installing(package, version=installed.version)}"
         )
     found = sorted({str(path) for path in named if _matches(PurePosixPath(path), PurePosixPath(pattern))})
     if not found:
@@ -77,20 +77,32 @@ def check_sha256(what: str, files: Iterable[Path], stated: str | None) -> None:
         )
 
 
-def installing(package: str, version: str | None = None) -> str:
-    """The command that installs a package without what its own code would need."""
-    return f"pip install --no-deps {package}" + (f"=={version}" if version else "")
+def require(packages: Iterable[str], version: str | None = None) -> None:
+    """Raises Unpinnable with one command for all packages that are not installed."""
+    if missing := [package for package in packages if _distribution(package) is None]:
+        which = f"package {missing[0]} is" if len(missing) == 1 else f"packages {', '.join(missing)} are"
+        raise Unpinnable(f"the {which} not installed: {installing(*missing, version=version)}")
+
+
+def installing(*packages: str, version: str | None = None) -> str:
+    """The command that installs packages without what their own code would need."""
+    return " ".join(["pip install --no-deps", *(name + (f"=={version}" if version else "") for name in packages)])
+
+
+def _distribution(package: str) -> Distribution | None:
+    try:
+        return distribution(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _installed(package: str, version: str | None) -> Distribution:
     """The package. Raises Unpinnable where it must be installed first: what it holds is not known here, and no spec is wrong."""
-    try:
-        found = distribution(package)
-    except PackageNotFoundError:
-        raise Unpinnable(f"the package {package} is not installed: {installing(package, version)}") from None
+    require([package], version)
+    found = distribution(package)
     if version is not None and found.version != version:
         raise Unpinnable(
-            f"the package {package} is installed as {found.version}, not {version}: {installing(package, version)}"
+            f"the package {package} is installed as {found.version}, not {version}: {installing(package, version=version)}"
         )
     return found
 
@@ -111,7 +123,7 @@ def _plain_file(installed: Distribution, package: str, name: PurePosixPath) -> P
     if not path.is_file():
         raise NotAvailable(
             f"the package {package} lacks its file {str(name)!r}; install it anew: "
-            f"{installing(package, installed.version)} --force-reinstall"
+            f"{installing(package, version=installed.version)} --force-reinstall"
         )
     return path
 

@@ -10,10 +10,12 @@ from latentbench.core.errors import OutsideProject
 
 @dataclass(frozen=True)
 class Roots:
-    """Where a spec may read files: relative paths start at `project`; others must lie below an `allowed` folder."""
+    """Where a spec may read files, and where what is made of them is kept: relative paths start at `project`; others must lie below an `allowed` folder."""
 
     project: Path
     allowed: tuple[Path, ...] = ()
+    store: Path | None = None
+    """The artifact store, where what has to be made of such files is kept; None where nothing can be."""
 
     def resolve(self, path: str) -> Path:
         """The absolute path meant by `path`. Raises OutsideProject when it leaves the project and the allowed folders."""

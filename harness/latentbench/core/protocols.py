@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json, SpecModel, without_default, without_empty
+from latentbench.core.stage import Stage
 from latentbench.core.texts import ByText, Reading, chosen
 
 if TYPE_CHECKING:
@@ -59,6 +60,16 @@ class ModelAdapter(SpecModel):
     @abstractmethod
     def identity(self, roots: Roots) -> Json:
         """What determines the model's outputs: resolved revision or file digests, and dtype. Never a local path."""
+
+    @property
+    def label(self) -> str:
+        """How pages and exports call it."""
+        return self.adapter
+
+    def conversion(self, roots: Roots) -> Stage | None:
+        """What has to be made before the model can be loaded, by `load` when it is first needed and then kept in `roots.store`:
+        its files in the layout that transformers loads. None where it is loaded as it is."""
+        return None
 
     @abstractmethod
     def facts(self, roots: Roots) -> ModelFacts | None:

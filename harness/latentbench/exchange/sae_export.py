@@ -124,5 +124,5 @@ def _origin_of(record: Record, experiment: Experiment, roots: Roots) -> SaeOrigi
 def _model_name(model: ModelAdapter) -> str:
     """The model's id; of a folder elsewhere on this machine only its name, written as a path: no model of the hub is
     meant."""
-    name = str(getattr(model, "id", model.adapter))
+    name = model.label
     return f"./{Path(name).name}" if name.startswith(("/", "~")) else name

@@ -98,7 +98,7 @@ class Job:
             }
             for item in self.cells
         ]
-        roots = {"project": str(self.roots.project), "allowed": [str(path) for path in self.roots.allowed]}
+        roots = {"project": str(self.roots.project), "allowed": list(map(str, self.roots.allowed))}
         places = {"store": str(self.store), "results": str(self.results), "roots": roots}
         return {"cells": cells, **places, "device": self.device, "threads": self.threads}
 
@@ -117,8 +117,9 @@ class Job:
             )
             for item in data["cells"]
         )
-        roots = Roots(Path(data["roots"]["project"]), tuple(map(Path, data["roots"]["allowed"])))
-        return Job(cells, Path(data["store"]), Path(data["results"]), roots, data["device"], data["threads"])
+        store = Path(data["store"])
+        roots = Roots(Path(data["roots"]["project"]), tuple(map(Path, data["roots"]["allowed"])), store)
+        return Job(cells, store, Path(data["results"]), roots, data["device"], data["threads"])
 
 
 Group = tuple[PlannedCell, ...]

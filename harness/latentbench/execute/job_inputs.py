@@ -18,7 +18,8 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
 from latentbench.core.spec_model import Json
-from latentbench.plan.stages import SaeStages, Stage
+from latentbench.core.stage import Stage
+from latentbench.plan.stages import SaeStages
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.spec.fit import beyond
 from latentbench.store.store import Store

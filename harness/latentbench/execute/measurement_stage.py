@@ -16,10 +16,11 @@ from latentbench.core.border import contained
 from latentbench.core.hashing import digest
 from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
+from latentbench.core.stage import Stage
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, stored_baseline, stored_measurement
 from latentbench.metrics.base import declared
-from latentbench.plan.stages import CellStages, DomainStages, Stage
+from latentbench.plan.stages import CellStages, DomainStages
 from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
 from latentbench.reconstruction.statistics import Baseline, Measurement
 from latentbench.sae.autoencoder import SparseAutoencoder

@@ -17,7 +17,8 @@ from weakref import WeakValueDictionary
 from latentbench.core.errors import NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
-from latentbench.plan.stages import SaeStages, Stage
+from latentbench.core.stage import Stage
+from latentbench.plan.stages import SaeStages
 from latentbench.sae import artifact
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.sae.options import Variant

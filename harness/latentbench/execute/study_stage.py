@@ -12,8 +12,9 @@ from latentbench.core.errors import CellFailed, NotAvailable
 from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
+from latentbench.core.stage import Stage
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens
-from latentbench.plan.stages import CellStages, Stage
+from latentbench.plan.stages import CellStages
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
 from latentbench.spec.fit import texts_of

@@ -29,10 +29,11 @@ from latentbench.core.hashing import digest, seed_of
 from latentbench.core.progress import Progress
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
+from latentbench.core.stage import Stage
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from latentbench.execute.job_inputs import ModelCache, make_train_tokens
 from latentbench.execute.training_launcher import TrainingOutcome
-from latentbench.plan.stages import SaeStages, Stage
+from latentbench.plan.stages import SaeStages
 from latentbench.sae import artifact
 from latentbench.sae.activation_stream import ActivationStream
 from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE

@@ -3,9 +3,6 @@
 A vector of layer l is added to the output of decoder block l, the residual stream after the block. latentbench's own
 safetensors file says which model they are of. repeng's GGUF control vectors and lm-eval's `.pt` files, which are read
 without unpickling, number layers the same way.
-
-The gguf package believes every count and length that it reads, so a file's header is looked through before it is given
-to that package (format: github.com/ggml-org/ggml, docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -14,15 +11,13 @@ import io
 import json
 import os
 import re
-import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -32,6 +27,7 @@ from torch import Tensor, nn
 from latentbench.activations.blocks import decoder_blocks
 from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, RefusedFile
+from latentbench.core.gguf_header import FEW, read_gguf_header
 from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json
 from latentbench.core.torch_files import is_held, read_archive
@@ -194,7 +190,7 @@ def read_gguf(path: Path) -> SteeringVectors:
     from gguf import GGMLQuantizationType, GGUFReader
 
     with foreign(f"{path.name} is no readable GGUF control vector"):
-        _check_gguf_header(path)
+        read_gguf_header([path], FEW)
         reader = GGUFReader(path)
         kind = reader.get_field("general.architecture")
         if kind is None or kind.contents() != _ARCHITECTURE:
@@ -300,90 +296,3 @@ def _lm_eval_entry(hookpoint: str, entry: Any, where: str) -> tuple[int, Tensor]
     if not is_held(vector):
         raise RefusedFile(f"{where}: {hookpoint} stands for more numbers than the file holds")
     return int(name[1]), vector.detach().float().reshape(-1) * float(coefficient)
-
-
-_GGUF_VERSIONS, _LARGEST_COUNT, _LARGEST_HEADER, _DIMENSIONS = (2, 3), 4096, 1 << 24, 4
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of the plain metadata types by number."""
-_TEXT, _LIST = 8, 9
-_PER_BYTE = 8
-"""Most elements of a quantised tensor in a byte."""
-
-
-def _check_gguf_header(path: Path) -> None:
-    """Raises RefusedFile when a count, length or offset in the header cannot be true, or lists hold lists.
-
-    Little endian: magic, version, number of tensors, number of metadata pairs; then pairs of key, type and value; then
-    name, shape, type and offset of every tensor.
-    """
-    with path.open("rb") as file:
-        header = _GgufHeader(file, path)
-        if header.take(4) != b"GGUF" or header.number(4) not in _GGUF_VERSIONS:
-            raise RefusedFile(f"{path.name} is no GGUF file of version 2 or 3")
-        tensors, pairs = header.count(), header.count()
-        for _ in range(pairs):
-            header.text()
-            header.value(header.number(4))
-        for _ in range(tensors):
-            header.tensor()
-
-
-class _GgufHeader:
-    """Reads forward and never believes more than the file can hold; every method takes what it is called after."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.file, self.name = file, path.name
-        self.size = path.stat().st_size
-
-    def take(self, count: int) -> bytes:
-        if count > min(self.size, _LARGEST_HEADER) or self.file.tell() > _LARGEST_HEADER:
-            raise self.wrong()
-        found = self.file.read(count)
-        if len(found) != count:
-            raise self.wrong()
-        return found
-
-    def number(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "little")
-
-    def count(self) -> int:
-        found = self.number(8)
-        if found > _LARGEST_COUNT:
-            raise self.wrong()
-        return found
-
-    def text(self) -> None:
-        self.take(self.number(8))
-
-    def value(self, kind: int) -> None:
-        if kind == _TEXT:
-            self.text()
-        elif kind == _LIST:
-            of, count = struct.unpack("<IQ", self.take(12))
-            if of == _TEXT and count <= _LARGEST_COUNT:
-                for _ in range(count):
-                    self.text()
-            else:
-                # A list has no plain width, so lists of lists end here: the gguf package would descend without limit.
-                self.take(self.width(of) * count)
-        else:
-            self.take(self.width(kind))
-
-    def width(self, kind: int) -> int:
-        if kind not in _SIZES:
-            raise self.wrong()
-        return _SIZES[kind]
-
-    def tensor(self) -> None:
-        self.text()
-        dimensions = self.number(4)
-        if not 1 <= dimensions <= _DIMENSIONS:
-            raise self.wrong()
-        elements = prod(self.number(8) for _ in range(dimensions))
-        self.number(4)  # its type
-        # The gguf package adds in 64 bits: beyond, an offset comes round to the header and is read as numbers.
-        if not 1 <= elements <= _PER_BYTE * self.size or self.number(8) > self.size:
-            raise self.wrong()
-
-    def wrong(self) -> RefusedFile:
-        return RefusedFile(f"{self.name} is no sound GGUF file: its header promises what is not there")

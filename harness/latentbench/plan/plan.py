@@ -9,7 +9,8 @@ from pathlib import Path
 from latentbench.core.errors import InvalidInput, SpecError
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
-from latentbench.plan.stages import CellStages, Stage, StageMaker, cell_key
+from latentbench.core.stage import Stage
+from latentbench.plan.stages import CellStages, StageMaker, cell_key
 from latentbench.records.record import Record
 from latentbench.records.results import find_record, records_of
 from latentbench.spec.cells import Cell, SpecFile

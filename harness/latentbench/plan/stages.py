@@ -3,6 +3,8 @@
     train tokens ──▶ sae ──┬──────────┐      (an SAE built on a base SAE has that as a parent too)
     eval tokens ───▶ baseline ────────┴──▶ measurement      (one per evaluation domain and budget)
                            └▶ subject ───▶ study            (steering vectors or flow maps; studies read SAEs as well)
+    model                                                   (only what has to be converted first; all others have its
+                                                             identity in their payload, not its key among their parents)
 
 A stage's key is the sha256 of its payload and of its parents' keys (a Merkle tree), so the same key means the same
 content on any machine. Device, workers, paths, labels, resources and batch sizes of evaluation are in no key.
@@ -12,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
@@ -22,6 +23,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json, without_empty
+from latentbench.core.stage import Stage
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import MEASUREMENT_VERSION, declared
 from latentbench.sae.options import Variant
@@ -32,38 +34,6 @@ from latentbench.study.context import Subject
 from latentbench.study.study import Study
 
 T = TypeVar("T")
-Kind = Literal["tokens", "sae", "loaded_sae", "baseline", "measurement", "subject", "study", "shared"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One piece of content to be made or re-used."""
-
-    kind: Kind
-    title: str
-    """For people; not part of the identity."""
-    payload: Json
-    parents: tuple[Stage, ...] = ()
-
-    @cached_property
-    def key(self) -> str:
-        """sha256 of everything that determines the content."""
-        return digest(self.kind, self.made_from)
-
-    @property
-    def made_from(self) -> Json:
-        """What the key is computed from."""
-        return {"payload": self.payload, "parents": [parent.key for parent in self.parents]}
-
-    @property
-    def ref(self) -> tuple[str, str]:
-        """What the store calls it: kind and key."""
-        return self.kind, self.key
-
-    @property
-    def stored(self) -> bool:
-        """Whether the content is kept in the store (a loaded SAE stays where it is)."""
-        return self.kind != "loaded_sae"
 
 
 @dataclass(frozen=True)
@@ -118,6 +88,8 @@ class CellStages:
 
     model: Json
     """Identity of the language model."""
+    conversion: Stage | None
+    """What makes the language model from files in another format; None where it is loaded as it is."""
     saes: tuple[SaeStages, ...]
     """One per site of the spec, in its order."""
     subject: Stage | None
@@ -128,7 +100,8 @@ class CellStages:
 
     def all(self) -> list[Stage]:
         """In an order in which they can be made, each once."""
-        found = [stage for sae in self.saes for stage in sae.all()]
+        found = [self.conversion] if self.conversion else []
+        found += [stage for sae in self.saes for stage in sae.all()]
         found += [self.subject] if self.subject else []
         for domain in self.domains.values():
             found += domain.all()
@@ -234,7 +207,7 @@ class StageMaker:
         domains = {name: self._domain(name, data, experiment, shared) for name, data in experiment.dataset.eval.items()}
         parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
         studies = {study.label: self._study(study, experiment, parents, domains) for study in experiment.studies}
-        return CellStages(model, saes, subject, domains, studies)
+        return CellStages(model, self._conversion(experiment), saes, subject, domains, studies)
 
     def _once(self, kind: Hashable, parts: tuple[object, ...], make: Callable[[], T]) -> T:
         """What was made of these very objects before, or what `make` returns."""
@@ -249,6 +222,12 @@ class StageMaker:
 
     def _model(self, experiment: Experiment) -> Json:
         return self._once("model", (experiment.model,), lambda: experiment.model.identity(self.roots))
+
+    def _conversion(self, experiment: Experiment) -> Stage | None:
+        made: Stage | None = self._once(
+            "conversion", (experiment.model,), lambda: experiment.model.conversion(self.roots)
+        )
+        return made
 
     def _texts(self, data: DatasetAdapter, experiment: Experiment, version: int) -> dict[str, Json]:
         made = {

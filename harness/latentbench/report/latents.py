@@ -246,7 +246,7 @@ def _facts(sources: Sources) -> Json:
     record, experiment = sources.record, sources.experiment
     options = experiment.section_at(experiment.sites[0]).plain()
     kind = options.get("variant") or f"loaded from {options.get('load', {}).get('adapter', 'elsewhere')}"
-    model = getattr(experiment.model, "id", experiment.model.adapter)
+    model = experiment.model.label
     tokens = {name: found.tokens for name, found in sources.surveys.items()}
     return {
         "model": Path(str(model)).name if str(model).startswith(("/", "~", ".")) else str(model),

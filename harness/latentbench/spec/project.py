@@ -34,8 +34,8 @@ class Project:
 
     @property
     def roots(self) -> Roots:
-        """Where specs may read files."""
-        return Roots(self.root, self.allowed)
+        """Where specs may read files, and where what is made of them is kept."""
+        return Roots(self.root, self.allowed, self.store)
 
 
 def find_project(
