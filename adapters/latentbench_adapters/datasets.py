@@ -12,10 +12,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt
 
 from latentbench.core.border import foreign
-from latentbench.core.errors import InvalidInput, NotAvailable
+from latentbench.core.errors import InvalidInput, NotAvailable, Unpinnable
 from latentbench.core.hashing import known_digest
 from latentbench.core.hub import check_dataset, is_commit, resolved_commit
-from latentbench.core.packages import PackageName, PackagePattern, PackageVersion, package_files
+from latentbench.core.packages import PackageName, PackagePattern, PackageVersion, Sha256, check_sha256, package_files
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.spec_model import Json
@@ -55,9 +55,15 @@ class TextFiles(DatasetAdapter):
         # The same bytes are other documents as .txt and as .jsonl.
         plain = [n for n, file in enumerate(files) if file.kind == ".txt" and not file.compression]
         kinds = {str(n): file.kind for n, file in enumerate(files) if file.compression or file.kind not in ONCE_READ}
-        rows = {"filter": [one.plain() for one in self.filter], "per_file": self.per_file, "label": self.label}
-        newer = {"plain": plain, "kinds": kinds, **rows}
-        return made | {name: value for name, value in newer.items() if value}
+        return (
+            made | {name: value for name, value in {"plain": plain, "kinds": kinds}.items() if value} | self.chosen_rows
+        )
+
+    @property
+    def chosen_rows(self) -> dict[str, Json]:
+        """Which rows are read, for identities; what is not said is not in it."""
+        said = {"filter": [one.plain() for one in self.filter], "per_file": self.per_file, "label": self.label}
+        return {name: value for name, value in said.items() if value}
 
     def texts(self, roots: Roots) -> Iterator[str]:
         for file in self.files(roots):
@@ -122,18 +128,38 @@ class PackageDataset(TextFiles):
     version: PackageVersion | None = None
     """The version that must be installed; default whichever is."""
     path: PackagePattern | Annotated[tuple[PackagePattern, ...], Field(min_length=1)]
-    """File or glob in the package such as `sae_probes/data/cleaned_data/98_*.csv.zst`, or a list of them; the kinds of
-    `adapter: files`."""
+    """File or glob in the package such as `sae_probes/data/cleaned_data/98_*.csv.zst`, or a list of them; the kinds
+    of `adapter: files`, by its ending."""
+
+    sha256: Sha256 | None = None
+    """Of all the files, one behind the other; with it, cells can be planned where the package is not installed."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The globs."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    def identity(self, roots: Roots) -> Json:
+        try:
+            files = self.paths(roots)
+        except Unpinnable:
+            if self.sha256 is None:
+                raise
+            files = []
+        made = {"sha256": self.sha256 or known_digest(*files), "field": self.field, "split_on": self.split_on}
+        kinds = {TextFile.at(Path(pattern)).kind for pattern in self.patterns}
+        return {**made, "kinds": sorted(kinds), **self.chosen_rows}
 
     def paths(self, roots: Roots) -> list[Path]:
-        """Raises Unpinnable where the package is not installed."""
-        patterns = (self.path,) if isinstance(self.path, str) else self.path
-        found = (path for pattern in patterns for path in package_files(self.package, pattern, self.version))
-        return list(dict.fromkeys(found))
+        """In the order of the patterns. Raises Unpinnable where the package is not installed, RefusedFile for other content."""
+        found = (path for pattern in self.patterns for path in package_files(self.package, pattern, self.version))
+        files = list(dict.fromkeys(found))
+        check_sha256(f"the texts of the package {self.package}", files, self.sha256)
+        return files
 
     def pinned(self, roots: Roots) -> Self:
-        """Itself. Raises Unpinnable where the package is not installed: cells that need it are then named and left out."""
-        self.paths(roots)
+        """Itself. Raises Unpinnable where what it reads is not known: cells that need it are then named and left out."""
+        self.identity(roots)
         return self
 
 

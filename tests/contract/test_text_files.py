@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import random
@@ -244,8 +245,6 @@ def test_a_package_gives_the_texts_of_its_files(roots: Roots) -> None:
     assert list(data.texts(roots)) == ["one", "two"]
     assert {name: list(rows) for name, rows in data.labelled(roots).items()} == {"a": [("one", "0"), ("two", "1")]}
     assert data.pinned(roots) is data
-    (roots.project / "b.csv").write_bytes(b"text,target\none,0\ntwo,1\n")
-    assert FilesDataset(path="b.csv", label="target").identity(roots) == data.identity(roots)  # content, not its place
 
 
 def test_a_package_that_is_not_installed_is_one_sentence_with_its_command(roots: Roots) -> None:
@@ -256,3 +255,17 @@ def test_a_package_that_is_not_installed_is_one_sentence_with_its_command(roots:
                 attempt(roots)
     with pytest.raises(NotAvailable, match="has no file 'some_texts/b"):
         PackageDataset(package="some-texts", path="some_texts/b.csv").identity(roots)
+
+
+def test_with_their_sha256_texts_are_known_where_the_package_is_not(roots: Roots) -> None:
+    content = (roots.project.parent / "site/some_texts/a.csv").read_bytes()
+    sha = hashlib.sha256(content).hexdigest()
+    here = PackageDataset(package="some-texts", path="some_texts/a.csv")
+    stated = PackageDataset(package="some-texts", path="some_texts/*.csv", sha256=sha)
+    elsewhere = PackageDataset(package="no-texts", path="x/*.csv", sha256=sha)
+    assert here.identity(roots) == stated.identity(roots) == elsewhere.identity(roots)
+    assert elsewhere.pinned(roots) is elsewhere
+    with pytest.raises(Unpinnable, match=r"pip install --no-deps no-texts$"):
+        list(elsewhere.texts(roots))
+    with pytest.raises(RefusedFile, match=rf"has the sha256 {sha}, not {'0' * 64} as stated"):
+        stated.model_copy(update={"sha256": "0" * 64}).pinned(roots)
