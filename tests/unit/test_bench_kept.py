@@ -33,7 +33,7 @@ def test_figures_are_kept_with_their_machine_and_another_replaces_them(tmp_path:
         assert shown.endswith("<!-- end -->\nb\n")
         assert page(shown, tmp_path) == shown
     found = json.loads((tmp_path / "startup.json").read_text())
-    assert found["machine"].keys() == {"processor", "python", "platform"}
+    assert found["machine"].keys() == {"processor", "python", "platform", "load"}
 
 
 @pytest.mark.parametrize("name", ["startup", "other"])
