@@ -6,6 +6,7 @@ The tables in `docs/speed.md` between `<!-- NAME -->` and `<!-- end -->` are pur
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -26,7 +27,12 @@ FOLDER, PAGE = "results/bench", "docs/speed.md"
 def keep(file: Path, figures: Json) -> None:
     """Writes figures beside what they were measured on. Raises StoreError."""
     checkout = git_checkout(CHECKOUT)
-    machine = {"processor": processor_name(), "python": platform.python_version(), "platform": platform.system()}
+    machine = {
+        "processor": processor_name(),
+        "python": platform.python_version(),
+        "platform": platform.system(),
+        "load": round(os.getloadavg()[1], 1),  # of the last five minutes: what else wanted the processors
+    }
     commit = None if checkout is None else checkout.commit[:12] + "+" * checkout.dirty
     write_json(file, {"machine": machine, "commit": commit, "date": datetime.now(UTC).date().isoformat(), **figures})
 
@@ -115,7 +121,9 @@ def page(text: str, folder: Path) -> str:
 
 
 def _machine(found: Json) -> str:
-    return f"{found['machine']['processor']}, Python {found['machine']['python']}, {found['date']}"
+    machine = found["machine"]
+    load = f", at a load of {machine['load']:g}" if "load" in machine else ""
+    return f"{machine['processor']}, Python {machine['python']}, {found['date']}{load}"
 
 
 def _page_bytes(found: Json) -> int:

@@ -53,7 +53,7 @@ class Spent:
     cpu_seconds: float
     """Of the process and of those it started, whatever else the machine did."""
     peak_bytes: int
-    """Of the process; while others work for it they are counted as large as the largest of them, all at once."""
+    """Of the process, or of those that work for it before, counted as large as the largest of them all at once."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,14 @@ def measure(
 
 
 def _measured(task: str, results: Path, store: Path, page_file: Path) -> tuple[Spent, int]:
-    start, before = perf_counter(), _cpu_seconds()
+    start, before, alone = perf_counter(), _cpu_seconds(), high_water()
     content = TASKS[task](results, store).encode()
     seconds, cpu, others = perf_counter() - start, _cpu_seconds() - before, getrusage(RUSAGE_CHILDREN)
     if task == PAGE:
         page_file.write_bytes(content)
-    kilobytes = 1 if sys.platform == "darwin" else 1024
-    return Spent(seconds, cpu, high_water() + processors() * others.ru_maxrss * kilobytes), len(content)
+    # Other processes are done before this one begins with the table.
+    together = alone + processors() * others.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Spent(seconds, cpu, max(high_water(), together)), len(content)
 
 
 def _cpu_seconds() -> float:

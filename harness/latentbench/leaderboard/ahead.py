@@ -41,12 +41,12 @@ def work_ahead(results: Path, store: Path, there: int, short: bool) -> None:
     bounds = [there * number // processes for number in range(processes + 1)]
     shares = [(str(first), str(last)) for first, last in pairwise(bounds)]
     command = [sys.executable, "-m", "latentbench.leaderboard.ahead", str(results), str(store)]
-    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment, nothing = {**os.environ, **_ENVIRONMENT}, subprocess.DEVNULL
     started: list[subprocess.Popen[bytes]] = []
     try:
         for share in shares:
             words = [*command, *share, "short" if short else "whole"]
-            started.append(subprocess.Popen(words, env={**os.environ, **_ENVIRONMENT}, **silent))
+            started.append(subprocess.Popen(words, env=environment, stdin=nothing, stdout=nothing, stderr=nothing))
         for process in started:
             process.wait()
     except OSError:

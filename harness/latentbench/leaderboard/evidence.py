@@ -22,7 +22,7 @@ from latentbench.leaderboard.load import LoadedRecord, content_of
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.recorded import estimators, tallies
 from latentbench.statistics.arrays import Array, Statistics
-from latentbench.statistics.columns import Asked, estimates_of, intervals_of
+from latentbench.statistics.columns import AskedNumber, estimates_of, intervals_of
 from latentbench.statistics.intervals import RESAMPLES
 from latentbench.statistics.paired import Formula, interval, mean_over_seeds, replicates
 from latentbench.statistics.seeds import SeedStatistics
@@ -151,7 +151,7 @@ class StatisticsReader:
         if isinstance(row, str):
             return {column: row if column in known else UNKNOWN for column in columns}
         found: dict[Column, Tested] = dict.fromkeys(columns, UNKNOWN)
-        apart: dict[str, Asked] = {}
+        apart: dict[str, AskedNumber] = {}
         for column, estimator in known.items():
             names = names_of(cells[0], column)
             if row.units(names) is None:
@@ -159,7 +159,7 @@ class StatisticsReader:
             elif estimator.paired:
                 found[column] = AverageSeed(estimator.formula, tuple(row.means(names)), estimator.units)
             else:
-                apart[column.key] = Asked(estimator.formula, names, estimator.paired)
+                apart[column.key] = AskedNumber(estimator.formula, names, estimator.paired)
                 found[column] = estimator.units
         estimates = estimates_of(row, apart)
         return {c: SeedsApart(own, str(found[c])) if (own := estimates.get(c.key)) else found[c] for c in found}
@@ -194,7 +194,7 @@ class StatisticsReader:
     def _worked_out(self, cells: Sequence[LoadedRecord], columns: Sequence[Column]) -> dict[str, Ends]:
         """All columns of a row from one resampling of its files."""
         row, found = self._row(cells) if columns else "", dict[str, Ends]()
-        alike: dict[str, Asked] = {}
+        alike: dict[str, AskedNumber] = {}
         for column in columns:
             estimator, names = self._estimator(cells, column), names_of(cells[0], column)
             if isinstance(row, str):
@@ -202,7 +202,7 @@ class StatisticsReader:
             elif row.units(names) is None:  # the seeds differ in what they have
                 found[column.key] = self._of_unlike(cells, column, row)
             else:
-                alike[column.key] = Asked(estimator.formula, names, estimator.paired)
+                alike[column.key] = AskedNumber(estimator.formula, names, estimator.paired)
                 found[column.key] = None, None, f"too few {estimator.units} for an interval"
         if alike and not isinstance(row, str):
             known = intervals_of(row, alike).items()

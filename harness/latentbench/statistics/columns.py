@@ -28,7 +28,7 @@ _TOGETHER = 16
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedNumber:
     """A number whose interval or test is asked for."""
 
     formula: Formula
@@ -38,13 +38,13 @@ class Asked:
     """Whether unit i is the same thing in every seed."""
 
 
-def intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, Ends]:
+def intervals_of(row: SeedStatistics, asked: Mapping[str, AskedNumber]) -> dict[str, Ends]:
     """95 % intervals of the means over a row's seeds, all of which have what is asked for, over as many units."""
     with _one_thread():
         return _intervals_of(row, asked)
 
 
-def _intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, Ends]:
+def _intervals_of(row: SeedStatistics, asked: Mapping[str, AskedNumber]) -> dict[str, Ends]:
     found: dict[str, Ends] = dict.fromkeys(asked, (None, None))
     replicated: dict[int, list[tuple[list[str], Array]]] = {}
     for n, numbers in _alike(row, asked, MINIMUM_DOCUMENTS):
@@ -63,7 +63,8 @@ def _intervals_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, 
 
 def _one_thread() -> AbstractContextManager[object]:
     """While open, matrices are multiplied in one thread: others only wait for each other, and the digits depend on their number."""
-    return _libraries().limit(limits=1, user_api="blas")
+    found: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+    return found
 
 
 @cache
@@ -73,7 +74,7 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def estimates_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, Estimates]:
+def estimates_of(row: SeedStatistics, asked: Mapping[str, AskedNumber]) -> dict[str, Estimates]:
     """What unpaired tests need of a row's numbers, all of which have what is asked for, over as many units."""
     found: dict[str, Estimates] = {}
     for _, numbers in _alike(row, asked, 0):
@@ -83,7 +84,7 @@ def estimates_of(row: SeedStatistics, asked: Mapping[str, Asked]) -> dict[str, E
     return found
 
 
-def _alike(row: SeedStatistics, asked: Mapping[str, Asked], fewest: int) -> Iterator[tuple[int, list[str]]]:
+def _alike(row: SeedStatistics, asked: Mapping[str, AskedNumber], fewest: int) -> Iterator[tuple[int, list[str]]]:
     """Numbers of one formula over as many units, a few at a time, with how many those are; none with too few units."""
     alike: dict[tuple[int, int, int, bool], list[str]] = {}
     for number, one in asked.items():
@@ -97,7 +98,8 @@ def _alike(row: SeedStatistics, asked: Mapping[str, Asked], fewest: int) -> Iter
 def _percentiles(n: int, numbers: Sequence[str], values: Sequence[Array]) -> dict[str, Ends]:
     """Of replicates [numbers, resamples], in parts; a number that is not finite on each of them has no interval."""
     replicates = np.concatenate(values)
-    finite = np.isfinite(replicates).all(-1)
-    kept = [number for number, known in zip(numbers, finite.tolist(), strict=True) if known]
-    lows, highs = quantiles(replicates if finite.all() else replicates[finite], expanded_levels(n, LEVEL))
+    finite = np.flatnonzero(np.isfinite(replicates).all(-1))
+    kept = [numbers[place] for place in finite.tolist()]
+    whole = len(kept) == len(numbers)
+    lows, highs = quantiles(replicates if whole else replicates[finite], expanded_levels(n, LEVEL))
     return dict(zip(kept, zip(lows.tolist(), highs.tolist(), strict=True), strict=True))
