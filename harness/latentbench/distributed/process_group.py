@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.distributed.worker_process import LOST_PEER
 from latentbench.store.files import write_bytes
+
+MeetingPort: TypeAlias = Any
+"""What `meet_at_port` gives: a `torch.distributed.Store`, a class that torch's own annotations do not name."""
 
 
 class ProcessGroup:
@@ -103,7 +106,7 @@ class TorchProcessGroup(ProcessGroup):
         rank: int,
         size: int,
         device: torch.device,
-        meeting: Path | dist.Store,
+        meeting: Path | MeetingPort,
         patience: float,
     ) -> None:
         """Waits for the others at `meeting`, a file or what `meet_at_port` gives. Who is silent for `patience` seconds is
@@ -169,7 +172,7 @@ class TorchProcessGroup(ProcessGroup):
 _LOOK_SECONDS = 0.1
 
 
-def meet_at_port(file: Path, rank: int, size: int, host: str, name: str, patience: float) -> dist.Store:
+def meet_at_port(file: Path, rank: int, size: int, host: str, name: str, patience: float) -> MeetingPort:
     """Where processes of several machines meet: at a port that member 0 opens on `host` and writes to `file`.
 
     The others wait until the file is there, whoever brings it to them. `name` is of this meeting alone, so that nobody of
@@ -186,7 +189,7 @@ def meet_at_port(file: Path, rank: int, size: int, host: str, name: str, patienc
     except (RuntimeError, TimeoutError) as error:  # torch's DistStoreError and DistNetworkError among them
         print(f"did not meet the other processes: {error}", file=sys.stderr, flush=True)
         raise SystemExit(LOST_PEER) from error
-    met: dist.Store = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    met: MeetingPort = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
     return met
 
 

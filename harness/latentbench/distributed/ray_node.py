@@ -169,7 +169,8 @@ def _set(variables: Mapping[str, str]) -> None:
     """Sets the driver's variables, and how other nodes reach this one."""
     import ray
 
-    os.environ.update({**variables, NODE_ADDRESS: ray.util.get_node_ip_address()})
+    address: Any = ray.util.get_node_ip_address  # untyped in Ray
+    os.environ.update({**variables, NODE_ADDRESS: address()})
 
 
 class _RanksElsewhere:
@@ -213,7 +214,8 @@ class _Host:
 
         place = PlacementGroupSchedulingStrategy(order.group, placement_group_bundle_index=rank)
         options = {**order.options, "scheduling_strategy": place, "max_restarts": 0}
-        self._actor = ray.remote(RankHost).options(**options).remote()
+        actor: Any = ray.remote(RankHost)
+        self._actor = actor.options(**options).remote()
         memory = order.limits.memory
         limits = Limits(order.limits.threads, memory=memory)
         self._asked = self._actor.start.remote(task, limits, order.variables, order.apart, order.home)

@@ -79,8 +79,8 @@ def vector_logit_lens(lm: LanguageModel, vector: Tensor, count: int = 20) -> Log
     rows = unembedding(lm.model)
     direction = vector.to(rows.device, torch.float32)
     # float32 in chunks: the unembedding of a large model does not fit twice.
-    dots = torch.cat([chunk.float() @ direction for chunk in rows.split(16384)])
-    norms = torch.cat([torch.linalg.vector_norm(chunk.float(), dim=1) for chunk in rows.split(16384)])
+    dots = torch.cat([chunk.float() @ direction for chunk in torch.split(rows, 16384)])
+    norms = torch.cat([torch.linalg.vector_norm(chunk.float(), dim=1) for chunk in torch.split(rows, 16384)])
     cosines = dots / (norms * direction.norm()).clamp_min(1e-30)
     order = torch.argsort(cosines, descending=True, stable=True).tolist()
     return LogitLensTokens(
