@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from latentbench.sae.options import (
     Variant,
 )
 from latentbench.sae.sparse_kernels.autograd import top_linear
+from latentbench.sae.sparse_kernels.dispatch import NUMBA
 from latentbench.sae.variants.topk import BudgetLoss
 from tests.support.trained import SEEDS, WIDTH, D, K, rng, scaled, tokens, trained
 
@@ -44,6 +47,78 @@ def test_top_latents_are_the_k_largest_in_order(seed: int, k: int, kind: str) ->
     torch.testing.assert_close(values, wanted.values[:, :k], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(full.gather(1, indices), values, rtol=1e-5, atol=1e-5)
     assert all(len(set(row.tolist())) == k for row in indices)
+
+
+ROWS = {
+    "normal": lambda n, width, rng: torch.randn(n, width, generator=rng),
+    "ties": lambda n, width, rng: torch.randn(n, width, generator=rng).round(),
+    "all equal": lambda n, width, rng: torch.zeros(n, width),
+    "sorted": lambda n, width, rng: (
+        torch.arange(n * width).view(n, width).float() * torch.tensor([1, -1] * n)[:n, None]
+    ),
+    "infinite": lambda n, width, rng: torch.where(torch.rand(n, width, generator=rng) < 0.3, inf, -inf),
+    "one far above": lambda n, width, rng: torch.randn(n, width, generator=rng) * 1e-30 + torch.eye(n, width) * 1e30,
+    "apart": lambda n, width, rng: torch.randn(n, width, generator=rng) * 10.0 ** torch.arange(-n, n, 2)[:, None],
+}
+"""[n, width] numbers on which looking for a bound by halving may find it late or never."""
+
+
+@given(
+    SEEDS,
+    st.sampled_from(sorted(ROWS)),
+    st.integers(1, 700),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=150, deadline=None)
+def test_selection_equals_a_stable_sort_to_the_bit(
+    seed: int, kind: str, width: int, share: float, dtype: torch.dtype
+) -> None:
+    """Of equal entries the lower number comes first, wherever they stand and however many there are."""
+    pre, k = ROWS[kind](5, width, rng(seed)).to(dtype), max(1, round(share * width))
+    found = Codes.empty(5, k, like=pre)
+    NUMBA.top_rows(pre, found.values, found.indices)
+    wanted = pre.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(found.values, wanted.values[:, :k])
+    assert torch.equal(found.indices, wanted.indices[:, :k])
+
+
+@given(SEEDS, st.sampled_from(sorted(ROWS)), st.integers(1, 700), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_rounded_products_are_selected_from_after_the_bias_is_added_in_float32(
+    seed: int, kind: str, width: int, share: float
+) -> None:
+    product, k = ROWS[kind](5, width, rng(seed)).bfloat16(), max(1, round(share * width))
+    bias = torch.randn(width, generator=rng(seed + 1))
+    found, wanted = (Codes.empty(5, k, like=bias) for _ in range(2))
+    NUMBA.top_sums(product, bias, found.values, found.indices)
+    NUMBA.top_rows(product.float() + bias, wanted.values, wanted.indices)
+    assert torch.equal(found.values, wanted.values)
+    assert torch.equal(found.indices, wanted.indices)
+
+
+@pytest.mark.parametrize("hidden", [1, 60, 100])
+def test_what_is_not_a_number_is_not_hidden_where_nothing_else_is_left(hidden: int) -> None:
+    pre = torch.randn(3, 100, generator=rng())
+    pre[1, :hidden] = nan
+    found = Codes.empty(3, 50, like=pre)
+    NUMBA.top_rows(pre, found.values, found.indices)
+    assert found.values[1].isnan().any() or hidden <= 50
+    assert torch.equal(found.values[::2], pre[::2].topk(50).values)
+    assert ((found.indices >= 0) & (found.indices < 100)).all()
+
+
+def test_a_product_in_sixteen_bits_is_made_and_selected_from_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentbench.sae.sparse_kernels.autograd.ROUNDED_CHUNK", 250)
+    x, weight, bias = (torch.randn(*shape, generator=rng(i)) for i, shape in enumerate([(11, D), (100, D), (100,)]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = top_linear(x, weight, bias, 9)
+    product = x.bfloat16().float() @ weight.bfloat16().float().t()
+    exact = product + bias
+    # Half a step of bfloat16 (eight binary digits) of each product; what is left out lies no higher than that below.
+    room = product.abs().max() / 2**8
+    torch.testing.assert_close(found.values, exact.gather(1, found.indices), rtol=0, atol=float(room))
+    assert (found.values[:, -1] >= exact.topk(9).values[:, -1] - room).all()
 
 
 def test_more_latents_than_there_are_are_refused_before_a_kernel_reads_beyond_them() -> None:

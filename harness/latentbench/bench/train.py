@@ -213,8 +213,8 @@ def compare_memory(shape: Shape, device: str = "cpu", k: int = 64) -> StepMemory
     """Memory of HierarchicalTopK's step beside TopK's, and of TopK's in bfloat16."""
     k = min(k, shape.width)
     topk, hierarchical = TopKOptions(width=shape.width, k=k), HierarchicalTopKOptions(width=shape.width, k=k)
-    found = [peak_memory(shape, option, device) for option in (topk, hierarchical)]
-    return StepMemory(shape, k, *found, peak_memory(shape, topk, device, "bfloat16"))
+    rounded = peak_memory(shape, topk, device, "bfloat16")
+    return StepMemory(shape, k, peak_memory(shape, topk, device), peak_memory(shape, hierarchical, device), rounded)
 
 
 def peak_memory(shape: Shape, options: Variant, device: str = "cpu", precision: Precision = "float32") -> int:

@@ -61,7 +61,7 @@ def _top_rounded(x: Tensor, weight: Tensor, bias: Tensor, low: torch.dtype, code
 def _rounded(weight: Tensor, low: torch.dtype) -> Tensor:
     """A copy of the weights of type `low`, in a buffer that the next call overwrites."""
     like = torch.empty(0, dtype=low, device=weight.device)
-    return scratch(*weight.shape, like=like, use="weights").copy_(weight.detach())
+    return scratch(len(weight), weight.shape[1], like=like, use="weights").copy_(weight.detach())
 
 
 def _low_type(x: Tensor) -> torch.dtype | None:

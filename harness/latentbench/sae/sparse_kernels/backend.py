@@ -29,7 +29,7 @@ class Backend(ABC):
 
     def top_sums(self, product: Tensor, bias: Tensor, values: Tensor, indices: Tensor) -> None:
         """`top_rows` of `product` [N, width] + `bias` [width], added in the bias's type."""
-        pre = scratch(*product.shape, like=bias)
+        pre = scratch(len(product), product.shape[1], like=bias)
         self.top_rows(pre.copy_(product).add_(bias), values, indices)
 
     @abstractmethod

@@ -128,9 +128,11 @@ def sort_by_rank(candidates: Array, places: Array, best: Array, where: Array) ->
 
     A candidate's place is the number of larger ones.
     """
-    number, total = candidates.shape[0], 0
+    number = candidates.shape[0]
+    total: Any = 0
     for i in range(number):
-        value, rank = candidates[i], np.int32(0)
+        value = candidates[i]
+        rank = np.int32(0)  # as wide as the numbers, so that as many are counted at once
         for j in range(number):
             rank += np.int32(candidates[j] > value)
         total += rank
