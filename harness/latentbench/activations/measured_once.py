@@ -29,7 +29,7 @@ def once_per_model(measured: Callable[Concatenate[Model, P], T]) -> Callable[Con
     known: WeakKeyDictionary[nn.Module, dict[Hashable, T]] = WeakKeyDictionary()
 
     @wraps(measured)
-    def asked(model: Model, *args: P.args, **kwargs: P.kwargs) -> T:
+    def asked(model: Model, /, *args: P.args, **kwargs: P.kwargs) -> T:
         module = model.model if isinstance(model, LanguageModel) else model
         found, key = known.setdefault(module, {}), (args, *sorted(kwargs.items()))
         if key not in found:

@@ -108,7 +108,8 @@ def stored_row_states(
     Raises InvalidInput where they are to be stored `always` and may not take so much.
     """
     live = LiveRowStates(language_model, tokens, sites)
-    shards = Shards.of_rows(origin, sites, *tokens.ids.shape, token_bytes(language_model.model))
+    rows, context = tokens.ids.shape
+    shards = Shards.of_rows(origin, sites, rows, context, token_bytes(language_model.model))
 
     def computed(number: int, wanted: Sequence[Site]) -> dict[Site, Tensor]:
         return live.stored(shards.cuts[number], wanted)

@@ -15,7 +15,7 @@ from latentbench.activations.tokens import EvalTokens
 from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
-from latentbench.reconstruction.documents import DocumentBatch, DocumentStates, Domain
+from latentbench.reconstruction.documents import DocumentBatch, Domain
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 
 if TYPE_CHECKING:
@@ -52,16 +52,14 @@ def encoded(
     budgets: Sequence[int | None] = (None,),
     forward_tokens: int = TOKENS_PER_FORWARD,
     progress: Progress | None = None,
-    states: DocumentStates | None = None,
 ) -> Iterator[Encoded]:
     """All documents of a domain in batches of at most `forward_tokens` padded tokens, longest documents first.
 
-    The model reads a batch once, the SAE once per budget, in their order; `rule` says which tokens it is given, and
-    `states` gives the hidden states at `site` where they need not be computed, in batches of `forward_tokens`. As in the pass that all SAEs share, the SAE is moved
+    The model reads a batch once, the SAE once per budget, in their order; `rule` says which tokens it is given. As in the pass that all SAEs share, the SAE is moved
     to the model's device and put into evaluation mode.
     """
     sae.to(model.device).eval()
-    domain = Domain(model, tokens, forward_tokens, progress, rule, states)
+    domain = Domain(model, tokens, forward_tokens, progress, rule)
     domain.passes = 1
     counted = OrdinaryTokens(limits=domain.limits([site]))
 
