@@ -21,6 +21,7 @@ from latentbench.activations.capture import hidden_states
 from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
 from latentbench.activations.vocabulary import embedding_rows, positions
+from latentbench.activations.batching import TOKENS_PER_FORWARD
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
@@ -29,7 +30,7 @@ from latentbench.core.texts import chosen
 from latentbench.core.token_rule import TokenRule
 from latentbench.latents.labelled_probing import DOMAIN, SETS, STATES, LabelledProbing, auc_from, gain_from
 from latentbench.latents.probing import Labels, Probe, by_mean_difference, columns, fit, sparse_matrix
-from latentbench.reconstruction.documents import TOKENS_PER_FORWARD, DocumentBatch, Domain
+from latentbench.reconstruction.documents import DocumentBatch, Domain
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.statistics.arrays import Array
 from latentbench.study.context import Content
@@ -241,7 +242,7 @@ def codes_of(sae: SparseAutoencoder, states: Tensor) -> csr_array:
     from scipy.sparse import csr_array, vstack
 
     device = next(sae.parameters()).device
-    parts = [sae.encode(part.to(device)) for part in states.split(_STATES_AT_ONCE)]
+    parts = [sae.encode(part.to(device)) for part in torch.split(states, _STATES_AT_ONCE)]
     return csr_array(vstack([sparse_matrix(codes, sae.width) for codes in parts]))
 
 

@@ -14,9 +14,10 @@ from latentbench.core.hashing import digest
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import ModelFacts
 from latentbench.core.sites import Site, block_number, resumed_from
+from latentbench.core.stage import Stage
 from latentbench.core.text import plural
 from latentbench.plan.plan import Plan, PlannedCell
-from latentbench.plan.stages import DomainStages, SaeStages, Stage
+from latentbench.plan.stages import DomainStages, SaeStages
 from latentbench.spec.cells import Cell
 from latentbench.store.state_cache import STATES_QUOTA, states_limit
 from latentbench.store.store import Store
