@@ -232,6 +232,8 @@ def _tell_step(tell: Teller, timing: StepTiming) -> None:
     tell.found(what, round(timing.tokens_per_second), "tokens/s")
     if timing.speedup_over_sae_lens is not None:
         tell.found(what, round(timing.speedup_over_sae_lens, 3), "× sae-lens' speed")
+    if timing.speedup_over_autocast is not None:
+        tell.found(what, round(timing.speedup_over_autocast, 3), "× sae-lens' speed with autocast")
     if timing.speedup_over_torch is not None:
         tell.found(what, round(timing.speedup_over_torch, 3), "× torch's speed")
     tell.found(what, round(timing.cost_over_topk, 3), "× TopK's time")
