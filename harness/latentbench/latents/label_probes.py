@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentbench.activations.batching import TOKENS_PER_FORWARD
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.massive import OrdinaryTokens
 from latentbench.activations.tokens import EvalTokens, evaluation_tokens
 from latentbench.activations.vocabulary import embedding_rows, positions
-from latentbench.activations.batching import TOKENS_PER_FORWARD
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
