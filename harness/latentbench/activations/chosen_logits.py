@@ -37,27 +37,8 @@ def logits_at(model: nn.Module, mask: Tensor, run: Callable[[], Any]) -> Tensor:
 
 @once_per_model
 def picks(model: nn.Module) -> bool:
-    """Whether the model gives the same logits where its output embedding sees chosen positions only, in two short texts."""
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    if not isinstance(model.get_output_embeddings(), nn.Module):  # type: ignore[operator]
-        return False
-    ids = torch.arange(6, device=input_device(model)).view(2, 3) % len(embedding.weight)
-    mask = torch.tensor([[False, True, False], [True, False, True]])
-    whole: Tensor = model(input_ids=ids, use_cache=False).logits
-    expected = whole[mask.to(whole.device)]
-    try:
-        with _picking(model, mask) as picked:
-            logits: Tensor = model(input_ids=ids, use_cache=False).logits
-    except BaseException as error:
-        if out_of_memory(error):
-            raise
-        contained(error)  # a model that needs the logits of all positions for something of its own
-        return False
-    if not picked or logits.shape != (1, *expected.shape):
-        return False
-    # The same products, whose sums a matrix of another height may add up in another order.
-    scale = float(expected.float().abs().max())
-    return bool((logits[0] - expected).float().abs().max() <= 16 * torch.finfo(logits.dtype).eps * scale)
+    """Whether the model gives the same logits where its output embedding sees chosen positions only."""
+    return _agrees(model)
 
 
 @contextmanager
@@ -78,3 +59,27 @@ def _picking(model: nn.Module, mask: Tensor) -> Iterator[list[bool]]:
         yield picked
     finally:
         handle.remove()
+
+
+def _agrees(model: nn.Module) -> bool:
+    """Compares both on two short texts."""
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if not isinstance(model.get_output_embeddings(), nn.Module):  # type: ignore[operator]
+        return False
+    ids = torch.arange(6, device=input_device(model)).view(2, 3) % len(embedding.weight)
+    mask = torch.tensor([[False, True, False], [True, False, True]])
+    whole: Tensor = model(input_ids=ids, use_cache=False).logits
+    expected = whole[mask.to(whole.device)]
+    try:
+        with _picking(model, mask) as picked:
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    except BaseException as error:
+        if out_of_memory(error):
+            raise
+        contained(error)  # a model that needs the logits of all positions for something of its own
+        return False
+    if not picked or logits.shape != (1, *expected.shape):
+        return False
+    # The same products, whose sums a matrix of another height may add up in another order.
+    scale = float(expected.float().abs().max())
+    return bool((logits[0] - expected).float().abs().max() <= 16 * torch.finfo(logits.dtype).eps * scale)
