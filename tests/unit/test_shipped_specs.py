@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.texts import ByText
 from latentbench.plan.stages import stages_of
 from latentbench.sae.cost import variant_cost
@@ -17,6 +18,7 @@ from latentbench.spec.checks import check
 from latentbench.spec.project import find_project, load_specs
 from latentbench.steering.method import parts_of
 from latentbench.steering.optimised import ReinforcedMethod
+from latentbench_adapters.mixtures import MixedDataset
 
 BOOST = ["papers/sae_boost/pocket", "papers/sae_boost/qwen2.5-7b-russian", "papers/sae_boost/qwen2.5-7b-russian-curves"]
 DOMAINS = "papers/sae_boost/qwen2.5-7b-domains"
@@ -113,6 +115,11 @@ def test_methods_of_one_shipped_spec_write_as_many_answers_at_a_time() -> None:
         assert len({(part.rollout_batch, part.micro_batch, part.stop) for part in trained}) <= 1, spec.origin.name
 
 
+def parts_read(texts: DatasetAdapter) -> list[DatasetAdapter]:
+    """The texts of a mixture, or the texts themselves."""
+    return [part.texts for part in texts.parts] if isinstance(texts, MixedDataset) else [texts]
+
+
 TEXTS = ("general", "medicine", "news", "python_code", "reviews")
 
 
@@ -128,8 +135,8 @@ dataset: {{train: {{tokens: 1000}}}}
     (spec,) = load_specs(project, ["mine"])
     data = spec.cells[0].experiment.dataset
     assert data.train is not None
-    evaluation = data.eval[name]
-    assert (data.train.by_text, evaluation.by_text) == (ByText(part="train"), ByText(part="eval"))
     same = {"by_text": None, "documents": None, "tokens": None}
-    assert data.train.model_copy(update=same) == evaluation.model_copy(update=same)
+    for train, evaluation in zip(parts_read(data.train), parts_read(data.eval[name]), strict=True):
+        assert (train.by_text, evaluation.by_text) == (ByText(part="train"), ByText(part="eval"))
+        assert train.model_copy(update=same) == evaluation.model_copy(update=same)
     assert check(spec, project.roots) == []
