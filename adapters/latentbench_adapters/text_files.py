@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from latentbench.core.border import foreign, reason
 from latentbench.core.errors import InvalidInput, RefusedFile
@@ -153,7 +153,7 @@ class TextFile:
                 raise RefusedFile(f"{self.place(number)}: not UTF-8; save the file as UTF-8")
             yield line
 
-    def _cells(self, reader: csv._reader) -> Iterator[tuple[int, list[str]]]:
+    def _cells(self, reader: Any) -> Iterator[tuple[int, list[str]]]:
         """The rows that are not blank, with the lines at which they begin."""
         while True:
             line = reader.line_num + 1
