@@ -241,7 +241,7 @@ def codes_of(sae: SparseAutoencoder, states: Tensor) -> csr_array:
     from scipy.sparse import csr_array, vstack
 
     device = next(sae.parameters()).device
-    parts = [sae.encode(part.to(device)) for part in states.split(_STATES_AT_ONCE)]
+    parts = [sae.encode(part.to(device)) for part in torch.split(states, _STATES_AT_ONCE)]
     return csr_array(vstack([sparse_matrix(codes, sae.width) for codes in parts]))
 
 
