@@ -23,7 +23,7 @@ SWAPS = [
         "adapter: transformer",
         "1:8: model: unknown adapter 'transformer' (did you mean 'transformers'?)",
     ),
-    ("adapter: transformers, ", "", "1:8: model: say which adapter: one of pocket, transformers"),
+    ("adapter: transformers, ", "", "1:8: model: say which adapter: one of package, pocket, transformers"),
     ("adapter: transformers", "adapter: [transformers]", "1:8: model: "),
     ("adapter: transformers", "adapter: 3", "1:8: model: "),
     ("adapter: transformers", "adapter: null", "1:8: model: say which adapter"),
