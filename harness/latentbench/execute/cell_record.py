@@ -56,6 +56,7 @@ def build_record(
     metrics: list[MetricValue] | None = None,
     artifacts: tuple[ArtifactRef, ...] = (),
     warnings: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
     cost: RunCost | None = None,
 ) -> Record:
     """The record of a cell, with the machine and the code that it is written by. `stages` are None where they are not
@@ -78,6 +79,7 @@ def build_record(
         metrics=tuple(metrics or ()),
         artifacts=artifacts,
         warnings=warnings,
+        notes=notes,
         environment=environment(job.roots.project, job.device, job.threads, job.devices),
         cost=cost or RunCost(peak_memory_bytes=peak_memory_bytes()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -221,6 +221,7 @@ class _Run:
             metrics=state.numbers if ok else None,
             artifacts=artifacts_of(self.store, state.stages) if state.stages else (),
             warnings=tuple(state.warnings) if ok else (),
+            notes=tuple(self._notes(state)) if ok else (),
             cost=self._cost(state),
         )
         status: str = record.status
@@ -275,7 +276,7 @@ class _Run:
                 yield f"{name}: {tokens.skipped} documents were left out because they have fewer than 2 tokens"
 
     def _trained_on(self, state: _State) -> Iterator[str]:
-        """What there is to know of the texts of its SAEs and of those below them, evaluation documents among them first."""
+        """Evaluation documents that are among the texts of its SAEs and of those below them."""
         if not state.measured:
             return
         try:
@@ -287,8 +288,14 @@ class _Run:
             tokens: EvalTokens = measured.tokens
             if shared := overlap(trained, tokens):
                 yield f"{name}: {shared} of {len(tokens.digests)} evaluation documents are among the training documents"
-            yield from (f"{name}: {note}" for note in tokens.notes)
+
+    def _notes(self, state: _State) -> Iterator[str]:
+        """What there is to know of the texts that were read, of those whose tokens were compared just now."""
+        keys = {made.tokens.key for _, made in _levels(state.stages) if made.tokens}
+        trained = [tokens for key, tokens in self.train_tokens.items() if key in keys]
         yield from dict.fromkeys(f"training texts: {note}" for train in trained for note in train.notes)
+        for name, measured in state.measured.items():
+            yield from (f"{name}: {note}" for note in measured.tokens.notes)
 
     def _train_tokens(self, state: _State) -> Iterator[TrainTokens]:
         """What the cell's SAEs and those below them were trained on, each read once for all cells that share it."""

@@ -102,6 +102,7 @@ def provenance(row: Row) -> dict[str, Json]:
         "environment": {name: value for name, value in record.environment.plain().items() if value is not None},
         "cost": record.cost.plain(),
         "artifacts": [artifact.plain() for artifact in record.artifacts],
+        "notes": list(record.notes),
         "cells": [_cell(cell) for cell in row.cells],
     }
 

@@ -189,6 +189,8 @@ class Record(SpecModel):
     artifacts: tuple[ArtifactRef, ...] = ()
     documents: DocumentStatistics | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What there is to know of the texts as they were read, and nothing to be wary of: shares of mixtures, what was left out."""
     environment: Environment = Environment()
     cost: RunCost = RunCost()
     created: Annotated[str, AfterValidator(_moment)]
