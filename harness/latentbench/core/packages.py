@@ -6,9 +6,11 @@ never imported. What a list names counts only inside of the folder that the pack
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -45,15 +47,15 @@ def package_files(package: str, pattern: str, version: str | None = None) -> lis
     and RefusedFile for what leads out of its folder.
     """
     installed = _installed(package, version)
-    named = installed.files
-    if named is None:
+    listed = installed.read_text("RECORD")
+    if listed is None:
         raise NotAvailable(
             f"the package {package} has no list of its files; install it anew: {installing(package, version=installed.version)}"
         )
-    found = sorted({str(path) for path in named if _matches(PurePosixPath(path), PurePosixPath(pattern))})
+    found = _matching(listed, pattern)
     if not found:
         raise NotAvailable(
-            f"the package {package} {installed.version} has no file {pattern!r}{_similar(pattern, map(str, named))}"
+            f"the package {package} {installed.version} has no file {pattern!r}{_similar(pattern, _named(listed))}"
         )
     return [_plain_file(installed, package, PurePosixPath(name)) for name in found]
 
@@ -107,10 +109,20 @@ def _installed(package: str, version: str | None) -> Distribution:
     return found
 
 
-def _matches(path: PurePosixPath, pattern: PurePosixPath) -> bool:
-    """Whether each part of a path matches the pattern's, so that `*` ends at a folder's end. Letter case counts."""
-    parts, wanted = path.parts, pattern.parts
-    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+@lru_cache(maxsize=8)
+def _named(listed: str) -> tuple[str, ...]:
+    """The paths of a RECORD, which has a row of path, hash and size for each file."""
+    return tuple(row[0] for row in csv.reader(listed.splitlines()) if row)
+
+
+# Every domain of every spec asks for its files, whenever specs are validated or planned.
+@lru_cache(maxsize=512)
+def _matching(listed: str, pattern: str) -> tuple[str, ...]:
+    """The paths of a RECORD whose parts each match the pattern's, so that `*` ends at a folder's end. Letter case counts."""
+    wanted = PurePosixPath(pattern).parts
+    parted = ((name, PurePosixPath(name).parts) for name in _named(listed))
+    fits = (n for n, parts in parted if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)))
+    return tuple(sorted(set(fits)))
 
 
 def _plain_file(installed: Distribution, package: str, name: PurePosixPath) -> Path:
