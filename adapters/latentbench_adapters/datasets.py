@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -140,13 +141,9 @@ class PackageDataset(TextFiles):
         return (self.path,) if isinstance(self.path, str) else self.path
 
     def identity(self, roots: Roots) -> Json:
-        try:
-            files = self.paths(roots)
-        except Unpinnable:
-            if self.sha256 is None:
-                raise
-            files = []
-        made = {"sha256": self.sha256 or known_digest(*files), "field": self.field, "split_on": self.split_on}
+        # What is stated is checked when it is read: a project's specs are validated without a look at what they would read.
+        content = self.sha256 or known_digest(*self.paths(roots))
+        made = {"sha256": content, "field": self.field, "split_on": self.split_on}
         kinds = {TextFile.at(Path(pattern)).kind for pattern in self.patterns}
         return {**made, "kinds": sorted(kinds), **self.chosen_rows}
 
@@ -158,8 +155,10 @@ class PackageDataset(TextFiles):
         return files
 
     def pinned(self, roots: Roots) -> Self:
-        """Itself. Raises Unpinnable where what it reads is not known: cells that need it are then named and left out."""
-        self.identity(roots)
+        """Itself. Raises Unpinnable where what it reads is not known, and cells that need it are then named and left out;
+        RefusedFile for other content than is stated."""
+        with suppress(*[Unpinnable] if self.sha256 else []):
+            self.paths(roots)
         return self
 
 
