@@ -172,12 +172,21 @@ class _Reader:
     def length_of_list(self) -> int:
         of, count = struct.unpack("<IQ", self.take(12))
         if of == _TEXT and count <= self.limits.count:
-            for _ in range(count):
-                self.take(self.number(8))
+            self.pass_texts(count)
         else:
             # A list has no plain width, so lists of lists end here: the gguf package would descend without limit.
             self.take(self.width(of) * count)
         return int(count)
+
+    def pass_texts(self, count: int) -> None:
+        """Tokens and merges of a vocabulary are hundred thousands, so these are read without a call of `take` for each."""
+        read, taken, most = self.file.read, self.taken, min(self.size, self.limits.bytes)
+        for _ in range(count):
+            length = int.from_bytes(read(8), "little")
+            taken += 8 + length
+            if taken > most or len(read(length)) != length:
+                raise self.wrong()
+        self.taken = taken
 
     def plain(self, kind: int) -> str:
         if kind not in _PLAIN:
