@@ -63,3 +63,20 @@ def test_every_row_that_looks_like_a_quote_is_one() -> None:
     text = (RESULTS / "README.md").read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| row", "| ---"))]
     assert len(rows) == len(QUOTED.findall(text)) > 0
+
+
+SAE_OF_DOMAIN = re.compile(r"^real/(\w+)((?: +-?\d*\.\d+){6})$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", SAE_OF_DOMAIN.findall((RESULTS / "README.md").read_text("utf-8")), ids=" ".join)
+def test_what_is_said_of_three_domains_is_what_the_records_say(row: tuple[str, str]) -> None:
+    name, shown = row
+    (path,) = (RESULTS / "records/real" / name).glob("*.json")
+    values = {(one.id, one.domain): one.value for one in read_record(path).metrics if one.budget is None}
+    ids = ("explained_variance.centred", "cross_entropy.increase")
+    asked = [(number, domain) for domain in ("medicine", "python_code", "general") for number in ids]
+    assert [f"{values[key]:.3f}".removeprefix("0") for key in asked] == shown.split()
+
+
+def test_three_domains_are_quoted() -> None:
+    assert len(SAE_OF_DOMAIN.findall((RESULTS / "README.md").read_text("utf-8"))) == 3
