@@ -82,13 +82,17 @@ def check_sha256(what: str, files: Iterable[Path], stated: str | None) -> None:
 def require(packages: Iterable[str], version: str | None = None) -> None:
     """Raises Unpinnable with one command for all packages that are not installed."""
     if missing := [package for package in packages if _distribution(package) is None]:
-        which = f"package {missing[0]} is" if len(missing) == 1 else f"packages {', '.join(missing)} are"
-        raise Unpinnable(f"the {which} not installed: {installing(*missing, version=version)}")
+        raise _missing(missing, version)
 
 
 def installing(*packages: str, version: str | None = None) -> str:
     """The command that installs packages without what their own code would need."""
     return " ".join(["pip install --no-deps", *(name + (f"=={version}" if version else "") for name in packages)])
+
+
+def _missing(packages: list[str], version: str | None) -> Unpinnable:
+    which = f"package {packages[0]} is" if len(packages) == 1 else f"packages {', '.join(packages)} are"
+    return Unpinnable(f"the {which} not installed: {installing(*packages, version=version)}")
 
 
 def _distribution(package: str) -> Distribution | None:
@@ -100,8 +104,9 @@ def _distribution(package: str) -> Distribution | None:
 
 def _installed(package: str, version: str | None) -> Distribution:
     """The package. Raises Unpinnable where it must be installed first: what it holds is not known here, and no spec is wrong."""
-    require([package], version)
-    found = distribution(package)
+    found = _distribution(package)
+    if found is None:
+        raise _missing([package], version)
     if version is not None and found.version != version:
         raise Unpinnable(
             f"the package {package} is installed as {found.version}, not {version}: {installing(package, version=version)}"

@@ -92,10 +92,7 @@ def prepare(project: Project, given: Iterable[str]) -> Plan:
     unpinned: dict[str, str] = {}
     specs = [_pinned(spec, project, unpinned) for spec in load_specs(project, given)]
     plan = make_plan(specs, Store(project.store), project.results, project.roots)
-    unpinned.update(plan.unpinned)
-    if unpinned and not plan.cells:
-        raise Unpinnable("\n".join(dict.fromkeys(unpinned.values())))
-    return replace(plan, unpinned=unpinned)
+    return replace(plan, unpinned={**unpinned, **plan.unpinned}).with_cells()
 
 
 def unfinished(plan: Plan, project: Project) -> dict[str, str]:

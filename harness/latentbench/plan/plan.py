@@ -53,6 +53,12 @@ class Plan:
         """The cells that have no good record yet."""
         return tuple(cell for cell in self.cells if cell.run)
 
+    def with_cells(self) -> Plan:
+        """Itself. Raises Unpinnable with the reasons when they leave no cell."""
+        if self.unpinned and not self.cells:
+            raise Unpinnable("\n".join(dict.fromkeys(self.unpinned.values())))
+        return self
+
     def stages(self) -> list[PlannedStage]:
         """All stages of all cells, each once."""
         return list({step.stage.key: step for cell in self.cells for step in cell.steps}.values())
@@ -75,9 +81,7 @@ def make_plan(specs: Iterable[SpecFile], store: Store, results: Path, roots: Roo
             planned.append(planner.planned(cell))
         except Unpinnable as error:
             unpinned[cell.title] = str(error)
-    if unpinned and not planned:
-        raise Unpinnable("\n".join(dict.fromkeys(unpinned.values())))
-    return Plan(tuple(planned), unpinned)
+    return Plan(tuple(planned), unpinned).with_cells()
 
 
 class _Planner:
