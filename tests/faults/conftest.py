@@ -51,8 +51,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> W
 def project(root: Path, model: Path) -> Workbench:
     """Two cells on a tiny model."""
     bench = furnish(root, model)
-    bench.spec(matrix={"sae.k": [2, 4]}, metrics=["cross_entropy", "explained_variance"])
+    experiment(bench)
     return bench
+
+
+def experiment(bench: Workbench, **changes: Any) -> None:
+    """The spec of the two cells, or one that differs from it."""
+    bench.spec(matrix={"sae.k": [2, 4]}, metrics=["cross_entropy", "explained_variance"], **changes)
 
 
 @pytest.fixture

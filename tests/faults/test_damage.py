@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import RUN, project
+from latentbench.store.store import MANIFEST
+from tests.faults.conftest import RUN, experiment, project
 from tests.support.aftermath import check_whole, content
 from tests.support.forked import Fault, call
 from tests.support.project import Workbench
@@ -34,13 +35,17 @@ def damage(path: Path, generator: random.Random) -> str:
 
 
 def damaged(root: Path, undisturbed: Workbench, seeds: int, count: Count) -> None:
-    """Damages a file of a finished run's store, or some, loses the records, and runs again."""
+    """Damages a file of a finished run's store, or some, loses the records, and runs again.
+
+    Of what a run always makes: whether it keeps hidden states is a matter of time, and it reads them only to train or measure.
+    """
     kinds: Counter[str] = Counter()
     for seed in range(seeds):
         generator, bench = random.Random(seed), Workbench(root / str(seed))
         shutil.copytree(undisturbed.root, bench.root)
         shutil.rmtree(bench.root / "results/records")
-        files = sorted(path for path in (bench.root / "results/store/objects").rglob("*") if path.is_file())
+        objects = bench.root / "results/store/objects"
+        files = sorted(p for p in objects.rglob("*") if p.is_file() and objects / "states" not in p.parents)
         kinds.update(damage(path, generator) for path in generator.sample(files, 1 + seed % 3))
         done = call(bench, *RUN)
         assert done.code == 0, done.err
@@ -63,6 +68,49 @@ def test_many_damaged_artifacts_are_made_again(
     tmp_path: Path, undisturbed: Workbench, record_property: Count, seeds: int
 ) -> None:
     damaged(tmp_path, undisturbed, seeds, record_property)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+def test_damaged_hidden_states_are_computed_again(fresh: Workbench, seed: int) -> None:
+    generator, kept = random.Random(seed), fresh.root / "results/store/objects/states"
+    experiment(fresh, resources={"cache": "always"})
+    assert call(fresh, *RUN).code == 0
+    before = content(fresh)
+    files = sorted(path for path in kept.rglob("*") if path.is_file())
+    whole = {path: path.read_bytes() for path in files}
+    # A file of every artifact, so that one is damaged that training reads, and one that measuring reads.
+    chosen = [
+        generator.choice([p for p in files if p.parent == folder]) for folder in sorted({p.parent for p in files})
+    ]
+    kinds = [damage(path, generator) for path in chosen]
+    for path in (fresh.root / "results/store/objects").iterdir():
+        if path != kept:
+            shutil.rmtree(path)  # all that was made of them
+    shutil.rmtree(fresh.root / "results/records")
+    done = call(fresh, *RUN)
+    assert done.code == 0, (kinds, done.err)
+    assert "Traceback" not in done.err
+    check_whole(fresh)
+    assert content(fresh) == before
+    assert {p: p.read_bytes() for p in files if p.name != MANIFEST} == {
+        p: b for p, b in whole.items() if p.name != MANIFEST
+    }
+
+
+def test_damaged_hidden_states_that_nothing_reads_are_left_to_verify(fresh: Workbench) -> None:
+    experiment(fresh, resources={"cache": "always"})
+    assert call(fresh, *RUN).code == 0
+    before = content(fresh)
+    path = next((fresh.root / "results/store/objects/states").rglob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    shutil.rmtree(fresh.root / "results/records")
+    assert call(fresh, *RUN).code == 0
+    assert content(fresh) == before
+    verified = call(fresh, "store", "verify")
+    assert verified.code == 1
+    assert f"{path} does not have the bytes that were written" in verified.err
+    assert not path.exists()
+    assert call(fresh, "store", "verify").code == 0
 
 
 @pytest.mark.parametrize("what", ["records/mine/*.json", "records/mine/*.safetensors"])
