@@ -49,6 +49,15 @@ def test_a_case_may_replace_the_variant_and_the_matrix_may_hold_maps(tmp_path: P
     assert load(tmp_path).cells[0].label == 'sae={"k":1,"variant":"topk","width":8}'
 
 
+def test_null_clears_what_a_case_inherits_and_is_a_value_where_a_setting_says_so(tmp_path: Path) -> None:
+    extra = "cases:\n  - {label: a}\n  - {label: b, dataset: {eval: {lab: null}}, layer: null, layers: [0]}\n"
+    write(tmp_path, s=PLAIN + extra + "training: {gradient_clip: null}\n")
+    first, second = (cell.experiment for cell in load(tmp_path).cells)
+    assert first.training.gradient_clip is second.training.gradient_clip is None
+    assert set(first.dataset.eval) - set(second.dataset.eval) == {"lab"}
+    assert second.layer is None
+
+
 def test_labels_say_true_and_null_as_specs_do(tmp_path: Path) -> None:
     extra = "matrix: {training.normalise: [true, false], training.gradient_clip: [1.0, null]}\n"
     write(tmp_path, s=PLAIN + extra)

@@ -20,7 +20,7 @@ from latentbench.core.validation_errors import problem_at, problems_of
 from latentbench.core.yaml_tree import YamlNode
 from latentbench.records.record import SpecOrigin
 from latentbench.spec.experiment import Experiment, Header, desugared, valid_name
-from latentbench.spec.merge import load_tree, merge
+from latentbench.spec.merge import load_tree, merge, without_cleared
 
 HEADER = frozenset({"schema", "name", "description", "extends", "seeds", "matrix", "cases"})
 MAX_CELLS = 10_000
@@ -117,7 +117,7 @@ class _Reader:
     def experiment(self, tree: YamlNode) -> Experiment:
         """The experiment that a tree describes. Raises SpecError."""
         with _located(Experiment, tree):
-            texts = {name: self._text(name, node) for name, node in tree.children()}
+            texts = {name: self._text(name, node) for name, node in tree.children() if node.value is not None}
             # JSON mode is strict about types and still takes lists for tuples.
             joined = ",".join(f"{json.dumps(name)}:{text}" for name, text in texts.items())
             made = Experiment.model_validate_json(f"{{{joined}}}", strict=True)
@@ -129,7 +129,11 @@ class _Reader:
     def _text(self, name: str, node: YamlNode) -> str:
         """A section as JSON, written once for all combinations that leave it as it is."""
         if id(node) not in self._texts:
-            self._texts[id(node)] = json.dumps(desugared(name, node.plain())), node  # which so keeps its number
+            fields = Experiment.model_fields
+            read = without_cleared(
+                node, fields[name].annotation if name in fields else None
+            )  # a case may clear something too
+            self._texts[id(node)] = json.dumps(desugared(name, read.plain())), node  # which so keeps its number
         return self._texts[id(node)][0]
 
 

@@ -1,6 +1,7 @@
 """`extends`: a spec on top of one or many others; and a new spec, started from one that exists.
 
-Maps merge deep, lists and scalars replace, `null` clears an inherited value. A map that names another `adapter`,
+Maps merge deep, lists and scalars replace, `null` clears an inherited value (but is the value of the few settings of which the
+reference says so). A map that names another `adapter`,
 `variant`, `method` or `load` than the inherited one replaces it as a whole: options of one variant mean nothing to another.
 Parents are merged in the order given, later ones over earlier ones; a parent reached by two ways (a diamond) is fine,
 a parent that extends its own child is an error.
@@ -13,11 +14,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from latentbench.core.errors import SpecError, SpecProblem
+from latentbench.core.spec_model import SpecModel
 from latentbench.core.yaml_tree import Mark, YamlNode, parse, read_text
+from latentbench.spec.experiment import Experiment
 
 CHOICES = ("adapter", "variant", "method", "load")
 
@@ -27,7 +32,7 @@ MAX_ANCESTORS = 32
 
 def load_tree(path: Path, root: Path) -> YamlNode:
     """The tree of the spec at `path` with all its parents merged in; no file outside `root` is read."""
-    return without_cleared(_Inheritance(root.resolve()).load(path.resolve(), (), None))
+    return without_cleared(_Inheritance(root.resolve()).load(path.resolve(), (), None), Experiment)
 
 
 def merge(base: YamlNode, over: YamlNode) -> YamlNode:
@@ -40,12 +45,22 @@ def merge(base: YamlNode, over: YamlNode) -> YamlNode:
     return YamlNode(merged, over.mark, over.key_mark)
 
 
-def without_cleared(node: YamlNode) -> YamlNode:
-    """The tree without the keys that a `null` cleared."""
-    if isinstance(node.value, dict):
-        kept = {key: without_cleared(child) for key, child in node.value.items() if child.value is not None}
-        return YamlNode(dict(kept), node.mark, node.key_mark)
-    return node
+def without_cleared(node: YamlNode, model: Any = None) -> YamlNode:
+    """The tree without the keys that a `null` cleared; where it is read as a `model`, settings that may be null keep theirs."""
+    if not isinstance(node.value, dict):
+        return node
+    fields = model.model_fields if isinstance(model, type) and issubclass(model, SpecModel) else {}
+    kept = {
+        key: without_cleared(child, fields[key].annotation if key in fields else None)
+        for key, child in node.value.items()
+        if child.value is not None or (key in fields and _may_be_null(fields[key]))
+    }
+    return YamlNode(dict(kept), node.mark, node.key_mark)
+
+
+def _may_be_null(field: FieldInfo) -> bool:
+    """Whether null says something else than leaving the setting out."""
+    return field.default is not None and type(None) in get_args(field.annotation)
 
 
 def _chooses_another(base: dict[str, YamlNode], over: dict[str, YamlNode]) -> bool:
