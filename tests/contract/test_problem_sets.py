@@ -15,11 +15,13 @@ from latentbench.core.hashing import canonical
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugins
 from latentbench.core.protocols import SLOT, ProblemSet
+from latentbench_adapters.arithmetic.adapter import ArithmeticProblems
 from latentbench_adapters.pocket.adapter import PocketProblems
 from latentbench_adapters.problems import FileProblems, HuggingFaceProblems
 
 WORDS = f"Solve this: {SLOT} Go."
 EXAMPLES: dict[str, Callable[..., ProblemSet]] = {
+    "arithmetic": lambda **fields: ArithmeticProblems(kind="word_problem", **fields),
     "files": lambda **fields: FileProblems(path="rows.jsonl", prompt=WORDS, **fields),
     "huggingface": lambda **fields: HuggingFaceProblems(id="a/b", revision="c" * 40, prompt=WORDS, **fields),
     "pocket": lambda **fields: PocketProblems(**fields),

@@ -27,9 +27,11 @@ from latentbench_adapters.lm_eval.task_file import read_task, task_file_identity
 
 POCKET_TASKS = Path(__file__).parents[1] / "pocket" / "tasks"
 """The pocket model's word problems."""
+ARITHMETIC_TASKS = Path(__file__).parents[1] / "arithmetic" / "tasks"
+"""Questions of simple arithmetic, which small real models answer sometimes."""
 PLAIN_TASKS = Path(__file__).parent / "plain" / "tasks"
 """Known benchmarks whose questions are put alone, without words around them."""
-OWN_TASKS = (POCKET_TASKS, PLAIN_TASKS)
+OWN_TASKS = (POCKET_TASKS, ARITHMETIC_TASKS, PLAIN_TASKS)
 """Tasks that ship with this project. A folder of tasks is called `tasks`: their files are then part of their identity."""
 _HEAD = re.compile(r"^(?:task|group):[ \t]*([\w.:-]+)[ \t]*$", re.MULTILINE)
 
@@ -139,11 +141,15 @@ def open_datasets(task: str, roots: Roots) -> list[str]:
 def tests_on(task: str, problems: Json, roots: Roots) -> bool:
     """Whether a task tests on the problems of a set with the identity `problems`.
 
-    Told by the pocket model's split, the bytes of a file or the split of a hub dataset; what cannot be told is no.
+    Told by the split of problems that are made on the spot, the bytes of a file or the split of a hub dataset; what cannot be
+    told is no.
     """
     split = problems.get("split")
     if "pocket" in problems:
         return split == "eval" and not is_path(task) and any(path.parent == POCKET_TASKS for path in members(task))
+    if "arithmetic" in problems:
+        asked = ARITHMETIC_TASKS / f"arithmetic_{problems.get('kind')}.yaml"
+        return split == "eval" and not is_path(task) and asked in members(task)
     if "hub" in problems:
         tested = ((config.get("dataset_path"), config.get("test_split")) for config in _configs(task, roots))
         return (problems["hub"], split) in tested

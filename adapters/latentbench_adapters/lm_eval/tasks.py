@@ -25,7 +25,14 @@ from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.text import folded
 from latentbench.reasoning.task_suite import AnswerScore, TaskOptions, is_path
-from latentbench_adapters.lm_eval.catalogue import LENGTH, LENGTH_ALIASES, lm_eval_version, members, open_datasets
+from latentbench_adapters.lm_eval.catalogue import (
+    ARITHMETIC_TASKS,
+    LENGTH,
+    LENGTH_ALIASES,
+    lm_eval_version,
+    members,
+    open_datasets,
+)
 from latentbench_adapters.lm_eval.task_file import NONE, documents_commit, read_task, task_file_identity
 
 if TYPE_CHECKING:
@@ -96,7 +103,7 @@ def task_identity(task: str, roots: Roots, commits: Mapping[str, str] = NONE) ->
         return {"lm_eval": lm_eval_version(), "file": task_file_identity(task, roots, commits)}
     own = {path.name: _digest(path) for path in members(task) if path.parent.name == "tasks"}
     documents = [documents_commit(hub, commits.get(hub)) for hub in open_datasets(task, roots)]
-    return {"lm_eval": lm_eval_version(), "task": task, "documents": documents or _generated(), "files": own}
+    return {"lm_eval": lm_eval_version(), "task": task, "documents": documents or _generated(task), "files": own}
 
 
 def _digest(path: Path) -> str:
@@ -108,10 +115,14 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes().replace(b"latentbench_adapters.", b"adapters.")).hexdigest()
 
 
-def _generated() -> Json:
-    from latentbench_adapters.pocket.text import VERSION
+def _generated(task: str) -> Json:
+    """The version of what makes a task's documents where no dataset holds them."""
+    from latentbench_adapters.arithmetic import questions
+    from latentbench_adapters.pocket import text
 
-    return {"pocket": VERSION}
+    if any(path.parent == ARITHMETIC_TASKS for path in members(task)):
+        return {"arithmetic": questions.VERSION}
+    return {"pocket": text.VERSION}
 
 
 def load(task: str, options: TaskOptions, roots: Roots, folder: Path, chat: Callable[..., str]) -> list[LmEvalProblems]:

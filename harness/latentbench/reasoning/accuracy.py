@@ -86,8 +86,9 @@ class ReasoningAccuracy(Study):
 
     metric: Literal["reasoning_accuracy"] = "reasoning_accuracy"
     task: Annotated[str, Field(min_length=1, max_length=300)]
-    """A task or group of lm-eval (`gsm8k`, `hendrycks_math500`, `aime24`), `pocket_problems`, or a task file in lm-eval's
-    format (`tasks/mine.yaml`, relative to the project; it may name data files of the project, but no code)."""
+    """A task or group of lm-eval (`gsm8k`, `hendrycks_math500`, `aime24`), `arithmetic_sum` and its like for small
+    models, `pocket_problems`, or a task file in lm-eval's format (`tasks/mine.yaml`, relative to the project; it may name data
+    files of the project, but no code)."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)] | None = None
     """Column group in the table; default: the task's name."""
     samples: Annotated[int, Field(ge=1, le=1024)] = 1
