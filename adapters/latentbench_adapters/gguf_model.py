@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.gguf_header import MODEL, GgufHeader, read_gguf_header
 from latentbench.core.hashing import known_digest
 from latentbench.core.packages import check_sha256
@@ -67,11 +67,17 @@ class GgufModel:
         if files := self._here():
             return gguf_facts(header_of(files), self.name)
         made = self.converted(roots)
-        return folder_facts(made) if made else None
+        try:
+            return folder_facts(made) if made else None
+        except InvalidInput:
+            return None  # damaged: whoever loads it finds that out and converts the file again
 
     def converted(self, roots: Roots) -> Path | None:
-        """The folder that it was converted to; None where it was not yet."""
-        return None if roots.store is None else _kept(_store(roots.store), self.stage())
+        """The folder that it was converted to, its bytes unchecked: for its configuration. None where it was not yet."""
+        if roots.store is None:
+            return None
+        store, ref = _store(roots.store), self.stage().ref
+        return store.folder(*ref) if store.has(*ref) else None
 
     def folder(self, roots: Roots) -> Path:
         """The folder that it was converted to; the first to ask converts it.

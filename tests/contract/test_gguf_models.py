@@ -21,7 +21,7 @@ from latentbench.core.sites import Site
 from latentbench.plan.plan import make_plan
 from latentbench.spec.project import load_specs
 from latentbench.store.store import Store
-from latentbench_adapters import gguf_conversion
+from latentbench_adapters import gguf_conversion, gguf_model
 from latentbench_adapters.gguf_model import VERSION
 from latentbench_adapters.package_model import PackageModel
 from latentbench_adapters.transformers_model import TransformersModel
@@ -192,6 +192,25 @@ def test_a_stated_sha256_plans_without_the_file_and_refuses_another(place: Roots
         with pytest.raises(RefusedFile, match=f"has the sha256 [0-9a-f]+, not {sha} as stated"):
             attempt()
     assert not stored(place)
+
+
+def test_its_shape_is_known_without_reading_what_was_converted(written: Path, place: Roots) -> None:
+    stated = LOCAL.model_copy(update={"sha256": hashlib.sha256(written.read_bytes()).hexdigest()})
+    facts = stated.facts(place)
+    stated.load(place, CPU)
+    (folder,) = stored(place)
+    aside = written.rename(written.with_suffix(".aside"))
+    assert stated.facts(place) == facts
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert stated.facts(place) == facts
+    config.write_text("{")
+    assert stated.facts(place) is None
+    assert stored(place) == [folder], "looking changes nothing"
+    aside.rename(written)
+    gguf_model._store.cache_clear()  # as in another process
+    stated.load(place, CPU)
+    assert config.read_text() != "{"
 
 
 def test_a_package_that_is_missing_is_one_command(place: Roots, site: Path) -> None:

@@ -14,8 +14,10 @@ from latentbench.bench import startup
 from latentbench.cli.app import run
 from latentbench.plan.plan import make_plan
 from latentbench.plan.stages import StageMaker, cell_key, stage_keys, stages_of
+from latentbench.spec.checks import check
 from latentbench.spec.project import Project, find_project, load_specs
 from latentbench.store.store import Store
+from latentbench_adapters.pocket.adapter import PocketText
 
 HEAVY = ("torch", "transformers", "pandas", "scipy", "sqlite3", "asyncio", "jinja2", "lm_eval", "datasets", "networkx")
 
@@ -115,3 +117,15 @@ def test_a_command_that_fails_is_not_timed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(startup, "_best", lambda command, *rest: startup._started(command, tmp_path))
     assert run(["bench", "startup", "--specs", "1", "--rounds", "1"]) == 2
+
+
+def test_models_and_texts_are_asked_for_their_files_once_a_spec(
+    generated: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spec, *_) = load_specs(generated, [])
+    asked: list[object] = []
+    for kind, name in ((type(spec.cells[0].experiment.model), "facts"), (PocketText, "identity")):
+        real = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, roots, real=real: (asked.append(self), real(self, roots))[1])
+    assert check(spec, generated.roots) == []
+    assert len(asked) == len({id(section) for section in asked}) < len(spec.cells)

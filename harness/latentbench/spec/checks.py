@@ -20,7 +20,7 @@ from latentbench.sae.options import BoostedOptions, EnsembleOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.spec.cells import SpecFile
 from latentbench.spec.experiment import Data, Experiment
-from latentbench.spec.fit import UNREADABLE, Finding, misfits, saes_of
+from latentbench.spec.fit import UNREADABLE, Files, Finding, misfits, saes_of
 from latentbench.study.study import Study
 
 
@@ -28,11 +28,12 @@ def check(spec: SpecFile, roots: Roots) -> list[SpecProblem]:
     """Every problem of a loaded spec's cells, files and folders it names included; empty when it can be run."""
     problems: dict[SpecProblem, None] = {}
     seen: set[int] = set()
+    files = Files(roots)
     for cell, tree in zip(spec.cells, spec.trees, strict=True):
         if id(cell.experiment) in seen:  # the same experiment with another seed
             continue
         seen.add(id(cell.experiment))
-        for path, message in _findings(cell.experiment, roots):
+        for path, message in _findings(cell.experiment, files):
             problems[problem_at(tree, path, message)] = None
     return list(problems)
 
@@ -50,14 +51,15 @@ def same_names(specs: list[SpecFile]) -> list[SpecProblem]:
     return problems
 
 
-def _findings(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+def _findings(experiment: Experiment, files: Files) -> Iterator[Finding]:
+    roots = files.roots
     yield from _sections(experiment)
     # Boosts without texts of their own would be complained about once more, as SAEs without any texts.
     yield from list(_domains(experiment)) or _data(experiment)
     yield from _devices(experiment)
     yield from _budgets(experiment)
     yield from _repeated(experiment)
-    yield from misfits(experiment, roots)
+    yield from misfits(experiment, files)
     yield from _subject(experiment, roots)
     yield from _studies(experiment, roots)
     yield from _every_token(experiment)

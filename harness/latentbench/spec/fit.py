@@ -10,12 +10,12 @@ its authors measured, so texts too long for either are refused alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from latentbench.core.errors import InvalidInput, Unpinnable
 from latentbench.core.paths import Roots
-from latentbench.core.protocols import DatasetAdapter, ModelFacts
+from latentbench.core.protocols import DatasetAdapter, ModelAdapter, ModelFacts
 from latentbench.core.sites import Point, Site
 from latentbench.core.yaml_tree import YamlPath
 from latentbench.sae.options import FineTunedOptions, Variant
@@ -32,12 +32,44 @@ UNREADABLE = (InvalidInput, ValueError, OSError)
 """What a part of a spec raises for a name that leads nowhere; OSError when the system itself refuses it."""
 
 
-def misfits(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
+class Files:
+    """What models and texts say of the files they name, each asked once: sections that are written alike are one object."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+        self._said: dict[tuple[str, int], tuple[Any, Any, BaseException | None]] = {}
+
+    def facts(self, model: ModelAdapter) -> ModelFacts | None:
+        """Raises what `ModelAdapter.facts` does."""
+        facts: ModelFacts | None = self._once("facts", model, model.facts)
+        return facts
+
+    def check(self, section: ModelAdapter | DatasetAdapter) -> None:
+        """Raises what asking for its identity does."""
+        self._once("identity", section, section.identity)
+
+    def _once(self, kind: str, section: object, ask: Callable[[Roots], Any]) -> Any:
+        if (kind, id(section)) not in self._said:
+            said: Any = None
+            raised: BaseException | None = None
+            try:
+                said = ask(self.roots)
+            except (Unpinnable, *UNREADABLE) as error:
+                raised = error
+            self._said[kind, id(section)] = section, said, raised  # the section too, so that no other gets its number
+        _, said, raised = self._said[kind, id(section)]
+        if raised is not None:
+            raise raised
+        return said
+
+
+def misfits(experiment: Experiment, files: Files) -> Iterator[Finding]:
     """Everything that is wrong with the files, folders and models that the experiment names."""
     facts: ModelFacts | None = None
+    roots = files.roots
     try:
-        facts = experiment.model.facts(roots)
-        experiment.model.identity(roots)
+        facts = files.facts(experiment.model)
+        files.check(experiment.model)
         yield from _layer(experiment, facts)
     except Unpinnable:
         pass  # the spec is not wrong for that; plans name the cells that wait for it
@@ -45,7 +77,7 @@ def misfits(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
         yield ("model",), str(error)
     for path, data in texts_of(experiment).items():
         try:
-            data.identity(roots)
+            files.check(data)
         except Unpinnable:
             continue
         except UNREADABLE as error:
