@@ -20,7 +20,13 @@ from latentbench.steering.method import parts_of
 from latentbench.steering.optimised import ReinforcedMethod
 from latentbench_adapters.mixtures import MixedDataset
 
-BOOST = ["papers/sae_boost/pocket", "papers/sae_boost/qwen2.5-7b-russian", "papers/sae_boost/qwen2.5-7b-russian-curves"]
+BOOST = [
+    "papers/sae_boost/pocket",
+    "papers/sae_boost/qwen2.5-7b-russian",
+    "papers/sae_boost/qwen2.5-7b-russian-curves",
+    "papers/sae_boost/smollm2-135m",
+    "papers/sae_boost/gemma-3-270m",
+]
 DOMAINS = "papers/sae_boost/qwen2.5-7b-domains"
 
 
