@@ -9,10 +9,10 @@ import pytest
 
 from latentbench.activations import row_states
 from latentbench.core.spec_model import Json
-from latentbench.reconstruction import documents
+from latentbench.reconstruction import documents as reconstruction
 from latentbench.records.record import Record
 from tests.conftest import Command
-from tests.support.project import Workbench
+from tests.support.project import Workbench, documents, random_words, write_jsonl
 
 MODES = ("never", "always")
 
@@ -69,9 +69,11 @@ def test_later_saes_are_measured_without_the_blocks_before_their_site(
     bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    real = documents.hidden_states, documents.hidden_states_and_logits
+    real = reconstruction.hidden_states, reconstruction.hidden_states_and_logits
     for function in real:
-        monkeypatch.setattr(documents, function.__name__, lambda *given, of=function: (passes.append(1), of(*given))[1])
+        monkeypatch.setattr(
+            reconstruction, function.__name__, lambda *given, of=function: (passes.append(1), of(*given))[1]
+        )
     bench.spec("one", resources={"cache": "always"})
     assert command("run", "one", "--executor", "inline").code == 0
     first = len(passes)
@@ -81,6 +83,42 @@ def test_later_saes_are_measured_without_the_blocks_before_their_site(
     bench.spec("computed", resources={"cache": "never"}, seeds=[3], sae__k=3)
     assert command("run", "computed", "--executor", "inline").code == 0
     assert len(passes) > first
+
+
+STUDIES: list[Json] = [
+    "latents",
+    {"sparse_probing": {"k": [1, 2]}},
+    {"autointerp": {"judge": {"adapter": "lexical"}, "domain": "lab", "latents": 4}},
+]
+
+
+def test_studies_of_latents_find_the_same_and_run_no_model_where_the_store_has_its_states(
+    bench: Workbench, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {"dataset.eval.other": {"adapter": "files", "path": "data/other.jsonl", "documents": 40, "context": 16}}
+    write_jsonl(bench.root / "data/other.jsonl", random_words(40))
+    write_jsonl(bench.root / "data/eval.jsonl", documents(40, start=500))
+    same = {"metrics": STUDIES, "dataset.eval.lab.documents": 40, **two}
+    numbers = []
+    for mode in MODES:
+        bench.spec("one", **same, resources={"cache": mode})
+        said = command("plan", "one").out
+        assert ("hidden states of the documents of other at 0.resid_post" in said) is (mode == "always")
+        assert command("run", "one", "--executor", "inline").code == 0
+        (record,) = bench.records().values()
+        numbers.append(measured(record))
+        if mode == "never":
+            shutil.rmtree(bench.root / "results")
+    assert numbers[0] == numbers[1]
+    passes: list[int] = []
+    real = reconstruction.hidden_states
+    monkeypatch.setattr(reconstruction, "hidden_states", lambda *given: (passes.append(1), real(*given))[1])
+    bench.spec("other", **same, resources={"cache": "always"}, sae__k=3)
+    assert command("run", "other", "--executor", "inline").code == 0
+    assert passes == []
+    bench.spec("computed", **same, resources={"cache": "never"}, sae__k=2)
+    assert command("run", "computed", "--executor", "inline").code == 0
+    assert passes
 
 
 def test_a_plan_says_what_will_be_stored_and_what_it_saves(bench: Workbench, command: Command) -> None:

@@ -270,13 +270,18 @@ def test_documents_are_encoded_at_every_budget_by_an_sae_in_evaluation_mode() ->
 def test_latents_are_surveyed_without_massive_tokens() -> None:
     lm, sae = planted_model(), ToySAE()
     rules = TokenRule(10.0), TokenRule(None, (f"w{MASSIVE}",))
-    by_length, by_name = (survey.survey(lm, sae, MIDDLE, TOKENS, 3, 8, 5, rule=rule).tensors() for rule in rules)
+    by_length, by_name = (
+        survey.survey(encoded(lm, sae, MIDDLE, TOKENS, rule=rule), lm, sae.width, 3, 8, 5).tensors() for rule in rules
+    )
     assert by_length.keys() == by_name.keys()
     for name in ("tokens", "firing", "documents", "repeated", "largest", "entropy", "top_tokens"):
         assert torch.equal(by_length[name], by_name[name]), name
-    kept = survey.survey(lm, sae, MIDDLE, TOKENS, 3, 8, 5)
+    kept = survey.survey(encoded(lm, sae, MIDDLE, TOKENS), lm, sae.width, 3, 8, 5)
     assert kept.tokens == int(by_length["tokens"]) + int((TOKENS.ids == MASSIVE).sum())
-    pooled = [documents_of(lm, sae, MIDDLE, TOKENS, rule).states for rule in (*rules, EVERY_TOKEN)]
+    pooled = [
+        documents_of(encoded(lm, sae, MIDDLE, TOKENS, rule=rule), len(TOKENS.ids), sae).states
+        for rule in (*rules, EVERY_TOKEN)
+    ]
     assert np.array_equal(pooled[0], pooled[1])
     assert np.abs(pooled[2]).max() > 10 * np.abs(pooled[0]).max()
 

@@ -48,6 +48,12 @@ class NormLimit:
         """JSON data; what is not finite is null."""
         return {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
 
+    @staticmethod
+    def from_plain(plain: Mapping[str, Json]) -> NormLimit:
+        """The inverse of `plain`."""
+        median, length = plain["median"], plain["length"]
+        return NormLimit(math.nan if median is None else median, math.inf if length is None else length)
+
 
 UNLIMITED = NormLimit(math.nan, math.inf)
 """No length is massive."""

@@ -41,6 +41,7 @@ class Autointerp(BudgetedMetric, Study):
 
     version: ClassVar[int] = VERSION
     implementation: ClassVar[str] = "latentbench.autointerp.study:measure_autointerp"
+    reads_states: ClassVar[bool] = True
     handling: ClassVar[frozenset[str]] = frozenset({"max_requests", "max_cost", "prices"})
     displays: ClassVar[Mapping[str, Display]] = {"autointerp.score": Display("Autointerp", 60, least=0.0)}
 

@@ -35,7 +35,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.sites import Site
 from latentbench.core.token_rule import TokenRule
-from latentbench.latents.encoding import encoded
+from latentbench.latents.encoding import encoded_domain
 from latentbench.reconstruction.documents import DocumentBatch
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.study.context import StageContext
@@ -129,6 +129,7 @@ class EvaluationSetup:
     sae: SparseAutoencoder
     protocol: ScoringProtocol
     seed: int
+    domain: str
     tokens: EvalTokens
     texts: DocumentTexts
     sides: Integers
@@ -145,7 +146,7 @@ class EvaluationSetup:
         # By what is one unit: a text and its copy on two sides would be explained from and asked about.
         halves = sides(tokens.units.shared(tokens.digests), seed)
         drawn = _drawn(texts.lengths, halves, protocol.window, seed)
-        return EvaluationSetup(context, site, sae, protocol, seed, tokens, texts, halves, drawn)
+        return EvaluationSetup(context, site, sae, protocol, seed, domain, tokens, texts, halves, drawn)
 
     @property
     def ordinary_tokens(self) -> int:
@@ -154,9 +155,8 @@ class EvaluationSetup:
 
     def each_batch(self, done: int, budgets: Sequence[Budget], take: CodesConsumer) -> None:
         """One pass over the documents: the model once per batch, the SAE once per budget. `done` passes came before."""
-        model, rule = self.context.model(), self.context.experiment.token_rule
         progress = partial(self.context.progress, part=f"reading, pass {done + 1} of {PASSES}")
-        for part in encoded(model, self.sae, self.site, self.tokens, rule=rule, budgets=budgets, progress=progress):
+        for part in encoded_domain(self.context, self.domain, budgets, progress):
             # Windows were cut by ids alone, before the model was run, so massive tokens keep their places in them.
             take(part.budget, replace(part.batch, ordinary=part.words), _checked(part.codes_of_words()))
 

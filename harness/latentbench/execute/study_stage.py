@@ -3,18 +3,21 @@ its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from latentbench.activations.state_shards import StatesOrigin
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.errors import CellFailed, NotAvailable
 from latentbench.core.progress import Progress
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
-from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens
+from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, storing
 from latentbench.plan.stages import CellStages
+from latentbench.reconstruction.document_states import StoredDocumentStates, stored_document_states
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
 from latentbench.spec.fit import texts_of
@@ -47,15 +50,13 @@ class StudyRunner:
         subject, stage = studied.cell.experiment.subject, studied.stages.subject
         if subject is None or stage is None:
             return
-        context = self._context(studied, stage, progress)
 
         def make(_: object) -> None:
-            content = subject.make(context)
-            if not isinstance(content, Content):
-                raise CellFailed(f"{stage.title} came as {type(content).__name__}; `make` must return a Content")
-            subject.read(
-                content, context
-            )  # what cannot be read must not be stored: every later run would find it there
+            with self._context(studied, stage, progress) as context:
+                content = subject.make(context)
+                if not isinstance(content, Content):
+                    raise CellFailed(f"{stage.title} came as {type(content).__name__}; `make` must return a Content")
+                subject.read(content, context)  # what cannot be read must not be stored: later runs would find it there
             self._finish(stage, content)
 
         self.store.share([stage.ref], make)
@@ -63,9 +64,13 @@ class StudyRunner:
     def study(self, studied: StudiedCell, study: Study, progress: Progress) -> Findings:
         """What a study finds, from the store or measured now."""
         stage = studied.stages.studies[study.label]
-        context = self._context(studied, stage, progress)
+
+        def run() -> Content:
+            with self._context(studied, stage, progress) as context:
+                return to_content(study.run(context))
+
         # Also what was measured now comes through content: a study must find the same whether it was stored or not.
-        return from_content(self._once(stage, lambda: to_content(study.run(context))))
+        return from_content(self._once(stage, run))
 
     def _once(self, stage: Stage, make: Callable[[], Content]) -> Content:
         """The stage's content from the store, or made and stored by this worker alone."""
@@ -79,7 +84,9 @@ class StudyRunner:
         self.store.drop_checkpoint(stage.key)
         return content
 
-    def _context(self, studied: StudiedCell, stage: Stage, progress: Progress) -> StageContext:
+    @contextmanager
+    def _context(self, studied: StudiedCell, stage: Stage, progress: Progress) -> Iterator[StageContext]:
+        """What the stage works with; the hidden states that it reads are kept in the store while this is open."""
         experiment = studied.cell.experiment
         # The model is refused when it has no positions for the longest text that any part of the cell may read.
         longest = max((data.context for data in texts_of(experiment).values()), default=0)
@@ -96,9 +103,11 @@ class StudyRunner:
             subject=lambda: self._subject(studied, context),
             tokens=lambda domain: self._tokens(studied, domain),
             shared=lambda kind, payload, make: self._shared(studied.stages.model, kind, payload, make),
+            states=lambda domain, sites: self._states(studied, domain, sites, progress, held),
             progress=progress,
         )
-        return context
+        with ExitStack() as held:
+            yield context
 
     def _subject(self, studied: StudiedCell, context: StageContext) -> Any:
         subject, stage = studied.cell.experiment.subject, studied.stages.subject
@@ -112,6 +121,18 @@ class StudyRunner:
     def _tokens(self, studied: StudiedCell, domain: str) -> EvalTokens:
         experiment, stage = studied.cell.experiment, studied.stages.domains[domain].tokens
         return make_eval_tokens(self.store, stage, experiment.dataset.eval[domain], self.models, experiment.model)
+
+    def _states(
+        self, studied: StudiedCell, domain: str, sites: Sequence[Site], progress: Progress, held: ExitStack
+    ) -> StoredDocumentStates | None:
+        experiment, tokens = studied.cell.experiment, self._tokens(studied, domain)
+        model = self.models.model(experiment.model, tokens.ids.shape[1])
+        origin = StatesOrigin(studied.stages.model, studied.stages.domains[domain].tokens.key)
+        mode = experiment.resources.cache
+        found = stored_document_states(self.store, origin, model, tokens, sites, mode, storing(progress))
+        if found:
+            held.enter_context(self.store.using(found.keys))
+        return found
 
     def _shared(self, model: Json, kind: str, payload: Json, make: Callable[[], Content]) -> Content:
         # Keyed without the cell, so that all cells with this model find what one of them made.

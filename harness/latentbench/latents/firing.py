@@ -50,6 +50,7 @@ class Latents(Study):
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.latents.survey:measure_latents"
+    reads_states: ClassVar[bool] = True
 
     metric: Literal["latents"] = "latents"
     examples: Annotated[int, Field(ge=1, le=50)] = 6

@@ -6,7 +6,7 @@ The linear probes and the choice of latents serve the first-letter task too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from latentbench.activations.tokens import EvalTokens, units_together
 from latentbench.core.errors import CellFailed
-from latentbench.core.sites import Site
-from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
-from latentbench.latents.encoding import Encoded, encoded
+from latentbench.latents.encoding import Encoded, encoded_domain
 from latentbench.latents.sparse_probing import CORRECT_RESIDUAL, DOMAIN, WEIGHT, SparseProbing, correct_from
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.statistics.arrays import Array
@@ -28,7 +26,6 @@ from latentbench.study.study import Findings
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from latentbench.core.protocols import LanguageModel
     from latentbench.study.context import StageContext
 
 Labels = NDArray[np.bool_]
@@ -40,10 +37,13 @@ _ITERATIONS = 1000
 
 def measure_sparse_probing(study: SparseProbing, context: StageContext) -> Findings:
     """Tells the domains apart from every number of latents. Raises CellFailed for domains of too few documents."""
-    sae, site = context.sae, next(iter(context.saes()))
-    tokens = [context.tokens(name) for name in study.domains(context.experiment)]
-    rule = context.experiment.token_rule
-    data = ProbedDocuments.joined([documents_of(context.model(), sae, site, part, rule) for part in tokens], tokens)
+    domains, sae = study.domains(context.experiment), context.sae
+    tokens = [context.tokens(name) for name in domains]
+    pooled = [
+        documents_of(encoded_domain(context, name), len(part.ids), sae)
+        for name, part in zip(domains, tokens, strict=True)
+    ]
+    data = ProbedDocuments.joined(pooled, tokens)
     if problem := data.problem():
         raise CellFailed(f"sparse_probing: {problem}")
     correct = {correct_from(k): data.correct(k) for k in dict.fromkeys(study.k)}
@@ -192,24 +192,22 @@ class ProbedDocuments:
         return columns(self.latents, by_mean_difference(self.latents[train], ours[train], k))
 
 
-def documents_of(
-    model: LanguageModel, sae: SparseAutoencoder, site: Site, tokens: EvalTokens, rule: TokenRule = EVERY_TOKEN
-) -> PooledDocuments:
-    """One domain's documents, in their order, from one pass; `rule` says which of their tokens count."""
+def documents_of(parts: Iterable[Encoded], documents: int, sae: SparseAutoencoder) -> PooledDocuments:
+    """One domain's `documents`, in their order, from one pass in which an SAE encodes them."""
     from scipy.sparse import csr_array
 
     rows: list[NDArray[np.int64]] = []
     latents: list[NDArray[np.int64]] = []
     values: list[Array] = []
-    states = np.zeros((len(tokens.ids), sae.d_in))
-    for part in encoded(model, sae, site, tokens, rule=rule):
-        documents, latent, mean = _mean_codes(part, sae.width)
-        rows.append(documents)
+    states = np.zeros((documents, sae.d_in))
+    for part in parts:
+        row, latent, mean = _mean_codes(part, sae.width)
+        rows.append(row)
         latents.append(latent)
         values.append(mean)
         states[part.batch.documents.numpy()] = _mean_states(part)
     cells = np.concatenate(rows), np.concatenate(latents)
-    pooled = csr_array((np.concatenate(values), cells), shape=(len(tokens.ids), sae.width))
+    pooled = csr_array((np.concatenate(values), cells), shape=(documents, sae.width))
     return PooledDocuments(pooled, states)
 
 

@@ -44,6 +44,7 @@ class SparseProbing(Study):
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.latents.probing:measure_sparse_probing"
+    reads_states: ClassVar[bool] = True
     displays: ClassVar[Mapping[str, Display]] = {"sparse_probing.accuracy": Display("Probing", 70)}
 
     metric: Literal["sparse_probing"] = "sparse_probing"

@@ -7,7 +7,7 @@ activations, whatever the number of documents. The study `latents` (firing.py) a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,14 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentbench.activations.tokens import EvalTokens
-from latentbench.core.progress import Progress
-from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
-from latentbench.latents.encoding import Encoded, encoded
+from latentbench.latents.encoding import Encoded, encoded_domain
 from latentbench.latents.firing import DENSE, TOP_TOKENS, Latents
-from latentbench.sae.autoencoder import Codes, SparseAutoencoder
+from latentbench.sae.autoencoder import Codes
 from latentbench.statistics.arrays import Array
 from latentbench.study.study import Findings
 
@@ -34,23 +30,13 @@ if TYPE_CHECKING:
 
 def measure_latents(study: Latents, context: StageContext) -> Findings:
     """Surveys every domain of the study; the surveys' tensors are kept for reports."""
-    sae, site = context.sae, next(iter(context.saes()))
-    model, domains = context.model(), study.domains(context.experiment)
+    domains = study.domains(context.experiment)
     statistics: dict[str, dict[str, Array]] = {}
     tensors: dict[str, Tensor] = {}
     details: dict[str, Json] = {}
     for name in domains:
-        found = survey(
-            model,
-            sae,
-            site,
-            context.tokens(name),
-            study.examples,
-            study.window,
-            TOP_TOKENS,
-            partial(context.progress, part=name),
-            context.experiment.token_rule,
-        )
+        parts = encoded_domain(context, name, progress=partial(context.progress, part=name))
+        found = survey(parts, context.model(), context.sae.width, study.examples, study.window, TOP_TOKENS)
         statistics[name] = _statistics(found)
         tensors |= {f"{name}/{key}": tensor for key, tensor in found.tensors().items()}
         details[name] = {"tokens": found.tokens, "density_histogram": found.density_histogram()}
@@ -368,21 +354,14 @@ class Survey:
         return {"edges": edges, "counts": counts, "dead": int((~alive).sum())}
 
 
-def survey(
-    model: LanguageModel,
-    sae: SparseAutoencoder,
-    site: Site,
-    tokens: EvalTokens,
-    examples: int,
-    window: int,
-    top: int,
-    progress: Progress | None = None,
-    rule: TokenRule = EVERY_TOKEN,
-) -> Survey:
-    """Runs the documents once; `rule` says which tokens count. `examples` windows of `window` tokens and the `top` tokens are kept per latent."""
-    usage = LatentUsage(sae.width, model.model.config.get_text_config().vocab_size, model.device)
-    best = TopExamples(sae.width, examples, window, model.device)
-    for part in encoded(model, sae, site, tokens, rule=rule, progress=progress):
+def survey(parts: Iterable[Encoded], model: LanguageModel, width: int, examples: int, window: int, top: int) -> Survey:
+    """Reads the documents once, as an SAE of `width` latents encodes what `model` makes of them.
+
+    `examples` windows of `window` tokens and the `top` tokens are kept per latent.
+    """
+    usage = LatentUsage(width, model.model.config.get_text_config().vocab_size, model.device)
+    best = TopExamples(width, examples, window, model.device)
+    for part in parts:
         usage.add(part)
         best.add(part)
     return _survey(usage, best.found, top)

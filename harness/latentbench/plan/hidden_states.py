@@ -181,14 +181,14 @@ def _wanted_documents(plan: Plan) -> list[WantedDocuments]:
     for item in _storing(plan):
         run = {step.stage.key for step in item.steps if step.run}
         for name, domain in item.stages.domains.items():
-            for stage in _measured(domain, run):
+            for stage in (*_measured(domain, run), *_studied(item, name, run)):
                 key = digest("wanted", [item.stages.model, domain.tokens.key])
                 wanted = found.setdefault(
                     key, WantedDocuments(item.cell, item.stages.model, domain.tokens.key, domain=name)
                 )
                 wanted.sites.add(item.stages.saes[0].site)
                 wanted.saes.add(item.stages.saes[0].stage.key)
-                wanted.spliced |= bool(stage.payload["splice"])
+                wanted.spliced |= bool(stage.payload.get("splice"))
     return list(found.values())
 
 
@@ -202,6 +202,15 @@ def _measured(domain: DomainStages, run: set[str]) -> Iterator[Stage]:
         yield from (stage for stage in (domain.baseline, *domain.measurements.values()) if stage.key in run)
     if domain.every is not None:
         yield from _measured(domain.every, run)
+
+
+def _studied(item: PlannedCell, domain: str, run: set[str]) -> Iterator[Stage]:
+    """Studies that read the hidden states of a domain's documents."""
+    experiment = item.cell.experiment
+    for study in experiment.studies:
+        stage = item.stages.studies[study.label]
+        if study.reads_states and item.stages.saes and stage.key in run and domain in study.domains(experiment):
+            yield stage
 
 
 def _trained(item: PlannedCell) -> Iterator[SaeStages]:

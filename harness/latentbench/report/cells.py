@@ -19,6 +19,7 @@ from latentbench.activations.tokens import EvalTokens
 from latentbench.activations.vocabulary import embedding_rows
 from latentbench.autointerp.scores import AutointerpDetails
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
+from latentbench.latents.encoding import encoded
 from latentbench.latents.firing import TOP_TOKENS, Latents
 from latentbench.latents.survey import Survey, survey
 from latentbench.leaderboard.load import load
@@ -180,9 +181,8 @@ def _measured_surveys(
     for name in experiment.dataset.eval:
         say(f"no `latents` study is stored: reading the documents of {name}")
         tokens = _tokens(store, record, experiment, project, model, name)
-        found[name] = survey(
-            model, sae, site, tokens, options.examples, options.window, TOP_TOKENS, rule=experiment.token_rule
-        )
+        parts = encoded(model, sae, site, tokens, rule=experiment.token_rule)
+        found[name] = survey(parts, model, sae.width, options.examples, options.window, TOP_TOKENS)
     return found
 
 

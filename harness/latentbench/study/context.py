@@ -10,7 +10,7 @@ A plug-in reads this file and study.py; nothing else of the harness has to be kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
     from latentbench.core.sites import Site
     from latentbench.core.token_rule import TokenRule
+    from latentbench.reconstruction.documents import DocumentStates
     from latentbench.sae.autoencoder import SparseAutoencoder
     from latentbench.sae.options.base import LoadedSae, Variant
     from latentbench.statistics.units import Units
@@ -148,6 +149,9 @@ class StageContext:
     progress: Progress
     """`progress(done, total)` steps, or `progress(done, total, "problems")`, for people who watch; it keeps nothing. Best called
     with 0 when the work begins, and as often as there is something new: most calls cost nothing."""
+    states: Callable[[str, Sequence[Site]], DocumentStates | None] = lambda domain, sites: None
+    """The hidden states of an evaluation domain's documents at some sites from the store, where the spec's `cache` keeps them:
+    they were computed once for whatever reads there. None: compute them. For studies that say so in `reads_states`."""
 
     @property
     def sae(self) -> SparseAutoencoder:

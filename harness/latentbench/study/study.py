@@ -65,6 +65,9 @@ class Study(Metric):
 
     implementation: ClassVar[str]
     """`module:function` of what measures, called as `function(study, context)`; needless where `run` is overridden."""
+    reads_states: ClassVar[bool] = False
+    """Whether it reads the hidden states of all documents of its `domains` where the cell's SAEs read, through
+    `StageContext.states`: plans then say what storing them takes."""
 
     def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         """The evaluation domains of the spec whose tokens it reads; by default all. Their tokens are parents of its stage."""
