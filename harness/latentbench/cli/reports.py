@@ -107,6 +107,37 @@ def steering(
 
 
 @app.command()
+def figure(
+    suite: Annotated[str, typer.Argument(help="A spec, or a folder of specs, that has records.")],
+    y: Annotated[str, typer.Option(help="Id of the number that is drawn.")] = "explained_variance.centred",
+    x: Annotated[str, typer.Option(help="Id of the number it is drawn against.")] = "l0",
+    domain: Annotated[str | None, typer.Option(help="Domain of both; default the first.", show_default=False)] = None,
+    rows: Annotated[
+        str, typer.Option(help="Patterns of labels, with commas between; `!untrained` leaves one out.")
+    ] = "*",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .svg, .png or .pdf.")] = Path(
+        "figure.svg"
+    ),
+    results: Results = None,
+) -> None:
+    """Draw one number against another for a paper: a curve for each variant, and for each SAE that was cut to fewer latents.
+
+    Example: `latentbench report figure papers/hierarchical_topk/pocket --domain general -o hierarchical.svg`
+    """
+    from latentbench.leaderboard.api import suite_board
+    from latentbench.report.curves import Axes, curves, words
+    from latentbench.report.curves import figure as drawn
+    from latentbench.store.files import write_bytes
+
+    board = suite_board(find_project(results).results, suite)
+    domains = [name for group in board.groups for name in group.domains]
+    axes = Axes(y, domain or (domains[0] if domains else ""), x, tuple(rows.split(",")))
+    written = drawn(curves(board, axes), *words(board, axes), output.suffix.removeprefix("."))
+    write_bytes(output, written)
+    say(f"wrote {output}")
+
+
+@app.command()
 def scales(
     spec: Annotated[str, typer.Argument(help="Name of a spec that sweeps `steering.scale`.")],
     selection: Annotated[

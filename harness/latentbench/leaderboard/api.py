@@ -61,11 +61,16 @@ def leaderboard(
     return data.as_csv(board, columns) if format == "csv" else terminal.text(board, columns, width)
 
 
-def leaderboard_parquet(results: Path, suite: str | None = None, columns: Sequence[str] | None = None) -> bytes:
-    """The long table of all numbers as Parquet. Raises InvalidInput."""
+def suite_board(results: Path, suite: str | None = None) -> Board:
+    """The board itself, with intervals in all columns. Raises InvalidInput."""
     loaded = load(results)
     _known_suite(loaded, suite)
-    board = board_of(loaded, suite)
+    return board_of(loaded, suite)
+
+
+def leaderboard_parquet(results: Path, suite: str | None = None, columns: Sequence[str] | None = None) -> bytes:
+    """The long table of all numbers as Parquet. Raises InvalidInput."""
+    board = suite_board(results, suite)
     _known_columns(board, columns)
     return data.as_parquet(board, columns)
 
