@@ -40,9 +40,11 @@ check: $(VENV)/installed-dev   ## lint, types, and pages that are generated from
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m latentbench.spec.reference --check
+	$(BIN)/python -m latentbench.report.paper_pages --check
 
 reference: $(VENV)/installed-dev
 	$(BIN)/python -m latentbench.spec.reference
+	$(BIN)/python -m latentbench.report.paper_pages
 
 # GPU_PYTHON=python3 takes the packages that this Python has, torch for CUDA among them, and installs nothing.
 ifeq ($(origin GPU_PYTHON),undefined)

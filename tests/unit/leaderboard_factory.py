@@ -49,6 +49,8 @@ class Planted:
     speed: float | None = None
     memory: int | None = None
     """What training cost on its machine."""
+    adapter: str = "pocket"
+    """Of the language model."""
     draw: int | None = None
     """Seed of the SAE's own noise; default: derived from name, label and seed."""
 
@@ -172,7 +174,7 @@ def _comparability(planted: Planted, domain: str) -> Comparability:
 
 def _resolved(planted: Planted) -> dict[str, Any]:
     return {
-        "model": {"adapter": "pocket", "dtype": "float32"},
+        "model": {"adapter": planted.adapter, "dtype": "float32"},
         "layer": {"index": 3, "point": "resid_post"},
         "dataset": {
             "train": {"adapter": "pocket", "domain": "general", "tokens": 200_000},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from latentbench.leaderboard.api import leaderboard
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
 from latentbench.leaderboard.build import board_of, differing_facts
 from latentbench.leaderboard.load import load
@@ -99,6 +101,21 @@ def test_domains_that_share_nothing_or_disagree_stand_apart(tmp_path: Path) -> N
     for group in found.groups[1:]:
         assert group.differs
         assert len(group.differs) <= 2, "an absent domain is one fact"
+
+
+def test_models_of_others_stand_before_the_one_that_ships(tmp_path: Path) -> None:
+    other = {"adapter": "package", "facts": {"model": "another"}}
+    cells = [Planted(name=f"a/{n}", label=n) for n in "xyz"]
+    cells += [Planted(name="a/real", **other), Planted(name="z/real", **other)]  # type: ignore[arg-type]
+    found = board(tmp_path, *cells)
+    assert [sorted(row.spec for row in group.rows) for group in found.groups] == [
+        ["a/real", "z/real"],
+        ["a/x", "a/y", "a/z"],
+    ]
+    text = leaderboard(tmp_path, "md")
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == ["a", "z"]
+    write(tmp_path, Planted(name="0/small"))
+    assert re.findall("^## (.*)$", leaderboard(tmp_path, "md"), re.MULTILINE) == ["a", "z", "0"]
 
 
 def test_grouping_does_not_depend_on_the_order_of_records(tmp_path: Path) -> None:

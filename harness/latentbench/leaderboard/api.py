@@ -12,7 +12,7 @@ from latentbench.leaderboard.board import Board
 from latentbench.leaderboard.build import board_of
 from latentbench.leaderboard.compare import compare
 from latentbench.leaderboard.evidence import StatisticsReader
-from latentbench.leaderboard.load import LoadedResults, load, record_files, suite_of, within
+from latentbench.leaderboard.load import LoadedResults, load, on_small_model, record_files, suite_of, within
 from latentbench.leaderboard.render import comparison, data, html, latex, markdown, terminal
 from latentbench.leaderboard.row_details import curves_of, pages_of
 from latentbench.leaderboard.select import select
@@ -113,7 +113,11 @@ def compare_records(
 
 
 def _by_suite(loaded: LoadedResults, suite: str | None, derived: Derived | None, short: bool) -> dict[str, Board]:
-    chosen = [suite] if suite is not None else sorted({suite_of(cell.record.spec.name) for cell in loaded.loaded})
+    small: dict[str, bool] = {}
+    for cell in loaded.loaded:
+        name = suite_of(cell.record.spec.name)
+        small[name] = small.get(name, True) and on_small_model(cell)
+    chosen = [suite] if suite is not None else sorted(small, key=lambda name: (small[name], name))
     alone = LoadedResults(loaded.root, loaded.loaded, ())
     # A reader of its own for each, so that what one could not read is said there.
     boards = {name: board_of(alone, name, StatisticsReader(derived), short=short) for name in chosen}

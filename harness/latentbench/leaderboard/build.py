@@ -35,6 +35,7 @@ from latentbench.leaderboard.load import (
     age_of,
     group_key,
     newest,
+    on_small_model,
     row_key,
     within,
 )
@@ -127,11 +128,17 @@ def board_of(
     current, superseded = newest(chosen)
     placed = _placed(current)
     groups = [_group(key, rows, source, short) for key, rows in _rows(placed, current, superseded).items()]
-    groups.sort(key=lambda group: (group.key == UNMEASURED, -len(group.rows), group.title, group.key))
+    groups.sort(key=_place)
     groups = [replace(group, differs=apart(group, groups[0])) for group in groups]
     source.keep()
     problems = [str(error) for error in results.refused] + _damaged(chosen) + sorted(source.problems.values())
     return Board(tuple(groups), tuple(sorted(cell.path for cell in superseded)), tuple(problems))
+
+
+def _place(group: RowGroup) -> tuple[bool, bool, int, str, str]:
+    """Models of others first, then the group of most rows; what has no numbers is last."""
+    small = all(on_small_model(row.newest) for row in group.rows)
+    return group.key == UNMEASURED, small, -len(group.rows), group.title, group.key
 
 
 def work_out(results: LoadedResults, source: StatisticsReader, *, short: bool) -> None:

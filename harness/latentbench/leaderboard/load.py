@@ -208,6 +208,16 @@ def suite_of(name: str) -> str:
     return name.partition("/")[0]
 
 
+SMALL = "pocket"
+"""The adapter of the model that ships with this project; what was measured on models of others stands before it."""
+
+
+def on_small_model(cell: LoadedRecord) -> bool:
+    """Whether a record is about the model that ships with this project."""
+    model = cell.record.resolved.get("model")
+    return isinstance(model, dict) and model.get("adapter") == SMALL
+
+
 def newest(cells: Iterable[LoadedRecord]) -> tuple[list[LoadedRecord], list[LoadedRecord]]:
     """For each spec, label and seed the newest record; and all others.
 
