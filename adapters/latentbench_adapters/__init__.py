@@ -8,6 +8,7 @@ somebody else's adds one in the same way as these. Importing one imports no torc
     row_filters                   conditions on the rows of a table
     mixtures                      several texts as one, in stated shares
     problems                      problems with answers that can be verified: files, datasets of the hub
+    arithmetic                    questions of simple arithmetic as problems, and as tasks of the LM Evaluation Harness
     transformers_model            any causal language model of `transformers`, from the hub or a folder
     package_model                 a language model that an installed Python package brings along
     model_placement               a model spread over devices, memory and disk

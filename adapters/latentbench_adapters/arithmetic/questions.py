@@ -34,14 +34,14 @@ _LOSSES = ("gives away {}", "loses {}", "sells {}")
 
 
 @dataclass(frozen=True)
-class Question:
+class ArithmeticQuestion:
     """What is asked, without words around it, and the answer."""
 
     text: str
     answer: int
 
 
-def questions(kind: Kind, split: Split, seed: int = 0) -> Iterator[Question]:
+def questions(kind: Kind, split: Split, seed: int = 0) -> Iterator[ArithmeticQuestion]:
     """Endless questions of a kind, some of them again and again; `train` and `eval` share none."""
     index = 0
     while True:
@@ -66,36 +66,36 @@ def _belongs_to(text: str) -> Split:
     return "eval" if hashlib.sha256(words.encode()).digest()[0] % _EVAL_SHARE == 0 else "train"
 
 
-def _sum(rng: random.Random) -> Question:
+def _sum(rng: random.Random) -> ArithmeticQuestion:
     a, b = rng.randint(10, 99), rng.randint(10, 99)
-    return Question(f"What is {a} + {b}?", a + b)
+    return ArithmeticQuestion(f"What is {a} + {b}?", a + b)
 
 
-def _difference(rng: random.Random) -> Question:
+def _difference(rng: random.Random) -> ArithmeticQuestion:
     b, a = sorted((rng.randint(10, 99), rng.randint(10, 99)))
-    return Question(f"What is {a} - {b}?", a - b)
+    return ArithmeticQuestion(f"What is {a} - {b}?", a - b)
 
 
-def _product(rng: random.Random) -> Question:
+def _product(rng: random.Random) -> ArithmeticQuestion:
     a, b = rng.randint(11, 99), rng.randint(3, 19)
-    return Question(f"What is {a} times {b}?", a * b)
+    return ArithmeticQuestion(f"What is {a} times {b}?", a * b)
 
 
-def _largest(rng: random.Random) -> Question:
+def _largest(rng: random.Random) -> ArithmeticQuestion:
     a, b, c = rng.sample(range(10, 100), 3)
-    return Question(f"Which of the numbers {a}, {b} and {c} is the largest?", max(a, b, c))
+    return ArithmeticQuestion(f"Which of the numbers {a}, {b} and {c} is the largest?", max(a, b, c))
 
 
-def _word_problem(rng: random.Random) -> Question:
+def _word_problem(rng: random.Random) -> ArithmeticQuestion:
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     start, change = rng.randint(10, 50), rng.randint(2, 20)
     gains = change >= start or rng.random() < 0.5
     said = rng.choice(_GAINS if gains else _LOSSES).format(change)
     text = f"{name} has {start} {thing} and {said}. How many {thing} does {name} have now?"
-    return Question(text, start + change if gains else start - change)
+    return ArithmeticQuestion(text, start + change if gains else start - change)
 
 
-_WRITERS: dict[Kind, Callable[[random.Random], Question]] = {
+_WRITERS: dict[Kind, Callable[[random.Random], ArithmeticQuestion]] = {
     "sum": _sum,
     "difference": _difference,
     "product": _product,

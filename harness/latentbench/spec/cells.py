@@ -78,7 +78,7 @@ class SpecFile:
 
 def load_spec(path: Path, root: Path) -> SpecFile:
     """The spec at `path` in the project `root`, expanded. Raises SpecError with every problem of the file."""
-    tree = load_tree(path, root)
+    tree = load_tree(path, root, Experiment)
     problems: list[SpecProblem] = []
     header = _collect(problems, lambda: _header(tree))
     if header is None:  # what the header would vary is unknown, but the rest can be read as it stands

@@ -22,7 +22,6 @@ from pydantic.fields import FieldInfo
 from latentbench.core.errors import SpecError, SpecProblem
 from latentbench.core.spec_model import SpecModel
 from latentbench.core.yaml_tree import Mark, YamlNode, parse, read_text
-from latentbench.spec.experiment import Experiment
 
 CHOICES = ("adapter", "variant", "method", "load")
 
@@ -30,9 +29,9 @@ CHOICES = ("adapter", "variant", "method", "load")
 MAX_ANCESTORS = 32
 
 
-def load_tree(path: Path, root: Path) -> YamlNode:
-    """The tree of the spec at `path` with all its parents merged in; no file outside `root` is read."""
-    return without_cleared(_Inheritance(root.resolve()).load(path.resolve(), (), None), Experiment)
+def load_tree(path: Path, root: Path, model: type[SpecModel] | None = None) -> YamlNode:
+    """The tree of the spec at `path`, which is read as a `model`, with all its parents merged in; no file outside `root` is read."""
+    return without_cleared(_Inheritance(root.resolve()).load(path.resolve(), (), None), model)
 
 
 def merge(base: YamlNode, over: YamlNode) -> YamlNode:

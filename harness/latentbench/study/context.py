@@ -10,7 +10,7 @@ A plug-in reads this file and study.py; nothing else of the harness has to be kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from latentbench.core.protocols import DatasetAdapter, LanguageModel, ModelAdapter
     from latentbench.core.sites import Site
     from latentbench.core.token_rule import TokenRule
-    from latentbench.reconstruction.documents import DocumentStates
     from latentbench.sae.autoencoder import SparseAutoencoder
     from latentbench.sae.options.base import LoadedSae, Variant
     from latentbench.statistics.units import Units
@@ -102,6 +101,16 @@ class Content:
     """JSON data without NaN and infinity."""
 
 
+class StoredStates(Protocol):
+    """Hidden states of documents from the store (`DocumentStates` in harness/latentbench/reconstruction/documents.py)."""
+
+    def read(self, batch: Any, sites: Collection[Site]) -> dict[Site, Tensor]:
+        """For each site the states [B, T, d], in the model's type, of all tokens of a batch of documents or of a part of one."""
+
+    def read_with_logits(self, batch: Any, sites: Collection[Site]) -> tuple[dict[Site, Tensor], Tensor]:
+        """The same, and the logits [B, T, vocabulary] of the model as it is."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """The surroundings of one stage. Everything in it is deterministic given `key`.
@@ -149,7 +158,7 @@ class StageContext:
     progress: Progress
     """`progress(done, total)` steps, or `progress(done, total, "problems")`, for people who watch; it keeps nothing. Best called
     with 0 when the work begins, and as often as there is something new: most calls cost nothing."""
-    states: Callable[[str, Sequence[Site]], DocumentStates | None] = lambda domain, sites: None
+    states: Callable[[str, Sequence[Site]], StoredStates | None] = lambda domain, sites: None
     """The hidden states of an evaluation domain's documents at some sites from the store, where the spec's `cache` keeps them:
     they were computed once for whatever reads there. None: compute them. For studies that say so in `reads_states`."""
 
