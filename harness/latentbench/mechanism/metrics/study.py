@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Problem, ProblemSet
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_default
 from latentbench.core.text import folded
 from latentbench.steering.grading import read_problems
 from latentbench.steering.method import parts_of
@@ -32,6 +32,8 @@ class MechanismStudy(Study):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
+    newer: ClassVar[tuple[str, ...]] = ()
+    """Fields that are newer than records: they are in keys and facts only where they are not left at their default."""
 
     problems_from: Annotated[ProblemSet, Choice("problems", "adapter")]
     """Problems whose prompts are continued; never those that accuracy is reported on."""
@@ -39,6 +41,10 @@ class MechanismStudy(Study):
     """How many of them."""
     new_tokens: PositiveInt = 64
     """Longest continuation."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), self.newer, made(self))
 
     def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
