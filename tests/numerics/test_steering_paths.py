@@ -138,7 +138,11 @@ def test_beside_an_mlp_that_reads_no_attention_everything_goes_through_the_strea
 
 @pytest.mark.parametrize(
     ("options", "groups"),
-    [({"multi_query": True}, 1), ({"multi_query": False}, 4), ({"new_decoder_architecture": True, "num_kv_heads": 2}, 2)],
+    [
+        ({"multi_query": True}, 1),
+        ({"multi_query": False}, 4),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+    ],
 )
 def test_groups_of_falcons(options: dict[str, Any], groups: int) -> None:
     config = FalconConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=4, vocab_size=9, **options)

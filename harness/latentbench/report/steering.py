@@ -272,7 +272,10 @@ def _paths(cell: SteeredCell) -> Iterator[Panel]:
     if details:
         about = "KL from the plain model when parts of the last block see the plain input."
         yield Panel("Path patching", about, figures.bars(details["modes"], "KL (nats)"))
-        for part, about in (("heads", "One head's output"), ("groups", "The output of heads that share keys and values")):
+        for part, about in (
+            ("heads", "One head's output"),
+            ("groups", "The output of heads that share keys and values"),
+        ):
             for path, way in _WAYS.items():
                 bars = {f"{part[:-1]} {n}": value for n, value in enumerate(details.get(f"{part}{path}", ()))}
                 bars |= {f"only {n}": value for n, value in enumerate(details.get(f"only_{part}{path}", ()))}
