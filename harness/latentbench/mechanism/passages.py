@@ -90,10 +90,10 @@ class Trace:
     """Where asked for, what the blocks put out before anything is added to it: layer to [B, T, d]."""
 
 
-def passages_of(study: MechanismStudy, context: StageContext) -> Passages:
-    """What the cell's steered model writes after the prompts of a study's problems."""
+def passages_of(study: MechanismStudy, context: StageContext, subject: Intervention | None = None) -> Passages:
+    """What the model writes after the prompts of a study's problems, steered as in the cell, or by `subject`."""
     prompts = [problem.prompt for problem in study.asked(context)]
-    return continuations(context.model(), context.subject(), prompts, study.new_tokens)
+    return continuations(context.model(), subject or context.subject(), prompts, study.new_tokens)
 
 
 def injection_of(context: StageContext) -> VectorInjection:
