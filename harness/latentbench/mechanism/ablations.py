@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
+from latentbench.activations.vocabulary import check_ids, embedding_rows
+from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
 from latentbench.interventions.injection import VectorInjection
@@ -38,15 +41,29 @@ def measure_first_token_test(study: FirstTokenTest, context: StageContext) -> Fi
         "base": (Untouched(), ()),
         "steered": (steered, ()),
         "substituted": (Untouched(), (token,)),
+        **{f"stated[{text}]": (Untouched(), _tokens_of(lm, text)) for text in study.texts},
     }
     sampling, right = Sampling(study.new_tokens), grader(study.graded_by)
     found = {name: solved(lm, way, problems, sampling, right, ending) for name, (way, ending) in ways.items()}
     statistics = {**found, "problems": np.ones(len(problems))}
+    details: dict[str, Json] = {name: float(found[name].mean()) for name in ("base", "steered", "substituted")}
+    if study.texts:
+        details["stated"] = {text: float(found[f"stated[{text}]"].mean()) for text in study.texts}
     return Findings(
         {DOMAIN: {f"first_token_test.{name}": values for name, values in statistics.items()}},
-        details={"token": token_text(lm, token), **{name: float(values.mean()) for name, values in found.items()}},
+        details={"token": token_text(lm, token), **details},
         units=study.units(context),
     )
+
+
+def _tokens_of(lm: LanguageModel, text: str) -> tuple[int, ...]:
+    """A text's own tokens. Raises InvalidInput where it has none, or one that the model does not know."""
+    tokenizer: Any = lm.tokenizer
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    check_ids(list(ids), tokenizer, embedding_rows(lm.model), f"first_token_test: the text {text!r}: ")
+    if not ids:
+        raise InvalidInput(f"first_token_test: the tokenizer makes no token of the text {text!r}; state another")
+    return ids
 
 
 def measure_layer_pairs(study: LayerPairs, context: StageContext) -> Findings:

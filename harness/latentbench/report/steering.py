@@ -229,6 +229,7 @@ def _shift(cell: SteeredCell) -> Iterator[Panel]:
     test = cell.details("first_token_test")
     if test and "token" in test:
         values = {name: test[name] for name in ("base", "substituted", "steered")}
+        values |= {f"“{_visible(text)}”": value for text, value in test.get("stated", {}).items()}
         about = f"Accuracy when the token “{_visible(test['token'])}” is appended to the prompt and the vector removed."
         yield Panel("First-token test", about, figures.bars(values, "accuracy"))
 
@@ -250,6 +251,10 @@ def _movement(cell: SteeredCell) -> Iterator[Panel]:
         plot = figures.lines(known, "layer", "cosine or ratio", markers=True) if known else "<p>No later block.</p>"
         lens = f"<p>Mean change after the last block: {_tokens(found['lens']['top'])}</p>"
         yield Panel("Persistence", about, plot + lens)
+    if found and "matrix" in found:
+        about = "Cosines between the mean changes after the last block that single vectors make."
+        cosines, names = found["matrix"]["cosines"], ", ".join(found["matrix"]["vectors"])
+        yield Panel("Single vectors", f"{about} In this order: {names}.", figures.heatmap(cosines, "vector", "vector"))
 
 
 _PERSISTS = (
