@@ -21,7 +21,7 @@ from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs
 from latentbench.mechanism.metrics.study import DOMAIN
 from latentbench.mechanism.output_tokens import probability_shift, token_text
-from latentbench.mechanism.passages import injection_of, passages_of
+from latentbench.mechanism.passages import injection_of, left_out, passages_of
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
 from latentbench.steering.grading import Grader, grader
@@ -32,7 +32,8 @@ from latentbench.study.study import Findings
 def measure_first_token_test(study: FirstTokenTest, context: StageContext) -> Findings:
     """Right answers per problem: without steering, with it, and with the boosted token in the vector's place."""
     lm, steered = context.model(), context.subject()
-    token = probability_shift(lm, steered, passages_of(study, context)).top()
+    passages = passages_of(study, context)
+    token = probability_shift(lm, steered, passages).top()
     if token is None:
         return Findings(warnings=("first_token_test: the steered model wrote nothing",))
     problems = study.asked(context)
@@ -52,6 +53,7 @@ def measure_first_token_test(study: FirstTokenTest, context: StageContext) -> Fi
     return Findings(
         {DOMAIN: {f"first_token_test.{name}": values for name, values in statistics.items()}},
         details={"token": token_text(lm, token), **details},
+        warnings=left_out(study, passages),
         units=study.units(context),
     )
 

@@ -54,7 +54,7 @@ from latentbench.interventions.intervention import Layout
 from latentbench.mechanism.metrics.paths import MODES, PATHS, LogitAttribution, Mode, PathPatching
 from latentbench.mechanism.metrics.study import DOMAIN
 from latentbench.mechanism.output_tokens import probability_shift, token_text
-from latentbench.mechanism.passages import Passages, Trace, injection_of, passages_of, trace
+from latentbench.mechanism.passages import Passages, Trace, injection_of, left_out, passages_of, trace
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
@@ -71,7 +71,8 @@ def measure_path_patching(study: PathPatching, context: StageContext) -> Finding
     lm, injection = context.model(), _penultimate(context)
     if injection is None:
         return Findings(warnings=("path_patching: there is no vector at the penultimate layer",))
-    found = path_patching(lm, injection, passages_of(study, context), study.also)
+    passages = passages_of(study, context)
+    found = path_patching(lm, injection, passages, study.also)
     statistics = {f"path_patching.{mode}": values.numpy() for mode, values in found.modes.items()}
     statistics |= {f"path_patching.entropy.{mode}": values.numpy() for mode, values in found.entropies.items()}
     statistics["path_patching.tokens"] = found.tokens.numpy()
@@ -80,7 +81,11 @@ def measure_path_patching(study: PathPatching, context: StageContext) -> Finding
     reasons = dict.fromkeys(names, "no matrix of the last block makes them alone")
     warnings = () if found.heads.shape[1] else ("path_patching: the heads of the last block cannot be told apart",)
     return Findings(
-        {DOMAIN: statistics}, details=_details(found), warnings=warnings, reasons=reasons, units=study.units(context)
+        {DOMAIN: statistics},
+        details=_details(found),
+        warnings=(*warnings, *left_out(study, passages)),
+        reasons=reasons,
+        units=study.units(context, passages.numbers),
     )
 
 
@@ -117,7 +122,8 @@ def measure_logit_attribution(study: LogitAttribution, context: StageContext) ->
     statistics["logit_attribution.passages"] = np.ones(len(found.change))
     layers = {name: values.mean(0).tolist() for name, values in parts.items()}
     details = {"token": token_text(lm, token), "layers": layers}
-    return Findings({DOMAIN: statistics}, details=details, units=study.units(context))
+    units = study.units(context, passages.numbers)
+    return Findings({DOMAIN: statistics}, details=details, warnings=left_out(study, passages), units=units)
 
 
 @dataclass(frozen=True)

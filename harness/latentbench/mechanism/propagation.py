@@ -36,7 +36,15 @@ from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism.metrics.propagation import AttentionShift, Persistence
 from latentbench.mechanism.metrics.study import DOMAIN
 from latentbench.mechanism.output_tokens import vector_logit_lens
-from latentbench.mechanism.passages import Passages, Trace, eager_attention, injection_of, passages_of, trace
+from latentbench.mechanism.passages import (
+    Passages,
+    Trace,
+    eager_attention,
+    injection_of,
+    left_out,
+    passages_of,
+    trace,
+)
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
 from latentbench.steering.computed_vectors import vectors_from
@@ -46,14 +54,16 @@ from latentbench.study.study import Findings
 
 def measure_attention_shift(study: AttentionShift, context: StageContext) -> Findings:
     """Sums per passage over heads, layers and tokens, with how many of them there are."""
-    found = attention_shift(context.model(), context.subject(), passages_of(study, context))
+    passages = passages_of(study, context)
+    found = attention_shift(context.model(), context.subject(), passages)
     statistics: dict[str, Tensor] = {}
     for name, values in (("heads", found.heads.flatten(1)), ("mlp", found.mlps)):
         statistics[f"attention_shift.{name}.total"] = values.sum(1)
         statistics[f"attention_shift.{name}.count"] = found.tokens * values.shape[1]
     details = {"heads": _per_token(found.heads, found.tokens), "mlps": _per_token(found.mlps, found.tokens)}
     arrays = {name: values.numpy() for name, values in statistics.items()}
-    return Findings({DOMAIN: arrays}, details=details, units=study.units(context))
+    units = study.units(context, passages.numbers)
+    return Findings({DOMAIN: arrays}, details=details, warnings=left_out(study, passages), units=units)
 
 
 def measure_persistence(study: Persistence, context: StageContext) -> Findings:
@@ -86,7 +96,14 @@ def measure_persistence(study: Persistence, context: StageContext) -> Findings:
     if study.matrix != "no":
         details["matrix"], value = _matrix(study, context, passages, vectors if study.files else {})
         values = (value,)
-    return Findings({DOMAIN: arrays}, values, details, reasons=reasons, units=study.units(context))
+    return Findings(
+        {DOMAIN: arrays},
+        values,
+        details,
+        warnings=left_out(study, passages),
+        reasons=reasons,
+        units=study.units(context, passages.numbers),
+    )
 
 
 def _matrix(

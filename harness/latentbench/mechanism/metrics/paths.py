@@ -37,7 +37,7 @@ class PathPatching(MechanismStudy):
     """
 
     implementation: ClassVar[str] = "latentbench.mechanism.paths:measure_path_patching"
-    newer: ClassVar[tuple[str, ...]] = ("also",)
+    newer: ClassVar[tuple[str, ...]] = (*MechanismStudy.newer, "also")
 
     metric: Literal["path_patching"] = "path_patching"
     also: Annotated[tuple[Further, ...], AfterValidator(_once_each)] = ()

@@ -56,7 +56,7 @@ class Persistence(MechanismStudy):
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.mechanism.propagation:measure_persistence"
-    newer: ClassVar[tuple[str, ...]] = ("matrix",)
+    newer: ClassVar[tuple[str, ...]] = (*MechanismStudy.newer, "matrix")
     handling: ClassVar[frozenset[str]] = frozenset({"compare_with"})  # the files' content is in `identity`
 
     metric: Literal["persistence"] = "persistence"
