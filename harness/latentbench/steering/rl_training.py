@@ -50,8 +50,14 @@ Parameters = Mapping[str, nn.Parameter]
 
 def train_vectors(method: RlMethod, context: StageContext) -> Content:
     """The vectors of the best checkpoint, and the training curve. Raises what `train_by_rl` raises."""
-    trained = train_by_rl(method, context, TrainableVectors(layers_of(method, context.model()), method.scope))
-    vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in trained.best.items()}
+    layers = layers_of(method, context.model())
+    if method.rank is None:
+        trained = train_by_rl(method, context, TrainableVectors(layers, method.scope))
+        vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in trained.best.items()}
+    else:
+        seed = context.seed("steering", "shared rank")
+        trained = train_by_rl(method, context, TrainableSubspace(layers, method.scope, method.rank, seed))
+        vectors = dict(SharedVectors(layers, trained.best["A"], trained.best["B"]))
     return content_of(vectors, trained.norms, **trained.meta())
 
 
@@ -103,6 +109,47 @@ class TrainableVectors(Trainable):
 
     def learning_rates(self, rate: float, units: Mapping[int, float]) -> dict[str, float]:
         return {f"{_LAYER}{layer}": rate * units[layer] for layer in self.layers}
+
+
+class SharedVectors(Mapping[int, Tensor]):
+    """Layer to its vector A_l B [d] of factors A [layers, r] and B [r, d].
+
+    Made anew whenever one is asked for, so that gradients reach the factors in every pass.
+    """
+
+    def __init__(self, layers: tuple[int, ...], a: Tensor, b: Tensor) -> None:
+        self._rows, self._a, self._b = {layer: row for row, layer in enumerate(layers)}, a, b
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self._a[self._rows[layer]] @ self._b
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class TrainableSubspace(Trainable):
+    """One vector per layer, all in a subspace of `rank` dimensions: S = A B, A random and B zero, in float32."""
+
+    def __init__(self, layers: tuple[int, ...], scope: Scope, rank: int, seed: int) -> None:
+        self.layers, self._scope, self._rank, self._seed = layers, scope, rank, seed
+
+    @contextmanager
+    def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
+        """The factors are a child of the model, so that trainers find them, and hooks add their products."""
+        # Drawn on the CPU, so that devices train from the same start. Kaiming's uniform with a = √5 is ±1/√r for r columns.
+        drawn = torch.rand(len(self.layers), self._rank, generator=torch.Generator().manual_seed(self._seed))
+        model, zeros = lm.model, torch.zeros(self._rank, width_of(lm.model))
+        factors = {"A": (2 * drawn - 1) / self._rank**0.5, "B": zeros}
+        named = {name: nn.Parameter(factor.to(lm.device)) for name, factor in factors.items()}
+        model.add_module("steering", nn.ParameterDict(named))
+        try:
+            with injecting(model, SharedVectors(self.layers, named["A"], named["B"]), self._scope, layout, idle=True):
+                yield named
+        finally:
+            del model.steering
 
 
 class TrainableLora(Trainable):
