@@ -76,16 +76,16 @@ def test_stated_texts_are_appended_as_their_own_tokens_beside_the_boosted_one(tm
     found, lm = metric.run(made), made.model()
     statistics = found.statistics[DOMAIN]
     right = grader("number")
-    for text, ending in (("w5", [5]), ("w9 w7", [9, 7])):
+    for place, (text, ending) in enumerate((("w5", [5]), ("w9 w7", [9, 7]))):
         written = answers(lm, [problem.prompt for problem in metric.asked(made)], Sampling(4), ending=ending)
         expected = [float(right(a.text, p.answer)) for a, p in zip(written, metric.asked(made), strict=True)]
-        assert statistics[f"first_token_test.stated[{text}]"].tolist() == expected
+        assert statistics[f"first_token_test.stated[{place}]"].tolist() == expected
         assert found.details["stated"][text] == pytest.approx(sum(expected) / 4)
     # Every number can be made of what was found, and is told apart by its text.
     numbers = metric.numbers()
     assert len({(number.id, number.params.get("text")) for number in numbers}) == len(numbers) == 4 + 2 * 2
     assert {name for number in numbers for name in number.inputs} <= statistics.keys()
-    asked = {name: np.full(2, value) for name, value in (("base", 1.0), ("steered", 5.0), ("stated[w5]", 4.0))}
+    asked = {name: np.full(2, value) for name, value in (("base", 1.0), ("steered", 5.0), ("stated[0]", 4.0))}
     (recovered,) = (n for n in numbers if n.id.endswith("stated_recovered") and n.params == {"text": "w5"})
     assert recovered.formula(*(asked[name.partition(".")[2]] for name in recovered.inputs)).tolist() == [0.75, 0.75]
 

@@ -73,7 +73,7 @@ def mean_change(metric: Persistence, made: StageContext, way: VectorInjection, w
     return (after - before)[text.predicting].double().mean(0)
 
 
-@pytest.mark.parametrize("texts", ["same texts", "own texts"])
+@pytest.mark.parametrize("texts", ["same_texts", "own_texts"])
 def test_the_matrix_compares_what_single_vectors_do_in_the_end(texts: str, tmp_path: Path) -> None:
     drawn(1, seed=5).save(tmp_path / "v.safetensors")
     metric, made = study(matrix=texts, compare_with="v.safetensors"), steered(tmp_path, 0, 2)
@@ -81,7 +81,7 @@ def test_the_matrix_compares_what_single_vectors_do_in_the_end(texts: str, tmp_p
     assert found.details["matrix"]["vectors"] == ["layer 0", "layer 2", "named, layer 1"]
     ways = [VectorInjection(vectors) for vectors in (drawn(0, 2).only(0), drawn(0, 2).only(2), drawn(1, seed=5))]
     together = made.subject()
-    changes = [mean_change(metric, made, way, together if texts == "same texts" else way) for way in ways]
+    changes = [mean_change(metric, made, way, together if texts == "same_texts" else way) for way in ways]
     expected = [[float(torch.cosine_similarity(a, b, dim=0)) for b in changes] for a in changes]
     torch.testing.assert_close(
         torch.tensor(found.details["matrix"]["cosines"]), torch.tensor(expected), atol=2e-6, rtol=0
@@ -93,7 +93,7 @@ def test_the_matrix_compares_what_single_vectors_do_in_the_end(texts: str, tmp_p
 
 
 def test_one_vector_has_none_to_be_compared_with(tmp_path: Path) -> None:
-    (value,) = study(matrix="same texts").run(steered(tmp_path, 1)).values
+    (value,) = study(matrix="same_texts").run(steered(tmp_path, 1)).values
     assert value.value is None
     assert value.null_reason == "there are no two vectors that change the final residual stream"
 
@@ -107,7 +107,7 @@ def test_a_vector_without_an_effect_has_no_direction() -> None:
 def test_the_matrix_is_written_only_where_it_is_asked_for() -> None:
     section = {"problems_from": {"adapter": "pocket", "split": "train"}}
     assert "matrix" not in Persistence.model_validate(section).plain()
-    assert Persistence.model_validate({**section, "matrix": "own texts"}).plain()["matrix"] == "own texts"
+    assert Persistence.model_validate({**section, "matrix": "own_texts"}).plain()["matrix"] == "own_texts"
 
 
 def test_a_vector_of_the_last_block_has_nothing_behind_it(tmp_path: Path) -> None:

@@ -42,14 +42,14 @@ def measure_first_token_test(study: FirstTokenTest, context: StageContext) -> Fi
         "base": (Untouched(), ()),
         "steered": (steered, ()),
         "substituted": (Untouched(), (token,)),
-        **{f"stated[{text}]": (Untouched(), _tokens_of(lm, text)) for text in study.texts},
+        **{f"stated[{place}]": (Untouched(), _tokens_of(lm, text)) for place, text in enumerate(study.texts)},
     }
     sampling, right = Sampling(study.new_tokens), grader(study.graded_by)
     found = {name: solved(lm, way, problems, sampling, right, ending) for name, (way, ending) in ways.items()}
     statistics = {**found, "problems": np.ones(len(problems))}
     details: dict[str, Json] = {name: float(found[name].mean()) for name in ("base", "steered", "substituted")}
     if study.texts:
-        details["stated"] = {text: float(found[f"stated[{text}]"].mean()) for text in study.texts}
+        details["stated"] = {text: float(found[f"stated[{n}]"].mean()) for n, text in enumerate(study.texts)}
     return Findings(
         {DOMAIN: {f"first_token_test.{name}": values for name, values in statistics.items()}},
         details={"token": token_text(lm, token), **details},

@@ -40,7 +40,6 @@ from latentbench.activations.blocks import (
     attention_output,
     decoder_blocks,
     first_tensor,
-    mlp_output,
     text_config,
     with_first_tensor,
 )
@@ -204,7 +203,9 @@ class _Batch:
         hook_point(lm.model, Site(index=len(blocks) - 1))  # a block that does not run has no paths
         self.block = blocks[-1]
         self.attention = attention_output(self.block)
-        self.mlp = mlp_output(self.block) if "paths" in also else None
+        # By its hook point, which is refused where something else of what the MLP adds stands beside it.
+        last = Site(index=len(blocks) - 1, point="mlp_out")
+        self.mlp = hook_point(lm.model, last).module if "paths" in also else None
         self.plain, self.logits = self._plain()
         self.no_patch = self._run(())
         passed = dict(self._modes())

@@ -93,7 +93,7 @@ def measure_persistence(study: Persistence, context: StageContext) -> Findings:
     arrays = {name: values.numpy() for name, values in statistics.items()}
     reasons = _reasons(study, found.layers, arrays)
     values: tuple[MetricValue, ...] = ()
-    if study.matrix != "no":
+    if study.matrix is not None:
         details["matrix"], value = _matrix(study, context, passages, vectors if study.files else {})
         values = (value,)
     return Findings(
@@ -119,7 +119,7 @@ def _matrix(
         # Named vectors are of a training of their own: at their own size, whatever share of the norms the cell's are.
         relative = own.relative and bool(vectors.residual_norms)
         alone = VectorInjection(vectors, own.scale if relative == own.relative else 1.0, own.scope, relative)
-        texts = passages if study.matrix == "same texts" else passages_of(study, context, alone)
+        texts = passages if study.matrix == "same_texts" else passages_of(study, context, alone)
         changes.append(_means(lm, alone, texts, ())[1])
     context.progress(len(ways), len(ways), "vectors")
     cosines = pairwise_cosines(torch.stack(changes))

@@ -253,8 +253,8 @@ def _movement(cell: SteeredCell) -> Iterator[Panel]:
         yield Panel("Persistence", about, plot + lens)
     if found and "matrix" in found:
         about = "Cosines between the mean changes after the last block that single vectors make."
-        cosines, names = found["matrix"]["cosines"], ", ".join(found["matrix"]["vectors"])
-        yield Panel("Single vectors", f"{about} In this order: {names}.", figures.heatmap(cosines, "vector", "vector"))
+        plot = figures.heatmap(found["matrix"]["cosines"], "vector", "vector", found["matrix"]["vectors"])
+        yield Panel("Single vectors", about, plot)
 
 
 _PERSISTS = (

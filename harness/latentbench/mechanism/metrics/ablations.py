@@ -46,10 +46,10 @@ class FirstTokenTest(MechanismStudy):
         names = ("base", "steered", "substituted")
         stated = [
             number
-            for text in self.texts
+            for place, text in enumerate(self.texts)
             for number in (
-                _accuracy("first_token_test", f"stated[{text}]", "stated", {"text": text}),
-                _recovered("stated_recovered", f"stated[{text}]", {"text": text}),
+                _accuracy("first_token_test", f"stated[{place}]", "stated", {"text": text}),
+                _recovered("stated_recovered", f"stated[{place}]", {"text": text}),
             )
         ]
         return (

@@ -63,10 +63,10 @@ class Persistence(MechanismStudy):
     compare_with: VectorFile | Annotated[tuple[VectorFile, ...], Field(min_length=1, max_length=1000)] | None = None
     """A file of vectors trained at later layers (see `latentbench export-vectors`), or a list of such files with
     different layers, relative to the project."""
-    matrix: Literal["no", "same texts", "own texts"] = "no"
-    """Whether the vectors' effects on the final residual stream are compared with each other, and over which texts: those that
-    all of the cell's vectors wrote together, so that only the vectors differ, or, as in the paper, for each vector those that
-    were written under it alone."""
+    matrix: Literal["same_texts", "own_texts"] | None = None
+    """Compares the vectors' effects on the final residual stream with each other, over the texts that all of the cell's vectors
+    wrote together, so that only the vectors differ (`same_texts`), or, as in the paper, for each vector over those that were
+    written under it alone (`own_texts`); default: not."""
 
     @property
     def files(self) -> tuple[str, ...]:
