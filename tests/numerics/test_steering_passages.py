@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from latentbench.core.errors import InvalidInput
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Layout
 from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.interventions.vectors import SteeringVectors
-from latentbench.mechanism.metrics.ablations import FirstTokenTest
+from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs
 from latentbench.mechanism.metrics.output_tokens import TokenShift
 from latentbench.mechanism.metrics.paths import LogitAttribution, PathPatching
 from latentbench.mechanism.metrics.propagation import AttentionShift, Persistence
@@ -109,3 +110,9 @@ def test_how_texts_are_drawn_is_written_only_where_it_is_said(kind: type[Mechani
     assert not {"temperature", "only_ended"} & plain.keys()
     drawn = kind.model_validate({"problems_from": {"adapter": "pocket"}, "temperature": 1, "only_ended": True}).plain()
     assert drawn == {**plain, "temperature": 1.0, "only_ended": True}
+
+
+def test_a_study_that_reads_no_texts_takes_none_of_this() -> None:
+    for options in ({"temperature": 1.0}, {"only_ended": True}):
+        with pytest.raises(ValidationError, match="reads no texts and grades greedy answers"):
+            study(LayerPairs, **options)

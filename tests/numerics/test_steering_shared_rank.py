@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save
 
 from latentbench.steering.optimised import RlMethod
-from latentbench.steering.rl_training import SharedVectors
+from latentbench.steering.rl_training import SharedVector
 from latentbench_adapters.pocket.adapter import PocketProblems
 from tests.numerics.test_steering_training import rloo_loss, rolled, section
 from tests.support.steering import LAYERS, WIDTH, Killed, lab, language_model
@@ -36,6 +37,7 @@ def test_every_step_is_adam_on_the_factors(tmp_path: Path, rolled: Any) -> None:
     stacked = torch.stack([made.tensors[f"layer.{layer}"] for layer in range(LAYERS)])
     torch.testing.assert_close(stacked, (a @ b).detach(), rtol=5e-3, atol=5e-5)
     assert torch.linalg.matrix_rank(stacked.double(), rtol=1e-5) == 2
+    save(made.tensors)  # into a file, as the store does
 
 
 def test_a_killed_training_of_factors_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -50,11 +52,16 @@ def test_a_killed_training_of_factors_goes_on_bit_for_bit(tmp_path: Path) -> Non
     assert not hasattr(lm.model, "steering")
 
 
-def test_products_are_rows_times_the_basis() -> None:
-    a, b = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 2), (2, 5)))
-    shared = SharedVectors((4, 7, 9), a, b)
-    assert list(shared) == [4, 7, 9]
-    torch.testing.assert_close(torch.stack(list(shared.values())), a @ b)
+def test_a_shared_vector_is_made_anew_and_reaches_both_factors() -> None:
+    a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2), (2, 5)))
+    vector = SharedVector(a, 1, b)
+    for _ in range(2):  # a second pass has a graph of its own
+        vector.to(torch.float64).sum().backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    torch.testing.assert_close(a.grad[1], 2 * b.detach().sum(1))
+    torch.testing.assert_close(b.grad, 2 * a.detach()[1][:, None].expand(2, 5))
+    assert not a.grad[0].any()
 
 
 def test_a_rank_is_written_only_where_it_is_said_and_has_no_rates_by_layer() -> None:

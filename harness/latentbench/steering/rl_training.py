@@ -57,7 +57,10 @@ def train_vectors(method: RlMethod, context: StageContext) -> Content:
     else:
         seed = context.seed("steering", "shared rank")
         trained = train_by_rl(method, context, TrainableSubspace(layers, method.scope, method.rank, seed))
-        vectors = dict(SharedVectors(layers, trained.best["A"], trained.best["B"]))
+        product = trained.best["A"] @ trained.best["B"]
+        vectors = {
+            layer: row.clone() for layer, row in zip(layers, product, strict=True)
+        }  # files want no shared memory
     return content_of(vectors, trained.norms, **trained.meta())
 
 
@@ -111,23 +114,17 @@ class TrainableVectors(Trainable):
         return {f"{_LAYER}{layer}": rate * units[layer] for layer in self.layers}
 
 
-class SharedVectors(Mapping[int, Tensor]):
-    """Layer to its vector A_l B [d] of factors A [layers, r] and B [r, d].
+@dataclass(frozen=True)
+class SharedVector:
+    """The vector A_l B [d] of one layer, of factors A [layers, r] and B [r, d] that all layers share."""
 
-    Made anew whenever one is asked for, so that gradients reach the factors in every pass.
-    """
+    a: Tensor
+    row: int
+    b: Tensor
 
-    def __init__(self, layers: tuple[int, ...], a: Tensor, b: Tensor) -> None:
-        self._rows, self._a, self._b = {layer: row for row, layer in enumerate(layers)}, a, b
-
-    def __getitem__(self, layer: int) -> Tensor:
-        return self._a[self._rows[layer]] @ self._b
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The vector as the hook that adds it asks for it: made anew in every pass, so that gradients reach the factors."""
+        return (self.a[self.row] @ self.b).to(dtype)
 
 
 class TrainableSubspace(Trainable):
@@ -146,7 +143,10 @@ class TrainableSubspace(Trainable):
         named = {name: nn.Parameter(factor.to(lm.device)) for name, factor in factors.items()}
         model.add_module("steering", nn.ParameterDict(named))
         try:
-            with injecting(model, SharedVectors(self.layers, named["A"], named["B"]), self._scope, layout, idle=True):
+            shared: dict[int, Any] = {
+                layer: SharedVector(named["A"], row, named["B"]) for row, layer in enumerate(self.layers)
+            }
+            with injecting(model, shared, self._scope, layout, idle=True):
                 yield named
         finally:
             del model.steering

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from latentbench.core.spec_model import Json
 from latentbench.mechanism.metrics.study import MechanismStudy
@@ -92,6 +92,12 @@ class LayerPairs(MechanismStudy):
     """What makes an answer right: the last number written, or the last boxed expression."""
     pairs: PositiveInt = 36
     """Most pairs that are tried; those of the layers farthest apart first."""
+
+    @model_validator(mode="after")
+    def _greedy(self) -> Self:
+        if self.temperature or self.only_ended:
+            raise ValueError("reads no texts and grades greedy answers; leave out `temperature` and `only_ended`")
+        return self
 
 
 def _accuracy(metric: str, part: str, name: str | None = None, params: Mapping[str, Json] | None = None) -> Estimator:
