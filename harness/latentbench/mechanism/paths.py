@@ -252,7 +252,7 @@ class _Batch:
         joined, heads = _child(self.block, _OUTPUTS), _number_of_heads(self.lm)
         # The output projection reads the heads' outputs side by side, so replacing a slice of its input replaces a head. With
         # grouped queries the heads are those of the queries, and those of a group stand side by side.
-        if joined not in self.plain or not heads or self.plain[joined].shape[-1] % heads:
+        if joined is None or joined not in self.plain or not heads or self.plain[joined].shape[-1] % heads:
             joined, heads = None, 0
         counts = {"heads": heads} | ({"groups": _number_of_groups(self.lm, heads)} if "groups" in self._also else {})
         for name, count in counts.items():
