@@ -92,13 +92,13 @@ def measure_persistence(study: Persistence, context: StageContext) -> Findings:
     }
     arrays = {name: values.numpy() for name, values in statistics.items()}
     reasons = _reasons(study, found.layers, arrays)
-    values: tuple[MetricValue, ...] = ()
+    compared: tuple[MetricValue, ...] = ()
     if study.matrix is not None:
-        details["matrix"], value = _matrix(study, context, passages, vectors if study.files else {})
-        values = (value,)
+        details["matrix"], number = _matrix(study, context, passages, vectors if study.files else {})
+        compared = (number,)
     return Findings(
         {DOMAIN: arrays},
-        values,
+        compared,
         details,
         warnings=left_out(study, passages),
         reasons=reasons,
@@ -120,7 +120,7 @@ def _matrix(
         relative = own.relative and bool(vectors.residual_norms)
         alone = VectorInjection(vectors, own.scale if relative == own.relative else 1.0, own.scope, relative)
         texts = passages if study.matrix == "same_texts" else passages_of(study, context, alone)
-        changes.append(_means(lm, alone, texts, ())[1])
+        changes.append(_means(lm, alone, texts, ())[1].cpu())
     context.progress(len(ways), len(ways), "vectors")
     cosines = pairwise_cosines(torch.stack(changes))
     between = cosines[~torch.eye(len(ways), dtype=torch.bool)]
@@ -142,7 +142,8 @@ def pairwise_cosines(vectors: Tensor) -> Tensor:
     """[n, n] float64 cosines between vectors [n, d]; NaN for one that is zero, which has no direction."""
     wide = vectors.double()
     units = wide / wide.norm(dim=1, keepdim=True)
-    return (units @ units.T).clamp(-1, 1)
+    cosines: Tensor = (units @ units.T).clamp(-1, 1)
+    return cosines
 
 
 def _compared(study: Persistence, context: StageContext) -> dict[int, Tensor]:
