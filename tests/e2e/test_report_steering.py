@@ -25,6 +25,12 @@ STUDIES = (
     "first_token_test",
     "layer_pairs",
 )
+MORE: dict[str, Any] = {
+    "token_shift": {"temperature": 1.0},
+    "persistence": {"matrix": "own_texts"},
+    "path_patching": {"also": ["groups", "paths", "entropies"]},
+    "first_token_test": {"texts": [" Step", " To"]},
+}
 SPEC: dict[str, Any] = {
     "model": {"adapter": "pocket"},
     "dataset": {
@@ -35,7 +41,7 @@ SPEC: dict[str, Any] = {
         {"reasoning_accuracy": {"task": "pocket_problems", "limit": 12}},
         {"capability_cost": {"scales": [0, 1]}},
         "logit_lens",
-        *({name: READ} for name in STUDIES),
+        *({name: READ | MORE.get(name, {})} for name in STUDIES),
     ],
 }
 
@@ -59,6 +65,7 @@ def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Com
     numbers = {value.id for value in record.metrics if value.value is not None}
     assert {"token_shift.first", "attention_shift.heads", "path_patching.kl_skip_attention"} <= numbers
     assert {"persistence.diff_diff", "first_token_test.substituted", "logit_attribution.direct"} <= numbers
+    assert {"persistence.final_cosine", "path_patching.entropy_plain", "first_token_test.stated"} <= numbers
     opened(driver, made)
     drawn = driver.execute_script("return document.querySelectorAll('.plot .main-svg').length")
     titles = texts(driver, "h2")
@@ -71,7 +78,11 @@ def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Com
         "Logit lens",
         "Attention",
         "Persistence",
+        "Single vectors",
         "Path patching",
+        "Heads: mlp",
+        "Groups: residual",
+        "Entropies",
         "Pairs of layers",
     } <= set(titles)
     sent = requested(driver)

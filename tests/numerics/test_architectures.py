@@ -213,6 +213,13 @@ def test_mechanism_studies_work_or_are_refused(name: str) -> None:
         return
     assert (paths.modes["no_patch"] > 0).all()
     assert paths.heads.shape == (2, paths.heads.shape[1])
+    with suppress(LatentbenchError):  # where what the MLP adds is nowhere to be read
+        further = path_patching(lm, injection, passages, ("groups", "paths", "entropies"))
+        assert all(
+            bool(found.isfinite().all()) for found in (further.modes | further.parts | further.entropies).values()
+        )
+        assert further.parts["heads_mlp"].shape == paths.heads.shape
+        assert not paths.heads.shape[1] or paths.heads.shape[1] % further.parts["groups"].shape[1] == 0
     if name in ("gemma3", "llava", "mistral3", "qwen2_5_vl", "paligemma", "idefics3"):
         assert paths.heads.shape[1] == 4  # those of the text decoder
         assert attention_shift(lm, injection, passages).heads.shape == (2, LAYERS, 4)

@@ -21,7 +21,7 @@ from latentbench.steering import computed_vectors, rl_training
 from latentbench.steering.contrastive import ContrastiveMethod
 from latentbench.steering.grading import read_problems
 from latentbench.steering.optimised import RlMethod
-from latentbench_adapters.lm_eval.catalogue import prompt_form
+from latentbench_adapters.lm_eval.catalogue import find_task, prompt_form, read_shipped_task
 from latentbench_adapters.lm_eval.steered_model import SteeredLM
 from latentbench_adapters.lm_eval.tasks import load
 from latentbench_adapters.problems import FileProblems
@@ -148,7 +148,33 @@ PLAIN: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "plain_aime24": ({"Problem": "Sum?", "Solution": "…", "Answer": 204}, "Sum?", r"So \boxed{204}.", r"\boxed{240}"),
     "plain_aime25": ({"problem": "Product?", "answer": "70"}, "Product?", r"So \boxed{70}.", "71"),
+    "plain_amc23": (
+        {"id": 0, "problem": "How far?", "answer": "27.0", "url": "", "question": "How many miles?"},
+        "How far?",
+        r"So \boxed{27}.",
+        r"So \boxed{28}.",
+    ),
+    "plain_minerva_math": (
+        {"problem": "How hot?", "solution": r"First \boxed{1}, then $\boxed{\frac{x}{2}}$.", "type": "", "idx": 0},
+        "How hot?",
+        r"Hence $\boxed{0.5 x}$.",
+        r"Hence $\boxed{1}$.",
+    ),
+    "plain_olympiadbench": (
+        {"question": "Which?", "solution": ["…"], "final_answer": [r"$2^{n}$"], "answer": r"$2^{n}$"},
+        "Which?",
+        r"There are $\boxed{2 \cdot 2^{n-1}}$.",
+        r"There are $\boxed{2 n}$.",
+    ),
 }
+BENCHMARKS = [
+    "plain_aime24",
+    "plain_aime25",
+    "plain_amc23",
+    "plain_math500",
+    "plain_minerva_math",
+    "plain_olympiadbench",
+]
 
 
 @pytest.mark.parametrize("task", PLAIN)
@@ -167,3 +193,28 @@ def test_plain_tasks_ask_the_question_alone_and_know_the_answer(
     assert group[0].args[0] == asked(lm.tokenizer, question, "w12")
     assert [problems.scores([[answer]])[0].correct for answer in (right, wrong)] == [1, 0]
     assert problems.scores([[right]])[0].formatted
+
+
+@pytest.mark.parametrize(
+    ("group", "tasks"),
+    [("plain_math_six", BENCHMARKS), ("plain_math_short", BENCHMARKS[:3]), ("plain_math_long", BENCHMARKS[3:])],
+)
+def test_the_benchmarks_of_the_paper_are_groups(
+    group: str, tasks: list[str], monkeypatch: pytest.MonkeyPatch, roots: Roots
+) -> None:
+    import datasets
+
+    rows = {read_shipped_task(find_task(task))["dataset_path"]: PLAIN[task][0] for task in tasks}
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda path, **_: datasets.DatasetDict(
+            {split: datasets.Dataset.from_list([rows[path]]) for split in ("train", "test")}
+        ),
+    )
+    loaded = load(group, TaskOptions(), roots, roots.project / "cache", SteeredLM(speaking(CHATML)).apply_chat_template)
+    assert sorted(problems.name for problems in loaded) == sorted(tasks)
+    for problems in loaded:
+        _, question, right, wrong = PLAIN[problems.name]
+        assert [group[0].args[0] for group in problems.groups] == [question]
+        assert [problems.scores([[answer]])[0].correct for answer in (right, wrong)] == [1, 0]

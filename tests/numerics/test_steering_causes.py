@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from latentbench.core.errors import InvalidInput
 from latentbench.interventions.generation import prompt_ids
@@ -19,10 +21,11 @@ from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism import ablations
 from latentbench.mechanism.ablations import shared_gain
 from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs
-from latentbench.mechanism.metrics.study import vector_problems
+from latentbench.mechanism.metrics.study import DOMAIN, vector_problems
 from latentbench.mechanism.passages import injection_of
 from latentbench.steering.baselines import NoSteering, PrefixMethod, RandomMethod, StackMethod
 from latentbench.steering.capability_cost import CapabilityCost
+from latentbench.steering.grading import grader
 from latentbench.steering.optimised import LoraMethod, RlMethod
 from latentbench_adapters.pocket.adapter import PocketProblems
 from tests.support.steering import WIDTH, WordProblems, lab, language_model
@@ -66,6 +69,33 @@ def test_the_first_token_test_appends_the_token_itself(tmp_path: Path, monkeypat
     found = study(FirstTokenTest).run(around(tmp_path, VectorInjection(vectors(1))))
     assert [len(ending) for ending in endings] == [0, 0, 1]
     assert found.details["token"] == language_model("llama").tokenizer.decode(list(endings[2]))
+
+
+def test_stated_texts_are_appended_as_their_own_tokens_beside_the_boosted_one(tmp_path: Path) -> None:
+    metric, made = study(FirstTokenTest, texts=["w5", "w9 w7"]), around(tmp_path, VectorInjection(vectors(1)))
+    found, lm = metric.run(made), made.model()
+    statistics = found.statistics[DOMAIN]
+    right = grader("number")
+    for place, (text, ending) in enumerate((("w5", [5]), ("w9 w7", [9, 7]))):
+        written = answers(lm, [problem.prompt for problem in metric.asked(made)], Sampling(4), ending=ending)
+        expected = [float(right(a.text, p.answer)) for a, p in zip(written, metric.asked(made), strict=True)]
+        assert statistics[f"first_token_test.stated[{place}]"].tolist() == expected
+        assert found.details["stated"][text] == pytest.approx(sum(expected) / 4)
+    # Every number can be made of what was found, and is told apart by its text.
+    numbers = metric.numbers()
+    assert len({(number.id, number.params.get("text")) for number in numbers}) == len(numbers) == 4 + 2 * 2
+    assert {name for number in numbers for name in number.inputs} <= statistics.keys()
+    asked = {name: np.full(2, value) for name, value in (("base", 1.0), ("steered", 5.0), ("stated[0]", 4.0))}
+    (recovered,) = (n for n in numbers if n.id.endswith("stated_recovered") and n.params == {"text": "w5"})
+    assert recovered.formula(*(asked[name.partition(".")[2]] for name in recovered.inputs)).tolist() == [0.75, 0.75]
+
+
+def test_a_text_without_tokens_is_refused_and_none_is_named_twice(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="makes no token of the text '  '; state another"):
+        study(FirstTokenTest, texts=["  "]).run(around(tmp_path, VectorInjection(vectors(1))))
+    with pytest.raises(ValidationError, match="names a text twice"):
+        study(FirstTokenTest, texts=["w5", "w5"])
+    assert "texts" not in FirstTokenTest.model_validate({"problems_from": {"adapter": "pocket"}}).plain()
 
 
 def test_pairs_may_be_of_vectors_that_were_trained_one_by_one(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ import torch
 
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
+from latentbench.core.sites import Site
 from latentbench.execute.cell_record import numbers_of
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism.metrics.propagation import Persistence
+from latentbench.mechanism.passages import continuations, trace
+from latentbench.mechanism.propagation import pairwise_cosines
 from latentbench.metrics.value import MetricValue
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
@@ -59,6 +62,52 @@ def test_a_vector_is_never_compared_with_itself(tmp_path: Path) -> None:
     assert numbers["diff_vector"].value is None
     assert "compare_with" in str(numbers["diff_vector"].null_reason)
     assert found.details["diff_vector"] == [None] * (LAYERS - 1)
+
+
+def mean_change(metric: Persistence, made: StageContext, way: VectorInjection, writing: Any) -> torch.Tensor:
+    """[d] float64: what `way` makes of the final residual stream over what is written under `writing`."""
+    lm = made.model()
+    text = continuations(lm, writing, [p.prompt for p in metric.asked(made)], metric.new_tokens)
+    last = Site(index=LAYERS - 1)
+    after, before = (trace(lm, text, intervention, [last]).states[last] for intervention in (way, None))
+    return (after - before)[text.predicting].double().mean(0)
+
+
+@pytest.mark.parametrize("texts", ["same_texts", "own_texts"])
+def test_the_matrix_compares_what_single_vectors_do_in_the_end(texts: str, tmp_path: Path) -> None:
+    drawn(1, seed=5).save(tmp_path / "v.safetensors")
+    metric, made = study(matrix=texts, compare_with="v.safetensors"), steered(tmp_path, 0, 2)
+    found = metric.run(made)
+    assert found.details["matrix"]["vectors"] == ["layer 0", "layer 2", "named, layer 1"]
+    ways = [VectorInjection(vectors) for vectors in (drawn(0, 2).only(0), drawn(0, 2).only(2), drawn(1, seed=5))]
+    together = made.subject()
+    changes = [mean_change(metric, made, way, together if texts == "same_texts" else way) for way in ways]
+    expected = [[float(torch.cosine_similarity(a, b, dim=0)) for b in changes] for a in changes]
+    torch.testing.assert_close(
+        torch.tensor(found.details["matrix"]["cosines"]), torch.tensor(expected), atol=2e-6, rtol=0
+    )
+    (value,) = found.values
+    pairs = [expected[0][1], expected[0][2], expected[1][2]]
+    assert (value.id, value.n) == ("persistence.final_cosine", 3)
+    assert value.value == pytest.approx(sum(pairs) / 3, abs=1e-6)
+
+
+def test_one_vector_has_none_to_be_compared_with(tmp_path: Path) -> None:
+    (value,) = study(matrix="same_texts").run(steered(tmp_path, 1)).values
+    assert value.value is None
+    assert value.null_reason == "there are no two vectors that change the final residual stream"
+
+
+def test_a_vector_without_an_effect_has_no_direction() -> None:
+    cosines = pairwise_cosines(torch.tensor([[1.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
+    torch.testing.assert_close(cosines[0, 2], torch.tensor(0.6, dtype=torch.float64))
+    assert cosines[1].isnan().all()
+
+
+def test_the_matrix_is_written_only_where_it_is_asked_for() -> None:
+    section = {"problems_from": {"adapter": "pocket", "split": "train"}}
+    assert "matrix" not in Persistence.model_validate(section).plain()
+    assert Persistence.model_validate({**section, "matrix": "own_texts"}).plain()["matrix"] == "own_texts"
 
 
 def test_a_vector_of_the_last_block_has_nothing_behind_it(tmp_path: Path) -> None:

@@ -101,6 +101,18 @@ def test_where_no_filter_extracts_an_answer_is_a_formula_or_stands_alone(
     assert problems._formatted([SimpleNamespace(resps=[answer])]) == formatted
 
 
+def test_a_task_file_is_graded_by_math_verify_where_it_says_so(roots: Roots) -> None:
+    rows = [{"question": "?", "answer": answer} for answer in (r"\frac{1}{2}", "$x^2-1$", "8")]
+    (roots.project / "data/sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = written(roots, metric_list=[{"metric": "math_verify"}, {"metric": "exact_match"}])
+    (problems,) = loaded(roots, task)
+    assert problems.metric == "math_verify"
+    scores = problems.scores([["so 0.5"], [r"it is \boxed{(x-1)(x+1)}"], ["8"]])
+    assert [score.correct for score in scores] == [1, 1, 1]
+    assert [score.every["exact_match,none"] for score in scores] == [0, 0, 1]
+    assert [score.correct for score in problems.scores([["1/3"], [r"\boxed{x^2}"], ["nothing"]])] == [0, 0, 0]
+
+
 def test_an_unknown_task_is_refused_with_similar_names() -> None:
     with pytest.raises(InvalidInput, match=r"no task or group 'gsm9k'; did you mean .*gsm8k"):
         find_task("gsm9k")

@@ -21,7 +21,8 @@ from latentbench_adapters.problems import HuggingFaceProblems
 
 ROOTS = Roots(Path())
 ALONE = PromptForm("{question}")
-PLAIN = ["plain_gsm8k", "plain_math500", "plain_aime24", "plain_aime25"]
+PLAIN = ["plain_gsm8k", "plain_math500", "plain_aime24", "plain_aime25", "plain_amc23", "plain_minerva_math"]
+PLAIN += ["plain_olympiadbench", "plain_math_six"]
 CHAT: dict[str, Any] = {"chat_template": True, "system": "Think."}
 
 

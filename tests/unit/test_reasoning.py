@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from latentbench.core.errors import InvalidInput
@@ -17,6 +19,7 @@ from latentbench.core.protocols import ProblemSet
 from latentbench.metrics.base import Estimator
 from latentbench.metrics.value import MetricValue
 from latentbench.reasoning.accuracy import ReasoningAccuracy, ks_of, pass_at
+from latentbench.reasoning.evaluation import Outcomes, _statistics, weights
 from latentbench.records.record import Record, SpecOrigin
 from latentbench.report.frontier import choose_scale, frontiers
 from latentbench.spec.fit import too_long
@@ -40,6 +43,34 @@ def study(**fields: Any) -> ReasoningAccuracy:
 
 
 # -- the section ----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=9), min_size=1, max_size=6)
+)
+def test_a_mean_over_tasks_is_the_mean_of_their_numbers(tasks: list[list[tuple[int, int]]]) -> None:
+    """Every number of a group is the mean of those that its tasks have alone, whatever their sizes."""
+    samples = 3
+
+    def outcomes(rows: list[list[tuple[int, int]]], side: int) -> Outcomes:
+        right = np.array([[float(at < problem[side]) for at in range(samples)] for task in rows for problem in task])
+        return Outcomes(right, 1 - right, 5 + right, right, [], {}, "", 0)
+
+    def numbers(rows: list[list[tuple[int, int]]], asked: ReasoningAccuracy) -> list[float]:
+        weight = weights(asked.mean_over, [len(task) for task in rows])
+        found = _statistics(asked, outcomes(rows, 0), outcomes(rows, 1), weight)
+        return [float(e.formula(*(found[name].sum() for name in e.inputs))) for e in asked.numbers()]
+
+    whole = study(samples=samples, temperature=1.0, mean_over="tasks")
+    alone = [numbers([task], study(samples=samples, temperature=1.0)) for task in tasks]
+    np.testing.assert_allclose(numbers(tasks, whole), np.mean(alone, axis=0), rtol=0, atol=1e-12)
+
+
+def test_what_counts_alike_is_written_only_where_it_is_said() -> None:
+    assert "mean_over" not in study().plain()
+    assert study().settings().keys() == study(mean_over="problems").settings().keys()
+    assert study(mean_over="tasks").settings() == {**study().settings(), "mean_over": "tasks"}
 
 
 def test_samples_need_a_temperature() -> None:

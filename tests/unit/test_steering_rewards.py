@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentbench.steering.grading import grader, same_boxed, same_last_number
+from latentbench.steering.grading import grader, same_boxed, same_last_number, same_mathematics
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,30 @@ def test_any_integer_is_found_behind_any_words(number: int, words: str) -> None:
 )
 def test_boxed_answers_are_compared_as_mathematics(written: str, gold: str, right: bool) -> None:
     assert same_boxed(written, gold) is right
+
+
+@pytest.mark.parametrize(
+    ("written", "gold", "right"),
+    [
+        (r"so \boxed{27}", "27.0", True),
+        ("the answer is 27.", "27", True),
+        ("the answer is 27.", "28", False),
+        (r"thus $\frac{1}{2(n+1)}$", r"$\frac{1}{2n+2}$", True),
+        (r"thus $\frac{1}{2(n+1)}$", r"$\frac{1}{2n}$", False),
+        (r"\boxed{(1,2)}", r"First \boxed{3}, then $\boxed{(1,2)}$.", True),
+        (r"\boxed{3}", r"First \boxed{3}, then $\boxed{(1,2)}$.", False),
+        (r"\boxed{1000}", "1,000", True),
+        ("nothing to see", "42", False),
+        (r"\boxed{0}", "", False),
+    ],
+)
+def test_answers_anywhere_are_compared_as_mathematics(written: str, gold: str, right: bool) -> None:
+    assert same_mathematics(written, gold) is right
+
+
+def test_mathematics_is_compared_outside_the_main_thread_too() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(same_mathematics, "the answer is 27.", "27").result()
 
 
 def test_graders_are_found_by_name() -> None:

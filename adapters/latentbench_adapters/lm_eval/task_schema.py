@@ -1,7 +1,8 @@
 """What a task file of the user may say: lm-eval's keys with values of known kinds, and names that lm-eval has registered.
 
 A name that is not registered makes lm-eval look for code of that name, so only registered ones pass. They stand here as
-lists, because importing lm-eval takes seconds and torch; a test holds them against the installed version.
+lists, because importing lm-eval takes seconds and torch; a test holds them against the installed version. One metric is ours
+(`math_metric`): whoever names it runs code of this package and no other.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from latentbench.core.spec_model import Json, SpecModel
 from latentbench.core.validation_errors import problems_of, suggestion
 from latentbench.core.yaml_tree import YamlNode
 from latentbench_adapters.jinja_sandbox import unusable
+from latentbench_adapters.lm_eval.math_metric import MATH_VERIFY
 
 METRICS = frozenset(
     {"acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "bits_per_byte", "bleu", "brier_score", "bypass"}
     | {"byte_perplexity", "chrf", "chrf++", "exact_match", "f1", "likelihood", "mcc", "perplexity", "ter"}
     | {"word_perplexity"}
 )
+OWN_METRICS = frozenset({MATH_VERIFY})
+"""Metrics that we register with lm-eval before a task is loaded."""
 AGGREGATIONS = frozenset(
     {"bits_per_byte", "bleu", "brier_score", "bypass", "chrf", "chrf++", "f1", "matthews_corrcoef", "mean", "median"}
     | {"nanmean", "perplexity", "ter", "weighted_perplexity"}
@@ -41,7 +45,7 @@ AGGREGATIONS = frozenset(
 OutputType = Literal["generate_until", "loglikelihood", "multiple_choice", "loglikelihood_rolling"]
 Sampler = Literal["default", "first_n"]
 NUMBERS: Mapping[str, frozenset[str]] = {
-    "generate_until": frozenset({"exact_match"}),
+    "generate_until": frozenset({"exact_match", *OWN_METRICS}),
     "multiple_choice": frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}),
     "loglikelihood": frozenset({"acc", "perplexity"}),
 }
@@ -149,7 +153,7 @@ class DatasetOptions(_Part):
 class MetricEntry(_Part):
     """An entry of `metric_list`."""
 
-    metric: Annotated[str, _registered(METRICS, "metric")]
+    metric: Annotated[str, _registered(METRICS | OWN_METRICS, "metric")]
     aggregation: Annotated[str, _registered(AGGREGATIONS, "aggregation")] | None = None
     higher_is_better: bool | None = None
     hf_evaluate: bool | None = None

@@ -33,6 +33,7 @@ from latentbench_adapters.lm_eval.catalogue import (
     members,
     open_datasets,
 )
+from latentbench_adapters.lm_eval.math_metric import register
 from latentbench_adapters.lm_eval.task_file import NONE, documents_commit, read_task, task_file_identity
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _refused(task: str, cannot: str) -> Iterator[None]:
 def _made(task: str, roots: Roots, folder: Path) -> list[Task]:
     from lm_eval.tasks import TaskManager
 
+    register()
     if is_path(task):
         config = read_task(task, roots)
         config["dataset_kwargs"]["cache_dir"] = str(folder)

@@ -25,7 +25,7 @@ from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.flow.graph import FlowGraph, LatentNode, traced
 from latentbench.flow.maps import FlowMaps
-from latentbench.flow.options import Growth, Span
+from latentbench.flow.options import CountedFrom, Growth, Span
 from latentbench.flow.topology import block_of
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Receipt
@@ -206,13 +206,19 @@ class _Hooks:
             receipt.last_position = max(highest, receipt.last_position or 0)
 
 
-def scheduled(schedule: Growth, strength: float, alpha: float, blocks: Sequence[int]) -> dict[int, float]:
-    """Strength per decoder block of a path (ascending): s, s · exp(α (l − l₀)), or from s to 1 over the path."""
+def scheduled(
+    schedule: Growth, strength: float, alpha: float, blocks: Sequence[int], counted_from: CountedFrom = "path"
+) -> dict[int, float]:
+    """Strength per decoder block of a path (ascending): s, s · exp(α (l − l₀)), or from s to 1 over the path.
+
+    l₀ is the path's first block, or 0 where blocks are counted from the model's first one.
+    """
     first, last = blocks[0], blocks[-1]
     if schedule == "constant":
         return dict.fromkeys(blocks, strength)
     if schedule == "exponential":
-        return {block: strength * math.exp(alpha * (block - first)) for block in blocks}
+        start = first if counted_from == "path" else 0
+        return {block: strength * math.exp(alpha * (block - start)) for block in blocks}
     share = {block: (block - first) / max(1, last - first) for block in blocks}
     return {block: strength + (1 - strength) * share[block] for block in blocks}
 
@@ -229,6 +235,7 @@ def along(
     strength: float,
     *,
     alpha: float = -0.05,
+    counted_from: CountedFrom = "path",
 ) -> VectorInjection:
     """Steering with every latent of some routes; `atoms` are their (folded) decoder rows [d].
 
@@ -237,7 +244,7 @@ def along(
     vectors: dict[int, Tensor] = {}
     # Routes are added up after each got its own schedule: they may begin at different blocks, and meet.
     for path in ({block_of(node.site): node for node in nodes} for nodes in routes):
-        for block, s in scheduled(schedule, strength, alpha, sorted(path)).items() if path else ():
+        for block, s in scheduled(schedule, strength, alpha, sorted(path), counted_from).items() if path else ():
             _add(vectors, block, s * atoms[path[block]])
     return _injection(vectors)
 

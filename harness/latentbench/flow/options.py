@@ -33,6 +33,10 @@ def _ordered(span: tuple[int, int]) -> tuple[int, int]:
 
 Growth = Literal["constant", "linear", "exponential"]
 """How the strength of a latent depends on its layer along a path."""
+CountedFrom = Literal["path", "model"]
+"""Where the layers l of s · exp(α l) are counted from: the first of the path, where strength is then s, or the model's first."""
+Fold = Literal["none", "threshold", "activation"]
+"""What decoder rows are multiplied by: nothing, thresholds (the paper, for JumpReLU), or mean activations."""
 Latent = Annotated[str, Field(pattern=r"^\d+(\.resid_(pre|post))?:\d+$")]
 """A latent of the residual stream, `3:17` or `3.resid_post:17`."""
 Span = Annotated[tuple[Block, Block], AfterValidator(_ordered)]
@@ -132,7 +136,7 @@ class Flow(Subject):
     `pearson` the latents that fire together, `random` any of the `candidates` nearest."""
     k: PositiveInt = 1
     """Matches kept per latent."""
-    fold: Literal["none", "threshold", "activation"] | None = None
+    fold: Fold | None = None
     """What scales decoder rows before `folded` and `permutation` compare them: each latent's threshold (SAE Match
     eq. 4) or, for SAEs without thresholds, its mean activation where it is active. Default: `threshold` for `folded`,
     `none` for `permutation`."""
@@ -163,7 +167,7 @@ class Flow(Subject):
         return self
 
     @property
-    def folding(self) -> Literal["none", "threshold", "activation"]:
+    def folding(self) -> Fold:
         """What scales decoder rows before they are compared."""
         return self.fold or ("threshold" if self.matching == "folded" else "none")
 

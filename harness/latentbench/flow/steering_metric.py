@@ -2,7 +2,7 @@
 
 `activate`: h_l ← h_l + Σ s_l · v on every token, for the latents v of the seeds' paths (`fold` scales decoder rows). s_l is
 the strength at the seed's layer alone (`single`), at every layer of the path (`constant`), s · exp(α (l − l₀))
-(`exponential`), or goes from s to 1 over the path (`linear`).
+(`exponential`; s · exp(α l) with `counted_from: model`, as in the paper), or goes from s to 1 over the path (`linear`).
 `deactivate`: h ← h + (r − 1) a v, the strengths being r, for the seeds (`single`) or all latents of their graphs, MLPs and
 attention included (`constant`). Prompts then come from the target domain itself.
 
@@ -52,7 +52,7 @@ from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Judge
 from latentbench.core.spec_model import Json, without_default
 from latentbench.flow.metrics import FlowStudy
-from latentbench.flow.options import Growth, Latent, Span, unknown_latents, unreached_span
+from latentbench.flow.options import CountedFrom, Fold, Growth, Latent, Span, unknown_latents, unreached_span
 from latentbench.flow.topology import block_of, residual_sites
 from latentbench.metrics.base import Display, Estimator
 from latentbench.statistics.arrays import Array
@@ -126,12 +126,17 @@ class FlowSteering(FlowStudy):
     """Loss increases in nats per token at which schedules are compared: `rate_at_cost`, between the strengths."""
     alpha: float = -0.05
     """Of the exponential schedule; the paper's value."""
-    fold: Literal["none", "threshold", "activation"] = "activation"
+    counted_from: CountedFrom = "path"
+    """Where the exponential schedule counts layers from: the path's first one, which then gets s, or as in the paper the
+    model's first one, so that a strength means less the later a path begins."""
+    fold: Fold = "activation"
     """What decoder rows are multiplied by: nothing, thresholds (the paper, for JumpReLU), or mean activations."""
     prompts: PositiveInt = 32
     """Texts to generate per setting."""
     prompt_tokens: PositiveInt = 8
     """Tokens of a document that begin a text, BOS included."""
+    opening: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    """What begins all texts instead of documents, such as the paper's "I think ". Documents still give the loss."""
     tokens: PositiveInt = 36
     """Tokens generated; the paper's 36 (96 to deactivate)."""
     temperature: Annotated[float, Field(gt=0)] = 1.27
@@ -150,12 +155,14 @@ class FlowSteering(FlowStudy):
             raise ValueError(f"action: deactivate has no schedule {', '.join(wrong)}")
         if self.costs and len(set(self.strengths)) < 2:
             raise ValueError("costs lie between strengths; state two strengths or more")
+        if self.counted_from == "model" and not any("exponential" in schedule for schedule in self.schedules):
+            raise ValueError("counted_from: only exponential schedules count layers; name one, or leave it out")
         return self
 
     @model_serializer(mode="wrap")
     def _without_no_costs(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """Specs without costs keep their keys."""
-        return without_default(type(self), ("costs",), made(self))
+        """These are newer than records, whose keys stay."""
+        return without_default(type(self), ("costs", "counted_from", "opening"), made(self))
 
     def beginning(self, experiment: ExperimentView) -> str:
         """The domain whose documents begin the texts."""
@@ -248,6 +255,9 @@ class FlowSteering(FlowStudy):
         self, name: str, unit: str, better: bool | None, formula: Any, inputs: tuple[str, ...], params: dict[str, Any]
     ) -> Estimator:
         told = {"target": self.target, "action": self.action, **params}
+        told |= without_default(
+            type(self), ("counted_from", "opening"), {"opening": self.opening, "counted_from": self.counted_from}
+        )
         names = tuple(f"flow_steering.{statistic}" for statistic in inputs)
         return Estimator(f"flow_steering.{name}", 3, unit, better, names, formula, params=told)
 

@@ -6,7 +6,7 @@ for controls random latents in their place.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,15 +20,16 @@ from latentbench.activations.tokens import EvalTokens, special_mask
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.flow.activity import TokenRows, activity, firing_rates, groups, mean_active, ordinary_tokens, texts_of
+from latentbench.flow.activity import TokenRows, activity, firing_rates, groups, ordinary_tokens
 from latentbench.flow.effects import losses, write
+from latentbench.flow.folded_rows import folded_rows
 from latentbench.flow.graph import LatentNode, parse_node
 from latentbench.flow.interventions import along, graph_nodes, only, removal, route
 from latentbench.flow.maps import FlowMaps
-from latentbench.flow.matching import decoder_rows, thresholds
 from latentbench.flow.steering_metric import FlowSteering, Schedule, cumulative, growth_of, setting_name
 from latentbench.flow.text_scores import DomainClassifier, Text, rated
 from latentbench.flow.topology import block_of
+from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.intervention import Intervention, Receipt, Untouched
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
@@ -204,7 +205,8 @@ class _Plan:
             return removal(self.context.saes(), together, strength, self.counted)
         if not cumulative(schedule):
             return only(self.atoms, together, strength)
-        return along(self.atoms, routes, growth_of(schedule), strength, alpha=self.study.alpha)
+        study, growth = self.study, growth_of(schedule)
+        return along(self.atoms, routes, growth, strength, alpha=study.alpha, counted_from=study.counted_from)
 
     @cached_property
     def counted(self) -> OrdinaryTokens:
@@ -278,9 +280,13 @@ def _planned(study: FlowSteering, context: StageContext) -> _Plan:
     cut = slice(study.prompt_tokens, study.prompt_tokens + study.tokens)
     held_out = {name: [text[cut] for text in half.test_texts if len(text) > cut.start] for name, half in halves.items()}
     prompts, documents, units = _prompts(study, halves[study.beginning(context.experiment)])
+    if study.opening is not None:
+        # As many texts as documents, whose loss is measured all the same; every row is drawn with numbers of its own.
+        (opening,) = prompt_ids(context.model(), [study.opening])
+        prompts = torch.tensor([opening] * len(prompts))
     found = steered_latents(study, context, maps, {name: half.train for name, half in halves.items()})
     steered = (*found.nodes, *found.controls.values())
-    atoms = _atoms(study, context, maps, steered) if study.action == "activate" else {}
+    atoms = folded_rows(study.fold, maps.options, context, steered) if study.action == "activate" else {}
     accuracy = classifier.accuracy(held_out)
     return _Plan(study, context, classifier, accuracy, found, atoms, prompts.to(context.device), documents, units)
 
@@ -317,22 +323,6 @@ def _prompts(study: FlowSteering, half: _Halves) -> tuple[Tensor, TokenRows, Uni
         raise InvalidInput(f"flow_steering: no document is longer than prompt_tokens = {study.prompt_tokens}")
     ids, lengths = half.test.ids[fitting], half.test.lengths[fitting]
     return ids[:, : study.prompt_tokens].long(), TokenRows(ids, lengths), half.units.of(fitting.numpy())
-
-
-def _atoms(
-    study: FlowSteering, context: StageContext, maps: FlowMaps, nodes: Sequence[LatentNode]
-) -> dict[LatentNode, Tensor]:
-    latents: dict[Site, list[LatentNode]] = {}
-    for node in dict.fromkeys(nodes):
-        latents.setdefault(node.site, []).append(node)
-    means = mean_active(context, texts_of(maps.options, context), latents) if study.fold == "activation" else {}
-    found: dict[LatentNode, Tensor] = {}
-    for site, here in latents.items():
-        sae, indices = context.saes()[site], [node.index for node in here]
-        rows = decoder_rows(sae, site)[indices].float()
-        scale = thresholds(sae, site) if study.fold == "threshold" else means.get(site)
-        found |= zip(here, rows if scale is None else rows * scale.to(rows)[indices, None], strict=True)
-    return found
 
 
 def _accuracy(plan: _Plan, domain: str) -> MetricValue:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
+from latentbench.activations.vocabulary import check_ids, embedding_rows
+from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
 from latentbench.interventions.injection import VectorInjection
@@ -18,7 +21,7 @@ from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs
 from latentbench.mechanism.metrics.study import DOMAIN
 from latentbench.mechanism.output_tokens import probability_shift, token_text
-from latentbench.mechanism.passages import injection_of, passages_of
+from latentbench.mechanism.passages import injection_of, left_out, passages_of
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
 from latentbench.steering.grading import Grader, grader
@@ -29,7 +32,8 @@ from latentbench.study.study import Findings
 def measure_first_token_test(study: FirstTokenTest, context: StageContext) -> Findings:
     """Right answers per problem: without steering, with it, and with the boosted token in the vector's place."""
     lm, steered = context.model(), context.subject()
-    token = probability_shift(lm, steered, passages_of(study, context)).top()
+    passages = passages_of(study, context)
+    token = probability_shift(lm, steered, passages).top()
     if token is None:
         return Findings(warnings=("first_token_test: the steered model wrote nothing",))
     problems = study.asked(context)
@@ -38,15 +42,30 @@ def measure_first_token_test(study: FirstTokenTest, context: StageContext) -> Fi
         "base": (Untouched(), ()),
         "steered": (steered, ()),
         "substituted": (Untouched(), (token,)),
+        **{f"stated[{place}]": (Untouched(), _tokens_of(lm, text)) for place, text in enumerate(study.texts)},
     }
     sampling, right = Sampling(study.new_tokens), grader(study.graded_by)
     found = {name: solved(lm, way, problems, sampling, right, ending) for name, (way, ending) in ways.items()}
     statistics = {**found, "problems": np.ones(len(problems))}
+    details: dict[str, Json] = {name: float(found[name].mean()) for name in ("base", "steered", "substituted")}
+    if study.texts:
+        details["stated"] = {text: float(found[f"stated[{n}]"].mean()) for n, text in enumerate(study.texts)}
     return Findings(
         {DOMAIN: {f"first_token_test.{name}": values for name, values in statistics.items()}},
-        details={"token": token_text(lm, token), **{name: float(values.mean()) for name, values in found.items()}},
+        details={"token": token_text(lm, token), **details},
+        warnings=left_out(study, passages),
         units=study.units(context),
     )
+
+
+def _tokens_of(lm: LanguageModel, text: str) -> tuple[int, ...]:
+    """A text's own tokens. Raises InvalidInput where it has none, or one that the model does not know."""
+    tokenizer: Any = lm.tokenizer
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    check_ids(list(ids), tokenizer, embedding_rows(lm.model), f"first_token_test: the text {text!r}: ")
+    if not ids:
+        raise InvalidInput(f"first_token_test: the tokenizer makes no token of the text {text!r}; state another")
+    return ids
 
 
 def measure_layer_pairs(study: LayerPairs, context: StageContext) -> Findings:

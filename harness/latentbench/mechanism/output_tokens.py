@@ -25,7 +25,7 @@ from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention
 from latentbench.mechanism.metrics.output_tokens import LogitLens, TokenShift
 from latentbench.mechanism.metrics.study import DOMAIN
-from latentbench.mechanism.passages import Passages, injection_of, passages_of, trace
+from latentbench.mechanism.passages import Passages, injection_of, left_out, passages_of, trace
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
 from latentbench.study.context import StageContext
@@ -60,7 +60,8 @@ def measure_token_shift(study: TokenShift, context: StageContext) -> Findings:
     statistics = {"first": shift.first, "rest": shift.rest, "others": shift.others, "passages": ones}
     named = {f"token_shift.{name}": values for name, values in statistics.items()}
     details = {"tokens": shift.tokens(lm), "passages": len(passages)}
-    return Findings({DOMAIN: named}, details=details, units=study.units(context))
+    units = study.units(context, passages.numbers)
+    return Findings({DOMAIN: named}, details=details, warnings=left_out(study, passages), units=units)
 
 
 @dataclass(frozen=True)

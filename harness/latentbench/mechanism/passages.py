@@ -48,6 +48,10 @@ class Passages:
     """[B, T] bool: no padding."""
     prompt_lengths: Tensor
     """[B] tokens of each prompt."""
+    numbers: tuple[int, ...] | None = None
+    """[B] which of the prompts these are; None: all of them."""
+    left_out: int = 0
+    """Prompts whose continuations are not among these."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,10 +94,34 @@ class Trace:
     """Where asked for, what the blocks put out before anything is added to it: layer to [B, T, d]."""
 
 
-def passages_of(study: MechanismStudy, context: StageContext) -> Passages:
-    """What the cell's steered model writes after the prompts of a study's problems."""
-    prompts = [problem.prompt for problem in study.asked(context)]
-    return continuations(context.model(), context.subject(), prompts, study.new_tokens)
+def passages_of(study: MechanismStudy, context: StageContext, subject: Intervention | None = None) -> Passages:
+    """What the model writes after the prompts of a study's problems, steered as in the cell, or by `subject`.
+
+    Raises InvalidInput where only ended continuations are wanted and none ends.
+    """
+    lm, prompts = context.model(), [problem.prompt for problem in study.asked(context)]
+    found = continuations(
+        lm,
+        subject or context.subject(),
+        prompts,
+        study.new_tokens,
+        temperature=study.temperature,
+        seed=context.seed("passages"),  # one for all vectors, so that texts differ in what the vectors do
+        only_ended=study.only_ended,
+    )
+    if len(found):
+        return found
+    raise InvalidInput(
+        f"{study.metric}: none of {len(prompts)} continuations ended within {study.new_tokens} tokens; raise `new_tokens`, "
+        "or leave `only_ended` out"
+    )
+
+
+def left_out(study: MechanismStudy, passages: Passages) -> tuple[str, ...]:
+    """What a reader must know of the passages: how many of the continuations are none."""
+    every = len(passages) + passages.left_out
+    said = f"{study.metric}: {passages.left_out} of {every} continuations did not end within {study.new_tokens} tokens"
+    return (f"{said} and are left out",) if passages.left_out else ()
 
 
 def injection_of(context: StageContext) -> VectorInjection:
@@ -113,18 +141,34 @@ def injection_of(context: StageContext) -> VectorInjection:
 
 
 @torch.no_grad()
-def continuations(lm: LanguageModel, intervention: Intervention, prompts: Sequence[str], new_tokens: int) -> Passages:
-    """Greedy continuations under `intervention`, up to `new_tokens` tokens or the end of the text."""
+def continuations(
+    lm: LanguageModel,
+    intervention: Intervention,
+    prompts: Sequence[str],
+    new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    only_ended: bool = False,
+) -> Passages:
+    """Continuations under `intervention`, up to `new_tokens` tokens or the end of the text: greedy ones, or drawn at
+    `temperature` with a generator of `seed`. With `only_ended` those are left out that did not end by themselves; there may be
+    none left.
+    """
     prefixed, layout = [prompt + intervention.prefix for prompt in prompts], Layout()
+    generator = torch.Generator(lm.device).manual_seed(seed) if temperature else None
     with intervention.applied(lm, layout):
-        answered = answers(lm, prefixed, Sampling(new_tokens), layout=layout)
+        answered = answers(lm, prefixed, Sampling(new_tokens, temperature), generator=generator, layout=layout)
+    kept = [number for number, answer in enumerate(answered) if not (only_ended and answer.truncated)]
     # The very ids that were written: text tokenised again could be cut elsewhere, and then it is another passage.
     starts = prompt_ids(lm, prefixed)
-    rows = [[*start, *answer.ids] for start, answer in zip(starts, answered, strict=True)]
-    longest, padding = max(map(len, rows)), padding_of(lm)
-    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    rows = [[*starts[number], *answered[number].ids] for number in kept]
+    longest, padding = max(map(len, rows), default=0), padding_of(lm)
+    ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows], dtype=torch.long)
     real = torch.arange(longest)[None] < torch.tensor([len(row) for row in rows])[:, None]
-    return Passages(ids.to(lm.device), real.to(lm.device), torch.tensor([len(s) for s in starts], device=lm.device))
+    lengths = torch.tensor([len(starts[number]) for number in kept], device=lm.device)
+    chosen = tuple(kept) if only_ended else None
+    return Passages(ids.to(lm.device), real.to(lm.device), lengths, chosen, len(prompts) - len(kept))
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ Persistence: Δ_j(t), what steering at earlier blocks has made of the output of 
 * diff-diff: mean over t of cos(Δ_j(t), mean_t Δ_j): is it the same direction at every token?
 * diff-vector: mean over t of cos(Δ_j(t), s_j): is it the direction that a vector of layer j adds?
 
+* the matrix: cos(mean_t Δ_L of one vector, mean_t Δ_L of another) after the last block L, each vector switched on alone.
+
 Only blocks behind the first steered one count: there Δ is the vector itself, whose cosine with itself says nothing. Small
 Vectors (arXiv 2509.06608, section 5). Two passes, so that nothing but sums is kept.
 """
@@ -28,11 +30,22 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
+from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention
+from latentbench.interventions.vectors import SteeringVectors
 from latentbench.mechanism.metrics.propagation import AttentionShift, Persistence
 from latentbench.mechanism.metrics.study import DOMAIN
 from latentbench.mechanism.output_tokens import vector_logit_lens
-from latentbench.mechanism.passages import Passages, Trace, eager_attention, injection_of, passages_of, trace
+from latentbench.mechanism.passages import (
+    Passages,
+    Trace,
+    eager_attention,
+    injection_of,
+    left_out,
+    passages_of,
+    trace,
+)
+from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array
 from latentbench.steering.computed_vectors import vectors_from
 from latentbench.study.context import StageContext
@@ -41,14 +54,16 @@ from latentbench.study.study import Findings
 
 def measure_attention_shift(study: AttentionShift, context: StageContext) -> Findings:
     """Sums per passage over heads, layers and tokens, with how many of them there are."""
-    found = attention_shift(context.model(), context.subject(), passages_of(study, context))
+    passages = passages_of(study, context)
+    found = attention_shift(context.model(), context.subject(), passages)
     statistics: dict[str, Tensor] = {}
     for name, values in (("heads", found.heads.flatten(1)), ("mlp", found.mlps)):
         statistics[f"attention_shift.{name}.total"] = values.sum(1)
         statistics[f"attention_shift.{name}.count"] = found.tokens * values.shape[1]
     details = {"heads": _per_token(found.heads, found.tokens), "mlps": _per_token(found.mlps, found.tokens)}
     arrays = {name: values.numpy() for name, values in statistics.items()}
-    return Findings({DOMAIN: arrays}, details=details, units=study.units(context))
+    units = study.units(context, passages.numbers)
+    return Findings({DOMAIN: arrays}, details=details, warnings=left_out(study, passages), units=units)
 
 
 def measure_persistence(study: Persistence, context: StageContext) -> Findings:
@@ -58,7 +73,8 @@ def measure_persistence(study: Persistence, context: StageContext) -> Findings:
     """
     lm, injection = context.model(), injection_of(context)
     vectors = _compared(study, context) if study.files else injection.vectors.vectors
-    found = persistence(lm, injection, passages_of(study, context), injection.vectors.layers[0], vectors)
+    passages = passages_of(study, context)
+    found = persistence(lm, injection, passages, injection.vectors.layers[0], vectors)
     statistics: dict[str, Tensor] = {}
     for name, values in (("diff_diff", found.diff_diff), ("diff_vector", found.diff_vector)):
         known = ~values.isnan().any(0)
@@ -76,7 +92,58 @@ def measure_persistence(study: Persistence, context: StageContext) -> Findings:
     }
     arrays = {name: values.numpy() for name, values in statistics.items()}
     reasons = _reasons(study, found.layers, arrays)
-    return Findings({DOMAIN: arrays}, details=details, reasons=reasons, units=study.units(context))
+    compared: tuple[MetricValue, ...] = ()
+    if study.matrix is not None:
+        details["matrix"], number = _matrix(study, context, passages, vectors if study.files else {})
+        compared = (number,)
+    return Findings(
+        {DOMAIN: arrays},
+        compared,
+        details,
+        warnings=left_out(study, passages),
+        reasons=reasons,
+        units=study.units(context, passages.numbers),
+    )
+
+
+def _matrix(
+    study: Persistence, context: StageContext, passages: Passages, named: Mapping[int, Tensor]
+) -> tuple[Json, MetricValue]:
+    """What each vector alone makes of the final residual stream, compared with what every other one does."""
+    lm, own = context.model(), injection_of(context)
+    ways = {f"layer {layer}": own.vectors.only(layer) for layer in own.vectors.layers}
+    ways |= {f"named, layer {layer}": SteeringVectors({layer: vector}) for layer, vector in named.items()}
+    changes = []
+    for step, vectors in enumerate(ways.values()):
+        context.progress(step, len(ways), "vectors")
+        # Named vectors are of a training of their own: at their own size, whatever share of the norms the cell's are.
+        relative = own.relative and bool(vectors.residual_norms)
+        alone = VectorInjection(vectors, own.scale if relative == own.relative else 1.0, own.scope, relative)
+        texts = passages if study.matrix == "same_texts" else passages_of(study, context, alone)
+        changes.append(_means(lm, alone, texts, ())[1].cpu())
+    context.progress(len(ways), len(ways), "vectors")
+    cosines = pairwise_cosines(torch.stack(changes))
+    between = cosines[~torch.eye(len(ways), dtype=torch.bool)]
+    known = between[~between.isnan()]
+    value = MetricValue(
+        id="persistence.final_cosine",
+        version=1,
+        domain=DOMAIN,
+        value=float(known.mean()) if len(known) else None,
+        null_reason=None if len(known) else "there are no two vectors that change the final residual stream",
+        unit="cosine",
+        higher_is_better=None,
+        n=len(known) // 2,
+    )
+    return {"vectors": list(ways), "cosines": _without_nan(cosines.tolist())}, value
+
+
+def pairwise_cosines(vectors: Tensor) -> Tensor:
+    """[n, n] float64 cosines between vectors [n, d]; NaN for one that is zero, which has no direction."""
+    wide = vectors.double()
+    units = wide / wide.norm(dim=1, keepdim=True)
+    cosines: Tensor = (units @ units.T).clamp(-1, 1)
+    return cosines
 
 
 def _compared(study: Persistence, context: StageContext) -> dict[int, Tensor]:

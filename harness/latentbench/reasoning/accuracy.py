@@ -27,6 +27,10 @@ else `exact_match`, else `acc`, behind its filter `flexible-extract` where it ha
 format when that filter extracts nothing; where a task does not extract, when it holds neither `\\boxed` nor `$…$` and more
 words than the right answer has.
 
+Of a group of tasks, every problem counts alike; with `mean_over: tasks` every task does, whatever its size: each problem of a
+task of P_t problems, of T tasks with P problems together, weighs P / (T P_t) in all the sums above, so that `accuracy` is the
+mean of the tasks' accuracies. Intervals and tests resample problems, of all tasks together.
+
 A gain over a base that fails the format is often a gain in format: read both. A scale or a checkpoint must be chosen on
 other problems than those it is reported on (`pocket_problems_selection`; see `choose_scale` in harness/latentbench/report/frontier.py).
 """
@@ -97,6 +101,9 @@ class ReasoningAccuracy(Study):
     """0 decodes greedily; otherwise answers are drawn from the full distribution (no top-p, no top-k)."""
     limit: PositiveInt | None = None
     """Problems, from the first on (of each task of a group); default all."""
+    mean_over: Literal["problems", "tasks"] = "problems"
+    """What of a group of tasks counts alike: every problem, or every task, as in the "Average" that papers print of
+    benchmarks of different sizes (`plain_math_six`)."""
     max_new_tokens: PositiveInt | None = None
     """Longest answer; default the task's own."""
     num_fewshot: Annotated[int, Field(ge=0, le=64)] | None = None
@@ -107,7 +114,7 @@ class ReasoningAccuracy(Study):
     """System instruction."""
     different_prompts: bool = False
     """Whether the task may put its questions otherwise than the problems that the steering is made from (`plain_gsm8k`,
-    `plain_math500`, `plain_aime24` and `plain_aime25` put them alone). Otherwise that is refused: part of a gain would be
+    `plain_math500`, `plain_aime24` and the other plain tasks put them alone). Otherwise that is refused: part of a gain would be
     the difference of the prompts."""
     scored_by: str | None = None
     """The task's metric that says whether an answer is right; default see the metric's description."""
@@ -142,8 +149,8 @@ class ReasoningAccuracy(Study):
 
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """`different_prompts` is newer than records, which rows are compared by."""
-        return without_default(type(self), ("different_prompts",), made(self))
+        """These are newer than records, which rows are compared by."""
+        return without_default(type(self), ("different_prompts", "mean_over"), made(self))
 
     @property
     def domain(self) -> str:

@@ -162,7 +162,9 @@ def evaluate(study: ReasoningAccuracy, context: StageContext) -> Findings:
         context.shared(SHARED, _payload(suite, study, context, tasks), lambda: _base(suite, study, context, tasks))
     )
     steered, units = outcomes(lm, tasks, study.samples), _units(tasks)
-    statistics = _statistics(study, steered, base)
+    statistics = _statistics(
+        study, steered, base, weights(study.mean_over, [len(problems.groups) for problems in tasks])
+    )
     return Findings(
         statistics={study.domain: statistics},
         values=(_gain_p(study, units, statistics),),
@@ -202,12 +204,17 @@ def _base(suite: TaskSuite, study: ReasoningAccuracy, context: StageContext, tas
     return outcomes(_steered(suite, study, context, None), tasks, study.samples).to_content()
 
 
-def _statistics(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes) -> dict[str, np.ndarray]:
-    problems = np.ones(len(steered.correct))
-    named = (
-        steered.statistics() | base.statistics("base_") | {"problems": problems, "answers": study.samples * problems}
-    )
-    return {f"{study.metric}.{name}": values for name, values in named.items()}
+def weights(mean_over: str, sizes: Sequence[int]) -> Array:
+    """[problems] what each problem of tasks with `sizes` problems weighs; they add up to the number of problems."""
+    each = [sum(sizes) / (len(sizes) * size) if mean_over == "tasks" else 1.0 for size in sizes]
+    return np.repeat(each, sizes)
+
+
+def _statistics(study: ReasoningAccuracy, steered: Outcomes, base: Outcomes, weight: Array) -> dict[str, np.ndarray]:
+    named = steered.statistics() | base.statistics("base_")
+    weighted = {name: weight * values for name, values in named.items()}
+    weighted |= {"problems": weight, "answers": study.samples * weight}
+    return {f"{study.metric}.{name}": values for name, values in weighted.items()}
 
 
 def _units(tasks: Sequence[TaskProblems]) -> Units:

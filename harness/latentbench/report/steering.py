@@ -229,6 +229,7 @@ def _shift(cell: SteeredCell) -> Iterator[Panel]:
     test = cell.details("first_token_test")
     if test and "token" in test:
         values = {name: test[name] for name in ("base", "substituted", "steered")}
+        values |= {f"“{_visible(text)}”": value for text, value in test.get("stated", {}).items()}
         about = f"Accuracy when the token “{_visible(test['token'])}” is appended to the prompt and the vector removed."
         yield Panel("First-token test", about, figures.bars(values, "accuracy"))
 
@@ -250,6 +251,10 @@ def _movement(cell: SteeredCell) -> Iterator[Panel]:
         plot = figures.lines(known, "layer", "cosine or ratio", markers=True) if known else "<p>No later block.</p>"
         lens = f"<p>Mean change after the last block: {_tokens(found['lens']['top'])}</p>"
         yield Panel("Persistence", about, plot + lens)
+    if found and "matrix" in found:
+        about = "Cosines between the mean changes after the last block that single vectors make."
+        plot = figures.heatmap(found["matrix"]["cosines"], "vector", "vector", found["matrix"]["vectors"])
+        yield Panel("Single vectors", about, plot)
 
 
 _PERSISTS = (
@@ -263,15 +268,28 @@ _COMPARED = {
 }
 
 
+_WAYS = {"": "", "_residual": ", for the residual stream alone", "_mlp": ", for the MLP alone"}
+"""Where patched attention goes, by the ending of the names of what was measured."""
+
+
 def _paths(cell: SteeredCell) -> Iterator[Panel]:
     details = cell.details("path_patching")
     if details:
         about = "KL from the plain model when parts of the last block see the plain input."
         yield Panel("Path patching", about, figures.bars(details["modes"], "KL (nats)"))
-        heads = {f"head {n}": value for n, value in enumerate(details["heads"])}
-        heads |= {f"only {n}": value for n, value in enumerate(details["only_heads"])}
-        if heads:
-            yield Panel("Heads", "One head's output plain, or every other's.", figures.bars(heads, "KL (nats)"))
+        for part, about in (
+            ("heads", "One head's output"),
+            ("groups", "The output of heads that share keys and values"),
+        ):
+            for path, way in _WAYS.items():
+                bars = {f"{part[:-1]} {n}": value for n, value in enumerate(details.get(f"{part}{path}", ()))}
+                bars |= {f"only {n}": value for n, value in enumerate(details.get(f"only_{part}{path}", ()))}
+                if bars:
+                    said = f"{about} plain, or every other's{way}."
+                    yield Panel(part.capitalize() + path.replace("_", ": "), said, figures.bars(bars, "KL (nats)"))
+        if "entropies" in details:
+            said = "Mean entropy of the distributions of the plain model and of every mode."
+            yield Panel("Entropies", said, figures.bars(details["entropies"], "entropy (nats)"))
         positions = details["positions"]
         curve = {"no_patch": (list(range(len(positions))), positions)}
         yield Panel("By position", "KL at each generated token.", figures.lines(curve, "generated token", "KL (nats)"))

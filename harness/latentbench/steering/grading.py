@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from latentbench.core.protocols import Problem, ProblemSet
 from latentbench.interventions.chat import asked
@@ -60,15 +60,30 @@ def same_last_number(written: str, gold: str) -> bool:
 
 def same_boxed(written: str, gold: str) -> bool:
     r"""Whether the last `\boxed{}` is the gold answer, by math-verify; False without one or where it cannot be read."""
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig
 
     start = written.rfind("\\boxed")
     if start < 0:
         return False
+    # By default a box comes second to phrases such as "the final answer is".
+    return _equal(written[start:], f"\\boxed{{{gold}}}", [LatexExtractionConfig(boxed_match_priority=0)])
+
+
+def same_mathematics(written: str, gold: str) -> bool:
+    r"""Whether the answer found anywhere in a text is the gold one, by math-verify, which looks for a `\boxed{}`, for phrases
+    such as "the answer is", for formulas and for numbers; False where it finds none. The gold answer is plain, in dollars, or
+    a text whose last box holds it."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig
+
+    inner = gold[gold.rfind("\\boxed") :] if "\\boxed" in gold else f"\\boxed{{{gold}}}"
+    return _equal(written, inner, [LatexExtractionConfig(), ExprExtractionConfig()])
+
+
+def _equal(written: str, gold: str, config: list[Any]) -> bool:
+    from math_verify import LatexExtractionConfig, parse, verify
+
     # math-verify limits its time by a signal, which only the main thread may set.
     limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
-    # By default a box comes second to phrases such as "the final answer is".
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
-    answer = parse(written[start:], config, parsing_timeout=limit)
-    expected = parse(f"\\boxed{{{gold}}}", config, parsing_timeout=limit)
+    answer = parse(written, config, parsing_timeout=limit)
+    expected = parse(gold, [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=limit)
     return bool(answer and expected and verify(expected, answer, timeout_seconds=limit))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import ProblemSet
-from latentbench.core.spec_model import Json, SpecModel
+from latentbench.core.spec_model import Json, SpecModel, without_default
 from latentbench.steering.method import SteeringMethod
 from latentbench.study.context import Content, Longest, StageContext
 
@@ -100,11 +106,35 @@ class ReinforcedMethod(SteeringMethod):
 
 
 class RlMethod(ReinforcedMethod):
-    """One vector per layer, trained from zero."""
+    """One vector per layer, trained from zero.
+
+    With `rank` r the vectors of all layers lie in one subspace of r dimensions: S = A B, [layers, d] = [layers, r] × [r, d],
+    both trained, A from uniform numbers in ±1/√r and B from zero (`steering_rank` in the code of arXiv 2509.06608).
+    """
 
     implementation: ClassVar[str] = "latentbench.steering.rl_training:train_vectors"
 
     method: Literal["rl"] = "rl"
+    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Dimensions of the subspace that the vectors of all layers share; default: every vector is free. The learning rate is
+    then that of the entries of A and B."""
+
+    @model_validator(mode="after")
+    def _shared(self) -> Any:
+        if self.rank is not None and self.optimizer.unit != "absolute":
+            raise ValueError(
+                "vectors that share a subspace have no learning rate of their own: `unit` must be absolute"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """`rank` is newer than records, whose keys stay."""
+        return without_default(type(self), ("rank",), made(self))
+
+    def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
+        said = super().made_of(experiment, roots)
+        return said if self.rank is None else f"{said}, shared rank {self.rank}"
 
 
 class LoraMethod(ReinforcedMethod):

@@ -50,8 +50,17 @@ Parameters = Mapping[str, nn.Parameter]
 
 def train_vectors(method: RlMethod, context: StageContext) -> Content:
     """The vectors of the best checkpoint, and the training curve. Raises what `train_by_rl` raises."""
-    trained = train_by_rl(method, context, TrainableVectors(layers_of(method, context.model()), method.scope))
-    vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in trained.best.items()}
+    layers = layers_of(method, context.model())
+    if method.rank is None:
+        trained = train_by_rl(method, context, TrainableVectors(layers, method.scope))
+        vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in trained.best.items()}
+    else:
+        seed = context.seed("steering", "shared rank")
+        trained = train_by_rl(method, context, TrainableSubspace(layers, method.scope, method.rank, seed))
+        product = trained.best["A"] @ trained.best["B"]
+        vectors = {
+            layer: row.clone() for layer, row in zip(layers, product, strict=True)
+        }  # files want no shared memory
     return content_of(vectors, trained.norms, **trained.meta())
 
 
@@ -103,6 +112,44 @@ class TrainableVectors(Trainable):
 
     def learning_rates(self, rate: float, units: Mapping[int, float]) -> dict[str, float]:
         return {f"{_LAYER}{layer}": rate * units[layer] for layer in self.layers}
+
+
+@dataclass(frozen=True)
+class SharedVector:
+    """The vector A_l B [d] of one layer, of factors A [layers, r] and B [r, d] that all layers share."""
+
+    a: Tensor
+    row: int
+    b: Tensor
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """The vector as the hook that adds it asks for it: made anew in every pass, so that gradients reach the factors."""
+        return (self.a[self.row] @ self.b).to(dtype)
+
+
+class TrainableSubspace(Trainable):
+    """One vector per layer, all in a subspace of `rank` dimensions: S = A B, A random and B zero, in float32."""
+
+    def __init__(self, layers: tuple[int, ...], scope: Scope, rank: int, seed: int) -> None:
+        self.layers, self._scope, self._rank, self._seed = layers, scope, rank, seed
+
+    @contextmanager
+    def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
+        """The factors are a child of the model, so that trainers find them, and hooks add their products."""
+        # Drawn on the CPU, so that devices train from the same start. Kaiming's uniform with a = √5 is ±1/√r for r columns.
+        drawn = torch.rand(len(self.layers), self._rank, generator=torch.Generator().manual_seed(self._seed))
+        model, zeros = lm.model, torch.zeros(self._rank, width_of(lm.model))
+        factors = {"A": (2 * drawn - 1) / self._rank**0.5, "B": zeros}
+        named = {name: nn.Parameter(factor.to(lm.device)) for name, factor in factors.items()}
+        model.add_module("steering", nn.ParameterDict(named))
+        try:
+            shared: dict[int, Any] = {
+                layer: SharedVector(named["A"], row, named["B"]) for row, layer in enumerate(self.layers)
+            }
+            with injecting(model, shared, self._scope, layout, idle=True):
+                yield named
+        finally:
+            del model.steering
 
 
 class TrainableLora(Trainable):

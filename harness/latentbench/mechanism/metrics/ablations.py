@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
+from latentbench.core.spec_model import Json
 from latentbench.mechanism.metrics.study import MechanismStudy
 from latentbench.metrics.base import Estimator
 from latentbench.steering.grading import GradedBy
+
+Word = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _different(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(texts)) < len(texts):
+        raise ValueError("names a text twice")
+    return texts
 
 
 class FirstTokenTest(MechanismStudy):
@@ -16,28 +26,51 @@ class FirstTokenTest(MechanismStudy):
 
     The token that steering boosts most often at the first generated position is appended to the prompt, and the vector is
     removed. Greedy accuracy on the same problems: `base`, `steered`, `substituted`, and
-    `recovered` = (substituted − base) / (steered − base).
-    Source: Small Vectors, Big Effects (arXiv 2509.06608), section 6 (about three quarters for a last-layer vector).
+    `recovered` = (substituted − base) / (steered − base). Each of `texts` is appended in its place too, for `stated` and
+    `stated_recovered`: a word that leads as well without being the vector's own shows that any such word would have done.
+    Source: Small Vectors, Big Effects (arXiv 2509.06608), section 6 (about three quarters for a last-layer vector; "To" for
+    Qwen, "Step" for Llama).
     """
 
     implementation: ClassVar[str] = "latentbench.mechanism.ablations:measure_first_token_test"
+    newer: ClassVar[tuple[str, ...]] = (*MechanismStudy.newer, "texts")
 
     metric: Literal["first_token_test"] = "first_token_test"
     graded_by: GradedBy = "number"
     """What makes an answer right: the last number written, or the last boxed expression."""
+    texts: Annotated[tuple[Word, ...], Field(max_length=20), AfterValidator(_different)] = ()
+    """Texts such as " Step" and " To" that are appended to the prompt one by one, as the tokens that the tokenizer cuts them
+    into on their own."""
 
     def numbers(self) -> tuple[Estimator, ...]:
         names = ("base", "steered", "substituted")
-        recovered = Estimator(
-            id="first_token_test.recovered",
-            version=1,
-            unit="fraction",
-            higher_is_better=None,
-            inputs=tuple(f"first_token_test.{name}" for name in names),
-            formula=lambda base, steered, substituted: (substituted - base) / (steered - base),
-            units="problems",
+        stated = [
+            number
+            for place, text in enumerate(self.texts)
+            for number in (
+                _accuracy("first_token_test", f"stated[{place}]", "stated", {"text": text}),
+                _recovered("stated_recovered", f"stated[{place}]", {"text": text}),
+            )
+        ]
+        return (
+            *(_accuracy("first_token_test", name) for name in names),
+            _recovered("recovered", "substituted"),
+            *stated,
         )
-        return (*(_accuracy("first_token_test", name) for name in names), recovered)
+
+
+def _recovered(name: str, instead: str, params: Mapping[str, Json] | None = None) -> Estimator:
+    """What of the gain there is with something `instead` of the vector."""
+    return Estimator(
+        id=f"first_token_test.{name}",
+        version=1,
+        unit="fraction",
+        higher_is_better=None,
+        inputs=tuple(f"first_token_test.{part}" for part in ("base", "steered", instead)),
+        formula=lambda base, steered, substituted: (substituted - base) / (steered - base),
+        units="problems",
+        params=params or {},
+    )
 
 
 class LayerPairs(MechanismStudy):
@@ -60,14 +93,21 @@ class LayerPairs(MechanismStudy):
     pairs: PositiveInt = 36
     """Most pairs that are tried; those of the layers farthest apart first."""
 
+    @model_validator(mode="after")
+    def _greedy(self) -> Self:
+        if self.temperature or self.only_ended:
+            raise ValueError("reads no texts and grades greedy answers; leave out `temperature` and `only_ended`")
+        return self
 
-def _accuracy(metric: str, part: str) -> Estimator:
+
+def _accuracy(metric: str, part: str, name: str | None = None, params: Mapping[str, Json] | None = None) -> Estimator:
     return Estimator(
-        id=f"{metric}.{part}",
+        id=f"{metric}.{name or part}",
         version=1,
         unit="fraction",
         higher_is_better=None,
         inputs=(f"{metric}.{part}", f"{metric}.problems"),
         formula=lambda right, problems: right / problems,
         units="problems",
+        params=params or {},
     )

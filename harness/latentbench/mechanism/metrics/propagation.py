@@ -48,18 +48,25 @@ class Persistence(MechanismStudy):
     * `diff_vector`: mean over tokens and blocks of cos(Δ_j(t), s_j), over the blocks that have a vector s_j: those that
       `compare_with` names, trained on their own, else (marked `vectors=own`) those that the cell itself adds further up.
 
-    By block in the steering report, with the logit lens of the mean change after the last block.
-    Source: Small Vectors, Big Effects (arXiv 2509.06608), section 5.
+    By block in the steering report, with the logit lens of the mean change after the last block, and with `matrix` the cosines
+    between the mean changes after the last block that single vectors make, each of the cell's own and each of `compare_with`
+    alone: `final_cosine` is the mean of those between two of them. Source: Small Vectors, Big Effects (arXiv 2509.06608),
+    section 5.
     """
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "latentbench.mechanism.propagation:measure_persistence"
+    newer: ClassVar[tuple[str, ...]] = (*MechanismStudy.newer, "matrix")
     handling: ClassVar[frozenset[str]] = frozenset({"compare_with"})  # the files' content is in `identity`
 
     metric: Literal["persistence"] = "persistence"
     compare_with: VectorFile | Annotated[tuple[VectorFile, ...], Field(min_length=1, max_length=1000)] | None = None
     """A file of vectors trained at later layers (see `latentbench export-vectors`), or a list of such files with
     different layers, relative to the project."""
+    matrix: Literal["same_texts", "own_texts"] | None = None
+    """Compares the vectors' effects on the final residual stream with each other, over the texts that all of the cell's vectors
+    wrote together, so that only the vectors differ (`same_texts`), or, as in the paper, for each vector over those that were
+    written under it alone (`own_texts`); default: not."""
 
     @property
     def files(self) -> tuple[str, ...]:

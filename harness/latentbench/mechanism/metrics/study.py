@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Problem, ProblemSet
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_default
 from latentbench.core.text import folded
 from latentbench.steering.grading import read_problems
 from latentbench.steering.method import parts_of
@@ -17,6 +17,8 @@ from latentbench.study.context import Longest
 from latentbench.study.study import Study
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from latentbench.core.paths import Roots
     from latentbench.statistics.units import Units
     from latentbench.study.context import ExperimentView, StageContext
@@ -32,6 +34,8 @@ class MechanismStudy(Study):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
+    newer: ClassVar[tuple[str, ...]] = ("temperature", "only_ended")
+    """Fields that are newer than records: they are in keys and facts only where they are not left at their default."""
 
     problems_from: Annotated[ProblemSet, Choice("problems", "adapter")]
     """Problems whose prompts are continued; never those that accuracy is reported on."""
@@ -39,6 +43,16 @@ class MechanismStudy(Study):
     """How many of them."""
     new_tokens: PositiveInt = 64
     """Longest continuation."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """0 continues greedily; otherwise the texts that are studied are drawn from the full distribution, by a seed that follows
+    from the key of the study, as the paper draws them at 1. Answers that are graded stay greedy."""
+    only_ended: bool = False
+    """Whether only continuations are studied that the model ended by itself, within `new_tokens`: the others are left out,
+    and how many they are is said."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        return without_default(type(self), self.newer, made(self))
 
     def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
@@ -58,11 +72,15 @@ class MechanismStudy(Study):
             return found
         raise InvalidInput(f"{self.metric}: there are no problems to read")
 
-    def units(self, context: StageContext) -> dict[str, Units]:
-        """Which problems are one unit: those whose prompts are the same but for white space."""
+    def units(self, context: StageContext, chosen: Sequence[int] | None = None) -> dict[str, Units]:
+        """Which problems are one unit: those whose prompts are the same but for white space.
+
+        `chosen` are the numbers of those that there are statistics of; None: all.
+        """
         from latentbench.statistics.units import units_of
 
-        return {DOMAIN: units_of(folded(problem.prompt) for problem in self.asked(context))}
+        asked = self.asked(context)
+        return {DOMAIN: units_of(folded(asked[number].prompt) for number in chosen or range(len(asked)))}
 
 
 def vector_problems(metric: str, experiment: ExperimentView) -> tuple[str, ...]:
