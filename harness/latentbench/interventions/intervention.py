@@ -80,6 +80,8 @@ class Layout:
     """[B] int: prompt tokens of each row, padding not counted; required where the scope is not `all`."""
     real: Tensor | None = None
     """[B, T] bool: which tokens are no padding, for calls without an `attention_mask`; default all."""
+    earlier: Tensor | None = None
+    """[B, cached] int: ids of the tokens that stand in the cache, padding included; read where changes depend on the text."""
 
 
 class Intervention(ABC):
@@ -87,6 +89,8 @@ class Intervention(ABC):
 
     prefix: str = ""
     """Text to append to every prompt (the `prefix` baseline); nothing for all others."""
+    adds: bool = False
+    """Whether it adds the same whatever it finds there, so that in a stack nothing but rounding depends on its turn."""
 
     @property
     @abstractmethod
@@ -108,6 +112,8 @@ class Intervention(ABC):
 class Untouched(Intervention):
     """The model as it is, perhaps with a prefix: rows to compare with."""
 
+    adds = True
+
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
 
@@ -121,11 +127,15 @@ class Untouched(Intervention):
 
 
 class Stack(Intervention):
-    """Several interventions at once, in order."""
+    """Several interventions at once: where they change the same place, each finds what those before it have left.
+
+    Parts that add the same whatever they find make a sum, which needs no order.
+    """
 
     def __init__(self, parts: Sequence[Intervention]) -> None:
         self.parts = tuple(parts)
         self.prefix = "".join(part.prefix for part in parts)
+        self.adds = all(part.adds for part in parts)
 
     @property
     def identity(self) -> Json:
@@ -135,8 +145,11 @@ class Stack(Intervention):
     def applied(self, lm: LanguageModel, layout: Layout | None = None, *, idle: bool = False) -> Iterator[Receipt]:
         receipt = Receipt()
         with ExitStack() as stack:
-            receipts = [stack.enter_context(part.applied(lm, layout, idle=idle)) for part in self.parts]
+            # Hooks that are installed later run earlier, so the last part comes first. A sum keeps the order in which its
+            # rounding has always been done.
+            turn = 1 if self.adds else -1
+            receipts = [stack.enter_context(part.applied(lm, layout, idle=idle)) for part in self.parts[::turn]]
             yield receipt
         # Filled only now, when every part has completed its own receipt on leaving; in place, since the caller holds it.
-        vars(receipt).update(vars(sum(receipts, Receipt())))
+        vars(receipt).update(vars(sum(receipts[::turn], Receipt())))
         receipt.passes = max((one.passes for one in receipts), default=0)  # they saw the same ones
