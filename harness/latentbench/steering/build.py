@@ -49,13 +49,18 @@ def vectors_in(content: Content, tag: Json) -> SteeringVectors:
     Those that came from a file keep the model that the file was written for: its `made_for` is in the content.
     Raises CellFailed for content that `content_of` did not make.
     """
+    vectors = by_layer(content)
+    norms = {int(layer): float(norm) for layer, norm in content.meta.get("residual_norms", {}).items()}
+    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
+
+
+def by_layer(content: Content) -> dict[int, Tensor]:
+    """The tensors of what `content_of` made, by layer. Raises CellFailed for content that it did not make."""
     if strange := [name for name in content.tensors if not name.removeprefix(_LAYER).isdecimal()]:
         raise CellFailed(
             f"a steering method left a tensor {strange[0]!r}; what `content_of(vectors)` makes is expected"
         )
-    norms = {int(layer): float(norm) for layer, norm in content.meta.get("residual_norms", {}).items()}
-    vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
-    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
+    return {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
 
 
 class ChoosesLayers(Protocol):
