@@ -14,8 +14,8 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.changes import PLAIN, Use, projecting_out
-from latentbench.interventions.changing import changing
-from latentbench.interventions.intervention import Intervention, Layout, Receipt, Scope
+from latentbench.interventions.changing import StateChange, changing
+from latentbench.interventions.intervention import Layout, Receipt, Scope
 from latentbench.interventions.vectors import SteeringVectors
 
 _NEGLIGIBLE = 1e-6
@@ -33,7 +33,7 @@ def orthonormal(directions: Tensor) -> Tensor:
     return rows[sizes > _NEGLIGIBLE * sizes[0]].float()
 
 
-class Ablation(Intervention):
+class Ablation(StateChange):
     """Directions projected out of the residual stream: h ← h − scale · P h, P the projection on their span at the layer.
 
     `bases` holds orthonormal rows [k, d_model] by layer. With scale 1 nothing is left along them, with 2 it is reflected.
@@ -42,6 +42,10 @@ class Ablation(Intervention):
     def __init__(self, bases: Mapping[int, Tensor], scale: float = 1.0, scope: Scope = "all", use: Use = PLAIN) -> None:
         self.bases = {layer: basis.float() for layer, basis in sorted(bases.items())}
         self.scale, self.scope, self.use = scale, scope, use
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(index=layer) for layer in self.bases)
 
     @property
     def identity(self) -> Json:

@@ -9,9 +9,12 @@ each place, and why `changing` fails where the two do not agree.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from copy import copy
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +30,30 @@ from latentbench.activations.residual import HookPoint, hook_point
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.sites import Point, Site
 from latentbench.interventions.changes import PLAIN, Change, Condition, Use
-from latentbench.interventions.intervention import Layout, Receipt, Scope
+from latentbench.interventions.intervention import Intervention, Layout, Receipt, Scope
 from latentbench.interventions.passes import PassTokens, watching_passes
+
+
+class StateChange(Intervention):
+    """An intervention that changes hidden states at some sites, by `changing`."""
+
+    use: Use
+
+    @property
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """Where hidden states are changed."""
+
+    def where(self, condition: Condition) -> Self:
+        """The same, only where `condition` holds. Raises InvalidInput for one that is read behind a place of the change."""
+        if behind := [site for site in self.sites if _order(site) < _order(condition.site)]:
+            raise InvalidInput(
+                f"a condition on the hidden state at {condition.site} comes too late for the change at {behind[0]}: read it "
+                "at or before the first layer that is changed"
+            )
+        made = copy(self)
+        made.use = replace(self.use, condition=condition)
+        return made
 
 
 @contextmanager
@@ -54,7 +79,7 @@ def changing(
         for site, place in places.items():
             # First of all hooks on the block, so that whoever reads its output reads the steered one. (Only who prepends a
             # hook later comes before: the parts of a stack before this one, and `mechanism.passages` on purpose.)
-            stack.callback(_hooked(site, place, hooks.changing(site)))
+            stack.callback(_hooked(site, place, hooks.at(site)))
         if use.condition is not None:
             read = use.condition.site  # and before them: it is told by the state as it arrives
             stack.callback(_hooked(read, _place(model, read), hooks.reading(use.condition)))
@@ -93,12 +118,12 @@ Replace = Callable[[Tensor], Tensor | None]
 """Hidden states [B, T, d] → what stands there instead; None: nothing else."""
 
 
-def _hooked(site: Site, place: HookPoint, replace: Replace) -> Callable[[], None]:
+def _hooked(site: Site, place: HookPoint, instead: Replace) -> Callable[[], None]:
     """Hooks a site, before all other hooks on it; returns how to undo that."""
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         hidden = hidden_state(output) if site.point == "resid_post" else place.read(output)
-        steered = replace(hidden)
+        steered = instead(hidden)
         if steered is None:
             return output
         # What a part adds may be multiplied first: only its change is written, so that the rest keeps every bit.
@@ -106,7 +131,7 @@ def _hooked(site: Site, place: HookPoint, replace: Replace) -> Callable[[], None
         return with_first_tensor(output, steered) if whole else place.moved(output, steered - hidden)
 
     def arriving(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        steered = replace(block_input(args, kwargs))
+        steered = instead(block_input(args, kwargs))
         return (args, kwargs) if steered is None else with_block_input(args, kwargs, steered)
 
     if site.point == "resid_pre":
@@ -144,7 +169,7 @@ class _Hooks:
         self.receipt.passes += 1
         self.receipt.tokens += int(tokens.real.sum()) * len(self._changes)
 
-    def changing(self, site: Site) -> Replace:
+    def at(self, site: Site) -> Replace:
         """What happens at a site: the hidden states are replaced by the steered ones."""
 
         def change(hidden: Tensor) -> Tensor | None:

@@ -17,12 +17,12 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.changes import PLAIN, Use, adding
-from latentbench.interventions.changing import changing
-from latentbench.interventions.intervention import Intervention, Layout, Receipt, Scope
+from latentbench.interventions.changing import StateChange, changing
+from latentbench.interventions.intervention import Layout, Receipt, Scope
 from latentbench.interventions.vectors import SteeringVectors
 
 
-class VectorInjection(Intervention):
+class VectorInjection(StateChange):
     """Steering vectors times a scale, added at the tokens in scope that `use` leaves.
 
     `relative` scales are fractions of the mean residual norm: Δ_l = scale · mean‖h_l‖ · v_l / ‖v_l‖, with the norms that
@@ -38,7 +38,6 @@ class VectorInjection(Intervention):
         use: Use = PLAIN,
     ) -> None:
         self.vectors, self.scale, self.scope, self.relative, self.use = vectors, scale, scope, relative, use
-        self.adds = use.adds
         self.deltas: Mapping[int, Tensor] = vectors.scaled(scale, relative)
         """Layer to what is added there, [d_model] float32."""
 
@@ -52,6 +51,14 @@ class VectorInjection(Intervention):
             "relative": norms if self.relative else None,
             **self.use.identity,
         }
+
+    @property
+    def adds(self) -> bool:
+        return self.use.adds
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(index=layer) for layer in self.vectors.layers)
 
     def with_scale(self, scale: float) -> VectorInjection:
         """The same at another scale."""

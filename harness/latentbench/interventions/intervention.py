@@ -89,13 +89,16 @@ class Intervention(ABC):
 
     prefix: str = ""
     """Text to append to every prompt (the `prefix` baseline); nothing for all others."""
-    adds: bool = False
-    """Whether it adds the same whatever it finds there, so that in a stack nothing but rounding depends on its turn."""
 
     @property
     @abstractmethod
     def identity(self) -> Json:
         """What tells it from every other intervention (hash of the vectors, scale, scope): a part of cache keys."""
+
+    @property
+    def adds(self) -> bool:
+        """Whether it adds the same whatever it finds there, so that in a stack nothing but rounding depends on its turn."""
+        return False
 
     @abstractmethod
     def applied(
@@ -112,10 +115,12 @@ class Intervention(ABC):
 class Untouched(Intervention):
     """The model as it is, perhaps with a prefix: rows to compare with."""
 
-    adds = True
-
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
+
+    @property
+    def adds(self) -> bool:
+        return True
 
     @property
     def identity(self) -> Json:
@@ -135,7 +140,10 @@ class Stack(Intervention):
     def __init__(self, parts: Sequence[Intervention]) -> None:
         self.parts = tuple(parts)
         self.prefix = "".join(part.prefix for part in parts)
-        self.adds = all(part.adds for part in parts)
+
+    @property
+    def adds(self) -> bool:
+        return all(part.adds for part in self.parts)
 
     @property
     def identity(self) -> Json:

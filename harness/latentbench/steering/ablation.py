@@ -41,7 +41,7 @@ class AblateMethod(SteeringMethod):
             if not part.adds_vectors or hasattr(part, "parts"):
                 raise ValueError(f"ablate: the method {part.method!r} makes no vector to project out")
             if stated := part.stated_use():
-                raise ValueError(f"ablate: `{stated}` has no meaning for a direction; state it for ablate itself")
+                raise ValueError(f"ablate: `{stated[0]}` has no meaning for a direction; state it for ablate itself")
         return self
 
     @property

@@ -149,14 +149,11 @@ class StackMethod(SteeringMethod):
 
     def make(self, context: StageContext) -> Content:
         """The parts' contents side by side."""
-        made = [part.make(of_part(context, number)) for number, part in enumerate(self.parts)]
-        tensors = {f"{number}/{name}": t for number, part in enumerate(made) for name, t in part.tensors.items()}
-        return Content(tensors, {"parts": [dict(part.meta) for part in made]})
+        from latentbench.steering.build import joined
+
+        return joined([part.make(of_part(context, number)) for number, part in enumerate(self.parts)])
 
     def read(self, content: Content, context: StageContext) -> Intervention:
-        parts = []
-        for number, (part, meta) in enumerate(zip(self.parts, content.meta["parts"], strict=True)):
-            start = f"{number}/"
-            tensors = {n.removeprefix(start): t for n, t in content.tensors.items() if n.startswith(start)}
-            parts.append(part.read(Content(tensors, meta), context))
-        return Stack(parts)
+        from latentbench.steering.build import parted
+
+        return Stack([part.read(own, context) for part, own in zip(self.parts, parted(content), strict=True)])

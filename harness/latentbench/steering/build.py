@@ -54,6 +54,22 @@ def vectors_in(content: Content, tag: Json) -> SteeringVectors:
     return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
 
 
+def joined(parts: Sequence[Content]) -> Content:
+    """The contents of several methods side by side."""
+    tensors = {f"{number}/{name}": t for number, part in enumerate(parts) for name, t in part.tensors.items()}
+    return Content(tensors, {"parts": [dict(part.meta) for part in parts]})
+
+
+def parted(content: Content) -> list[Content]:
+    """The inverse of `joined`."""
+    found = []
+    for number, meta in enumerate(content.meta["parts"]):
+        start = f"{number}/"
+        tensors = {n.removeprefix(start): t for n, t in content.tensors.items() if n.startswith(start)}
+        found.append(Content(tensors, meta))
+    return found
+
+
 def by_layer(content: Content) -> dict[int, Tensor]:
     """The tensors of what `content_of` made, by layer. Raises CellFailed for content that it did not make."""
     if strange := [name for name in content.tensors if not name.removeprefix(_LAYER).isdecimal()]:
