@@ -98,6 +98,13 @@ def test_what_is_newer_than_records_is_written_where_it_is_asked_for(roots: Root
     assert asked["keep_norm"] is True
 
 
+def test_a_dose_is_use_and_the_texts_that_tell_it_are_content(roots: Roots) -> None:
+    for method in ("random", "contrastive", "flow"):
+        assert identity(method, roots, dose=0.1) == identity(method, roots, dose=-2.0) != identity(method, roots)
+        (problem,) = [said for said in section(method, dose=0.1).problems_in(EXPERIMENT, roots) if "dose" in said]
+        assert "dataset.eval" in problem
+
+
 def test_a_condition_is_content_and_its_threshold_is_use(roots: Roots) -> None:
     probe = {"probe": {"method": "random", "norm": 1.0, "layers": 1}, "above": 0.0}
     plain = identity("conditional", roots)
@@ -174,6 +181,12 @@ def test_a_loaded_vector_is_its_bytes_and_not_its_path(roots: Roots) -> None:
         ("random", {"positions": {"listed": [1, 1]}}, "different numbers"),
         ("random", {"positions": {"listed": [7], "decay": 5}}, "nothing is left"),
         ("random", {"positions": {"first": 2}, "scope": "first"}, "one token"),
+        ("random", {"dose": 0.0}, "takes the place of"),
+        ("random", {"dose": 0.1, "scale": 2.0}, "takes the place of"),
+        ("random", {"dose": 0.1, "relative": True}, "takes the place of"),
+        ("ablate", {"dose": 0.1}, "that of a vector"),
+        ("sae_latents", {"dose": 0.1}, "that of a vector"),
+        ("conditional", {"dose": 0.1}, "that of a vector"),
         ("rl", {"positions": {"first": 2}}, "`positions` is not for the method 'rl'"),
         ("lora", {"keep_norm": True}, "`keep_norm` is not for the method 'lora'"),
         ("prefix", {"keep_norm": True}, "`keep_norm` is not for the method 'prefix'"),

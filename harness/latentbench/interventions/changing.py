@@ -30,7 +30,7 @@ from latentbench.activations.residual import HookPoint, hook_point
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.sites import Point, Site
 from latentbench.interventions.changes import PLAIN, Change, Condition, Use
-from latentbench.interventions.intervention import Intervention, Layout, Receipt, Scope
+from latentbench.interventions.intervention import Intervention, Layout, Receipt, Scope, Watch
 from latentbench.interventions.passes import PassTokens, watching_passes
 
 
@@ -74,7 +74,8 @@ def changing(
     `Intervention.applied`).
     """
     places = {site: _place(model, site) for site in changes}
-    hooks = _Hooks(changes, scope, use, tokenizer)
+    layout = layout or Layout()
+    hooks = _Hooks(changes, scope, use, tokenizer, layout.watch)
     with ExitStack() as stack:
         for site, place in places.items():
             # First of all hooks on the block, so that whoever reads its output reads the steered one. (Only who prepends a
@@ -83,7 +84,7 @@ def changing(
         if use.condition is not None:
             read = use.condition.site  # and before them: it is told by the state as it arrives
             stack.callback(_hooked(read, _place(model, read), hooks.reading(use.condition)))
-        stack.enter_context(watching_passes(model, layout or Layout(), hooks.enter, hooks.leave))
+        stack.enter_context(watching_passes(model, layout, hooks.enter, hooks.leave))
         yield hooks.receipt
     hooks.close(idle)
 
@@ -142,10 +143,13 @@ def _hooked(site: Site, place: HookPoint, instead: Replace) -> Callable[[], None
 class _Hooks:
     """The hooks of one `changing`, and what they have seen."""
 
-    def __init__(self, changes: Mapping[Site, Change], scope: Scope, use: Use, tokenizer: Any) -> None:
+    def __init__(
+        self, changes: Mapping[Site, Change], scope: Scope, use: Use, tokenizer: Any, watch: Watch | None
+    ) -> None:
         self.receipt = Receipt()
         self._changes = {site: use.change(change) for site, change in changes.items()}
         self._scope, self._use, self._tokenizer = scope, use, tokenizer
+        self._watch = watch
         self._strength: Tensor | None = None
         """[B, T] bool or float32: how strongly the tokens of the running pass are changed; None outside of one."""
         self._order = torch.empty(0)
@@ -239,6 +243,8 @@ class _Hooks:
             # Kept on the device: reading a number from it at every layer would make an accelerator wait.
             self._sums = sums if self._sums is None else self._sums + sums
             self._reach = _reach(self._order, changed, self._reach)
+            if self._watch is not None:
+                self._watch(site, hidden, steered, changed)
 
 
 def _reach(order: Tensor, changed: Tensor, before: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +13,8 @@ from latentbench.core.spec_model import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from latentbench.core.sites import Site
 
 Scope = Literal["all", "generated", "first", "prompt"]
 """Which tokens are changed, told by what is predicted from them.
@@ -69,6 +71,10 @@ class Receipt:
         )
 
 
+Watch = Callable[["Site", "Tensor", "Tensor", "Tensor"], None]
+"""Told of a change: where, hidden states [B, T, d] before and after, and which tokens were changed [B, T]."""
+
+
 @dataclass
 class Layout:
     """What a plain forward pass does not say about its tokens; set anew before every call that needs it.
@@ -82,6 +88,8 @@ class Layout:
     """[B, T] bool: which tokens are no padding, for calls without an `attention_mask`; default all."""
     earlier: Tensor | None = None
     """[B, cached] int: ids of the tokens that stand in the cache, padding included; read where changes depend on the text."""
+    watch: Watch | None = None
+    """Told of every change of hidden states at single tokens; adapters make none."""
 
 
 class Intervention(ABC):

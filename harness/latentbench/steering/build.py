@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from latentbench.interventions.generation import left_padded, prompt_ids
 from latentbench.interventions.vectors import SteeringVectors, model_tag, residual_width
 from latentbench.study.context import Content, StageContext
 
+INVERSE_LENGTHS = "inverse_lengths"
+"""Name of the means of 1/‖h‖ by layer in the `meta` of content, which doses are told by."""
 _ROWS = 32
 _LAYER = "layer."
 """Begins the name of a vector among the tensors of a `Content`; the number of its block follows."""
@@ -77,6 +79,18 @@ def by_layer(content: Content) -> dict[int, Tensor]:
             f"a steering method left a tensor {strange[0]!r}; what `content_of(vectors)` makes is expected"
         )
     return {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
+
+
+def at_dose(vectors: SteeringVectors, dose: float, content: Content) -> SteeringVectors:
+    """The same directions, as long as makes the mean of ‖Δ‖/‖h‖ over ordinary tokens `dose`; see `with_inverse_lengths`.
+
+    Raises InvalidInput for content that was made without what tells that.
+    """
+    inverse = {int(layer): float(mean) for layer, mean in content.meta.get(INVERSE_LENGTHS, {}).items()}
+    if missing := [layer for layer in vectors.layers if layer not in inverse]:
+        raise InvalidInput(f"a dose needs the lengths of hidden states, which are not known for layers {missing}")
+    lengths = {layer: dose / inverse[layer] for layer in vectors.layers}
+    return replace(vectors, vectors={layer: lengths[layer] * unit(v) for layer, v in vectors.vectors.items()})
 
 
 class ChoosesLayers(Protocol):

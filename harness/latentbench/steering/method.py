@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from latentbench.study.context import ExperimentView
 
 
-USED = frozenset({"positions", "keep_norm"})
+USED = frozenset({"positions", "keep_norm", "dose"})
 """Fields of every method that say how it is used, and are newer than records."""
 
 
@@ -97,6 +97,10 @@ class SteeringMethod(Subject):
     """Which tokens of the scope are changed, and whether less and less; default: all of them alike."""
     keep_norm: bool = False
     """Whether what is left at a changed token is rescaled to the length that the hidden state had, so that it only turns."""
+    dose: float | None = None
+    """Instead of a scale: the mean of ‖Δ‖/‖h‖ over ordinary tokens of the first evaluation texts, at every layer by itself
+    (negative: the opposite direction). Vectors get the length that this takes; `steering_dose` measures what becomes of it, and `scales` of other metrics
+    multiply it."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
@@ -105,7 +109,11 @@ class SteeringMethod(Subject):
 
     @model_validator(mode="after")
     def _used_as_made(self) -> Any:
-        stated = [name for name in USED if name in self.stated_use()]
+        stated = [name for name in sorted(USED) if name in self.stated_use()]
+        if self.dose is not None and (self.scale != 1 or self.relative or not self.dose):
+            raise ValueError("a dose other than 0 takes the place of `scale` and `relative`; leave these out")
+        if self.dose is not None and self.usable and not self.adds_vectors:
+            raise ValueError(f"`dose` is that of a vector; the method {self.method!r} adds none")
         if stated and not self.usable:
             raise ValueError(f"`{stated[0]}` is not for the method {self.method!r}, which has no such use")
         if self.scope == "first" and self.positions is not None:
@@ -125,7 +133,16 @@ class SteeringMethod(Subject):
             # The norms are stored with the vectors, so other texts make other content, even where no scale is relative.
             texts = next(iter(experiment.dataset.eval.values()))
             made["norms_on"] = [texts.chosen_identity(roots), texts.skip, texts.documents]
+        if self.dose is not None:  # which dose is use, but what it is told by is content
+            texts = next(iter(experiment.dataset.eval.values()), None)
+            on = None if texts is None else [texts.chosen_identity(roots), texts.skip, texts.documents]
+            made["dosed_on"] = {"texts": on, "token_rule": experiment.token_rule.plain()}
         return made
+
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+        if self.dose is None or experiment.dataset.eval:
+            return ()
+        return (f"{self.method}: a dose is told by evaluation texts, and there is no `dataset.eval`; add one",)
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"{self.method} ({self._where()})"
@@ -163,14 +180,24 @@ class SteeringMethod(Subject):
     def make(self, context: StageContext) -> Content:
         """What `implementation` makes. Raises NotAvailable where that cannot be imported."""
         made: Content = implementation(self.implementation)(self, context)
-        return made
+        return self.dosed(made, context)
+
+    def dosed(self, made: Content, context: StageContext) -> Content:
+        """Vectors with what a dose is told by, where one is asked for."""
+        if self.dose is None:
+            return made
+        from latentbench.steering.ordinary import with_inverse_lengths
+
+        return with_inverse_lengths(made, context)
 
     def read(self, content: Content, context: StageContext) -> Intervention:
         """The content as something that can be switched on."""
         from latentbench.interventions.injection import VectorInjection
-        from latentbench.steering.build import vectors_of
+        from latentbench.steering.build import at_dose, vectors_of
 
-        return VectorInjection(vectors_of(content, context), self.scale, self.scope, self.relative, self.use())
+        vectors = vectors_of(content, context)
+        vectors = vectors if self.dose is None else at_dose(vectors, self.dose, content)
+        return VectorInjection(vectors, self.scale, self.scope, self.relative, self.use())
 
     def _where(self) -> str:
         return "all layers" if self.layers == "all" else f"layers {self.layers}".replace("(", "").replace(")", "")

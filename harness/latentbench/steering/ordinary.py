@@ -14,8 +14,8 @@ from latentbench.activations.vocabulary import last_position, padding_of
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.interventions.generation import left_padded, prompt_ids
-from latentbench.steering.build import neutral_texts
-from latentbench.study.context import StageContext
+from latentbench.steering.build import INVERSE_LENGTHS, by_layer, neutral_texts
+from latentbench.study.context import Content, StageContext
 
 _ROWS = 8
 
@@ -33,7 +33,9 @@ class OrdinaryLengths:
     def mean_inverse(self) -> float:
         """Mean of 1/‖h‖. Raises InvalidInput where no token is ordinary, or one has length 0."""
         if not len(self.found) or not bool((self.found > 0).all()):
-            raise InvalidInput("no dose can be told: the first evaluation texts hold no ordinary token of length above 0")
+            raise InvalidInput(
+                "no dose can be told: the first evaluation texts hold no ordinary token of length above 0"
+            )
         return float((1 / self.found.double()).mean())
 
 
@@ -54,6 +56,17 @@ def ordinary_lengths(context: StageContext, sites: Sequence[Site]) -> Mapping[Si
         for site, parts in found.items():
             parts.append(lengths(states[site][counted]).cpu())
     return {site: _ordinary(torch.cat(parts), rule.multiple) for site, parts in found.items()}
+
+
+def with_inverse_lengths(made: Content, context: StageContext) -> Content:
+    """Vectors with the mean of 1/‖h‖ over ordinary tokens behind each of their blocks.
+
+    A vector of length λ has there the mean ‖Δ‖/‖h‖ of λ times that, to the rounding of the model's data type.
+    """
+    sites = {layer: Site(index=layer) for layer in by_layer(made)}
+    found = ordinary_lengths(context, list(sites.values()))
+    means = {str(layer): found[site].mean_inverse for layer, site in sites.items()}
+    return Content(made.tensors, {**made.meta, INVERSE_LENGTHS: means})
 
 
 def _ordinary(found: Tensor, multiple: float | None) -> OrdinaryLengths:
