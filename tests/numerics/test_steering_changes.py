@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -13,12 +13,12 @@ from latentbench.activations.blocks import decoder_blocks
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.ablation import Ablation, orthonormal
+from latentbench.interventions.cached_steps import cached_steps
 from latentbench.interventions.changes import Use
 from latentbench.interventions.generation import left_padded
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Stack
 from latentbench.interventions.places import Places
-from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.interventions.vectors import SteeringVectors
 from tests.support.steering import CONFIGS, LAYERS, WIDTH, language_model
 
@@ -207,23 +207,36 @@ def tripled(change: Plain) -> Plain:
     return lambda layer, hidden, order: hidden + 3 * (change(layer, hidden, order) - hidden)
 
 
-def test_our_own_steps_find_texts_too() -> None:
-    """Prompts that are read once for two samples, and rows that are dropped when they are over."""
-    lm = language_model("gpt_neox", torch.float32)
-    lm.model.generation_config.eos_token_id = None
-    texts = [" ".join(f"w{i}" for i in prompt[1:]) for prompt in PROMPTS]
-    use = VectorInjection(VECTORS, 3.0, use=Use(Places(after="w9", first=4)))
-    model: Any = lm.model
-    ids, mask = left_padded([prompt[1:] for prompt in PROMPTS], 1, torch.device("cpu"))
-    with use.applied(lm):
-        plain = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=12, pad_token_id=1)
-    layout = Layout()
-    with use.applied(lm, layout) as receipt:
-        made = answers(lm, texts, Sampling(12), samples=2, layout=layout)
-    for row, answer in enumerate(made):
-        expected = plain[row // 2, ids.shape[1] :].tolist()
-        assert answer.ids == expected[: len(answer.ids)]
-    assert receipt.steered > 0
+def test_our_own_steps_find_texts_too_when_rows_are_dropped() -> None:
+    """Each prompt is read once for two samples; the text stands in the first prompt, and in what three rows go on to write."""
+    lm, marker, steps = language_model("gpt_neox", torch.float32), 40, 8
+    prompts = [[0, 5, marker, 30, 7], [0, 8], [0, 50, 51]]
+    forced = torch.randint(60, 110, (6, steps), generator=torch.Generator().manual_seed(7))
+    forced[2, 1], forced[4, 5], forced[5, 2] = marker, marker, marker
+    logits: dict[int, list[Tensor]] = {row: [] for row in range(6)}
+
+    def draw(given: Tensor, rows: Sequence[int]) -> Tensor:
+        for row, own in zip(rows, given, strict=True):
+            logits[row].append(own)
+        return forced[list(rows), len(logits[rows[-1]]) - 1][:, None]
+
+    places, layout, over = Places(after=f"w{marker}", decay=6), Layout(), [False] * 6
+    with VectorInjection(VECTORS, use=Use(places)).applied(lm, layout) as receipt:
+        for number, _ in enumerate(cached_steps(lm, prompts, draw, over, most=steps, samples=2, layout=layout)):
+            over[0] = over[3] = number >= 2
+    assert [len(found) for found in logits.values()] == [3, steps, steps, 3, steps, steps]
+    steered = 0.0
+    for row, found in logits.items():
+        prompt = prompts[row // 2]
+        text = [*prompt, *forced[row, : len(found) - 1].tolist()]
+        weights = strengths(places, "all", text, len(prompt), marker)
+        steered += float((weights > 0).sum())
+        expected = by_hand(
+            lm, text, lambda layer, hidden, order, w=weights: hidden + w[:, None] * VECTORS.vectors[layer]
+        )
+        assert (torch.stack(found) - expected[len(prompt) - 1 :]).abs().max() < 2e-4
+    shared = float((strengths(places, "all", prompts[0], 5, marker) > 0).sum())  # read once for two rows
+    assert receipt.steered == LAYERS * (steered - shared)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])

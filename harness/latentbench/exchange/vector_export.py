@@ -52,7 +52,8 @@ def _scaled_vectors(
     content = stored_content(Store(project.store), "subject", record.keys["subject"])
     if content is None:
         raise NotAvailable("the vectors are not in the store; run the spec again to make them")
-    if "residual_norms" not in content.meta:  # which only sets of vectors have, and neither adapters nor prefixes
+    # Only sets of vectors have these norms, and neither adapters nor prefixes; what is projected out is not added.
+    if "residual_norms" not in content.meta or not method.adds_vectors:
         raise InvalidInput(f"{method.method} is no set of vectors, so there are none to export")
     vectors = vectors_in(content, model_tag(experiment.model.identity(project.roots)))
     if method.dose is not None:

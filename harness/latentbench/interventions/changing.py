@@ -162,6 +162,8 @@ class _Hooks:
         """Steered tokens and the sum of |Δ|/|h| over them."""
         self._reach: Tensor | None = None
         """Lowest and highest position that was changed."""
+        self._reached: Tensor | None = None
+        """The tokens of the running pass that this was last told by."""
         self._wrong: list[str] = []
 
     def enter(self, tokens: PassTokens) -> None:
@@ -169,6 +171,7 @@ class _Hooks:
         # Calls start anew here and not in `leave`, which a pass that was stopped on the way never reaches: reading hidden
         # states stops behind the deepest block needed, and the layers after it are then rightly not called.
         self._strength, self._called = self._use.places.strength(tokens, self._scope, self._tokenizer), []
+        self._reached = None
         self._order, self._told = tokens.order, self._use.condition is None
         self.receipt.passes += 1
         self.receipt.tokens += int(tokens.real.sum()) * len(self._changes)
@@ -242,7 +245,8 @@ class _Hooks:
             sums = torch.stack([changed.double().sum(), ratios.sum()])
             # Kept on the device: reading a number from it at every layer would make an accelerator wait.
             self._sums = sums if self._sums is None else self._sums + sums
-            self._reach = _reach(self._order, changed, self._reach)
+            if changed is not self._reached:  # most changes are at the same tokens in all layers
+                self._reached, self._reach = changed, _reach(self._order, changed, self._reach)
             if self._watch is not None:
                 self._watch(site, hidden, steered, changed)
 
