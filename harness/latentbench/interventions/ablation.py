@@ -30,7 +30,8 @@ def orthonormal(directions: Tensor) -> Tensor:
     if not len(pointing):
         raise InvalidInput("there is no direction to project out: the vectors are zero")
     _, sizes, rows = torch.linalg.svd(pointing, full_matrices=False)
-    return rows[sizes > _NEGLIGIBLE * sizes[0]].float()
+    basis: Tensor = rows[sizes > _NEGLIGIBLE * sizes[0]].float()
+    return basis
 
 
 class Ablation(StateChange):

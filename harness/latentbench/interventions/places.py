@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +87,13 @@ def _completed(texts: list[list[int]], starts: list[int], marker: str, tokenizer
     found = []
     for text, start in zip(texts, starts, strict=True):
         own = text[start:]
+        if not reads(own):
+            found.append(len(text))
+            continue
         # Whatever holds the text goes on to hold it, so halving finds the first token with which it does.
-        place = bisect_left(range(1, len(own) + 1), True, key=lambda n, own=own: reads(own[:n])) if reads(own) else None
-        found.append(len(text) if place is None else start + place)
+        low, high = 0, len(own)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if reads(own[:middle]) else (middle, high)
+        found.append(start + high - 1)
     return found
