@@ -25,8 +25,9 @@ Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Condition(Protocol):
     """What says at every token whether it is to be changed, from its hidden state at a place of its own."""
 
-    site: Site
-    """Where it reads."""
+    @property
+    def site(self) -> Site:
+        """Where it reads."""
 
     @property
     def identity(self) -> Json:

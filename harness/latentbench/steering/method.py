@@ -134,8 +134,8 @@ class SteeringMethod(Subject):
             texts = next(iter(experiment.dataset.eval.values()))
             made["norms_on"] = [texts.chosen_identity(roots), texts.skip, texts.documents]
         if self.dose is not None:  # which dose is use, but what it is told by is content
-            texts = next(iter(experiment.dataset.eval.values()), None)
-            on = None if texts is None else [texts.chosen_identity(roots), texts.skip, texts.documents]
+            first = next(iter(experiment.dataset.eval.values()), None)
+            on = None if first is None else [first.chosen_identity(roots), first.skip, first.documents]
             made["dosed_on"] = {"texts": on, "token_rule": experiment.token_rule.plain()}
         return made
 
