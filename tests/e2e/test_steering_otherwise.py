@@ -27,7 +27,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
 def test_every_way_of_steering_is_a_row(bench: Workbench, command: Callable[..., Any]) -> None:
     cases = [{"label": label, "steering": steering} for label, steering in ROWS.items()]
     bench.spec(metrics=["capability_cost"], cases=cases)
