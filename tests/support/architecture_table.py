@@ -29,8 +29,11 @@ from latentbench.core.errors import InvalidInput, LatentbenchError
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Point, Site
 from latentbench.flow.interventions import editing
+from latentbench.interventions.ablation import Ablation
+from latentbench.interventions.changes import Use
+from latentbench.interventions.conditions import DirectionCondition, Threshold
 from latentbench.interventions.injection import VectorInjection
-from latentbench.interventions.intervention import Layout
+from latentbench.interventions.intervention import Intervention, Layout
 from latentbench.interventions.lora import LoraAdapter, down_projections, installed_lora
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.steering.optimised import RlMethod
@@ -69,15 +72,30 @@ def capture(lm: LanguageModel) -> str:
 
 
 def inject(lm: LanguageModel) -> str:
-    """A vector arrives at every real token of its block, and at none that is padding."""
+    """A vector arrives at every real token of its block, and at none that is padding; so does every other change."""
     site, layer = Site(index=1), 1
     mask = REAL.long()
-    injection = VectorInjection(SteeringVectors({layer: VECTOR}))
     plain = hidden_states(lm.model, [site], IDS, mask)[site]
-    with injection.applied(lm, Layout()) as receipt:
-        moved = hidden_states(lm.model, [site], IDS, mask)[site]
-    expect(close(moved, plain + VECTOR * REAL[..., None]), "another change than the vector")
-    expect(receipt.steered == int(REAL.sum()), f"{receipt.steered} tokens")
+    vectors, direction = SteeringVectors({layer: VECTOR}), VECTOR / VECTOR.norm()
+    added, value = plain + VECTOR, plain @ direction
+    middle = float(value[REAL].sort().values[int(REAL.sum()) // 2 - 1 :][:2].mean())
+    condition = DirectionCondition(site, direction, Threshold(middle))
+    changes: list[tuple[str, Intervention, Tensor, Tensor]] = [
+        ("the vector", VectorInjection(vectors), added, REAL),
+        ("a projection", Ablation({layer: direction[None]}), plain - value[..., None] * direction, REAL),
+        (
+            "a rotation",
+            VectorInjection(vectors, use=Use(keeps_length=True)),
+            added * plain.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True),
+            REAL,
+        ),
+        ("the vector on a condition", VectorInjection(vectors).where(condition), added, REAL & (value > middle)),
+    ]
+    for name, intervention, expected, where in changes:
+        with intervention.applied(lm, Layout()) as receipt:
+            moved = hidden_states(lm.model, [site], IDS, mask)[site]
+        expect(close(moved, torch.where(where[..., None], expected, plain)), f"another change than {name}")
+        expect(receipt.steered == int(where.sum()), f"{receipt.steered} tokens")
     return ""
 
 

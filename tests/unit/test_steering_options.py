@@ -16,24 +16,31 @@ from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import Choice, implementation, plugins
 from latentbench.core.protocols import Problem
-from latentbench.steering.method import SteeringMethod
+from latentbench.core.token_rule import EVERY_TOKEN
+from latentbench.steering.method import USED, SteeringMethod, makers_of
 from latentbench_adapters.pocket.adapter import PocketProblems
 from latentbench_adapters.problems import FileProblems
 
 REAL = Path(__file__).parents[3] / "shared/real"
-EXPERIMENT: Any = SimpleNamespace(dataset=SimpleNamespace(eval={}, train=None), sites=())
+EXPERIMENT: Any = SimpleNamespace(dataset=SimpleNamespace(eval={}, train=None), sites=(), token_rule=EVERY_TOKEN)
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": {"text": " So"},
     "random": {"norm": 2.0},
     "contrastive": {"positive": ["good"], "negative": ["bad"]},
     "sae_latent": {"latent": 3},
+    "sae_latents": {"latents": [3, 5], "clamp": 2.0},
+    "ablate": {"directions": [{"method": "random", "norm": 1.0}]},
+    "conditional": {"part": {"method": "random", "norm": 1.0}, "when": {"latent": 3, "above": 0.5}},
     "flow": {"latents": ["1:3"]},
     "rl": {"problems": {"adapter": "pocket"}},
     "lora": {"problems": {"adapter": "pocket"}, "rank": 4},
     "load": {"path": "v.gguf"},
     "stack": {"parts": [{"method": "prefix", "text": " So"}, {"method": "random", "like": 0.1}]},
 }
+
+OTHERWISE = ("ablate", "sae_latents", "random", "contrastive", "load", "sae_latent", "flow")
+"""Methods that can be used otherwise than at every token in scope alike."""
 
 
 def section(method: str, **options: Any) -> SteeringMethod:
@@ -71,9 +78,53 @@ def test_methods_are_read_and_written_alike(method: str, roots: Roots) -> None:
     json.dumps(made.plain())
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("stack", "lora")])
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m not in ("stack", "lora", "conditional", "ablate", "sae_latents")]
+)
 def test_scale_does_not_make_other_content(method: str, roots: Roots) -> None:
     assert identity(method, roots, scale=2.0, relative=True) == identity(method, roots)
+
+
+@pytest.mark.parametrize("method", OTHERWISE)
+def test_use_does_not_make_other_content(method: str, roots: Roots) -> None:
+    use = {"scale": 2.0, "scope": "generated", "positions": {"first": 3}, "keep_norm": True}
+    assert identity(method, roots, **use) == identity(method, roots)
+
+
+def test_what_is_newer_than_records_is_written_where_it_is_asked_for(roots: Roots) -> None:
+    assert not section("random").plain().keys() & USED
+    asked = section("random", positions={"after": "x", "decay": 4}, keep_norm=True).plain()
+    assert asked["positions"] == {"first": None, "listed": [], "after": "x", "decay": 4}
+    assert asked["keep_norm"] is True
+
+
+def test_a_dose_is_use_and_the_texts_that_tell_it_are_content(roots: Roots) -> None:
+    for method in ("random", "contrastive", "flow"):
+        assert identity(method, roots, dose=0.1) == identity(method, roots, dose=-2.0) != identity(method, roots)
+        (problem,) = [said for said in section(method, dose=0.1).problems_in(EXPERIMENT, roots) if "dose" in said]
+        assert "dataset.eval" in problem
+
+
+def test_a_condition_is_content_and_its_threshold_is_use(roots: Roots) -> None:
+    probe = {"probe": {"method": "random", "norm": 1.0, "layers": 1}, "above": 0.0}
+    plain = identity("conditional", roots)
+    assert identity("conditional", roots, when={"latent": 4, "below": 2.0}) == plain
+    assert identity("conditional", roots, when=probe) != plain
+    assert identity("conditional", roots, when={**probe, "above": 2.0}) == identity("conditional", roots, when=probe)
+    assert identity("conditional", roots, part={"method": "random", "norm": 2.0}) != plain
+    assert identity("conditional", roots, part={"method": "random", "norm": 1.0, "scale": 2.0}) == plain
+    assert identity("ablate", roots, directions=[{"method": "random", "norm": 2.0}]) != identity("ablate", roots)
+    assert identity("sae_latents", roots, latents=[4], clamp=None, times=0.0) == identity("sae_latents", roots)
+
+
+def test_what_directions_and_conditions_are_made_from_is_found() -> None:
+    """Whoever asks what the steering is made from (`reasoning_accuracy` does) is told of methods inside of others, too."""
+    learned = {"method": "contrastive", "positive": [" a"], "negative": [" b"], "problems": {"adapter": "pocket"}}
+    ablated = {"method": "ablate", "directions": [learned]}
+    when = {"probe": {**learned, "layers": 0}, "above": 0.0}
+    waiting = {"method": "conditional", "part": ablated, "when": when}
+    names = [maker.method for maker in makers_of(section("stack", parts=[waiting, {"method": "none"}]))]
+    assert names == ["conditional", "ablate", "contrastive", "contrastive", "none"]
 
 
 def test_what_is_trained_with_another_scope_is_other_content(roots: Roots) -> None:
@@ -108,6 +159,38 @@ def test_a_loaded_vector_is_its_bytes_and_not_its_path(roots: Roots) -> None:
         ("rl", {"reward": "vibes"}, "number"),
         ("lora", {"scope": "first"}, "absolute scale"),
         ("sae_latent", {"layers": 2}, "that of the SAE"),
+        ("sae_latents", {"layers": 2}, "that of the SAE"),
+        ("sae_latents", {"times": 0.0}, "either clamp or times"),
+        ("sae_latents", {"clamp": None}, "either clamp or times"),
+        ("sae_latents", {"clamp": [1.0]}, "1 values to clamp 2 latents"),
+        ("sae_latents", {"latents": [3, 3]}, "must be different"),
+        ("ablate", {"relative": True}, "cannot be relative"),
+        ("ablate", {"directions": []}, "at least 1"),
+        ("ablate", {"directions": [{"method": "prefix", "text": "x"}]}, "'prefix' makes no vector"),
+        ("ablate", {"directions": [{"method": "random", "norm": 1.0, "scale": 2.0}]}, "`scale` has no meaning"),
+        ("ablate", {"directions": [{"method": "stack", "parts": [{"method": "none"}]}]}, "'stack' makes no vector"),
+        ("conditional", {"scale": 2.0}, "in its `part`"),
+        ("conditional", {"part": {"method": "lora", "problems": {"adapter": "pocket"}}}, "cannot act at some tokens"),
+        ("conditional", {"part": {"method": "prefix", "text": "x"}}, "cannot act at some tokens"),
+        ("conditional", {"when": {"latent": 3}}, "either above or below"),
+        ("conditional", {"when": {"above": 3.0}}, "either probe or latent"),
+        ("conditional", {"when": {"above": 0.0, "probe": {"method": "none"}}}, "'none' makes no vector"),
+        ("random", {"positions": {}}, "must state"),
+        ("random", {"positions": {"first": 0}}, "greater than 0"),
+        ("random", {"positions": {"first": 2, "listed": [1]}}, "either `first` or `listed`"),
+        ("random", {"positions": {"listed": [1, 1]}}, "different numbers"),
+        ("random", {"positions": {"listed": [7], "decay": 5}}, "nothing is left"),
+        ("random", {"positions": {"first": 2}, "scope": "first"}, "one token"),
+        ("random", {"dose": 0.0}, "takes the place of"),
+        ("random", {"dose": 0.1, "scale": 2.0}, "takes the place of"),
+        ("random", {"dose": 0.1, "relative": True}, "takes the place of"),
+        ("ablate", {"dose": 0.1}, "that of a vector"),
+        ("sae_latents", {"dose": 0.1}, "that of a vector"),
+        ("conditional", {"dose": 0.1}, "that of a vector"),
+        ("rl", {"positions": {"first": 2}}, "`positions` is not for the method 'rl'"),
+        ("lora", {"keep_norm": True}, "`keep_norm` is not for the method 'lora'"),
+        ("prefix", {"keep_norm": True}, "`keep_norm` is not for the method 'prefix'"),
+        ("stack", {"keep_norm": True}, "in the parts"),
         ("flow", {"layers": 2}, "those of its paths"),
         ("flow", {"latents": ["three"]}, "match pattern"),
         ("flow", {"latents": ["3.foo:1"]}, "match pattern"),
@@ -151,7 +234,16 @@ def test_an_implementation_that_is_not_there_is_named() -> None:
 
 
 def test_no_torch_is_imported() -> None:
-    steering = ("baselines", "contrastive", "optimised", "capability_cost", "grading")
+    steering = (
+        "baselines",
+        "contrastive",
+        "optimised",
+        "capability_cost",
+        "grading",
+        "ablation",
+        "latents",
+        "conditional",
+    )
     mechanism = ("ablations", "output_tokens", "paths", "propagation")
     modules = [f"latentbench.steering.{name}" for name in steering]
     modules += [f"latentbench.mechanism.metrics.{name}" for name in mechanism]

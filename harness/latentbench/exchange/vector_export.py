@@ -13,7 +13,7 @@ from latentbench.records.record import Record
 from latentbench.report.cells import cell_of, experiment_of
 from latentbench.spec.experiment import Experiment
 from latentbench.spec.project import Project
-from latentbench.steering.build import vectors_in
+from latentbench.steering.build import at_dose, vectors_in
 from latentbench.steering.method import SteeringMethod
 from latentbench.store.store import Store
 from latentbench.study.storage import stored_content
@@ -40,6 +40,8 @@ def export_vectors(project: Project, wanted: str, output: Path) -> list[str]:
         lines.append("llama.cpp will refuse this file, since it knows no direction of layer 0; repeng reads it")
     if method.scope != "all":
         lines.append(f"the cell adds them at the tokens in scope {method.scope!r} only, which the file cannot say")
+    if stated := [name for name in ("positions", "keep_norm") if name in method.stated_use()]:
+        lines.append(f"the cell uses them with {' and '.join(map(repr, stated))}, which the file cannot say")
     return lines
 
 
@@ -50,9 +52,12 @@ def _scaled_vectors(
     content = stored_content(Store(project.store), "subject", record.keys["subject"])
     if content is None:
         raise NotAvailable("the vectors are not in the store; run the spec again to make them")
-    if "residual_norms" not in content.meta:  # which only sets of vectors have, and neither adapters nor prefixes
+    # Only sets of vectors have these norms, and neither adapters nor prefixes; what is projected out is not added.
+    if "residual_norms" not in content.meta or not method.adds_vectors:
         raise InvalidInput(f"{method.method} is no set of vectors, so there are none to export")
     vectors = vectors_in(content, model_tag(experiment.model.identity(project.roots)))
+    if method.dose is not None:
+        vectors = at_dose(vectors, method.dose, content)
     return replace(vectors, vectors=vectors.scaled(method.scale, method.relative))
 
 

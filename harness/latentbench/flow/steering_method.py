@@ -75,6 +75,7 @@ class FlowMethod(SteeringMethod):
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with the matching, the latents and the span."""
         return (
+            *super().problems_in(experiment, roots),
             *self.matching.problems_in(experiment, roots),
             *unknown_latents(experiment, self.latents),
             *unreached_span(experiment, self.span),
@@ -104,4 +105,5 @@ class FlowMethod(SteeringMethod):
         chosen = along(atoms, routes, self.schedule, self.strength, alpha=self.alpha, counted_from=self.counted_from)
         vectors = chosen.vectors.vectors
         norms = residual_norms(context.model(), tuple(vectors), neutral_texts(context))
-        return content_of(vectors, norms, paths={seed: list(map(str, path)) for seed, path in paths.items()})
+        named = {seed: list(map(str, path)) for seed, path in paths.items()}
+        return self.dosed(content_of(vectors, norms, paths=named), context)

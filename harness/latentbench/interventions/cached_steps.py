@@ -52,7 +52,7 @@ def cached_steps(
     cache, logits = output.past_key_values, output.logits[:, -1].repeat_interleave(samples, 0)
     cache.batch_repeat_interleave(samples)
     mask, position = mask.repeat_interleave(samples, 0), position.repeat_interleave(samples, 0)
-    layout.prompt_lengths = position
+    layout.prompt_lengths, layout.earlier = position, ids.repeat_interleave(samples, 0)
     rows, last = list(range(len(over))), (positions(lm.model) or sys.maxsize) - 1
     for step in range(most):
         tokens = draw(logits, rows)
@@ -65,10 +65,11 @@ def cached_steps(
             cache.batch_select_indices(kept)
             mask, position, tokens = mask[kept], position[kept], tokens[kept]
             # Hooks of an intervention tell prompt from answer row by row, so they must lose the same rows.
-            layout.prompt_lengths = layout.prompt_lengths[kept]
+            layout.prompt_lengths, layout.earlier = layout.prompt_lengths[kept], layout.earlier[kept]
             rows = [rows[number] for number in alive]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         output = run(tokens, mask, position[:, None], cache)
+        layout.earlier = torch.cat([layout.earlier, tokens], 1)
         # Rows that are over and not dropped yet stay within the context; nobody reads what they write.
         position, logits = (position + 1).clamp_max(last), output.logits[:, -1]
 

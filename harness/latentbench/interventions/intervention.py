@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +13,8 @@ from latentbench.core.spec_model import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from latentbench.core.sites import Site
 
 Scope = Literal["all", "generated", "first", "prompt"]
 """Which tokens are changed, told by what is predicted from them.
@@ -69,6 +71,10 @@ class Receipt:
         )
 
 
+Watch = Callable[["Site", "Tensor", "Tensor", "Tensor"], None]
+"""Told of a change: where, hidden states [B, T, d] before and after, and which tokens were changed [B, T]."""
+
+
 @dataclass
 class Layout:
     """What a plain forward pass does not say about its tokens; set anew before every call that needs it.
@@ -80,6 +86,10 @@ class Layout:
     """[B] int: prompt tokens of each row, padding not counted; required where the scope is not `all`."""
     real: Tensor | None = None
     """[B, T] bool: which tokens are no padding, for calls without an `attention_mask`; default all."""
+    earlier: Tensor | None = None
+    """[B, cached] int: ids of the tokens that stand in the cache, padding included; read where changes depend on the text."""
+    watch: Watch | None = None
+    """Told of every change of hidden states at single tokens; adapters make none."""
 
 
 class Intervention(ABC):
@@ -92,6 +102,11 @@ class Intervention(ABC):
     @abstractmethod
     def identity(self) -> Json:
         """What tells it from every other intervention (hash of the vectors, scale, scope): a part of cache keys."""
+
+    @property
+    def adds(self) -> bool:
+        """Whether it adds the same whatever it finds there, so that in a stack nothing but rounding depends on its turn."""
+        return False
 
     @abstractmethod
     def applied(
@@ -112,6 +127,10 @@ class Untouched(Intervention):
         self.prefix = prefix
 
     @property
+    def adds(self) -> bool:
+        return True
+
+    @property
     def identity(self) -> Json:
         return {"prefix": self.prefix} if self.prefix else None
 
@@ -121,11 +140,18 @@ class Untouched(Intervention):
 
 
 class Stack(Intervention):
-    """Several interventions at once, in order."""
+    """Several interventions at once: where they change the same place, each finds what those before it have left.
+
+    Parts that add the same whatever they find make a sum, which needs no order.
+    """
 
     def __init__(self, parts: Sequence[Intervention]) -> None:
         self.parts = tuple(parts)
         self.prefix = "".join(part.prefix for part in parts)
+
+    @property
+    def adds(self) -> bool:
+        return all(part.adds for part in self.parts)
 
     @property
     def identity(self) -> Json:
@@ -135,8 +161,11 @@ class Stack(Intervention):
     def applied(self, lm: LanguageModel, layout: Layout | None = None, *, idle: bool = False) -> Iterator[Receipt]:
         receipt = Receipt()
         with ExitStack() as stack:
-            receipts = [stack.enter_context(part.applied(lm, layout, idle=idle)) for part in self.parts]
+            # Hooks that are installed later run earlier, so the last part comes first. A sum keeps the order in which its
+            # rounding has always been done.
+            turn = 1 if self.adds else -1
+            receipts = [stack.enter_context(part.applied(lm, layout, idle=idle)) for part in self.parts[::turn]]
             yield receipt
         # Filled only now, when every part has completed its own receipt on leaving; in place, since the caller holds it.
-        vars(receipt).update(vars(sum(receipts, Receipt())))
+        vars(receipt).update(vars(sum(receipts[::turn], Receipt())))
         receipt.passes = max((one.passes for one in receipts), default=0)  # they saw the same ones

@@ -19,7 +19,7 @@ from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
-from latentbench.interventions.injection import token_norms
+from latentbench.interventions.changing import token_norms
 from latentbench.interventions.intervention import Intervention, Layout, Receipt
 from latentbench.interventions.passes import PassTokens, watching_passes
 

@@ -30,6 +30,18 @@ class PassTokens:
     """[B, T] bool: not padding."""
     prompt_lengths: Tensor | None
     """[B] int: tokens of the prompts, where they are known."""
+    ids: Tensor | None = None
+    """[B, cached + T] int: what is read and what was read before, padding included, where it is known."""
+    mask: Tensor | None = None
+    """[B, cached + T] bool: which of `ids` are no padding."""
+
+    def texts(self) -> list[list[int]]:
+        """The ids of every row without padding, what is cached first. Raises InvalidInput where they are not known."""
+        if self.ids is None or self.mask is None:
+            raise InvalidInput(
+                "steering after a text needs to know all token ids: use generate(), or set `Layout.earlier` beside a cache"
+            )
+        return [row[real].tolist() for row, real in zip(self.ids, self.mask, strict=True)]
 
     def in_scope(self, scope: Scope) -> Tensor:
         """[B, T] bool. Raises InvalidInput where the scope needs prompt lengths that are not known."""
@@ -80,6 +92,8 @@ class _Written:
     """Columns of the prompt, padding included."""
     mask: Tensor | None = None
     """[B, columns so far] bool, as of the latest pass: which of all tokens are real."""
+    ids: Tensor | None = None
+    """[B, columns so far] int, as of the latest pass."""
 
 
 def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout, written: _Written | None) -> PassTokens:
@@ -94,7 +108,20 @@ def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout, wr
     # The mask that `generate()` hands on grows at the end, so its first columns stay those of the prompt. Its rows are also
     # those of the pass (several sequences per prompt, beams), which `layout` could not know.
     lengths = layout.prompt_lengths if written is None else mask[:, : written.columns].sum(1)
-    return PassTokens(order[:, -length:], mask[:, -length:], lengths)
+    ids = _ids(given, mask.shape[1] - length, layout.earlier if written is None else written.ids)
+    if written is not None:
+        written.ids = ids
+    return PassTokens(order[:, -length:], mask[:, -length:], lengths, ids, mask)
+
+
+def _ids(given: Tensor, cached: int, earlier: Tensor | None) -> Tensor | None:
+    """[B, cached + T] ids of a pass over ids `given`, behind the `earlier` ones; None where some are not known."""
+    if given.ndim != 2 or given.is_floating_point():
+        return None  # embeddings
+    if not cached:
+        return given
+    fits = earlier is not None and earlier.shape == (len(given), cached)
+    return torch.cat([earlier.to(given.device), given], 1) if earlier is not None and fits else None
 
 
 def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -15,7 +15,6 @@ from latentbench.activations.vocabulary import check_ids, embedding_rows
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel, Problem
 from latentbench.core.spec_model import Json
-from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Untouched
 from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.mechanism.metrics.ablations import FirstTokenTest, LayerPairs
@@ -122,7 +121,7 @@ def _accuracies(
     sampling, right = Sampling(study.new_tokens), grader(study.graded_by)
 
     def accuracy(*layers: int) -> float:
-        chosen = VectorInjection(made.vectors.only(*layers), made.scale, made.scope, made.relative)
+        chosen = made.only(*layers)
         return float(solved(lm, chosen, problems, sampling, right).mean())
 
     layers = made.vectors.layers

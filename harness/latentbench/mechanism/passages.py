@@ -21,6 +21,7 @@ from latentbench.activations.vocabulary import padding_of
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
+from latentbench.interventions.changes import PLAIN
 from latentbench.interventions.generation import prompt_ids
 from latentbench.interventions.injection import VectorInjection
 from latentbench.interventions.intervention import Intervention, Layout, Stack, Untouched
@@ -127,10 +128,10 @@ def left_out(study: MechanismStudy, passages: Passages) -> tuple[str, ...]:
 def injection_of(context: StageContext) -> VectorInjection:
     """The cell's vectors, those of a stack summed by layer. Raises InvalidInput when it steers by something else."""
     made = context.subject()
-    if isinstance(made, VectorInjection):
+    if isinstance(made, VectorInjection) and made.use == PLAIN:
         return made
     parts = made.parts if isinstance(made, Stack) else ()
-    adding = [part for part in parts if isinstance(part, VectorInjection)]
+    adding = [part for part in parts if isinstance(part, VectorInjection) and part.use == PLAIN]
     if not adding or len(adding) < len(parts) or len({part.scope for part in adding}) > 1:
         raise InvalidInput("this cell adds no vectors at the same tokens, so there is no mechanism of them to look at")
     # Added at the same tokens, two vectors of a layer are one: their sum, at the scales that the parts have.

@@ -105,7 +105,7 @@ def _penultimate(context: StageContext) -> VectorInjection | None:
     layer = len(decoder_blocks(context.model().model)) - 2
     if layer not in made.vectors.layers:
         return None
-    return VectorInjection(made.vectors.only(layer), made.scale, made.scope, made.relative)
+    return made.only(layer)
 
 
 def measure_logit_attribution(study: LogitAttribution, context: StageContext) -> Findings:

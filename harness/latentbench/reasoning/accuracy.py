@@ -48,7 +48,7 @@ from latentbench.core.spec_model import Json, without_default
 from latentbench.metrics.base import Display, Estimator
 from latentbench.reasoning.task_suite import TaskOptions, installed_suite, is_path
 from latentbench.statistics.arrays import Array
-from latentbench.steering.method import parts_of
+from latentbench.steering.method import makers_of
 from latentbench.study.context import Longest
 from latentbench.study.study import Study
 
@@ -202,7 +202,7 @@ class ReasoningAccuracy(Study):
     def _found_wrong(self, experiment: ExperimentView, roots: Roots) -> Iterator[str]:
         if self.domain in experiment.dataset.eval:
             yield f"an evaluation domain is called {self.domain!r} already; set another `name:` for this metric"
-        made_from = (getattr(part, "problems", None) for part in parts_of(experiment.steering))
+        made_from = (getattr(part, "problems", None) for part in makers_of(experiment.steering))
         trained_on = [problems for problems in made_from if isinstance(problems, ProblemSet)]
         suite = installed_suite()
         if any(suite.tests_on(self.task, problems.identity(roots), roots) for problems in trained_on):

@@ -103,7 +103,7 @@ def write(record: Record, project: Project) -> Path:
 
 def _facts(record: Record) -> dict[str, str]:
     steering = record.resolved["steering"]
-    names = ("method", "layers", "scale", "relative", "scope")
+    names = ("method", "layers", "scale", "dose", "relative", "scope", "positions", "keep_norm")
     return {
         "model": model_name(record.resolved["model"]),
         **{name: str(steering[name]) for name in names if name in steering},
@@ -130,11 +130,21 @@ def _receipts(cell: SteeredCell) -> Iterator[Panel]:
     studies = {f"accuracy on {task}": f"reasoning_accuracy/{task}" for task in cell.tasks()}
     details = {name: cell.details(study) or {} for name, study in studies.items()}
     details["capability cost"] = cell.details("capability_cost") or {}
+    details["dose"] = cell.details("steering_dose") or {}
     # Studies that an earlier version stored left less of a receipt, or none.
     receipts = {name: found["receipt"] for name, found in details.items() if "calls" in found.get("receipt", ())}
     rows = "".join(_receipt(name, receipt) for name, receipt in receipts.items())
     if rows:
-        names = ("", "hook calls", "tokens × layers", "of them changed", "mean |Δ|/|h|", "positions", "answers re-used")
+        names = (
+            "",
+            "hook calls",
+            "tokens × layers",
+            "of them changed",
+            "mean |Δ|/|h|",
+            "over ordinary tokens",
+            "positions",
+            "answers re-used",
+        )
         head = "".join(f"<th>{name}</th>" for name in names)
         about = "What the hooks counted while the model ran; a cell whose counts do not add up fails."
         yield Panel("Receipt", about, f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
@@ -147,6 +157,7 @@ def _receipt(name: str, receipt: Json) -> str:
         f"{receipt['tokens']:,}",
         f"{receipt['steered']:,}",
         f"{receipt['relative_size']:.3g}",
+        "–" if receipt.get("dose") is None else f"{receipt['dose']:.3g}",
         "–" if first is None else f"{first} to {last}",
         receipt.get("answers_from_cache", "–"),
     )

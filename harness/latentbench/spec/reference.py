@@ -17,6 +17,8 @@ from latentbench.flow.options import Flow
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.spec.experiment import Data, Experiment, Header, Resources, Spec
+from latentbench.steering.conditional import When
+from latentbench.steering.positions import Positions
 
 _GROUP_TITLES = {
     "models": ("Models", "model", "adapter"),
@@ -148,6 +150,8 @@ _FIXED: dict[str, type[SpecModel]] = {
     "`sae.load`": LoadedSae,
     "`training`": TrainingOptions,
     "`flow`": Flow,
+    "`steering.positions`": Positions,
+    "`steering.when` of `conditional`": When,
     "`resources`": Resources,
 }
 

@@ -5,18 +5,16 @@ Files of steering vectors that a spec names lie inside the project, are of the c
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from latentbench.core.errors import InvalidInput, NotAvailable
-from latentbench.core.hashing import digest, file_digest
-from latentbench.core.plugins import Choice
+from latentbench.core.hashing import file_digest
 from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention, Stack, Untouched
-from latentbench.steering.method import SteeringMethod
+from latentbench.steering.method import SteeringMethod, of_part, parsed_method
 from latentbench.study.context import Content, Longest, StageContext
 
 if TYPE_CHECKING:
@@ -42,6 +40,7 @@ class NoSteering(SteeringMethod):
     """The model as it is, as a row of its own."""
 
     adds_vectors: ClassVar[bool] = False
+    usable: ClassVar[bool] = False
 
     method: Literal["none"] = "none"
 
@@ -62,6 +61,7 @@ class PrefixMethod(SteeringMethod):
     """A text appended to every prompt instead of a vector."""
 
     adds_vectors: ClassVar[bool] = False
+    usable: ClassVar[bool] = False
 
     method: Literal["prefix"] = "prefix"
     text: Annotated[str, Field(min_length=1, max_length=10_000)]
@@ -121,25 +121,17 @@ class LoadMethod(SteeringMethod):
         return f"vectors of {self.path}"
 
 
-def _parsed_method(value: Any) -> Any:
-    """The method that a map stands for; what is one already stays."""
-    return _METHODS.read(value) if isinstance(value, dict) else value
-
-
-_METHODS = Choice("methods", "method")
-
-
 class StackMethod(SteeringMethod):
     """Several methods at once; their scales and scopes are their own."""
 
     method: Literal["stack"] = "stack"
-    parts: Annotated[tuple[Annotated[Any, BeforeValidator(_parsed_method)], ...], Field(min_length=1, max_length=16)]
-    """Methods as under `steering:`, switched on in this order."""
+    parts: Annotated[tuple[Annotated[Any, BeforeValidator(parsed_method)], ...], Field(min_length=1, max_length=16)]
+    """Methods as under `steering:`. Where they change the same place, each finds what those before it have left."""
 
     @model_validator(mode="after")
     def _own_use(self) -> Any:
-        if any(getattr(self, name) != type(self).model_fields[name].default for name in self.of_use | {"layers"}):
-            raise ValueError("layers, scale, relative and scope stand in the parts of a stack")
+        if self.stated_use() or self.layers != "all":
+            raise ValueError("layers, scale, relative, scope and all else of use stand in the parts of a stack")
         return self
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
@@ -157,19 +149,11 @@ class StackMethod(SteeringMethod):
 
     def make(self, context: StageContext) -> Content:
         """The parts' contents side by side."""
-        made = [part.make(_of_part(context, number)) for number, part in enumerate(self.parts)]
-        tensors = {f"{number}/{name}": t for number, part in enumerate(made) for name, t in part.tensors.items()}
-        return Content(tensors, {"parts": [dict(part.meta) for part in made]})
+        from latentbench.steering.build import joined
+
+        return joined([part.make(of_part(context, number)) for number, part in enumerate(self.parts)])
 
     def read(self, content: Content, context: StageContext) -> Intervention:
-        parts = []
-        for number, (part, meta) in enumerate(zip(self.parts, content.meta["parts"], strict=True)):
-            start = f"{number}/"
-            tensors = {n.removeprefix(start): t for n, t in content.tensors.items() if n.startswith(start)}
-            parts.append(part.read(Content(tensors, meta), context))
-        return Stack(parts)
+        from latentbench.steering.build import parted
 
-
-def _of_part(context: StageContext, number: int) -> StageContext:
-    """The same context with a key and a folder of its own, so that parts differ and keep their checkpoints apart."""
-    return replace(context, key=digest("part", [context.key, number]), scratch=context.scratch / f"part{number}")
+        return Stack([part.read(own, context) for part, own in zip(self.parts, parted(content), strict=True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ from latentbench.interventions.generation import left_padded, prompt_ids
 from latentbench.interventions.vectors import SteeringVectors, model_tag, residual_width
 from latentbench.study.context import Content, StageContext
 
+INVERSE_LENGTHS = "inverse_lengths"
+"""Name of the means of 1/‖h‖ by layer in the `meta` of content, which doses are told by."""
 _ROWS = 32
 _LAYER = "layer."
 """Begins the name of a vector among the tensors of a `Content`; the number of its block follows."""
@@ -49,13 +51,46 @@ def vectors_in(content: Content, tag: Json) -> SteeringVectors:
     Those that came from a file keep the model that the file was written for: its `made_for` is in the content.
     Raises CellFailed for content that `content_of` did not make.
     """
+    vectors = by_layer(content)
+    norms = {int(layer): float(norm) for layer, norm in content.meta.get("residual_norms", {}).items()}
+    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
+
+
+def joined(parts: Sequence[Content]) -> Content:
+    """The contents of several methods side by side."""
+    tensors = {f"{number}/{name}": t for number, part in enumerate(parts) for name, t in part.tensors.items()}
+    return Content(tensors, {"parts": [dict(part.meta) for part in parts]})
+
+
+def parted(content: Content) -> list[Content]:
+    """The inverse of `joined`."""
+    found = []
+    for number, meta in enumerate(content.meta["parts"]):
+        start = f"{number}/"
+        tensors = {n.removeprefix(start): t for n, t in content.tensors.items() if n.startswith(start)}
+        found.append(Content(tensors, meta))
+    return found
+
+
+def by_layer(content: Content) -> dict[int, Tensor]:
+    """The tensors of what `content_of` made, by layer. Raises CellFailed for content that it did not make."""
     if strange := [name for name in content.tensors if not name.removeprefix(_LAYER).isdecimal()]:
         raise CellFailed(
             f"a steering method left a tensor {strange[0]!r}; what `content_of(vectors)` makes is expected"
         )
-    norms = {int(layer): float(norm) for layer, norm in content.meta.get("residual_norms", {}).items()}
-    vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
-    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
+    return {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
+
+
+def at_dose(vectors: SteeringVectors, dose: float, content: Content) -> SteeringVectors:
+    """The same directions, as long as makes the mean of ‖Δ‖/‖h‖ over ordinary tokens `dose`; see `with_inverse_lengths`.
+
+    Raises InvalidInput for content that was made without what tells that.
+    """
+    inverse = {int(layer): float(mean) for layer, mean in content.meta.get(INVERSE_LENGTHS, {}).items()}
+    if missing := [layer for layer in vectors.layers if layer not in inverse]:
+        raise InvalidInput(f"a dose needs the lengths of hidden states, which are not known for layers {missing}")
+    lengths = {layer: dose / inverse[layer] for layer in vectors.layers}
+    return replace(vectors, vectors={layer: lengths[layer] * unit(v) for layer, v in vectors.vectors.items()})
 
 
 class ChoosesLayers(Protocol):

@@ -41,7 +41,7 @@ def measure_capability_cost(study: CapabilityCost, context: StageContext) -> Fin
 def rescaled(intervention: Intervention, scale: float) -> Intervention:
     """The same vectors at another scale. Raises InvalidInput for what has none (a prefix, an adapter)."""
     if isinstance(intervention, VectorInjection):
-        return VectorInjection(intervention.vectors, scale, intervention.scope, intervention.relative)
+        return intervention.with_scale(scale)
     if isinstance(intervention, Stack):
         return Stack([rescaled(part, scale) for part in intervention.parts])
     raise InvalidInput("capability_cost: only steering vectors have a scale; leave `scales` out for this method")

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
+from latentbench.interventions.ablation import orthonormal
 from latentbench.interventions.vectors import SteeringVectors, model_tag, read_vectors
+from latentbench.steering.ablation import AblateMethod
 from latentbench.steering.baselines import LoadMethod, RandomMethod, vector_file
 from latentbench.steering.build import (
+    by_layer,
     content_of,
     layers_of,
     neutral_texts,
@@ -20,6 +23,7 @@ from latentbench.steering.build import (
 )
 from latentbench.steering.contrastive import ContrastiveMethod, SaeLatentMethod
 from latentbench.steering.grading import read_problems
+from latentbench.steering.method import of_part
 from latentbench.study.context import Content, StageContext
 
 
@@ -130,3 +134,19 @@ def sae_latent_vector(method: SaeLatentMethod, context: StageContext) -> Content
         raise InvalidInput("sae_latent: no block ends where an SAE of the input of block 0 reads")
     norms = residual_norms(context.model(), (layer,), neutral_texts(context))
     return content_of({layer: unit(rows[method.latent].detach().float().cpu())}, norms)
+
+
+def ablated_directions(method: AblateMethod, context: StageContext) -> Content:
+    """Orthonormal rows [k, d] by layer: of one direction at all layers asked for, else those of each layer at that layer.
+
+    Raises InvalidInput for a layer that is asked for by number and has no direction.
+    """
+    made = [by_layer(part.make(of_part(context, number))) for number, part in enumerate(method.directions)]
+    asked = layers_of(method, context.model())
+    spread = [dict.fromkeys(asked, *own.values()) if len(own) == 1 else own for own in made]
+    found = {layer: [own[layer] for own in spread if layer in own] for layer in asked}
+    if method.layers == "all":
+        found = {layer: directions for layer, directions in found.items() if directions}
+    if missing := [layer for layer, directions in found.items() if not directions]:
+        raise InvalidInput(f"ablate: no direction is made at layers {missing}; leave them out of `layers`")
+    return content_of({layer: orthonormal(torch.stack(directions)) for layer, directions in found.items()})

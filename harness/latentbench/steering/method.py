@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from latentbench.core.errors import InvalidInput
-from latentbench.core.plugins import implementation
+from latentbench.core.hashing import digest
+from latentbench.core.plugins import Choice, implementation
 from latentbench.core.sites import Layer, block_number
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, without_default
+from latentbench.steering.positions import Positions
 from latentbench.study.context import Content, StageContext, Subject
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
+    from latentbench.interventions.changes import Use
     from latentbench.interventions.intervention import Intervention
     from latentbench.study.context import ExperimentView
+
+
+USED = frozenset({"positions", "keep_norm", "dose"})
+"""Fields of every method that say how it is used, and are newer than records."""
 
 
 def parts_of(steering: Any) -> Iterator[Any]:
@@ -27,6 +35,27 @@ def parts_of(steering: Any) -> Iterator[Any]:
         yield steering
     for part in parts or ():
         yield from parts_of(part)
+
+
+def makers_of(steering: Any) -> Iterator[Any]:
+    """The same methods, and those that the content of one of them is made by."""
+    for part in parts_of(steering):
+        yield part
+        for source in part.sources:
+            yield from makers_of(source)
+
+
+def parsed_method(value: Any) -> Any:
+    """The method that a map stands for; what is one already stays."""
+    return _METHODS.read(value) if isinstance(value, dict) else value
+
+
+_METHODS = Choice("methods", "method")
+
+
+def of_part(context: StageContext, number: int) -> StageContext:
+    """The same context with a key and a folder of its own, so that parts differ and keep their checkpoints apart."""
+    return replace(context, key=digest("part", [context.key, number]), scratch=context.scratch / f"part{number}")
 
 
 class SteeringMethod(Subject):
@@ -43,7 +72,9 @@ class SteeringMethod(Subject):
     implementation: ClassVar[str]
     """`module:function` that makes the content from the method and the stage's context."""
     of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative", "scope"})
-    """Fields that say how the content is used, not what it is."""
+    """Fields that say how the content is used, not what it is; those of `USED` are so too."""
+    usable: ClassVar[bool] = True
+    """Whether it can be used otherwise than at every token in scope alike; what is trained to be used so cannot."""
     measures_norms: ClassVar[bool] = False
     """Whether the residual stream's mean norm is measured on the cell's first evaluation texts."""
     adds_vectors: ClassVar[bool] = True
@@ -62,6 +93,33 @@ class SteeringMethod(Subject):
     """Tokens that are changed: all, those that generated tokens are predicted from, the one that the first generated
     token is predicted from, or the rest of the prompt."""
 
+    positions: Positions | None = None
+    """Which tokens of the scope are changed, and whether less and less; default: all of them alike."""
+    keep_norm: bool = False
+    """Whether what is left at a changed token is rescaled to the length that the hidden state had, so that it only turns."""
+    dose: float | None = None
+    """Instead of a scale: the mean of ‖Δ‖/‖h‖ over ordinary tokens of the first evaluation texts, at every layer by itself
+    (negative: the opposite direction). Vectors get the length that this takes; `steering_dose` measures what becomes of it, and `scales` of other metrics
+    multiply it."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
+        """Ways of use that are newer than records are written where they are asked for."""
+        return without_default(type(self), USED, made(self))
+
+    @model_validator(mode="after")
+    def _used_as_made(self) -> Any:
+        stated = [name for name in sorted(USED) if name in self.stated_use()]
+        if self.dose is not None and (self.scale != 1 or self.relative or not self.dose):
+            raise ValueError("a dose other than 0 takes the place of `scale` and `relative`; leave these out")
+        if self.dose is not None and self.usable and not self.adds_vectors:
+            raise ValueError(f"`dose` is that of a vector; the method {self.method!r} adds none")
+        if stated and not self.usable:
+            raise ValueError(f"`{stated[0]}` is not for the method {self.method!r}, which has no such use")
+        if self.scope == "first" and self.positions is not None:
+            raise ValueError("the scope `first` is one token, so there are no `positions` in it to choose from")
+        return self
+
     @model_validator(mode="after")
     def _some_layer(self) -> Any:
         if isinstance(self.layers, tuple) and (not self.layers or len(set(self.layers)) != len(self.layers)):
@@ -70,15 +128,42 @@ class SteeringMethod(Subject):
 
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """What the content is made from: every field but those of use, and the content of what they name."""
-        made = {name: value for name, value in self.plain().items() if name not in self.of_use}
+        made = {name: value for name, value in self.plain().items() if name not in self.of_use | USED}
         if self.measures_norms and experiment.dataset.eval:
             # The norms are stored with the vectors, so other texts make other content, even where no scale is relative.
             texts = next(iter(experiment.dataset.eval.values()))
             made["norms_on"] = [texts.chosen_identity(roots), texts.skip, texts.documents]
+        if self.dose is not None:  # which dose is use, but what it is told by is content
+            first = next(iter(experiment.dataset.eval.values()), None)
+            on = None if first is None else [first.chosen_identity(roots), first.skip, first.documents]
+            made["dosed_on"] = {"texts": on, "token_rule": experiment.token_rule.plain()}
         return made
+
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+        if self.dose is None or experiment.dataset.eval:
+            return ()
+        return (f"{self.method}: a dose is told by evaluation texts, and there is no `dataset.eval`; add one",)
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"{self.method} ({self._where()})"
+
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        """Methods that its own content is made by."""
+        return ()
+
+    def stated_use(self) -> tuple[str, ...]:
+        """Fields of use that are not as they are by default."""
+        fields = type(self).model_fields
+        names = sorted(frozenset({"scale", "relative", "scope"}) | USED)
+        return tuple(name for name in names if getattr(self, name) != fields[name].default)
+
+    def use(self) -> Use:
+        """How the content is used besides its scale and scope."""
+        from latentbench.interventions.changes import Use
+        from latentbench.interventions.places import EVERYWHERE
+
+        return Use(self.positions.places() if self.positions else EVERYWHERE, self.keep_norm)
 
     def chosen(self, blocks: int) -> tuple[int, ...]:
         """Block numbers that `layers` means in a model of that many. Raises InvalidInput for one it does not have."""
@@ -95,14 +180,24 @@ class SteeringMethod(Subject):
     def make(self, context: StageContext) -> Content:
         """What `implementation` makes. Raises NotAvailable where that cannot be imported."""
         made: Content = implementation(self.implementation)(self, context)
-        return made
+        return self.dosed(made, context)
+
+    def dosed(self, made: Content, context: StageContext) -> Content:
+        """Vectors with what a dose is told by, where one is asked for."""
+        if self.dose is None:
+            return made
+        from latentbench.steering.ordinary import with_inverse_lengths
+
+        return with_inverse_lengths(made, context)
 
     def read(self, content: Content, context: StageContext) -> Intervention:
         """The content as something that can be switched on."""
         from latentbench.interventions.injection import VectorInjection
-        from latentbench.steering.build import vectors_of
+        from latentbench.steering.build import at_dose, vectors_of
 
-        return VectorInjection(vectors_of(content, context), self.scale, self.scope, self.relative)
+        vectors = vectors_of(content, context)
+        vectors = vectors if self.dose is None else at_dose(vectors, self.dose, content)
+        return VectorInjection(vectors, self.scale, self.scope, self.relative, self.use())
 
     def _where(self) -> str:
         return "all layers" if self.layers == "all" else f"layers {self.layers}".replace("(", "").replace(")", "")

@@ -54,6 +54,7 @@ class ReinforcedMethod(SteeringMethod):
     """
 
     of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative"})
+    usable: ClassVar[bool] = False
 
     problems: Annotated[ProblemSet, Choice("problems", "adapter")]
     """What is trained on. Its first `selection` problems are held out for choosing the checkpoint."""

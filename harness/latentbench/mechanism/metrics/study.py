@@ -89,6 +89,8 @@ def vector_problems(metric: str, experiment: ExperimentView) -> tuple[str, ...]:
     for part in parts:
         if not part.adds_vectors:
             return (f"{metric!r} looks at steering vectors; the method {part.method!r} adds none",)
+        if changed := next((name for name in ("positions", "keep_norm") if name in part.stated_use()), None):
+            return (f"{metric!r} looks at vectors that are added at every token in scope; the spec states `{changed}`",)
     if len({part.scope for part in parts}) > 1:
         return (f"{metric!r} looks at vectors that are added at the same tokens; the parts' `scope` differ",)
     return ()
