@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from latentbench.core.spec_model import Json, without_default
+from latentbench.core.spec_model import Json
 from latentbench.flow.options import (
     CountedFrom,
     Flow,
@@ -19,7 +19,7 @@ from latentbench.flow.options import (
     unknown_latents,
     unreached_span,
 )
-from latentbench.steering.method import SteeringMethod
+from latentbench.steering.method import USED, SteeringMethod
 from latentbench.study.context import Content, StageContext
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class FlowMethod(SteeringMethod):
     folded."""
 
     method: Literal["flow"] = "flow"
+    newer: ClassVar[frozenset[str]] = USED | {"counted_from", "fold"}
     measures_norms: ClassVar[bool] = True
     many_sites: ClassVar[bool] = True
 
@@ -61,11 +62,6 @@ class FlowMethod(SteeringMethod):
         if self.counted_from == "model" and self.schedule != "exponential":
             raise ValueError("counted_from: only `schedule: exponential` counts layers; leave it out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """These are newer than records, whose keys stay."""
-        return without_default(type(self), ("counted_from", "fold"), made(self))
 
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """The maps' own identity stands for `matching`."""

@@ -77,6 +77,8 @@ class SteeringMethod(Subject):
     """Whether it can be used otherwise than at every token in scope alike; what is trained to be used so cannot."""
     measures_norms: ClassVar[bool] = False
     """Whether the residual stream's mean norm is measured on the cell's first evaluation texts."""
+    newer: ClassVar[frozenset[str]] = USED
+    """Fields that records may not know; where they say nothing they stand in no key."""
     adds_vectors: ClassVar[bool] = True
     """Whether it steers by vectors that are the same at every token: what has a scale and a mechanism to be looked at."""
 
@@ -104,8 +106,8 @@ class SteeringMethod(Subject):
 
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """Ways of use that are newer than records are written where they are asked for."""
-        return without_default(type(self), USED, made(self))
+        """Fields that are newer than records are written where they say something, so that keys stay."""
+        return without_default(type(self), self.newer, made(self))
 
     @model_validator(mode="after")
     def _used_as_made(self) -> Any:

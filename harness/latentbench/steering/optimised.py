@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import (
     Field,
     PositiveInt,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import ProblemSet
-from latentbench.core.spec_model import Json, SpecModel, without_default
-from latentbench.steering.method import SteeringMethod
+from latentbench.core.spec_model import Json, SpecModel
+from latentbench.steering.method import USED, SteeringMethod
 from latentbench.study.context import Content, Longest, StageContext
 
 if TYPE_CHECKING:
@@ -114,6 +112,7 @@ class RlMethod(ReinforcedMethod):
     """
 
     implementation: ClassVar[str] = "latentbench.steering.rl_training:train_vectors"
+    newer: ClassVar[frozenset[str]] = USED | {"rank"}
 
     method: Literal["rl"] = "rl"
     rank: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -127,11 +126,6 @@ class RlMethod(ReinforcedMethod):
                 "vectors that share a subspace have no learning rate of their own: `unit` must be absolute"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
-        """`rank` is newer than records, whose keys stay."""
-        return without_default(type(self), ("rank",), made(self))
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         said = super().made_of(experiment, roots)
