@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from latentbench.leaderboard import inference
@@ -64,6 +64,8 @@ def filled(form: Any, leaves: Sequence[Any]) -> Any:
 
 
 @given(st.lists(LEAVES | st.lists(st.text(), max_size=2), max_size=12))
+@example([None, None, None, 0, 0.0, ""])
+@example([True, "true", True, "true"])
 def test_a_column_reads_back_as_it_was(values: list[Any]) -> None:
     assert str(unpacked(json.loads(json.dumps(packed(values))), len(values))) == str(values)
 

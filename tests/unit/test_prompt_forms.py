@@ -28,7 +28,7 @@ CHAT: dict[str, Any] = {"chat_template": True, "system": "Think."}
 
 def said(study: ReasoningAccuracy, *problems: ProblemSet) -> tuple[str, ...]:
     """What validation says of a stack of methods that are made from `problems`."""
-    parts = tuple(SimpleNamespace(problems=one) for one in problems)
+    parts = tuple(SimpleNamespace(problems=one, sources=()) for one in problems)
     experiment: Any = SimpleNamespace(
         model=PocketModel(), dataset=SimpleNamespace(eval={}), steering=SimpleNamespace(parts=parts)
     )

@@ -34,7 +34,7 @@ def experiment(*domains: str, problems: ProblemSet | None = None) -> Any:
     return SimpleNamespace(
         model=PocketModel(),
         dataset=SimpleNamespace(eval=dict.fromkeys(domains)),
-        steering=SimpleNamespace(problems=problems),
+        steering=SimpleNamespace(problems=problems, sources=()),
     )
 
 
@@ -143,7 +143,7 @@ def test_nothing_is_trained_on_what_is_tested(task: str, problems: ProblemSet, s
     asking = study(task=task, max_new_tokens=64, different_prompts=True)
     found = asking.problems_in(experiment(problems=problems), ROOTS)
     assert bool(found) == same
-    stack = SimpleNamespace(parts=(SimpleNamespace(), SimpleNamespace(problems=problems)))
+    stack = SimpleNamespace(parts=(SimpleNamespace(sources=()), SimpleNamespace(problems=problems, sources=())))
     stacked = SimpleNamespace(**{**vars(experiment()), "steering": stack})
     assert asking.problems_in(stacked, ROOTS) == found
     assert all("take another split" in text for text in found)

@@ -52,6 +52,8 @@ def rows(works: Sequence[WorkProgress], width: int, utf8: bool = True) -> list[T
         _row(set_to(text, title), _bar(work.share, bar, utf8) if bar >= _BAR else Text(), told)
         for work, text, told in zip(shown, titles, right, strict=True)
     ]
+    for row in made:
+        row.truncate(width)  # signs that join others take another room together than apart
     more = len(works) - len(shown)
     return [*made, Text(set_to(f"… and {more} more", width).rstrip(), style="dim")] if more else made
 

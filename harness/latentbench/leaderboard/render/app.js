@@ -14,9 +14,16 @@ function drawFigures() {
   drawCurves();
 }
 
+// The columns of the short table; of three domains and more the first of each alone, so that they fit a screen side by side.
+function shownAtFirst(columns) {
+  const short = columns.map((column, i) => (column.shown ? i : -1)).filter((i) => i >= 0), found = {};
+  const most = Math.max(2, Math.floor(COLUMNS / new Set(short.map((i) => columns[i].domain)).size)), seen = (i) => (found[columns[i].domain] = (found[columns[i].domain] ?? 0) + 1);
+  return new Set(short.length > COLUMNS ? short.filter((i) => seen(i) <= most) : short);
+}
+
 function chooseGroup(group) {
   Object.assign(state, { group, sort: null, suite: "", status: "", limits: [], domain: group.domains[0] ?? null });
-  state.shown = new Set(group.columns.map((column, i) => (column.shown ? i : -1)).filter((i) => i >= 0));
+  state.shown = shownAtFirst(group.columns);
   find("status").value = "";
   find("group-title").textContent = group.title;
   fillFacts(group);

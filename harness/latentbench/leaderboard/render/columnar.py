@@ -26,8 +26,9 @@ _PLAIN = frozenset({int, float, str, type(None)})
 
 
 def packed(values: Sequence[Json]) -> Json:
-    """A column of numbers, strings, truths and nulls. Nested values are told apart by their JSON."""
-    keys = values if _PLAIN.issuperset(map(type, values)) else [_key(value) for value in values]
+    """A column of numbers, strings, truths and nulls. Nested values are told apart by their JSON, and 0 from 0.0."""
+    types = set(map(type, values))
+    keys = values if types <= _PLAIN and not {int, float} <= types else [_key(value) for value in values]
     distinct = dict(zip(keys, values, strict=True))
     if len(distinct) <= 1:
         return {"all": values[0] if len(values) else None}
@@ -41,8 +42,8 @@ def packed(values: Sequence[Json]) -> Json:
     return list(values)
 
 
-def _key(value: Json) -> Json:
-    return json.dumps(value) if isinstance(value, bool | list | dict) else value
+def _key(value: Json) -> tuple[str, str]:
+    return type(value).__name__, json.dumps(value)
 
 
 def digits(value: float | None, places: int = DIGITS) -> float | None:

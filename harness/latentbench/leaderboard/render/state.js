@@ -5,6 +5,8 @@ const state = {
   shown: new Set(), intervals: true, domain: null,
 };
 
+const COLUMNS = 10; // that fit a screen beside the names
+
 const nameOf = (row) => (row.label ? `${row.spec} · ${row.label}` : row.spec);
 // Long names may break between words, not within one.
 const breakable = (text) => text.split(/(?<=[/_])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
