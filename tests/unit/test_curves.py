@@ -12,6 +12,7 @@ from latentbench.leaderboard.api import suite_board
 from latentbench.leaderboard.board import Board
 from latentbench.report.curves import Axes, curves, figure, words
 from latentbench.report.paper_pages import Pages
+from latentbench.report.row_patterns import RowPatterns
 
 RESULTS = Path(__file__).parents[2] / "results"
 EV = "explained_variance.centred"
@@ -36,7 +37,11 @@ def test_rows_of_a_variant_are_joined_and_a_row_that_was_cut_is_a_curve_of_its_o
 
 
 def test_patterns_choose_rows_and_leave_out(board: Board) -> None:
-    names = {p.row for curve in curves(board, Axes(EV, "general", rows=("topk-*", "!*-64"))) for p in curve.points}
+    names = {
+        p.row
+        for curve in curves(board, Axes(EV, "general", rows=RowPatterns(("topk-*", "!*-64"))))
+        for p in curve.points
+    }
     assert names == {"topk-8", "topk-16", "topk-32"}
 
 
@@ -57,7 +62,7 @@ def test_the_same_curves_give_the_same_file_and_text_stays_text(board: Board) ->
     [
         (Axes(EV, "cooking"), "no row has numbers on 'cooking'; there are: chemistry, general"),
         (Axes("accuracy", "general"), "no row has 'accuracy' on general; there are: .*explained_variance.centred"),
-        (Axes(EV, "general", rows=("x*",)), "no row that x. names has both"),
+        (Axes(EV, "general", rows=RowPatterns(("x*",))), "no row that x. names has both"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(board: Board, axes: Axes, message: str) -> None:

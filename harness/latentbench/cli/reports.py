@@ -127,11 +127,12 @@ def figure(
     from latentbench.leaderboard.api import suite_board
     from latentbench.report.curves import Axes, curves, words
     from latentbench.report.curves import figure as drawn
+    from latentbench.report.row_patterns import RowPatterns
     from latentbench.store.files import write_bytes
 
     board = suite_board(find_project(results).results, suite)
     domains = [name for group in board.groups for name in group.domains]
-    axes = Axes(y, domain or (domains[0] if domains else ""), x, tuple(rows.split(",")))
+    axes = Axes(y, domain or (domains[0] if domains else ""), x, RowPatterns(tuple(rows.split(","))))
     written = drawn(curves(board, axes), *words(board, axes), output.suffix.removeprefix("."))
     write_bytes(output, written)
     say(f"wrote {output}")

@@ -12,13 +12,13 @@ content on any machine. Device, workers, paths, labels, resources and batch size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
 from latentbench.core.held_out import HeldOut
+from latentbench.core.once import Once
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
@@ -32,8 +32,6 @@ from latentbench.spec.cells import Cell
 from latentbench.spec.experiment import Experiment
 from latentbench.study.context import Subject
 from latentbench.study.study import Study
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class StageMaker:
 
     def __init__(self, roots: Roots) -> None:
         self.roots = roots
-        self._made: dict[Hashable, tuple[Any, tuple[object, ...]]] = {}
+        self._once = Once()
 
     def of(self, cell: Cell) -> CellStages:
         """The stages of a cell. Raises InvalidInput when what it names cannot be identified."""
@@ -209,25 +207,11 @@ class StageMaker:
         studies = {study.label: self._study(study, experiment, parents, domains) for study in experiment.studies}
         return CellStages(model, self._conversion(experiment), saes, subject, domains, studies)
 
-    def _once(self, kind: Hashable, parts: tuple[object, ...], make: Callable[[], T]) -> T:
-        """What was made of these very objects before, or what `make` returns."""
-        key = (kind, *map(id, parts))
-        if key not in self._made:
-            self._made[key] = (
-                make(),
-                parts,
-            )  # kept as well, for the next object could have the number of one that is gone
-        made: T = self._made[key][0]
-        return made
-
     def _model(self, experiment: Experiment) -> Json:
         return self._once("model", (experiment.model,), lambda: experiment.model.identity(self.roots))
 
     def _conversion(self, experiment: Experiment) -> Stage | None:
-        made: Stage | None = self._once(
-            "conversion", (experiment.model,), lambda: experiment.model.conversion(self.roots)
-        )
-        return made
+        return self._once("conversion", (experiment.model,), lambda: experiment.model.conversion(self.roots))
 
     def _texts(self, data: DatasetAdapter, experiment: Experiment, version: int) -> dict[str, Json]:
         made = {

@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup, Value
 from latentbench.leaderboard.render.page_data import variant_of
+from latentbench.report.row_patterns import EVERY_ROW, RowPatterns
 
 FORMATS = ("svg", "png", "pdf")
 LOG_FROM = 8.0
@@ -53,14 +53,8 @@ class Axes:
     """Id of a number, e.g. `explained_variance.centred`."""
     domain: str
     x: str = "l0"
-    rows: tuple[str, ...] = ("*",)
-    """Patterns of labels; one behind `!` leaves out."""
-
-    def wants(self, row: Row) -> bool:
-        """Whether a row is drawn."""
-        named = [pattern for pattern in self.rows if not pattern.startswith("!")] or ["*"]
-        left_out = [pattern[1:] for pattern in self.rows if pattern.startswith("!")]
-        return any(fnmatchcase(row.label, p) for p in named) and not any(fnmatchcase(row.label, p) for p in left_out)
+    rows: RowPatterns = EVERY_ROW
+    """Which rows are drawn."""
 
 
 def curves(board: Board, axes: Axes) -> list[Curve]:
@@ -78,7 +72,7 @@ def _of_group(group: RowGroup, axes: Axes) -> list[Curve]:
     by_variant: dict[str, list[Point]] = {}
     cut: list[Curve] = []
     for row in group.rows:
-        points = _points(group, row, axes) if row.measured and axes.wants(row) else []
+        points = _points(group, row, axes) if row.measured and axes.rows.wants(row) else []
         by_variant.setdefault(variant_of(row) or row.spec, []).extend(p for budget, p in points if budget is None)
         if len(points) > 1:
             cut.append(Curve(_name(row), _ordered(p for _, p in points), True))
@@ -130,7 +124,7 @@ def _nothing(board: Board, axes: Axes) -> str:
     lacking = [name for name in (axes.x, axes.y) if name not in there]
     if lacking:
         return f"no row has {lacking[0]!r} on {axes.domain}; there are: {', '.join(sorted(there))}"
-    return f"no row that {', '.join(axes.rows)} names has both {axes.y!r} and {axes.x!r} on {axes.domain}"
+    return f"no row that {axes.rows} names has both {axes.y!r} and {axes.x!r} on {axes.domain}"
 
 
 def words(board: Board, axes: Axes) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from latentbench.leaderboard.api import suite_board
 from latentbench.leaderboard.board import Board, Column, Row, RowGroup
 from latentbench.leaderboard.render.text import decimals_of, markdown, number, spread
 from latentbench.report.curves import Axes, curves, figure, words
+from latentbench.report.row_patterns import EVERY_ROW, RowPatterns
 from latentbench.store.files import write_bytes
 
 ROOT = Path(__file__).parents[3]
@@ -69,12 +70,11 @@ class Pages:
 
     def _table(self, asked: str) -> str:
         (suite, *names), rows = _words(asked)
-        wanted = Axes("", "", rows=rows)
         board = self._board(suite)
         parts = []
         for group in board.groups:
             columns = [_column(group, name) for name in names]
-            shown = [row for row in group.rows if row.measured and wanted.wants(row)]
+            shown = [row for row in group.rows if row.measured and rows.wants(row)]
             if shown and all(columns):
                 parts.append(_table(group, [column for column in columns if column], shown))
         if not parts:
@@ -82,10 +82,11 @@ class Pages:
         return "\n\n".join(parts)
 
 
-def _words(asked: str, count: int | None = None) -> tuple[list[str], tuple[str, ...]]:
+def _words(asked: str, count: int | None = None) -> tuple[list[str], RowPatterns]:
     *said, last = asked.split()
-    rows = tuple(last.removeprefix("rows=").split(",")) if last.startswith("rows=") else ("*",)
-    found = said if last.startswith("rows=") else [*said, last]
+    chosen = last.startswith("rows=")
+    rows = RowPatterns(tuple(last.removeprefix("rows=").split(","))) if chosen else EVERY_ROW
+    found = said if chosen else [*said, last]
     if len(found) != (count or len(found)):
         raise InvalidInput(f"`{asked}` has {len(found)} words where {count} are meant")
     return found, rows

@@ -10,10 +10,11 @@ its authors measured, so texts too long for either are refused alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from latentbench.core.errors import InvalidInput, Unpinnable
+from latentbench.core.once import Once
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter, ModelAdapter, ModelFacts
 from latentbench.core.sites import Point, Site
@@ -37,30 +38,15 @@ class Files:
 
     def __init__(self, roots: Roots) -> None:
         self.roots = roots
-        self._said: dict[tuple[str, int], tuple[Any, Any, BaseException | None]] = {}
+        self._once = Once(Unpinnable, *UNREADABLE)
 
     def facts(self, model: ModelAdapter) -> ModelFacts | None:
         """Raises what `ModelAdapter.facts` does."""
-        facts: ModelFacts | None = self._once("facts", model, model.facts)
-        return facts
+        return self._once("facts", (model,), lambda: model.facts(self.roots))
 
     def check(self, section: ModelAdapter | DatasetAdapter) -> None:
         """Raises what asking for its identity does."""
-        self._once("identity", section, section.identity)
-
-    def _once(self, kind: str, section: object, ask: Callable[[Roots], Any]) -> Any:
-        if (kind, id(section)) not in self._said:
-            said: Any = None
-            raised: BaseException | None = None
-            try:
-                said = ask(self.roots)
-            except (Unpinnable, *UNREADABLE) as error:
-                raised = error
-            self._said[kind, id(section)] = section, said, raised  # the section too, so that no other gets its number
-        _, said, raised = self._said[kind, id(section)]
-        if raised is not None:
-            raise raised
-        return said
+        self._once("identity", (section,), lambda: section.identity(self.roots))
 
 
 def misfits(experiment: Experiment, files: Files) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention
-from latentbench.steering.method import SteeringMethod, parsed_method
+from latentbench.steering.method import SteeringMethod, longest_answer_of, parsed_method
 from latentbench.study.context import Content, Longest, StageContext
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class AblateMethod(SteeringMethod):
         return {**made, "directions": [part.identity(experiment, roots) for part in self.directions]}
 
     def longest_answer(self, roots: Roots) -> Longest | None:
-        asked = [longest for part in self.directions if (longest := part.longest_answer(roots))]
-        return max(asked, key=lambda longest: longest.tokens, default=None)
+        return longest_answer_of(self.directions, roots)
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"without {' + '.join(part.made_of(experiment, roots) for part in self.directions)} ({self._where()})"

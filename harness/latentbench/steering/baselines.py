@@ -14,7 +14,7 @@ from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.hashing import file_digest
 from latentbench.core.spec_model import Json
 from latentbench.interventions.intervention import Intervention, Stack, Untouched
-from latentbench.steering.method import SteeringMethod, of_part, parsed_method
+from latentbench.steering.method import SteeringMethod, longest_answer_of, of_part, parsed_method
 from latentbench.study.context import Content, Longest, StageContext
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ class StackMethod(SteeringMethod):
         return {"method": self.method, "parts": [part.identity(experiment, roots) for part in self.parts]}
 
     def longest_answer(self, roots: Roots) -> Longest | None:
-        asked = [longest for part in self.parts if (longest := part.longest_answer(roots))]
-        return max(asked, key=lambda longest: longest.tokens, default=None)
+        return longest_answer_of(self.parts, roots)
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return " + ".join(part.made_of(experiment, roots) for part in self.parts)

@@ -10,7 +10,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.spec_model import Json, SpecModel
 from latentbench.interventions.intervention import Intervention
 from latentbench.steering.latents import placed_problems
-from latentbench.steering.method import SteeringMethod, of_part, parsed_method
+from latentbench.steering.method import SteeringMethod, longest_answer_of, of_part, parsed_method
 from latentbench.study.context import Content, Longest, StageContext
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class ConditionalMethod(SteeringMethod):
         }
 
     def longest_answer(self, roots: Roots) -> Longest | None:
-        asked = [longest for source in self.sources if (longest := source.longest_answer(roots))]
-        return max(asked, key=lambda longest: longest.tokens, default=None)
+        return longest_answer_of(self.sources, roots)
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         read = f"latent {self.when.latent}" if self.when.probe is None else self.when.probe.made_of(experiment, roots)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from latentbench.core.plugins import Choice, implementation
 from latentbench.core.sites import Layer, block_number
 from latentbench.core.spec_model import Json, without_default
 from latentbench.steering.positions import Positions
-from latentbench.study.context import Content, StageContext, Subject
+from latentbench.study.context import Content, Longest, StageContext, Subject
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
@@ -56,6 +56,18 @@ _METHODS = Choice("methods", "method")
 def of_part(context: StageContext, number: int) -> StageContext:
     """The same context with a key and a folder of its own, so that parts differ and keep their checkpoints apart."""
     return replace(context, key=digest("part", [context.key, number]), scratch=context.scratch / f"part{number}")
+
+
+def longest_answer_of(methods: Iterable[SteeringMethod], roots: Roots) -> Longest | None:
+    """The longest text that the model writes for one of them; None where it writes none."""
+    asked = [longest for method in methods if (longest := method.longest_answer(roots))]
+    return max(asked, key=lambda longest: longest.tokens, default=None)
+
+
+def first_texts(experiment: ExperimentView, roots: Roots) -> Json:
+    """What stands for the texts that lengths of hidden states are taken of: the first evaluation texts; None without any."""
+    texts = next(iter(experiment.dataset.eval.values()), None)
+    return None if texts is None else [texts.chosen_identity(roots), texts.skip, texts.documents]
 
 
 class SteeringMethod(Subject):
@@ -133,12 +145,12 @@ class SteeringMethod(Subject):
         made = {name: value for name, value in self.plain().items() if name not in self.of_use | USED}
         if self.measures_norms and experiment.dataset.eval:
             # The norms are stored with the vectors, so other texts make other content, even where no scale is relative.
-            texts = next(iter(experiment.dataset.eval.values()))
-            made["norms_on"] = [texts.chosen_identity(roots), texts.skip, texts.documents]
+            made["norms_on"] = first_texts(experiment, roots)
         if self.dose is not None:  # which dose is use, but what it is told by is content
-            first = next(iter(experiment.dataset.eval.values()), None)
-            on = None if first is None else [first.chosen_identity(roots), first.skip, first.documents]
-            made["dosed_on"] = {"texts": on, "token_rule": experiment.token_rule.plain()}
+            made["dosed_on"] = {
+                "texts": first_texts(experiment, roots),
+                "token_rule": experiment.token_rule.plain(),
+            }
         return made
 
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
