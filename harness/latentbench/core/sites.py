@@ -11,6 +11,8 @@ from latentbench.core.spec_model import SpecModel
 Layer = Annotated[int, Field(ge=-1000, lt=1000)]
 """Number of a decoder block, from 0 on; negative ones count from the end, -1 is the last block."""
 Point = Literal["resid_pre", "resid_post", "mlp_out", "attn_out"]
+OUTPUT: Point = "resid_post"
+"""The output of a block, which a layer means where nothing else is said."""
 
 
 class Site(SpecModel):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
-from latentbench.core.sites import Site
+from latentbench.core.sites import OUTPUT, Point, Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.changes import PLAIN, Use, projecting_out
 from latentbench.interventions.changing import StateChange, changing
@@ -35,22 +35,29 @@ def orthonormal(directions: Tensor) -> Tensor:
 
 
 class Ablation(StateChange):
-    """Directions projected out of the residual stream: h ← h − scale · P h, P the projection on their span at the layer.
+    """Directions projected out of a hidden state of some blocks: h ← h − scale · P h, P the projection on their span at the layer.
 
     `bases` holds orthonormal rows [k, d_model] by layer. With scale 1 nothing is left along them, with 2 it is reflected.
     """
 
-    def __init__(self, bases: Mapping[int, Tensor], scale: float = 1.0, scope: Scope = "all", use: Use = PLAIN) -> None:
+    def __init__(
+        self,
+        bases: Mapping[int, Tensor],
+        scale: float = 1.0,
+        scope: Scope = "all",
+        use: Use = PLAIN,
+        place: Point = OUTPUT,
+    ) -> None:
         self.bases = {layer: basis.float() for layer, basis in sorted(bases.items())}
-        self.scale, self.scope, self.use = scale, scope, use
+        self.scale, self.scope, self.use, self.place = scale, scope, use, place
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return tuple(Site(index=layer) for layer in self.bases)
+        return tuple(Site(index=layer, point=self.place) for layer in self.bases)
 
     @property
     def identity(self) -> Json:
-        total = sha256()
+        total = sha256(b"" if self.place == OUTPUT else f"{self.place}\n".encode())
         for layer, basis in self.bases.items():
             total.update(f"{layer} {list(basis.shape)}\n".encode() + basis.cpu().contiguous().numpy().tobytes())
         return {"ablated": total.hexdigest(), "scale": self.scale, "scope": self.scope, **self.use.identity}
@@ -60,7 +67,8 @@ class Ablation(StateChange):
         for layer, basis in self.bases.items():
             SteeringVectors({layer: basis[0]}).check(lm.model)
         changes = {
-            Site(index=layer): projecting_out(basis.to(lm.device), self.scale) for layer, basis in self.bases.items()
+            site: projecting_out(basis.to(lm.device), self.scale)
+            for site, basis in zip(self.sites, self.bases.values(), strict=True)
         }
         with changing(lm.model, changes, self.scope, self.use, layout, tokenizer=lm.tokenizer, idle=idle) as receipt:
             yield receipt

@@ -1,7 +1,7 @@
-"""Adding vectors to the residual stream of a running model.
+"""Adding vectors to hidden states of a running model.
 
-A vector of layer l is added to the output of decoder block l: h_l(t) ← h_l(t) + Δ_l at every token t in scope, never at
-padding. The vectors may be parameters: gradients flow into them.
+A vector of layer l is added to one hidden state of decoder block l, its output or what its place says: h_l(t) ← h_l(t) + Δ_l
+at every token t in scope, never at padding. The vectors may be parameters: gradients flow into them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentbench.core.errors import CellFailed
 from latentbench.core.protocols import LanguageModel
-from latentbench.core.sites import Site
+from latentbench.core.sites import OUTPUT, Point, Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.changes import PLAIN, Use, adding
 from latentbench.interventions.changing import StateChange, changing
@@ -58,7 +58,7 @@ class VectorInjection(StateChange):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return tuple(Site(index=layer) for layer in self.vectors.layers)
+        return tuple(Site(index=layer, point=self.vectors.place) for layer in self.vectors.layers)
 
     def with_scale(self, scale: float) -> VectorInjection:
         """The same at another scale."""
@@ -72,7 +72,7 @@ class VectorInjection(StateChange):
     def applied(self, lm: LanguageModel, layout: Layout | None = None, *, idle: bool = False) -> Iterator[Receipt]:
         self.vectors.check(lm.model)
         deltas = {layer: delta.to(lm.device) for layer, delta in self.deltas.items()}
-        changes = {Site(index=layer): adding(delta) for layer, delta in deltas.items()}
+        changes = {Site(index=layer, point=self.vectors.place): adding(delta) for layer, delta in deltas.items()}
         with changing(lm.model, changes, self.scope, self.use, layout, tokenizer=lm.tokenizer, idle=idle) as receipt:
             yield receipt
         # |Δ| is measured as it arrived: 0 although something was asked for means that h + Δ rounded back to h everywhere.
@@ -90,9 +90,10 @@ def injecting(
     scope: Scope = "all",
     layout: Layout | None = None,
     *,
+    place: Point = OUTPUT,
     idle: bool = False,
 ) -> Iterator[Receipt]:
-    """While open, `deltas[l]` [d_model] is added to the output of block l at the tokens in `scope`; see `changing`."""
-    changes = {Site(index=layer): adding(delta) for layer, delta in deltas.items()}
+    """While open, `deltas[l]` [d_model] is added at `place` of block l at the tokens in `scope`; see `changing`."""
+    changes = {Site(index=layer, point=place): adding(delta) for layer, delta in deltas.items()}
     with changing(model, changes, scope, layout=layout, idle=idle) as receipt:
         yield receipt

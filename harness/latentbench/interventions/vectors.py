@@ -1,8 +1,8 @@
 """Steering vectors: one vector per layer, of one model, and the files they are kept in.
 
-A vector of layer l is added to the output of decoder block l, the residual stream after the block. latentbench's own
-safetensors file says which model they are of. repeng's GGUF control vectors and lm-eval's `.pt` files, which are read
-without unpickling, number layers the same way.
+A vector of layer l is added to a hidden state of decoder block l, its output where nothing else is said: the residual stream
+after the block. latentbench's own safetensors file says which model they are of. repeng's GGUF control vectors and lm-eval's
+`.pt` files, which are read without unpickling, number layers the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
@@ -29,6 +29,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.gguf_header import FEW, read_gguf_header
 from latentbench.core.hashing import canonical
+from latentbench.core.sites import OUTPUT, Point
 from latentbench.core.spec_model import Json
 from latentbench.core.torch_files import is_held, read_archive
 from latentbench.store.files import write_bytes
@@ -50,7 +51,9 @@ class SteeringVectors:
     model: Json = None
     """What they were made for, see `model_tag`; None where that is not known."""
     residual_norms: Mapping[int, float] = field(default_factory=dict)
-    """Mean norm of the model's residual stream after these blocks; needed for relative scales."""
+    """Mean norm of the hidden state that they are added to; needed for relative scales."""
+    place: Point = OUTPUT
+    """Which hidden state of their blocks that is."""
 
     def __post_init__(self) -> None:
         vectors = {int(layer): vector.detach().float().cpu() for layer, vector in sorted(self.vectors.items())}
@@ -73,11 +76,11 @@ class SteeringVectors:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over layers and bytes of the vectors; who made them, and for what, is not in it.
+        """sha256 over layers, bytes and place of the vectors; who made them, and for what, is not in it.
 
         Answers are cached by it: the same vectors from a training and from a file are the same intervention.
         """
-        total = sha256()
+        total = sha256(b"" if self.place == OUTPUT else f"{self.place}\n".encode())
         for layer, vector in self.vectors.items():
             total.update(f"{layer} {len(vector)}\n".encode())
             total.update(vector.contiguous().numpy().tobytes())
@@ -121,6 +124,7 @@ class SteeringVectors:
             "residual_norms": json.dumps({str(layer): norm for layer, norm in self.residual_norms.items()}),
             "sha256": self.digest,
         }
+        header |= {} if self.place == OUTPUT else {"place": self.place}
         write_bytes(path, save({_name(layer): v.contiguous() for layer, v in self.vectors.items()}, header))
 
     @classmethod
@@ -132,7 +136,10 @@ class SteeringVectors:
         try:
             layers = json.loads(header["layers"])
             norms = {int(layer): float(norm) for layer, norm in json.loads(header["residual_norms"]).items()}
-            made = cls({layer: tensors[_name(layer)] for layer in layers}, json.loads(header["model"]), norms)
+            vectors, place = {layer: tensors[_name(layer)] for layer in layers}, header.get("place", OUTPUT)
+            if place not in get_args(Point):
+                raise ValueError(f"there is no place {place!r}")
+            made = cls(vectors, json.loads(header["model"]), norms, place)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, InvalidInput) as error:
             raise RefusedFile(f"{path.name}: its header and its tensors do not fit together: {error}") from error
         if made.digest != header.get("sha256") or len(tensors) != len(layers):
@@ -175,6 +182,10 @@ def read_vectors(path: Path) -> SteeringVectors:
 
 def write_vectors(vectors: SteeringVectors, path: Path, hookpoint: str = "layers") -> None:
     """Replaces a file of the format that its ending names. `hookpoint`: the blocks' name below the base model (.pt)."""
+    if path.suffix in (".gguf", ".pt") and vectors.place != OUTPUT:
+        raise InvalidInput(
+            f"{path.name}: this format knows outputs of blocks only, not {vectors.place}: use .safetensors"
+        )
     if path.suffix == ".safetensors":
         vectors.save(path)
     elif path.suffix == ".gguf":

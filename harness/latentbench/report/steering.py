@@ -103,7 +103,7 @@ def write(record: Record, project: Project) -> Path:
 
 def _facts(record: Record) -> dict[str, str]:
     steering = record.resolved["steering"]
-    names = ("method", "layers", "scale", "dose", "relative", "scope", "positions", "keep_norm")
+    names = ("method", "layers", "place", "scale", "dose", "relative", "scope", "positions", "keep_norm")
     return {
         "model": model_name(record.resolved["model"]),
         **{name: str(steering[name]) for name in names if name in steering},

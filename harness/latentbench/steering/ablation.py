@@ -20,11 +20,13 @@ class AblateMethod(SteeringMethod):
     """Directions are projected out: h ← h − scale · P h, in float32, P the projection on their span (arXiv 2406.11717).
 
     A direction that is made at one layer is projected out at all of `layers`; directions made at several are projected out
-    where they were made. With `scale: 1` nothing is left along them; with 2 the stream is mirrored.
+    where they were made. In which hidden state of these blocks, `place` says, wherever the directions come from. With
+    `scale: 1` nothing is left along them; with 2 the stream is mirrored.
     """
 
     implementation: ClassVar[str] = "latentbench.steering.computed_vectors:ablated_directions"
     adds_vectors: ClassVar[bool] = False
+    placed: ClassVar[bool] = True
 
     method: Literal["ablate"] = "ablate"
     directions: Annotated[
@@ -65,4 +67,4 @@ class AblateMethod(SteeringMethod):
         from latentbench.interventions.ablation import Ablation
         from latentbench.steering.build import by_layer
 
-        return Ablation(by_layer(content), self.scale, self.scope, self.use())
+        return Ablation(by_layer(content), self.scale, self.scope, self.use(), self.place)

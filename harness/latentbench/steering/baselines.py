@@ -84,6 +84,7 @@ class RandomMethod(SteeringMethod):
     """Control: vectors of random direction, one per layer, with the norm of what they are compared with."""
 
     implementation: ClassVar[str] = "latentbench.steering.computed_vectors:random_vectors"
+    placed: ClassVar[bool] = True
     measures_norms: ClassVar[bool] = True
 
     method: Literal["random"] = "random"
@@ -103,6 +104,7 @@ class LoadMethod(SteeringMethod):
     """Vectors from a file: latentbench's .safetensors, repeng's .gguf, or lm-eval's .pt (which is never unpickled)."""
 
     implementation: ClassVar[str] = "latentbench.steering.computed_vectors:loaded_vectors"
+    placed: ClassVar[bool] = True
     measures_norms: ClassVar[bool] = True
 
     method: Literal["load"] = "load"

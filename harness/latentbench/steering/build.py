@@ -15,7 +15,7 @@ from latentbench.activations.capture import hidden_states
 from latentbench.activations.vocabulary import last_position, padding_of
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
-from latentbench.core.sites import Site
+from latentbench.core.sites import OUTPUT, Point, Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import left_padded, prompt_ids
 from latentbench.interventions.vectors import SteeringVectors, model_tag, residual_width
@@ -30,14 +30,18 @@ _NORM_TEXTS, _NORM_CHARACTERS = 64, 2000
 """How much text the residual stream's mean norm is taken over; a mean over thousands of tokens does not need more."""
 
 
-def content_of(vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None = None, **meta: Json) -> Content:
+def content_of(
+    vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None = None, *, place: Point = OUTPUT, **meta: Json
+) -> Content:
     """Vectors [d_model] by layer and what is to be remembered of their making.
 
-    `norms` are the residual stream's mean norms by layer, which relative scales are fractions of; without them such scales
-    are refused.
+    `norms` are the mean norms of the hidden states at `place` by layer, which relative scales are fractions of; without them
+    such scales are refused.
     """
     tensors = {f"{_LAYER}{layer}": vector.detach().float().cpu().contiguous() for layer, vector in vectors.items()}
-    return Content(tensors, {"residual_norms": {str(layer): norm for layer, norm in (norms or {}).items()}, **meta})
+    known = {str(layer): norm for layer, norm in (norms or {}).items()}
+    elsewhere: dict[str, Json] = {} if place == OUTPUT else {"place": place}
+    return Content(tensors, {"residual_norms": known, **elsewhere, **meta})
 
 
 def vectors_of(content: Content, context: StageContext) -> SteeringVectors:
@@ -53,7 +57,7 @@ def vectors_in(content: Content, tag: Json) -> SteeringVectors:
     """
     vectors = by_layer(content)
     norms = {int(layer): float(norm) for layer, norm in content.meta.get("residual_norms", {}).items()}
-    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms)
+    return SteeringVectors(vectors, content.meta.get("made_for", tag), norms, place_of(content))
 
 
 def joined(parts: Sequence[Content]) -> Content:
@@ -79,6 +83,12 @@ def by_layer(content: Content) -> dict[int, Tensor]:
             f"a steering method left a tensor {strange[0]!r}; what `content_of(vectors)` makes is expected"
         )
     return {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
+
+
+def place_of(content: Content) -> Point:
+    """Which hidden state of their blocks the vectors of what `content_of` made are for."""
+    place: Point = content.meta.get("place", OUTPUT)
+    return place
 
 
 def at_dose(vectors: SteeringVectors, dose: float, content: Content) -> SteeringVectors:
@@ -116,7 +126,7 @@ def neutral_texts(context: StageContext) -> list[str]:
 
 @dataclass(frozen=True)
 class Residuals:
-    """The residual stream after some blocks, of a batch of texts."""
+    """One hidden state of some blocks, of a batch of texts."""
 
     states: Mapping[int, Tensor]
     """Layer to [B, T, d_model]."""
@@ -125,15 +135,15 @@ class Residuals:
 
 
 def residuals(
-    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], whole: bool = True
+    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], whole: bool = True, place: Point = OUTPUT
 ) -> Iterator[Residuals]:
-    """Hidden states after the blocks `layers`, of texts padded on the left, batch by batch, in order.
+    """Hidden states at `place` of the blocks `layers`, of texts padded on the left, batch by batch, in order.
 
     Raises InvalidInput for a text without tokens, or with more than the model has positions for; the latter are cut there
     unless they must be read `whole`.
     """
     room = last_position(lm.model)
-    sites = {layer: Site(index=layer) for layer in layers}
+    sites = {layer: Site(index=layer, point=place) for layer in layers}
     for first in range(0, len(texts), _ROWS):
         rows = prompt_ids(lm, texts[first : first + _ROWS])
         if whole and room is not None and (longest := max(map(len, rows))) > room:
@@ -148,8 +158,10 @@ def residuals(
         yield Residuals({layer: states[site] for layer, site in sites.items()}, real)
 
 
-def residual_norms(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str]) -> dict[int, float]:
-    """Mean norm of the residual stream after each of `layers`, over the tokens of the first 64 texts but their first.
+def residual_norms(
+    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], place: Point = OUTPUT
+) -> dict[int, float]:
+    """Mean norm of the hidden state at `place` of each of `layers`, over the tokens of the first 64 texts but their first.
 
     Empty without texts.
     """
@@ -157,7 +169,7 @@ def residual_norms(lm: LanguageModel, layers: Sequence[int], texts: Sequence[str
     if not readable:
         return {}
     sums, tokens = dict.fromkeys(layers, 0.0), 0
-    for batch in residuals(lm, layers, readable, whole=False):
+    for batch in residuals(lm, layers, readable, whole=False, place=place):
         tokens += int(batch.real.sum())
         for layer, states in batch.states.items():
             sums[layer] += float(states.double().norm(dim=-1)[batch.real].sum())

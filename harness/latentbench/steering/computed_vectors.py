@@ -7,6 +7,7 @@ from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
+from latentbench.core.sites import OUTPUT
 from latentbench.interventions.ablation import orthonormal
 from latentbench.interventions.vectors import SteeringVectors, model_tag, read_vectors
 from latentbench.steering.ablation import AblateMethod
@@ -31,12 +32,13 @@ def random_vectors(method: RandomMethod, context: StageContext) -> Content:
     """Directions uniform on the sphere, with the norms that the method asks for."""
     lm = context.model()
     layers = layers_of(method, lm)
-    norms = residual_norms(lm, layers, neutral_texts(context))
+    norms = residual_norms(lm, layers, neutral_texts(context), method.place)
     sizes = _sizes(method, layers, norms)
     generator = torch.Generator().manual_seed(context.seed("steering", "random"))
     # Independent normal coordinates have no preferred direction, so their direction is uniform.
     directions = {layer: unit(torch.randn(width_of(lm.model), generator=generator)) for layer in layers}
-    return content_of({layer: sizes[layer] * direction for layer, direction in directions.items()}, norms)
+    vectors = {layer: sizes[layer] * direction for layer, direction in directions.items()}
+    return content_of(vectors, norms, place=method.place)
 
 
 def _sizes(method: RandomMethod, layers: tuple[int, ...], norms: dict[int, float]) -> dict[int, float]:
@@ -56,11 +58,15 @@ def _sizes(method: RandomMethod, layers: tuple[int, ...], norms: dict[int, float
 def loaded_vectors(method: LoadMethod, context: StageContext) -> Content:
     """The file's vectors of the layers asked for. Raises what `vectors_from` raises."""
     lm, vectors = context.model(), vectors_from(method.path, context, method.other_model)
+    if vectors.place not in (OUTPUT, method.place):
+        raise InvalidInput(
+            f"load: the vectors of {method.path} were made for {vectors.place}; say `place: {vectors.place}`"
+        )
     if method.layers != "all":
         vectors = vectors.only(*layers_of(method, lm))
     # The file may hold norms too, but of a model in another data type or of other texts: relative scales mean this cell's.
-    norms = residual_norms(lm, vectors.layers, neutral_texts(context))
-    return content_of(vectors.vectors, norms, made_for=vectors.model)
+    norms = residual_norms(lm, vectors.layers, neutral_texts(context), method.place)
+    return content_of(vectors.vectors, norms, place=method.place, made_for=vectors.model)
 
 
 def vectors_from(path: str, context: StageContext, other_model: bool = False) -> SteeringVectors:
@@ -81,10 +87,11 @@ def contrastive_vectors(method: ContrastiveMethod, context: StageContext) -> Con
     lm = context.model()
     layers = layers_of(method, lm)
     positive, negative = _texts(method, context)
-    states = [_states(lm, layers, texts, method.token) for texts in (positive, negative)]
+    states = [_states(lm, layers, texts, method) for texts in (positive, negative)]
     differences = {layer: states[0][layer] - states[1][layer] for layer in layers}
     vectors = {layer: direction_of(pairs, method.estimate) for layer, pairs in differences.items()}
-    return content_of(vectors, residual_norms(lm, layers, negative), pairs=len(positive))
+    norms = residual_norms(lm, layers, negative, method.place)
+    return content_of(vectors, norms, place=method.place, pairs=len(positive))
 
 
 def direction_of(pairs: Tensor, estimate: str) -> Tensor:
@@ -107,15 +114,17 @@ def _texts(method: ContrastiveMethod, context: StageContext) -> tuple[list[str],
     return positive, negative
 
 
-def _states(lm: LanguageModel, layers: tuple[int, ...], texts: list[str], token: str) -> dict[int, Tensor]:
+def _states(
+    lm: LanguageModel, layers: tuple[int, ...], texts: list[str], method: ContrastiveMethod
+) -> dict[int, Tensor]:
     """Layer to the texts' states [N, d], in float32 on the CPU."""
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for batch in residuals(lm, layers, texts):
+    for batch in residuals(lm, layers, texts, place=method.place):
         weights = batch.real.double() / batch.real.sum(1, keepdim=True).clamp_min(1)
         for layer, states in batch.states.items():
             mean = (weights[..., None] * states.double()).sum(1)
             # Texts are padded on the left, so the last column is every text's last token.
-            found[layer].append((states[:, -1].double() if token == "last" else mean).float().cpu())
+            found[layer].append((states[:, -1].double() if method.token == "last" else mean).float().cpu())
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
@@ -129,11 +138,14 @@ def sae_latent_vector(method: SaeLatentMethod, context: StageContext) -> Content
     if rows is None or method.latent >= len(rows):
         raise InvalidInput(f"sae_latent: there is no latent {method.latent}; the dictionary width is {sae.width}")
     # What attention or MLP add has the residual stream's directions; what enters a block leaves the one before.
-    layer = site.index - (site.point == "resid_pre")
+    at_itself = method.place == site.point
+    layer = site.index - (site.point == "resid_pre" and not at_itself)
     if layer < 0:
-        raise InvalidInput("sae_latent: no block ends where an SAE of the input of block 0 reads")
-    norms = residual_norms(context.model(), (layer,), neutral_texts(context))
-    return content_of({layer: unit(rows[method.latent].detach().float().cpu())}, norms)
+        raise InvalidInput(
+            "sae_latent: no block ends where an SAE of the input of block 0 reads; say `place: resid_pre`"
+        )
+    norms = residual_norms(context.model(), (layer,), neutral_texts(context), method.place)
+    return content_of({layer: unit(rows[method.latent].detach().float().cpu())}, norms, place=method.place)
 
 
 def ablated_directions(method: AblateMethod, context: StageContext) -> Content:
@@ -149,4 +161,5 @@ def ablated_directions(method: AblateMethod, context: StageContext) -> Content:
         found = {layer: directions for layer, directions in found.items() if directions}
     if missing := [layer for layer, directions in found.items() if not directions]:
         raise InvalidInput(f"ablate: no direction is made at layers {missing}; leave them out of `layers`")
-    return content_of({layer: orthonormal(torch.stack(directions)) for layer, directions in found.items()})
+    bases = {layer: orthonormal(torch.stack(directions)) for layer, directions in found.items()}
+    return content_of(bases, place=method.place)

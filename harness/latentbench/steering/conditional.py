@@ -25,8 +25,8 @@ class When(SpecModel):
     """A condition on the hidden state of the token itself, as it is before the change."""
 
     probe: Method | None = None
-    """A method that makes a vector d at one layer, as under `steering:`; the value is h · d after that block, d as long as it is
-    made."""
+    """A method that makes a vector d at one layer, as under `steering:`; the value is h · d at its `place` in that block, d as
+    long as it is made."""
     latent: Annotated[int, Field(ge=0)] | None = None
     """Or a latent of the cell's SAE; the value is its activation. Massive tokens have none."""
     above: float | None = None
@@ -63,7 +63,7 @@ class When(SpecModel):
         """The condition. Raises InvalidInput for a probe that is not made at exactly one layer."""
         from latentbench.core.sites import Site
         from latentbench.interventions.conditions import DirectionCondition, LatentCondition, Threshold
-        from latentbench.steering.build import by_layer
+        from latentbench.steering.build import by_layer, place_of
         from latentbench.steering.placed_saes import placed_sae
 
         value = self.above if self.above is not None else self.below
@@ -75,7 +75,7 @@ class When(SpecModel):
         if len(vectors) != 1:
             raise InvalidInput(f"when: the probe is made at {len(vectors)} layers; state one in its `layers`")
         ((layer, direction),) = vectors.items()
-        return DirectionCondition(Site(index=layer), direction, threshold)
+        return DirectionCondition(Site(index=layer, point=place_of(content)), direction, threshold)
 
 
 class ConditionalMethod(SteeringMethod):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import ProblemSet
+from latentbench.core.sites import OUTPUT
 from latentbench.core.spec_model import Json
 from latentbench.steering.method import SteeringMethod
 
@@ -22,6 +23,7 @@ class ContrastiveMethod(SteeringMethod):
     """Difference between hidden states of positive and negative texts (contrastive activation addition)."""
 
     implementation: ClassVar[str] = "latentbench.steering.computed_vectors:contrastive_vectors"
+    placed: ClassVar[bool] = True
 
     method: Literal["contrastive"] = "contrastive"
     positive: Texts = ()
@@ -50,9 +52,13 @@ class ContrastiveMethod(SteeringMethod):
 
 
 class SaeLatentMethod(SteeringMethod):
-    """The decoder direction of one latent of the cell's SAE, with norm one, at the SAE's layer."""
+    """The decoder direction of one latent of the cell's SAE, with norm one, at the SAE's layer.
+
+    It is added to the residual stream behind what the SAE reads, or with `place` there itself.
+    """
 
     implementation: ClassVar[str] = "latentbench.steering.computed_vectors:sae_latent_vector"
+    placed: ClassVar[bool] = True
     measures_norms: ClassVar[bool] = True
 
     method: Literal["sae_latent"] = "sae_latent"
@@ -64,6 +70,12 @@ class SaeLatentMethod(SteeringMethod):
         if self.layers != "all":
             raise ValueError("the layer of an SAE latent is that of the SAE")
         return self
+
+    def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
+        read = {site.point for site in experiment.sites}
+        if self.place == OUTPUT or self.place in read:
+            return super().problems_in(experiment, roots)
+        return (f"sae_latent: its place is that of the SAE, {' and '.join(sorted(read)) or 'and there is none'}",)
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"decoder direction of latent {self.latent}"

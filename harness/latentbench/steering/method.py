@@ -11,7 +11,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
 from latentbench.core.plugins import Choice, implementation
-from latentbench.core.sites import Layer, block_number
+from latentbench.core.sites import OUTPUT, Layer, Point, block_number
 from latentbench.core.spec_model import Json, without_default
 from latentbench.steering.positions import Positions
 from latentbench.study.context import Content, Longest, StageContext, Subject
@@ -93,10 +93,12 @@ class SteeringMethod(Subject):
     """Fields that records may not know; where they say nothing they stand in no key."""
     adds_vectors: ClassVar[bool] = True
     """Whether it steers by vectors that are the same at every token: what has a scale and a mechanism to be looked at."""
+    placed: ClassVar[bool] = False
+    """Whether what it changes may be another hidden state of a block than its output."""
 
     method: str
     layers: Literal["all"] | Layer | tuple[Layer, ...] = "all"
-    """Decoder blocks that get a vector, added to their output: all, a number or a list; -1 is the last one."""
+    """Decoder blocks that get a vector, added to their output or at `place`: all, a number or a list; -1 is the last one."""
     scale: float = 1.0
     """Factor of the vectors when they are used."""
     relative: bool = False
@@ -115,11 +117,14 @@ class SteeringMethod(Subject):
     """Instead of a scale: the mean of ‖Δ‖/‖h‖ over ordinary tokens of the first evaluation texts, at every layer by itself
     (negative: the opposite direction). Vectors get the length that this takes; `steering_dose` measures what becomes of it, and `scales` of other metrics
     multiply it."""
+    place: Point = OUTPUT
+    """Which hidden state of each of these blocks is changed, and read where vectors are made of hidden states: its output, its
+    input `resid_pre` (of block 0 the embedding), or what its attention (`attn_out`) or MLP (`mlp_out`) adds."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         """Fields that are newer than records are written where they say something, so that keys stay."""
-        return without_default(type(self), self.newer, made(self))
+        return without_default(type(self), self.newer | {"place"}, made(self))
 
     @model_validator(mode="after")
     def _used_as_made(self) -> Any:
@@ -130,6 +135,8 @@ class SteeringMethod(Subject):
             raise ValueError(f"`dose` is that of a vector; the method {self.method!r} adds none")
         if stated and not self.usable:
             raise ValueError(f"`{stated[0]}` is not for the method {self.method!r}, which has no such use")
+        if self.place != OUTPUT and not self.placed:
+            raise ValueError(f"`place` is not for the method {self.method!r}, which has a place of its own or none")
         if self.scope == "first" and self.positions is not None:
             raise ValueError("the scope `first` is one token, so there are no `positions` in it to choose from")
         return self

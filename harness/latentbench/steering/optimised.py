@@ -108,6 +108,7 @@ class RlMethod(ReinforcedMethod):
     """
 
     implementation: ClassVar[str] = "latentbench.steering.rl_training:train_vectors"
+    placed: ClassVar[bool] = True
     newer: ClassVar[frozenset[str]] = USED | {"rank"}
 
     method: Literal["rl"] = "rl"

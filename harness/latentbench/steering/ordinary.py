@@ -14,7 +14,7 @@ from latentbench.activations.vocabulary import last_position, padding_of
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site
 from latentbench.interventions.generation import left_padded, prompt_ids
-from latentbench.steering.build import INVERSE_LENGTHS, by_layer, neutral_texts
+from latentbench.steering.build import INVERSE_LENGTHS, by_layer, neutral_texts, place_of
 from latentbench.study.context import Content, StageContext
 
 _ROWS = 8
@@ -59,11 +59,11 @@ def ordinary_lengths(context: StageContext, sites: Sequence[Site]) -> Mapping[Si
 
 
 def with_inverse_lengths(made: Content, context: StageContext) -> Content:
-    """Vectors with the mean of 1/‖h‖ over ordinary tokens behind each of their blocks.
+    """Vectors with the mean of 1/‖h‖ over ordinary tokens where each of them is added.
 
     A vector of length λ has there the mean ‖Δ‖/‖h‖ of λ times that, to the rounding of the model's data type.
     """
-    sites = {layer: Site(index=layer) for layer in by_layer(made)}
+    sites = {layer: Site(index=layer, point=place_of(made)) for layer in by_layer(made)}
     found = ordinary_lengths(context, list(sites.values()))
     means = {str(layer): found[site].mean_inverse for layer, site in sites.items()}
     return Content(made.tensors, {**made.meta, INVERSE_LENGTHS: means})

@@ -31,6 +31,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.progress import Count
 from latentbench.core.protocols import LanguageModel, Problem
+from latentbench.core.sites import OUTPUT, Point
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import check_prompts
 from latentbench.interventions.injection import injecting
@@ -52,16 +53,17 @@ def train_vectors(method: RlMethod, context: StageContext) -> Content:
     """The vectors of the best checkpoint, and the training curve. Raises what `train_by_rl` raises."""
     layers = layers_of(method, context.model())
     if method.rank is None:
-        trained = train_by_rl(method, context, TrainableVectors(layers, method.scope))
+        trained = train_by_rl(method, context, TrainableVectors(layers, method.scope, method.place))
         vectors = {int(name.removeprefix(_LAYER)): tensor for name, tensor in trained.best.items()}
     else:
         seed = context.seed("steering", "shared rank")
-        trained = train_by_rl(method, context, TrainableSubspace(layers, method.scope, method.rank, seed))
+        subspace = TrainableSubspace(layers, method.scope, method.rank, seed, method.place)
+        trained = train_by_rl(method, context, subspace)
         product = trained.best["A"] @ trained.best["B"]
         vectors = {
             layer: row.clone() for layer, row in zip(layers, product, strict=True)
         }  # files want no shared memory
-    return content_of(vectors, trained.norms, **trained.meta())
+    return content_of(vectors, trained.norms, place=method.place, **trained.meta())
 
 
 def train_lora(method: LoraMethod, context: StageContext) -> Content:
@@ -79,6 +81,8 @@ class Trainable(ABC):
     """Parameters that change a model while they are installed."""
 
     layers: tuple[int, ...]
+    place: Point = OUTPUT
+    """Which hidden state of these blocks is changed."""
 
     @abstractmethod
     def installed(self, lm: LanguageModel, layout: Layout) -> Any:
@@ -92,8 +96,8 @@ class Trainable(ABC):
 class TrainableVectors(Trainable):
     """One vector per layer, from zero, in float32."""
 
-    def __init__(self, layers: tuple[int, ...], scope: Scope) -> None:
-        self.layers, self._scope = layers, scope
+    def __init__(self, layers: tuple[int, ...], scope: Scope, place: Point = OUTPUT) -> None:
+        self.layers, self._scope, self.place = layers, scope, place
 
     @contextmanager
     def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
@@ -105,7 +109,7 @@ class TrainableVectors(Trainable):
         model.add_module("steering", nn.ParameterDict(named))
         try:
             # Idle: where all steps were taken before a kill, the model does not run again.
-            with injecting(model, vectors, self._scope, layout, idle=True):
+            with injecting(model, vectors, self._scope, layout, place=self.place, idle=True):
                 yield named
         finally:
             del model.steering
@@ -130,8 +134,8 @@ class SharedVector:
 class TrainableSubspace(Trainable):
     """One vector per layer, all in a subspace of `rank` dimensions: S = A B, A random and B zero, in float32."""
 
-    def __init__(self, layers: tuple[int, ...], scope: Scope, rank: int, seed: int) -> None:
-        self.layers, self._scope, self._rank, self._seed = layers, scope, rank, seed
+    def __init__(self, layers: tuple[int, ...], scope: Scope, rank: int, seed: int, place: Point = OUTPUT) -> None:
+        self.layers, self._scope, self._rank, self._seed, self.place = layers, scope, rank, seed, place
 
     @contextmanager
     def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
@@ -146,7 +150,7 @@ class TrainableSubspace(Trainable):
             shared: dict[int, Any] = {
                 layer: SharedVector(named["A"], row, named["B"]) for row, layer in enumerate(self.layers)
             }
-            with injecting(model, shared, self._scope, layout, idle=True):
+            with injecting(model, shared, self._scope, layout, place=self.place, idle=True):
                 yield named
         finally:
             del model.steering
@@ -277,7 +281,7 @@ def train_by_rl(method: ReinforcedMethod, context: StageContext, trainable: Trai
     # Now, and not by an error in the middle of a training that has run for hours.
     check_trainable_rollouts(lm)
     check_prompts(lm, sorted({problem.prompt for problem in (*selection, *training)}))
-    norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training])
+    norms = residual_norms(lm, trainable.layers, [problem.prompt for problem in training], trainable.place)
     progress, layout = RlCheckpoint.load(context.scratch), Layout()
     base = _accuracy(method, lm, selection, layout)
     with trainable.installed(lm, layout) as parameters, _preserved_random_state():

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from latentbench.core.errors import InvalidInput
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import Problem, ProblemSet
+from latentbench.core.sites import OUTPUT
 from latentbench.core.spec_model import Json, without_default
 from latentbench.core.text import folded
 from latentbench.steering.grading import read_problems
@@ -89,6 +90,8 @@ def vector_problems(metric: str, experiment: ExperimentView) -> tuple[str, ...]:
     for part in parts:
         if not part.adds_vectors:
             return (f"{metric!r} looks at steering vectors; the method {part.method!r} adds none",)
+        if part.place != OUTPUT:
+            return (f"{metric!r} looks at vectors that are added to outputs of blocks; the spec states `place`",)
         if changed := next((name for name in ("positions", "keep_norm") if name in part.stated_use()), None):
             return (f"{metric!r} looks at vectors that are added at every token in scope; the spec states `{changed}`",)
     if len({part.scope for part in parts}) > 1:
