@@ -227,6 +227,9 @@ def _added(lm: LanguageModel, site: Site) -> Tensor:
     states, logits = hidden_states_and_logits(lm.model, wanted, IDS)
     with editing(lm.model, {site: lambda hidden, real: VECTOR.expand_as(hidden)}):
         moved = hidden_states(lm.model, wanted, IDS)
+    with VectorInjection(SteeringVectors({site.index: VECTOR}, place=site.point)).applied(lm, Layout()):
+        steered = hidden_states(lm.model, wanted, IDS)
+    expect(all(close(steered[one], moved[one]) for one in wanted), f"a vector added at {site} is another change")
     again = resumed_logits(lm.model, site, states[site], IDS, None, states[pre])
     expect(close(again, logits), f"other logits from {site}")
     expect(close(moved[site], states[site] + VECTOR), f"another change at {site}")
