@@ -16,13 +16,13 @@ from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, storing
-from latentbench.plan.stages import CellStages
+from latentbench.plan.stages import CellStages, OriginStages
 from latentbench.reconstruction.document_states import StoredDocumentStates, stored_document_states
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
 from latentbench.spec.fit import texts_of
 from latentbench.store.store import Store
-from latentbench.study.context import Content, StageContext
+from latentbench.study.context import Content, Home, StageContext
 from latentbench.study.storage import from_content, stored_content, to_content
 from latentbench.study.study import Findings, Study
 
@@ -39,6 +39,10 @@ class StudiedCell:
     saes: Callable[[], Mapping[Site, SparseAutoencoder]]
 
 
+def _at_home(origin: OriginStages) -> StudiedCell:
+    return StudiedCell(origin.cell, origin.stages, dict)
+
+
 class StudyRunner:
     """Makes subjects, runs studies, and stores both."""
 
@@ -50,6 +54,8 @@ class StudyRunner:
         subject, stage = studied.cell.experiment.subject, studied.stages.subject
         if subject is None or stage is None:
             return
+        if studied.stages.origin and not self.store.has(*stage.ref):
+            self.make_subject(_at_home(studied.stages.origin), progress)
 
         def make(_: object) -> None:
             with self._context(studied, stage, progress) as context:
@@ -105,6 +111,7 @@ class StudyRunner:
             shared=lambda kind, payload, make: self._shared(studied.stages.model, kind, payload, make),
             states=lambda domain, sites: self._states(studied, domain, sites, progress, held),
             progress=progress,
+            home=lambda: self._home(studied, progress),
         )
         with ExitStack() as held:
             yield context
@@ -117,6 +124,18 @@ class StudyRunner:
         if content is None:
             raise NotAvailable(f"{stage.title} is not in the store")
         return subject.read(content, context)
+
+    def _home(self, studied: StudiedCell, progress: Progress) -> Home:
+        """Where the subject that this cell's is made from was made; it is made anew where the store has lost it."""
+        if (origin := studied.stages.origin) is None:
+            raise NotAvailable("the subject of this cell is not made from another one's")
+        there = _at_home(origin)
+        self.make_subject(there, progress)
+        content = stored_content(self.store, *origin.subject.ref)
+        if content is None:
+            raise NotAvailable(f"{origin.subject.title} is not in the store")
+        with self._context(there, origin.subject, progress) as context:
+            return Home(content, self._subject(there, context), context.model)
 
     def _tokens(self, studied: StudiedCell, domain: str) -> EvalTokens:
         experiment, stage = studied.cell.experiment, studied.stages.domains[domain].tokens

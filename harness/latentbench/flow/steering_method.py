@@ -35,6 +35,7 @@ class FlowMethod(SteeringMethod):
     newer: ClassVar[frozenset[str]] = USED | {"counted_from", "fold"}
     measures_norms: ClassVar[bool] = True
     many_sites: ClassVar[bool] = True
+    of_sae: ClassVar[bool] = True
 
     latents: Annotated[tuple[Latent, ...], Field(min_length=1, max_length=64)]
     """Seed latents of the residual stream, e.g. `3:17` or `3.resid_post:17`; the vectors of their paths are added up."""

@@ -2,7 +2,8 @@
 
     train tokens ──▶ sae ──┬──────────┐      (an SAE built on a base SAE has that as a parent too)
     eval tokens ───▶ baseline ────────┴──▶ measurement      (one per evaluation domain and budget)
-                           └▶ subject ───▶ study            (steering vectors or flow maps; studies read SAEs as well)
+                           └▶ subject ───▶ study            (steering vectors or flow maps; studies read SAEs as well; a
+                                                             subject may be made from that of another cell)
     model                                                   (only what has to be converted first; all others have its
                                                              identity in their payload, not its key among their parents)
 
@@ -13,7 +14,7 @@ content on any machine. Device, workers, paths, labels, resources and batch size
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
@@ -81,6 +82,26 @@ class SaeStages:
 
 
 @dataclass(frozen=True)
+class OriginStages:
+    """Where a subject is made that another one is made from."""
+
+    cell: Cell
+    """The cell that steers by that subject alone: without an SAE and metrics."""
+    stages: CellStages
+
+    @property
+    def subject(self) -> Stage:
+        """What it is there."""
+        assert self.stages.subject is not None  # such a cell is made of one
+        return self.stages.subject
+
+    def all(self) -> list[Stage]:
+        """In an order in which they can be made; its texts are read without tokens."""
+        above = self.stages.origin.all() if self.stages.origin else []
+        return [*([self.stages.conversion] if self.stages.conversion else []), *above, self.subject]
+
+
+@dataclass(frozen=True)
 class CellStages:
     """All stages of one cell."""
 
@@ -95,11 +116,14 @@ class CellStages:
     domains: dict[str, DomainStages]
     studies: dict[str, Stage]
     """One for each metric with a stage of its own, by the metric's name."""
+    origin: OriginStages | None = None
+    """What the subject is made from, where that is another cell's."""
 
     def all(self) -> list[Stage]:
         """In an order in which they can be made, each once."""
         found = [self.conversion] if self.conversion else []
         found += [stage for sae in self.saes for stage in sae.all()]
+        found += self.origin.all() if self.origin else []
         found += [self.subject] if self.subject else []
         for domain in self.domains.values():
             found += domain.all()
@@ -128,6 +152,8 @@ def stage_keys(stages: CellStages) -> dict[str, str]:
     named: dict[str, str] = {}
     for sae in stages.saes:
         named |= _sae_keys(sae, "" if len(stages.saes) == 1 else f"@{sae.site}")
+    if stages.origin:
+        named["origin"] = stages.origin.subject.key
     if stages.subject:
         named["subject"] = stages.subject.key
     for name, domain in stages.domains.items():
@@ -199,13 +225,14 @@ class StageMaker:
         experiment = cell.experiment
         model = self._model(experiment)
         saes = tuple(self._sae_at(site, experiment, cell.seed) for site in experiment.sites)
-        subject = self._subject(experiment.subject, cell, saes) if experiment.subject else None
+        origin = self._origin(cell)
+        subject = self._subject(experiment.subject, cell, saes, origin) if experiment.subject else None
         # Metrics of the shared pass measure one SAE; a spec with several places has only studies (`latentbench.spec.checks`).
         shared = saes[0] if saes and experiment.shared_metrics else None
         domains = {name: self._domain(name, data, experiment, shared) for name, data in experiment.dataset.eval.items()}
         parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
         studies = {study.label: self._study(study, experiment, parents, domains) for study in experiment.studies}
-        return CellStages(model, self._conversion(experiment), saes, subject, domains, studies)
+        return CellStages(model, self._conversion(experiment), saes, subject, domains, studies, origin)
 
     def _model(self, experiment: Experiment) -> Json:
         return self._once("model", (experiment.model,), lambda: experiment.model.identity(self.roots))
@@ -255,7 +282,18 @@ class StageMaker:
         stage = Stage("sae", f"{options.variant} SAE{where}, seed {seed}", payload, parents)
         return SaeStages(options, stage, site, data, tokens, bases, experiment.dataset.held_out)
 
-    def _subject(self, subject: Subject, cell: Cell, saes: tuple[SaeStages, ...]) -> Stage:
+    def _origin(self, cell: Cell) -> OriginStages | None:
+        asked = cell.experiment.subject.origin if cell.experiment.subject else None
+        if asked is None:
+            return None
+        # The same stage as of a cell that steers by that subject itself, whatever this cell has besides.
+        model = asked.model or cell.experiment.model
+        other = {"model": model, "steering": asked.subject, "sae": None, "layer": None, "metrics": ()}
+        seed = cell.seed if asked.seed is None else asked.seed
+        there = replace(cell, experiment=cell.experiment.model_copy(update=other), seed=seed)
+        return OriginStages(there, self.of(there))
+
+    def _subject(self, subject: Subject, cell: Cell, saes: tuple[SaeStages, ...], origin: OriginStages | None) -> Stage:
         payload = {
             "model": self._model(cell.experiment),
             "sites": [sae.site.plain() for sae in saes],
@@ -265,7 +303,8 @@ class StageMaker:
             **_rule(cell.experiment),
         }
         title = f"{subject.made_of(cell.experiment, self.roots)}, seed {cell.seed}"
-        return Stage("subject", title, payload, tuple(sae.stage for sae in saes))
+        above = (*(sae.stage for sae in saes), *([origin.subject] if origin else []))
+        return Stage("subject", title, payload, above)
 
     def _study(
         self, study: Study, experiment: Experiment, parents: tuple[Stage, ...], domains: dict[str, DomainStages]

@@ -58,6 +58,7 @@ class SaeLatentMethod(SteeringMethod):
     """
 
     implementation: ClassVar[str] = "latentbench.steering.computed_vectors:sae_latent_vector"
+    of_sae: ClassVar[bool] = True
     placed: ClassVar[bool] = True
     measures_norms: ClassVar[bool] = True
 

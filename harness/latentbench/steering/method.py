@@ -93,6 +93,8 @@ class SteeringMethod(Subject):
     """Fields that records may not know; where they say nothing they stand in no key."""
     adds_vectors: ClassVar[bool] = True
     """Whether it steers by vectors that are the same at every token: what has a scale and a mechanism to be looked at."""
+    of_sae: ClassVar[bool] = False
+    """Whether its vectors are those of the cell's SAEs."""
     placed: ClassVar[bool] = False
     """Whether what it changes may be another hidden state of a block than its output."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from latentbench.core.errors import InvalidInput
+from latentbench.core.errors import InvalidInput, NotAvailable
 from latentbench.core.hashing import seed_of
 from latentbench.core.progress import Progress
 from latentbench.core.spec_model import Json, SpecModel
@@ -112,6 +112,32 @@ class StoredStates(Protocol):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a subject is made from that is the subject of another cell: the same cell with another one, model or seed."""
+
+    subject: Subject
+    model: ModelAdapter | None = None
+    """Default: the cell's own."""
+    seed: int | None = None
+    """Default: the cell's own."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a subject was made that this cell's own is made from."""
+
+    content: Content
+    subject: Any
+    """What it is read as there."""
+    model: Callable[[], LanguageModel]
+    """The language model there."""
+
+
+def _no_home() -> Home:
+    raise NotAvailable("the subject of this cell is not made from another one's")
+
+
+@dataclass(frozen=True)
 class StageContext:
     """The surroundings of one stage. Everything in it is deterministic given `key`.
 
@@ -161,6 +187,8 @@ class StageContext:
     states: Callable[[str, Sequence[Site]], StoredStates | None] = lambda domain, sites: None
     """The hidden states of an evaluation domain's documents at some sites from the store, where the spec's `cache` keeps them:
     they were computed once for whatever reads there. None: compute them. For studies that say so in `reads_states`."""
+    home: Callable[[], Home] = _no_home
+    """For a subject with an `origin`, and studies of it: where that was made. Raises NotAvailable for all others."""
 
     @property
     def sae(self) -> SparseAutoencoder:
@@ -196,6 +224,11 @@ class Subject(SpecModel):
     """Raised when the same fields and parents give other content."""
     many_sites: ClassVar[bool] = False
     """Whether it stands on SAEs at several places, one for each of the spec's `layers:`."""
+
+    @property
+    def origin(self) -> Origin | None:
+        """The subject of another cell that its content is made from, if it is: a stage above its own, by `home` in its context."""
+        return None
 
     def identity(self, experiment: ExperimentView, roots: Roots) -> Json:
         """What determines the content, besides the model, the cell's SAEs and its seed; by default every field.
