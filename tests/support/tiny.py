@@ -9,7 +9,7 @@ from tests.support.project import WORDS
 LAYERS, D_MODEL = 2, 16
 
 
-def save_tiny_model(folder: Path) -> Path:
+def save_tiny_model(folder: Path, seed: int = 0, width: int = D_MODEL) -> Path:
     """Writes the model; the same bytes every time."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -22,7 +22,7 @@ def save_tiny_model(folder: Path) -> Path:
     fast.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=D_MODEL,
+        hidden_size=width,
         intermediate_size=24,
         num_hidden_layers=LAYERS,
         num_attention_heads=2,
@@ -31,6 +31,6 @@ def save_tiny_model(folder: Path) -> Path:
         eos_token_id=1,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder

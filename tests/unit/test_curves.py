@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from latentbench.core.errors import InvalidInput
 from latentbench.leaderboard.api import suite_board
 from latentbench.leaderboard.board import Board
+from latentbench.records.results import read_record
 from latentbench.report.curves import Axes, curves, figure, words
 from latentbench.report.paper_pages import Pages
 from latentbench.report.row_patterns import RowPatterns
@@ -99,9 +101,37 @@ def test_a_page_is_filled_from_the_records_and_nothing_else_of_it_changes(tmp_pa
     assert Pages(tmp_path).files()[tmp_path / "docs/papers/one.md"].decode() == page
 
 
+def test_what_two_things_distinguish_is_a_matrix_of_the_records_means(tmp_path: Path) -> None:
+    suite = "papers/steering_vectors/pocket-scales"
+    text = f"<!-- matrix {suite} pocket_problems/reasoning_accuracy.gain rows=all*,penultimate* -->\n<!-- end -->\n"
+    page = pages(tmp_path, text).files()[tmp_path / "docs/papers/one.md"].decode()
+    heading, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")
+    ]
+    scales = ("0.25", "0.5", "1.0", "2.0")
+    assert heading[1:] == [f"steering.scale={scale}" for scale in scales]
+    assert [line[0] for line in lines] == ["all", "penultimate"]
+    for label, *cells in lines:
+        for scale, cell in zip(scales, cells, strict=True):
+            paths = sorted((RESULTS / "records" / suite).glob(f"{label}_steering.scale={scale}-seed*.json"))
+            assert len(paths) == 3
+            found = [
+                value.value
+                for path in paths
+                for value in read_record(path).metrics
+                if (value.id, value.domain) == ("reasoning_accuracy.gain", "pocket_problems")
+            ]
+            shown, half = cell.split(" ±")
+            assert float(shown) == pytest.approx(fmean(v for v in found if v is not None), abs=6e-4)
+            assert float(half) >= 0
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
+        ("matrix papers/steering_vectors/pocket pocket_problems/reasoning_accuracy.gain", "told by one thing alone"),
+        ("matrix papers/steering_vectors/pocket-scales pocket_problems/none", "no row has this column"),
+        ("matrix papers/steering_vectors/pocket-scales", "has 1 words where 2 are meant"),
         ("table papers/none general/x", "no records of a spec or folder 'papers/none'"),
         ("table papers/kronsae/pocket general/none", "no row has these columns"),
         ("table papers/kronsae/pocket none", "'none' is no column: write domain/number"),

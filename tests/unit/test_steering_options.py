@@ -36,10 +36,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "rl": {"problems": {"adapter": "pocket"}},
     "lora": {"problems": {"adapter": "pocket"}, "rank": 4},
     "load": {"path": "v.gguf"},
+    "transfer": {"vectors": {"method": "random", "norm": 1.0}},
     "stack": {"parts": [{"method": "prefix", "text": " So"}, {"method": "random", "like": 0.1}]},
 }
 
-OTHERWISE = ("ablate", "sae_latents", "random", "contrastive", "load", "sae_latent", "flow")
+OTHERWISE = ("ablate", "sae_latents", "random", "contrastive", "load", "sae_latent", "flow", "transfer")
 """Methods that can be used otherwise than at every token in scope alike."""
 
 
@@ -198,6 +199,22 @@ def test_a_loaded_vector_is_its_bytes_and_not_its_path(roots: Roots) -> None:
         ("flow", {"latents": []}, "at least 1"),
         ("stack", {"scale": 2.0}, "in the parts"),
         ("stack", {"parts": [{"method": "nonsense"}]}, "nonsense"),
+        ("transfer", {"vectors": {"method": "prefix", "text": "x"}}, "'prefix' makes no vectors"),
+        ("transfer", {"vectors": {"method": "sae_latent", "latent": 1}}, "'sae_latent' makes no vectors"),
+        ("transfer", {"vectors": {"method": "random", "norm": 1.0, "scale": 2.0}}, "`scale` has no meaning"),
+        (
+            "transfer",
+            {"vectors": {"method": "random", "norm": 1.0, "layers": [0, 1]}, "layers": [0, 1, 2]},
+            "2 vectors",
+        ),
+        (
+            "transfer",
+            {"vectors": {"method": "rl", "problems": {"adapter": "pocket"}, "scope": "first"}},
+            "same `scope`",
+        ),
+        ("transfer", {"place": "mlp_out"}, "`place` is not for"),
+        ("prefix", {"place": "mlp_out"}, "`place` is not for"),
+        ("random", {"place": "mlp_in"}, "Input should be"),
         ("rl", {"scale": float("inf")}, "finite"),
     ],
 )
@@ -243,8 +260,9 @@ def test_no_torch_is_imported() -> None:
         "ablation",
         "latents",
         "conditional",
+        "transfer",
     )
-    mechanism = ("ablations", "output_tokens", "paths", "propagation")
+    mechanism = ("ablations", "output_tokens", "paths", "propagation", "transfer")
     modules = [f"latentbench.steering.{name}" for name in steering]
     modules += [f"latentbench.mechanism.metrics.{name}" for name in mechanism]
     code = f"import sys, {', '.join(modules)}, latentbench_adapters.problems; "

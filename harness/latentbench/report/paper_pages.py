@@ -1,12 +1,14 @@
 """`docs/papers/`: what the records say of each paper, with tables and figures that are made from the records.
 
-What stands between `<!-- table … -->` or `<!-- figure … -->` and `<!-- end -->` is a pure function of the records; all around it is
+What stands between `<!-- table … -->`, `<!-- matrix … -->` or `<!-- figure … -->` and `<!-- end -->` is a pure function of the records; all around it is
 written by hand. `python -m latentbench.report.paper_pages` makes them anew, `--check` fails where one is not up to date.
 
     <!-- table papers/kronsae/pocket general/explained_variance.centred general/l0 -->
+    <!-- matrix papers/steering_vectors/pocket-transfer pocket_problems/reasoning_accuracy.gain -->
     <!-- figure papers/hierarchical_topk/pocket general explained_variance.centred l0 -->
 
-name a suite and the columns `domain/number` or `domain/number@budget`; or a suite, a domain, and what is drawn against what.
+name a suite and the columns `domain/number` or `domain/number@budget`; a suite and one such number of rows that two things
+distinguish; or a suite, a domain, and what is drawn against what.
 A last word `rows=topk*,!untrained` says which rows.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, LatentbenchError
@@ -23,10 +26,11 @@ from latentbench.leaderboard.board import Board, Column, Row, RowGroup
 from latentbench.leaderboard.render.text import decimals_of, markdown, number, spread
 from latentbench.report.curves import Axes, curves, figure, words
 from latentbench.report.row_patterns import EVERY_ROW, RowPatterns
+from latentbench.report.two_way import two_way
 from latentbench.store.files import write_bytes
 
 ROOT = Path(__file__).parents[3]
-_BLOCK = re.compile(r"(<!-- (table|figure) ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (table|matrix|figure) ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _COLUMN = re.compile(r"([^/]+)/([^/@]+)(?:@(\d+))?")
 
 
@@ -56,7 +60,9 @@ class Pages:
         return {page: filled.encode(), **{self.folder / name: drawn for name, drawn in figures.items()}}
 
     def _said(self, kind: str, asked: str) -> str:
-        return self._table(asked) if kind == "table" else f"![{_alt(asked)}]({_figure_name(asked)})"
+        if kind == "figure":
+            return f"![{_alt(asked)}]({_figure_name(asked)})"
+        return self._table(asked) if kind == "table" else self._matrix(asked)
 
     def _board(self, suite: str) -> Board:
         if suite not in self._boards:
@@ -79,6 +85,20 @@ class Pages:
                 parts.append(_table(group, [column for column in columns if column], shown))
         if not parts:
             raise InvalidInput(f"`{asked}`: no row has these columns")
+        return "\n\n".join(parts)
+
+    def _matrix(self, asked: str) -> str:
+        (suite, name), rows = _words(asked, 2)
+        parts = []
+        for group in self._board(suite).groups:
+            if (column := _column(group, name)) is None:
+                continue
+            shown = [row for row in group.rows if row.measured and rows.wants(row)]
+            corner = f"{column.domain}: {group.heading(column)}"
+            heading, *lines = two_way(shown, partial(_cell, group, column=column), corner)
+            parts.append(_lines([heading, _aligned(len(heading)), *lines]))
+        if not parts:
+            raise InvalidInput(f"`{asked}`: no row has this column")
         return "\n\n".join(parts)
 
 
@@ -104,11 +124,20 @@ def _column(group: RowGroup, name: str) -> Column | None:
 def _table(group: RowGroup, columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """Means over seeds, ± half their 95 % interval."""
     heads = [f"{column.domain}: {group.heading(column)}" for column in columns]
-    lines = [["row", *heads, "seeds"], [":--", *["--:"] * (len(columns) + 1)]]
+    lines = [["row", *heads, "seeds"], _aligned(len(columns) + 2)]
     lines += [
         [row.label or row.spec, *(_cell(group, row, column) for column in columns), str(len(row.measured))]
         for row in rows
     ]
+    return _lines(lines)
+
+
+def _aligned(columns: int) -> list[str]:
+    """The line below the heading of a table: names to the left, numbers to the right."""
+    return [":--", *["--:"] * (columns - 1)]
+
+
+def _lines(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
 
 
