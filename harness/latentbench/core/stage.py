@@ -14,7 +14,7 @@ from typing import Literal
 from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
 
-Kind = Literal["model", "tokens", "sae", "loaded_sae", "baseline", "measurement", "subject", "study", "shared"]
+Kind = Literal["model", "tokens", "sae", "loaded_sae", "baseline", "measurement", "subject", "sweep", "study", "shared"]
 
 
 @dataclass(frozen=True)

@@ -55,10 +55,11 @@ def _scaled_vectors(
     # Only sets of vectors have these norms, and neither adapters nor prefixes; what is projected out is not added.
     if "residual_norms" not in content.meta or not method.adds_vectors:
         raise InvalidInput(f"{method.method} is no set of vectors, so there are none to export")
+    method = method.settled(content)
     vectors = vectors_in(content, model_tag(experiment.model.identity(project.roots)))
     if method.dose is not None:
-        vectors = at_dose(vectors, method.dose, content)
-    return replace(vectors, vectors=vectors.scaled(method.scale, method.relative))
+        vectors = at_dose(vectors, float(method.dose), content)
+    return replace(vectors, vectors=vectors.scaled(method.factor, method.relative))
 
 
 def _name_of_blocks(experiment: Experiment, roots: Roots) -> str:

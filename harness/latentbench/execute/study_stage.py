@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from latentbench.activations.state_shards import StatesOrigin
@@ -16,13 +16,16 @@ from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
 from latentbench.execute.job_inputs import ModelCache, keep, make_eval_tokens, storing
-from latentbench.plan.stages import CellStages, OriginStages
+from latentbench.plan.stages import CellStages, OriginStages, SweptStages
 from latentbench.reconstruction.document_states import StoredDocumentStates, stored_document_states
 from latentbench.sae.autoencoder import SparseAutoencoder
 from latentbench.spec.cells import Cell
 from latentbench.spec.fit import texts_of
+from latentbench.spec.selection import on_selection, swept_method
+from latentbench.steering.method import SteeringMethod
+from latentbench.steering.sweep import check_apart, choose, measure_sweep
 from latentbench.store.store import Store
-from latentbench.study.context import Content, Home, StageContext
+from latentbench.study.context import Content, Home, StageContext, Subject
 from latentbench.study.storage import from_content, stored_content, to_content
 from latentbench.study.study import Findings, Study
 
@@ -56,7 +59,13 @@ class StudyRunner:
             return
         if studied.stages.origin and not self.store.has(*stage.ref):
             self.make_subject(_at_home(studied.stages.origin), progress)
+        method = swept_method(studied.cell.experiment)
+        if method is None or studied.stages.swept is None:
+            self._make(studied, subject, stage, progress)
+        else:
+            self._choose(studied, method, studied.stages.swept, stage, progress)
 
+    def _make(self, studied: StudiedCell, subject: Subject, stage: Stage, progress: Progress) -> None:
         def make(_: object) -> None:
             with self._context(studied, stage, progress) as context:
                 content = subject.make(context)
@@ -66,6 +75,27 @@ class StudyRunner:
             self._finish(stage, content)
 
         self.store.share([stage.ref], make)
+
+    def _choose(
+        self, studied: StudiedCell, method: SteeringMethod, swept: SweptStages, stage: Stage, progress: Progress
+    ) -> None:
+        """What `auto` needs: the candidates, what each point gains and costs on selection data, and the one that is chosen."""
+        cell = replace(studied.cell, experiment=on_selection(studied.cell.experiment))
+        selection = replace(studied, cell=cell, stages=replace(studied.stages, domains=swept.domains))
+        # In every cell, whatever is stored of the sweep: which data is reported on is in no key of it.
+        with self._context(studied, stage, progress) as test, self._context(selection, swept.sweep, progress) as other:
+            check_apart(method, other, studied.cell.experiment.studies, test)
+        self._make(studied, method.candidates(), swept.candidates, progress)
+        candidates = stored_content(self.store, *swept.candidates.ref)
+        if candidates is None:
+            raise NotAvailable(f"{swept.candidates.title} is not in the store")
+
+        def measure() -> Content:
+            with self._context(selection, swept.sweep, progress) as context:
+                return measure_sweep(method, candidates, context)
+
+        measured = self._once(swept.sweep, measure)
+        self.store.share([stage.ref], lambda _: self._finish(stage, choose(method, candidates, measured)))
 
     def study(self, studied: StudiedCell, study: Study, progress: Progress) -> Findings:
         """What a study finds, from the store or measured now."""
@@ -112,6 +142,8 @@ class StudyRunner:
             states=lambda domain, sites: self._states(studied, domain, sites, progress, held),
             progress=progress,
             home=lambda: self._home(studied, progress),
+            chosen_by=lambda: self._sweep_of(studied),
+            findings=lambda study: self.study(studied, study, progress),
         )
         with ExitStack() as held:
             yield context
@@ -123,7 +155,11 @@ class StudyRunner:
         content = stored_content(self.store, *stage.ref)
         if content is None:
             raise NotAvailable(f"{stage.title} is not in the store")
-        return subject.read(content, context)
+        return subject.settled(content).read(content, context)
+
+    def _sweep_of(self, studied: StudiedCell) -> Content | None:
+        swept = studied.stages.swept
+        return None if swept is None else stored_content(self.store, *swept.sweep.ref)
 
     def _home(self, studied: StudiedCell, progress: Progress) -> Home:
         """Where the subject that this cell's is made from was made; it is made anew where the store has lost it."""

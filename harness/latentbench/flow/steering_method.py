@@ -36,6 +36,7 @@ class FlowMethod(SteeringMethod):
     measures_norms: ClassVar[bool] = True
     many_sites: ClassVar[bool] = True
     of_sae: ClassVar[bool] = True
+    swept: ClassVar[frozenset[str]] = frozenset({"dose", "scale"})
 
     latents: Annotated[tuple[Latent, ...], Field(min_length=1, max_length=64)]
     """Seed latents of the residual stream, e.g. `3:17` or `3.resid_post:17`; the vectors of their paths are added up."""

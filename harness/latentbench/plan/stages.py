@@ -25,12 +25,15 @@ from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
+from latentbench.core.text import plural
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import MEASUREMENT_VERSION, declared
 from latentbench.sae.options import Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.spec.cells import Cell
 from latentbench.spec.experiment import Experiment
+from latentbench.spec.selection import on_selection, selection_domains, swept_method
+from latentbench.steering.method import SteeringMethod
 from latentbench.study.context import Subject
 from latentbench.study.study import Study
 
@@ -102,6 +105,22 @@ class OriginStages:
 
 
 @dataclass(frozen=True)
+class SweptStages:
+    """How a steering method comes to its layer and strength, where these are `auto`."""
+
+    candidates: Stage
+    """Vectors at all layers that may be chosen: the stage of a cell that states these layers."""
+    domains: dict[str, DomainStages]
+    """Selection texts."""
+    sweep: Stage
+    """What every point gains and costs there."""
+
+    def all(self) -> list[Stage]:
+        """In an order in which they can be made."""
+        return [self.candidates, *(domain.tokens for domain in self.domains.values()), self.sweep]
+
+
+@dataclass(frozen=True)
 class CellStages:
     """All stages of one cell."""
 
@@ -118,12 +137,15 @@ class CellStages:
     """One for each metric with a stage of its own, by the metric's name."""
     origin: OriginStages | None = None
     """What the subject is made from, where that is another cell's."""
+    swept: SweptStages | None = None
+    """What the subject is chosen by; None where its use is stated."""
 
     def all(self) -> list[Stage]:
         """In an order in which they can be made, each once."""
         found = [self.conversion] if self.conversion else []
         found += [stage for sae in self.saes for stage in sae.all()]
         found += self.origin.all() if self.origin else []
+        found += self.swept.all() if self.swept else []
         found += [self.subject] if self.subject else []
         for domain in self.domains.values():
             found += domain.all()
@@ -154,6 +176,8 @@ def stage_keys(stages: CellStages) -> dict[str, str]:
         named |= _sae_keys(sae, "" if len(stages.saes) == 1 else f"@{sae.site}")
     if stages.origin:
         named["origin"] = stages.origin.subject.key
+    if stages.swept:
+        named |= {"candidates": stages.swept.candidates.key, "sweep": stages.swept.sweep.key}
     if stages.subject:
         named["subject"] = stages.subject.key
     for name, domain in stages.domains.items():
@@ -226,13 +250,19 @@ class StageMaker:
         model = self._model(experiment)
         saes = tuple(self._sae_at(site, experiment, cell.seed) for site in experiment.sites)
         origin = self._origin(cell)
-        subject = self._subject(experiment.subject, cell, saes, origin) if experiment.subject else None
+        swept = self._swept(cell, saes, origin)
+        subject = self._chosen(cell, swept) if swept else None
+        if subject is None and experiment.subject:
+            subject = self._subject(experiment.subject, cell, saes, origin)
         # Metrics of the shared pass measure one SAE; a spec with several places has only studies (`latentbench.spec.checks`).
         shared = saes[0] if saes and experiment.shared_metrics else None
         domains = {name: self._domain(name, data, experiment, shared) for name, data in experiment.dataset.eval.items()}
         parents = (*(sae.stage for sae in saes), *([subject] if subject else []))
-        studies = {study.label: self._study(study, experiment, parents, domains) for study in experiment.studies}
-        return CellStages(model, self._conversion(experiment), saes, subject, domains, studies, origin)
+        studies: dict[str, Stage] = {}
+        for study in sorted(experiment.studies, key=lambda study: bool(study.after(experiment))):
+            read = tuple(studies[other.label] for other in study.after(experiment))
+            studies[study.label] = self._study(study, experiment, (*parents, *read), domains)
+        return CellStages(model, self._conversion(experiment), saes, subject, domains, studies, origin, swept)
 
     def _model(self, experiment: Experiment) -> Json:
         return self._once("model", (experiment.model,), lambda: experiment.model.identity(self.roots))
@@ -305,6 +335,38 @@ class StageMaker:
         title = f"{subject.made_of(cell.experiment, self.roots)}, seed {cell.seed}"
         above = (*(sae.stage for sae in saes), *([origin.subject] if origin else []))
         return Stage("subject", title, payload, above)
+
+    def _swept(self, cell: Cell, saes: tuple[SaeStages, ...], origin: OriginStages | None) -> SweptStages | None:
+        """The stages of what is `auto` under `steering:`."""
+        experiment, method = cell.experiment, swept_method(cell.experiment)
+        if method is None or method.auto is None:
+            return None
+        candidates, selection = self._subject(method.candidates(), cell, saes, origin), on_selection(experiment)
+        domains = {
+            name: DomainStages(self._eval_tokens(f"selection {name}", selection.dataset.eval[name], experiment))
+            for name in selection_domains(experiment)
+        }
+        payload = {
+            "model": self._model(experiment),
+            "sites": [sae.site.plain() for sae in saes],
+            "sweep": method.auto.measures(),
+            "identity": method.auto.study.identity(selection, self.roots),
+            "method": method.candidates().plain(),
+            "tried": {"found": list(method.found), "strengths": list(method.strengths)},
+            "cost_on": method.auto.cost_domain(experiment.dataset.eval),
+            **_rule(experiment),
+        }
+        texts = tuple(domain.tokens for domain in domains.values())
+        title = _sweep_title(method, experiment, self.roots)
+        return SweptStages(candidates, domains, Stage("sweep", title, payload, (candidates, *texts)))
+
+    def _chosen(self, cell: Cell, swept: SweptStages) -> Stage:
+        """The candidates at the point that is chosen; how is all that it adds."""
+        method = swept_method(cell.experiment)
+        assert method is not None
+        assert method.auto is not None
+        title = f"{' and '.join(method.found)} chosen for {swept.candidates.title}"
+        return Stage("subject", title, {"rule": method.auto.rule()}, (swept.candidates, swept.sweep))
 
     def _study(
         self, study: Study, experiment: Experiment, parents: tuple[Stage, ...], domains: dict[str, DomainStages]
@@ -388,6 +450,20 @@ def _passes(experiment: Experiment) -> dict[int | None, Json]:
         brought = {s.name: s.version for s in declared(experiment.shared_metrics, budget)}
         made[budget] = payload | ({"statistics": brought} if brought else {})
     return made
+
+
+def _sweep_title(method: SteeringMethod, experiment: Experiment, roots: Roots) -> str:
+    """What a sweep is going to do, for plans."""
+    options, facts = method.auto, experiment.model.facts(roots)
+    assert options is not None
+    blocks = facts.layers if facts else None
+    layers = 1 if "layers" not in method.found else blocks if options.layers == "all" else len(options.layers)
+    strengths = plural(len(method.strengths), "dose" if "dose" in method.found else "strength")
+    where = f"{layers or 'all'} {'layer' if layers == 1 else 'layers'}"
+    cost = options.cost_domain(experiment.dataset.eval) or ""
+    documents = options.selection(experiment.dataset.eval)[cost].documents
+    each = f"{options.study.label} and {documents} documents of {cost}"
+    return f"sweep of {where} × {strengths}, each on selection data: {each}"
 
 
 def _rule(experiment: Experiment) -> dict[str, Json]:

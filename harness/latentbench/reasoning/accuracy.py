@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from latentbench.core.plugins import implementation
 from latentbench.core.protocols import ProblemSet, PromptForm
 from latentbench.core.spec_model import Json, without_default
 from latentbench.metrics.base import Display, Estimator
@@ -54,7 +55,7 @@ from latentbench.study.study import Study
 
 if TYPE_CHECKING:
     from latentbench.core.paths import Roots
-    from latentbench.study.context import ExperimentView
+    from latentbench.study.context import ExperimentView, StageContext
 
 
 def ks_of(samples: int) -> tuple[int, ...]:
@@ -87,6 +88,8 @@ class ReasoningAccuracy(Study):
         ),
         "reasoning_accuracy.gain": Display("Accuracy gain", 100),
     }
+
+    gain: ClassVar[str | None] = f"{METRIC}.gain"
 
     metric: Literal["reasoning_accuracy"] = "reasoning_accuracy"
     task: Annotated[str, Field(min_length=1, max_length=300)]
@@ -227,6 +230,10 @@ class ReasoningAccuracy(Study):
                 f"the steering is made from prompts that read {made}, and {self.task} asks {asked}: take a plain task, give "
                 f"both the same `chat_template`, `system` and words, {say}"
             )
+
+    def asked(self, context: StageContext) -> frozenset[str]:
+        found: frozenset[str] = implementation("latentbench.reasoning.evaluation:asked_problems")(self, context)
+        return found
 
     def longest_answer(self, roots: Roots) -> Longest | None:
         longest = self.max_new_tokens or installed_suite().longest_answer(self.task, roots)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from latentbench.core.errors import InvalidInput
+from latentbench.core.hashing import digest
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import ignored_generation_settings
 from latentbench.interventions.intervention import Intervention
@@ -173,6 +174,14 @@ def evaluate(study: ReasoningAccuracy, context: StageContext) -> Findings:
         warnings=tuple(_warnings(study, context, steered)),
         units={study.domain: units},
     )
+
+
+def asked_problems(study: ReasoningAccuracy, context: StageContext) -> frozenset[str]:
+    """Digests of the problems that are asked, by what they ask and their right answers."""
+    suite = installed_suite()
+    chat = _steered(suite, study, context, None).apply_chat_template
+    tasks = suite.load(study.task, study.options, context.roots, context.cache / "datasets", chat)
+    return frozenset(digest("problem", list(problems.asked(group))) for problems in tasks for group in problems.groups)
 
 
 def _steered(

@@ -21,6 +21,7 @@ from latentbench.sae.options.base import LoadedSae
 from latentbench.spec.cells import SpecFile
 from latentbench.spec.experiment import Data, Experiment
 from latentbench.spec.fit import UNREADABLE, Files, Finding, misfits, saes_of
+from latentbench.spec.selection import sweep_findings
 from latentbench.study.study import Study
 
 
@@ -61,6 +62,7 @@ def _findings(experiment: Experiment, files: Files) -> Iterator[Finding]:
     yield from _repeated(experiment)
     yield from misfits(experiment, files)
     yield from _subject(experiment, roots)
+    yield from sweep_findings(experiment, roots)
     yield from _studies(experiment, roots)
     yield from _every_token(experiment)
     yield from _statistics(experiment)

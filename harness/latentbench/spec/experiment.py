@@ -20,6 +20,7 @@ from latentbench.sae.options import EnsembleOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.store.state_cache import CacheMode
+from latentbench.steering.choice import SteeringChoice
 from latentbench.study.context import Subject
 from latentbench.study.study import Study
 
@@ -43,6 +44,8 @@ def desugared(name: str, value: Json) -> Json:
         return [_long_site(layer) for layer in value]
     if name == "metrics" and isinstance(value, list):
         return [_long_metric(metric) for metric in value]
+    if name == "steering" and isinstance(value, dict) and isinstance(auto := value.get("auto"), dict):
+        return {**value, "auto": {**auto, "gain": _long_metric(auto["gain"])}} if "gain" in auto else value
     return value
 
 
@@ -207,8 +210,10 @@ class Experiment(SpecModel):
 
     @property
     def studies(self) -> tuple[Study, ...]:
-        """The metrics that measure on their own."""
-        return tuple(metric for metric in self.metrics if isinstance(metric, Study))
+        """The metrics that measure on their own, and what `auto` under `steering:` has chosen."""
+        asked = tuple(metric for metric in self.metrics if isinstance(metric, Study))
+        chosen = getattr(self.steering, "auto", None) is not None
+        return asked if not chosen or any(isinstance(s, SteeringChoice) for s in asked) else (*asked, SteeringChoice())
 
     @property
     def shared_metrics(self) -> tuple[Metric, ...]:

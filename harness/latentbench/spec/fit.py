@@ -24,6 +24,8 @@ from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.sources.base import SaeFacts
 from latentbench.spec.experiment import Experiment
 from latentbench.spec.resolve import missing, places
+from latentbench.steering.auto import SweepOptions
+from latentbench.steering.method import SteeringMethod
 from latentbench.study.context import Longest, Subject
 from latentbench.study.study import Study
 
@@ -92,7 +94,14 @@ def _dimensions(experiment: Experiment, d_model: int) -> Iterator[Finding]:
 def texts_of(experiment: Experiment) -> dict[YamlPath, DatasetAdapter]:
     """All texts of an experiment by their place in the spec."""
     found: dict[YamlPath, DatasetAdapter] = {("dataset", "eval", n): d for n, d in experiment.dataset.eval.items()}
-    return found | {("dataset", *place): data for place, data in experiment.dataset.trained_on.items()}
+    found |= {("dataset", *place): data for place, data in experiment.dataset.trained_on.items()}
+    selection = options.texts if (options := _sweep(experiment)) else {}
+    return found | {("steering", "auto", "texts", name): data for name, data in selection.items()}
+
+
+def _sweep(experiment: Experiment) -> SweepOptions | None:
+    """What `auto` under `steering:` tries; None where nothing is `auto`."""
+    return experiment.steering.auto if isinstance(experiment.steering, SteeringMethod) else None
 
 
 def too_long(experiment: Experiment, room: int, roots: Roots) -> Iterator[Finding]:
@@ -121,6 +130,8 @@ def _answers(experiment: Experiment, roots: Roots) -> Iterator[tuple[YamlPath, L
         for n, metric in enumerate(experiment.metrics)
         if isinstance(metric, Study)
     }
+    if options := _sweep(experiment):
+        parts["steering", "auto", "gain"] = options.study
     for path, part in parts.items():
         try:
             longest = part.longest_answer(roots)

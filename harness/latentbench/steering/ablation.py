@@ -27,6 +27,7 @@ class AblateMethod(SteeringMethod):
     implementation: ClassVar[str] = "latentbench.steering.computed_vectors:ablated_directions"
     adds_vectors: ClassVar[bool] = False
     placed: ClassVar[bool] = True
+    swept: ClassVar[frozenset[str]] = frozenset({"layers", "scale"})
 
     method: Literal["ablate"] = "ablate"
     directions: Annotated[
@@ -67,4 +68,4 @@ class AblateMethod(SteeringMethod):
         from latentbench.interventions.ablation import Ablation
         from latentbench.steering.build import by_layer
 
-        return Ablation(by_layer(content), self.scale, self.scope, self.use(), self.place)
+        return Ablation(by_layer(content), self.factor, self.scope, self.use(), self.place)

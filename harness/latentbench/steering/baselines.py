@@ -41,6 +41,7 @@ class NoSteering(SteeringMethod):
 
     adds_vectors: ClassVar[bool] = False
     usable: ClassVar[bool] = False
+    swept: ClassVar[frozenset[str]] = frozenset()
 
     method: Literal["none"] = "none"
 
@@ -62,6 +63,7 @@ class PrefixMethod(SteeringMethod):
 
     adds_vectors: ClassVar[bool] = False
     usable: ClassVar[bool] = False
+    swept: ClassVar[frozenset[str]] = frozenset()
 
     method: Literal["prefix"] = "prefix"
     text: Annotated[str, Field(min_length=1, max_length=10_000)]
@@ -125,6 +127,8 @@ class LoadMethod(SteeringMethod):
 
 class StackMethod(SteeringMethod):
     """Several methods at once; their scales and scopes are their own."""
+
+    swept: ClassVar[frozenset[str]] = frozenset()
 
     method: Literal["stack"] = "stack"
     parts: Annotated[tuple[Annotated[Any, BeforeValidator(parsed_method)], ...], Field(min_length=1, max_length=16)]

@@ -91,6 +91,13 @@ def place_of(content: Content) -> Point:
     return place
 
 
+def at_layer(content: Content, layer: int) -> Content:
+    """The part of what `content_of` made that is one layer's. Raises CellFailed for content without such a part."""
+    if (name := f"{_LAYER}{layer}") not in content.tensors:
+        raise CellFailed(f"a steering method made nothing for layer {layer}, which was to be used alone")
+    return Content({name: content.tensors[name]}, content.meta)
+
+
 def at_dose(vectors: SteeringVectors, dose: float, content: Content) -> SteeringVectors:
     """The same directions, as long as makes the mean of ‖Δ‖/‖h‖ over ordinary tokens `dose`; see `with_inverse_lengths`.
 

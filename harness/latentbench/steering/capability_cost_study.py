@@ -19,7 +19,7 @@ from latentbench.steering.capability_cost import NAME, CapabilityCost, at_scale
 from latentbench.study.context import StageContext
 from latentbench.study.study import Findings
 
-_TOKENS_PER_FORWARD = 4096
+TOKENS_PER_FORWARD = 4096
 """Padded tokens per forward pass."""
 
 
@@ -52,7 +52,7 @@ def _domain(
 ) -> Statistics:
     """Per-document sums of one domain; what was done at the spec's own scale is added to `receipt`."""
     lm, tokens = context.model(), context.tokens(domain)
-    texts = Domain(lm, tokens, _TOKENS_PER_FORWARD, partial(context.progress, part=domain))
+    texts = Domain(lm, tokens, TOKENS_PER_FORWARD, partial(context.progress, part=domain))
     texts.passes = 1  # over the documents, for the progress report; the scales share it
     sums = DocumentSums(texts.documents)
 
@@ -60,10 +60,10 @@ def _domain(
     def add(batch: DocumentBatch) -> Receipt:
         own = Receipt()
         # Every scale is compared on the very batch of the clean pass: in other batches other roundings would be its cost.
-        clean = Predictions.of(_logits(context, batch, Untouched())[0], batch.ids, batch.real)
+        clean = Predictions.of(document_logits(context, batch, Untouched())[0], batch.ids, batch.real)
         sums.put(batch, predictions=clean.mask.sum(1), ce_clean=clean.clean_loss())
         for scale, intervention in steered.items():
-            logits, done = _logits(context, batch, intervention)
+            logits, done = document_logits(context, batch, intervention)
             ce, kl = clean.losses(logits)
             if scale is None:
                 own = done
@@ -75,7 +75,7 @@ def _domain(
     return {f"{NAME}.{name}": values for name, values in sums.arrays().items()}
 
 
-def _logits(context: StageContext, batch: DocumentBatch, intervention: Intervention) -> tuple[Tensor, Receipt]:
+def document_logits(context: StageContext, batch: DocumentBatch, intervention: Intervention) -> tuple[Tensor, Receipt]:
     """[B, T, vocabulary] logits of a batch of documents, and what the intervention did."""
     lm = context.model()
     # A document has no prompt, so its first token is taken for one: scopes that begin with the answer then cover the rest.

@@ -82,6 +82,7 @@ class ConditionalMethod(SteeringMethod):
     """Another method, only at the tokens where a condition holds (as in arXiv 2409.05907, but token by token)."""
 
     adds_vectors: ClassVar[bool] = False
+    swept: ClassVar[frozenset[str]] = frozenset()
     measures_norms: ClassVar[bool] = True
 
     method: Literal["conditional"] = "conditional"

@@ -61,6 +61,7 @@ class SaeLatentMethod(SteeringMethod):
     of_sae: ClassVar[bool] = True
     placed: ClassVar[bool] = True
     measures_norms: ClassVar[bool] = True
+    swept: ClassVar[frozenset[str]] = frozenset({"dose", "scale"})
 
     method: Literal["sae_latent"] = "sae_latent"
     latent: Annotated[int, Field(ge=0)]

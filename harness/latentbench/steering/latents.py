@@ -28,6 +28,7 @@ class SaeLatentsMethod(SteeringMethod):
     implementation: ClassVar[str] = "latentbench.steering.placed_saes:norm_limit"
     of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative", "scope", "latents", "clamp", "times"})
     adds_vectors: ClassVar[bool] = False
+    swept: ClassVar[frozenset[str]] = frozenset({"scale"})
     measures_norms: ClassVar[bool] = True
 
     method: Literal["sae_latents"] = "sae_latents"
@@ -71,7 +72,7 @@ class SaeLatentsMethod(SteeringMethod):
             each = self.clamp if isinstance(self.clamp, tuple) else [self.clamp] * len(self.latents)
             clamp = torch.tensor(each, dtype=torch.float32)
         placed = placed_sae(content, context)
-        return LatentEdit(placed, latents, clamp, self.times or 0.0, self.scale, self.scope, self.use())
+        return LatentEdit(placed, latents, clamp, self.times or 0.0, self.factor, self.scope, self.use())
 
 
 def placed_problems(method: str, experiment: ExperimentView) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -13,6 +13,7 @@ from latentbench.core.hashing import digest
 from latentbench.core.plugins import Choice, implementation
 from latentbench.core.sites import OUTPUT, Layer, Point, block_number
 from latentbench.core.spec_model import Json, without_default
+from latentbench.steering.auto import SWEPT, Auto, SweepOptions
 from latentbench.steering.positions import Positions
 from latentbench.study.context import Content, Longest, StageContext, Subject
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from latentbench.study.context import ExperimentView
 
 
-USED = frozenset({"positions", "keep_norm", "dose"})
+CHOSEN = "chosen"
+"""Name of the chosen point in the `meta` of content that a sweep has chosen."""
+USED = frozenset({"positions", "keep_norm", "dose", "auto"})
 """Fields of every method that say how it is used, and are newer than records."""
 
 
@@ -91,6 +94,8 @@ class SteeringMethod(Subject):
     """Whether the residual stream's mean norm is measured on the cell's first evaluation texts."""
     newer: ClassVar[frozenset[str]] = USED
     """Fields that records may not know; where they say nothing they stand in no key."""
+    swept: ClassVar[frozenset[str]] = frozenset(SWEPT)
+    """Which of layers, dose and scale may be `auto`: layers only where each has its own part of the content (`content_of`)."""
     adds_vectors: ClassVar[bool] = True
     """Whether it steers by vectors that are the same at every token: what has a scale and a mechanism to be looked at."""
     of_sae: ClassVar[bool] = False
@@ -99,10 +104,11 @@ class SteeringMethod(Subject):
     """Whether what it changes may be another hidden state of a block than its output."""
 
     method: str
-    layers: Literal["all"] | Layer | tuple[Layer, ...] = "all"
-    """Decoder blocks that get a vector, added to their output or at `place`: all, a number or a list; -1 is the last one."""
-    scale: float = 1.0
-    """Factor of the vectors when they are used."""
+    layers: Literal["all", "auto"] | Layer | tuple[Layer, ...] = "all"
+    """Decoder blocks that get a vector, added to their output or at `place`: all, a number or a list; -1 is the last one. `auto`: the
+    one that is chosen on selection data."""
+    scale: float | Auto = 1.0
+    """Factor of the vectors when they are used, or `auto`."""
     relative: bool = False
     """Whether `scale` is a fraction of the residual stream's mean norm instead of a factor of the vector itself. The norm
     is that of the texts the vectors were made from (training problems, negative texts), else of the first evaluation
@@ -115,13 +121,15 @@ class SteeringMethod(Subject):
     """Which tokens of the scope are changed, and whether less and less; default: all of them alike."""
     keep_norm: bool = False
     """Whether what is left at a changed token is rescaled to the length that the hidden state had, so that it only turns."""
-    dose: float | None = None
+    dose: float | Auto | None = None
     """Instead of a scale: the mean of ‖Δ‖/‖h‖ over ordinary tokens of the first evaluation texts, at every layer by itself
-    (negative: the opposite direction). Vectors get the length that this takes; `steering_dose` measures what becomes of it, and `scales` of other metrics
+    (negative: the opposite direction), or `auto`. Vectors get the length that this takes; `steering_dose` measures what becomes of it, and `scales` of other metrics
     multiply it."""
     place: Point = OUTPUT
     """Which hidden state of each of these blocks is changed, and read where vectors are made of hidden states: its output, its
     input `resid_pre` (of block 0 the embedding), or what its attention (`attn_out`) or MLP (`mlp_out`) adds."""
+    auto: SweepOptions | None = None
+    """What is tried where layers, dose or scale are `auto`, and by what one of it is chosen."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
@@ -130,7 +138,7 @@ class SteeringMethod(Subject):
 
     @model_validator(mode="after")
     def _used_as_made(self) -> Any:
-        stated = [name for name in sorted(USED) if name in self.stated_use()]
+        stated = [name for name in sorted(USED - {"auto"}) if name in self.stated_use()]
         if self.dose is not None and (self.scale != 1 or self.relative or not self.dose):
             raise ValueError("a dose other than 0 takes the place of `scale` and `relative`; leave these out")
         if self.dose is not None and self.usable and not self.adds_vectors:
@@ -141,6 +149,20 @@ class SteeringMethod(Subject):
             raise ValueError(f"`place` is not for the method {self.method!r}, which has a place of its own or none")
         if self.scope == "first" and self.positions is not None:
             raise ValueError("the scope `first` is one token, so there are no `positions` in it to choose from")
+        return self
+
+    @model_validator(mode="after")
+    def _found_by_sweep(self) -> Any:
+        if wrong := [name for name in self.found if name not in self.swept]:
+            sweepable = " or ".join(f"`{name}: auto`" for name in SWEPT if name in self.swept)
+            instead = f"state it, or write {sweepable} instead" if sweepable else "state it"
+            raise ValueError(f"`{wrong[0]}: auto` is not for the method {self.method!r}; {instead}")
+        if self.found and self.auto is None:
+            raise ValueError(f"`{self.found[0]}: auto` needs `auto: {{gain: …}}`, which says what is to be gained")
+        if self.auto and not self.found:
+            raise ValueError("`auto:` says what is tried; write `auto` for `layers`, `dose` or `scale` as well")
+        if any(getattr(inner, "auto", None) for inner in (*getattr(self, "parts", ()), *self.sources)):
+            raise ValueError(f"{self.method}: what it is made of is stated; `auto` is for methods that stand alone")
         return self
 
     @model_validator(mode="after")
@@ -171,6 +193,35 @@ class SteeringMethod(Subject):
         return f"{self.method} ({self._where()})"
 
     @property
+    def found(self) -> tuple[str, ...]:
+        """Fields that are `auto`."""
+        return tuple(name for name in SWEPT if getattr(self, name) == "auto")
+
+    @property
+    def strengths(self) -> tuple[float | None, ...]:
+        """Doses or scales that are tried; None where that is stated."""
+        assert self.auto is not None
+        by_name = {"dose": self.auto.doses, "scale": self.auto.scales}
+        return next((by_name[name] for name in self.found if name in by_name), (None,))
+
+    def candidates(self) -> Self:
+        """The same as it makes what is tried: at all layers that may be chosen, for any dose."""
+        if self.auto is None:
+            return self
+        stated = {"layers": self.auto.layers, "dose": 1.0, "scale": 1.0}
+        return self.model_copy(update={"auto": None, **{name: stated[name] for name in self.found}})
+
+    def at(self, layer: int | None, strength: float | None) -> Self:
+        """The same at a point that is tried: a layer and a dose or scale, None for what is not `auto`."""
+        now = {"layers": layer, "dose": strength, "scale": strength}
+        return self.model_copy(update={"auto": None, **{name: now[name] for name in self.found}})
+
+    def settled(self, content: Content) -> Self:
+        """The same at the point that its content says was chosen; itself where nothing was to be chosen."""
+        chosen = content.meta.get(CHOSEN)
+        return self if self.auto is None or chosen is None else self.at(chosen["layer"], chosen["strength"])
+
+    @property
     def sources(self) -> tuple[Any, ...]:
         """Methods that its own content is made by."""
         return ()
@@ -190,7 +241,7 @@ class SteeringMethod(Subject):
 
     def chosen(self, blocks: int) -> tuple[int, ...]:
         """Block numbers that `layers` means in a model of that many. Raises InvalidInput for one it does not have."""
-        if self.layers == "all":
+        if isinstance(self.layers, str):
             return tuple(range(blocks))
         asked = (self.layers,) if isinstance(self.layers, int) else self.layers
         found = {number for layer in asked if (number := block_number(layer, blocks)) is not None}
@@ -219,8 +270,17 @@ class SteeringMethod(Subject):
         from latentbench.steering.build import at_dose, vectors_of
 
         vectors = vectors_of(content, context)
-        vectors = vectors if self.dose is None else at_dose(vectors, self.dose, content)
-        return VectorInjection(vectors, self.scale, self.scope, self.relative, self.use())
+        vectors = vectors if self.dose is None else at_dose(vectors, float(self.dose), content)
+        return VectorInjection(vectors, self.factor, self.scope, self.relative, self.use())
+
+    @property
+    def factor(self) -> float:
+        """`scale` as a number, which it is wherever content is read: a point has been chosen then."""
+        return float(self.scale)
 
     def _where(self) -> str:
-        return "all layers" if self.layers == "all" else f"layers {self.layers}".replace("(", "").replace(")", "")
+        return (
+            f"{self.layers} layers"
+            if isinstance(self.layers, str)
+            else f"layers {self.layers}".replace("(", "").replace(")", "")
+        )

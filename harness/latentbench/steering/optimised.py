@@ -49,6 +49,7 @@ class ReinforcedMethod(SteeringMethod):
 
     of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative"})
     usable: ClassVar[bool] = False
+    swept: ClassVar[frozenset[str]] = frozenset({"scale"})
 
     problems: Annotated[ProblemSet, Choice("problems", "adapter")]
     """What is trained on. Its first `selection` problems are held out for choosing the checkpoint."""
@@ -149,4 +150,4 @@ class LoraMethod(ReinforcedMethod):
     def read(self, content: Content, context: StageContext) -> Intervention:
         from latentbench.interventions.lora import LoraAdapter
 
-        return LoraAdapter(dict(content.tensors), tuple(content.meta["layers"]), self.rank, self.scale)
+        return LoraAdapter(dict(content.tensors), tuple(content.meta["layers"]), self.rank, self.factor)

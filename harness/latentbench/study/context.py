@@ -74,6 +74,10 @@ class ExperimentView(Protocol):
         """The spec's `flow:`; None without one."""
 
     @property
+    def studies(self) -> tuple[Any, ...]:
+        """Its metrics that measure on their own (`Study`)."""
+
+    @property
     def token_rule(self) -> TokenRule:
         """Which tokens count where its SAEs read."""
 
@@ -190,6 +194,11 @@ class StageContext:
     home: Callable[[], Home] = _no_home
     """For a subject with an `origin`, and studies of it: where that was made. Raises NotAvailable for all others."""
 
+    chosen_by: Callable[[], Content | None] = lambda: None
+    """What its subject was chosen by, measured on selection data (`latentbench.steering.sweep`); None where nothing was to be chosen."""
+    findings: Callable[[Any], Any] = lambda study: None
+    """What another study of the cell found, one that the study at work names in `after`."""
+
     @property
     def sae(self) -> SparseAutoencoder:
         """The cell's only SAE. Raises InvalidInput when there is none or more than one."""
@@ -256,6 +265,10 @@ class Subject(SpecModel):
         run. Raises a LatentbenchError where people can do something about it.
         """
         raise NotImplementedError
+
+    def settled(self, content: Content) -> Subject:
+        """What its content makes of it, where the content says how it is used; by default itself."""
+        return self
 
     def read(self, content: Content, context: StageContext) -> Any:
         """The content as the object that studies work with; called once when it is made, and by every study of it."""

@@ -69,6 +69,9 @@ class Study(Metric):
     """Whether it reads the hidden states of all documents of its `domains` where the cell's SAEs read, through
     `StageContext.states`: plans then say what storing them takes."""
 
+    gain: ClassVar[str | None] = None
+    """Id of its number that says what steering has gained over the model without it: what `auto` chooses by unless told."""
+
     def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         """The evaluation domains of the spec whose tokens it reads; by default all. Their tokens are parents of its stage."""
         return tuple(experiment.dataset.eval)
@@ -88,6 +91,19 @@ class Study(Metric):
     def problems_in(self, experiment: ExperimentView, roots: Roots) -> tuple[str, ...]:
         """What is wrong with asking for this study in this experiment, found without torch; shown by `validate`."""
         return ()
+
+    def after(self, experiment: ExperimentView) -> tuple[Study, ...]:
+        """Studies of the same cell whose findings it reads (`StageContext.findings`): their stages are parents of its own."""
+        return ()
+
+    def asked(self, context: StageContext) -> frozenset[str]:
+        """Digests of the documents, problems or whatever it measures on; by default of the documents of its `domains`.
+
+        Two studies that share none measure on data of their own. Whatever is not known to be told apart is left out.
+        """
+        return frozenset(
+            digest for domain in self.domains(context.experiment) for digest in context.tokens(domain).digests
+        )
 
     def longest_answer(self, roots: Roots) -> Longest | None:
         """The longest text that the model writes for it; None where it writes none, or that is not known here."""
