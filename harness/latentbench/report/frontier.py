@@ -91,7 +91,7 @@ def _alike(records: Iterable[Record]) -> list[list[Record]]:
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         steering = record.resolved.get("steering")
-        if record.status == "ok" and steering and steering.get("scale") is not None:
+        if record.status == "ok" and steering and _is_number(steering.get("scale")):
             groups[canonical({**record.resolved, "steering": {**steering, "scale": None}})].append(record)
     return list(groups.values())
 
@@ -133,9 +133,14 @@ def by_scale(records: Iterable[Record], number: str, domain: str) -> Mapping[flo
         for value in record.metrics:
             # Numbers of a sweep within one cell carry a scale of their own and are not about the cell's.
             ours = (value.id, value.domain) == (number, domain) and "scale" not in value.params
-            if ours and scale is not None and value.value is not None:
+            if ours and _is_number(scale) and value.value is not None:
                 found.setdefault(float(scale), []).append(value.value)
     return {scale: fmean(values) for scale, values in found.items()}
+
+
+def _is_number(scale: object) -> bool:
+    """A scale may also be missing, or `auto`: then the row was not swept by its spec."""
+    return isinstance(scale, int | float)
 
 
 def _scale(record: Record) -> float:

@@ -19,8 +19,8 @@ from latentbench.reconstruction.left_out import EveryToken, LeftOutShare
 from latentbench.sae.options import EnsembleOptions, Variant
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TrainingOptions
-from latentbench.store.state_cache import CacheMode
 from latentbench.steering.choice import SteeringChoice
+from latentbench.store.state_cache import CacheMode
 from latentbench.study.context import Subject
 from latentbench.study.study import Study
 

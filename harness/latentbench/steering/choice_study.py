@@ -111,7 +111,7 @@ def _of_test(swept: Swept, test: Study, found: Findings) -> Iterator[MetricValue
         lambda *sums: sign * estimator.formula(*sums), [swept.inputs], [inputs], estimator.units
     )
     known = gain is not None and swept.chosen.gain is not None
-    ends = _interval(apart.low, apart.high, "unpaired bootstrap")
+    ends = _interval(apart.low, apart.high, f"{estimator.units.removesuffix('s')} bootstrap, unpaired")
     yield _value("optimism", apart.value if known else None, estimator.unit, ci=ends if known else None, **shared)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer, model_validator
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
@@ -151,12 +151,18 @@ class SteeringMethod(Subject):
             raise ValueError("the scope `first` is one token, so there are no `positions` in it to choose from")
         return self
 
+    @field_validator(*SWEPT)
+    @classmethod
+    def _may_be_auto(cls, value: Any, about: ValidationInfo) -> Any:
+        if value == "auto" and about.field_name not in cls.swept:
+            method = cls.model_fields["method"].default
+            others = " or ".join(f"`{name}: auto`" for name in SWEPT if name in cls.swept)
+            instead = f"state it, or write {others}" if others else "state it"
+            raise ValueError(f"`{about.field_name}: auto` is not for the method {method!r}; {instead}")
+        return value
+
     @model_validator(mode="after")
     def _found_by_sweep(self) -> Any:
-        if wrong := [name for name in self.found if name not in self.swept]:
-            sweepable = " or ".join(f"`{name}: auto`" for name in SWEPT if name in self.swept)
-            instead = f"state it, or write {sweepable} instead" if sweepable else "state it"
-            raise ValueError(f"`{wrong[0]}: auto` is not for the method {self.method!r}; {instead}")
         if self.found and self.auto is None:
             raise ValueError(f"`{self.found[0]}: auto` needs `auto: {{gain: …}}`, which says what is to be gained")
         if self.auto and not self.found:
