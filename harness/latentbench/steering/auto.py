@@ -112,7 +112,7 @@ class SweepOptions(SpecModel):
 
     def cost_domain(self, measured: Mapping[str, DatasetAdapter]) -> str | None:
         """The domain whose selection texts tell the cost; None where there are no texts."""
-        return self.cost_on or next(iter(self.selection(measured)), None)
+        return self.cost_on or next(iter(self.texts or measured), None)
 
     def measures(self) -> Json:
         """What of all this determines the measured points, besides the texts and what is tried."""
