@@ -134,7 +134,7 @@ class _EvaluationData(BaseModel):
 
 class _Steering(BaseModel):
     model_config = ConfigDict(extra="allow")
-    scale: float | None = None
+    scale: float | Literal["auto"] | None = None
 
 
 class _Resolved(BaseModel):
