@@ -17,7 +17,9 @@ from latentbench.records.results import read_record
 RESULTS = Path(__file__).parents[2] / "results"
 RECORDS = sorted((RESULTS / "records").rglob("*.json"))
 PAGES = [RESULTS / "README.md", *sorted((RESULTS.parent / "docs/papers").glob("*.md"))]
-TEXT = "\n".join(re.sub(r"<!-- (?:table|matrix) .*?<!-- end -->", "", page.read_text("utf-8"), flags=re.DOTALL) for page in PAGES)
+TEXT = "\n".join(
+    re.sub(r"<!-- (?:table|matrix) .*?<!-- end -->", "", page.read_text("utf-8"), flags=re.DOTALL) for page in PAGES
+)
 """What people wrote; tables that are made from the records have a check of their own."""
 
 

@@ -25,7 +25,7 @@ from latentbench.spec.selection import on_selection, swept_method
 from latentbench.steering.method import SteeringMethod
 from latentbench.steering.sweep import check_apart, choose, measure_sweep
 from latentbench.store.store import Store
-from latentbench.study.context import Content, Home, StageContext, Subject
+from latentbench.study.context import Content, StageContext, Subject, SubjectHome
 from latentbench.study.storage import from_content, stored_content, to_content
 from latentbench.study.study import Findings, Study
 
@@ -161,7 +161,7 @@ class StudyRunner:
         swept = studied.stages.swept
         return None if swept is None else stored_content(self.store, *swept.sweep.ref)
 
-    def _home(self, studied: StudiedCell, progress: Progress) -> Home:
+    def _home(self, studied: StudiedCell, progress: Progress) -> SubjectHome:
         """Where the subject that this cell's is made from was made; it is made anew where the store has lost it."""
         if (origin := studied.stages.origin) is None:
             raise NotAvailable("the subject of this cell is not made from another one's")
@@ -171,7 +171,7 @@ class StudyRunner:
         if content is None:
             raise NotAvailable(f"{origin.subject.title} is not in the store")
         with self._context(there, origin.subject, progress) as context:
-            return Home(content, self._subject(there, context), context.model)
+            return SubjectHome(content, self._subject(there, context), context.model)
 
     def _tokens(self, studied: StudiedCell, domain: str) -> EvalTokens:
         experiment, stage = studied.cell.experiment, studied.stages.domains[domain].tokens

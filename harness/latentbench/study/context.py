@@ -127,7 +127,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Home:
+class SubjectHome:
     """Where a subject was made that this cell's own is made from."""
 
     content: Content
@@ -137,7 +137,7 @@ class Home:
     """The language model there."""
 
 
-def _no_home() -> Home:
+def _no_home() -> SubjectHome:
     raise NotAvailable("the subject of this cell is not made from another one's")
 
 
@@ -191,7 +191,7 @@ class StageContext:
     states: Callable[[str, Sequence[Site]], StoredStates | None] = lambda domain, sites: None
     """The hidden states of an evaluation domain's documents at some sites from the store, where the spec's `cache` keeps them:
     they were computed once for whatever reads there. None: compute them. For studies that say so in `reads_states`."""
-    home: Callable[[], Home] = _no_home
+    home: Callable[[], SubjectHome] = _no_home
     """For a subject with an `origin`, and studies of it: where that was made. Raises NotAvailable for all others."""
 
     chosen_by: Callable[[], Content | None] = lambda: None
