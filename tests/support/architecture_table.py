@@ -317,7 +317,8 @@ blocks work, or "no", and then a number that leads to the sentence with which th
 * **resume**: a forward pass that starts in the middle gives the logits of the whole one (cross-entropy with reconstructions).
 * **train**: steps of reinforcement learning move the vectors of all blocks.
 * **generate**: many rollouts at a time are those of decoding without a cache.
-* **attn_out**, **mlp_out**: what is read there is what attention and MLP add to the residual stream.
+* **attn_out**, **mlp_out**: what is read there is what attention and MLP add to the residual stream, and a
+  vector added there is added to that.
 * **LoRA**: the adapter baseline is the model with B A added to the matrix that ends its MLP, all of the MLP.
 
 An architecture that is not listed is treated the same way: found by structure, measured on loading, or refused. A model that
