@@ -17,6 +17,7 @@ from latentbench.flow.options import Flow
 from latentbench.sae.options.base import LoadedSae
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.spec.experiment import Data, Experiment, Header, Resources, Spec
+from latentbench.steering.auto import SweepOptions
 from latentbench.steering.conditional import When
 from latentbench.steering.positions import Positions
 
@@ -151,6 +152,7 @@ _FIXED: dict[str, type[SpecModel]] = {
     "`training`": TrainingOptions,
     "`flow`": Flow,
     "`steering.positions`": Positions,
+    "`steering.auto`": SweepOptions,
     "`steering.when` of `conditional`": When,
     "`resources`": Resources,
 }
