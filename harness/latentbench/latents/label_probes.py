@@ -67,12 +67,12 @@ class LabelledSet:
         name: str, rows: Iterable[tuple[str, str]], data: DatasetAdapter, study: LabelledProbing
     ) -> LabelledSet | str:
         """The set, or why it is left out."""
-        found = _labels_of(rows, data, study.texts)
+        found = labels_of(rows, data, study.texts)
         names = sorted(set(found.values()))
         if len(names) != 2:
             return f"{name} has {len(names)} labels"
-        ordered = sorted(found, key=_place)
-        places = np.array([_place(text) for text in ordered])
+        ordered = sorted(found, key=place_of)
+        places = np.array([place_of(text) for text in ordered])
         made = LabelledSet(
             name, tuple(ordered), np.array([found[text] == names[1] for text in ordered]), places < study.test_share
         )
@@ -95,8 +95,8 @@ class LabelledSet:
         return replace(self, texts=texts, labels=self.labels[rows], test=self.test[rows])
 
 
-def _labels_of(rows: Iterable[tuple[str, str]], data: DatasetAdapter, most: int) -> dict[str, str]:
-    """Label by text, of the texts that the dataset means, none twice; a text with both labels has none."""
+def labels_of(rows: Iterable[tuple[str, str]], data: DatasetAdapter, most: int | None) -> dict[str, str]:
+    """Label by text, of the first `most` texts that the dataset means, none twice; a text with two labels has none."""
     labels: dict[int, set[str]] = {}
     first: dict[int, str] = {}
     stop = None if data.documents is None else data.skip + data.documents
@@ -111,7 +111,7 @@ def _labels_of(rows: Iterable[tuple[str, str]], data: DatasetAdapter, most: int)
     return {text: next(iter(given)) for text, given in both.items() if len(given) == 1}
 
 
-def _place(text: str) -> float:
+def place_of(text: str) -> float:
     """Where a text stands between 0 and 1; another order than that of `by_text`, which may have taken a part already."""
     sha = hashlib.sha256(f"labelled_probing/{folded_digest_of(text):016x}".encode())
     return int.from_bytes(sha.digest()[:8], "big") / 2.0**64
@@ -249,8 +249,12 @@ def codes_of(sae: SparseAutoencoder, states: Tensor) -> csr_array:
 def auc_of(x: Array, labelled: LabelledSet) -> float:
     """Test AUROC of a logistic regression on features [texts, n], its penalty chosen on part of the training texts."""
     train, y = ~labelled.test, labelled.labels
-    probe = _fitted(x[train], y[train], best_strength(x[train], y[train]))
-    return auroc(probe.scores(x[labelled.test]), y[labelled.test])
+    return auroc(probe_of(x[train], y[train]).scores(x[labelled.test]), y[labelled.test])
+
+
+def probe_of(x: Array, labels: Labels) -> Probe:
+    """A logistic regression on features [texts, n] with the penalty that `best_strength` chooses."""
+    return _fitted(x, labels, best_strength(x, labels))
 
 
 def best_strength(x: Array, labels: Labels) -> float:
