@@ -208,6 +208,28 @@ def test_texts_that_are_reported_on_are_found_whatever_they_are_called(
     assert "auto: 5 of the 5 problems and texts that a point is chosen on are among those" in record.error.message
 
 
+@pytest.mark.slow
+def test_random_directions_gain_nothing_on_problems_that_took_no_part(
+    bench: Workbench, command: Callable[..., Any]
+) -> None:
+    """The best of twelve random points looks like a find where it was chosen, and is none on other problems."""
+    general = {"adapter": "pocket", "domain": "general", "split": "eval", "documents": 16, "context": 32}
+    auto = {"gain": {"reasoning_accuracy": {"task": "pocket_problems_selection", "limit": 48}}, "doses": [0.1, 0.2]}
+    write(
+        bench,
+        {"method": "random", "norm": 1.0, "layers": "auto", "dose": "auto", "auto": auto},
+        model={"adapter": "pocket"},
+        **{"dataset.eval": {"general": general}},
+        metrics=[{"reasoning_accuracy": {"task": "pocket_problems", "limit": 192}}],
+    )
+    run(command)
+    (record,) = bench.records().values()
+    gained = number(record, "test_gain")
+    assert (gained.n, number(record, "points").value) == (192, 12)
+    assert gained.ci.low <= 0 <= gained.ci.high
+    assert gained.value == next(v.value for v in record.metrics if v.id == "reasoning_accuracy.gain")
+
+
 def test_directions_are_projected_out_where_that_gains_most(bench: Workbench, command: Callable[..., Any]) -> None:
     directions = [{"method": "random", "norm": 1.0, "layers": 0}]
     write(bench, {"method": "ablate", "directions": directions, "layers": "auto", "scale": "auto", "auto": AUTO})

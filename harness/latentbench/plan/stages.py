@@ -458,7 +458,8 @@ def _sweep_title(method: SteeringMethod, experiment: Experiment, roots: Roots) -
     assert options is not None
     blocks = facts.layers if facts else None
     layers = 1 if "layers" not in method.found else blocks if options.layers == "all" else len(options.layers)
-    strengths = plural(len(method.strengths), "dose" if "dose" in method.found else "strength")
+    use = next((name for name in ("dose", "scale") if name in method.found), "strength")
+    strengths = plural(len(method.strengths), use)
     where = f"{layers or 'all'} {'layer' if layers == 1 else 'layers'}"
     cost = options.cost_domain(experiment.dataset.eval) or ""
     documents = options.selection(experiment.dataset.eval)[cost].documents
