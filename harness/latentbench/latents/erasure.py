@@ -18,18 +18,19 @@ combinations has equally many): A_base is that of a probe for the wanted label t
 of one trained on as many texts of all four combinations, A_abl(N) that of the first without the N latents most attributed to a
 probe for the cue.
 
-    score(N)  = mean over pairs of (A_abl(N) − A_base) / (A_oracle − A_base)
+    score(N)  = mean over tasks of (A_abl(N) − A_base) / (A_oracle − A_base)
 
 Each label is once wanted and once the cue, and each value of one coincides once with either value of the other: four tasks of a pair.
-A task with A_oracle − A_base below `least_gap` has nothing to remove: it is left out, and a pair without tasks is named.
+A task with A_oracle − A_base below `least_gap` has nothing to remove: it is left out and named. Classes and pairs are the
+independent units of intervals and tests, because what differs most is which concept is taken out.
 
 Controls of both: `random_score`, N latents drawn among those that fire on the training texts, mean of ten draws; and
 `direction_score`, the probe's own direction set to its mean in place of ablating latents, which knows no SAE and has all that one
 direction can have. An untrained SAE is a variant.
 
 Sources: arXiv 2411.18895, "Evaluating Sparse Autoencoders on Targeted Concept Erasure Tasks", after SHIFT of arXiv 2403.19647;
-numbers of latents and pooling are those of SAEBench (arXiv 2503.09532). Differences: penalties of probes are chosen on part of the
-training texts, accuracies are balanced by weights and not by leaving texts out, and of the two directions of a pair none is chosen.
+numbers of latents and pooling are those of SAEBench (arXiv 2503.09532). Differences: the penalty of a probe is chosen on part of its
+training texts, the accuracies of `tpp` are balanced by weights and not by leaving texts out, and `scr` is a mean over both directions.
 Neither metric ranks SAEs reliably: on SAEs whose truth is known they run against it, and TPP falls in training (arXiv 2605.18229).
 """
 
