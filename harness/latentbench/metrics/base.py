@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -94,6 +94,18 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Role:
+    """What a number says in the verdict that opens the page of a steered cell."""
+
+    kind: Literal["gain", "cost", "dose"]
+    """What steering gains over the unsteered model, 0 being nothing; what it costs; or how large the change is."""
+    words: str
+    """What is gained, paid or measured, as a sentence says it: `accuracy`, `KL divergence`."""
+    levels: tuple[str, str] | None = None
+    """Ids of the numbers without and with steering, on the same domain, whose difference a gain is."""
+
+
+@dataclass(frozen=True)
 class Display:
     """How tables and comparisons show a number. The metric that reports the number says so."""
 
@@ -110,6 +122,8 @@ class Display:
     """Whether pages draw it against the scale of a steering vector, where rows differ in that."""
     least: float | None = None
     """The least value it can have, where its unit does not say: a share of latents is at least 0, an explained variance not."""
+    role: Role | None = None
+    """What it says in the verdict on a steered cell; None: it has no part in it."""
 
 
 SHARED = frozenset(

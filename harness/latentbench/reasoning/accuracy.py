@@ -46,7 +46,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from latentbench.core.plugins import implementation
 from latentbench.core.protocols import ProblemSet, PromptForm
 from latentbench.core.spec_model import Json, without_default
-from latentbench.metrics.base import Display, Estimator
+from latentbench.metrics.base import Display, Estimator, Role
 from latentbench.reasoning.task_suite import TaskOptions, installed_suite, is_path
 from latentbench.statistics.arrays import Array
 from latentbench.steering.method import makers_of
@@ -86,7 +86,11 @@ class ReasoningAccuracy(Study):
         "reasoning_accuracy.accuracy": Display(
             "Accuracy", 90, movers=True, against="capability_cost.kl", by_scale=True, least=0.0
         ),
-        "reasoning_accuracy.gain": Display("Accuracy gain", 100),
+        "reasoning_accuracy.gain": Display(
+            "Accuracy gain",
+            100,
+            role=Role("gain", "accuracy", ("reasoning_accuracy.base", "reasoning_accuracy.accuracy")),
+        ),
     }
 
     gain: ClassVar[str | None] = f"{METRIC}.gain"

@@ -10,33 +10,38 @@ from statistics import fmean
 
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hashing import canonical
+from latentbench.leaderboard.load import LoadedRecord, load_one
 from latentbench.metrics.value import MetricValue
 from latentbench.records.record import Record
-from latentbench.records.results import RECORDS, read_record
+from latentbench.records.results import RECORDS
 
 ACCURACY = "reasoning_accuracy.accuracy"
 KL, INCREASE = "capability_cost.kl", "capability_cost.ce_increase"
-Rows = Mapping[str, Record]
+Rows = Mapping[str, LoadedRecord]
 """Records by label, the cell that all are compared with first."""
 
 
 def rows_beside(record: Record, results: Path) -> Rows:
     """A cell and, of every other label of its spec and seed, the latest finished record."""
-    latest = {record.label: record}
-    for path in sorted((results / RECORDS / record.spec.name).glob(f"*seed{record.seed}-*.json")):
+    folder = Path(RECORDS) / record.spec.name
+    # Its statistics lie beside it, under the name of its own file.
+    own = Path(record.documents.file if record.documents else "none").with_suffix(".json").name
+    latest = {record.label: LoadedRecord(record, (folder / own).as_posix(), results)}
+    for path in sorted((results / folder).glob(f"*seed{record.seed}-*.json")):
         try:
-            other = read_record(path)
+            found = load_one(path, results)
         except RefusedFile:
             continue  # the leaderboard names it
-        newer = other.label not in latest or latest[other.label].created < other.created
+        other = found.record
+        newer = other.label not in latest or latest[other.label].record.created < other.created
         if other.status == "ok" and other.seed == record.seed and other.label != record.label and newer:
-            latest[other.label] = other
+            latest[other.label] = found
     return {label or "steered": row for label, row in latest.items()}
 
 
 def accuracies(rows: Rows, task: str) -> dict[str, MetricValue]:
     """Accuracy on `task` by label, of the rows that were asked the same as the first."""
-    found = {label: value for label, row in rows.items() if (value := _value(row, ACCURACY, task))}
+    found = {label: value for label, row in rows.items() if (value := _value(row.record, ACCURACY, task))}
     own = found.get(next(iter(rows)))
     return {label: value for label, value in found.items() if own and value.params == own.params}
 
@@ -46,7 +51,7 @@ def accuracy_against_cost(rows: Rows, task: str) -> dict[str, tuple[float, float
     return {
         label: (cost, accuracy.value)
         for label, accuracy in accuracies(rows, task).items()
-        if (cost := _cost(rows[label])) is not None and accuracy.value is not None
+        if (cost := _cost(rows[label].record)) is not None and accuracy.value is not None
     }
 
 

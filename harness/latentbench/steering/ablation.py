@@ -64,6 +64,10 @@ class AblateMethod(SteeringMethod):
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"without {' + '.join(part.made_of(experiment, roots) for part in self.directions)} ({self._where()})"
 
+    @property
+    def control(self) -> str | None:
+        return "random directions" if all(part.control for part in self.directions) else None
+
     def read(self, content: Content, context: StageContext) -> Intervention:
         from latentbench.interventions.ablation import Ablation
         from latentbench.steering.build import by_layer

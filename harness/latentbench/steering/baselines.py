@@ -75,6 +75,10 @@ class PrefixMethod(SteeringMethod):
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return f"prefix {self.text!r}"
 
+    @property
+    def control(self) -> str:
+        return f"the prefix “{self.text}” in place of a vector"
+
     def make(self, context: StageContext) -> Content:
         return Content()
 
@@ -100,6 +104,10 @@ class RandomMethod(SteeringMethod):
         if (self.norm is None) == (self.like is None):
             raise ValueError("state either norm or like")
         return self
+
+    @property
+    def control(self) -> str:
+        return "random vectors"
 
 
 class LoadMethod(SteeringMethod):
@@ -151,6 +159,12 @@ class StackMethod(SteeringMethod):
 
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         return " + ".join(part.made_of(experiment, roots) for part in self.parts)
+
+    @property
+    def control(self) -> str | None:
+        """A stack is a control where every part of it is one."""
+        found = [part.control for part in self.parts]
+        return " and ".join(dict.fromkeys(found)) if all(found) else None
 
     def make(self, context: StageContext) -> Content:
         """The parts' contents side by side."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from latentbench.metrics.base import Display, Estimator
+from latentbench.metrics.base import Display, Estimator, Role
 from latentbench.statistics.arrays import Array
 from latentbench.steering.method import parts_of
 from latentbench.study.study import Study
@@ -40,7 +40,9 @@ class CapabilityCost(Study):
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
     implementation: ClassVar[str] = "latentbench.steering.capability_cost_study:measure_capability_cost"
-    displays: ClassVar[Mapping[str, Display]] = {"capability_cost.kl": Display("KL to the unsteered", 110)}
+    displays: ClassVar[Mapping[str, Display]] = {
+        "capability_cost.kl": Display("KL to the unsteered", 110, role=Role("cost", "KL divergence"))
+    }
 
     metric: Literal["capability_cost"] = "capability_cost"
     scales: Annotated[tuple[float, ...], Field(max_length=100)] = ()

@@ -124,6 +124,11 @@ class ConditionalMethod(SteeringMethod):
         read = f"latent {self.when.latent}" if self.when.probe is None else self.when.probe.made_of(experiment, roots)
         return f"{self.part.made_of(experiment, roots)} where {read} says so"
 
+    @property
+    def control(self) -> str | None:
+        control: str | None = self.part.control
+        return control
+
     def make(self, context: StageContext) -> Content:
         """The contents of the part and of what its condition reads, side by side."""
         from latentbench.steering.build import joined

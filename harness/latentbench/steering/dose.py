@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Display, Estimator, ratio
+from latentbench.metrics.base import Display, Estimator, Role, ratio
 from latentbench.study.study import Study
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class SteeringDose(Study):
 
     needs: ClassVar[frozenset[str]] = frozenset({"steering"})
     implementation: ClassVar[str] = "latentbench.steering.dose_study:measure_dose"
-    displays: ClassVar[Mapping[str, Display]] = {"steering_dose.dose": Display("‖Δ‖/‖h‖", 105)}
+    displays: ClassVar[Mapping[str, Display]] = {
+        "steering_dose.dose": Display("‖Δ‖/‖h‖", 105, role=Role("dose", "‖Δ‖/‖h‖"))
+    }
 
     metric: Literal["steering_dose"] = "steering_dose"
 

@@ -257,6 +257,11 @@ class SteeringMethod(Subject):
             )
         return tuple(sorted(found))
 
+    @property
+    def control(self) -> str | None:
+        """What it is as a control for other cells, in words: `random vectors`; None where it is none."""
+        return None
+
     def make(self, context: StageContext) -> Content:
         """What `implementation` makes. Raises NotAvailable where that cannot be imported."""
         made: Content = implementation(self.implementation)(self, context)

@@ -96,6 +96,10 @@ class ReinforcedMethod(SteeringMethod):
     def longest_answer(self, roots: Roots) -> Longest:
         return Longest(self.max_new_tokens, "max_new_tokens")
 
+    @property
+    def control(self) -> str | None:
+        return "training with a random reward" if self.reward == "random" else None
+
     def made_of(self, experiment: ExperimentView, roots: Roots) -> str:
         reward = ", random reward" if self.reward == "random" else ""
         return f"{self.method} ({self._where()}, {self.steps} steps{reward})"
