@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from latentbench.core.spec_model import SpecModel
+from latentbench.core.spec_model import Json, SpecModel
+from latentbench.metrics.panel import PanelData
 from latentbench.metrics.value import MetricValue
 from latentbench.statistics.arrays import Array, Counts
 
@@ -190,6 +191,10 @@ class Metric(SpecModel):
 
     def tallies(self) -> tuple[Tally, ...]:
         """The numbers this metric reports per domain and budget from firing counts."""
+        return ()
+
+    def panels(self, details: Mapping[str, Json]) -> Iterable[PanelData]:
+        """What the page of a steered cell shows of `details`, which its study left; an earlier version may have left less."""
         return ()
 
 

@@ -41,25 +41,26 @@ def display_of(id: str) -> Display | None:
 @lru_cache(maxsize=64)
 def estimators(metrics: str) -> dict[Number, Estimator]:
     """The estimators of the metrics by what a record says of their numbers."""
-    numbers = [number for metric in _installed(metrics) for number in metric.numbers()]
+    numbers = [number for metric in installed(metrics) for number in metric.numbers()]
     return {(number.id, number.version, settings_text(number.params)): number for number in numbers}
 
 
 @lru_cache(maxsize=64)
 def tallies(metrics: str) -> frozenset[str]:
     """Ids of the numbers that count firing latents over documents."""
-    return frozenset(tally.id for metric in _installed(metrics) for tally in metric.tallies())
+    return frozenset(tally.id for metric in installed(metrics) for tally in metric.tallies())
 
 
 @lru_cache(maxsize=64)
 def current_versions(metrics: str) -> dict[str, int]:
     """The version of each number that this installation would measure."""
-    known = list(_installed(metrics))
+    known = list(installed(metrics))
     numbers = {number.id: number.version for metric in known for number in metric.numbers()}
     return numbers | {tally.id: tally.version for metric in known for tally in metric.tallies()}
 
 
-def _installed(metrics: str) -> Iterator[Metric]:
+def installed(metrics: str) -> Iterator[Metric]:
+    """The metrics themselves, in the order of the spec."""
     for asked in (*json.loads(metrics), *_ALWAYS):
         try:
             metric = plugin("metrics", asked["metric"]).model_validate(asked)

@@ -1,7 +1,7 @@
 """One offline page per steered cell: the verdict first, then texts, vectors, cost, curves and mechanism, receipts at the end.
 
 Everything comes from the record, those it is compared with, and what its studies left in the store; neither the model nor the
-network is needed. What a metric of another package wants seen it says itself (`Study.panels`).
+network is needed. What a metric of another package wants seen it says itself (`Metric.panels`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import model_name
 from latentbench.leaderboard.row_details import page_path
 from latentbench.records.record import Record
-from latentbench.report import figures
+from latentbench.report import figures, texts_panel
 from latentbench.report import mechanism_panels as mechanism
 from latentbench.report import steering_panels as parts
+from latentbench.report.contributed_panels import contributed
 from latentbench.report.steered_cell import Panel, SteeredCell
 from latentbench.report.tables import number, table
 from latentbench.report.verdict_text import verdict
@@ -73,19 +74,21 @@ def _numbers(record: Record) -> str:
         span = f"{number(value.ci.low)} to {number(value.ci.high)}" if value.ci else "–"
         shown = value.null_reason or "–" if value.value is None else number(value.value)
         rows.append((value.id + params, value.domain or "–", shown, span, "–" if value.n is None else f"{value.n:,}"))
-    return table("All numbers", ("number", "domain", "value", "95 % interval", "n"), rows)
+    found = table("All numbers", ("number", "domain", "value", "95 % interval", "n"), rows)
+    return f"<details><summary>{len(rows)} numbers of the record</summary>{found}</details>"
 
 
 _PANELS: tuple[Callable[[SteeredCell], Iterator[Panel]], ...] = (
+    texts_panel.texts,
+    texts_panel.answers,
     parts.vectors,
     parts.frontier,
     parts.accuracy,
-    parts.capability,
+    contributed,
     parts.training,
     mechanism.shift,
     mechanism.movement,
     mechanism.paths,
     mechanism.pairs,
-    parts.answers,
     parts.receipts,
 )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from markupsafe import Markup
-
 from latentbench.core.spec_model import Json
 from latentbench.report import figures
 from latentbench.report.frontier import accuracies, accuracy_against_cost
 from latentbench.report.steered_cell import LayerVector, Panel, SteeredCell
-from latentbench.report.tables import number, table, tokens, written
+from latentbench.report.tables import number, table, tokens
 
 BASE = "reasoning_accuracy.base"
 
@@ -85,17 +83,6 @@ def training(cell: SteeredCell) -> Iterator[Panel]:
             yield Panel(title, about, figures.lines({title: (xs, ys)}, "step", title.lower()))
 
 
-def capability(cell: SteeredCell) -> Iterator[Panel]:
-    details = cell.details("capability_cost")
-    curves = {name: points for name, points in (details or {}).get("curve", {}).items() if points}
-    if curves:
-        for name, axis in (("kl", "KL per token (nats)"), ("ce_increase", "cross-entropy increase (nats)")):
-            drawn = {d: ([p["scale"] for p in points], [p[name] for p in points]) for d, points in curves.items()}
-            yield Panel(
-                f"Cost: {axis}", "On text that has nothing to do with the task.", figures.lines(drawn, "scale", axis)
-            )
-
-
 def receipts(cell: SteeredCell) -> Iterator[Panel]:
     """What the hooks counted, study by study."""
     studies = {f"accuracy on {task}": f"reasoning_accuracy/{task}" for task in cell.tasks()}
@@ -133,21 +120,3 @@ def _receipt(name: str, receipt: Json) -> tuple[str, ...]:
         "–" if first is None else f"{first} to {last}",
         str(receipt.get("answers_from_cache", "–")),
     )
-
-
-def answers(cell: SteeredCell) -> Iterator[Panel]:
-    """Answers to a task, without and with steering."""
-    for task in cell.tasks():
-        details = cell.details(f"reasoning_accuracy/{task}") or {}
-        if examples := details.get("examples"):
-            rows = [
-                (
-                    Markup("{}{}").format(written(example["prompt"][-600:]), example["answer"]),
-                    written(example["base"]["text"]),
-                    written(example["steered"]["text"]),
-                )
-                for example in examples
-            ]
-            head = ("problem and answer", "base", "steered")
-            about = "The same problem without and with steering: gained, lost and unchanged in turn."
-            yield Panel(f"Answers to {task}", about, table(f"Answers to {task}", head, rows, "stack texts"), wide=True)

@@ -170,7 +170,7 @@ def compared_sizes(ours: Sequence[LayerVector], theirs: Sequence[LayerVector]) -
     if not ratios:
         return ""
     low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
-    return f"{low if low == high else f'{low} to {high}'} times as long at the same layers"
+    return f"of {low if low == high else f'{low} to {high}'} times the length at the same layers"
 
 
 def layers_text(layers: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ def verdict(cell: SteeredCell) -> Panel:
     gains, costs, doses = ([one for one in found if one.role.kind == kind] for kind in ("gain", "cost", "dose"))
     sentences = [*_gains(cell, gains), " ".join((*_costs(costs), _dose(cell, doses)))]
     body = "".join(paragraph(sentence) for sentence in sentences)
+    body += "".join(paragraph(f"Mind: {warning}.") for warning in cell.record.warnings)
     held = [one for one in (*gains, *costs) if one.controls]
     body += table("Controls", _HEAD, (row for one in held for row in _rows(one))) if held else _missing(cell)
     return Panel(_title(cell, gains), _ABOUT, body, wide=True)
@@ -85,10 +86,11 @@ def _gain(gain: Judged) -> str:
 
 def _controls(gain: Judged) -> Iterator[str]:
     """One sentence for each outcome that some controls have."""
+    better, worse = ("gains more", "gains less") if gain.sign > 0 else ("does better", "does worse")
     said = (
-        (1, "It gains more than {}."),
+        (1, f"It {better} than {{}}."),
         (0, "No difference can be told from {}."),
-        (-1, "It gains less than {}."),
+        (-1, f"It {worse} than {{}}."),
     )
     for side, sentence in said:
         if found := gain.against(side):
@@ -131,7 +133,7 @@ def _dose(cell: SteeredCell, doses: Sequence[Judged]) -> str:
     if doses:
         return f"It has no dose: {doses[0].value.null_reason}."
     if getattr(cell.method, "adds_vectors", True):
-        return f"Its dose ‖Δ‖/‖h‖ is not measured{f', at {stated}' if stated else ''}; `steering_dose` does so."
+        return f"Its dose ‖Δ‖/‖h‖{f' at {stated}' if stated else ''} is not measured; `steering_dose` does so."
     return ""
 
 

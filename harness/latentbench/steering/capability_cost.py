@@ -17,12 +17,14 @@ and with `prompt` nothing is changed. A prefix stands in prompts only and costs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from latentbench.core.spec_model import Json
 from latentbench.metrics.base import Display, Estimator, Role
+from latentbench.metrics.panel import CurveData, PanelData
 from latentbench.statistics.arrays import Array
 from latentbench.steering.method import parts_of
 from latentbench.study.study import Study
@@ -55,6 +57,15 @@ class CapabilityCost(Study):
             for part in parts
             if not part.adds_vectors
         )
+
+    def panels(self, details: Mapping[str, Json]) -> Iterator[PanelData]:
+        """Cost by scale, a curve for each domain."""
+        curves = {domain: points for domain, points in details.get("curve", {}).items() if points}
+        for name, axis in (("kl", "KL per token (nats)"), ("ce_increase", "cross-entropy increase (nats)")):
+            drawn = {d: ([p["scale"] for p in points], [p[name] for p in points]) for d, points in curves.items()}
+            if drawn:
+                about = "On text that has nothing to do with the task."
+                yield PanelData(f"Cost: {axis}", about, [CurveData(drawn, "scale", axis)])
 
     def numbers(self) -> tuple[Estimator, ...]:
         clean = _estimator("ce_clean", None, ("ce_clean",), {})

@@ -1,0 +1,37 @@
+"""Panels that metrics state themselves (`Metric.panels`), drawn as all others are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from latentbench.core.spec_model import Json
+from latentbench.metrics.panel import BarData, CurveData, PanelData, PointData, TableData
+from latentbench.metrics.recorded import installed
+from latentbench.report import figures
+from latentbench.report.steered_cell import Panel, SteeredCell
+from latentbench.report.tables import Cell, number, table
+
+
+def contributed(cell: SteeredCell) -> Iterator[Panel]:
+    """What the cell's metrics want seen of what their studies left, in the order of the spec."""
+    for metric in installed(cell.record.metrics_section):
+        if details := cell.details(metric.label):
+            for panel in metric.panels(details):
+                body = "".join(_drawn(panel, part) for part in panel.parts)
+                yield Panel(panel.title, panel.about, body, wide=any(isinstance(p, TableData) for p in panel.parts))
+
+
+def _drawn(panel: PanelData, part: TableData | CurveData | PointData | BarData) -> str:
+    if isinstance(part, TableData):
+        return table(panel.title, part.head, ([_shown(value) for value in row] for row in part.rows))
+    if isinstance(part, CurveData):
+        return figures.lines(part.curves, part.x, part.y)
+    if isinstance(part, PointData):
+        return figures.points(part.places, part.x, part.y)
+    return figures.bars(part.values, part.y, part.spans)
+
+
+def _shown(value: Json) -> Cell:
+    # A truth value is an int in Python, and no number to a reader.
+    counted = isinstance(value, int | float) and not isinstance(value, bool)
+    return number(value) if counted or value is None else str(value)
