@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from markupsafe import Markup
+
 from latentbench.core.spec_model import Json
 from latentbench.metrics.panel import BarData, CurveData, PanelData, PointData, TableData
 from latentbench.metrics.recorded import installed
@@ -17,11 +19,11 @@ def contributed(cell: SteeredCell) -> Iterator[Panel]:
     for metric in installed(cell.record.metrics_section):
         if details := cell.details(metric.label):
             for panel in metric.panels(details):
-                body = "".join(_drawn(panel, part) for part in panel.parts)
+                body = Markup("").join(_drawn(panel, part) for part in panel.parts)
                 yield Panel(panel.title, panel.about, body, wide=any(isinstance(p, TableData) for p in panel.parts))
 
 
-def _drawn(panel: PanelData, part: TableData | CurveData | PointData | BarData) -> str:
+def _drawn(panel: PanelData, part: TableData | CurveData | PointData | BarData) -> Markup:
     if isinstance(part, TableData):
         return table(panel.title, part.head, ([_shown(value) for value in row] for row in part.rows))
     if isinstance(part, CurveData):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from latentbench.core.spec_model import Json
@@ -34,7 +35,7 @@ def shown(text: Json) -> str:
     return html.escape(marked)
 
 
-def lines(curves: Mapping[str, tuple[Sequence[Json], Sequence[Json]]], x: str, y: str, markers: bool = False) -> str:
+def lines(curves: Mapping[str, tuple[Sequence[Json], Sequence[Json]]], x: str, y: str, markers: bool = False) -> Markup:
     """Curves by name, each as (x, y); None leaves a gap."""
     figure = go.Figure()
     for number, (name, (xs, ys)) in enumerate(curves.items()):
@@ -44,7 +45,9 @@ def lines(curves: Mapping[str, tuple[Sequence[Json], Sequence[Json]]], x: str, y
     return _part(figure, x, y)
 
 
-def bars(values: Mapping[str, float | None], y: str, intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
+def bars(
+    values: Mapping[str, float | None], y: str, intervals: Mapping[str, tuple[float, float]] | None = None
+) -> Markup:
     """One bar per name, with intervals where they are known."""
     known = {name: value for name, value in values.items() if value is not None}
     spans = [(intervals or {}).get(name) for name in known]
@@ -58,7 +61,7 @@ def bars(values: Mapping[str, float | None], y: str, intervals: Mapping[str, tup
     return _part(figure, "", y)
 
 
-def points(places: Mapping[str, tuple[float, float]], x: str, y: str) -> str:
+def points(places: Mapping[str, tuple[float, float]], x: str, y: str) -> Markup:
     """One labelled point per name, each as (x, y)."""
     figure = go.Figure()
     for number, (name, (across, up)) in enumerate(places.items()):
@@ -68,7 +71,7 @@ def points(places: Mapping[str, tuple[float, float]], x: str, y: str) -> str:
     return _part(figure, x, y, {"x": 1.02, "y": 1})
 
 
-def boxes(groups: Mapping[str, tuple[Sequence[str], Sequence[float]]], y: str) -> str:
+def boxes(groups: Mapping[str, tuple[Sequence[str], Sequence[float]]], y: str) -> Markup:
     """Box plots side by side: group to (category of each value, values)."""
     figure = go.Figure()
     for number, (name, (categories, values)) in enumerate(groups.items()):
@@ -79,7 +82,7 @@ def boxes(groups: Mapping[str, tuple[Sequence[str], Sequence[float]]], y: str) -
     return _part(figure, "", y)
 
 
-def heatmap(values: Sequence[Sequence[float | None]], x: str, y: str, labels: Sequence[Json] | None = None) -> str:
+def heatmap(values: Sequence[Sequence[float | None]], x: str, y: str, labels: Sequence[Json] | None = None) -> Markup:
     """Rows of numbers; `labels` name rows and columns alike."""
     rows = [str(label) for label in labels or range(len(values))]
     columns = [str(label) for label in labels or range(max(map(len, values), default=0))]
@@ -89,7 +92,7 @@ def heatmap(values: Sequence[Sequence[float | None]], x: str, y: str, labels: Se
     return _part(figure, x, y)
 
 
-def _part(figure: go.Figure, x: str, y: str, legend: Mapping[str, Json] = MappingProxyType(_ABOVE)) -> str:
+def _part(figure: go.Figure, x: str, y: str, legend: Mapping[str, Json] = MappingProxyType(_ABOVE)) -> Markup:
     figure.update_layout(
         height=HEIGHT,
         margin={"l": 60, "r": 20, "t": 16, "b": 50},
@@ -104,4 +107,4 @@ def _part(figure: go.Figure, x: str, y: str, legend: Mapping[str, Json] = Mappin
     figure.update_yaxes(title=y, gridcolor="rgba(128,128,128,0.18)", zerolinecolor="rgba(128,128,128,0.35)")
     # Drawn by the page's own script once its layout is known; `<` could end the element.
     data = str(figure.to_json()).replace("<", "\\u003c")
-    return f'<div class="plot"><script type="application/json">{data}</script></div>'
+    return Markup(f'<div class="plot"><script type="application/json">{data}</script></div>')

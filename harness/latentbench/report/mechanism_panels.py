@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from markupsafe import Markup
+
 from latentbench.report import figures
 from latentbench.report.steered_cell import Panel, SteeredCell
 from latentbench.report.tables import tokens, visible_token
@@ -41,8 +43,12 @@ def movement(cell: SteeredCell) -> Iterator[Panel]:
         about = (
             f"{_PERSISTS} {_COMPARED[found.get('vectors')] if 'diff_vector' in known else 'No later vector is known.'}"
         )
-        plot = figures.lines(known, "layer", "cosine or ratio", markers=True) if known else "<p>No later block.</p>"
-        lens = f"<p>Mean change after the last block: {tokens(found['lens']['top'])}</p>"
+        plot = (
+            figures.lines(known, "layer", "cosine or ratio", markers=True)
+            if known
+            else Markup("<p>No later block.</p>")
+        )
+        lens = Markup("<p>Mean change after the last block: {}</p>").format(tokens(found["lens"]["top"]))
         yield Panel("Persistence", about, plot + lens)
     if found and "matrix" in found:
         about = "Cosines between the mean changes after the last block that single vectors make."

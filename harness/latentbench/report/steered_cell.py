@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from pydantic import ValidationError
 
 from latentbench.core.errors import LatentbenchError
@@ -32,8 +33,8 @@ class Panel:
     title: str
     about: str
     """What is seen, in one sentence."""
-    body: str
-    """HTML made by this package; text from elsewhere in it is escaped."""
+    body: Markup
+    """Made by this package; text from elsewhere in it is escaped."""
     wide: bool = False
     """Whether it takes the whole width of the page."""
 

@@ -22,7 +22,7 @@ from latentbench.report import mechanism_panels as mechanism
 from latentbench.report import steering_panels as parts
 from latentbench.report.contributed_panels import contributed
 from latentbench.report.steered_cell import Panel, SteeredCell
-from latentbench.report.tables import number, table
+from latentbench.report.tables import number, paragraph, table
 from latentbench.report.verdict_text import verdict
 from latentbench.spec.project import Project
 from latentbench.store.files import write_bytes
@@ -36,14 +36,15 @@ def page(record: Record, project: Project) -> str:
     cell = SteeredCell(record, Store(project.store), project.results)
     panels = [panel for make in _PANELS for panel in make(cell)]
     folder = files("latentbench.leaderboard.render"), files("latentbench.report")
-    template = Environment(autoescape=True).from_string(folder[1].joinpath("steering.html").read_text("utf-8"))
-    return template.render(
+    environment = Environment(autoescape=True)
+    environment.filters["paragraph"] = paragraph
+    return environment.from_string(folder[1].joinpath("steering.html").read_text("utf-8")).render(
         title=record.spec.name + (f" [{record.label}]" if record.label else ""),
         seed=record.seed,
         facts=_facts(record),
         verdict=verdict(cell),
         panels=panels,
-        numbers=Markup(_numbers(record)),
+        numbers=_numbers(record),
         style=Markup(folder[0].joinpath("style.css").read_text("utf-8")),
         plotly=Markup(figures.library()),
     )
@@ -67,7 +68,7 @@ def _facts(record: Record) -> dict[str, str]:
     }
 
 
-def _numbers(record: Record) -> str:
+def _numbers(record: Record) -> Markup:
     rows = []
     for value in record.metrics:
         params = "".join(f" · {name}={said}" for name, said in value.params.items())
@@ -75,7 +76,7 @@ def _numbers(record: Record) -> str:
         shown = value.null_reason or "–" if value.value is None else number(value.value)
         rows.append((value.id + params, value.domain or "–", shown, span, "–" if value.n is None else f"{value.n:,}"))
     found = table("All numbers", ("number", "domain", "value", "95 % interval", "n"), rows)
-    return f"<details><summary>{len(rows)} numbers of the record</summary>{found}</details>"
+    return Markup("<details><summary>{} numbers of the record</summary>{}</details>").format(len(rows), found)
 
 
 _PANELS: tuple[Callable[[SteeredCell], Iterator[Panel]], ...] = (

@@ -14,7 +14,7 @@ Cell = str | Markup
 """What stands in a table: text, or HTML that is marked as such."""
 
 
-def table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "stack") -> str:
+def table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], kind: str = "stack") -> Markup:
     """A table that a phone shows row by row, each cell under its heading; of kind `plain` it is scrolled there instead.
 
     `name` is what screen readers call it.
@@ -22,22 +22,23 @@ def table(name: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], kind: 
     heads = "".join(f'<th scope="col">{_text(title)}</th>' for title in head)
     body = "".join(f"<tr>{_row(head, row)}</tr>" for row in rows)
     inner = f'<table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="wide" tabindex="0" role="region" aria-label="{_text(name)}">{inner}</div>'
+    return Markup(f'<div class="wide" tabindex="0" role="region" aria-label="{_text(name)}">{inner}</div>')
 
 
 def _row(head: Sequence[str], row: Sequence[Cell]) -> str:
-    first, *rest = row
-    cells = (f'<td data-head="{_text(title)}">{_text(cell)}</td>' for title, cell in zip(head[1:], rest, strict=True))
-    return f'<th scope="row">{_text(first)}</th>' + "".join(cells)
+    # One element in each cell, so that a phone can put the heading beside all of it.
+    cells = [f' data-head="{_text(title)}"><div>{_text(cell)}</div>' for title, cell in zip(head, row, strict=True)]
+    return f'<th scope="row"{cells[0]}</th>' + "".join(f"<td{cell}</td>" for cell in cells[1:])
 
 
 def _text(text: Json) -> str:
     return str(Markup.escape(text))
 
 
-def paragraph(text: str) -> Markup:
+def paragraph(text: str, kind: str = "") -> Markup:
     """A paragraph; what stands in backticks is code."""
-    return Markup(_CODE.sub(r"<code>\1</code>", f"<p>{_text(text)}</p>"))
+    opening = f'<p class="{kind}">' if kind else "<p>"
+    return Markup(_CODE.sub(r"<code>\1</code>", f"{opening}{_text(text)}</p>"))
 
 
 _CODE = re.compile(r"`([^`]+)`")
@@ -45,7 +46,8 @@ _CODE = re.compile(r"`([^`]+)`")
 
 def written(text: str) -> Markup:
     """Text that a model read or wrote, with its line breaks."""
-    return Markup("<pre>{}</pre>").format(text)
+    # A browser drops a line break right behind the opening tag, which may be the text's own.
+    return Markup("<pre>\n{}</pre>").format(text)
 
 
 def tokens(found: Sequence[Json], most: int = 12) -> Markup:

@@ -36,7 +36,7 @@ def texts(cell: SteeredCell) -> Iterator[Panel]:
         rows = [_row(other, scale, plain, prompt, own, controls) for other in shown]
         head = ("scale", "unsteered", "steered", *controls)
         body += Markup("<h3>Prompt {}</h3>{}").format(place + 1, written(prompt[-PROMPT:]))
-        body += Markup(table(f"Texts after prompt {place + 1}", head, rows, "stack texts"))
+        body += table(f"Texts after prompt {place + 1}", head, rows, "stack texts")
     about = "Greedy texts after the same prompts, at every scale that was asked for; … is text that went on."
     yield Panel("Texts", about, body, wide=True)
 
@@ -80,9 +80,9 @@ def answers(cell: SteeredCell) -> Iterator[Panel]:
         controls = {label: answered for label, answered in theirs.items() if asked & answered.keys()}
         head, title = ("problem and answer", "unsteered", "steered", *controls), f"Answers to {task}"
         rows = [_answered(example, controls) for example in examples]
-        body = Markup(table(title, head, rows[:SHOWN], "stack texts answers"))
+        body = table(title, head, rows[:SHOWN], "stack texts answers")
         if rest := rows[SHOWN:]:
-            more = Markup(table(f"More {title.lower()}", head, rest, "stack texts answers"))
+            more = table(f"More {title.lower()}", head, rest, "stack texts answers")
             body += Markup("<details><summary>{} more</summary>{}</details>").format(len(rest), more)
         about = (
             "The same problem without and with steering, at the spec's own scale: gained, lost and unchanged in turn."

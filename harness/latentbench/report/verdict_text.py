@@ -19,8 +19,8 @@ def verdict(cell: SteeredCell) -> Panel:
     found = judged(cell)
     gains, costs, doses = ([one for one in found if one.role.kind == kind] for kind in ("gain", "cost", "dose"))
     sentences = [*_gains(cell, gains), " ".join((*_costs(costs), _dose(cell, doses)))]
-    body = "".join(paragraph(sentence) for sentence in sentences)
-    body += "".join(paragraph(f"Mind: {warning}.") for warning in cell.record.warnings)
+    body = Markup("").join(paragraph(sentence) for sentence in sentences)
+    body += Markup("").join(paragraph(f"Mind: {warning}.") for warning in cell.record.warnings)
     held = [one for one in (*gains, *costs) if one.controls]
     body += table("Controls", _HEAD, (row for one in held for row in _rows(one))) if held else _missing(cell)
     return Panel(_title(cell, gains), _ABOUT, body, wide=True)
@@ -36,10 +36,11 @@ def _title(cell: SteeredCell, gains: Sequence[Judged]) -> str:
         return f"A control: {kind}"
     if not gains:
         return "Whether steering helps was not measured"
-    return "; ".join(dict.fromkeys(_short(gain) for gain in gains))
+    return "; ".join(dict.fromkeys(headline(gain) for gain in gains))
 
 
-def _short(gain: Judged) -> str:
+def headline(gain: Judged) -> str:
+    """What a gain comes to, in a few words."""
     where = f"in {gain.role.words} on {gain.value.domain}"
     if gain.sign < 0:
         return f"A loss {where}"
@@ -61,12 +62,13 @@ def _gains(cell: SteeredCell, gains: Sequence[Judged]) -> Iterator[str]:
             "does so on a task."
         )
     for gain in gains:
-        yield " ".join((_gain(gain), *_controls(gain)))
+        yield " ".join((gain_sentence(gain), *_controls(gain)))
     if gains and not control_of(cell.loaded) and not any(c.difference for gain in gains for c in gain.controls):
         yield "No control was measured alike, so nothing is concluded about what makes the difference."
 
 
-def _gain(gain: Judged) -> str:
+def gain_sentence(gain: Judged) -> str:
+    """A gain with its interval and what it rests on."""
     value, unit = gain.value, gain.value.unit
     what, basis = f"{gain.role.words} on {value.domain}", f"{value.n:,} {gain.units}" if value.n else "no problems"
     if value.value is None:
@@ -171,10 +173,10 @@ def _own(value: MetricValue) -> str:
     return value.null_reason or "–" if value.value is None else amount(value.value, value.unit)
 
 
-def _missing(cell: SteeredCell) -> str:
+def _missing(cell: SteeredCell) -> Markup:
     """What to add to the spec for a control."""
     if control_of(cell.loaded):
-        return ""
+        return Markup("")
     case = yaml.safe_dump([_suggested(cell)], sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
     unlike = "Rows that are controls have none of these numbers. " if controls_of(cell) else ""
     about = f"{unlike}A case that would be a control, with the same `metrics`:"
