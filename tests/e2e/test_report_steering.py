@@ -73,9 +73,11 @@ def test_a_spec_ends_in_a_page_that_opens_offline(bench: Workbench, command: Com
     assert driver.get_log("browser") == [], "the console must stay silent"
     assert drawn >= 10
     assert {
+        "A control: random vectors",
         "Accuracy on pocket_problems",
+        "Cost: KL per token (nats)",
         "Receipt",
-        "Logit lens",
+        "Vectors",
         "Attention",
         "Persistence",
         "Single vectors",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.conftest import furnish
 from tests.support.browser import HOSTILE, PHONE, Browser, opened, requested, screen, texts
 from tests.support.project import Workbench, run
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.browser]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TASK, TEXTS = "pocket_problems", "general"
 PROBLEMS = {"adapter": "pocket", "split": "train", "skip": 4096}
@@ -90,12 +91,53 @@ def stored(bench: Workbench, kind: str, made: dict[str, Any], name: str) -> Path
     return bench.root / "results/store/objects" / kind / key[:2] / key
 
 
-def rows(driver: Browser, table: str) -> list[list[str]]:
-    script = (
-        "return [...document.querySelectorAll(`[aria-label='${arguments[0]}'] tbody tr`)]"
-        ".map(row => [...row.children].map(cell => cell.textContent))"
+class Elements(HTMLParser):
+    """The text of every element of a page with the elements that it stands in, in the order in which they end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.found: list[tuple[tuple[str, ...], str]] = []
+        """(names of what is around it and its own, as `tag` or `tag:label`; text)."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "br"):
+            self.open.append((tag, dict(attrs), []))
+
+    def handle_data(self, data: str) -> None:
+        for _, _, parts in self.open:
+            parts.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        names = tuple(f"{name}:{own['aria-label']}" if own.get("aria-label") else name for name, own, _ in self.open)
+        self.found.append((names, "".join(self.open.pop()[2])))
+
+
+def elements(page: Path) -> list[tuple[tuple[str, ...], str]]:
+    text = page.read_text("utf-8")
+    reader = Elements()
+    reader.feed(re.sub(r"<(script|style)[^>]*>.*?</\1>", "", text, flags=re.DOTALL))
+    return reader.found
+
+
+def rows(page: Path, table: str) -> list[list[str]]:
+    found: list[list[str]] = [[]]
+    for names, text in elements(page):
+        if f"div:{table}" in names and "tbody" in names:
+            if names[-1] in ("th", "td"):
+                found[-1].append(text.removeprefix("\n"))
+            elif names[-1] == "tr":
+                found.append([])
+    return found[:-1]
+
+
+def said(page: Path) -> tuple[str, str]:
+    """The headline and the sentences of the verdict."""
+    (section, *_) = [place for place, (names, _) in enumerate(elements(page)) if names[-1] == "section"]
+    verdict = elements(page)[: section + 1]
+    return next(text for names, text in verdict if names[-1] == "h2"), " ".join(
+        text for names, text in verdict if names[-1] == "p" and "section" in names
     )
-    return list(driver.execute_script(script, table))
 
 
 def sums(made: dict[str, Any], name: str) -> np.ndarray:
@@ -138,6 +180,12 @@ def holm(*p_values: float) -> list[float]:
     return [smaller if place == first else max(smaller, p) for place, p in enumerate(p_values)]
 
 
+def prompts_of(page: Path) -> list[str]:
+    """The prompts that stand above the tables of texts."""
+    found = [(names, text) for names, text in elements(page) if names[-1] == "pre" and "section:Texts" in names]
+    return [text.removeprefix("\n") for names, text in found if "table" not in names]
+
+
 def plain(number: float, number_format: str) -> str:
     return format(number, number_format).replace("-", "−")
 
@@ -154,12 +202,12 @@ def p_text(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def test_the_verdict_and_its_table_follow_from_the_records(steered: Workbench, driver: Browser) -> None:
+def test_the_verdict_and_its_table_follow_from_the_records(steered: Workbench) -> None:
     cell, controls = record(steered, "steps"), {name: record(steered, name) for name in ("prefix", "random")}
-    opened(driver, page_of(steered, cell))
+    made = page_of(steered, cell)
     ours = {number: per_unit(cell, number) for number in ("gain", "kl")}
     wanted = []
-    said: dict[str, str] = {}
+    held: dict[str, str] = {}
     for number, shown, unit in (("gain", points, "points"), ("kl", nats, "nats/token")):
         theirs = {name: per_unit(made, number) for name, made in controls.items()}
         adjusted = holm(*(exchange_p(ours[number], other) for other in theirs.values()))
@@ -170,12 +218,12 @@ def test_the_verdict_and_its_table_follow_from_the_records(steered: Workbench, d
             wanted.append(
                 [f"{shown(x, '+')} {unit}" for x in (here, there, here - there)] + [span, p_text(p)],
             )
-            said[f"{number} {name}"] = f"({shown(here - there, '+')} {unit}, {span}"
-    table = rows(driver, "Controls")
+            held[f"{number} {name}"] = f"({shown(here - there, '+')} {unit}, {span}"
+    table = rows(made, "Controls")
     assert [row[2:] for row in table] == wanted
     assert [row[0] for row in table] == [f"accuracy, {TASK}"] * 2 + [f"KL divergence, {TEXTS}"] * 2
 
-    about = " ".join(texts(driver, "#verdict p"))
+    title, about = said(made)
     answered = sums(cell, f"{TASK}/reasoning_accuracy.answers").sum()
     before, after = (sums(cell, f"{TASK}/reasoning_accuracy.{side}").sum() for side in ("base_correct", "correct"))
     gain, (low, high) = (after - before) / answered, bootstrap(ours["gain"])
@@ -183,8 +231,8 @@ def test_the_verdict_and_its_table_follow_from_the_records(steered: Workbench, d
     n = len(ours["gain"][0])
     assert f"{points(abs(gain))} points" in about
     assert f"(95 % interval {points(low)} to {points(high)}, {n} problems)" in about
-    assert said["gain prefix"] in about
-    assert said["gain random"] in about
+    assert held["gain prefix"] in about
+    assert held["gain random"] in about
     verdict = "No gain" if low <= 0 <= high else "A loss" if gain < 0 else "A gain"
     low, high = bootstrap(ours["kl"])
     cost = ours["kl"][0].sum() / ours["kl"][1].sum()
@@ -193,13 +241,12 @@ def test_the_verdict_and_its_table_follow_from_the_records(steered: Workbench, d
     low, high = bootstrap((dose[0], dose[1]))
     moved = f"{nats(dose[0].sum() / dose[1].sum())} on {TEXTS} ({nats(low)} to {nats(high)}), at scale 0.5."
     assert f"The dose ‖Δ‖/‖h‖ is {moved}" in about
-    assert texts(driver, "h2")[0].startswith(f"{verdict} in accuracy on {TASK}")
+    assert title.startswith(f"{verdict} in accuracy on {TASK}")
 
 
-def test_vectors_frontier_bars_and_receipts_show_what_is_stored(steered: Workbench, driver: Browser) -> None:
+def test_vectors_frontier_bars_and_receipts_show_what_is_stored(steered: Workbench) -> None:
     cell, random = record(steered, "steps"), record(steered, "random")
     made = page_of(steered, cell)
-    opened(driver, made)
     content = stored(steered, "subject", cell, "subject")
     vectors, meta = load_file(content / "content.safetensors"), json.loads((content / "content.json").read_text())
     lens = json.loads((stored(steered, "study", cell, "study/logit_lens") / "content.json").read_text())
@@ -208,16 +255,14 @@ def test_vectors_frontier_bars_and_receipts_show_what_is_stored(steered: Workben
     for layer, norm in norms.items():
         residual = meta["residual_norms"][str(layer)]
         wanted.append([str(layer), *(plain(x, ".4g") for x in (norm, norm / 2, residual, norm / 2 / residual))])
-    table = rows(driver, "Vectors")
+    table = rows(made, "Vectors")
     assert [row[:5] for row in table] == wanted
     tops = {layer["layer"]: layer["top"][0]["cosine"] for layer in layers_of(lens)}
     assert all(f"{tops[int(row[0])]:.2f}" in row[5] for row in table)
     ratios = sorted((2.0 / (norms[3] / 2), 4.0 / (norms[4] / 2)))
-    assert (
-        f"of {ratios[0]:.2f} to {ratios[1]:.2f} times the length at the same layers" in rows(driver, "Controls")[1][1]
-    )
+    assert f"of {ratios[0]:.2f} to {ratios[1]:.2f} times the length at the same layers" in rows(made, "Controls")[1][1]
 
-    frontier = {row[0]: row[1:] for row in rows(driver, f"Accuracy against cost, {TASK}")}
+    frontier = {row[0]: row[1:] for row in rows(made, f"Accuracy against cost, {TASK}")}
     for label, one in (("steps", cell), ("random", random), ("prefix", record(steered, "prefix"))):
         correct, answered = (sums(one, f"{TASK}/reasoning_accuracy.{name}").sum() for name in ("correct", "answers"))
         top, bottom = per_unit(one, "kl")
@@ -238,7 +283,7 @@ def test_vectors_frontier_bars_and_receipts_show_what_is_stored(steered: Workben
     of = [sums(cell, f"{start}.kl[{s}]").sum() / sums(cell, f"{start}.predictions").sum() for s in ("0.5", "2.0")]
     assert costs["y"] == pytest.approx(of, abs=1e-12)
 
-    receipts = {row[0]: row for row in rows(driver, "Receipt")}
+    receipts = {row[0]: row for row in rows(made, "Receipt")}
     assert set(receipts) == {f"accuracy on {TASK}", "capability cost", "dose", "texts"}
     tokens = int(sums(cell, f"{TEXTS}/capability_cost.predictions").sum())
     assert int(receipts["capability cost"][3].replace(",", "")) == 2 * (tokens + 12), (
@@ -251,10 +296,9 @@ def layers_of(lens: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def test_all_numbers_are_those_of_the_record(steered: Workbench, driver: Browser) -> None:
+def test_all_numbers_are_those_of_the_record(steered: Workbench) -> None:
     cell = record(steered, "steps")
-    opened(driver, page_of(steered, cell))
-    table = rows(driver, "All numbers")
+    table = rows(page_of(steered, cell), "All numbers")
     assert len(table) == len(cell["metrics"])
     for row, number in zip(table, cell["metrics"], strict=True):
         assert row[0].startswith(number["id"])
@@ -286,20 +330,20 @@ def with_added(output: Any, delta: torch.Tensor) -> Any:
     return (output[0] + delta, *output[1:]) if isinstance(output, tuple) else output + delta
 
 
-def test_texts_at_every_scale_are_those_that_plain_hooks_give(steered: Workbench, driver: Browser) -> None:
+def test_texts_at_every_scale_are_those_that_plain_hooks_give(steered: Workbench) -> None:
     cell, random = record(steered, "steps"), record(steered, "random")
-    opened(driver, page_of(steered, cell))
+    made_page = page_of(steered, cell)
     lm = PocketModel(adapter="pocket").load(steered.project.roots, torch.device("cpu"))
     vectors = {
         name: load_file(stored(steered, "subject", made, "subject") / "content.safetensors")
         for name, made in (("steps", cell), ("random", random))
     }
-    prompts = texts(driver, "section[aria-label=Texts] h3 + pre")
+    prompts = prompts_of(made_page)
     assert len(prompts) == 2
     for place, prompt in enumerate(prompts):
         table = {
             row[0]: [text.removesuffix(" …") for text in row[1:]]
-            for row in rows(driver, f"Texts after prompt {place + 1}")
+            for row in rows(made_page, f"Texts after prompt {place + 1}")
         }
         assert list(table) == ["0.25", "0.5 (the spec's)"], "the spec's own scale is one row, however often it is named"
         for said, scale in (("0.25", 0.25), ("0.5 (the spec's)", 0.5)):
@@ -314,41 +358,45 @@ def test_texts_at_every_scale_are_those_that_plain_hooks_give(steered: Workbench
             assert of_prefix == ("–" if scale == 0.25 else greedy(lm, prompt + " To find out, go step", 12, {}))
 
 
-def test_a_control_says_what_it_is_and_is_held_against_nothing(steered: Workbench, driver: Browser) -> None:
+def test_a_control_says_what_it_is_and_is_held_against_nothing(steered: Workbench) -> None:
     for label, kind in (
         ("random", "random vectors"),
         ("prefix", "the prefix “ To find out, go step” in place of a vector"),
     ):
-        opened(driver, page_of(steered, record(steered, label)))
-        assert texts(driver, "h2")[0] == f"A control: {kind}"
-        assert rows(driver, "Controls") == []
+        made = page_of(steered, record(steered, label))
+        assert said(made)[0] == f"A control: {kind}"
+        assert rows(made, "Controls") == []
 
 
-def test_without_a_control_nothing_is_concluded_and_a_case_is_offered(steered: Workbench, driver: Browser) -> None:
+def test_without_a_control_nothing_is_concluded_and_a_case_is_offered(steered: Workbench) -> None:
     ran(steered, "alone", {**SPEC, "metrics": [ACCURACY], "cases": [{"label": "steps"}]})
     cell = record(steered, "steps", "alone")
-    opened(driver, page_of(steered, cell))
-    about = " ".join(texts(driver, "#verdict p"))
+    made = page_of(steered, cell)
+    title, about = said(made)
+    assert title == f"A loss in accuracy on {TASK}"
     assert "No control was measured alike, so nothing is concluded" in about
     assert "not measured; steering_dose does so" in about
     assert "What it costs on other text is not measured; capability_cost does so" in about
-    (offered,) = yaml.safe_load(texts(driver, "#verdict pre")[0])
-    norms = [float(row[2]) for row in rows(driver, "Vectors")]
+    (offered,) = yaml.safe_load(
+        next(text for names, text in elements(made) if names[-1] == "pre" and "section" in names)
+    )
+    norms = [float(row[2]) for row in rows(made, "Vectors")]
     assert offered["steering"]["norm"] == pytest.approx(norms, rel=1e-3)
     ran(
         steered, "alone", {**SPEC, "metrics": [ACCURACY], "cases": [{"label": "steps"}, offered]}
     )  # it is a case that runs
 
 
-def test_without_a_gain_the_costs_are_held_against_the_control(steered: Workbench, driver: Browser) -> None:
+def test_without_a_gain_the_costs_are_held_against_the_control(steered: Workbench) -> None:
     cases = [{"label": "steps"}, {"label": "random", "steering": SPEC["cases"][1]["steering"]}]
     ran(steered, "costs", {**SPEC, "metrics": ["capability_cost"], "cases": cases})
-    opened(driver, page_of(steered, record(steered, "steps", "costs")))
-    assert texts(driver, "h2")[0] == "Whether steering helps was not measured"
-    (row,) = rows(driver, "Controls")
+    made = page_of(steered, record(steered, "steps", "costs"))
+    assert said(made)[0] == "Whether steering helps was not measured"
+    (row,) = rows(made, "Controls")
     assert row[0] == f"KL divergence, {TEXTS}"
 
 
+@pytest.mark.browser
 def test_the_page_fits_a_phone_fetches_nothing_and_tables_can_be_scrolled_by_keys(
     steered: Workbench, driver: Browser
 ) -> None:
@@ -366,6 +414,7 @@ def test_the_page_fits_a_phone_fetches_nothing_and_tables_can_be_scrolled_by_key
     assert driver.get_log("browser") == []
 
 
+@pytest.mark.browser
 def test_names_and_texts_from_elsewhere_stay_text(steered: Workbench, driver: Browser) -> None:
     prompts = {"steered_texts": {"prompts": [HOSTILE], "new_tokens": 2}}
     cases = [{"label": "steps"}, {"label": "prefix", "steering": {"method": "prefix", "text": HOSTILE}}]
