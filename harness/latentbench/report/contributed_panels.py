@@ -19,11 +19,12 @@ def contributed(cell: SteeredCell) -> Iterator[Panel]:
     for metric in installed(cell.record.metrics_section):
         if details := cell.details(metric.label):
             for panel in metric.panels(details):
-                body = Markup("").join(_drawn(panel, part) for part in panel.parts)
+                body = Markup("").join(drawn(panel, part) for part in panel.parts)
                 yield Panel(panel.title, panel.about, body, wide=any(isinstance(p, TableData) for p in panel.parts))
 
 
-def _drawn(panel: PanelData, part: TableData | CurveData | PointData | BarData) -> Markup:
+def drawn(panel: PanelData, part: TableData | CurveData | PointData | BarData) -> Markup:
+    """A part of a panel as HTML."""
     if isinstance(part, TableData):
         return table(panel.title, part.head, ([_shown(value) for value in row] for row in part.rows))
     if isinstance(part, CurveData):

@@ -78,7 +78,7 @@ def gain_sentence(gain: Judged) -> str:
         before, after = (level(found.value or 0.0, unit) for found in gain.levels)
         levels = f", from {before} to {after}"
     if value.ci is None:
-        return f"{what} changes by {amount(value.value, unit)}{levels}; {basis} are too few to tell a gain from chance."
+        return f"{what[0].upper()}{what[1:]} changes by {amount(value.value, unit)}{levels}; {basis} are too few to tell a gain from chance."
     span = f"95 % interval {bare(value.ci.low, unit)} to {bare(value.ci.high, unit)}, {basis}"
     if gain.sign == 0:
         return f"No gain in {what} can be told: {amount(value.value, unit)}{levels} ({span})."
