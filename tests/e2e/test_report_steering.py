@@ -105,6 +105,24 @@ def test_mechanism_of_a_method_without_vectors_is_refused_with_its_line(bench: W
     assert "specs/mine.yaml:" in done.err
 
 
+@pytest.mark.parametrize(
+    ("texts", "wrong"),
+    [
+        ({"prompts": ["Once"], "scales": [2]}, "`scales` are those of steering vectors; the method 'prefix' adds none"),
+        ({}, "state either prompts or problems_from"),
+        ({"prompts": ["Once"], "problems_from": READ["problems_from"]}, "state either prompts or problems_from"),
+    ],
+)
+def test_texts_that_cannot_be_written_are_refused_with_their_line(
+    bench: Workbench, command: Command, texts: dict[str, Any], wrong: str
+) -> None:
+    write(bench, steering={"method": "prefix", "text": " To"}, metrics=[{"steered_texts": texts}])
+    done = command("validate", "mine")
+    assert done.code == 2
+    assert wrong in done.err
+    assert "specs/mine.yaml:" in done.err
+
+
 def test_the_page_is_for_steered_cells_only(bench: Workbench, command: Command) -> None:
     bench.spec()
     assert command("run", "mine", "--executor", "inline").code == 0
