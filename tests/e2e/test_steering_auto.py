@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from latentbench.core.errors import NotAvailable
 from latentbench.records.record import Record
-from latentbench.steering import sweep
+from latentbench.steering import sweep_cost
 from tests.support.project import EXPERIMENT, Workbench, merged, random_words, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,31 +99,32 @@ def test_another_limit_chooses_anew_and_measures_nothing(
 def test_a_run_that_died_within_a_sweep_goes_on(
     bench: Workbench, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(bench, STEERING, "whole")
+    auto = {**AUTO, "doses": [0.1, -0.1]}
+    made = {
+        "method": "contrastive",
+        "positive": ["ore salt"],
+        "negative": ["gas glass"],
+        "layers": "auto",
+        "dose": "auto",
+    }
+    write(bench, {**made, "auto": {**auto, "layers": [0, 1]}}, "whole")
     run(command, "whole")
-    write(bench, {**STEERING, "auto": {**AUTO, "doses": [0.1, -0.1]}})
-    measure, measured = sweep._gain, list[int]()
+    write(bench, {**made, "auto": auto})
+    logits, passes = sweep_cost.document_logits, list[Any]()
 
-    def dying(point: int, *given: Any) -> Any:
-        if point == 2 and measured.count(2) == 0:
-            measured.append(point)
-            raise MemoryError
-        measured.append(point)
-        return measure(point, *given)
+    def dying(*given: Any) -> Any:
+        passes.append(given)
+        if len(passes) == 5:  # the second layer has begun
+            raise NotAvailable("the machine is gone")
+        return logits(*given)
 
-    monkeypatch.setattr(sweep, "_gain", dying)
+    monkeypatch.setattr(sweep_cost, "document_logits", dying)
     assert command("run", "mine", "--executor", "inline").code != 0
     assert "continues from its checkpoint" in command("plan", "mine").out
-    costs: list[Any] = []
-    monkeypatch.setattr(
-        "latentbench.steering.sweep_cost.document_logits", lambda *given: costs.append(given)
-    )  # would fail, were it called
     run(command)
-    assert not costs
-    here, there = bench.records()["mine[][0]"], bench.records()["whole[][0]"]
-    for params in ({"layer": 0, "dose": 0.1}, {"layer": 1, "dose": -0.1}):
-        told = [[v.value for v in r.metrics if v.params == params] for r in (here, there)]
-        assert not all(told) or told[0] == told[1]
+    assert len(passes) == 5 + 3  # without steering, and at the two points of the second layer
+    here, there = ({n.id: n for n in bench.records()[f"{name}[][0]"].metrics} for name in ("mine", "whole"))
+    assert here["steering_choice.selection_gain"] == there["steering_choice.selection_gain"]
 
 
 REASONED = {"reasoning_accuracy": {"task": "pocket_problems"}}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from latentbench.activations.tokens import evaluation_tokens
 from latentbench.core.errors import InvalidInput
 from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.interventions.intervention import Untouched
+from latentbench.metrics.base import Estimator, ratio
 from latentbench.statistics.intervals import document_interval
 from latentbench.steering import sweep_cost
 from latentbench.steering.auto import SweepOptions
@@ -25,6 +26,7 @@ from latentbench.steering.contrastive import ContrastiveMethod
 from latentbench.steering.method import CHOSEN
 from latentbench.steering.sweep import check_apart, choose, judged, measure_sweep, trials
 from latentbench.study.context import Content, StageContext
+from latentbench.study.study import Findings, Study
 from tests.support.labs import random_texts
 from tests.support.steering import Killed, lab, language_model
 
@@ -139,9 +141,8 @@ def test_what_a_kill_interrupts_goes_on_where_it_was(around: StageContext, monke
     monkeypatch.setattr(sweep_cost, "TOKENS_PER_FORWARD", 80)  # two batches
     candidates, whole = swept(made, replace(around, scratch=around.scratch / "whole"))
     passes: list[str] = []
-    gains: list[str] = []
-    logits, run = sweep_cost.document_logits, CapabilityCost.run
-    kills = {"passes": 5, "gains": 2}
+    logits = sweep_cost.document_logits
+    kills = {"passes": 5}
 
     def forward(*given: Any) -> Any:
         passes.append("plain" if isinstance(given[2], Untouched) else "steered")
@@ -149,26 +150,57 @@ def test_what_a_kill_interrupts_goes_on_where_it_was(around: StageContext, monke
             raise Killed
         return logits(*given)
 
-    def gain(study: CapabilityCost, context: StageContext) -> Any:
-        gains.append(context.scratch.name)
-        if len(gains) == kills["gains"]:
-            raise Killed
-        return run(study, context)
-
     monkeypatch.setattr(sweep_cost, "document_logits", forward)
-    monkeypatch.setattr(CapabilityCost, "run", gain)
-    for _ in range(2):
-        with pytest.raises(Killed):
-            measure_sweep(made, candidates, around)
+    with pytest.raises(Killed):
+        measure_sweep(made, candidates, around)
     found = measure_sweep(made, candidates, around)
     # Of two batches, each run plainly and at two points of two layers, the second layer of the first batch is run again.
     first, again, second = ["plain", *["steered"] * 4], ["plain", *["steered"] * 2], ["plain", *["steered"] * 4]
-    assert passes == first + again + second
-    assert gains == ["point-0", "point-1", "point-1", "point-2", "point-3"]
+    assert passes[: len(first + again + second)] == first + again + second
     assert found.meta == whole.meta
     assert found.tensors.keys() == whole.tensors.keys()
     for name, tensor in whole.tensors.items():
         assert torch.equal(found.tensors[name], tensor)
+
+
+class Pushed(Study):
+    """How strongly each of twelve things is pushed: a metric of which nobody knows how it is measured."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"steering"})
+    gain: ClassVar[str | None] = "pushed.gain"
+    ran: ClassVar[list[str]] = []
+
+    metric: Literal["pushed"] = "pushed"
+
+    def domains(self, experiment: Any) -> tuple[str, ...]:
+        return ()
+
+    def numbers(self) -> tuple[Estimator, ...]:
+        return (Estimator("pushed.gain", 1, "norm", True, ("pushed.length", "pushed.n"), ratio, units="things"),)
+
+    def run(self, context: StageContext) -> Findings:
+        self.ran.append(context.scratch.name)
+        if len(self.ran) == 2:
+            raise Killed
+        length = sum(float(delta.norm()) for delta in context.subject().deltas.values())
+        luck = np.random.default_rng(context.seed("luck") % 2**32).normal(size=12)
+        return Findings(statistics={"things": {"pushed.length": length + luck, "pushed.n": np.ones(12)}})
+
+
+def test_any_metric_of_steering_can_be_the_gain(around: StageContext) -> None:
+    made = method(gain_on=None)
+    made = made.model_copy(update={"auto": made.auto.model_copy(update={"gain": Pushed(), "number": None})})
+    candidates = made.candidates().make(around)
+    with pytest.raises(Killed):
+        measure_sweep(made, candidates, around)
+    points = judged(made.auto, measure_sweep(made, candidates, around))
+    assert Pushed.ran == ["point-0", "point-1", "point-1", "point-2", "point-3"]
+    lengths = [sum(float(d.norm()) for d in t.read(around).deltas.values()) for t in trials(made, candidates)]
+    luck = np.random.default_rng(around.seed("luck") % 2**32).normal(size=12)  # of every point alike
+    for point, length in zip(points, lengths, strict=True):
+        bounds = document_interval(ratio, np.stack([length + luck, np.ones(12)], axis=1))
+        assert bounds is not None
+        assert (point.gain, point.low, point.high) == pytest.approx((length + luck.mean(), bounds.low, bounds.high))
 
 
 def test_a_scale_is_tried_where_there_is_no_dose(around: StageContext) -> None:

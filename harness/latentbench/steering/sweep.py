@@ -22,8 +22,9 @@ from latentbench.statistics.arrays import Array, Statistics
 from latentbench.statistics.intervals import document_interval
 from latentbench.steering.auto import SweepOptions
 from latentbench.steering.build import at_layer, by_layer
+from latentbench.steering.capability_cost import NAME, CapabilityCost
 from latentbench.steering.method import CHOSEN, SteeringMethod
-from latentbench.steering.sweep_cost import measure_costs
+from latentbench.steering.sweep_cost import Costs, measure_costs
 from latentbench.steering.sweep_points import SweepPoint, chosen_point
 from latentbench.store.files import read_arrays, write_arrays
 from latentbench.study.context import Content, StageContext
@@ -78,12 +79,15 @@ def measure_sweep(method: SteeringMethod, candidates: Content, context: StageCon
         raise InvalidInput(
             f"auto: the selection texts {domain!r} hold {found} documents; name others in `auto: {{texts: …}}`"
         )
-    layers = [list(own) for _, own in groupby(tried, key=lambda trial: trial.layer)]
-    costs = measure_costs(context, domain, [[trial.read(context) for trial in own] for own in layers])
+    layers = [[one.read(context) for one in own] for _, own in groupby(tried, key=lambda trial: trial.layer)]
+    costs = measure_costs(context, domain, layers)
     tensors = {f"{_COST}{name}": torch.from_numpy(values) for name, values in costs.items()}
-    for number, trial in enumerate(tried):
-        gained = _gain(number, trial, options.study, context, f"point {number + 1} of {len(tried)} ({trial.title})")
-        tensors |= {f"{_GAIN}{number}/{name}": torch.from_numpy(values) for name, values in gained.items()}
+    if isinstance(options.study, CapabilityCost):
+        gained = _gains_on_texts(options, {domain: costs}, layers, context)
+    else:
+        gained = [_gain(number, tried, options.study, context) for number in range(len(tried))]
+    for number, statistics in enumerate(gained):
+        tensors |= {f"{_GAIN}{number}/{name}": torch.from_numpy(values) for name, values in statistics.items()}
     return Content(tensors, {"points": [{"layer": one.layer, "strength": one.strength} for one in tried]})
 
 
@@ -93,8 +97,25 @@ def options_of(method: SteeringMethod) -> SweepOptions:
     return method.auto
 
 
-def _gain(number: int, trial: Trial, study: Study, context: StageContext, title: str) -> Statistics:
+def _gains_on_texts(
+    options: SweepOptions, known: Mapping[str, Costs], groups: Sequence[Sequence[Intervention]], context: StageContext
+) -> list[dict[str, Array]]:
+    """For every point the statistics [units] of a gain that is told by texts: of one pass for all of them, as costs are."""
+    domains = (options.gain_on,) if options.gain_on else options.study.domains(context.experiment)
+    found: list[dict[str, Array]] = [{} for group in groups for _ in group]
+    for domain in domains:
+        costs = known[domain] if domain in known else measure_costs(context, domain, groups)
+        units = context.units([domain])[domain]
+        for number, statistics in enumerate(found):
+            own = {name: values if values.ndim == 1 else values[number] for name, values in costs.items()}
+            summed = units.summed(own)
+            statistics |= {f"{domain}/{NAME}.{name}": np.array(v) for name, v in summed.items()}
+    return found
+
+
+def _gain(number: int, tried: Sequence[Trial], study: Study, context: StageContext) -> dict[str, Array]:
     """Statistics [units] of the gain's metric at a point, by `domain/name`: measured now or by an earlier run."""
+    trial, title = tried[number], f"point {number + 1} of {len(tried)} ({tried[number].title})"
     path = context.scratch / f"gain-{number}.safetensors"
     try:
         if path.is_file():

@@ -28,7 +28,7 @@ def measure_costs(context: StageContext, domain: str, groups: Sequence[Sequence[
     """
     texts = Domain(context.model(), context.tokens(domain), TOKENS_PER_FORWARD)
     kept = [
-        _GroupSums(context.scratch / f"cost-{number}.safetensors", len(group), texts.documents)
+        _GroupSums(context.scratch / f"cost-{domain}-{number}.safetensors", len(group), texts.documents)
         for number, group in enumerate(groups)
     ]
     before, total = sum(one.done for one in kept), texts.documents * sum(map(len, groups))
