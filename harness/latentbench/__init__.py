@@ -21,6 +21,7 @@ circles. `tests/unit/test_structure.py` reads this list and sees to it.
     latents          what can be said of single latents without explaining them
     autointerp       whether somebody who reads a latent's explanation can tell where it fires
     steering         ways to a steering vector, and what steering costs on neutral text
+    concepts         what texts with a concept have that others have not: ways to write about it and to find it
     mechanism        how a steering vector works inside of the model
     flow             latents of neighbouring layers matched to each other, and what the matches are good for
     reasoning        reasoning accuracy under steering, against the unsteered model

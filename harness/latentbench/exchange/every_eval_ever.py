@@ -105,7 +105,7 @@ def _model(record: Record) -> dict[str, Json]:
     """The language model with what was put into it, in the words of the schema."""
     found = record.resolved.get("model")
     name = model_name(found) if found else "unknown"
-    parts = {part: record.resolved.get(part) for part in ("layer", "layers", "sae", "steering", "flow")}
+    parts = {part: record.resolved.get(part) for part in ("layer", "layers", "sae", "steering", "concepts", "flow")}
     return {"name": name, "id": name, "additional_details": _strings({k: v for k, v in parts.items() if v})}
 
 

@@ -24,6 +24,9 @@ from latentbench.spec.fit import UNREADABLE, Files, Finding, misfits, saes_of
 from latentbench.spec.selection import sweep_findings
 from latentbench.study.study import Study
 
+SUBJECTS = ("steering", "concepts", "flow")
+"""Sections that make what is studied, of which a spec has one at most."""
+
 
 def check(spec: SpecFile, roots: Roots) -> list[SpecProblem]:
     """Every problem of a loaded spec's cells, files and folders it names included; empty when it can be run."""
@@ -71,9 +74,10 @@ def _findings(experiment: Experiment, files: Files) -> Iterator[Finding]:
 def _sections(experiment: Experiment) -> Iterator[Finding]:
     """Which parts of an experiment go together, and which are missing."""
     if experiment.sae is None and experiment.subject is None:
-        yield ("sae",), "is required: an SAE, or a `steering:` or `flow:` section"
-    if experiment.steering and experiment.flow:
-        yield ("flow",), "`steering:` and `flow:` are experiments of their own; use two specs"
+        yield ("sae",), "is required: an SAE, or a `steering:`, `concepts:` or `flow:` section"
+    subjects = [name for name in SUBJECTS if getattr(experiment, name) is not None]
+    for name in subjects[1:]:
+        yield (name,), f"`{subjects[0]}:` and `{name}:` are experiments of their own; use two specs"
     if experiment.many_sites:
         yield from _flow_places(experiment)
     elif experiment.layers or experiment.sae_at:
@@ -83,7 +87,7 @@ def _sections(experiment: Experiment) -> Iterator[Finding]:
         )
     elif experiment.sae and experiment.layer is None:
         yield ("layer",), "is required: the decoder block at which the SAE reads"
-    present = {name for name in ("sae", "steering", "flow") if getattr(experiment, name) is not None}
+    present = {*subjects, *(["sae"] if experiment.sae is not None else [])}
     for number, metric in enumerate(experiment.metrics):
         for name in sorted(metric.needs - present):
             yield ("metrics", number), f"the metric {metric.metric!r} needs a `{name}:` section"
@@ -216,7 +220,7 @@ def _repeated(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _subject(experiment: Experiment, roots: Roots) -> Iterator[Finding]:
-    for name in ("flow", "steering"):
+    for name in reversed(SUBJECTS):
         subject = getattr(experiment, name)
         try:
             yield from (((name,), message) for message in (subject.problems_in(experiment, roots) if subject else ()))

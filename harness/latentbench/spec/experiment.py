@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, PositiveInt, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer
 
+from latentbench.concepts.options import Concepts
 from latentbench.core.held_out import HeldOut
 from latentbench.core.plugins import GROUPS, Choice, plugins
 from latentbench.core.protocols import DatasetAdapter, ModelAdapter
@@ -157,6 +158,8 @@ class Experiment(SpecModel):
     """What changes the model's behaviour: a vector and how it comes to be, or a baseline for one."""
     flow: Flow | None = None
     """How latents of the SAEs at `layers` are matched to each other."""
+    concepts: Concepts | None = None
+    """Concepts by labelled texts, and one way to write about them."""
     training: TrainingOptions = TrainingOptions()
     """How the SAE is trained."""
     massive: Literal["keep"] | Annotated[float, Field(gt=1)] = DEFAULT_MULTIPLE
@@ -172,7 +175,7 @@ class Experiment(SpecModel):
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
         # `leave_out` is as new and yet always written: records have it.
-        return without_default(Experiment, ("massive",), made(self))
+        return without_default(Experiment, ("massive", "concepts"), made(self))
 
     @property
     def token_rule(self) -> TokenRule:
@@ -205,8 +208,8 @@ class Experiment(SpecModel):
 
     @property
     def subject(self) -> Subject | None:
-        """What is studied, when that is more than SAEs: steering vectors or flow maps."""
-        return self.flow or self.steering
+        """What is studied, when that is more than SAEs: steering vectors, flow maps or concepts."""
+        return self.flow or self.steering or self.concepts
 
     @property
     def studies(self) -> tuple[Study, ...]:

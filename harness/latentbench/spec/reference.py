@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latentbench.concepts.options import AdapterTraining, Concept, Concepts, Prompting
 from latentbench.core.plugins import plugins
 from latentbench.core.sites import Site
 from latentbench.core.spec_model import Json, SpecModel
@@ -151,6 +152,10 @@ _FIXED: dict[str, type[SpecModel]] = {
     "`sae.load`": LoadedSae,
     "`training`": TrainingOptions,
     "`flow`": Flow,
+    "`concepts`": Concepts,
+    "`concepts.chosen`": Concept,
+    "`concepts.adapter`": AdapterTraining,
+    "`concepts.prompting`": Prompting,
     "`steering.positions`": Positions,
     "`steering.auto`": SweepOptions,
     "`steering.when` of `conditional`": When,

@@ -78,6 +78,10 @@ class ExperimentView(Protocol):
         """Its metrics that measure on their own (`Study`)."""
 
     @property
+    def concepts(self) -> Any:
+        """The spec's `concepts:`; None without one."""
+
+    @property
     def token_rule(self) -> TokenRule:
         """Which tokens count where its SAEs read."""
 
@@ -222,7 +226,7 @@ class StageContext:
 
 
 class Subject(SpecModel):
-    """A part of the spec that makes what is studied, when that is more than SAEs: steering vectors, maps between layers.
+    """A part of the spec that makes what is studied, when that is more than SAEs: steering vectors, concepts, maps between layers.
 
     It is made once for all cells with the same `identity`, model, SAEs and seed, and stored. Its fields may also say how the
     content is used (a scale, a scope): those stay out of `identity`, so that sweeping them makes nothing twice. Studies of

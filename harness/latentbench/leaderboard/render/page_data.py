@@ -56,10 +56,12 @@ def _together(group: RowGroup) -> int:
 
 
 def variant_of(row: Row) -> str:
-    """What made the thing that is measured: a steering method, `flow`, an SAE variant or where an SAE was loaded from."""
+    """What made the thing that is measured: a steering method, a way to concepts, `flow`, an SAE variant or where an SAE was loaded from."""
     resolved = row.newest.record.resolved
     if isinstance(steering := resolved.get("steering"), dict):
         return str(steering.get("method", "steering"))
+    if isinstance(concepts := resolved.get("concepts"), dict):
+        return f"concepts by {concepts.get('way', 'some way')}"
     if isinstance(resolved.get("flow"), dict):
         return "flow"
     sae = resolved.get("sae")
