@@ -37,11 +37,13 @@ def probe_direction(means: Tensor, labels: Labels) -> Tensor:
 
 
 @torch.no_grad()
-def telling_latent(states: TokenStates, labels: Labels, sae: SparseAutoencoder) -> tuple[int, float]:
-    """The latent whose largest activation in a text has the highest AUROC, the first of equals, and that AUROC."""
+def telling_latent(
+    states: TokenStates, labels: Labels, sae: SparseAutoencoder, device: torch.device
+) -> tuple[int, float]:
+    """The latent of an SAE on `device` whose largest activation in a text has the highest AUROC, the first of equals, and that AUROC."""
     found = []
     for part in torch.split(states.states, _TOKENS_AT_ONCE):
-        codes = sae.encode(part.float().to(next(sae.parameters()).device))
+        codes = sae.encode(part.float().to(device))
         dense = torch.zeros(len(part), sae.width).scatter_add_(1, codes.indices.cpu(), codes.values.float().cpu())
         found.append(dense)
     scores = aurocs(states.pooled_max(torch.cat(found)).numpy(), labels)

@@ -76,7 +76,7 @@ def _from_means(direction: Callable[..., Tensor]) -> Callable[..., Content]:
 
 def _latent(options: Concepts, context: StageContext, name: str, learn: Contrast) -> Content:
     sae, states = context.sae, token_states(context, options, learn.texts)
-    latent, auroc = telling_latent(states, learn.labels, sae)
+    latent, auroc = telling_latent(states, learn.labels, sae, context.device)
     rows = sae.decoder_rows()
     if rows is None:
         raise CellFailed("concepts: the SAE has no dictionary, so its latents have no direction")

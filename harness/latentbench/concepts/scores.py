@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TOP = 2
 _ROWS = 16
+_CHARACTERS = 16
+"""Of a token, at most, where texts are cut to some tokens."""
 _WORDS = r"\w+|[^\w\s]"
 """What is counted: words, and every other sign by itself."""
 
@@ -62,7 +64,9 @@ def cut(contrast: Contrast, lm: LanguageModel, tokens: int) -> Contrast:
 
     def beginnings(texts: Sequence[str]) -> tuple[str, ...]:
         tokenizer: Any = lm.tokenizer
-        ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        # Longer tokens are rare, so that a long text need not be tokenised whole; what it is cut to stays its beginning.
+        short = [text[: _CHARACTERS * tokens] for text in texts]
+        ids = tokenizer(short, add_special_tokens=False)["input_ids"]
         return tuple(tokenizer.batch_decode([row[:tokens] for row in ids], skip_special_tokens=True))
 
     return Contrast(beginnings(contrast.positive), beginnings(contrast.negative))

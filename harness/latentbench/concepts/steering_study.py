@@ -93,16 +93,17 @@ class _Writing:
         losses = mean_losses(lm, openings, ids)
         return WrittenTexts(tuple(openings), ids, [answer.text for answer in found], losses), receipt
 
-    def shared(self, intervention: Intervention, openings: Sequence[str]) -> WrittenTexts:
+    def shared(self, intervention: Intervention, openings: Sequence[str], leading: str = "") -> WrittenTexts:
         """The same, kept for all rows that need it."""
         asked: Json = {
             "intervention": intervention.identity,
             "openings": list(openings),
+            "leading": leading,
             "tokens": self.study.tokens,
             "temperature": self.study.temperature,
             "version": _VERSION,
         }
-        made = self.context.shared("concept_texts", asked, lambda: self.texts(intervention, openings)[0].content())
+        made = self.context.shared("concept_texts", asked, lambda: self.texts(intervention, openings, leading)[0].content())
         return WrittenTexts.of(made, openings)
 
 
@@ -187,7 +188,11 @@ class _Measured:
 def _measured(writing: _Writing, scoring: _Scoring, kit: ConceptKit, name: str, base: WrittenTexts) -> _Measured:
     study, leading = writing.study, kit.leading(name)
     dose, curve = _chosen(writing, scoring, kit, name)
-    written, receipt = writing.texts(kit.at(name, dose), study.measuring, leading)
+    intervention, receipt = kit.at(name, dose), Receipt()
+    if isinstance(intervention, Untouched):
+        written = writing.shared(intervention, study.measuring, leading)  # a prompt that is the same for all seeds
+    else:
+        written, receipt = writing.texts(intervention, study.measuring, leading)
     shown: dict[str, Json] = {"without": base.texts[:_SHOWN], "steered": written.texts[:_SHOWN]}
     random = None
     if dose is not None:
