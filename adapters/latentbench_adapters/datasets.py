@@ -28,6 +28,12 @@ ONCE_READ = (".txt", ".jsonl", ".parquet")
 
 
 Pattern = Annotated[str, Field(min_length=1, max_length=500)]
+NO_LABEL = "the texts have no labels: name the column that holds them as `label`"
+
+
+def label_text(value: Json) -> str:
+    """A label as text: as it stands, or what JSON makes of a number."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class TextFiles(DatasetAdapter):
@@ -73,7 +79,7 @@ class TextFiles(DatasetAdapter):
     def labelled(self, roots: Roots) -> Mapping[str, Iterable[tuple[str, str]]]:
         """One set for each file, by the file's name without endings."""
         if self.label is None:
-            raise InvalidInput("the texts have no labels: name the column that holds them as `label`")
+            raise InvalidInput(NO_LABEL)
         files = self.files(roots)
         found = {file.stem: self._labels(file) for file in files}
         if len(found) < len(files):
@@ -103,7 +109,7 @@ class TextFiles(DatasetAdapter):
         for text, row in self._rows(file):
             if (value := row.get(self.label or "")) is None:
                 raise InvalidInput(f"{file.name}: a row has no label under {self.label!r}")
-            yield text, value if isinstance(value, str) else json.dumps(value)
+            yield text, label_text(value)
 
 
 class FilesDataset(TextFiles):
@@ -199,16 +205,21 @@ class HuggingFaceDataset(DatasetAdapter):
     """Commit, tag or branch; state a commit so that the documents cannot change."""
     field: Annotated[str, Field(min_length=1)] = "text"
     """Column that holds the text."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """Column that holds the label, for probing and concepts: the dataset is one set, called by its id."""
+
+    _newer: ClassVar[tuple[str, ...]] = (*DatasetAdapter._newer, "label")
 
     def identity(self, roots: Roots) -> Json:
         check_dataset(self.id, roots.project)
-        return {
+        made = {
             "hub": self.id,
             "config": self.config,
             "split": self.split,
             "revision": self.revision,
             "field": self.field,
         }
+        return made if self.label is None else made | {"label": self.label}
 
     def pinned(self, roots: Roots) -> Self:
         if is_commit(self.revision):
@@ -216,10 +227,27 @@ class HuggingFaceDataset(DatasetAdapter):
         return self.model_copy(update={"revision": resolved_commit("dataset", self.id, self.revision)})
 
     def texts(self, roots: Roots) -> Iterator[str]:
+        for row in self._rows():
+            yield row[self.field]
+
+    def labelled(self, roots: Roots) -> Mapping[str, Iterable[tuple[str, str]]]:
+        """One set, by the dataset's id."""
+        if self.label is None:
+            raise InvalidInput(NO_LABEL)
+        check_dataset(self.id, roots.project)
+        return {self.id: self._labels(self.label)}
+
+    def _labels(self, column: str) -> Iterator[tuple[str, str]]:
+        for row in self._rows():
+            if (value := row.get(column)) is None:
+                raise InvalidInput(f"{self.id}: a row has no label under {column!r}; columns: {', '.join(row)}")
+            yield row[self.field], label_text(value)
+
+    def _rows(self) -> Iterator[dict[str, Json]]:
         for row in streamed_rows(self.id, self.config, self.split, self.revision):
             if not isinstance(row.get(self.field), str):
                 raise InvalidInput(f"{self.id}: no text under {self.field!r}; columns: {', '.join(row)}")
-            yield row[self.field]
+            yield row
 
 
 def streamed_rows(name: str, config: str | None, split: str, revision: str) -> Iterator[dict[str, Json]]:

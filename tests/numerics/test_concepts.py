@@ -20,7 +20,15 @@ from latentbench.concepts.directions import aurocs, first_component, mean_differ
 from latentbench.concepts.kit import ConceptKit
 from latentbench.concepts.making import make_concepts
 from latentbench.concepts.options import Concepts
-from latentbench.concepts.scores import ConceptClassifier, distinct_pairs, fluency, harmonic_mean, judged, mean_losses
+from latentbench.concepts.scores import (
+    ConceptClassifier,
+    distinct_pairs,
+    fluency,
+    harmonic_mean,
+    judged,
+    mean_losses,
+    people_loss,
+)
 from latentbench.concepts.steering_metric import ConceptSteering
 from latentbench.concepts.steering_study import measure_concept_steering
 from latentbench.concepts.texts import Contrast, TokenStates, concept_texts, token_states
@@ -231,6 +239,12 @@ def test_losses_are_those_of_the_texts_behind_their_openings(lm: LanguageModel) 
         assert loss == pytest.approx(np.mean(told), rel=1e-5)
 
 
+def test_what_people_write_is_read_behind_its_first_tokens(lm: LanguageModel) -> None:
+    texts = ["w3 w4 w5 w6 w7 w8 w9 w10 w11", "w12 w13", "w14 w15 w16 w17 w18"]
+    expected = mean_losses(lm, ["w3 w4 w5 w6", "w14 w15 w16 w17"], [[7, 8, 9], [18]]).mean()
+    assert people_loss(lm, texts, 3) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt_neox", "gpt2"])
 def test_an_edit_is_its_formula_on_every_architecture(name: str) -> None:
     lm, draw = language_model(name), torch.Generator().manual_seed(0)
@@ -242,9 +256,9 @@ def test_an_edit_is_its_formula_on_every_architecture(name: str) -> None:
 
     def plain(module: Any, args: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
-        moved = torch.stack([
-            h + 0.7 * edit.basis.T @ (edit.weight @ h + edit.bias - edit.basis @ h) for h in hidden.reshape(-1, WIDTH)
-        ]).reshape(hidden.shape)
+        moved = torch.stack(
+            [h + 0.7 * edit.basis.T @ (edit.weight @ h + edit.bias - edit.basis @ h) for h in hidden.reshape(-1, WIDTH)]
+        ).reshape(hidden.shape)
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     handle = block.register_forward_hook(plain)
@@ -286,7 +300,7 @@ def test_an_adapter_learns_its_texts_and_is_used_at_the_dose_asked_for(
     kit, content = kit_of(options, context)
     again = make_concepts(options, context)
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in content.tensors.items())
-    assert {name: True for name in before} == {
+    assert dict.fromkeys(before, True) == {
         name: torch.equal(parameter, before[name]) for name, parameter in lm.model.named_parameters()
     }
     for name, part in kit.parts.items():

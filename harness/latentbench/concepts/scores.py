@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TOP = 2
 _ROWS = 16
+_OPENING = 4
+"""Tokens of a text of people that stand for its opening."""
 _CHARACTERS = 16
 """Of a token, at most, where texts are cut to some tokens."""
 _WORDS = r"\w+|[^\w\s]"
@@ -88,15 +90,25 @@ def mean_losses(lm: LanguageModel, openings: Sequence[str], written: Sequence[Se
     return np.array(found, dtype=np.float64)
 
 
+def people_loss(lm: LanguageModel, texts: Sequence[str], tokens: int) -> float:
+    """Mean of `mean_losses` of what people wrote: `tokens` tokens behind each text's first ones."""
+    tokenizer: Any = lm.tokenizer
+    short = [text[: _CHARACTERS * (tokens + _OPENING)] for text in texts]
+    rows = [row for row in tokenizer(short, add_special_tokens=False)["input_ids"] if len(row) > _OPENING]
+    openings = tokenizer.batch_decode([row[:_OPENING] for row in rows])
+    return float(mean_losses(lm, openings, [row[_OPENING : _OPENING + tokens] for row in rows]).mean())
+
+
 def distinct_pairs(written: Sequence[Sequence[int]]) -> Array:
     """[texts] share of pairs of neighbouring tokens that differ from all others of the text; 1 where there is no pair."""
     pairs = [list(pairwise(row)) for row in written]
     return np.array([len(set(found)) / len(found) if found else 1.0 for found in pairs])
 
 
-def fluency(losses: Array, usual: float, distinct: Array) -> Array:
-    """[texts] 2 · min(1, exp(ℓ₀ − ℓ)) · u, ℓ₀ being the `usual` loss."""
-    return TOP * np.minimum(1.0, np.exp(np.minimum(0.0, usual - losses))) * distinct
+def fluency(losses: Array, people: float, distinct: Array) -> Array:
+    """[texts] 2 · min(1, exp(ℓ₀ − ℓ)) · u, ℓ₀ being the loss of what `people` write."""
+    found: Array = TOP * np.exp(np.minimum(0.0, people - losses)) * distinct
+    return found
 
 
 def harmonic_mean(*scores: Array) -> Array:

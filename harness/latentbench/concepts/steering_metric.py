@@ -11,8 +11,9 @@ score          formula
 =============  ==========================================================================================================
 `concept`      2 · P(concept | text), by logistic regression on TF-IDF of words and pairs of words
 `fluency`      2 · min(1, exp(ℓ₀ − ℓ)) · u: ℓ is the text's mean negative log-likelihood under the model without steering, ℓ₀ the mean
-               ℓ of what that writes itself, so that the ratio is one of perplexities; u is the share of distinct pairs of
-               neighbouring tokens, because a loop has a low perplexity and is no text
+               ℓ of as many tokens of held-out texts that people wrote about the concept, behind their first four, so that the
+               ratio is one of perplexities; u is the share of distinct pairs of neighbouring tokens, because a loop has a low
+               perplexity and is no text
 `score`        their harmonic mean 2 c f / (c + f), 0 where one is 0
 =============  ==========================================================================================================
 

@@ -21,10 +21,11 @@ from latentbench.concepts.scores import (
     harmonic_mean,
     judged,
     mean_losses,
+    people_loss,
 )
 from latentbench.concepts.steering_metric import NAME, ConceptSteering, difference
 from latentbench.concepts.texts import ConceptTexts, concept_texts
-from latentbench.core.hashing import seed_of
+from latentbench.core.hashing import digest, seed_of
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import prompt_ids, room_behind
 from latentbench.interventions.intervention import Intervention, Layout, Receipt, Untouched
@@ -37,6 +38,8 @@ from latentbench.steering.build import width_of
 from latentbench.study.context import Content, StageContext
 from latentbench.study.study import Findings
 
+_PEOPLE = 48
+"""Texts of people with the concept whose mean loss is ℓ₀."""
 _SHOWN = 3
 """Texts of each concept that pages show."""
 _VERSION = 1
@@ -103,7 +106,9 @@ class _Writing:
             "temperature": self.study.temperature,
             "version": _VERSION,
         }
-        made = self.context.shared("concept_texts", asked, lambda: self.texts(intervention, openings, leading)[0].content())
+        made = self.context.shared(
+            "concept_texts", asked, lambda: self.texts(intervention, openings, leading)[0].content()
+        )
         return WrittenTexts.of(made, openings)
 
 
@@ -116,13 +121,13 @@ class _Scoring:
     about: str
     classifier: ConceptClassifier
     accuracy: float
-    usual: float
+    people: float
     """ℓ₀."""
 
     def scores(self, written: WrittenTexts) -> Scores:
         """Every score of every text."""
         concept = 2 * self.classifier.probabilities(written.texts)
-        fluent = fluency(written.losses, self.usual, distinct_pairs(written.ids))
+        fluent = fluency(written.losses, self.people, distinct_pairs(written.ids))
         found = {"concept": concept, "fluency": fluent, "loss": written.losses, "score": harmonic_mean(concept, fluent)}
         if (judge := self.study.judge) is not None:
             found |= judged(written.openings, written.texts, self.about, judge, self.context)
@@ -146,19 +151,20 @@ def measure_concept_steering(study: ConceptSteering, context: StageContext) -> F
     found: dict[str, _Measured] = {}
     context.progress(0, len(texts), "concepts")
     for done, (name, own) in enumerate(texts.items()):
-        scoring = _scoring(study, context, kit, name, own, float(base.losses.mean()))
+        scoring = _scoring(study, context, kit.options.about(name), own)
         found[name] = _measured(writing, scoring, kit, name, base)
         context.progress(done + 1, len(texts), "concepts")
     return _findings(kit, found)
 
 
-def _scoring(
-    study: ConceptSteering, context: StageContext, kit: ConceptKit, name: str, texts: ConceptTexts, usual: float
-) -> _Scoring:
+def _scoring(study: ConceptSteering, context: StageContext, about: str, texts: ConceptTexts) -> _Scoring:
     lm = context.model()
     classifier = ConceptClassifier.trained(cut(texts.judge, lm, study.tokens))
     accuracy = classifier.accuracy(cut(texts.test, lm, study.tokens))
-    return _Scoring(study, context, kit.options.about(name), classifier, accuracy, usual)
+    human = texts.test.positive[:_PEOPLE]
+    asked: Json = {"texts": digest("texts", list(human)), "tokens": study.tokens, "version": _VERSION}
+    stored = context.shared("people_loss", asked, lambda: Content(meta={"loss": people_loss(lm, human, study.tokens)}))
+    return _Scoring(study, context, about, classifier, accuracy, float(stored.meta["loss"]))
 
 
 @dataclass(frozen=True)
