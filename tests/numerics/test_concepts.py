@@ -98,7 +98,15 @@ class Named:
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    return language_model("llama", torch.float32)
+    """A model that writes red words where hidden states point one way, and blue ones where they point the other way."""
+    made = language_model("llama", torch.float32)
+    colour = torch.nn.functional.normalize(torch.randn(WIDTH, generator=torch.Generator().manual_seed(9)), dim=0)
+    model: Any = made.model
+    for weight in {id(w): w for w in (model.model.embed_tokens.weight, model.lm_head.weight)}.values():
+        weight.data[list(WORDS["red"])] += colour
+        weight.data[list(WORDS["blue"])] -= colour
+    model.model.norm.weight.data.fill_(1.0)
+    return made
 
 
 def surroundings(lm: LanguageModel, project: Path, **more: Any) -> StageContext:
@@ -276,7 +284,7 @@ def test_a_dose_is_the_mean_relative_size_of_the_change(way: str, lm: LanguageMo
     context = surroundings(lm, project)
     kit, _ = kit_of(section(way), context)
     ratios: list[Tensor] = []
-    rows = [text for text in Neutral().read(None)]
+    rows = list(Neutral().read(None))
     direction = kit.direction("red")
     assert direction is not None
     for intervention in (kit.at("red", 0.3), kit.like("red", torch.randn(WIDTH), 0.3)):
@@ -309,11 +317,19 @@ def test_an_adapter_learns_its_texts_and_is_used_at_the_dose_asked_for(
         own = float(part.meta["dose"])
         assert kit.settings(name, (0.1, 0.2)) == tuple(sorted((0.1, 0.2, own)))
         ids = torch.tensor([[20, 60, 30, 70]])
-        with kit.at(name, own).applied(lm, Layout()) as trained, torch.no_grad():
+        with kit.at(name, own / 500).applied(lm, Layout()) as small, torch.no_grad():
             lm.model(input_ids=ids)
-        with kit.at(name, own / 2).applied(lm, Layout()) as half, torch.no_grad():
+        with kit.at(name, own / 1000).applied(lm, Layout()) as smaller, torch.no_grad():
             lm.model(input_ids=ids)
-        assert half.relative_size == pytest.approx(trained.relative_size / 2, rel=0.35 if way == "lora" else 1e-4)
+        assert smaller.relative_size == pytest.approx(small.relative_size / 2, rel=0.01)
+        texts = [lm.tokenizer(text)["input_ids"] for text in list(Neutral().read(None))[:16]]
+        sizes = []
+        for row in texts:
+            with kit.at(name, own / 500).applied(lm, Layout()) as one, torch.no_grad():
+                lm.model(input_ids=torch.tensor([row]))
+            sizes.append((one.relative_size, len(row)))
+        mean = sum(size * length for size, length in sizes) / sum(length for _, length in sizes)
+        assert mean == pytest.approx(own / 500, rel=0.01)
 
 
 def numbers(study: Any, findings: Any) -> dict[str, MetricValue]:

@@ -22,6 +22,7 @@ from latentbench.steering.build import INVERSE_LENGTHS, content_of, joined, neut
 from latentbench.steering.ordinary import ordinary_lengths
 from latentbench.study.context import Content, StageContext
 
+_SMALL = 1e-3
 _TEXTS, _TOKENS = 16, 64
 """How much neutral text tells the dose that an adapter has by itself."""
 
@@ -111,9 +112,11 @@ def natural_dose(options: Concepts, context: StageContext, weights: dict[str, Te
     lm = context.model()
     texts = [text for text in neutral_texts(context) if text.strip()][:_TEXTS]
     ids, real = right_padded([row[:_TOKENS] for row in prompt_ids(lm, texts)], padding_of(lm), lm.device)
-    with adapter_of(options, weights, 1.0).applied(lm, Layout(real=real)) as receipt:
+    # A low-rank adapter's receipt divides by the state with the change in it, which a small one leaves as it is.
+    factor = _SMALL if options.way == "lora" else 1.0
+    with adapter_of(options, weights, factor).applied(lm, Layout(real=real)) as receipt:
         lm.model(input_ids=ids, attention_mask=real.long(), use_cache=False)
-    return receipt.relative_size
+    return receipt.relative_size / factor
 
 
 def _prompt(options: Concepts, context: StageContext, name: str, learn: Contrast) -> Content:
