@@ -14,8 +14,8 @@ from pydantic import Field, PositiveInt
 
 from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, NotAvailable, Unpinnable
-from latentbench.core.hashing import known_digest
 from latentbench.core.hub import check_dataset, is_commit, resolved_commit
+from latentbench.core.known_files import known_digest
 from latentbench.core.packages import PackageName, PackagePattern, PackageVersion, Sha256, check_sha256, package_files
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter

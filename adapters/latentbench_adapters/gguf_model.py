@@ -8,13 +8,13 @@ states that sha256 can plan without the file. Nothing here imports torch; what c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.gguf_header import MODEL, GgufHeader, read_gguf_header
-from latentbench.core.hashing import known_digest
+from latentbench.core.known_files import known, known_digest
 from latentbench.core.packages import check_sha256
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import ModelFacts
@@ -65,7 +65,9 @@ class GgufModel:
     def facts(self, roots: Roots) -> ModelFacts | None:
         """Shape of the model by the file's header; None where neither file nor conversion is here. Raises RefusedFile."""
         if files := self._here():
-            return gguf_facts(header_of(files), self.name)
+            return ModelFacts(
+                *known("gguf facts/1", files, lambda: list(astuple(gguf_facts(header_of(files), self.name))))
+            )
         made = self.converted(roots)
         try:
             return folder_facts(made) if made else None
@@ -108,13 +110,7 @@ class GgufModel:
 
 
 def header_of(files: Files) -> GgufHeader:
-    """The header of a file or of its pieces, read anew only when one has changed. Raises NotAvailable or RefusedFile."""
-    stats = [path.stat() for path in files]
-    return _header(files, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
-
-
-@lru_cache(maxsize=64)
-def _header(files: Files, stamp: tuple[tuple[int, int], ...]) -> GgufHeader:
+    """The header of a file or of its pieces. Raises NotAvailable or RefusedFile."""
     return read_gguf_header(files, MODEL)
 
 

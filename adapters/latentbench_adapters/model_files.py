@@ -23,7 +23,7 @@ from typing import Any
 
 from latentbench.activations.model_config import check_against_weights, check_files, facts_of
 from latentbench.core.errors import NotAvailable, RefusedFile
-from latentbench.core.hashing import known_digest
+from latentbench.core.known_files import known_digest
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import ModelFacts
 from latentbench.core.spec_model import Json

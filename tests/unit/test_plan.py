@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latentbench.core.errors import Unpinnable
 from latentbench.distributed.worker_process import WorkerFailure
 from latentbench.plan.plan import Plan, changed_fields, make_plan
+from latentbench.records import reading
 from latentbench.records.record import Failure, Record
 from latentbench.records.results import write_record
 from latentbench.spec.project import load_specs
@@ -26,7 +30,9 @@ def plan(bench: Workbench, *names: str) -> Plan:
     return make_plan(specs, Store(project.store), project.results, project.roots)
 
 
-def record(bench: Workbench, made: Plan, index: int = 0, **fields: Any) -> None:
+def record(
+    bench: Workbench, made: Plan, index: int = 0, statistics: Mapping[str, np.ndarray] | None = None, **fields: Any
+) -> None:
     """Writes a record for a planned cell."""
     item = made.cells[index]
     written = Record(
@@ -38,7 +44,7 @@ def record(bench: Workbench, made: Plan, index: int = 0, **fields: Any) -> None:
         created="2026-01-01T00:00:00+00:00",
         **{"status": "ok", **fields},
     )
-    write_record(bench.project.results, item.cell, written, {})
+    write_record(bench.project.results, item.cell, written, dict(statistics or {}))
 
 
 def reasons(made: Plan) -> list[str]:
@@ -106,6 +112,42 @@ def test_an_unreadable_record_counts_as_absent(bench: Workbench) -> None:
     for content in ("{", "{}", path.read_text().replace('"ok"', '"fine"')):
         path.write_text(content)
         assert reasons(plan(bench, "mine")) == ["no record yet"]
+
+
+def test_a_record_is_checked_once_and_again_when_it_was_altered(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.spec()
+    record(bench, plan(bench, "mine"))
+    checks: list[Path] = []
+    check = reading.checked
+    monkeypatch.setattr(reading, "checked", lambda path, content: (checks.append(path), check(path, content))[1])
+    assert [reasons(plan(bench, "mine")) for _ in range(3)] == [["its record is there"]] * 3
+    (path,) = (bench.project.results / "records").rglob("*.json")
+    assert checks == [path]
+    whole, before = path.read_bytes(), path.stat()
+    path.write_bytes(whole.replace(b'"seed": 0', b'"seed": 1'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert reasons(plan(bench, "mine"))[0].startswith("its record is damaged: its digest does not hold")
+    path.write_bytes(whole)
+    assert reasons(plan(bench, "mine")) == ["its record is there"]
+    assert checks == [path] * 2
+
+
+def test_altered_statistics_are_noticed_by_the_next_plan(bench: Workbench) -> None:
+    bench.spec()
+    made = plan(bench, "mine")
+    record(bench, made, statistics={"general/tokens": np.ones(8)})
+    assert reasons(plan(bench, "mine")) == ["its record is there"]
+    (path,) = (bench.project.results / "records").rglob("*.safetensors")
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (reason,) = reasons(plan(bench, "mine"))
+    assert "its record is damaged" in reason
+    assert "sha256 differs" in reason
+    path.unlink()
+    assert "its record is damaged" in reasons(plan(bench, "mine"))[0]
 
 
 def test_what_is_in_the_store_and_what_was_left_unfinished_is_told(bench: Workbench) -> None:

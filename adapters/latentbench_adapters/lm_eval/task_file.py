@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from latentbench.core.errors import NotAvailable, RefusedFile, SpecError, SpecProblem
-from latentbench.core.hashing import known_digest
 from latentbench.core.hub import cached_commit, refuse_local
+from latentbench.core.known_files import known_digest
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.validation_errors import problem_at

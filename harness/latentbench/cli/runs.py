@@ -171,12 +171,15 @@ def _write_pages(made: Plan, project: Project) -> None:
 
 def _plan(cells: CellOptions, project: Project) -> Plan:
     """The plan of the chosen cells as specs and store are now; unlike a run's, nothing from the hub is pinned."""
+    from latentbench.core.known_files import kept_in
     from latentbench.plan.plan import make_plan
     from latentbench.spec.project import load_specs
+    from latentbench.store.derived import Derived
     from latentbench.store.store import Store
 
     choice = cells.selection()
-    made = make_plan(load_specs(project, cells.given), Store(project.store), project.results, project.roots)
+    with kept_in(Derived(project.store)):
+        made = make_plan(load_specs(project, cells.given), Store(project.store), project.results, project.roots)
     return choice.of(made, project.results)
 
 

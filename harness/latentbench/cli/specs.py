@@ -120,13 +120,16 @@ def schema() -> None:
 
 
 def _validated(given: list[str], allow: list[Path] | None) -> tuple[list[SpecProblem], int, int]:
+    from latentbench.core.known_files import kept_in
     from latentbench.spec.checks import check, same_names
     from latentbench.spec.project import read_specs, spec_paths
+    from latentbench.store.derived import Derived
 
     project = find_project(allowed=allow or ())
     paths = spec_paths(project, given)
-    loaded, problems = read_specs(project, paths)
-    problems += [problem for spec in loaded for problem in check(spec, project.roots)]
+    with kept_in(Derived(project.store)):
+        loaded, problems = read_specs(project, paths)
+        problems += [problem for spec in loaded for problem in check(spec, project.roots)]
     problems += same_names(loaded)
     return sorted(set(problems)), len(paths), sum(len(spec.cells) for spec in loaded)
 

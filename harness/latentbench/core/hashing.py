@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
 
 from latentbench.core.spec_model import Json
@@ -38,14 +37,3 @@ def file_digest(*paths: Path) -> str:
             while chunk := file.read(_CHUNK):
                 sha.update(chunk)
     return sha.hexdigest()
-
-
-def known_digest(*paths: Path) -> str:
-    """`file_digest`, computed anew only when a file's size or time of change differs."""
-    states = ((path, path.stat()) for path in paths)
-    return _known_digest(*((path, state.st_size, state.st_mtime_ns) for path, state in states))
-
-
-@lru_cache(maxsize=1024)
-def _known_digest(*files: tuple[Path, int, int]) -> str:
-    return file_digest(*(path for path, *_ in files))

@@ -7,6 +7,7 @@ never imported. What a list names counts only inside of the folder that the pack
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -18,7 +19,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from latentbench.core.errors import NotAvailable, RefusedFile, Unpinnable
-from latentbench.core.hashing import known_digest
+from latentbench.core.known_files import known_digest
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?"
 _VERSION = r"[A-Za-z0-9][A-Za-z0-9._!+-]{0,98}"
@@ -57,7 +58,9 @@ def package_files(package: str, pattern: str, version: str | None = None) -> lis
         raise NotAvailable(
             f"the package {package} {installed.version} has no file {pattern!r}{_similar(pattern, _named(listed))}"
         )
-    return [_plain_file(installed, package, PurePosixPath(name)) for name in found]
+    # The folder itself may be reached by a link (a virtual environment's lib64), what is below it may not.
+    folder = Path(str(installed.locate_file(""))).resolve()
+    return [_plain_file(installed, package, PurePosixPath(name), folder) for name in found]
 
 
 def package_file(package: str, pattern: str, version: str | None = None) -> Path:
@@ -130,12 +133,10 @@ def _matching(listed: str, pattern: str) -> tuple[str, ...]:
     return tuple(sorted(set(fits)))
 
 
-def _plain_file(installed: Distribution, package: str, name: PurePosixPath) -> Path:
+def _plain_file(installed: Distribution, package: str, name: PurePosixPath, folder: Path) -> Path:
     """The file that a package's list names. Raises RefusedFile when it lies elsewhere, NotAvailable when it is gone."""
-    # The folder itself may be reached by a link (a virtual environment's lib64), what is below it may not.
-    folder = Path(str(installed.locate_file(""))).resolve()
     path = folder / name
-    if name.is_absolute() or ".." in name.parts or path.resolve() != path:
+    if name.is_absolute() or ".." in name.parts or os.path.realpath(path) != str(path):
         raise RefusedFile(f"the package {package} names {str(name)!r}, which is a link or leads out of its folder")
     if not path.is_file():
         raise NotAvailable(

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentbench.core.errors import DamagedArtifact, InvalidInput, StoreError
-from latentbench.core.hashing import file_digest, known_digest
+from latentbench.core.hashing import file_digest
+from latentbench.core.known_files import known_digest
 from latentbench.core.spec_model import Json
 from latentbench.store.depot import PROJECT, RESULTS, Depot, DepotLike, Seal, carry, inside, pieces
 

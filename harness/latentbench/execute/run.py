@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentbench.core.errors import InvalidInput, Unpinnable
+from latentbench.core.known_files import kept_in
 from latentbench.core.yaml_tree import YamlNode
 from latentbench.plan.plan import Plan, PlannedCell, make_plan
+from latentbench.records.reading import RecordReader
 from latentbench.records.record import Status
 from latentbench.records.results import find_record
 from latentbench.spec.cells import Cell, SpecFile
 from latentbench.spec.experiment import Experiment
 from latentbench.spec.project import Project, load_specs
+from latentbench.store.derived import Derived
 from latentbench.store.store import Store
 
 
@@ -90,16 +93,18 @@ def prepare(project: Project, given: Iterable[str]) -> Plan:
     none is left, SpecError for specs that are wrong.
     """
     unpinned: dict[str, str] = {}
-    specs = [_pinned(spec, project, unpinned) for spec in load_specs(project, given)]
-    plan = make_plan(specs, Store(project.store), project.results, project.roots)
+    with kept_in(Derived(project.store)):
+        specs = [_pinned(spec, project, unpinned) for spec in load_specs(project, given)]
+        plan = make_plan(specs, Store(project.store), project.results, project.roots)
     return replace(plan, unpinned={**unpinned, **plan.unpinned}).with_cells()
 
 
 def unfinished(plan: Plan, project: Project) -> dict[str, str]:
     """Title and reason of every cell that has no numbers now."""
     found = dict(plan.unpinned)
-    for item in plan.cells:
-        record = find_record(project.results, item.cell, item.key)
+    cells = [(item.cell, item.key) for item in plan.cells]
+    records = RecordReader(Derived(project.store)).find(project.results, cells)
+    for item, record in zip(plan.cells, records, strict=True):
         if record is None:
             found[item.cell.title] = "not run"
         elif record.status != "ok":

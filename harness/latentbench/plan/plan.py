@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from latentbench.core.errors import InvalidInput, SpecError, Unpinnable
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
 from latentbench.plan.stages import CellStages, StageMaker, cell_key
+from latentbench.records.reading import RecordReader
 from latentbench.records.record import Record
-from latentbench.records.results import find_record, records_of
+from latentbench.records.results import records_of
 from latentbench.spec.cells import Cell, SpecFile
 from latentbench.spec.checks import check, same_names
+from latentbench.store.derived import Derived
 from latentbench.store.store import Store
 
 
@@ -75,34 +78,48 @@ def make_plan(specs: Iterable[SpecFile], store: Store, results: Path, roots: Roo
     problems = [problem for spec in specs for problem in check(spec, roots)] + same_names(specs)
     if problems:
         raise SpecError(problems)
-    planner, planned, unpinned = _Planner(store, results, roots), [], {}
+    planner, wanted, unpinned = _Planner(store, results, roots), list[_Wanted](), dict[str, str]()
     for cell in (cell for spec in specs for cell in spec.cells):
         try:
-            planned.append(planner.planned(cell))
+            wanted.append(planner.wanted(cell))
         except Unpinnable as error:
             unpinned[cell.title] = str(error)
-    return Plan(tuple(planned), unpinned).with_cells()
+    return Plan(tuple(planner.planned(wanted)), unpinned).with_cells()
+
+
+class _Wanted(NamedTuple):
+    """A cell and what its record is known by."""
+
+    cell: Cell
+    stages: CellStages
+    key: str
 
 
 class _Planner:
-    """Plans cells one after the other, and looks once for what several of them share."""
+    """Plans cells, and looks once for what several of them share."""
 
     def __init__(self, store: Store, results: Path, roots: Roots) -> None:
         self.store, self.results, self.maker = store, results, StageMaker(roots)
         self._fates: dict[tuple[str, bool], tuple[bool, str]] = {}
 
-    def planned(self, cell: Cell) -> PlannedCell:
+    def wanted(self, cell: Cell) -> _Wanted:
+        """A cell with its stages and key."""
         try:
             stages = self.maker.of(cell)
         except Unpinnable:
             raise
         except InvalidInput as error:
             raise type(error)(f"{cell.title}: {error}") from error
-        key = cell_key(cell, stages)
-        record = find_record(self.results, cell, key)
-        if record and record.status == "ok":
-            return PlannedCell(cell, key, stages, self._steps(stages, needed=False), False, "its record is there")
-        return PlannedCell(cell, key, stages, self._steps(stages, needed=True), True, _why(cell, record, self.results))
+        return _Wanted(cell, stages, cell_key(cell, stages))
+
+    def planned(self, wanted: Sequence[_Wanted]) -> Iterator[PlannedCell]:
+        """What will happen to the cells. Their records are read together, and checked anew where their content is new."""
+        cells = [(cell, key) for cell, _, key in wanted]
+        records = RecordReader(Derived(self.store.root)).find(self.results, cells)
+        for (cell, stages, key), record in zip(wanted, records, strict=True):
+            good = record is not None and record.status == "ok"
+            why = "its record is there" if good else _why(cell, record, self.results)
+            yield PlannedCell(cell, key, stages, self._steps(stages, needed=not good), not good, why)
 
     def _steps(self, stages: CellStages, needed: bool) -> tuple[PlannedStage, ...]:
         return tuple(PlannedStage(stage, *self._fate(stage, needed)) for stage in stages.all())

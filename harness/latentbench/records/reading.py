@@ -22,7 +22,7 @@ from latentbench.core.spec_model import Json
 from latentbench.metrics.recorded import estimators
 from latentbench.records.integrity import vouched
 from latentbench.records.record import Record
-from latentbench.records.results import checked, record_bytes
+from latentbench.records.results import CellName, checked, record_bytes, record_path
 from latentbench.records.slim import LAYOUT, Parts, slim
 from latentbench.store.derived import Derived
 
@@ -43,6 +43,14 @@ class RecordReader:
         self._written: set[str] = set()
         self._estimators: dict[str, str] = {}
         """By the digest of the resolved experiment, which many records share."""
+
+    def find(self, results: Path, cells: Iterable[tuple[CellName, str]]) -> list[Record | None]:
+        """The record of each cell with a key, as `find_record` gives it."""
+        places = [(record_path(results, cell, key), key) for cell, key in cells]
+        there = dict.fromkeys(path for path, _ in places if path.is_file())
+        found = dict(self.read(there)) if there else {}
+        records = ((found.get(path), key) for path, key in places)
+        return [one if isinstance(one, Record) and one.cell == key else None for one, key in records]
 
     def read(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Record | RefusedFile]]:
         """Each record as `read_record` gives it, or why there is none."""

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from latentbench.core.errors import DamagedArtifact, RefusedFile, StoreError
-from latentbench.core.hashing import file_digest, known_digest
+from latentbench.core.hashing import file_digest
+from latentbench.core.known_files import known_digest
 from latentbench.store.files import sync_folder
 from latentbench.store.store import Store
 

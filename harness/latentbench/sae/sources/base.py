@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from latentbench.core.errors import NotAvailable
-from latentbench.core.hashing import known_digest
+from latentbench.core.known_files import known_digest
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugin
 from latentbench.core.spec_model import Json, SpecModel
