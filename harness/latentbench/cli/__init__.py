@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 
-_YOUNG = 10_000
+_YOUNG = 50_000
 """New objects after which garbage is looked for. Specs and records are many objects that stay: at Python's own 700 a tenth of
 `validate` went into looking at them."""
 

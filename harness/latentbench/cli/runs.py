@@ -45,7 +45,7 @@ def plan(cells: CellOptions, where: PlacementOptions, folders: FolderOptions, as
     if as_json:
         print_json(_as_json(made))
         return
-    from latentbench.cli.progress import print_plan
+    from latentbench.cli.plan_lines import print_plan
     from latentbench.execute.batch_status import estimate
 
     print_plan(made, project, estimate(made, project.results, placement.slots(made)))

@@ -75,8 +75,13 @@ def without_default(model: type[SpecModel], names: Collection[str], plain: dict[
 
     These fields are newer than records, whose keys and facts stay as they were.
     """
-    defaults = {name: model.model_fields[name].get_default(call_default_factory=True) for name in names}
+    defaults = _defaults(model, tuple(names))
     return {name: value for name, value in plain.items() if name not in defaults or not _says(value, defaults[name])}
+
+
+@cache
+def _defaults(model: type[SpecModel], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: model.model_fields[name].get_default(call_default_factory=True) for name in names}
 
 
 def _says(plain: Json, value: object) -> bool:

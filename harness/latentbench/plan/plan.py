@@ -11,7 +11,7 @@ from latentbench.core.errors import InvalidInput, SpecError, Unpinnable
 from latentbench.core.paths import Roots
 from latentbench.core.spec_model import Json
 from latentbench.core.stage import Stage
-from latentbench.plan.stages import CellStages, StageMaker, cell_key
+from latentbench.plan.stages import CellStages, StageMaker
 from latentbench.records.reading import RecordReader
 from latentbench.records.record import Record
 from latentbench.records.results import records_of
@@ -110,7 +110,7 @@ class _Planner:
             raise
         except InvalidInput as error:
             raise type(error)(f"{cell.title}: {error}") from error
-        return _Wanted(cell, stages, cell_key(cell, stages))
+        return _Wanted(cell, stages, self.maker.key_of(cell, stages))
 
     def planned(self, wanted: Sequence[_Wanted]) -> Iterator[PlannedCell]:
         """What will happen to the cells. Their records are read together, and checked anew where their content is new."""

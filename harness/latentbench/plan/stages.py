@@ -23,7 +23,7 @@ from latentbench.core.once import Once
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.sites import Site
-from latentbench.core.spec_model import Json
+from latentbench.core.spec_model import Json, SpecModel
 from latentbench.core.stage import Stage
 from latentbench.core.text import plural
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
@@ -165,8 +165,15 @@ def stages_of(cell: Cell, roots: Roots) -> CellStages:
 
 def cell_key(cell: Cell, stages: CellStages) -> str:
     """What determines a cell's numbers: its stages and the definitions of its metrics."""
-    metrics = [{**metric.determining(), "version": metric.version} for metric in cell.experiment.metrics]
-    return digest("cell", {"stages": stage_keys(stages), "metrics": metrics})
+    return _cell_key(stages, _definitions(cell.experiment))
+
+
+def _definitions(experiment: Experiment) -> list[Json]:
+    return [{**metric.determining(), "version": metric.version} for metric in experiment.metrics]
+
+
+def _cell_key(stages: CellStages, definitions: list[Json]) -> str:
+    return digest("cell", {"stages": stage_keys(stages), "metrics": definitions})
 
 
 def stage_keys(stages: CellStages) -> dict[str, str]:
@@ -264,6 +271,15 @@ class StageMaker:
             studies[study.label] = self._study(study, experiment, (*parents, *read), domains)
         return CellStages(model, self._conversion(experiment), saes, subject, domains, studies, origin, swept)
 
+    def key_of(self, cell: Cell, stages: CellStages) -> str:
+        """`cell_key` of one of the cells whose stages were made here."""
+        metrics = cell.experiment.metrics
+        return _cell_key(stages, self._once("metrics", (metrics,), lambda: _definitions(cell.experiment)))
+
+    def _said(self, part: SpecModel) -> dict[str, Json]:
+        """What determines a part of an experiment, which many cells have in common."""
+        return self._once("determining", (part,), part.determining)
+
     def _model(self, experiment: Experiment) -> Json:
         return self._once("model", (experiment.model,), lambda: experiment.model.identity(self.roots))
 
@@ -302,8 +318,8 @@ class StageMaker:
         payload = {
             "model": self._model(experiment),
             "site": site.plain(),
-            "sae": {**options.determining(), "version": type(options).version},
-            "training": {**experiment.training.determining(), "version": experiment.training.version},
+            "sae": {**self._said(options), "version": type(options).version},
+            "training": {**self._said(experiment.training), "version": experiment.training.version},
             "token_rule": experiment.token_rule.plain(),
             "seed": seed,
         }
@@ -371,12 +387,13 @@ class StageMaker:
     def _study(
         self, study: Study, experiment: Experiment, parents: tuple[Stage, ...], domains: dict[str, DomainStages]
     ) -> Stage:
+        subject = experiment.subject
         payload = {
             "model": self._model(experiment),
             "sites": [site.plain() for site in experiment.sites],
-            "study": study.determining(),
+            "study": self._said(study),
             # With all its fields: scale and thresholds are not in the subject's own key, but a study measures at them.
-            "subject": experiment.subject and experiment.subject.plain(),
+            "subject": subject and self._once("plain", (subject,), subject.plain),
             "identity": self._once("study", (study, experiment), lambda: study.identity(experiment, self.roots)),
             "version": study.version,
             **_rule(experiment),

@@ -128,19 +128,19 @@ Map = dict[str, Json]
 # What follows is lenient where a spec is strict: a record may be of another version or tool, so unknown keys stay, and only the
 # shapes that its readers rely on are demanded.
 class _EvaluationData(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
     eval: dict[str, Map] | None = None
 
 
 class _Steering(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
     scale: float | Literal["auto"] | None = None
 
 
 class _Resolved(BaseModel):
     """The shapes that readers of a resolved experiment rely on, whichever version or tool wrote it."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
     model: str | Map | None = None
     layer: int | str | Map | None = None
     layers: list[int | str | Map] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import glob
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,10 +56,11 @@ def find_record(results: Path, cell: CellName, key: str) -> Record | None:
 
 def records_of(results: Path, cell: CellName) -> Iterator[Record]:
     """The readable records of a cell under any key: what it was before its spec, texts or definitions changed."""
-    pattern = f"{glob.escape(_slug(cell.label))}seed{cell.seed}-*.json"
-    for path in sorted((results / RECORDS / cell.origin.name).glob(pattern)):
+    folder, beginning = results / RECORDS / cell.origin.name, f"{_slug(cell.label)}seed{cell.seed}-"
+    names = os.listdir(folder) if folder.is_dir() else ()
+    for name in sorted(name for name in names if name.startswith(beginning) and name.endswith(".json")):
         try:
-            yield read_record(path)
+            yield read_record(folder / name)
         except RefusedFile:
             continue  # the leaderboard names unreadable records; here they only fail to explain a plan
 

@@ -154,9 +154,9 @@ class LoadedSae(SpecModel):
         named = {
             name: value.replace("{layer}", str(block))
             for name in type(self.load).model_fields
-            if isinstance(value := getattr(self.load, name), str)
+            if isinstance(value := getattr(self.load, name), str) and "{layer}" in value
         }
-        return self.model_copy(update={"load": self.load.model_copy(update=named)})
+        return self if not named else self.model_copy(update={"load": self.load.model_copy(update=named)})
 
 
 def _parse_base(value: Any) -> Any:
