@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from latentbench.sae.autoencoder import TrainableSAE
 from latentbench.sae.options import (
+    AbsTopKOptions,
     BatchTopKOptions,
     BoostedOptions,
     ExtendedOptions,
@@ -18,8 +19,12 @@ from latentbench.sae.options import (
     GatedOptions,
     HierarchicalTopKOptions,
     JumpReLUOptions,
+    KronJumpReLUOptions,
     KronOptions,
+    MatchingPursuitOptions,
     MatryoshkaOptions,
+    MultiTopKOptions,
+    PAnnealOptions,
     RandomDecoderOptions,
     StandardOptions,
     StitchedOptions,
@@ -66,12 +71,20 @@ def kept_of_batch(latents: Tensor, total: int) -> Tensor:
     return latents * mask.view_as(latents)
 
 
+def kept_by_magnitude(latents: Tensor, k: int) -> Tensor:
+    return latents * torch.zeros_like(latents).scatter_(1, latents.detach().abs().topk(k, dim=1).indices, 1)
+
+
 def error(latents: Tensor, w: Weights, x: Tensor) -> Tensor:
     return (x - latents @ w["W_dec"] - w["b_dec"]).pow(2).sum(1).mean()
 
 
+def signed(w: Weights, x: Tensor) -> Tensor:
+    return (x - w["b_dec"]) @ w["encoder.weight"].t() + w["encoder.bias"]
+
+
 def linear(w: Weights, x: Tensor) -> Tensor:
-    return ((x - w["b_dec"]) @ w["encoder.weight"].t() + w["encoder.bias"]).relu()
+    return signed(w, x).relu()
 
 
 def pairs(w: Weights, x: Tensor, m: int, n: int, kernel: str) -> Tensor:
@@ -94,6 +107,16 @@ def over_groups(latents: Tensor, ends: tuple[int, ...], w: Weights, x: Tensor) -
     return torch.stack([error(latents * mask, w, x) for mask in inside]).mean()
 
 
+def pursued(w: Weights, x: Tensor, k: int) -> Tensor:
+    """Dense codes of greedy pursuit, every step with all of autograd."""
+    left, codes = x - w["b_dec"], x.new_zeros(len(x), WIDTH)
+    for _ in range(k):
+        found = left @ w["W_dec"].t()
+        one = torch.nn.functional.one_hot(found.detach().argmax(1), WIDTH) * found.relu()
+        codes, left = codes + one, left - one @ w["W_dec"]
+    return codes
+
+
 def auxk(latents: Tensor, w: Weights, x: Tensor, codes: Tensor, dead: Tensor, aux_k: int) -> Tensor:
     residual = (x - codes @ w["W_dec"] - w["b_dec"]).detach()
     revived = kept(torch.where(dead, latents, -1), aux_k).relu()
@@ -103,6 +126,20 @@ def auxk(latents: Tensor, w: Weights, x: Tensor, codes: Tensor, dead: Tensor, au
 ALL = tuple(range(1, K + 1))
 CASES: dict[str, tuple[Variant, Callable[[Weights, Tensor], Tensor]]] = {
     "topk": (TopKOptions(width=WIDTH, k=K), lambda w, x: error(kept(linear(w, x), K), w, x)),
+    "abs_topk": (AbsTopKOptions(width=WIDTH, k=K), lambda w, x: error(kept_by_magnitude(signed(w, x), K), w, x)),
+    "multi_topk": (
+        MultiTopKOptions(width=WIDTH, k=K),
+        lambda w, x: error(kept(linear(w, x), K), w, x) + error(kept(linear(w, x), 4 * K), w, x) / 8,
+    ),
+    "multi_topk, other multiple": (
+        MultiTopKOptions(width=WIDTH, k=K, multiple=2, multiple_weight=0.7),
+        lambda w, x: error(kept(linear(w, x), K), w, x) + 0.7 * error(kept(linear(w, x), 2 * K), w, x),
+    ),
+    "matching_pursuit": (MatchingPursuitOptions(width=WIDTH, k=K), lambda w, x: error(pursued(w, x, K), w, x)),
+    "matching_pursuit, more steps than dimensions": (
+        MatchingPursuitOptions(width=WIDTH, k=2 * D),
+        lambda w, x: error(pursued(w, x, 2 * D), w, x),
+    ),
     "batch_topk": (
         BatchTopKOptions(width=WIDTH, k=K),
         lambda w, x: error(kept_of_batch(linear(w, x), K * len(x)), w, x),
@@ -127,6 +164,14 @@ CASES: dict[str, tuple[Variant, Callable[[Weights, Tensor], Tensor]]] = {
     "kron, relu product, batch": (
         KronOptions(width=WIDTH, k=K, m=3, n=4, kernel="relu_product", selection="batch_topk"),
         lambda w, x: error(kept_of_batch(pairs(w, x, 3, 4, "relu_product"), K * len(x)), w, x),
+    ),
+    "kron, nested groups": (
+        KronOptions(width=WIDTH, k=K, m=2, n=4, groups=(8, 16, 24)),
+        lambda w, x: over_groups(kept(pairs(w, x, 2, 4, "mand"), K), (8, 24, 48), w, x),
+    ),
+    "kron, nested groups, batch": (
+        KronOptions(width=WIDTH, k=K, m=2, n=3, groups=(6, 42), kernel="product", selection="batch_topk"),
+        lambda w, x: over_groups(kept_of_batch(pairs(w, x, 2, 3, "product"), K * len(x)), (6, 48), w, x),
     ),
     "kron, product, hierarchical": (
         KronOptions(width=WIDTH, k=K, m=2, n=2, kernel="product", selection="hierarchical"),
@@ -182,6 +227,32 @@ def test_gradients_with_dead_latents(dead_count: int, kind: str, dense: int, mon
         latents = pairs(w, x, 2, 4, kind) if kron else linear(w, x)
         codes = kept(latents, K)
         return error(codes, w, x) + 0.7 * auxk(latents, w, x, codes, dead, min(8, dead_count))
+
+    assert_same(sae, sae.loss(x, dead, 0, 10).total, reference)
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.parametrize("dead_count", [3, 20])
+@pytest.mark.parametrize("dense", [0, 16])
+@pytest.mark.parametrize("kind", ["abs_topk", "multi_topk"])
+def test_gradients_with_dead_latents_by_magnitude_and_of_the_narrow_codes(
+    dead_count: int, kind: str, dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AbsTopK revives the dead latents of largest magnitude; Multi-TopK's AuxK learns what k latents, not 4k, leave."""
+    monkeypatch.setattr("latentbench.sae.dictionary.DENSE_AUXK_FACTOR", dense)
+    common = {"width": WIDTH, "k": K, "aux_k": 8, "aux_coefficient": 0.7}
+    sae = made(AbsTopKOptions(**common) if kind == "abs_topk" else MultiTopKOptions(**common))
+    x, dead = tokens(), torch.arange(WIDTH) < dead_count
+
+    def reference(w: Weights) -> Tensor:
+        if kind == "multi_topk":
+            codes = kept(linear(w, x), K)
+            fit = error(codes, w, x) + error(kept(linear(w, x), 4 * K), w, x) / 8
+            return fit + 0.7 * auxk(linear(w, x), w, x, codes, dead, min(8, dead_count))
+        codes = kept_by_magnitude(signed(w, x), K)
+        revived = kept_by_magnitude(signed(w, x) * dead, 8)
+        left = (x - codes @ w["W_dec"] - w["b_dec"]).detach()
+        return error(codes, w, x) + 0.7 * (left - revived @ w["W_dec"]).pow(2).sum(1).mean()
 
     assert_same(sae, sae.loss(x, dead, 0, 10).total, reference)
 
@@ -318,6 +389,31 @@ def test_gradients_of_standard() -> None:
     assert_same(sae, sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 10).total, reference)
 
 
+def test_gradients_of_p_annealing_at_every_stage() -> None:
+    """λ √d c Σ zᵖ with p = 1 − 0.8 n / 4; c keeps the penalty of the latest batches when p falls (2408.00113)."""
+    options = PAnnealOptions(width=WIDTH, l1_coefficient=0.3, sparsity_warmup=0, anneal_start=0.2, updates=4, queue=2)
+    sae, steps = made(options), 20
+    strength, recent, stages = 1.0, [], []
+    for step in range(steps):
+        x = torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(step)) * 2
+        falls = 0 if step <= 4 else min(4, -(-(step - 4) // 4))
+        if falls and falls != stages[-1]:
+            strength *= sum(now for now, _ in recent[-2:]) / sum(later for _, later in recent[-2:])
+        stages.append(falls)
+        p, later = 1 - 0.8 * falls / 4, 1 - 0.8 * min(4, falls + 1) / 4
+
+        def reference(w: Weights, x: Tensor = x, p: float = p, c: float = strength) -> Tensor:
+            z = ((x - w["b_dec"]) @ w["W_enc"].t() + w["b_enc"]).relu()
+            penalty = torch.stack([row[row > 0].pow(p).sum() for row in z]).mean()
+            return error(z, w, x) + 0.3 * D**0.5 * c * penalty
+
+        assert_same(sae, sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), step, steps).total, reference)
+        z = sae.encode(x).values
+        recent.append([float(z[z > 0].pow(power).sum()) / N for power in (p, later)])
+    assert [stages.count(n) for n in range(5)] == [5, 4, 4, 4, 3]
+    assert strength != 1
+
+
 def test_gradients_of_gated() -> None:
     sae, x = made(GatedOptions(width=WIDTH, l1_coefficient=0.3, sparsity_warmup=0)), tokens()
 
@@ -342,6 +438,23 @@ def test_gradients_of_jumprelu() -> None:
         z = pre * on.detach() + _value_zero(-(theta.detach() / 0.5) * near, theta)
         l0 = (on.detach() + _value_zero(-near / 0.5, theta)).sum(1).mean()
         return error(z, w, x) + 0.05 * D * l0
+
+    assert_same(sae, sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 10).total, reference)
+
+
+@pytest.mark.parametrize("kernel", ["mand", "relu_product", "product"])
+def test_gradients_of_kron_jumprelu(kernel: str) -> None:
+    """As those of JumpReLU, with pairs in place of pre-activations."""
+    sizes = {"width": WIDTH, "m": 2, "n": 4, "kernel": kernel}
+    penalty = {"l0_coefficient": 0.05, "bandwidth": 0.5, "initial_threshold": 0.4, "sparsity_warmup": 0, "target_l0": 6}
+    sae, x = made(KronJumpReLUOptions(**sizes, **penalty)), tokens()
+
+    def reference(w: Weights) -> Tensor:
+        found, theta = pairs(w, x, 2, 4, kernel), w["log_threshold"].exp()
+        on, near = (found > theta).double(), ((found - theta).abs() < 0.25).double().detach()
+        z = found * on.detach() + _value_zero(-(theta.detach() / 0.5) * near, theta)
+        l0 = (on.detach() + _value_zero(-near / 0.5, theta)).sum(1).mean()
+        return error(z, w, x) + 0.05 * D * 6 * (l0 / 6 - 1).pow(2)
 
     assert_same(sae, sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 10).total, reference)
 

@@ -5,14 +5,16 @@ Which SAE of sae-lens a native SAE is, weight for weight:
 | native | sae-lens | |
 | --- | --- | --- |
 | TopK, Matryoshka (topk), fine-tuned, extended, stitched on TopK, random decoder, untrained | topk | exact |
+| Multi-TopK | topk | exact at its k; a larger `k` in cfg.json, up to the multiple it was trained with, gives the wider codes |
+| AbsTopK; matching pursuit | abstopk; matching_pursuit | exact |
 | HierarchicalTopK | topk | exact at its largest k; a smaller `k` in cfg.json gives every other budget |
 | BatchTopK, Matryoshka (batch_topk), JumpReLU, tuned SAEs with thresholds | jumprelu | exact (at inference) |
-| Gated; standard | gated; standard | exact |
+| Gated; standard and p-annealed | gated; standard | exact |
 | boosted and ensembles, all with thresholds | jumprelu, concatenated | exact |
 | boosted and ensembles, some with top-k | latentbench_groups, concatenated | registered class |
-| KronSAE | latentbench_kron | registered class |
+| KronSAE, KronSAE with JumpReLU | latentbench_kron | registered class |
 
-Identity, mean and PCA are no dictionaries of non-negative latents and are refused.
+Identity, mean and PCA are no dictionaries of sparse latents and are refused.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.sae.dictionary import SparseDictionarySAE
-from latentbench.sae.encoders import LinearEncoder
+from latentbench.sae.dictionary import DictionarySAE, SparseDictionarySAE
+from latentbench.sae.encoders import RowEncoder, SignedEncoder
 from latentbench.sae.linear import LinearWeights, SupportsLinearWeights, ThresholdRule, TopKRule
 from latentbench.sae.sources.base import ExportedSae, SaeOrigin
-from latentbench.sae.variants.kron import KronEncoder
+from latentbench.sae.variants.kron import KronEncoder, KronJumpReLU
 from latentbench.sae.variants.penalised import Gated, PenalisedSAE, Standard
-from latentbench.sae.variants.topk import BudgetLoss
+from latentbench.sae.variants.pursuit import MatchingPursuit
+from latentbench.sae.variants.topk import BudgetLoss, MultiTopK
 from latentbench.store.files import new_folder
 from latentbench_adapters.sae_lens import classes
 from latentbench_adapters.sae_lens.classes import GROUPS, KRON
@@ -62,23 +65,33 @@ def equivalent_of(sae: SparseAutoencoder) -> Equivalent:
     # class.
     if isinstance(sae, PenalisedSAE):
         return _penalised(sae)
+    if isinstance(sae, KronJumpReLU):
+        return _kron(sae, sae.encoder, ThresholdRule(sae.threshold), EXACT, centred=False)
     if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, KronEncoder):
-        return _kron(sae, sae.encoder)
-    if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, LinearEncoder):
+        rule = sae.selection.rule(sae.width)
+        return _kron(sae, sae.encoder, rule, _exactness(sae, rule), sae.centred)
+    if isinstance(sae, MatchingPursuit):
+        return _pursuit(sae)
+    if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, RowEncoder):
         return _selected(sae, sae.encoder)
     if isinstance(sae, SupportsLinearWeights):
         return _groups(sae.linear_weights())
-    raise InvalidInput(
-        f"{type(sae).__name__} has no equivalent in sae-lens: it is no dictionary of non-negative latents"
-    )
+    raise InvalidInput(f"{type(sae).__name__} has no equivalent in sae-lens: it is no dictionary of sparse latents")
 
 
-def _selected(sae: SparseDictionarySAE, encoder: LinearEncoder) -> Equivalent:
+def _selected(sae: SparseDictionarySAE, encoder: RowEncoder) -> Equivalent:
     weights = _weights(encoder.weight, encoder.bias, sae.W_dec, sae.b_dec)
     rule = sae.selection.rule(sae.width)
     if isinstance(rule, ThresholdRule):
         return _made("jumprelu", sae, weights | {"threshold": rule.threshold}, sae.centred)
-    return _made("topk", sae, weights, sae.centred, _exactness(sae, rule), k=rule.k)
+    architecture = "abstopk" if isinstance(encoder, SignedEncoder) else "topk"
+    return _made(architecture, sae, weights, sae.centred, _exactness(sae, rule), k=rule.k)
+
+
+def _pursuit(sae: MatchingPursuit) -> Equivalent:
+    # Exactly k steps: neither a small remainder nor a latent that is taken again ends them.
+    steps = {"max_iterations": sae.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
+    return _made("matching_pursuit", sae, {"W_dec": sae.W_dec, "b_dec": sae.b_dec}, True, **steps)
 
 
 def _penalised(sae: PenalisedSAE) -> Equivalent:
@@ -92,13 +105,14 @@ def _penalised(sae: PenalisedSAE) -> Equivalent:
     return _made("jumprelu", sae, _weights(rows, bias, sae.W_dec, sae.b_dec) | {"threshold": threshold}, True)
 
 
-def _kron(sae: SparseDictionarySAE, encoder: KronEncoder) -> Equivalent:
-    rule = sae.selection.rule(sae.width)
+def _kron(
+    sae: DictionarySAE, encoder: KronEncoder, rule: TopKRule | ThresholdRule, exactness: str, centred: bool
+) -> Equivalent:
     weights = _weights(encoder.weight, encoder.bias, sae.W_dec, sae.b_dec)
     weights["threshold"] = _thresholds(rule, sae.W_dec[:, 0])
     sizes = {"heads": encoder.heads, "m": encoder.m, "n": encoder.n, "kernel": encoder.kernel}
-    kind = f"registered class {KRON}, {_exactness(sae, rule)}"
-    return _made(KRON, sae, weights, sae.centred, kind, **sizes, k=_k(rule))
+    kind = f"registered class {KRON}, {exactness}"
+    return _made(KRON, sae, weights, centred, kind, **sizes, k=_k(rule))
 
 
 def _groups(found: LinearWeights) -> Equivalent:
@@ -152,8 +166,8 @@ def _weights(encoder: Tensor, bias: Tensor, decoder: Tensor, b_dec: Tensor) -> d
 
 
 def _exactness(sae: SparseDictionarySAE, rule: TopKRule | ThresholdRule) -> str:
-    hierarchical = isinstance(sae.objective, BudgetLoss)
-    return f"exact at k={rule.k}" if hierarchical and isinstance(rule, TopKRule) else EXACT
+    several = isinstance(sae.objective, BudgetLoss) or isinstance(sae, MultiTopK)
+    return f"exact at k={rule.k}" if several and isinstance(rule, TopKRule) else EXACT
 
 
 def _k(rule: TopKRule | ThresholdRule) -> int | None:

@@ -101,7 +101,13 @@ class LoadedFromSaeLens(SparseAutoencoder):
 
     @property
     def trained_k(self) -> int | None:
-        return int(self.inner.cfg.k) if self.inner.cfg.architecture() == "topk" else None
+        config = self.inner.cfg
+        match config.architecture():
+            case "topk" | "abstopk":
+                return int(config.k)
+            case "matching_pursuit":
+                return None if config.max_iterations is None else int(config.max_iterations)
+        return None
 
     def encode(self, x: Tensor, budget: int | None = None) -> Codes:
         if budget is not None and self.trained_k is not None and budget > self.trained_k:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from hashlib import sha256
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +68,9 @@ class Codes(NamedTuple):
         """Only the `budget` strongest latents of each token."""
         if budget >= self.values.shape[1]:
             return self
-        # Not a slice: codes need not be sorted, and padding may stand before entries.
-        values, order = self.values.topk(budget, dim=1)
-        return Codes(values, self.indices.gather(1, order))
+        # Not a slice: codes need not be sorted, and padding may stand before entries. By magnitude: they may be signed.
+        order = self.values.abs().topk(budget, dim=1).indices
+        return Codes(self.values.gather(1, order), self.indices.gather(1, order))
 
     def firing_counts(self, width: int) -> Tensor:
         """[width] int64: on how many of the N tokens each latent is active."""
@@ -133,6 +133,9 @@ class TrainingLoss(NamedTuple):
 
 class TrainableSAE(SparseAutoencoder, UsesProcessGroup):
     """A native variant: knows its training loss."""
+
+    uses_kernels: ClassVar[bool] = False
+    """Whether the sparse products' backends compute its steps; False: autograd alone does."""
 
     def begin(self, mean: Tensor, scale: float) -> None:
         """Called once before the first step. `mean` [d_in] is the mean hidden state as the model produces it;

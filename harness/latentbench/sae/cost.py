@@ -1,7 +1,8 @@
 """What a variant costs, by formula: parameters and operations per token (KronSAE, arXiv 2505.22255, eq. 7).
 
 As in that paper a multiply-accumulate counts as one operation, and biases, selection and activations are left out:
-a linear encoder costs d_in · width, KronSAE's d_in · h(m + n) + h·m·n, a decoder d_in · (active latents).
+a linear encoder costs d_in · width, KronSAE's d_in · h(m + n) + h·m·n, matching pursuit one of d_in · width for each active
+latent, a decoder d_in · (active latents).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from latentbench.sae.options import (
     EnsembleOptions,
     ExtendedOptions,
     IdentityOptions,
+    KronJumpReLUOptions,
     KronOptions,
+    MatchingPursuitOptions,
     MeanOptions,
     PCAOptions,
     Variant,
@@ -55,9 +58,15 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
             return SaeCost(d_in * k + d_in, d_in * k, d_in * (k if active is None else active))
         case BoostedOptions() | ExtendedOptions():
             return _on_base(options, d_in, active, bases)
-        case KronOptions():
+        case MatchingPursuitOptions():
+            taken = _active(options, active)
+            # Encoder and decoder are the same rows, and every step compares all of them with what is left.
+            return SaeCost(options.width * d_in + d_in, round(taken * d_in * options.width), d_in * taken)
+        case KronOptions() | KronJumpReLUOptions():
             rows = options.head_count * (options.m + options.n)
-            return _dictionary(d_in, rows, options.width, _active(options, active), pairs=options.width)
+            plain = _dictionary(d_in, rows, options.width, _active(options, active), pairs=options.width)
+            # Biases belong to rows, thresholds to latents.
+            return plain._replace(parameters=plain.parameters + (options.scalars - 1) * options.width)
     if bases:  # fine-tuned and stitched SAEs have the shape of their base
         return bases[0] if active is None else bases[0]._replace(decoder=d_in * active)
     width = getattr(options, "width", 0)

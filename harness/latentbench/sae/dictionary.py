@@ -79,6 +79,7 @@ class SparseDictionarySAE(DictionarySAE):
     Reads x − b_dec where `centred`, otherwise x.
     """
 
+    uses_kernels = True
     centred = True
 
     def __init__(
@@ -117,12 +118,15 @@ class SparseDictionarySAE(DictionarySAE):
         """The loss of reconstructing `target` [N, d_in] from `x` [N, d_in]; see `loss`."""
         codes = self.selection.train_on(self.encoder, x, self.shift, step, steps)
         fit = self.objective(codes, self.W_dec, self.b_dec, target)
-        auxiliary = self.aux_coefficient * self.auxiliary(x, fit.error, dead)
-        if self.aux_normalised:
-            auxiliary = auxiliary * self._relative_spread(target, fit.error)
+        auxiliary = self.revival(x, target, fit.error, dead)
         return TrainingLoss(
             fit.loss + auxiliary, fit.loss.detach(), auxiliary.detach(), codes.firing_counts(self.width)
         )
+
+    def revival(self, x: Tensor, target: Tensor, error: Tensor, dead: Tensor) -> Tensor:
+        """AuxK with its weight, for what is left [N, d_in] of the target [N, d_in]: a scalar."""
+        found = self.aux_coefficient * self.auxiliary(x, error, dead)
+        return found * self._relative_spread(target, error) if self.aux_normalised else found
 
     def linear_weights(self) -> LinearWeights:
         """The weights with a linear encoder that reads x. Raises InvalidInput for other encoders."""
@@ -152,7 +156,7 @@ class SparseDictionarySAE(DictionarySAE):
         active = self.encoder.some(x, latents, self.shift)
         if len(latents) > self.aux_k:
             # A mask keeps the graph dense but lets gradients through the strongest alone, as in the sparse way.
-            kept = active.detach().topk(self.aux_k, dim=1, sorted=False).indices
+            kept = active.detach().abs().topk(self.aux_k, dim=1, sorted=False).indices
             active = active * torch.zeros_like(active).scatter_(1, kept, 1)
         return active @ self.W_dec[latents]
 

@@ -1,6 +1,6 @@
 """Which latents are active: encoders, and the selection of the strongest latents per token or per batch (BatchTopK).
 
-Encoders choose latents without a dense graph and return differentiable, non-negative codes.
+Encoders choose latents without a dense graph and return differentiable codes, non-negative but for those of AbsTopK.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
+from latentbench.core.errors import InvalidInput
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, UsesProcessGroup
 from latentbench.sae.autoencoder import Codes
 from latentbench.sae.linear import ThresholdRule, TopKRule, linear_above
-from latentbench.sae.sparse_kernels.autograd import attach, top_linear
+from latentbench.sae.sparse_kernels.autograd import attach, top_linear, top_magnitudes
 
 CANDIDATE_FACTOR = 4
 """How many times the mean number of active latents a token may have before the batch is looked at again."""
@@ -29,13 +30,16 @@ class Encoder(nn.Module, ABC):
     def top(self, x: Tensor, k: int, shift: Tensor | None) -> Codes:
         """The k strongest latents of each token, descending."""
 
-    @abstractmethod
     def top_of_batch(self, x: Tensor, total: int, shift: Tensor | None, group: ProcessGroup = SINGLE_PROCESS) -> Codes:
-        """Those of the `total` strongest latents of the tokens of all the group's members together that belong to `x`."""
+        """Those of the `total` strongest latents of the tokens of all the group's members together that belong to `x`.
 
-    @abstractmethod
+        Raises InvalidInput where an encoder ranks the latents of one token only.
+        """
+        raise InvalidInput(f"{type(self).__name__} ranks the latents of every token for itself, not those of a batch")
+
     def above(self, x: Tensor, threshold: Tensor, shift: Tensor | None) -> Codes:
-        """All latents above a threshold (scalar), without gradients."""
+        """All latents above a threshold (scalar), without gradients. Raises InvalidInput as `top_of_batch` does."""
+        raise InvalidInput(f"{type(self).__name__} ranks the latents of every token and has no threshold")
 
     @abstractmethod
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None) -> Tensor:
@@ -54,13 +58,31 @@ class Encoder(nn.Module, ABC):
         """From reading `scale · x` to reading x, activations divided by `scale`."""
 
 
-class LinearEncoder(Encoder):
-    """ReLU(W (x − shift) + b); W [width, d_in] starts with random unit rows, b [width] with zeros."""
+class RowEncoder(Encoder):
+    """Latents that are a function of W (x − shift) + b; W [width, d_in] starts with random unit rows, b [width] with zeros."""
 
     def __init__(self, d_in: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.weight = nn.Parameter(unit_rows(torch.randn(width, d_in, generator=generator)))
         self.bias = nn.Parameter(torch.zeros(width))
+
+    def pre_of(self, x: Tensor, latents: Tensor, shift: Tensor | None) -> Tensor:
+        """Dense pre-activations [N, n] of the given latents [n]."""
+        # Dense, so autograd reaches the shift by itself; only what goes through `attach` needs it detached.
+        shifted = x if shift is None else x - shift
+        return shifted @ self.weight[latents].t() + self.bias[latents]
+
+    def initial_decoder(self) -> Tensor:
+        return self.weight.detach().clone()
+
+    @torch.no_grad()
+    def fold_input_scale(self, scale: float) -> None:
+        # W (s x − b) + c = s (W (x − b/s) + c/s): biases are divided, rows stay, and activations shrink by s.
+        self.bias.div_(scale)
+
+
+class LinearEncoder(RowEncoder):
+    """ReLU(W (x − shift) + b)."""
 
     def top(self, x: Tensor, k: int, shift: Tensor | None = None) -> Codes:
         x = subtract_detached(x, shift)
@@ -78,26 +100,32 @@ class LinearEncoder(Encoder):
         return linear_above(subtract_detached(x, shift), self.weight, self.bias, threshold)
 
     def some(self, x: Tensor, latents: Tensor, shift: Tensor | None = None) -> Tensor:
-        # Dense, so autograd reaches the shift by itself; only what goes through `attach` needs it detached.
-        shifted = x if shift is None else x - shift
-        return (shifted @ self.weight[latents].t() + self.bias[latents]).relu()
+        return self.pre_of(x, latents, shift).relu()
 
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
         x = subtract_detached(x, shift)
         found = top_linear(x, self.weight[latents], self.bias[latents], k)
         return self._active(Codes(found.values, latents[found.indices]), x, shift)
 
-    def initial_decoder(self) -> Tensor:
-        return self.weight.detach().clone()
-
-    @torch.no_grad()
-    def fold_input_scale(self, scale: float) -> None:
-        # W (s x − b) + c = s (W (x − b/s) + c/s): biases are divided, rows stay, and activations shrink by s.
-        self.bias.div_(scale)
-
     def _active(self, codes: Codes, x: Tensor, shift: Tensor | None) -> Codes:
         codes = attach(codes, x, self.weight, self.bias, shift)
         return Codes(codes.values.relu(), codes.indices)
+
+
+class SignedEncoder(RowEncoder):
+    """W (x − shift) + b, of which the largest magnitudes are active with their signs (AbsTopK, arXiv 2510.00404)."""
+
+    def top(self, x: Tensor, k: int, shift: Tensor | None = None) -> Codes:
+        x = subtract_detached(x, shift)
+        return attach(top_magnitudes(x, self.weight, self.bias, k), x, self.weight, self.bias, shift)
+
+    def some(self, x: Tensor, latents: Tensor, shift: Tensor | None = None) -> Tensor:
+        return self.pre_of(x, latents, shift)
+
+    def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
+        x = subtract_detached(x, shift)
+        found = top_magnitudes(x, self.weight[latents], self.bias[latents], k)
+        return attach(Codes(found.values, latents[found.indices]), x, self.weight, self.bias, shift)
 
 
 def unit_rows(weight: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from latentbench.core.resources import now
 from latentbench.core.sites import Site
 from latentbench.distributed.process_group import SINGLE_PROCESS, ProcessGroup, set_process_group, squared_spread
 from latentbench.sae.autoencoder import SparseAutoencoder, TrainableSAE, TrainingLoss
-from latentbench.sae.encoders import Encoder
 from latentbench.sae.memory import MemoryUsage, gradients, release
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.sparse_kernels.dispatch import backend
@@ -246,8 +245,7 @@ class NativeTrainer:
 
     @cached_property
     def _kernels(self) -> str:
-        sparse = any(isinstance(part, Encoder) for part in self.sae.modules())
-        return backend(*self.parameters.values()).name if sparse else "autograd"
+        return backend(*self.parameters.values()).name if self.sae.uses_kernels else "autograd"
 
     def _step(self, x: Tensor) -> None:
         # Over the loss alone: gradients of the sparse products are summed up in float32.

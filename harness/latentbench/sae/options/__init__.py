@@ -21,11 +21,20 @@ from latentbench.sae.options.controls import (
     RandomDecoderOptions,
     UntrainedOptions,
 )
-from latentbench.sae.options.kron import KronOptions
-from latentbench.sae.options.penalised import GatedOptions, JumpReLUOptions, StandardOptions
-from latentbench.sae.options.topk import BatchTopKOptions, HierarchicalTopKOptions, MatryoshkaOptions, TopKOptions
+from latentbench.sae.options.kron import KronJumpReLUOptions, KronOptions
+from latentbench.sae.options.penalised import GatedOptions, JumpReLUOptions, PAnnealOptions, StandardOptions
+from latentbench.sae.options.topk import (
+    AbsTopKOptions,
+    BatchTopKOptions,
+    HierarchicalTopKOptions,
+    MatchingPursuitOptions,
+    MatryoshkaOptions,
+    MultiTopKOptions,
+    TopKOptions,
+)
 
 __all__ = [
+    "AbsTopKOptions",
     "Activation",
     "AuxiliaryK",
     "AuxiliaryLoss",
@@ -39,9 +48,13 @@ __all__ = [
     "HierarchicalTopKOptions",
     "IdentityOptions",
     "JumpReLUOptions",
+    "KronJumpReLUOptions",
     "KronOptions",
+    "MatchingPursuitOptions",
     "MatryoshkaOptions",
     "MeanOptions",
+    "MultiTopKOptions",
+    "PAnnealOptions",
     "PCAOptions",
     "RandomDecoderOptions",
     "Share",

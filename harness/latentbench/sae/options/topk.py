@@ -1,4 +1,4 @@
-"""Options of the TopK family: TopK, BatchTopK, HierarchicalTopK and Matryoshka."""
+"""Options of the TopK family: TopK, AbsTopK, Multi-TopK, BatchTopK, HierarchicalTopK, Matryoshka and matching pursuit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from latentbench.sae.options.base import Activation, ActiveLatents, AuxiliaryK
+from latentbench.sae.options.base import Activation, ActiveLatents, AuxiliaryK, check_fits
 
 Momentum = Annotated[float, Field(gt=0, le=1)]
 
@@ -20,6 +20,68 @@ class TopKOptions(AuxiliaryK, ActiveLatents):
     budgeted: ClassVar[bool] = True
 
     variant: Literal["topk"] = "topk"
+
+    @property
+    def max_budget(self) -> int:
+        return self.k
+
+
+class AbsTopKOptions(AuxiliaryK, ActiveLatents):
+    """The k pre-activations of largest magnitude per token, with their signs (AbsTopK, arXiv 2510.00404), with AuxK.
+
+    A latent then stands for a direction and its opposite.
+    """
+
+    implementation: ClassVar[str] = "latentbench.sae.variants.topk:AbsTopK"
+    # Its encoder is linear, but its codes are signed: not what other variants train on.
+    selects: ClassVar[Activation] = "other"
+    data_parallel: ClassVar[bool] = True
+    budgeted: ClassVar[bool] = True
+
+    variant: Literal["abs_topk"] = "abs_topk"
+
+    @property
+    def max_budget(self) -> int:
+        return self.k
+
+
+class MultiTopKOptions(AuxiliaryK, ActiveLatents):
+    """TopK that also learns to use more latents: L(k) + L(4k) / 8 (Multi-TopK, Gao et al. 2024, arXiv 2406.04093)."""
+
+    implementation: ClassVar[str] = "latentbench.sae.variants.topk:MultiTopK"
+    selects: ClassVar[Activation] = "top_k"
+    data_parallel: ClassVar[bool] = True
+    budgeted: ClassVar[bool] = True
+
+    variant: Literal["multi_topk"] = "multi_topk"
+    multiple: Annotated[int, Field(ge=2)] = 4
+    """The further loss is that of so many times k active latents."""
+    multiple_weight: Annotated[float, Field(ge=0)] = 1 / 8
+    """Weight of the further loss."""
+
+    @property
+    def max_budget(self) -> int:
+        return self.multiple * self.k
+
+    @model_validator(mode="after")
+    def _multiple_fits(self) -> Any:
+        check_fits("multiple · k", self.multiple * self.k, self.width)
+        return self
+
+
+class MatchingPursuitOptions(ActiveLatents):
+    """Each of k steps takes the atom that explains most of what is left of the hidden state (MP-SAE, arXiv 2506.03093).
+
+    Encoder and decoder are the same rows of unit norm. A latent that is taken again adds to its activation, so that k latents
+    are active at most.
+    """
+
+    implementation: ClassVar[str] = "latentbench.sae.variants.pursuit:MatchingPursuit"
+    selects: ClassVar[Activation] = "other"
+    data_parallel: ClassVar[bool] = True
+    budgeted: ClassVar[bool] = True
+
+    variant: Literal["matching_pursuit"] = "matching_pursuit"
 
     @property
     def max_budget(self) -> int:
@@ -97,9 +159,14 @@ class MatryoshkaOptions(AuxiliaryK, ActiveLatents):
 
     @model_validator(mode="after")
     def _fits(self) -> Any:
-        if sum(self.groups) != self.width:
-            raise ValueError(f"the groups add up to {sum(self.groups)} latents, not to the width {self.width}")
+        check_groups(self.groups, self.width)
         return self
+
+
+def check_groups(groups: tuple[int, ...], width: int) -> None:
+    """Raises ValueError when nested groups do not make up the dictionary."""
+    if sum(groups) != width:
+        raise ValueError(f"the groups add up to {sum(groups)} latents, not to the width {width}")
 
 
 def check_budgets(budgets: tuple[int, ...] | None, k: int) -> None:

@@ -28,10 +28,9 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
     """The k largest of `weight · x + bias` per token, descending, without gradients.
 
     x [N, d_in], weight [width, d_in], bias [width]; equal pre-activations: the lower latent number wins on CPU.
-    Raises InvalidInput when k exceeds the width: the kernels do not check it and would read beyond the row.
+    Raises InvalidInput when k exceeds the width.
     """
-    if k > weight.shape[0]:
-        raise InvalidInput(f"{k} active latents cannot exceed the dictionary width {weight.shape[0]}")
+    check_active(k, weight)
     codes = Codes.empty(x.shape[0], k, like=x)
     # In pieces: the pre-activations of a whole batch, [N, width], would be the largest tensor of a step by far.
     with torch.no_grad():
@@ -42,6 +41,29 @@ def top_linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
             pre = preactivations(x[part], weight, bias)
             backend(pre).top_rows(pre, codes.values[part], codes.indices[part])
     return codes
+
+
+def top_magnitudes(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
+    """The k entries of `weight · x + bias` of largest magnitude per token, with their signs, without gradients.
+
+    Descending by magnitude; shapes, ties and errors as in `top_linear`.
+    """
+    check_active(k, weight)
+    codes = Codes.empty(x.shape[0], k, like=x)
+    with torch.no_grad():
+        for part in row_chunks(x.shape[0], weight.shape[0]):
+            pre = preactivations(x[part], weight, bias)
+            # Beside the pre-activations, whose signs are still needed once the magnitudes are ranked.
+            magnitudes = torch.abs(pre, out=scratch(*pre.shape, like=pre, use="magnitudes"))
+            backend(pre).top_rows(magnitudes, codes.values[part], codes.indices[part])
+            codes.values[part] = pre.gather(1, codes.indices[part])
+    return codes
+
+
+def check_active(k: int, weight: Tensor) -> None:
+    """Raises InvalidInput when k exceeds the width: the kernels do not check it and would read beyond the row."""
+    if k > weight.shape[0]:
+        raise InvalidInput(f"{k} active latents cannot exceed the dictionary width {weight.shape[0]}")
 
 
 ROUNDED_CHUNK = 1 << 22

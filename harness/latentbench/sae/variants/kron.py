@@ -1,4 +1,4 @@
-"""KronSAE: TopK over pairwise ANDs of a small encoder's outputs (arXiv 2505.22255).
+"""KronSAE: TopK, BatchTopK or JumpReLU over pairwise ANDs of a small encoder's outputs (arXiv 2505.22255).
 
 Latents are products of a base and an extension pre-activation of the same head (§3).
 """
@@ -6,6 +6,7 @@ Latents are products of a base and an extension pre-activation of the same head 
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 from math import sqrt
 from typing import Literal
 
@@ -18,10 +19,11 @@ from latentbench.sae.autoencoder import Codes
 from latentbench.sae.dictionary import Objective, SparseDictionarySAE, squared_error
 from latentbench.sae.encoders import Encoder, selection, subtract_detached, top_of_batch, unit_rows
 from latentbench.sae.memory import row_chunks
-from latentbench.sae.options.kron import KronOptions
+from latentbench.sae.options.kron import KronJumpReLUOptions, KronOptions
 from latentbench.sae.sparse_kernels.autograd import attach, preactivations
 from latentbench.sae.sparse_kernels.dispatch import backend
-from latentbench.sae.variants.topk import BudgetLoss
+from latentbench.sae.variants.penalised import ThresholdedSAE
+from latentbench.sae.variants.topk import BudgetLoss, GroupLoss
 
 Kernel = Literal["mand", "relu_product", "product"]
 MIN_PRODUCT = 1e-12
@@ -107,6 +109,11 @@ class KronEncoder(Encoder):
         base, extension = self.parents(latents)
         return combine(pre[:, base], pre[:, extension], self.kernel)
 
+    def every(self, x: Tensor) -> Tensor:
+        """Dense activations [N, width] of all pairs."""
+        heads = F.linear(x, self.weight, self.bias).unflatten(1, (self.heads, self.m + self.n))
+        return combine(heads[..., : self.m, None], heads[..., None, self.m :], self.kernel).flatten(1)
+
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
         x = subtract_detached(x, shift)
         pre = preactivations(x, self.weight, self.bias)
@@ -158,6 +165,33 @@ class Kron(SparseDictionarySAE):
         o = options
         encoder = KronEncoder(d_in, o.head_count, o.m, o.n, o.kernel, o.k, generator)
         chosen = selection("batch_topk" if o.selection == "batch_topk" else "topk", o.k, o.threshold_momentum)
-        budgets = o.budgets or tuple(range(1, o.k + 1))
-        objective: Objective = BudgetLoss(budgets) if o.selection == "hierarchical" else squared_error
-        super().__init__(o, encoder, encoder.initial_decoder(), chosen, objective)
+        super().__init__(o, encoder, encoder.initial_decoder(), chosen, _objective(o))
+
+
+def _objective(options: KronOptions) -> Objective:
+    if options.selection == "hierarchical":
+        return BudgetLoss(options.budgets or tuple(range(1, options.k + 1)))
+    # Groups consist of whole heads, so that a smaller dictionary needs no row of a larger one.
+    return squared_error if options.groups is None else GroupLoss(tuple(accumulate(options.groups)))
+
+
+class KronJumpReLU(ThresholdedSAE):
+    """All pairs above learned thresholds; like every variant with thresholds trained with all latents' gradients.
+
+    The encoder reads x itself, and decoder rows start as P_i + Q_j, normalised, as in `Kron`.
+    """
+
+    def __init__(self, options: KronJumpReLUOptions, d_in: int, generator: torch.Generator) -> None:
+        o = options
+        encoder = KronEncoder(d_in, o.head_count, o.m, o.n, o.kernel, 1, generator)
+        super().__init__(encoder.initial_decoder())
+        self.encoder, self.warmup = encoder, o.sparsity_warmup
+        self.add_thresholds(o)
+
+    def activations(self, x: Tensor) -> Tensor:
+        return self.encoder.every(x)
+
+    @torch.no_grad()
+    def fold_input_scale(self, scale: float) -> None:
+        super().fold_input_scale(scale)
+        self.encoder.fold_input_scale(scale)

@@ -1,6 +1,8 @@
-"""The TopK family: TopK, BatchTopK, HierarchicalTopK and Matryoshka, and the loss over prefixes of the active latents.
+"""The TopK family: TopK, AbsTopK, Multi-TopK, BatchTopK, HierarchicalTopK and Matryoshka, and the loss over prefixes of the
+active latents.
 
-TopK: z = TopK(ReLU(W_enc (x − b_dec) + b_enc)) (Gao et al. 2024, arXiv 2406.04093). BatchTopK: the strongest N·k latents
+TopK: z = TopK(ReLU(W_enc (x − b_dec) + b_enc)) (Gao et al. 2024, arXiv 2406.04093). AbsTopK: the k entries of largest
+magnitude, without the ReLU (arXiv 2510.00404). Multi-TopK: L(k) + L(4k) / 8 (Gao et al. 2024). BatchTopK: the strongest N·k latents
 of a batch of N tokens; a global threshold afterwards (arXiv 2412.06410). HierarchicalTopK: the loss averages the error over
 budgets j ≤ k (arXiv 2505.24473). Matryoshka: nested dictionaries of growing size, each reconstructing by itself (arXiv
 2503.17547).
@@ -20,10 +22,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from latentbench.sae.autoencoder import Codes
+from latentbench.sae.autoencoder import Codes, TrainingLoss
 from latentbench.sae.dictionary import Fit, SparseDictionarySAE, squared_error
-from latentbench.sae.encoders import BatchSelection, LinearEncoder, TokenSelection, selection
-from latentbench.sae.options.topk import BatchTopKOptions, HierarchicalTopKOptions, MatryoshkaOptions, TopKOptions
+from latentbench.sae.encoders import BatchSelection, LinearEncoder, SignedEncoder, TokenSelection, selection
+from latentbench.sae.options.topk import (
+    AbsTopKOptions,
+    BatchTopKOptions,
+    HierarchicalTopKOptions,
+    MatryoshkaOptions,
+    MultiTopKOptions,
+    TopKOptions,
+)
 from latentbench.sae.sparse_kernels.dispatch import backend
 
 
@@ -99,6 +108,33 @@ class TopK(SparseDictionarySAE):
     def __init__(self, options: TopKOptions, d_in: int, generator: torch.Generator) -> None:
         encoder = LinearEncoder(d_in, options.width, generator)
         super().__init__(options, encoder, encoder.initial_decoder(), TokenSelection(options.k), squared_error)
+
+
+class AbsTopK(SparseDictionarySAE):
+    """Like TopK, by magnitude: activations may be negative. AuxK revives by magnitude too."""
+
+    def __init__(self, options: AbsTopKOptions, d_in: int, generator: torch.Generator) -> None:
+        encoder = SignedEncoder(d_in, options.width, generator)
+        super().__init__(options, encoder, encoder.initial_decoder(), TokenSelection(options.k), squared_error)
+
+
+class MultiTopK(SparseDictionarySAE):
+    """L(k) + weight · L(multiple · k), where L(j) is the squared error of the j strongest latents.
+
+    What counts as active, as reconstruction and as the error that AuxK revives for is that of k latents.
+    """
+
+    def __init__(self, options: MultiTopKOptions, d_in: int, generator: torch.Generator) -> None:
+        encoder = LinearEncoder(d_in, options.width, generator)
+        super().__init__(options, encoder, encoder.initial_decoder(), TokenSelection(options.k), squared_error)
+        self.k, self.most, self.weight = options.k, options.multiple * options.k, options.multiple_weight
+
+    def loss_on(self, x: Tensor, target: Tensor, dead: Tensor, step: int, steps: int) -> TrainingLoss:
+        many = self.encoder.top(x, self.most, self.shift)
+        codes = Codes(many.values[:, : self.k].contiguous(), many.indices[:, : self.k].contiguous())
+        fit, wider = (self.objective(c, self.W_dec, self.b_dec, target) for c in (codes, many))
+        further = self.weight * wider.loss + self.revival(x, target, fit.error, dead)
+        return TrainingLoss(fit.loss + further, fit.loss.detach(), further.detach(), codes.firing_counts(self.width))
 
 
 class BatchTopK(SparseDictionarySAE):
