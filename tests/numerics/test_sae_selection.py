@@ -15,19 +15,26 @@ from latentbench.sae.autoencoder import Codes, TrainableSAE
 from latentbench.sae.encoders import BatchSelection, LinearEncoder, top_of_batch
 from latentbench.sae.linear import ConcatenatedSAE, LinearWeights, TopKRule
 from latentbench.sae.options import (
+    AbsTopKOptions,
     BatchTopKOptions,
     GatedOptions,
     HierarchicalTopKOptions,
     JumpReLUOptions,
+    KronJumpReLUOptions,
     KronOptions,
+    MatchingPursuitOptions,
     MatryoshkaOptions,
+    MultiTopKOptions,
+    PAnnealOptions,
     RandomDecoderOptions,
     StandardOptions,
     TopKOptions,
     Variant,
 )
-from latentbench.sae.sparse_kernels.autograd import top_linear
+from latentbench.sae.sparse_kernels.autograd import top_linear, top_magnitudes
 from latentbench.sae.sparse_kernels.dispatch import NUMBA
+from latentbench.sae.variants.penalised import PAnneal, powers
+from latentbench.sae.variants.pursuit import MatchingPursuit, merged
 from latentbench.sae.variants.topk import BudgetLoss
 from tests.support.trained import SEEDS, WIDTH, D, K, rng, scaled, tokens, trained
 
@@ -47,6 +54,72 @@ def test_top_latents_are_the_k_largest_in_order(seed: int, k: int, kind: str) ->
     torch.testing.assert_close(values, wanted.values[:, :k], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(full.gather(1, indices), values, rtol=1e-5, atol=1e-5)
     assert all(len(set(row.tolist())) == k for row in indices)
+
+
+@given(SEEDS, st.integers(1, 30), st.sampled_from(["distinct", "ties"]))
+@settings(max_examples=30, deadline=None)
+def test_top_magnitudes_keep_their_signs_and_come_in_order(seed: int, k: int, kind: str) -> None:
+    x = torch.randn(7, 5, generator=rng(seed), dtype=torch.float64)
+    x = x.round() if kind == "ties" else x
+    weight, bias = torch.randn(100, 5, generator=rng(seed + 1)).round().double(), torch.arange(100).double() % 3
+    values, indices = top_magnitudes(x, weight, bias, k)
+    full = x @ weight.t() + bias
+    wanted = full.abs().sort(dim=1, descending=True, stable=True).values[:, :k]
+    torch.testing.assert_close(values.abs(), wanted)
+    torch.testing.assert_close(full.gather(1, indices), values)
+    assert all(len(set(row.tolist())) == k for row in indices)
+
+
+def test_signed_codes_are_cut_to_the_largest_magnitudes() -> None:
+    codes = Codes(torch.tensor([[0.0, 2.0, -3.0, 1.0]]), torch.tensor([[0, 4, 7, 9]]))
+    assert codes.truncated(2).dense(10).nonzero()[:, 1].tolist() == [4, 7]
+    sae, x = trained(AbsTopKOptions(width=WIDTH, k=K)), tokens(20, 3)
+    assert (sae.encode(x).values < 0).any()
+    for budget in (1, K - 1, 2 * K):
+        wanted = sae.encode(x, WIDTH).truncated(budget).dense(WIDTH)
+        torch.testing.assert_close(sae.encode(x, budget).dense(WIDTH), wanted)
+        assert sae.encode(x, budget).l0.max() == budget
+
+
+@given(SEEDS, st.integers(1, 30))
+@settings(max_examples=30, deadline=None)
+def test_merged_codes_hold_every_latent_once_and_decode_the_same(seed: int, active: int) -> None:
+    values = torch.randn(9, active, generator=rng(seed), dtype=torch.float64).relu()
+    codes = Codes(values, torch.randint(0, 12, (9, active), generator=rng(seed + 1)))
+    made = merged(codes)
+    torch.testing.assert_close(made.dense(12), codes.dense(12))
+    for numbers, latents in zip(made.values, made.indices, strict=True):
+        assert len(set(latents[numbers != 0].tolist())) == int((numbers != 0).sum())
+
+
+def test_matching_pursuit_leaves_less_with_every_step_and_a_budget_is_its_first_steps() -> None:
+    sae, x = trained(MatchingPursuitOptions(width=WIDTH, k=K), double=True), tokens(20, 3, torch.float64)
+    assert isinstance(sae, MatchingPursuit)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(WIDTH, dtype=torch.float64))
+    left, before = (x - sae.b_dec).clone(), (x - sae.b_dec).norm(dim=1)
+    for budget in range(1, 2 * K):
+        amounts, found = (left @ sae.W_dec.t()).max(1)
+        left -= amounts.relu()[:, None] * sae.W_dec[found]
+        torch.testing.assert_close(x - sae.decode(sae.encode(x, budget)), left, rtol=1e-9, atol=1e-9)
+        assert (left.norm(dim=1) <= before).all()
+        before = left.norm(dim=1)
+    with pytest.raises(InvalidInput, match="cannot exceed the dictionary width"):
+        sae.encode(x, WIDTH + 1)
+
+
+def test_p_annealing_ends_at_its_last_power_and_zeros_have_no_slope() -> None:
+    options = PAnnealOptions(width=WIDTH, updates=4, p_end=0.3, anneal_start=0.25)
+    sae = options.build(D, rng())
+    assert isinstance(sae, PAnneal)
+    falls = [sae.falls(step, 101) for step in range(101)]
+    assert falls == sorted(falls)
+    assert (falls[25], falls[26], falls[-1]) == (0, 1, 4)
+    assert [sae.power(n) for n in range(6)] == pytest.approx([1, 0.825, 0.65, 0.475, 0.3, 0.3])
+    latents = torch.tensor([[0.0, 4.0, 9.0], [0, 0, 0]], requires_grad=True)
+    total = powers(latents, 0.5)
+    assert total.tolist() == [5, 0]
+    (slopes,) = torch.autograd.grad(total.sum(), latents)
+    torch.testing.assert_close(slopes, torch.tensor([[0, 0.25, 1 / 6], [0, 0, 0]]))
 
 
 ROWS = {
@@ -260,6 +333,26 @@ def test_hierarchical_gradients_are_the_published_closed_form() -> None:
     torch.testing.assert_close(fit.error, x - prefixes[:, -1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [AbsTopKOptions(width=WIDTH, k=K), MultiTopKOptions(width=WIDTH, k=K), MatchingPursuitOptions(width=WIDTH, k=K)],
+    ids=lambda options: options.variant,
+)
+def test_no_graph_holds_a_number_for_every_latent_of_every_token(options: Variant) -> None:
+    """Of N tokens it keeps their hidden states and their active latents, of the dictionary its weights."""
+    sae, x, sizes = options.build(D, rng()), tokens(200), list[int]()
+    assert isinstance(sae, TrainableSAE)
+
+    def pack(t: Tensor) -> Tensor:
+        sizes.append(t.numel())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        sae.loss(x, torch.zeros(WIDTH, dtype=torch.bool), 0, 1)
+    assert sizes
+    assert max(sizes) <= 200 * max(D, 4 * K) < 200 * WIDTH
+
+
 def test_hierarchical_memory_does_not_grow_with_the_number_of_budgets() -> None:
     """The graph of the loss keeps no tensor with a budget and a dimension axis."""
     sae, x = HierarchicalTopKOptions(width=WIDTH, k=12).build(D, rng()), tokens(8)
@@ -277,6 +370,12 @@ def test_hierarchical_memory_does_not_grow_with_the_number_of_budgets() -> None:
 
 
 FOLDED: list[Variant] = [
+    AbsTopKOptions(width=WIDTH, k=K),
+    MultiTopKOptions(width=WIDTH, k=K),
+    MatchingPursuitOptions(width=WIDTH, k=K),
+    PAnnealOptions(width=WIDTH),
+    KronJumpReLUOptions(width=WIDTH, m=2, n=4),
+    KronJumpReLUOptions(width=WIDTH, m=2, n=4, kernel="product"),
     TopKOptions(width=WIDTH, k=K),
     BatchTopKOptions(width=WIDTH, k=K),
     HierarchicalTopKOptions(width=WIDTH, k=K),

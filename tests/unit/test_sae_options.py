@@ -12,6 +12,7 @@ from latentbench.reconstruction.sparsity_and_cost import ComputeCost as CostMetr
 from latentbench.sae.cost import SaeCost, cost, linear_cost, tokens_at_equal_cost, variant_cost
 from latentbench.sae.dictionary import default_aux_k
 from latentbench.sae.options import (
+    AbsTopKOptions,
     AuxiliaryLoss,
     BoostedOptions,
     EnsembleOptions,
@@ -20,8 +21,12 @@ from latentbench.sae.options import (
     GatedOptions,
     IdentityOptions,
     JumpReLUOptions,
+    KronJumpReLUOptions,
     KronOptions,
+    MatchingPursuitOptions,
     MeanOptions,
+    MultiTopKOptions,
+    PAnnealOptions,
     PCAOptions,
     StandardOptions,
     TopKOptions,
@@ -53,6 +58,25 @@ TOPK = {"width": 64, "k": 4}
         ("kron", {**TOPK, "m": 2, "n": 4, "budgets": [2]}, "budgets need selection: hierarchical, not topk"),
         ("kron", {**TOPK, "m": 2, "n": 4, "selection": "hierarchical", "budgets": [7]}, "budget 7 exceeds k = 4"),
         ("kron", {"width": 64, "k": 65, "m": 2, "n": 4}, "cannot exceed the dictionary width"),
+        ("kron", {**TOPK, "m": 2, "n": 4, "groups": [16, 32]}, "add up to 48 latents, not to the width 64"),
+        (
+            "kron",
+            {**TOPK, "m": 2, "n": 4, "groups": [12, 52]},
+            "a group of 12 latents cuts a head: take multiples of m·n = 8",
+        ),
+        (
+            "kron",
+            {**TOPK, "m": 2, "n": 4, "groups": [16, 48], "selection": "hierarchical"},
+            "groups need selection: topk or batch_topk",
+        ),
+        ("kron_jumprelu", {"width": 64, "m": 3, "n": 5}, "does not divide the width 64"),
+        ("kron_jumprelu", {"width": 64, "m": 2, "n": 4, "target_l0": 65}, "cannot exceed the dictionary width 64"),
+        ("abs_topk", {"width": 8, "k": 9}, "cannot exceed the dictionary width"),
+        ("matching_pursuit", {"width": 8, "k": 9}, "cannot exceed the dictionary width"),
+        ("multi_topk", {"width": 15, "k": 4}, "multiple · k = 16 active latents cannot exceed the dictionary width 15"),
+        ("multi_topk", {**TOPK, "multiple": 1}, "greater than or equal to 2"),
+        ("p_anneal", {"width": 8, "p_end": 1}, "less than 1"),
+        ("p_anneal", {"width": 8, "p_end": 0}, "greater than 0"),
         ("jumprelu", {"width": 8, "target_l0": 9}, "target_l0 = 9.0 cannot exceed the dictionary width 8"),
         ("untrained", {"width": 8, "k": 9}, "cannot exceed the dictionary width"),
         ("random_decoder", {"width": 8, "k": 9}, "cannot exceed the dictionary width"),
@@ -82,6 +106,8 @@ BOOST = {"variant": "boosted", "base": BASE, "width": 8, "k": 2}
         ({"variant": "sae_lens_gated", "width": 64, "l1": 1.0}, "the base has thresholds: say with k"),
         ({"variant": "fine_tuned", "base": BATCH, "k": 2}, "the base has thresholds: say with k"),
         ({"variant": "kron", **TOPK, "m": 2, "n": 4}, "'kron' is not one dictionary with a linear encoder"),
+        ({"variant": "abs_topk", **TOPK}, "'abs_topk' is not one dictionary with a linear encoder"),
+        ({"variant": "matching_pursuit", **TOPK}, "'matching_pursuit' is not one dictionary with a linear encoder"),
         (BOOST, "'boosted' is not one dictionary"),
         ({"variant": "mean"}, "'mean' is not one dictionary"),
         ("topk", "must be an SAE"),
@@ -159,6 +185,7 @@ def test_budgets_are_known_where_they_are_fixed() -> None:
     assert KronOptions(**TOPK, m=2, n=4, selection="batch_topk").max_budget is None
     assert KronOptions(**TOPK, m=2, n=4).max_budget == 4
     assert UntrainedOptions(**TOPK).max_budget == 4
+    assert MultiTopKOptions(**TOPK).max_budget == 16
 
 
 @pytest.mark.parametrize(("d_in", "aux_k"), [(64, 32), (288, 128), (768, 512), (2304, 512), (1, 1)])
@@ -183,6 +210,15 @@ def test_kron_encoder_costs_the_published_share_of_top_k(m: int, n: int, ratio: 
     assert cost(kron, 1536).encoder / cost(topk, 1536).encoder == pytest.approx(ratio, abs=6e-4)
 
 
+def test_matching_pursuit_compares_all_rows_once_per_step() -> None:
+    assert cost(MatchingPursuitOptions(**TOPK), 24, active=3.5) == SaeCost(64 * 24 + 24, 4 * 64 * 24, 3.5 * 24)
+
+
+def test_groups_of_kron_are_written_only_where_they_are_used() -> None:
+    assert "groups" not in KronOptions(**TOPK, m=2, n=4).plain()
+    assert KronOptions(**TOPK, m=2, n=4, groups=(16, 48)).plain()["groups"] == [16, 48]
+
+
 def test_iso_flops_gives_the_cheaper_variant_more_tokens() -> None:
     topk, kron = cost(TopKOptions(width=4096, k=8), 128), cost(KronOptions(width=4096, k=8, m=4, n=8), 128)
     tokens = tokens_at_equal_cost(topk, 1_000_000, kron)
@@ -200,6 +236,11 @@ def test_cost_counts_real_parameters() -> None:
         StandardOptions(width=64),
         GatedOptions(width=64),
         JumpReLUOptions(width=64),
+        AbsTopKOptions(**TOPK),
+        MultiTopKOptions(**TOPK),
+        MatchingPursuitOptions(**TOPK),
+        PAnnealOptions(width=64),
+        KronJumpReLUOptions(width=64, m=2, n=4),
     ):
         sae = options.build(d, torch.Generator())
         assert cost(options, d, active=4).parameters == sum(p.numel() for p in sae.parameters()), options.variant

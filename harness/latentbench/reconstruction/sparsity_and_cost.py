@@ -10,7 +10,7 @@ Both over ordinary tokens (not special, named or massive), version 2: version 1 
 | number | formula |
 | --- | --- |
 | `cost.parameters` | numbers stored, biases included |
-| `cost.encoder` | multiply-accumulates per token to encode: d·F for a linear encoder, d·h(m+n) + h·m·n for KronSAE |
+| `cost.encoder` | multiply-accumulates per token to encode: d·F if linear, d·h(m+n) + h·m·n for KronSAE, k·d·F for matching pursuit |
 | `cost.decoder` | multiply-accumulates per token to decode: d · (active latents) |
 
 KronSAE (arXiv 2505.22255, eq. 7), which counts a multiply-accumulate as one operation. Active latents are the variant's k, or

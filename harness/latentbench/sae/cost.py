@@ -1,8 +1,8 @@
 """What a variant costs, by formula: parameters and operations per token (KronSAE, arXiv 2505.22255, eq. 7).
 
 As in that paper a multiply-accumulate counts as one operation, and biases, selection and activations are left out:
-a linear encoder costs d_in · width, KronSAE's d_in · h(m + n) + h·m·n, matching pursuit one of d_in · width for each active
-latent, a decoder d_in · (active latents).
+a linear encoder costs d_in · width, KronSAE's d_in · h(m + n) + h·m·n, matching pursuit's k · d_in · width, a
+decoder d_in · (active latents).
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
         case BoostedOptions() | ExtendedOptions():
             return _on_base(options, d_in, active, bases)
         case MatchingPursuitOptions():
-            taken = _active(options, active)
-            # Encoder and decoder are the same rows, and every step compares all of them with what is left.
-            return SaeCost(options.width * d_in + d_in, round(taken * d_in * options.width), d_in * taken)
+            # Encoder and decoder are the same rows, and each of k steps compares all of them with what is left.
+            compared = options.k * options.width * d_in
+            return SaeCost(options.width * d_in + d_in, compared, d_in * _active(options, active))
         case KronOptions() | KronJumpReLUOptions():
             rows = options.head_count * (options.m + options.n)
             plain = _dictionary(d_in, rows, options.width, _active(options, active), pairs=options.width)

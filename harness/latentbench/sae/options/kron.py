@@ -58,7 +58,7 @@ class KronOptions(AuxiliaryK, PairedLatents, ActiveLatents):
 
     groups: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     """Sizes of nested groups of whole heads, first to last, adding up to `width`: the first latents reconstruct by themselves
-    too, as in a Matryoshka SAE (App. of 2505.22255)."""
+    too, as in a Matryoshka SAE."""
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, made: SerializerFunctionWrapHandler) -> dict[str, Json]:
