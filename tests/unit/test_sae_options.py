@@ -30,6 +30,7 @@ from latentbench.sae.options import (
     PCAOptions,
     StandardOptions,
     TopKOptions,
+    TranscoderOptions,
     UntrainedOptions,
 )
 from latentbench.sae.options.training import TrainingOptions
@@ -241,6 +242,8 @@ def test_cost_counts_real_parameters() -> None:
         MatchingPursuitOptions(**TOPK),
         PAnnealOptions(width=64),
         KronJumpReLUOptions(width=64, m=2, n=4),
+        TranscoderOptions(**TOPK),
+        TranscoderOptions(**TOPK, skip=True),
     ):
         sae = options.build(d, torch.Generator())
         assert cost(options, d, active=4).parameters == sum(p.numel() for p in sae.parameters()), options.variant

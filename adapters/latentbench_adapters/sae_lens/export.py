@@ -37,6 +37,7 @@ from latentbench.sae.variants.kron import KronEncoder, KronJumpReLU
 from latentbench.sae.variants.penalised import Gated, PenalisedSAE, Standard
 from latentbench.sae.variants.pursuit import MatchingPursuit
 from latentbench.sae.variants.topk import BudgetLoss, MultiTopK
+from latentbench.sae.variants.transcoder import Transcoder
 from latentbench.store.files import new_folder
 from latentbench_adapters.sae_lens import classes
 from latentbench_adapters.sae_lens.classes import GROUPS, KRON
@@ -70,6 +71,8 @@ def equivalent_of(sae: SparseAutoencoder) -> Equivalent:
     if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, KronEncoder):
         rule = sae.selection.rule(sae.width)
         return _kron(sae, sae.encoder, rule, _exactness(sae, rule), sae.centred)
+    if isinstance(sae, Transcoder):
+        raise InvalidInput("sae-lens has no transcoder with top-k activation")
     if isinstance(sae, MatchingPursuit):
         return _pursuit(sae)
     if isinstance(sae, SparseDictionarySAE) and isinstance(sae.encoder, RowEncoder):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from latentbench.core.errors import InvalidInput
-from latentbench.core.sites import Site
+from latentbench.core.sites import PAIR, Site
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -113,6 +113,13 @@ def mlp_output(block: nn.Module) -> nn.Module:
     return _child(block, _NORMS_AFTER_MLP) or _required(block, "MLP", _MLP_NAMES, ("MLP", "MoE", "FeedForward"))
 
 
+def mlp_input(block: nn.Module) -> nn.Module:
+    """The submodule of `block` that is given what its MLP reads. Raises InvalidInput when there is none."""
+    # Blocks that keep the two matrices themselves have a first one too, but no name that says which it is.
+    whole = tuple(name for name in _MLP_NAMES if name != "fc2")
+    return _required(block, "MLP", whole, ("MLP", "MoE", "FeedForward"))
+
+
 def check_site(model: nn.Module, site: Site) -> nn.Module:
     """The block of a site. Raises InvalidInput when `model` has no such block or the block no such submodule."""
     blocks = decoder_blocks(model)
@@ -128,7 +135,7 @@ def check_site(model: nn.Module, site: Site) -> nn.Module:
 
 def submodule(block: nn.Module, site: Site) -> nn.Module:
     """The module at whose output `site` is read: the block itself for the residual stream."""
-    if site.point == "mlp_out":
+    if site.point in ("mlp_out", PAIR):
         return mlp_output(block)
     return attention_output(block) if site.point == "attn_out" else block
 

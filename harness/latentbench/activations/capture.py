@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from latentbench.activations.blocks import block_input, decoder_blocks
-from latentbench.activations.residual import HookPoint, hook_point
+from latentbench.activations.blocks import block_input, decoder_blocks, hidden_state
+from latentbench.activations.residual import HookPoint, PairedPoint, hook_point
 from latentbench.activations.vocabulary import positions_in, takes_positions
 from latentbench.core.sites import Site
 
@@ -51,7 +51,8 @@ def capturing(model: nn.Module, sites: Collection[Site]) -> Iterator[dict[Site, 
     places = {site: hook_point(model, site) for site in sites}
     with ExitStack() as stack:
         for site, place in places.items():
-            stack.callback(_watch(place, site, states).remove)
+            for handle in _watch(place, site, states):
+                stack.callback(handle.remove)
         yield states
 
 
@@ -65,16 +66,34 @@ def _padded(model: nn.Module, attention_mask: Tensor | None) -> dict[str, Tensor
     return told | {"position_ids": positions_in(attention_mask)}
 
 
-def _watch(place: HookPoint, site: Site, states: dict[Site, Tensor]) -> RemovableHandle:
+def _watch(place: HookPoint, site: Site, states: dict[Site, Tensor]) -> Iterator[RemovableHandle]:
     def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states[site] = block_input(args, kwargs).clone()  # blocks may go on to add to it in place
 
     def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         states[site] = place.read(output)
 
-    if site.point == "resid_pre":
-        return place.module.register_forward_pre_hook(entering, with_kwargs=True)
-    return place.module.register_forward_hook(leaving)
+    if isinstance(place, PairedPoint):
+        yield from _watch_both(place, site, states)
+    elif site.point == "resid_pre":
+        yield place.module.register_forward_pre_hook(entering, with_kwargs=True)
+    else:
+        yield place.module.register_forward_hook(leaving)
+
+
+def _watch_both(place: PairedPoint, site: Site, states: dict[Site, Tensor]) -> Iterator[RemovableHandle]:
+    assert place.entrance is not None
+
+    def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # An MLP has one argument that counts, which models name as they like.
+        states[site] = hidden_state(next(iter((*args, *kwargs.values())))).clone()
+
+    def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        states[site] = place.paired(states[site], output)
+
+    yield place.entrance.register_forward_pre_hook(entering, with_kwargs=True)
+    # Of what a norm behind the MLP makes of its output, where there is one.
+    yield place.module.register_forward_hook(leaving)
 
 
 @contextmanager

@@ -32,13 +32,14 @@ from latentbench.activations.blocks import (
     hidden_state,
     input_device,
     is_spread,
+    mlp_input,
     submodule,
     with_block_input,
     with_first_tensor,
 )
 from latentbench.activations.measured_once import once_per_model
 from latentbench.core.errors import InvalidInput
-from latentbench.core.sites import Point, Site
+from latentbench.core.sites import PAIR, Point, Site, written_at
 
 PARTS: Mapping[Point, str] = {"attn_out": "attention", "mlp_out": "MLP"}
 
@@ -273,6 +274,36 @@ class HookPoint:
         return with_first_tensor(output, hidden + (scaled if self.device is None else scaled.to(hidden.device)))
 
 
+@dataclass(frozen=True)
+class PairedPoint(HookPoint):
+    """Where both sides of an MLP are read; only what it adds could be written, at `mlp_out`."""
+
+    entrance: nn.Module | None = None
+    """The module that is given what the MLP reads."""
+
+    def paired(self, given: Tensor, output: Any) -> Tensor:
+        """[B, T, 2 d] what the MLP was given [B, T, d] and what it adds. Raises InvalidInput where the widths differ."""
+        added = self.read(output)
+        if given.shape != added.shape:
+            raise InvalidInput(
+                f"this model's MLP is given {list(given.shape)} and adds {list(added.shape)}: it has no site `mlp`"
+            )
+        return torch.cat([given.to(added), added], -1)
+
+    def written(self, output: Any, hidden: Tensor) -> Any:
+        """Refused. Raises InvalidInput."""
+        raise InvalidInput("the two sides of an MLP cannot be replaced at once: write to `mlp_out`")
+
+    def moved(self, output: Any, delta: Tensor) -> Any:
+        """Refused. Raises InvalidInput."""
+        return self.written(output, delta)
+
+
+def compared_part(site: Site, states: Tensor) -> Tensor:
+    """What reconstructions are compared with of the states [..., d] read at a site: at `mlp` the latter half, what is added."""
+    return states[..., states.shape[-1] // 2 :] if site.point == PAIR else states
+
+
 def hook_point(model: nn.Module, site: Site) -> HookPoint:
     """The place of a site, for the residual stream the block itself.
 
@@ -286,6 +317,9 @@ def hook_point(model: nn.Module, site: Site) -> HookPoint:
             f"{type(block).__name__} (layer {site.index}) does not run on text alone, so it has no hidden states; choose "
             "another layer"
         )
+    if site.point == PAIR:
+        place = hook_point(model, written_at(site))
+        return PairedPoint(place.module, place.multiplier, place.device, mlp_input(block))
     if site.point not in PARTS:
         return HookPoint(block)  # what a block is given and returns is the stream itself, whatever it does inside
     if refusal := measured.refusals.get(site.point):

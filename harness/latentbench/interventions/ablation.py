@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
-from latentbench.core.sites import OUTPUT, Point, Site
+from latentbench.core.sites import OUTPUT, Place, Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.changes import PLAIN, Use, projecting_out
 from latentbench.interventions.changing import StateChange, changing
@@ -46,7 +46,7 @@ class Ablation(StateChange):
         scale: float = 1.0,
         scope: Scope = "all",
         use: Use = PLAIN,
-        place: Point = OUTPUT,
+        place: Place = OUTPUT,
     ) -> None:
         self.bases = {layer: basis.float() for layer, basis in sorted(bases.items())}
         self.scale, self.scope, self.use, self.place = scale, scope, use, place

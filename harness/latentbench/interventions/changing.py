@@ -28,7 +28,7 @@ from latentbench.activations.blocks import (
 )
 from latentbench.activations.residual import HookPoint, hook_point
 from latentbench.core.errors import CellFailed, InvalidInput
-from latentbench.core.sites import Point, Site
+from latentbench.core.sites import Place, Site
 from latentbench.interventions.changes import PLAIN, Change, Condition, Use
 from latentbench.interventions.intervention import Intervention, Layout, Receipt, Scope, Watch
 from latentbench.interventions.passes import PassTokens, watching_passes
@@ -113,7 +113,7 @@ def _place(model: nn.Module, site: Site) -> HookPoint:
     return HookPoint(blocks[site.index])  # its output is the stream, which needs no measuring
 
 
-REACHED: tuple[Point, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+REACHED: tuple[Place, ...] = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 """The points of a block in the order in which a pass reaches them."""
 Replace = Callable[[Tensor], Tensor | None]
 """Hidden states [B, T, d] → what stands there instead; None: nothing else."""

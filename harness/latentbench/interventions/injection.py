@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentbench.core.errors import CellFailed
 from latentbench.core.protocols import LanguageModel
-from latentbench.core.sites import OUTPUT, Point, Site
+from latentbench.core.sites import OUTPUT, Place, Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.changes import PLAIN, Use, adding
 from latentbench.interventions.changing import StateChange, changing
@@ -90,7 +90,7 @@ def injecting(
     scope: Scope = "all",
     layout: Layout | None = None,
     *,
-    place: Point = OUTPUT,
+    place: Place = OUTPUT,
     idle: bool = False,
 ) -> Iterator[Receipt]:
     """While open, `deltas[l]` [d_model] is added at `place` of block l at the tokens in `scope`; see `changing`."""

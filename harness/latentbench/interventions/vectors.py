@@ -29,7 +29,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.gguf_header import FEW, read_gguf_header
 from latentbench.core.hashing import canonical
-from latentbench.core.sites import OUTPUT, Point
+from latentbench.core.sites import OUTPUT, Place
 from latentbench.core.spec_model import Json
 from latentbench.core.torch_files import is_held, read_archive
 from latentbench.store.files import write_bytes
@@ -52,7 +52,7 @@ class SteeringVectors:
     """What they were made for, see `model_tag`; None where that is not known."""
     residual_norms: Mapping[int, float] = field(default_factory=dict)
     """Mean norm of the hidden state that they are added to; needed for relative scales."""
-    place: Point = OUTPUT
+    place: Place = OUTPUT
     """Which hidden state of their blocks that is."""
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class SteeringVectors:
             layers = json.loads(header["layers"])
             norms = {int(layer): float(norm) for layer, norm in json.loads(header["residual_norms"]).items()}
             vectors, place = {layer: tensors[_name(layer)] for layer in layers}, header.get("place", OUTPUT)
-            if place not in get_args(Point):
+            if place not in get_args(Place):
                 raise ValueError(f"there is no place {place!r}")
             made = cls(vectors, json.loads(header["model"]), norms, place)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, InvalidInput) as error:

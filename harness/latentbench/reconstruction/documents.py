@@ -16,6 +16,7 @@ from latentbench.activations.batching import TOKENS_PER_FORWARD, batch_limit, ba
 from latentbench.activations.capture import hidden_states, hidden_states_and_logits
 from latentbench.activations.fitting import Pieces
 from latentbench.activations.massive import UNLIMITED, NormLimit, OrdinaryTokens, lengths, named_ids, named_mask
+from latentbench.activations.residual import compared_part
 from latentbench.activations.tokens import EvalTokens, real_mask, special_mask
 from latentbench.core.progress import Count, Progress, unwatched
 from latentbench.core.sites import Site
@@ -247,14 +248,14 @@ class Domain:
         return {site: NormLimit.of(torch.cat([part[site] for part in found]), self._rule.multiple) for site in sites}
 
     def means(self, sites: Collection[Site], counted: OrdinaryTokens) -> dict[Site, Array]:
-        """Mean hidden state [d] float64 of all tokens that count at each site."""
+        """Mean [d] float64 of what reconstructions are compared with, over all tokens that count at each site."""
         sums = {site: DocumentSums(self.documents) for site in sites}
 
         def add(batch: DocumentBatch) -> None:
             states = self.states.read(batch, sites)
             for site in sites:
                 here = batch.at(site, states[site], counted)
-                vectors = vector_sums(states[site][here.ordinary].float(), here)
+                vectors = vector_sums(compared_part(site, states[site])[here.ordinary].float(), here)
                 sums[site].put(here, tokens=here.ordinary.sum(1), states=vectors)
 
         for _ in self.run(add) if sites else ():

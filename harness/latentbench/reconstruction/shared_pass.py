@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from latentbench.activations.batching import TOKENS_PER_FORWARD
 from latentbench.activations.fitting import out_of_memory
 from latentbench.activations.massive import OrdinaryTokens
-from latentbench.activations.residual import hook_point
+from latentbench.activations.residual import compared_part, hook_point
 from latentbench.activations.resume import resumed_logits
 from latentbench.activations.tokens import EvalTokens
 from latentbench.core.border import contained
 from latentbench.core.errors import InvalidInput
 from latentbench.core.plugins import implementation
 from latentbench.core.progress import Progress
-from latentbench.core.sites import Site, resumed_from
+from latentbench.core.sites import PAIR, Site, resumed_from, written_at
 from latentbench.core.token_rule import EVERY_TOKEN, TokenRule
 from latentbench.metrics.base import Statistic, at_budget
 from latentbench.reconstruction.documents import (
@@ -60,13 +60,14 @@ class Reconstructions:
         self._firing = torch.zeros(sae.width, dtype=torch.int64)
         self._latest = self._firing
 
-    def add(self, batch: DocumentBatch, x: Tensor, mean: Tensor) -> Tensor:
-        """Takes the hidden states [N, d] float32 of the batch's ordinary tokens and returns their reconstructions.
+    def add(self, batch: DocumentBatch, states: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+        """Takes what was read of the batch's ordinary tokens, float32, and returns their reconstructions [N, d].
 
-        `mean` [d] is the domain's. Raises whatever the SAE or a declared statistic raises.
+        The SAE reads `states` [N, d], and is compared with `x` [N, d]: the same but for transcoders. `mean` [d] is the
+        domain's. Raises whatever the SAE or a declared statistic raises.
         """
-        codes = self._sae.encode(x, self._budget)
-        reconstruction = self._sae.decode(codes).to(x.dtype)
+        codes = self._sae.encode(states, self._budget)
+        reconstruction = self._sae.reconstruct(states, codes).to(x.dtype)
         if reconstruction.shape != x.shape:
             raise ValueError(f"reconstructions of shape {tuple(reconstruction.shape)} for {tuple(x.shape)} given")
         self._latest = codes.firing_counts(self._sae.width).cpu()
@@ -191,7 +192,8 @@ class SiteStatistics:
         """Takes the clean hidden states [B, T, d] of a batch, and the clean predictions if anything splices."""
         words = batch.ordinary.sum(1)
         batch = batch.at(self.site, states[self.site], self._counted)
-        x = states[self.site][batch.ordinary].float()
+        read = states[self.site][batch.ordinary].float()
+        x = compared_part(self.site, read)
         self._mean = self._mean.to(x.device)
         losses = None if clean is None else _losses(model, self.site, batch, states, clean)
         self._sums.put(batch, tokens=batch.ordinary.sum(1), massive=words - batch.ordinary.sum(1))
@@ -201,7 +203,7 @@ class SiteStatistics:
             self._add_ablations(batch, x, losses, clean)
         for request in self._requests:
             if request.name not in self.failures:
-                self._add_isolated(request, batch, x, losses)
+                self._add_isolated(request, batch, read, x, losses)
 
     def settle(self) -> None:
         """To be called once after each batch that is through at all sites: one that runs out of memory is added again."""
@@ -238,10 +240,10 @@ class SiteStatistics:
         self._sums.put(batch, ce_clean=ce_clean, ce_zero=ce_zero, ce_mean=ce_mean, kl_zero=kl_zero, kl_mean=kl_mean)
 
     def _add_isolated(
-        self, request: MeasurementRequest, batch: DocumentBatch, x: Tensor, losses: Losses | None
+        self, request: MeasurementRequest, batch: DocumentBatch, read: Tensor, x: Tensor, losses: Losses | None
     ) -> None:
         try:
-            self._add_sae(request, batch, x, losses)
+            self._add_sae(request, batch, read, x, losses)
         except BaseException as error:  # an SAE may be anyone's and raise anything; the others go on
             if out_of_memory(error) and len(batch.documents) > 1:
                 raise  # fewer documents may fit
@@ -251,12 +253,18 @@ class SiteStatistics:
             kept.__cause__ = None
             self.failures[request.name] = kept.with_traceback(None)
 
-    def _add_sae(self, request: MeasurementRequest, batch: DocumentBatch, x: Tensor, losses: Losses | None) -> None:
+    def _add_sae(
+        self, request: MeasurementRequest, batch: DocumentBatch, read: Tensor, x: Tensor, losses: Losses | None
+    ) -> None:
+        if request.sae.paired != (self.site.point == PAIR):
+            raise InvalidInput(
+                f"{self.site} is read by {'' if self.site.point == PAIR else 'SAEs, not by '}transcoders"
+            )
         # Here and not in front of the pass: an SAE that cannot be moved costs itself alone.
         request.sae.to(x.device).eval()
         for budget in request.budgets:
             gathered = self._gathered[request.name, budget]
-            reconstruction = gathered.add(batch, x, self._mean)
+            reconstruction = gathered.add(batch, read, x, self._mean)
             if request.splice and losses is not None:
                 gathered.add_losses(batch, *losses(reconstruction))
 
@@ -268,9 +276,9 @@ def _losses(
 
     def losses(replacements: Tensor) -> tuple[Tensor, Tensor]:
         # Special, named and massive tokens keep their own hidden states in every substitution.
-        hidden = states[site].clone()
+        hidden = compared_part(site, states[site]).clone()
         hidden[batch.ordinary] = replacements.to(hidden.dtype)
-        return clean.losses(resumed_logits(model, site, hidden, batch.ids, batch.real.long(), entrance))
+        return clean.losses(resumed_logits(model, written_at(site), hidden, batch.ids, batch.real.long(), entrance))
 
     return losses
 

@@ -84,6 +84,8 @@ class SparseAutoencoder(nn.Module, ABC):
     into the weights.
     """
 
+    paired: ClassVar[bool] = False
+    """Whether it is a transcoder, which reads both sides of an MLP (`latentbench.core.sites.PAIR`)."""
     d_in: int
     width: int
 
@@ -94,6 +96,17 @@ class SparseAutoencoder(nn.Module, ABC):
     @abstractmethod
     def decode(self, codes: Codes) -> Tensor:
         """Reconstruction [N, d_in] from codes."""
+
+    def reconstruct(self, x: Tensor, codes: Codes) -> Tensor:
+        """Reconstruction [N, d_in] from codes and from the hidden states [N, d_in] that they are of.
+
+        The latter count for a transcoder alone, which may have a path beside its latents.
+        """
+        return self.decode(codes)
+
+    def compared(self, x: Tensor) -> Tensor:
+        """What reconstructions of `x` are compared with [N, d_in]: x itself, but for a transcoder."""
+        return x
 
     def decoder_rows(self) -> Tensor | None:
         """Dictionary atoms [width, d_in], or None where there is no dictionary (identity)."""
@@ -115,7 +128,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction [N, d_in] of hidden states [N, d_in]."""
-        return self.decode(self.encode(x))
+        return self.reconstruct(x, self.encode(x))
 
 
 class TrainingLoss(NamedTuple):

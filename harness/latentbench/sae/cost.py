@@ -19,6 +19,7 @@ from latentbench.sae.options import (
     MatchingPursuitOptions,
     MeanOptions,
     PCAOptions,
+    TranscoderOptions,
     Variant,
 )
 
@@ -62,6 +63,10 @@ def cost(options: Variant, d_in: int, active: float | None = None, bases: tuple[
             # Encoder and decoder are the same rows, and each of k steps compares all of them with what is left.
             compared = options.k * options.width * d_in
             return SaeCost(options.width * d_in + d_in, compared, d_in * _active(options, active))
+        case TranscoderOptions():
+            skip = d_in**2 if options.skip else 0
+            plain = _dictionary(d_in, options.width, options.width, _active(options, active))
+            return plain._replace(parameters=plain.parameters + skip, encoder=plain.encoder + skip)
         case KronOptions() | KronJumpReLUOptions():
             rows = options.head_count * (options.m + options.n)
             plain = _dictionary(d_in, rows, options.width, _active(options, active), pairs=options.width)

@@ -126,7 +126,7 @@ class SparseDictionarySAE(DictionarySAE):
     def revival(self, x: Tensor, target: Tensor, error: Tensor, dead: Tensor) -> Tensor:
         """AuxK with its weight, for what is left [N, d_in] of the target [N, d_in]: a scalar."""
         found = self.aux_coefficient * self.auxiliary(x, error, dead)
-        return found * self._relative_spread(target, error) if self.aux_normalised else found
+        return found * self._relative_spread(target.detach(), error) if self.aux_normalised else found
 
     def linear_weights(self) -> LinearWeights:
         """The weights with a linear encoder that reads x. Raises InvalidInput for other encoders."""

@@ -297,7 +297,7 @@ class NativeTrainer:
             self.curve.append(self._point(loss, x, lr))
 
     def _point(self, loss: BatchLoss, x: Tensor, lr: float) -> tuple[float, ...]:
-        spread = squared_spread(x, loss.tokens, self.group) / loss.tokens
+        spread = squared_spread(self.sae.compared(x), loss.tokens, self.group) / loss.tokens
         l0 = loss.firing.sum().item() / loss.tokens
         dead = int((self.silent >= self.dead_after).sum())
         normalised = loss.reconstruction / max(spread.item(), 1e-30)

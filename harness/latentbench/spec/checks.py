@@ -12,6 +12,7 @@ from itertools import islice
 from latentbench.core.errors import SpecError, SpecProblem, Unpinnable
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import DatasetAdapter
+from latentbench.core.sites import PAIR, written_at
 from latentbench.core.token_rule import EVERY_TOKEN
 from latentbench.core.validation_errors import problem_at
 from latentbench.metrics.base import statistic_problems
@@ -61,6 +62,7 @@ def _findings(experiment: Experiment, files: Files) -> Iterator[Finding]:
     # Boosts without texts of their own would be complained about once more, as SAEs without any texts.
     yield from list(_domains(experiment)) or _data(experiment)
     yield from _devices(experiment)
+    yield from _pairs(experiment)
     yield from _budgets(experiment)
     yield from _repeated(experiment)
     yield from misfits(experiment, files)
@@ -196,6 +198,34 @@ def _one_device_only(options: Variant | LoadedSae) -> Iterator[str]:
             yield options.variant
         for base in options.base_sections:
             yield from _one_device_only(base)
+
+
+def _pairs(experiment: Experiment) -> Iterator[Finding]:
+    """Whether transcoders, and they alone, stand where both sides of an MLP are read, and are asked for what they have."""
+    for number, site in enumerate(experiment.layers):
+        if site.point == PAIR:
+            yield (
+                ("layers", number),
+                f"{site} is for transcoders, which no map between places takes: use {written_at(site)}",
+            )
+    if experiment.many_sites:
+        return
+    for site, path, options, _ in saes_of(experiment):
+        if isinstance(options, LoadedSae):
+            continue  # what a loaded SAE is its files say: `check_loaded`
+        if options.paired and site.point != PAIR:
+            yield path, f"the variant {options.variant!r} reads an MLP: write `layer: {site.index}.{PAIR}`"
+        elif site.point == PAIR and not options.paired:
+            yield path, f"the variant {options.variant!r} reads one hidden state: write `layer: {written_at(site)}`"
+    if any(site.point == PAIR for site in experiment.sites):
+        if experiment.subject is not None:
+            yield ("layer",), "a transcoder is no SAE that steering could use"
+        for number, metric in enumerate(experiment.metrics):
+            if isinstance(metric, Study):
+                yield (
+                    ("metrics", number),
+                    f"the metric {metric.metric!r} reads SAEs; a transcoder has none of its numbers",
+                )
 
 
 def _budgets(experiment: Experiment) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from latentbench.activations.capture import hidden_states
 from latentbench.activations.vocabulary import last_position, padding_of
 from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.protocols import LanguageModel
-from latentbench.core.sites import OUTPUT, Point, Site
+from latentbench.core.sites import OUTPUT, Place, Site
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import left_padded, prompt_ids
 from latentbench.interventions.vectors import SteeringVectors, model_tag, residual_width
@@ -31,7 +31,7 @@ _NORM_TEXTS, _NORM_CHARACTERS = 64, 2000
 
 
 def content_of(
-    vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None = None, *, place: Point = OUTPUT, **meta: Json
+    vectors: Mapping[int, Tensor], norms: Mapping[int, float] | None = None, *, place: Place = OUTPUT, **meta: Json
 ) -> Content:
     """Vectors [d_model] by layer and what is to be remembered of their making.
 
@@ -85,9 +85,9 @@ def by_layer(content: Content) -> dict[int, Tensor]:
     return {int(name.removeprefix(_LAYER)): tensor for name, tensor in content.tensors.items()}
 
 
-def place_of(content: Content) -> Point:
+def place_of(content: Content) -> Place:
     """Which hidden state of their blocks the vectors of what `content_of` made are for."""
-    place: Point = content.meta.get("place", OUTPUT)
+    place: Place = content.meta.get("place", OUTPUT)
     return place
 
 
@@ -142,7 +142,7 @@ class Residuals:
 
 
 def residuals(
-    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], whole: bool = True, place: Point = OUTPUT
+    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], whole: bool = True, place: Place = OUTPUT
 ) -> Iterator[Residuals]:
     """Hidden states at `place` of the blocks `layers`, of texts padded on the left, batch by batch, in order.
 
@@ -166,7 +166,7 @@ def residuals(
 
 
 def residual_norms(
-    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], place: Point = OUTPUT
+    lm: LanguageModel, layers: Sequence[int], texts: Sequence[str], place: Place = OUTPUT
 ) -> dict[int, float]:
     """Mean norm of the hidden state at `place` of each of `layers`, over the tokens of the first 64 texts but their first.
 

@@ -11,7 +11,7 @@ from pydantic import SerializerFunctionWrapHandler, ValidationInfo, field_valida
 from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import digest
 from latentbench.core.plugins import Choice, implementation
-from latentbench.core.sites import OUTPUT, Layer, Point, block_number
+from latentbench.core.sites import OUTPUT, Layer, Place, block_number
 from latentbench.core.spec_model import Json, without_default
 from latentbench.steering.auto import SWEPT, Auto, SweepOptions
 from latentbench.steering.positions import Positions
@@ -125,7 +125,7 @@ class SteeringMethod(Subject):
     """Instead of a scale: the mean of ‖Δ‖/‖h‖ over ordinary tokens of the first evaluation texts, at every layer by itself
     (negative: the opposite direction), or `auto`. Vectors get the length that this takes; `steering_dose` measures what becomes of it, and `scales` of other metrics
     multiply it."""
-    place: Point = OUTPUT
+    place: Place = OUTPUT
     """Which hidden state of each of these blocks is changed, and read where vectors are made of hidden states: its output, its
     input `resid_pre` (of block 0 the embedding), or what its attention (`attn_out`) or MLP (`mlp_out`) adds."""
     auto: SweepOptions | None = None

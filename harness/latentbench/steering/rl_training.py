@@ -31,7 +31,7 @@ from latentbench.core.errors import InvalidInput
 from latentbench.core.hashing import seed_of
 from latentbench.core.progress import Count
 from latentbench.core.protocols import LanguageModel, Problem
-from latentbench.core.sites import OUTPUT, Point
+from latentbench.core.sites import OUTPUT, Place
 from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import check_prompts
 from latentbench.interventions.injection import injecting
@@ -81,7 +81,7 @@ class Trainable(ABC):
     """Parameters that change a model while they are installed."""
 
     layers: tuple[int, ...]
-    place: Point = OUTPUT
+    place: Place = OUTPUT
     """Which hidden state of these blocks is changed."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Trainable(ABC):
 class TrainableVectors(Trainable):
     """One vector per layer, from zero, in float32."""
 
-    def __init__(self, layers: tuple[int, ...], scope: Scope, place: Point = OUTPUT) -> None:
+    def __init__(self, layers: tuple[int, ...], scope: Scope, place: Place = OUTPUT) -> None:
         self.layers, self._scope, self.place = layers, scope, place
 
     @contextmanager
@@ -134,7 +134,7 @@ class SharedVector:
 class TrainableSubspace(Trainable):
     """One vector per layer, all in a subspace of `rank` dimensions: S = A B, A random and B zero, in float32."""
 
-    def __init__(self, layers: tuple[int, ...], scope: Scope, rank: int, seed: int, place: Point = OUTPUT) -> None:
+    def __init__(self, layers: tuple[int, ...], scope: Scope, rank: int, seed: int, place: Place = OUTPUT) -> None:
         self.layers, self._scope, self._rank, self._seed, self.place = layers, scope, rank, seed, place
 
     @contextmanager

@@ -32,6 +32,7 @@ from latentbench.sae.options.topk import (
     MultiTopKOptions,
     TopKOptions,
 )
+from latentbench.sae.options.transcoder import TranscoderOptions
 
 __all__ = [
     "AbsTopKOptions",
@@ -61,6 +62,7 @@ __all__ = [
     "StandardOptions",
     "StitchedOptions",
     "TopKOptions",
+    "TranscoderOptions",
     "UntrainedOptions",
     "Variant",
 ]

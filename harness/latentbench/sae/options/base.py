@@ -44,6 +44,8 @@ class Variant(SpecModel):
     """True for controls that are computed from moments of the hidden states: one pass, no gradient steps."""
     data_parallel: ClassVar[bool] = False
     """Whether it can be trained on several devices: its loss is a mean over tokens, or asks its `group` for the rest."""
+    paired: ClassVar[bool] = False
+    """Whether it reads what an MLP is given and predicts what that adds, so that its site is an `mlp`."""
     budgeted: ClassVar[bool] = False
     """Whether `encode` accepts any budget ≤ `max_budget`."""
     selects: ClassVar[Activation | None] = None
