@@ -12,11 +12,12 @@ import torch
 from sae_lens.registry import get_sae_class
 from safetensors.torch import save_file
 
-from latentbench.core.errors import NotAvailable, RefusedFile
+from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.sae import artifact
-from latentbench.sae.options import TopKOptions
+from latentbench.sae.linear import linear_weights
+from latentbench.sae.options import BoostedOptions, TopKOptions
 from latentbench.sae.sources.base import SaeFacts, SaeOrigin
 from latentbench.sae.sources.native import NativeSource, load_base
 from latentbench.spec.fit import other_model
@@ -145,6 +146,47 @@ def test_sae_lens_folders_say_what_they_are_and_lies_are_refused(tmp_path: Path)
     (tmp_path / "lens/sae_weights.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(RefusedFile):
         source.load(Roots(tmp_path))
+
+
+MLPS = {
+    "transcoder": ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
+    "skip_transcoder": ("model.layers.3.mlp.input", "model.layers.3.mlp.output"),
+    "jumprelu_transcoder": (
+        "model.layers.3.pre_feedforward_layernorm.output",
+        "model.layers.3.post_feedforward_layernorm.output",
+    ),
+    "jumprelu_skip_transcoder": ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
+}
+
+
+@pytest.mark.parametrize("kind", MLPS)
+def test_transcoders_of_sae_lens_between_both_sides_of_an_mlp_predict_what_sae_lens_predicts(
+    tmp_path: Path, kind: str
+) -> None:
+    """Gemma Scope 2's are `jumprelu_transcoder`s, with `affine` ones beside them, and say in `hf_hook_name` where they read."""
+    sae_class, config_class = get_sae_class(kind)
+    names = (
+        ("hf_hook_name", "hf_hook_name_out") if MLPS[kind][0].startswith("model") else ("hook_name", "hook_name_out")
+    )
+    # TransformerLens' names of the same transcoder say less; they do not count beside the module paths.
+    metadata = {"hook_name": "blocks.3.hook_mlp_in", "hook_name_out": "blocks.3.hook_mlp_out"}
+    metadata |= dict(zip(names, MLPS[kind], strict=True))
+    sizes = {"architecture": kind, "d_in": 12, "d_sae": 48, "d_out": 12, "apply_b_dec_to_input": False}
+    inner = sae_class(config_class.from_dict({**sizes, "metadata": metadata}))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in inner.parameters():
+        parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    inner.save_model(tmp_path / "lens")
+    source = SaeLensSource(path="lens")
+    facts, sae, x = source.facts(Roots(tmp_path)), source.load(Roots(tmp_path)), hidden_states()
+    assert (facts.d_in, facts.width, facts.layer, facts.point) == (12, 48, 3, "mlp")
+    assert sae.paired
+    torch.testing.assert_close(sae(torch.cat([x, x.flip(0)], 1)), inner(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae.encode(x).dense(48), inner.encode(x))
+    with pytest.raises(InvalidInput, match="transcoder"):
+        BoostedOptions(base=TopKOptions(width=8, k=2), width=8, k=2).build(12, generator, (sae,))
+    with pytest.raises(InvalidInput, match="transcoder"):
+        linear_weights(sae)
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "by its hooks"])

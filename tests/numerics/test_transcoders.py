@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from latentbench.activations.capture import hidden_states
 from latentbench.activations.residual import hook_point
 from latentbench.activations.resume import resumed_logits
 from latentbench.core.errors import InvalidInput
 from latentbench.core.sites import Site, resumed_from, written_at
+from latentbench.reconstruction.shared_pass import MeasurementRequest, measure
+from latentbench.sae.autoencoder import Codes
 from latentbench.sae.linear import linear_weights
 from latentbench.sae.options import TranscoderOptions
 from latentbench.sae.options.training import TrainingOptions
 from latentbench.sae.trainer import NativeTrainer
 from latentbench.sae.variants.transcoder import Transcoder
+from tests.numerics.test_measure import GEMMA
 from tests.numerics.test_sae_gradients import Weights, assert_same, auxk, kept
+from tests.support.passes import LM, MLP, TOKENS, ToySAE, flat, language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -131,3 +136,53 @@ def test_a_perfect_transcoder_changes_no_logits_and_nothing_writes_to_both_sides
     torch.testing.assert_close(found, wanted)
     with pytest.raises(InvalidInput, match="write to `mlp_out`"):
         hook_point(model, PAIR).written(added, added)
+
+
+class Latter(ToySAE):
+    """Reads pairs, and makes of what the MLP adds what `ToySAE` makes of it."""
+
+    paired = True
+
+    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        return super().encode(x[:, self.d_in :], budget)
+
+
+class Perfect(Latter):
+    """Runs the MLP itself, beside latents that count for nothing."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def reconstruct(self, x: Tensor, codes: Codes) -> Tensor:
+        made: Tensor = self.mlp(x[:, : self.d_in])
+        return made
+
+
+@pytest.mark.parametrize("config", [None, GEMMA], ids=["llama", "norm behind the mlp"])
+def test_numbers_at_the_pair_are_those_of_what_the_mlp_adds(config: PretrainedConfig | None) -> None:
+    """Every statistic of the site and the SAE, spliced ones too, is exactly that of an SAE at `mlp_out`."""
+    lm = language_model(config)
+    one = measure(lm, TOKENS, [MeasurementRequest("a", Latter(), PAIR, (None, 2), splice=True)])
+    two = measure(lm, TOKENS, [MeasurementRequest("a", ToySAE(), MLP, (None, 2), splice=True)])
+    assert not one.failures
+    assert not two.failures
+    wanted = {name.replace(str(MLP), str(PAIR)): value for name, value in flat(two).items()}
+    assert flat(one).keys() == wanted.keys()
+    for name, value in flat(one).items():
+        assert np.array_equal(value, wanted[name]), name
+
+
+def test_a_perfect_transcoder_explains_everything_and_costs_the_model_nothing() -> None:
+    mlp = LM.model.get_submodule("model.layers.1.mlp")
+    (found,) = measure(LM, TOKENS, [MeasurementRequest("a", Perfect(mlp), PAIR, splice=True)]).measurements
+    (base,) = measure(LM, TOKENS, sites=[PAIR], splice_sites=[PAIR]).baselines.values()
+    assert found.statistics["squared_error"].sum() <= 1e-10 * base.statistics["total_variance"].sum()
+    np.testing.assert_allclose(found.statistics["ce_sae"], base.statistics["ce_clean"], rtol=1e-5)
+    assert np.abs(found.statistics["kl_sae"]).max() <= 1e-6 < base.statistics["kl_zero"].max()
+
+
+def test_transcoders_and_saes_are_refused_at_each_others_places() -> None:
+    for sae, site, said in ((ToySAE(), PAIR, "is read by transcoders"), (Latter(), MLP, "is read by SAEs")):
+        failure = measure(LM, TOKENS, [MeasurementRequest("a", sae, site)]).failures["a"]
+        assert said in str(failure)

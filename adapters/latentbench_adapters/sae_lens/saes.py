@@ -17,7 +17,7 @@ from latentbench.core.border import foreign
 from latentbench.core.errors import InvalidInput, NotAvailable, RefusedFile
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder, TrainableSAE, TrainingLoss
 from latentbench.sae.linear import LatentGroup, LinearWeights, ThresholdRule, TopKRule, folded_bias
-from latentbench.sae.sources.base import other_output
+from latentbench.sae.sources.base import mlp_between, other_output
 from latentbench_adapters.sae_lens import classes  # noqa: F401  (so that sae-lens knows the classes that exports may need)
 from latentbench_adapters.sae_lens.options import SaeLensOptions
 
@@ -90,12 +90,9 @@ class LoadedFromSaeLens(SparseAutoencoder):
     """Encodes and decodes exactly as sae-lens does, run-time normalisation of the input included."""
 
     def __init__(self, inner: SAE) -> None:
-        """Raises RefusedFile for a transcoder, which sae-lens loads through the same door."""
+        """Raises RefusedFile for a transcoder, which sae-lens loads through the same door; see `loaded`."""
         super().__init__()
-        metadata = inner.cfg.metadata
-        names = (getattr(metadata, name, None) for name in ("hook_name", "hook_name_out"))
-        if other := other_output(inner.cfg.architecture(), *names):
-            raise RefusedFile(other)
+        self._check(inner)
         self.inner = inner
         self.d_in, self.width = int(inner.cfg.d_in), int(inner.cfg.d_sae)
 
@@ -128,20 +125,60 @@ class LoadedFromSaeLens(SparseAutoencoder):
         """The weights as groups that read x. Raises InvalidInput where sae-lens' class has no such equivalent."""
         return weights_of(self.inner)
 
+    def _check(self, inner: SAE) -> None:
+        metadata = inner.cfg.metadata
+        names = (getattr(metadata, name, None) for name in ("hook_name", "hook_name_out"))
+        if other := other_output(inner.cfg.architecture(), *names):
+            raise RefusedFile(other)
+
+
+class LoadedTranscoder(LoadedFromSaeLens):
+    """A transcoder between both sides of an MLP; it reads pairs [N, 2 d_in], as `latentbench.sae.variants.transcoder` does."""
+
+    paired = True
+
+    def encode(self, x: Tensor, budget: int | None = None) -> Codes:
+        return super().encode(x[:, : self.d_in], budget)
+
+    def reconstruct(self, x: Tensor, codes: Codes) -> Tensor:
+        found = self.decode(codes)
+        skip = getattr(self.inner, "W_skip", None)
+        return found if skip is None else found + x[:, : self.d_in].to(self.inner.dtype) @ skip.t()
+
+    def compared(self, x: Tensor) -> Tensor:
+        return x[:, self.d_in :]
+
+    def linear_weights(self) -> LinearWeights:
+        """Refused. Raises InvalidInput: its decoder writes something else than its encoder reads."""
+        raise InvalidInput("a transcoder is no SAE: it predicts another hidden state than it reads")
+
+    def _check(self, inner: SAE) -> None:
+        if inner.cfg.d_out != inner.cfg.d_in:
+            raise RefusedFile(f"this transcoder reads {inner.cfg.d_in} dimensions and predicts {inner.cfg.d_out}")
+        metadata = inner.cfg.metadata
+        if mlp_between(lambda name: getattr(metadata, name, None)) is None:
+            # It may be one between other places, or one that does not say between which: as little as any SAE is.
+            super()._check(inner)
+
+
+def loaded(inner: SAE) -> LoadedFromSaeLens:
+    """An SAE or a transcoder. Raises RefusedFile for a transcoder between other places than both sides of an MLP."""
+    return (LoadedTranscoder if "transcoder" in inner.cfg.architecture() else LoadedFromSaeLens)(inner)
+
 
 def from_registry(release: str, sae_id: str) -> LoadedFromSaeLens:
     """A registered SAE. Raises NotAvailable with the nearest names, or with what to do when the hub is out of reach."""
     with foreign(f"sae-lens cannot load {release!r} / {sae_id!r}", kind=NotAvailable):
-        return LoadedFromSaeLens(SAE.from_pretrained(release, sae_id, device="cpu"))
+        return loaded(SAE.from_pretrained(release, sae_id, device="cpu"))
 
 
 def from_disk(folder: Path) -> LoadedFromSaeLens:
     """An SAE that sae-lens saved. Raises RefusedFile when the files do not fit together."""
     with foreign(f"{folder.name} is not an SAE that sae-lens can read"), torch.random.fork_rng(devices=[]):
-        loaded = LoadedFromSaeLens(SAE.load_from_disk(folder, device="cpu"))
+        made = loaded(SAE.load_from_disk(folder, device="cpu"))
         with torch.no_grad():
-            loaded(torch.zeros(1, loaded.d_in))  # sae-lens checks neither k nor groups when it loads
-        return loaded
+            made(torch.zeros(1, made.d_in))  # sae-lens checks neither k nor groups when it loads
+        return made
 
 
 class TrainedBySaeLens(TrainableSAE):

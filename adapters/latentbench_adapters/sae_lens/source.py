@@ -11,12 +11,14 @@ from pydantic import Field, model_validator
 from latentbench.core.errors import RefusedFile
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import package_version
+from latentbench.core.sites import PAIR
 from latentbench.core.spec_model import Json
 from latentbench.core.untrusted_files import config_object, optional_positive, read_json
 from latentbench.sae.sources.base import (
     SaeFacts,
     SaeSource,
     digests,
+    mlp_between,
     model_of,
     other_output,
     sae_folder,
@@ -68,9 +70,11 @@ class SaeLensSource(SaeSource):
         config = config_object(read_json(self.folder(roots) / CONFIG), where)
         metadata = config.get("metadata")
         stated = metadata if isinstance(metadata, dict) else config  # of older versions
+        d_in, width = (optional_positive(config, key, where) for key in ("d_in", "d_sae"))
+        if "transcoder" in str(config.get("architecture")) and (block := mlp_between(stated.get)) is not None:
+            return SaeFacts(d_in, width, block, PAIR, model_of(stated, "model_name"))
         if other := other_output(str(config.get("architecture")), stated.get("hook_name"), stated.get("hook_name_out")):
             raise RefusedFile(f"{where}: {other}")
-        d_in, width = (optional_positive(config, key, where) for key in ("d_in", "d_sae"))
         return SaeFacts(d_in, width, *site_of(str(stated.get("hook_name") or "")), model_of(stated, "model_name"))
 
     def load(self, roots: Roots) -> SparseAutoencoder:

@@ -283,10 +283,10 @@ class NativeTrainer:
             self.sae.decay_weights(lr * self.training.weight_decay)
         self.adam.step()
         for parameter in self.parameters.values():
-            if parameter.grad is not None:
-                # Given back and not zeroed: the next backward pass takes it as the room to write its gradient to.
+            # Given back and not zeroed: the next backward pass of the kernels takes it as the room to write its gradient to.
+            if parameter.grad is not None and self.sae.uses_kernels:
                 gradients.give(parameter.grad)
-                parameter.grad = None
+            parameter.grad = None
         self.sae.after_step()
 
     def _follow(self, loss: BatchLoss, x: Tensor, lr: float) -> None:

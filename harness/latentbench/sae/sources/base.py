@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -177,6 +177,31 @@ def model_of(config: dict[str, Json], *keys: str) -> str | None:
     found = next((value for key in keys if isinstance(value := config.get(key), str) and value), None)
     # Cut: the name is shown to people and compared, and the file may hold anything.
     return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]
+
+
+# What a transcoder reads and predicts: the module paths of Gemma Scope 2, and the hooks of TransformerLens. Not
+# `ln2.hook_normalized`, which is what the norm makes before its own weights: in transformers that is nowhere to be read.
+_GIVEN_TO_MLP = re.compile(
+    r"(?:model\.layers\.(\d+)\.(?:pre_feedforward_layernorm\.output|mlp\.input)|blocks\.(\d+)\.mlp\.hook_in)"
+)
+_ADDED_BY_MLP = re.compile(
+    r"(?:model\.layers\.(\d+)\.(?:post_feedforward_layernorm|mlp)\.output|blocks\.(\d+)\.hook_mlp_out)"
+)
+
+
+_ENDS = (("hf_hook_name", "hf_hook_name_out"), ("hook_name", "hook_name_out"))
+"""What sae-lens' metadata call the two; the first pair that is stated counts."""
+
+
+def mlp_between(stated: Callable[[str], Json]) -> int | None:
+    """Number of the block whose MLP is given what a transcoder reads and adds what it predicts; None for other places.
+
+    `stated(name)` gives what its metadata have under a name, or None.
+    """
+    reads, writes = next((ends for pair in _ENDS if all(ends := tuple(map(stated, pair)))), (None, None))
+    ends = _GIVEN_TO_MLP.fullmatch(str(reads)), _ADDED_BY_MLP.fullmatch(str(writes))
+    blocks = [int(found[1] or found[2]) for found in ends if found]
+    return blocks[0] if len(blocks) == 2 and blocks[0] == blocks[1] else None
 
 
 def other_output(architecture: str, reads: Json, writes: Json) -> str | None:

@@ -105,6 +105,8 @@ class Boosted(TrainableSAE):
 
     def __init__(self, options: BoostedOptions, d_in: int, generator: torch.Generator, base: SparseAutoencoder) -> None:
         super().__init__()
+        if base.paired:
+            raise InvalidInput("the base is a transcoder, which is no SAE: nothing is left for a residual SAE to learn")
         if base.d_in != d_in:
             raise InvalidInput(f"the base SAE reads {base.d_in} dimensions, the hidden states have {d_in}")
         self._base = (frozen(base),)  # a tuple: its weights are not part of this SAE's own
