@@ -136,10 +136,8 @@ class SteeringVectors:
         try:
             layers = json.loads(header["layers"])
             norms = {int(layer): float(norm) for layer, norm in json.loads(header["residual_norms"]).items()}
-            vectors, place = {layer: tensors[_name(layer)] for layer in layers}, header.get("place", OUTPUT)
-            if place not in get_args(Place):
-                raise ValueError(f"there is no place {place!r}")
-            made = cls(vectors, json.loads(header["model"]), norms, place)
+            vectors = {layer: tensors[_name(layer)] for layer in layers}
+            made = cls(vectors, json.loads(header["model"]), norms, _place(header.get("place", OUTPUT)))
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, InvalidInput) as error:
             raise RefusedFile(f"{path.name}: its header and its tensors do not fit together: {error}") from error
         if made.digest != header.get("sha256") or len(tensors) != len(layers):
@@ -273,6 +271,14 @@ def write_lm_eval(vectors: SteeringVectors, path: Path, hookpoint: str = "layers
     file = io.BytesIO()
     torch.save(entries, file)
     write_bytes(path, file.getvalue())
+
+
+def _place(stated: str) -> Place:
+    """Raises ValueError for what is no place."""
+    known: tuple[Place, ...] = get_args(Place)
+    if found := [place for place in known if place == stated]:
+        return found[0]
+    raise ValueError(f"there is no place {stated!r}")
 
 
 def _name(layer: int) -> str:

@@ -46,7 +46,9 @@ class TransferMethod(SteeringMethod):
         if not source.adds_vectors or hasattr(source, "parts") or source.of_sae:
             raise ValueError(f"transfer: the method {source.method!r} makes no vectors that another model could take")
         if source.found:
-            raise ValueError(f"transfer: `{source.found[0]}: auto` is found where vectors are used; state what they are made with")
+            raise ValueError(
+                f"transfer: `{source.found[0]}: auto` is found where vectors are used; state what they are made with"
+            )
         trained_scope = set() if "scope" in source.of_use else {"scope"}
         if stated := [name for name in source.stated_use() if name not in trained_scope]:
             raise ValueError(

@@ -39,4 +39,4 @@ def _pairs(method: TransferMethod, made: Sequence[int], context: StageContext) -
         raise InvalidInput(
             f"transfer: {len(made)} vectors cannot be added to {len(here)} blocks; name as many as there are"
         )
-    return list(zip(made if len(made) > 1 else made[:1] * len(here), here, strict=True))
+    return list(zip(made if len(made) > 1 else list(made) * len(here), here, strict=True))
