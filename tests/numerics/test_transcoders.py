@@ -20,6 +20,7 @@ from latentbench.sae.autoencoder import Codes
 from latentbench.sae.linear import linear_weights
 from latentbench.sae.options import TranscoderOptions
 from latentbench.sae.options.training import TrainingOptions
+from latentbench.sae.sources.base import hook_name, site_of
 from latentbench.sae.trainer import NativeTrainer
 from latentbench.sae.variants.transcoder import Transcoder
 from tests.numerics.test_measure import GEMMA
@@ -180,6 +181,11 @@ def test_a_perfect_transcoder_explains_everything_and_costs_the_model_nothing() 
     assert found.statistics["squared_error"].sum() <= 1e-10 * base.statistics["total_variance"].sum()
     np.testing.assert_allclose(found.statistics["ce_sae"], base.statistics["ce_clean"], rtol=1e-5)
     assert np.abs(found.statistics["kl_sae"]).max() <= 1e-6 < base.statistics["kl_zero"].max()
+
+
+def test_the_place_is_written_with_an_exported_transcoder_and_read_back() -> None:
+    assert site_of(hook_name(PAIR)) == (1, "mlp")
+    assert site_of("blocks.1.mlp.hook_post") != (1, "mlp")
 
 
 def test_transcoders_and_saes_are_refused_at_each_others_places() -> None:

@@ -20,6 +20,7 @@ from latentbench.core.errors import NotAvailable
 from latentbench.core.known_files import known_digest
 from latentbench.core.paths import Roots
 from latentbench.core.plugins import plugin
+from latentbench.core.sites import PAIR
 from latentbench.core.spec_model import Json, SpecModel
 
 if TYPE_CHECKING:
@@ -163,11 +164,13 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, Json]:
 
 def hook_name(site: Site) -> str:
     """TransformerLens' name of a site, e.g. `blocks.3.hook_resid_post`; `site_of` reads it back."""
-    return f"blocks.{site.index}.hook_{site.point}"
+    return f"blocks.{site.index}.mlp.hook_in" if site.point == PAIR else f"blocks.{site.index}.hook_{site.point}"
 
 
 def site_of(hook: str) -> tuple[int | None, Point | None]:
     """Decoder block and point meant by `blocks.3.hook_resid_post`, `layers.3` or `model.layers.3.mlp`; None: unknown."""
+    if given := re.fullmatch(r"blocks\.(\d+)\.mlp\.hook_in", hook):
+        return int(given[1]), PAIR
     found = _TRANSFORMER_LENS.match(hook) or _MODULE.search(hook)
     return (int(found[1]), _POINTS.get(found[2])) if found else (None, None)
 
