@@ -150,7 +150,7 @@ def test_sae_lens_folders_say_what_they_are_and_lies_are_refused(tmp_path: Path)
 
 MLPS = {
     "transcoder": ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
-    "skip_transcoder": ("model.layers.3.mlp.input", "model.layers.3.mlp.output"),
+    "skip_transcoder": ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
     "jumprelu_transcoder": (
         "model.layers.3.pre_feedforward_layernorm.output",
         "model.layers.3.post_feedforward_layernorm.output",

@@ -182,16 +182,10 @@ def model_of(config: dict[str, Json], *keys: str) -> str | None:
     return None if found is None or found.startswith(("/", ".", "~")) or "\\" in found else found[:300]
 
 
-# What a transcoder reads and predicts: the module paths of Gemma Scope 2, and the hooks of TransformerLens. Not
-# `ln2.hook_normalized`, which is what the norm makes before its own weights: in transformers that is nowhere to be read.
-_GIVEN_TO_MLP = re.compile(
-    r"(?:model\.layers\.(\d+)\.(?:pre_feedforward_layernorm\.output|mlp\.input)|blocks\.(\d+)\.mlp\.hook_in)"
-)
-_ADDED_BY_MLP = re.compile(
-    r"(?:model\.layers\.(\d+)\.(?:post_feedforward_layernorm|mlp)\.output|blocks\.(\d+)\.hook_mlp_out)"
-)
-
-
+# What a transcoder reads and predicts: Gemma Scope 2's modules, and the hooks of TransformerLens. Neither `mlp.output`, behind
+# which some models have a norm, nor `ln2.hook_normalized`, which is what a norm makes before its own weights.
+_GIVEN_TO_MLP = re.compile(r"model\.layers\.(\d+)\.pre_feedforward_layernorm\.output|blocks\.(\d+)\.mlp\.hook_in")
+_ADDED_BY_MLP = re.compile(r"model\.layers\.(\d+)\.post_feedforward_layernorm\.output|blocks\.(\d+)\.hook_mlp_out")
 _ENDS = (("hf_hook_name", "hf_hook_name_out"), ("hook_name", "hook_name_out"))
 """What sae-lens' metadata call the two; the first pair that is stated counts."""
 
