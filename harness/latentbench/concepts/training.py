@@ -84,7 +84,8 @@ class LearnedEdit(TrainedAdapter):
 def orthonormal_rows(rows: Tensor) -> Tensor:
     """Orthonormal rows [r, d] with the span of `rows` [r, d], of which each points where its own row does."""
     basis, triangle = torch.linalg.qr(rows.T)
-    return (basis * torch.sign(torch.diagonal(triangle))).T.contiguous()
+    turned: Tensor = (basis * torch.sign(torch.diagonal(triangle))).T.contiguous()
+    return turned
 
 
 def trained(
@@ -110,7 +111,8 @@ def trained(
 
 def _batches(rows: Sequence[list[int]], options: AdapterTraining, seed: int) -> Iterator[list[list[int]]]:
     """Batches without end: the texts in a new order again and again."""
-    draw, left = random.Random(seed), []
+    draw = random.Random(seed)
+    left: list[list[int]] = []
     while True:
         while len(left) < options.batch:
             left += draw.sample(list(rows), len(rows))

@@ -300,7 +300,7 @@ def _statistics(pocket: PocketFixture, factor: float) -> dict[str, float]:
     total = 0.0
     with torch.no_grad():
         for batch, x in pocket.states():
-            sums.add(batch, x * factor, mean)  # type: ignore[arg-type]
+            sums.add(batch, x * factor, x * factor, mean)  # type: ignore[arg-type]
             total += float((x * factor - mean).double().square().sum())
     tokens = torch.from_numpy(pocket.results.baselines[SITE].statistics["tokens"])
     found = {name: float(values.sum()) for name, values in sums.finished("scaled", tokens).statistics.items()}

@@ -235,7 +235,7 @@ class ReasoningAccuracy(Study):
                 f"both the same `chat_template`, `system` and words, {say}"
             )
 
-    def asked(self, context: StageContext) -> frozenset[str]:
+    def asked_digests(self, context: StageContext) -> frozenset[str]:
         found: frozenset[str] = implementation("latentbench.reasoning.evaluation:asked_problems")(self, context)
         return found
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TypeGuard
 
 from latentbench.core.errors import InvalidInput, RefusedFile
 from latentbench.core.hashing import canonical
@@ -143,7 +144,7 @@ def by_scale(records: Iterable[Record], number: str, domain: str) -> Mapping[flo
     return {scale: fmean(values) for scale, values in found.items()}
 
 
-def _is_number(scale: object) -> bool:
+def _is_number(scale: object) -> TypeGuard[float]:
     """A scale may also be missing, or `auto`: then the row was not swept by its spec."""
     return isinstance(scale, int | float)
 

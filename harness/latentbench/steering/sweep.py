@@ -214,9 +214,9 @@ def check_apart(method: SteeringMethod, selection: StageContext, studies: Iterab
     """Raises InvalidInput where something that a point is chosen on is also among what `studies` measure on in `test`."""
     options = options_of(method)
     cost_on = options.cost_domain(selection.experiment.dataset.eval)
-    asked = options.study.asked(selection) | frozenset(selection.tokens(cost_on).digests if cost_on else ())
+    asked = options.study.asked_digests(selection) | frozenset(selection.tokens(cost_on).digests if cost_on else ())
     for study in studies:
-        if both := len(asked & study.asked(test)):
+        if both := len(asked & study.asked_digests(test)):
             raise InvalidInput(
                 f"auto: {both} of the {len(asked)} problems and texts that a point is chosen on are among those that "
                 f"{study.label} measures on; choose on others"

@@ -96,7 +96,7 @@ class Study(Metric):
         """Studies of the same cell whose findings it reads (`StageContext.findings`): their stages are parents of its own."""
         return ()
 
-    def asked(self, context: StageContext) -> frozenset[str]:
+    def asked_digests(self, context: StageContext) -> frozenset[str]:
         """Digests of the documents, problems or whatever it measures on; by default of the documents of its `domains`.
 
         Two studies that share none measure on data of their own. Whatever is not known to be told apart is left out.

@@ -54,7 +54,7 @@ def top_magnitudes(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Codes:
         for part in row_chunks(x.shape[0], weight.shape[0]):
             pre = preactivations(x[part], weight, bias)
             # Beside the pre-activations, whose signs are still needed once the magnitudes are ranked.
-            magnitudes = torch.abs(pre, out=scratch(*pre.shape, like=pre, use="magnitudes"))
+            magnitudes = torch.abs(pre, out=scratch(pre.shape[0], pre.shape[1], like=pre, use="magnitudes"))
             backend(pre).top_rows(magnitudes, codes.values[part], codes.indices[part])
             codes.values[part] = pre.gather(1, codes.indices[part])
     return codes
