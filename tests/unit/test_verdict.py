@@ -14,6 +14,7 @@ from latentbench.report.steered_cell import LayerVector
 from latentbench.report.verdict import AgainstControl, Judged, compared_sizes, layers_text
 from latentbench.report.verdict_text import gain_sentence, headline
 from latentbench.statistics.paired import Difference, TestResult
+from latentbench.steering.choice import SteeringChoice
 from latentbench.steering.method import parsed_method
 from tests.support.browser import HOSTILE
 
@@ -129,6 +130,23 @@ def test_what_metrics_want_seen_stays_text(part: Any) -> None:
     made = drawn(PanelData(HOSTILE, "about", (part,)), part)
     assert "<img" not in made
     assert made.count("</script>") == made.count("<script")
+
+
+def test_points_that_were_tried_are_drawn_and_the_chosen_one_is_named() -> None:
+    numbers = ((0.1, 0.0, 0.2, 0.5), (0.3, 0.1, 0.4, 0.1), (None, None, None, None))
+    points = [
+        {"layer": 3, "strength": s, "gain": g, "low": low, "high": high, "cost": c, "frontier": c == 0.1, "allowed": c == 0.1}
+        for s, (g, low, high, c) in enumerate(numbers)
+    ]  # fmt: skip
+    details = {"points": points, "chosen": 1, "strength": "dose", "rule": {"number": "x.gain"}}
+    (panel,) = SteeringChoice().panels(details)
+    places, table = panel.parts
+    assert isinstance(places, PointData)
+    assert places.places == {"layer 3, dose 1": (0.1, 0.3)}, "what is on the frontier"
+    assert isinstance(table, TableData)
+    assert [row[-1] for row in table.rows] == ["costs too much", "chosen", "costs too much"]
+    assert [row[1:5] for row in table.rows] == list(numbers)
+    assert list(SteeringChoice().panels({})) == [], "of a record of an earlier version"
 
 
 def test_numbers_of_a_table_have_four_digits() -> None:

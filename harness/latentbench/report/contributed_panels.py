@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
+from latentbench.core.hashing import canonical
 from latentbench.core.spec_model import Json
 from latentbench.metrics.panel import BarData, CurveData, PanelData, PointData, TableData
 from latentbench.metrics.recorded import installed
@@ -15,12 +16,19 @@ from latentbench.report.tables import Cell, number, table
 
 
 def contributed(cell: SteeredCell) -> Iterator[Panel]:
-    """What the cell's metrics want seen of what their studies left, in the order of the spec."""
-    for metric in installed(cell.record.metrics_section):
+    """What the cell's metrics want seen of what their studies left, in the order of the spec; then those nobody asked for."""
+    for metric in installed(canonical([*(cell.record.resolved.get("metrics") or ()), *_unasked(cell)])):
         if details := cell.details(metric.label):
             for panel in metric.panels(details):
                 body = Markup("").join(drawn(panel, part) for part in panel.parts)
                 yield Panel(panel.title, panel.about, body, wide=any(isinstance(p, TableData) for p in panel.parts))
+
+
+def _unasked(cell: SteeredCell) -> Iterator[Json]:
+    """Studies that a row has without a metric of its spec: what a method brings along."""
+    asked = {metric.label for metric in installed(cell.record.metrics_section)}
+    studies = (name.removeprefix("study/") for name in cell.record.keys if name.startswith("study/"))
+    yield from ({"metric": name} for name in studies if name not in asked and "/" not in name)
 
 
 def drawn(panel: PanelData, part: TableData | CurveData | PointData | BarData) -> Markup:

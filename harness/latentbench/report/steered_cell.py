@@ -77,13 +77,27 @@ class SteeredCell:
 
     @cached_property
     def method(self) -> Any:
-        """What steers; None where this installation does not know it."""
-        return method_of(self.record)
+        """What steers, at the point that was chosen for it where something was `auto` and that is in the store; None where this
+        installation does not know it."""
+        method, content = method_of(self.record), self._content
+        return method if method is None or content is None else method.settled(content)
 
     @cached_property
     def vectors(self) -> tuple[LayerVector, ...]:
         """The vectors that it adds, those of a stack part by part; none where they are not in the store."""
-        return tuple(vectors_of_cell(self.record, self.store))
+        return tuple(_vectors(self.method, self._content)) if self.method is not None and self._content else ()
+
+    @property
+    def scale(self) -> float | None:
+        """The spec's own scale; None where it has none, or one that nobody knows any more was chosen."""
+        scale = getattr(self.method, "scale", None)
+        return float(scale) if isinstance(scale, int | float) else None
+
+    @cached_property
+    def _content(self) -> Content | None:
+        """What making the vectors left; None where it is not in the store."""
+        key = self.record.keys.get("subject")
+        return stored_content(self.store, "subject", key) if key else None
 
     def beside(self, record: Record) -> SteeredCell:
         """Another row of the spec, seen in the same way."""
@@ -100,9 +114,8 @@ class SteeredCell:
         return [name.removeprefix(start) for name in self.record.keys if name.startswith(start)]
 
     def subject(self) -> dict[str, Json]:
-        """What making the vectors left; empty when it is not in the store."""
-        content = stored_content(self.store, "subject", self.record.keys["subject"])
-        return dict(content.meta) if content else {}
+        """What making the vectors left beside them; empty when it is not in the store."""
+        return dict(self._content.meta) if self._content else {}
 
     def values(self, prefix: str) -> list[MetricValue]:
         """The record's numbers of one metric."""
@@ -115,14 +128,6 @@ def method_of(record: Record) -> Any:
         return parsed_method(record.resolved.get("steering"))
     except (LatentbenchError, ValidationError):
         return None
-
-
-def vectors_of_cell(record: Record, store: Store) -> Iterator[LayerVector]:
-    """The vectors that a cell adds; none for another kind of method, or where they are not in the store."""
-    method, key = method_of(record), record.keys.get("subject")
-    content = stored_content(store, "subject", key) if key and method is not None else None
-    if content is not None:
-        yield from _vectors(method, content)
 
 
 def _vectors(method: Any, content: Content) -> Iterator[LayerVector]:

@@ -26,7 +26,7 @@ def texts(cell: SteeredCell) -> Iterator[Panel]:
     if not details:
         return
     own, controls = _texts(details), _of_controls(cell)
-    scale = cell.record.resolved["steering"].get("scale")
+    scale = cell.scale
     scales = [found["scale"] for found in details["steered"]]
     # The spec's own scale may be stated among the others; it is one row.
     shown = [None, *(other for other in scales if other is not None and other != scale)]

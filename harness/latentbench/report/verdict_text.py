@@ -11,7 +11,7 @@ from latentbench.core.spec_model import Json
 from latentbench.metrics.value import MetricValue
 from latentbench.report.steered_cell import Panel, SteeredCell
 from latentbench.report.tables import amount, bare, level, paragraph, table
-from latentbench.report.verdict import AgainstControl, Judged, control_of, controls_of, judged
+from latentbench.report.verdict import AgainstControl, Judged, control_of, controls_of, judged, layers_text
 
 
 def verdict(cell: SteeredCell) -> Panel:
@@ -122,9 +122,7 @@ def _costs(costs: Sequence[Judged]) -> Iterator[str]:
 
 def _dose(cell: SteeredCell, doses: Sequence[Judged]) -> str:
     """How strongly the cell steers: as measured, else as stated."""
-    steering = cell.record.resolved["steering"]
-    scale = "" if steering.get("scale") is None else f"scale {steering['scale']:g}"
-    stated = f"a stated dose of {steering['dose']:g}" if steering.get("dose") is not None else scale
+    stated = _strength(cell)
     known = [
         f"{bare(dose.value.value, 'ratio')} on {dose.value.domain}{_span(dose.value)}"
         for dose in doses
@@ -135,8 +133,23 @@ def _dose(cell: SteeredCell, doses: Sequence[Judged]) -> str:
     if doses:
         return f"It has no dose: {doses[0].value.null_reason}."
     if getattr(cell.method, "adds_vectors", True):
-        return f"Its dose ‖Δ‖/‖h‖{f' at {stated}' if stated else ''} is not measured; `steering_dose` does so."
+        used = f"It steers at {stated}. " if stated else ""
+        return f"{used}Its dose ‖Δ‖/‖h‖ is not measured; `steering_dose` does so."
     return ""
+
+
+def _strength(cell: SteeredCell) -> str:
+    """The scale or dose that the spec states, or that was chosen for it."""
+    dose, chosen = getattr(cell.method, "dose", None), getattr(cell.method, "auto", None) is not None
+    if chosen:  # what was chosen is no longer in the store
+        return "a point that was chosen on selection data"
+    said = f"a stated dose of {dose:g}" if dose is not None else "" if cell.scale is None else f"scale {cell.scale:g}"
+    points = next((value.value for value in cell.values("steering_choice") if value.id.endswith(".points")), None)
+    if points is None:
+        return said
+    layers = [vector.layer for vector in cell.vectors]
+    where = f" and {layers_text(layers)}" if layers else ""
+    return f"{said.replace('a stated', 'a')}{where}, chosen of {points:g} points on selection data"
 
 
 def _span(value: MetricValue) -> str:

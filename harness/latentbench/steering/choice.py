@@ -21,10 +21,12 @@ different, so the interval of the optimism is that of a difference of two indepe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from latentbench.core.spec_model import Json
 from latentbench.metrics.base import Display
+from latentbench.metrics.panel import PanelData, PointData, TableData
 from latentbench.study.study import Study
 
 if TYPE_CHECKING:
@@ -63,6 +65,35 @@ class SteeringChoice(Study):
             return ()
         return ("steering_choice tells what `auto` has chosen, and nothing under `steering:` is `auto`",)
 
+    def panels(self, details: Mapping[str, Json]) -> Iterator[PanelData]:
+        """Every point that was tried: what it gained and cost on selection data."""
+        points, use = details.get("points", ()), details.get("strength", "strength")
+        if not points:
+            return
+        names = [_named(point, use) for point in points]
+        known = [(name, p) for name, p in zip(names, points, strict=True) if None not in (p["cost"], p["gain"])]
+        head = ("point", "gain", "95 % interval from", "to", "cost (nats per token)", "on the frontier", "")
+        rows = [
+            (
+                name,
+                *(point[part] for part in ("gain", "low", "high", "cost")),
+                "yes" if point["frontier"] else "no",
+                said,
+            )
+            for number, (name, point) in enumerate(zip(names, points, strict=True))
+            for said in ("chosen" if number == details["chosen"] else "" if point["allowed"] else "costs too much",)
+        ]
+        about = "On selection data, which are not what the numbers of this row were measured on; one point was chosen by them."
+        places = {name: (point["cost"], point["gain"]) for name, point in known if point["frontier"]}
+        axes = ("cost (nats per token)", f"gain ({details['rule']['number']})")
+        yield PanelData("Where and how strongly", about, (PointData(places, *axes), TableData(head, rows)))
+
     def numbers(self) -> tuple[Any, ...]:
         """None: what they follow from depends on the metric of the gain."""
         return ()
+
+
+def _named(point: Mapping[str, Json], use: str) -> str:
+    """`layer 3, dose 0.1`."""
+    parts = (("layer", point["layer"]), (use, point["strength"]))
+    return ", ".join(f"{name} {value:g}" for name, value in parts if value is not None)
