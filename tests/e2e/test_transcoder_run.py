@@ -40,7 +40,7 @@ def test_a_transcoder_is_trained_stored_and_measured(bench: Workbench, command: 
             {"layer": "1.mlp", "sae": {"variant": "topk", "width": 8, "k": 2}},
             "reads one hidden state: write `layer: 1.mlp_out`",
         ),
-        ({"layer": "1.mlp", "metrics": ["decoder_similarity"]}, "reads SAEs; a transcoder has none of its numbers"),
+        ({"layer": "1.mlp", "metrics": ["absorption"]}, "reads SAEs; a transcoder has none of its numbers"),
     ],
 )
 def test_where_transcoders_stand_is_checked(

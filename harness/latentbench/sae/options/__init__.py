@@ -23,11 +23,11 @@ from latentbench.sae.options.controls import (
 )
 from latentbench.sae.options.kron import KronJumpReLUOptions, KronOptions
 from latentbench.sae.options.penalised import GatedOptions, JumpReLUOptions, PAnnealOptions, StandardOptions
+from latentbench.sae.options.pursuit import MatchingPursuitOptions
 from latentbench.sae.options.topk import (
     AbsTopKOptions,
     BatchTopKOptions,
     HierarchicalTopKOptions,
-    MatchingPursuitOptions,
     MatryoshkaOptions,
     MultiTopKOptions,
     TopKOptions,

@@ -1,4 +1,4 @@
-"""Options of the TopK family: TopK, AbsTopK, Multi-TopK, BatchTopK, HierarchicalTopK, Matryoshka and matching pursuit."""
+"""Options of the TopK family: TopK, AbsTopK, Multi-TopK, BatchTopK, HierarchicalTopK and Matryoshka."""
 
 from __future__ import annotations
 
@@ -67,25 +67,6 @@ class MultiTopKOptions(AuxiliaryK, ActiveLatents):
     def _multiple_fits(self) -> Any:
         check_fits("multiple · k", self.multiple * self.k, self.width)
         return self
-
-
-class MatchingPursuitOptions(ActiveLatents):
-    """Each of k steps takes the atom that explains most of what is left of the hidden state (MP-SAE, arXiv 2506.03093).
-
-    Encoder and decoder are the same rows of unit norm. A latent that is taken again adds to its activation, so that k latents
-    are active at most.
-    """
-
-    implementation: ClassVar[str] = "latentbench.sae.variants.pursuit:MatchingPursuit"
-    selects: ClassVar[Activation] = "other"
-    data_parallel: ClassVar[bool] = True
-    budgeted: ClassVar[bool] = True
-
-    variant: Literal["matching_pursuit"] = "matching_pursuit"
-
-    @property
-    def max_budget(self) -> int:
-        return self.k
 
 
 class BatchTopKOptions(AuxiliaryK, ActiveLatents):

@@ -20,7 +20,7 @@ from latentbench.sae.autoencoder import Codes, TrainingLoss
 from latentbench.sae.dictionary import DictionarySAE
 from latentbench.sae.encoders import unit_rows
 from latentbench.sae.memory import gradients
-from latentbench.sae.options.topk import MatchingPursuitOptions
+from latentbench.sae.options.pursuit import MatchingPursuitOptions
 from latentbench.sae.sparse_kernels.autograd import check_active, top_linear
 
 
