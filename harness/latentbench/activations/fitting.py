@@ -64,33 +64,50 @@ class Pieces:
         done = 0
         while done < len(items):
             piece: Any = items[done : done + max(1, min(self.size, planned or self.size))]
-            result = self._tried(work, piece)
+            result = _tried(work, piece, len(piece))
             if result is None:
                 self._halve(len(piece))
                 continue
             done += len(piece)
             yield result[0]
 
-    def _tried(self, work: Callable[[Items], Result], piece: Items) -> tuple[Result] | None:
-        """The result, or None where memory ran out."""
-        try:
-            return (work(piece),)
-        except Exception as error:  # raised on, unless it says that memory ran out
-            if not out_of_memory(error):
-                raise
-            if len(piece) == 1:
-                raise CellFailed(
-                    "memory does not suffice for one text at a time; shorten the texts or the answers, or take a smaller "
-                    "model, a shorter data type or a larger device"
-                ) from error
-        # Only out here: while the error lives, its traceback holds every tensor of the attempt.
-        return None
-
     def _halve(self, tried: int) -> None:
         self.size = max(1, tried // 2)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_unused()
+
+
+def halving(work: Callable[[int], Result], most: int) -> Result:
+    """What `work` gives, told how much to run at once: `most`, and half as much whenever memory ran out.
+
+    For work that keeps what it has done, and goes on from there. Raises CellFailed where memory does not suffice for one.
+    """
+    while (result := _tried(work, most, most)) is None:
+        most = max(1, most // 2)
+        free_unused()
+    return result[0]
+
+
+def free_unused() -> None:
+    """Gives back what an attempt that ran out of memory has left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _tried(work: Callable[[Any], Result], what: Any, size: int) -> tuple[Result] | None:
+    """What `work` gives for something of a size, or None where memory ran out."""
+    try:
+        return (work(what),)
+    except Exception as error:  # raised on, unless it says that memory ran out
+        if not out_of_memory(error):
+            raise
+        if size == 1:
+            raise CellFailed(
+                "memory does not suffice for one text at a time; shorten the texts or the answers, or take a smaller "
+                "model, a shorter data type or a larger device"
+            ) from error
+    # Only out here: while the error lives, its traceback holds every tensor of the attempt.
+    return None
 
 
 def rows_that_fit(bytes_per_row: float, most: int, device: torch.device) -> int:

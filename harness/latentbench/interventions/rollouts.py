@@ -1,8 +1,8 @@
 """Sampling many answers at a time: the rollouts of a training, and whatever else is written in bulk.
 
 Written by the loop of `latentbench.interventions.cached_steps` where the model's cache allows that, else by transformers'
-`generate()`: which of them gives what passes without a cache give is measured on the loaded model. Both end an answer by
-one rule (`Stops`).
+`generate()`; or, where it is asked for, by that of `latentbench.interventions.continuous_steps`. Which of them gives what
+passes without a cache give is measured on the loaded model. All end an answer by one rule (`Stops`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from latentbench.activations.fitting import Pieces, row_bytes, rows_that_fit
+from latentbench.activations.fitting import Pieces, halving, row_bytes, rows_that_fit
 from latentbench.activations.vocabulary import padding_of
 from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.cached_steps import cached_steps
+from latentbench.interventions.continuous_steps import continuous_steps
+from latentbench.interventions.drawing import drawn
 from latentbench.interventions.generation import (
     Drawing,
     Stops,
@@ -30,7 +33,7 @@ from latentbench.interventions.generation import (
     room_behind,
 )
 from latentbench.interventions.intervention import Layout
-from latentbench.interventions.writing_ways import RolloutWay, rollout_way
+from latentbench.interventions.writing_ways import RolloutWay, continuous_way, rollout_way
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Sampling:
     """0: greedy."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer, besides the model's end tokens."""
+    continuous: bool = False
+    """Whether rows that are over make room for others at once, and every answer has random numbers of its own; where the
+    model's cache does not allow that, answers are written as without it."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,12 @@ def answers(
     All rows of a batch share the generator, so a sampled answer depends on what it is written together with: the same
     prompts, samples and `rows` are needed to get it again, and memory for them: where it runs out, fewer prompts are written
     at a time. An evaluation, whose answers are kept one by one, seeds every
-    row instead and goes through `generate`.
+    row instead and goes through `generate`. With `sampling.continuous` every row has numbers of its own, so that an answer
+    depends on the generator and its row alone, up to the rounding of the logits.
     """
+    if sampling.continuous and prompts and continuous_way(lm):
+        ids = [[*row, *ending] for row in prompt_ids(lm, prompts)]
+        return _Batch(lm, sampling, samples, generator, layout or Layout()).continuous(ids, rows)
     done: list[Answer] = []
     per_batch, layout = max(1, rows // samples), layout or Layout()  # in prompts: samples of one are written together
     way = rollout_way(lm)
@@ -128,10 +138,34 @@ class _Batch:
         # What is sampled depends on what it is written with, so where running out of memory can be survived it is risked.
         if self.sampling.temperature and self.lm.device.type == "cuda":
             return len(prompts)
+        return self._fitting(prompts, len(prompts))
+
+    def _fitting(self, prompts: Sequence[Sequence[int]], most: int) -> int:
+        """How many prompts memory should suffice for, and no more than `most`."""
         need, longest, new = row_bytes(self.lm), max(map(len, prompts)), self.sampling.max_new_tokens
         # A prompt is read once, with the logits of all its tokens; what is kept of it is kept for every sample.
         each = need.reading(longest, longest) + self.samples * need.writing(longest, new)
-        return rows_that_fit(each, len(prompts), self.lm.device)
+        return rows_that_fit(each, most, self.lm.device)
+
+    def continuous(self, prompts: Sequence[Sequence[int]], rows: int) -> list[Answer]:
+        """Answers by continuous batching; what is over when memory runs out stays, the others are begun again."""
+        written = _Written(self.lm, self._most(prompts), self.sampling.stop)
+        device = None if self.generator is None else self.generator.device
+        seed = int(torch.randint(2**62, (), generator=self.generator, device=device))
+
+        def write(at_once: int) -> None:
+            written.begin_again()
+            numbers = _RowNumbers(seed, self.lm.device)
+
+            def draw(logits: Tensor, drawn_for: Sequence[int]) -> Tensor:
+                return drawn(logits, self.sampling.temperature, numbers.next(drawn_for))
+
+            limits = {"places": at_once * self.samples, "samples": self.samples}
+            for some, tokens in continuous_steps(self.lm, prompts, draw, written.over, layout=self.layout, **limits):
+                written.add(some, tokens)
+
+        halving(write, self._fitting(prompts, max(1, min(len(prompts), rows // self.samples))))
+        return written.answers()
 
     def cached(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """Answers by our own steps."""
@@ -182,6 +216,21 @@ class _Batch:
         return _drawn(logits, self.sampling.temperature, self.generator)
 
 
+class _RowNumbers:
+    """Random numbers in [0, 1), a stream for each row: the n-th belongs to its n-th token."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed, self._device = seed, device
+        self._streams: dict[int, np.random.Generator] = {}
+
+    def next(self, rows: Sequence[int]) -> Tensor:
+        """[B] float64 the next number of each of `rows`."""
+        for row in rows:
+            if row not in self._streams:
+                self._streams[row] = np.random.Generator(np.random.Philox(key=[self._seed, row]))
+        return torch.tensor([self._streams[row].random() for row in rows], dtype=torch.float64).to(self._device)
+
+
 class _Written:
     """What has been written of each row, and which rows are over."""
 
@@ -201,6 +250,10 @@ class _Written:
         for (row, token), holds in zip(going, found, strict=True):
             self._stopped[row] = token in self._stops.tokens or holds
             self.over[row] = self._stopped[row] or len(self._rows[row]) == self._most[row]
+
+    def begin_again(self) -> None:
+        """Forgets what has been written of rows that are not over."""
+        self._rows = [tokens if over else [] for tokens, over in zip(self._rows, self.over, strict=True)]
 
     def answers(self) -> list[Answer]:
         """The answers of all rows."""

@@ -23,6 +23,7 @@ from latentbench.core.border import contained, reason
 from latentbench.core.errors import InvalidInput
 from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.cached_steps import cached_steps
+from latentbench.interventions.continuous_steps import continuous_steps
 from latentbench.interventions.generation import Drawing, generate, left_padded
 from latentbench.interventions.intervention import Layout
 
@@ -30,15 +31,26 @@ GenerateWay = Literal["padded", "equal lengths"]
 """How `generate()` may be called: with prompts of any length, padded on the left, or with prompts of one length."""
 RolloutWay = Literal["cached", "padded", "equal lengths"]
 """By our own steps, or by `generate()`."""
+Way = Literal[RolloutWay, "continuous"]
 
 _SAMPLES, _STEPS, _COPIES = 2, 4, 8
-_LENGTHS: Mapping[RolloutWay, tuple[int, int]] = {"cached": (3, 5), "padded": (3, 5), "equal lengths": (5, 5)}
-"""Tokens of the two prompts."""
+_LENGTHS: Mapping[Way, tuple[int, ...]] = {
+    "cached": (3, 5),
+    "continuous": (3, 5, 4),
+    "padded": (3, 5),
+    "equal lengths": (5, 5),
+}
+"""Tokens of the prompts."""
 
 
 def rollout_way(lm: LanguageModel) -> RolloutWay:
     """How many answers at a time are written. Raises InvalidInput for a model that cannot write in any way."""
     return "cached" if _objection(lm, "cached") is None else generate_way(lm)
+
+
+def continuous_way(lm: LanguageModel) -> bool:
+    """Whether answers can be written with rows that come and go."""
+    return _objection(lm, "continuous") is None
 
 
 def generate_way(lm: LanguageModel) -> GenerateWay:
@@ -63,13 +75,15 @@ def check_trainable_rollouts(lm: LanguageModel) -> None:
 
 
 @once_per_model
-def _objection(lm: LanguageModel, way: RolloutWay) -> str | None:
+def _objection(lm: LanguageModel, way: Way) -> str | None:
     """What speaks against a way, as a part of a sentence; None where nothing does."""
     prompts, forced = _texts(lm, _LENGTHS[way])
     seen = _Forced(forced)
     try:
         if way == "cached":
             _by_steps(lm, prompts, seen)
+        elif way == "continuous":
+            _continuously(lm, prompts, seen)
         else:
             _by_generate(lm, prompts, seen)
     except BaseException as error:
@@ -89,10 +103,10 @@ class _Forced:
 
     def draw(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Next tokens [B, 1] of some rows."""
-        step = len(self.logits[rows[-1]])  # the last row is never dropped
+        steps = [min(len(self.logits[row]), self.tokens.shape[1] - 1) for row in rows]
         for row, own in zip(rows, logits, strict=True):
             self.logits[row].append(own.float().cpu())
-        return self.tokens[list(rows), step][:, None].to(logits.device)
+        return self.tokens[list(rows), steps][:, None].to(logits.device)
 
 
 def _by_steps(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _Forced) -> None:
@@ -100,6 +114,15 @@ def _by_steps(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _Forc
     steps = cached_steps(lm, prompts, forced.draw, over, most=_STEPS, samples=_SAMPLES, layout=layout)
     for number, _ in enumerate(steps):
         over[0] = number == 1  # so that it is dropped before the third step: its neighbours must keep their own states
+
+
+def _continuously(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _Forced) -> None:
+    over = [False] * len(forced.tokens)
+    # Two prompts first; of the longer one a row is over after two tokens, the other goes on beside the third prompt.
+    limits = {"places": 2 * _SAMPLES, "samples": _SAMPLES}
+    for rows, _ in continuous_steps(lm, prompts, forced.draw, over, layout=Layout(), **limits):
+        for row in rows:
+            over[row] = len(forced.logits[row]) == (2 if row in (0, 2) else _STEPS)
 
 
 def _by_generate(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _Forced) -> None:
