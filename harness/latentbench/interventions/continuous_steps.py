@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.interventions.cached_steps import Draw
 from latentbench.interventions.generation import left_padded
 from latentbench.interventions.intervention import Layout
-from latentbench.interventions.row_cache import RowCache
+from latentbench.interventions.row_cache import RowCache, closed_up
+from latentbench.interventions.shared_prompts import SharedAttention, check_shareable
 
 _READ_AT_ONCE = 8192
 """Tokens of prompts per pass, padding included."""
@@ -41,22 +43,27 @@ def continuous_steps(
     places: int,
     samples: int,
     layout: Layout,
+    shared: bool,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Row numbers and their next tokens, until the caller has marked all rows as `over`, as it has some at the start.
 
     The rows of a prompt's `samples` are numbered together and begin together; at most `places` rows, or those of one prompt,
-    are written at a time. `layout` is told where the prompts end. Raises InvalidInput for a model whose layers keep
-    anything but keys and values.
+    are written at a time. `layout` is told where the prompts end; `shared`: what is kept of a prompt is kept once for all its
+    samples. Raises InvalidInput for a model whose layers keep anything but keys and values.
     """
     # Longest first: prompts that are read together have little padding, and the last to begin are the shortest.
-    waiting = deque(sorted((n for n in range(len(prompts)) if not all(over[n * samples : (n + 1) * samples])), key=lambda n: -len(prompts[n])))
-    batch = _RunningRows(lm, layout, max(places, samples))
+    left = [n for n in range(len(prompts)) if not all(over[n * samples : (n + 1) * samples])]
+    waiting = deque(sorted(left, key=lambda number: -len(prompts[number])))
+    batch = _RunningRows(lm, layout, max(places, samples), samples, shared)
     while waiting or batch.rows:
         free = batch.places - len(batch.rows)
         if waiting and (not batch.rows or free >= max(samples, batch.places // _ADMIT)):
             taken = _next(waiting, prompts, free // samples)
-            rows = [[row for row in range(n * samples, (n + 1) * samples) if not over[row]] for n in taken]
-            new, logits = batch.read([prompts[number] for number in taken], rows)
+            rows = [(n, sample) for n in range(len(taken)) for sample in range(samples)]
+            new = [taken[n] * samples + sample for n, sample in rows]
+            some = [place for place, row in enumerate(new) if not over[row]]
+            new, rows = [new[place] for place in some], [rows[place] for place in some]
+            logits = batch.read([prompts[number] for number in taken], new, rows)
         else:
             new, logits = list(batch.rows), batch.step()
         tokens = draw(logits, new)
@@ -74,20 +81,26 @@ def _next(waiting: deque[int], prompts: Sequence[Sequence[int]], most: int) -> l
 class _RunningRows:
     """The rows that are being written."""
 
-    def __init__(self, lm: LanguageModel, layout: Layout, places: int) -> None:
+    def __init__(self, lm: LanguageModel, layout: Layout, places: int, samples: int, shared: bool) -> None:
+        if shared:
+            check_shareable(lm)
         self.rows: list[int] = []
         """Their numbers."""
         self.places = places
-        self._lm, self._layout, self._cache = lm, layout, None
+        self._lm, self._layout = lm, layout
+        self._samples, self._shared = samples, shared
+        self._cache: RowCache | None = None
+        self._attention: SharedAttention | None = None
         none = torch.zeros(0, dtype=torch.long, device=lm.device)
         self._lengths, self._position, self._tokens = none, none, none[:, None]
         self._positions = takes_positions(lm.model)
         # Of a prompt only the last token's logits are drawn from; the others would be most of what its pass needs of memory.
         last = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-        self._last: dict[str, Any] = {"logits_to_keep": 1} if last else {}
+        # By its index, since a number would make it a slice, which is not contiguous: 300 times as slow in bfloat16 on CPUs.
+        self._last: dict[str, Any] = {"logits_to_keep": torch.tensor([-1], device=lm.device)} if last else {}
 
-    def read(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> tuple[list[int], Tensor]:
-        """Begins `rows` of each of some prompts: all their numbers, and the logits [rows, vocabulary] of their first tokens."""
+    def read(self, prompts: Sequence[Sequence[int]], new: list[int], chosen: Sequence[tuple[int, int]]) -> Tensor:
+        """Begins the rows `new`, of these numbers of prompt and sample; returns the logits [rows, vocabulary] of their first tokens."""
         ids, mask = left_padded(prompts, padding_of(self._lm), self._lm.device)
         lengths = mask.sum(1)
         self._layout.prompt_lengths, self._layout.earlier = lengths, None
@@ -95,14 +108,15 @@ class _RunningRows:
         cache: Any = DynamicCache()
         logits = self._pass(ids, mask, positions_in(mask), cache)
         if self._cache is None:
-            self._cache = RowCache(cache, self.places)
-        chosen = [number for number, own in enumerate(rows) for _ in own]
+            self._cache = RowCache(cache, most=self.places, samples=self._samples, shared=self._shared)
+            if self._cache.prompts is not None:
+                self._attention = SharedAttention(self._cache, self._cache.prompts)
         self._cache.admit(cache, ids, mask, chosen)
-        index, new = torch.tensor(chosen, device=ids.device), [row for own in rows for row in own]
+        index = torch.tensor([prompt for prompt, _ in chosen], device=ids.device)
         self.rows += new
         self._lengths = torch.cat([self._lengths, lengths[index]])
         self._position = torch.cat([self._position, lengths[index]])
-        return new, logits[index]
+        return logits[index]
 
     def note(self, tokens: Tensor) -> None:
         """Takes the next tokens [B, 1] of all rows, or of those that have begun last."""
@@ -113,24 +127,19 @@ class _RunningRows:
         """Reads the last token of every row; returns the logits [rows, vocabulary] of the next."""
         cache: Any = self._cache
         self._layout.prompt_lengths, self._layout.earlier = self._lengths, cache.ids
-        logits = self._pass(self._tokens, cache.append(self._tokens), self._position[:, None], cache)
+        mask = cache.append(self._tokens)
+        with nullcontext() if self._attention is None else self._attention.during(self._lm.model):
+            logits = self._pass(self._tokens, mask, self._position[:, None], cache)
         cache.advance()
         self._position = self._position + 1
         return logits
 
     def drop(self, gone: Sequence[int]) -> None:
         """Rows at these places leave; the last ones take their places."""
-        if not gone:
+        if not gone or self._cache is None:
             return
-        left, without = len(self.rows) - len(gone), set(gone)
-        holes = [place for place in gone if place < left]
-        movers = [place for place in range(left, len(self.rows)) if place not in without]
-        cache: Any = self._cache
-        cache.remove(holes, movers, left)
-        kept = list(range(len(self.rows)))
-        for hole, mover in zip(holes, movers, strict=True):
-            kept[hole] = mover
-        del kept[left:]
+        kept = closed_up(gone, len(self.rows))
+        self._cache.keep(kept)
         self.rows = [self.rows[place] for place in kept]
         index = torch.tensor(kept, dtype=torch.long, device=self._lm.device)
         self._lengths, self._position, self._tokens = (t[index] for t in (self._lengths, self._position, self._tokens))

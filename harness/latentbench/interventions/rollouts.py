@@ -33,7 +33,7 @@ from latentbench.interventions.generation import (
     room_behind,
 )
 from latentbench.interventions.intervention import Layout
-from latentbench.interventions.writing_ways import RolloutWay, continuous_way, rollout_way
+from latentbench.interventions.writing_ways import ContinuousWay, RolloutWay, continuous_way, rollout_way
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def answers(
     row instead and goes through `generate`. With `sampling.continuous` every row has numbers of its own, so that an answer
     depends on the generator and its row alone, up to the rounding of the logits.
     """
-    if sampling.continuous and prompts and continuous_way(lm):
+    if sampling.continuous and prompts and (found := continuous_way(lm)):
         ids = [[*row, *ending] for row in prompt_ids(lm, prompts)]
-        return _Batch(lm, sampling, samples, generator, layout or Layout()).continuous(ids, rows)
+        return _Batch(lm, sampling, samples, generator, layout or Layout()).continuous(found, ids, rows)
     done: list[Answer] = []
     per_batch, layout = max(1, rows // samples), layout or Layout()  # in prompts: samples of one are written together
     way = rollout_way(lm)
@@ -147,7 +147,7 @@ class _Batch:
         each = need.reading(longest, longest) + self.samples * need.writing(longest, new)
         return rows_that_fit(each, most, self.lm.device)
 
-    def continuous(self, prompts: Sequence[Sequence[int]], rows: int) -> list[Answer]:
+    def continuous(self, way: ContinuousWay, prompts: Sequence[Sequence[int]], rows: int) -> list[Answer]:
         """Answers by continuous batching; what is over when memory runs out stays, the others are begun again."""
         written = _Written(self.lm, self._most(prompts), self.sampling.stop)
         device = None if self.generator is None else self.generator.device
@@ -160,7 +160,7 @@ class _Batch:
             def draw(logits: Tensor, drawn_for: Sequence[int]) -> Tensor:
                 return drawn(logits, self.sampling.temperature, numbers.next(drawn_for))
 
-            limits = {"places": at_once * self.samples, "samples": self.samples}
+            limits: Any = {"places": at_once * self.samples, "samples": self.samples, "shared": way == "shared"}
             for some, tokens in continuous_steps(self.lm, prompts, draw, written.over, layout=self.layout, **limits):
                 written.add(some, tokens)
 

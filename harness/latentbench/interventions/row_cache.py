@@ -5,13 +5,13 @@ row. Here they stand in buffers with room to grow: all rows write into the same 
 prompt right before that column, and where a row ended the last one takes its place. So a row's tokens stand side by side,
 as masks of sliding windows need them, and a step copies nothing but what is new.
 
-A pass sees the columns from the oldest token of any row on. What a row does not reach is masked, and finite.
+What of a prompt all its samples read can be kept once for all of them (`shared`): reading keys and values is most of what a
+step with many rows costs. `latentbench.interventions.shared_prompts` then does the attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,138 +21,194 @@ from transformers.cache_utils import DynamicLayer
 
 from latentbench.core.errors import InvalidInput
 
-_GROWTH, _LEAST = 4, 32
-"""Buffers are made a quarter longer than what they hold, and by no fewer columns than that."""
+_GROWTH, _LEAST = 2, 32
+"""Buffers are made longer than what they hold by half of it, and by no fewer columns than that."""
 
 
-@dataclass
-class Span:
-    """Which part of the buffers [rows, heads, columns, d] is in use: the first `rows`, columns `first` to `end`."""
+def closed_up(gone: Iterable[int], count: int) -> list[int]:
+    """Which of `count` places are left without those that are `gone`, where the last ones take the others' places."""
+    without = set(gone)
+    left = count - len(without)
+    movers = iter([place for place in range(left, count) if place not in without])
+    return [next(movers) if place in without else place for place in range(left)]
 
-    rows: int = 0
-    first: int = 0
-    end: int = 0
-    """The column of the next token."""
 
-    def of(self, buffer: Tensor, more: int = 0) -> Tensor:
-        """The part of a buffer that is in use, and `more` columns."""
-        return buffer[: self.rows, :, self.first : self.end + more]
+class Columns:
+    """Tensors [rows, heads, columns, d] that are filled alike: every row ends in the same column.
+
+    A row is in use from its own start on. What is before that is to be masked, and finite.
+    """
+
+    def __init__(self, like: Sequence[Tensor], most: int, *, grow: bool = True) -> None:
+        """Empty, with room for `most` rows, of tensors `like` some; those that do not `grow` have no room to be appended to."""
+        self.rows, self.first, self.end = 0, 0, 0
+        """The rows there are, the column of the oldest token of any, and that of the next token."""
+        self._most, self._grow = most, grow
+        self._tensors = [tensor[:0, :, :0] for tensor in like]
+        self._starts: list[int] = []
+        self._on_device: Tensor | None = None
+
+    def admit(self, found: Sequence[Tensor], lengths: Sequence[int]) -> None:
+        """Adds rows [new, heads, width, d], of which the last `lengths` columns are in use."""
+        width, new = found[0].shape[2], len(lengths)
+        if not self.rows:
+            self.first = self.end = min(width, self._columns)
+        if self.end < width or self.rows + new > len(self._tensors[0]):
+            self._make(max(self._most, self.rows + new), width)
+        for tensor, rows in zip(self._tensors, found, strict=True):
+            tensor[self.rows : self.rows + new, :, self.end - width : self.end] = rows
+        self._set(self.rows + new, [*self._starts, *(self.end - length for length in lengths)])
+
+    def open(self) -> None:
+        """Makes room for the next column."""
+        if self.end == self._columns:
+            # Room for rows that may still come is kept while most of it is used.
+            have = len(self._tensors[0])
+            self._make(have if 2 * self.rows > have else self.rows, 0)
+
+    def write(self, number: int, new: Tensor) -> None:
+        """Puts [rows, heads, d] into the next column of a tensor."""
+        self._tensors[number][: self.rows, :, self.end] = new
+
+    def close(self) -> None:
+        """The next column is full."""
+        self.end += 1
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Only the rows `kept` stay, in this order (`closed_up`)."""
+        moved = [(place, old) for place, old in enumerate(kept) if place != old]
+        if moved:
+            to, by = torch.tensor(moved, device=self._tensors[0].device).T
+            for tensor in self._tensors:
+                tensor[to, :, self.first : self.end] = tensor[by, :, self.first : self.end]
+        self._set(len(kept), [self._starts[old] for old in kept])
+
+    def part(self, number: int, more: int = 0) -> Tensor:
+        """What of a tensor is in use by any row [rows, heads, columns, d], and `more` columns."""
+        return self._tensors[number][: self.rows, :, self.first : self.end + more]
+
+    def mask(self, more: int = 0) -> Tensor:
+        """[rows, columns] bool: which columns of `part` each row uses."""
+        device = self._tensors[0].device
+        if self._on_device is None:
+            self._on_device = torch.tensor(self._starts, device=device)[:, None]
+        return torch.arange(self.first, self.end + more, device=device) >= self._on_device
+
+    @property
+    def _columns(self) -> int:
+        return self._tensors[0].shape[2]
+
+    def _set(self, rows: int, starts: list[int]) -> None:
+        self.rows, self._starts, self._on_device = rows, starts, None
+        self.first = min(starts, default=self.end)
+
+    def _make(self, rows: int, least: int) -> None:
+        """New tensors of `rows` rows, with at least `least` columns before the next; those that no row uses are left out."""
+        used = self.end - self.first if self.rows else 0
+        end = max(used, least)
+        columns = end + max(_LEAST, end // _GROWTH) if self._grow else end
+        for number, old in enumerate(self._tensors):
+            new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])  # masked is not enough: 0 · NaN is NaN
+            new[: self.rows, :, end - used : end] = old[: self.rows, :, self.end - used : self.end]
+            self._tensors[number] = new
+        by, self.end = end - self.end, end
+        self._set(self.rows, [start + by for start in self._starts])
 
 
 class _RowLayer(DynamicLayer):
     """One layer's keys and values, for passes over one token of each row."""
 
-    def __init__(self, span: Span, like: Any) -> None:
+    def __init__(self, cache: RowCache, number: int, like: Any) -> None:
         super().__init__()
-        self._span = span
+        self._cache, self._number = cache, number
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
-        self.keys, self.values = like.keys[:0, :, :0], like.values[:0, :, :0]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Writes [rows, heads, 1, d] into the next column; returns all columns in use, that one included."""
-        span = self._span
-        self.keys[: span.rows, :, span.end] = key_states[:, :, 0]
-        self.values[: span.rows, :, span.end] = value_states[:, :, 0]
-        return span.of(self.keys, 1), span.of(self.values, 1)
+        """Writes [rows, heads, 1, d] into the next column; returns the columns of the rows, that one included."""
+        own, number = self._cache.own, 2 * self._number
+        own.write(number, key_states[:, :, 0])
+        own.write(number + 1, value_states[:, :, 0])
+        return own.part(number, 1), own.part(number + 1, 1)
 
     def get_seq_length(self) -> int:
         """Columns in use."""
-        return self._span.end - self._span.first
+        return self._cache.text.end - self._cache.text.first
 
 
 class RowCache(Cache):
     """Keys and values of rows that are being written, with the ids of their tokens."""
 
-    def __init__(self, like: Cache, most: int) -> None:
-        """Empty, with layers as `like` has them and room for `most` rows. Raises InvalidInput for layers that keep other things."""
+    def __init__(self, like: Cache, *, most: int, samples: int, shared: bool) -> None:
+        """Empty, for `most` rows, with layers as `like` has them. Raises InvalidInput for layers that keep other things.
+
+        `shared`: the `samples` rows of a prompt share what is kept of it.
+        """
         if not all(type(layer) is DynamicLayer and layer.is_initialized for layer in like.layers):
             raise InvalidInput("not all of its layers keep keys and values of their own")
-        self._span, self._most = Span(), most
-        self._starts: list[int] = []
-        """The column of each row's first token."""
-        device = like.layers[0].keys.device
-        self._ids = torch.zeros(0, 1, 0, 1, dtype=torch.long, device=device)
-        self._real = torch.zeros(0, 1, 0, 1, dtype=torch.bool, device=device)
-        layers: Any = [_RowLayer(self._span, layer) for layer in like.layers]
+        kept = _kept(like)
+        none = torch.zeros(0, 1, 0, 1, dtype=torch.long, device=kept[0].device)
+        self.text = Columns([none], most)
+        """Ids of whole texts."""
+        self.own = Columns(kept, most)
+        """Keys and values, of layer after layer: of what has been written or, where prompts are not shared, of all."""
+        self.prompts = Columns(kept, -(-most // samples), grow=False) if shared else None
+        self.members: list[tuple[int, int]] = []
+        """For every row the place of its prompt, and the row's number among its samples."""
+        self.samples = samples
+        self.version = 0
+        """Rises whenever rows come or go."""
+        layers: Any = [_RowLayer(self, number, layer) for number, layer in enumerate(like.layers)]
         super().__init__(layers=layers)
 
     @property
     def ids(self) -> Tensor:
-        """[rows, columns in use] the tokens, padding included."""
-        return self._span.of(self._ids)[:, 0, :, 0]
+        """[rows, columns] the tokens, padding included."""
+        return self.text.part(0)[:, 0, :, 0]
 
-    def admit(self, prompts: Cache, ids: Tensor, mask: Tensor, chosen: Sequence[int]) -> None:
-        """Adds a row for each number in `chosen` of prompts [prompts, columns] that were read padded on the left."""
-        span, width, new = self._span, ids.shape[1], len(chosen)
-        if not span.rows:
-            span.first, span.end = 0, min(width, self._columns)
-        if span.end < width or span.rows + new > len(self._ids):
-            self._make(max(self._most, span.rows + new), width)
-        places, columns = slice(span.rows, span.rows + new), slice(span.end - width, span.end)
-        self._real[places] = False  # whoever stood there before
-        index = torch.tensor(chosen, device=ids.device)
-        kept: list[Tensor] = [tensor for layer in prompts.layers for tensor in (layer.keys, layer.values)]
-        for (owner, name), found in zip(self._buffers(), [*kept, _as_buffer(ids), _as_buffer(mask.bool())], strict=True):
-            getattr(owner, name)[places, :, columns] = found[index]
-        lengths = mask.sum(1).tolist()
-        self._starts += [span.end - lengths[number] for number in chosen]
-        span.rows, span.first = span.rows + new, min(self._starts)
+    def admit(self, prompts: Cache, ids: Tensor, mask: Tensor, chosen: Sequence[tuple[int, int]]) -> None:
+        """Adds rows of prompts [prompts, columns] that were read padded on the left: numbers of prompt and sample."""
+        lengths: list[int] = mask.sum(1).tolist()
+        index = torch.tensor([prompt for prompt, _ in chosen], device=ids.device)
+        each = [lengths[prompt] for prompt, _ in chosen]
+        self.text.admit([ids[index][:, None, :, None]], each)
+        if self.prompts is None:
+            self.own.admit([kept[index] for kept in _kept(prompts)], each)
+        else:
+            self.members += [(self.prompts.rows + prompt, sample) for prompt, sample in chosen]
+            self.prompts.admit(_kept(prompts), lengths)
+            self.own.admit([kept[index, :, :0] for kept in _kept(prompts)], [0] * len(chosen))
+        self.version += 1
 
     def append(self, tokens: Tensor) -> Tensor:
-        """Notes the next token of each row [rows, 1]; returns the mask [rows, columns in use + 1] of a pass over these."""
-        span = self._span
-        if span.end == self._columns:
-            # Room for rows that may still come is kept while most of it is used.
-            self._make(len(self._ids) if 2 * span.rows > len(self._ids) else span.rows, 0)
-        self._ids[: span.rows, 0, span.end] = tokens
-        self._real[: span.rows, 0, span.end] = True
-        return span.of(self._real, 1)[:, 0, :, 0]
+        """Notes the next token of each row [rows, 1]; returns the mask [rows, columns + 1] of a pass over these."""
+        self.text.open()
+        self.own.open()
+        self.text.write(0, tokens[:, :, None])
+        return self.text.mask(1)
 
     def advance(self) -> None:
         """After that pass."""
-        self._span.end += 1
+        self.text.close()
+        self.own.close()
 
-    def remove(self, holes: Sequence[int], movers: Sequence[int], left: int) -> None:
-        """Puts the rows `movers` into the places `holes`; only the first `left` rows stay."""
-        span = self._span
-        if holes:
-            to, by = (torch.tensor(rows, device=self._ids.device) for rows in (holes, movers))
-            for owner, name in self._buffers():
-                buffer: Tensor = getattr(owner, name)
-                first = span.first if owner is not self else 0  # a later prompt may reach farther back
-                buffer[to, :, first : span.end] = buffer[by, :, first : span.end]
-            for hole, mover in zip(holes, movers, strict=True):
-                self._starts[hole] = self._starts[mover]
-        del self._starts[left:]
-        span.rows, span.first = left, min(self._starts, default=span.end)
+    def keep(self, kept: Sequence[int]) -> None:
+        """Only the rows `kept` stay, in this order (`closed_up`)."""
+        self.text.keep(kept)
+        self.own.keep(kept)
+        if self.prompts is not None:
+            self._keep_prompts([self.members[old] for old in kept], self.prompts)
+        self.version += 1
 
-    @property
-    def _columns(self) -> int:
-        return self._ids.shape[2]
-
-    def _buffers(self) -> Iterator[tuple[Any, str]]:
-        """Every buffer, by who has it under what name."""
-        for layer in self.layers:
-            yield layer, "keys"
-            yield layer, "values"
-        yield self, "_ids"
-        yield self, "_real"
-
-    def _make(self, rows: int, least: int) -> None:
-        """New buffers for `rows` rows, with at least `least` columns before the next; unused ones on the left are left out."""
-        span = self._span
-        used = span.end - span.first if span.rows else 0
-        end = max(used, least)
-        columns, by = end + max(_LEAST, end // _GROWTH), end - used - span.first
-        for owner, name in self._buffers():
-            old: Tensor = getattr(owner, name)
-            new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])  # masked is not enough: 0 · NaN is NaN
-            new[: span.rows, :, end - used : end] = old[: span.rows, :, span.end - used : span.end]
-            setattr(owner, name, new)
-        self._starts = [start + by for start in self._starts]
-        span.first, span.end = end - used, end
+    def _keep_prompts(self, members: list[tuple[int, int]], prompts: Columns) -> None:
+        read = {place for place, _ in members}
+        kept = closed_up(set(range(prompts.rows)) - read, prompts.rows)
+        if len(kept) < prompts.rows:
+            prompts.keep(kept)
+        now = {old: place for place, old in enumerate(kept)}
+        self.members = [(now[place], sample) for place, sample in members]
 
 
-def _as_buffer(table: Tensor) -> Tensor:
-    """[rows, columns] as [rows, 1, columns, 1]."""
-    return table[:, None, :, None]
+def _kept(cache: Cache) -> list[Tensor]:
+    """Keys and values, of layer after layer."""
+    layers: Any = cache.layers
+    return [tensor for layer in layers for tensor in (layer.keys, layer.values)]

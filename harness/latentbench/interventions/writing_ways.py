@@ -31,11 +31,14 @@ GenerateWay = Literal["padded", "equal lengths"]
 """How `generate()` may be called: with prompts of any length, padded on the left, or with prompts of one length."""
 RolloutWay = Literal["cached", "padded", "equal lengths"]
 """By our own steps, or by `generate()`."""
-Way = Literal[RolloutWay, "continuous"]
+ContinuousWay = Literal["shared", "continuous"]
+"""With what is kept of a prompt shared by its samples, or with each row for itself."""
+Way = Literal[RolloutWay, ContinuousWay]
 
 _SAMPLES, _STEPS, _COPIES = 2, 4, 8
 _LENGTHS: Mapping[Way, tuple[int, ...]] = {
     "cached": (3, 5),
+    "shared": (3, 5, 4),
     "continuous": (3, 5, 4),
     "padded": (3, 5),
     "equal lengths": (5, 5),
@@ -48,9 +51,10 @@ def rollout_way(lm: LanguageModel) -> RolloutWay:
     return "cached" if _objection(lm, "cached") is None else generate_way(lm)
 
 
-def continuous_way(lm: LanguageModel) -> bool:
-    """Whether answers can be written with rows that come and go."""
-    return _objection(lm, "continuous") is None
+def continuous_way(lm: LanguageModel) -> ContinuousWay | None:
+    """How answers can be written by rows that come and go; None where they cannot."""
+    ways: tuple[ContinuousWay, ...] = ("shared", "continuous")
+    return next((way for way in ways if _objection(lm, way) is None), None)
 
 
 def generate_way(lm: LanguageModel) -> GenerateWay:
@@ -82,8 +86,8 @@ def _objection(lm: LanguageModel, way: Way) -> str | None:
     try:
         if way == "cached":
             _by_steps(lm, prompts, seen)
-        elif way == "continuous":
-            _continuously(lm, prompts, seen)
+        elif way in ("shared", "continuous"):
+            _continuously(lm, prompts, seen, shared=way == "shared")
         else:
             _by_generate(lm, prompts, seen)
     except BaseException as error:
@@ -116,11 +120,14 @@ def _by_steps(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _Forc
         over[0] = number == 1  # so that it is dropped before the third step: its neighbours must keep their own states
 
 
-def _continuously(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _Forced) -> None:
+def _continuously(lm: LanguageModel, prompts: Sequence[Sequence[int]], forced: _Forced, *, shared: bool) -> None:
     over = [False] * len(forced.tokens)
     # Two prompts first; of the longer one a row is over after two tokens, the other goes on beside the third prompt.
-    limits = {"places": 2 * _SAMPLES, "samples": _SAMPLES}
-    for rows, _ in continuous_steps(lm, prompts, forced.draw, over, layout=Layout(), **limits):
+    places = 2 * _SAMPLES
+    steps = continuous_steps(
+        lm, prompts, forced.draw, over, places=places, samples=_SAMPLES, layout=Layout(), shared=shared
+    )
+    for rows, _ in steps:
         for row in rows:
             over[row] = len(forced.logits[row]) == (2 if row in (0, 2) else _STEPS)
 
