@@ -100,12 +100,34 @@ def train_page(found: Json) -> str:
     return "\n".join(lines)
 
 
+def rollouts_page(found: Json) -> str:
+    """Of `bench rollouts`."""
+    counted = "Processor seconds of one thread" if found["cpu_time"] else "Wall seconds"
+    lines = [
+        f"{counted} on {_machine(found)}, {plural(found['rounds'], 'alternating round')}, answers of at most"
+        f" {found['tokens']} tokens at temperature 1:",
+        "",
+        "| model | data type | prompt tokens | mean answer | tokens/s in batches | continuous | ratio |",
+        "| :-- | :-- | --: | --: | --: | --: | --: |",
+    ]
+    for one in found["timings"]:
+        speeds = f"{one['batches']:,.0f} | {one['continuous']:,.0f} | {one['ratio']:.2f}"
+        about = f"{one['model']} | {one['dtype']} | {one['shortest']}–{one['longest']} | {one['answer_tokens']:.1f}"
+        lines.append(f"| {about} | {speeds} |")
+    return "\n".join(lines)
+
+
 def _step_size(one: Json) -> str:
     shape = one["shape"]
     return f"{shape['d_in']}, {shape['width']:,}, {shape['batch']:,}"
 
 
-PAGES: Mapping[str, Callable[[Json], str]] = {"tables": tables_page, "startup": startup_page, "train": train_page}
+PAGES: Mapping[str, Callable[[Json], str]] = {
+    "tables": tables_page,
+    "startup": startup_page,
+    "train": train_page,
+    "rollouts": rollouts_page,
+}
 
 
 def page(text: str, folder: Path) -> str:

@@ -287,6 +287,48 @@ def cache(
 
 
 @app.command()
+def rollouts(
+    tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 96,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 3,
+    places: Annotated[int, typer.Option(min=1, help="Answers that are written at a time.")] = 1024,
+    cpu_time: Annotated[
+        bool,
+        typer.Option("--cpu-time", help="Count processor seconds of one thread, for a machine that others use too."),
+    ] = False,
+    device: Device = "cpu",
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time 256 rollouts of mixed length in batches and by continuous batching, taking turns in one process, on the pocket
+    model and on SmolLM2-135M where its package is installed.
+
+    Example: `latentbench bench rollouts --tokens 32 --rounds 1`
+    """
+    from dataclasses import asdict
+
+    import torch
+
+    from latentbench.bench.kept import keep
+    from latentbench.bench.rollouts import RolloutSizes, run
+    from latentbench.execute.placement import resolve_device
+    from latentbench.spec.project import find_project
+
+    sizes = RolloutSizes(tokens, rounds, places, cpu_time)
+    found = list(run(sizes, find_project().roots, torch.device(resolve_device(device))))
+    figures = {**asdict(sizes), "timings": [asdict(item) for item in found]}
+    if output:
+        keep(output, figures)
+    if as_json:
+        print_json(figures)
+        return
+    typer.echo("model          data type   prompts   mean answer   in batches   continuous   ratio   (tokens/s)")
+    for item in found:
+        prompts = f"{item.shortest}-{item.longest}"
+        speeds = f"{item.answer_tokens:11.1f}  {item.batches:11,.0f}  {item.continuous:11,.0f}  {item.ratio:6.2f}"
+        typer.echo(f"{item.model:<14} {item.dtype:<10}  {prompts:<8} {speeds}")
+
+
+@app.command()
 def startup(
     specs: Annotated[int, typer.Option(min=1, help="Specs to generate, of 20 cells each.")] = 500,
     rounds: Annotated[int, typer.Option(min=1, help="Processes per command; the best counts.")] = 3,

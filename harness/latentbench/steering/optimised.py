@@ -50,6 +50,7 @@ class ReinforcedMethod(SteeringMethod):
     of_use: ClassVar[frozenset[str]] = frozenset({"scale", "relative"})
     usable: ClassVar[bool] = False
     swept: ClassVar[frozenset[str]] = frozenset({"scale"})
+    newer: ClassVar[frozenset[str]] = USED | {"rollouts"}
 
     problems: Annotated[ProblemSet, Choice("problems", "adapter")]
     """What is trained on. Its first `selection` problems are held out for choosing the checkpoint."""
@@ -77,6 +78,9 @@ class ReinforcedMethod(SteeringMethod):
     """Steps between two such comparisons; the last step is always compared."""
     rollout_batch: PositiveInt = 1024
     """Answers written at a time; what they need of memory is mostly their keys and values."""
+    rollouts: Literal["batches", "continuous"] = "batches"
+    """`batches`: rows that are over leave with the next few, and share their random numbers; `continuous`: they make room for
+    others at once, and every answer has numbers of its own. The distribution is the same, the answers are not."""
     micro_batch: PositiveInt | None = None
     """Rollouts per forward and backward pass, a divisor of prompts × samples; default all of a step."""
 
@@ -114,7 +118,7 @@ class RlMethod(ReinforcedMethod):
 
     implementation: ClassVar[str] = "latentbench.steering.rl_training:train_vectors"
     placed: ClassVar[bool] = True
-    newer: ClassVar[frozenset[str]] = USED | {"rank"}
+    newer: ClassVar[frozenset[str]] = USED | {"rank", "rollouts"}
 
     method: Literal["rl"] = "rl"
     rank: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -210,7 +210,7 @@ class _Recorder:
         generator = torch.Generator(run.lm.device)
         generator.manual_seed(seed_of(run.seed, "rollouts", self._step, trainer.accelerator.process_index))
         once = prompts[:: method.samples]  # every prompt is read once, and continued `samples` times
-        sampling = Sampling(method.max_new_tokens, method.temperature, method.stop)
+        sampling = Sampling(method.max_new_tokens, method.temperature, method.stop, method.rollouts == "continuous")
         self._answers = answers(
             run.lm,
             once,

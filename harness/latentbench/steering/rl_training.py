@@ -349,7 +349,7 @@ def _accuracy(method: ReinforcedMethod, lm: LanguageModel, problems: Sequence[Pr
     if not problems:
         return None
     right = grader("number" if method.reward == "random" else method.reward)
-    sampling = Sampling(method.max_new_tokens, 0.0, method.stop)
+    sampling = Sampling(method.max_new_tokens, 0.0, method.stop, method.rollouts == "continuous")
     written = answers(lm, [p.prompt for p in problems], sampling, layout=layout, rows=min(256, method.rollout_batch))
     return sum(right(a.text, p.answer) for a, p in zip(written, problems, strict=True)) / len(problems)
 
