@@ -25,8 +25,8 @@ from latentbench.interventions.rollouts import Answer, Sampling, answers
 from latentbench.interventions.row_cache import Columns, closed_up
 from latentbench.interventions.vectors import SteeringVectors
 from latentbench.interventions.writing_ways import continuous_way, rollout_way
-from tests.support.hybrids import KEYS_AND_VALUES, hybrid
-from tests.support.steering import LAYERS, WIDTH, language_model
+from tests.support.hybrids import KEYS_AND_VALUES, LAYERS, WIDTH, hybrid
+from tests.support.steering import language_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ["w3 w4 w5", "w9", "w10 w11", "w12 w13 w14 w15", "w30", "w31 w32", "w40 w41 w42"]
@@ -49,10 +49,8 @@ def steering(scope: Scope) -> VectorInjection:
 def test_each_model_is_written_with_as_it_allows() -> None:
     found = {name: continuous_way(hybrid(name)) for name in (*KEYS_AND_VALUES, "mamba")}
     # A sliding window counts columns, which shared prompts do not have; a state-space model keeps other things.
-    assert found == {
-        **{"llama": "shared", "gpt2": "shared", "gemma2": "continuous", "mixtral": "shared"},
-        **{"minimax": None, "mamba": None},
-    }
+    shared = dict.fromkeys(("llama", "gpt2", "mixtral"), "shared")
+    assert found == {**shared, "gemma2": "continuous", "minimax": None, "mamba": None}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
@@ -105,7 +103,8 @@ def test_interventions_see_the_same_tokens(name: str, scope: Scope) -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_ids_in_the_cache_are_told_to_hooks(shared: bool) -> None:
     """Conditions on the text read `Layout.earlier` beside the mask."""
-    lm, layout, texts = hybrid("llama"), Layout(), []
+    lm, layout = hybrid("llama"), Layout()
+    texts: list[tuple[int, ...]] = []
 
     def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         ids, mask = kwargs["input_ids"], kwargs["attention_mask"].bool()
@@ -113,7 +112,8 @@ def test_ids_in_the_cache_are_told_to_hooks(shared: bool) -> None:
             ids = torch.cat([layout.earlier, ids], 1)
             texts.extend(tuple(row[real].tolist()) for row, real in zip(ids, mask, strict=True))
 
-    prompts, over, rows = prompt_ids(lm, PROMPTS), [False] * 14, {n: [] for n in range(14)}
+    prompts, over = prompt_ids(lm, PROMPTS), [False] * 14
+    rows: dict[int, list[int]] = {number: [] for number in range(14)}
     handle = lm.model.register_forward_pre_hook(watch, with_kwargs=True)
     limits: Any = {"places": 6, "samples": 2, "layout": layout, "shared": shared}
     for numbers, tokens in continuous_steps(lm, prompts, lambda logits, _: logits.topk(2)[1][:, 1:], over, **limits):
@@ -130,7 +130,8 @@ def test_logits_are_those_of_passes_without_a_cache(name: str) -> None:
     lm = hybrid(name)
     lm.model.double()
     kept: dict[int, list[Tensor]] = {}
-    prompts, over, made = prompt_ids(lm, PROMPTS), [False] * 21, {n: [] for n in range(21)}
+    prompts, over = prompt_ids(lm, PROMPTS), [False] * 21
+    made: dict[int, list[int]] = {number: [] for number in range(21)}
 
     def draw(logits: Tensor, rows: Any) -> Tensor:
         for row, own in zip(rows, logits, strict=True):

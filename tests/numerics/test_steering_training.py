@@ -84,10 +84,22 @@ def test_every_step_is_adam_on_the_rloo_loss(
 ) -> None:
     """Three steps replayed from their rollouts by a bare loop over the definition."""
     lm = language_model(name, torch.float32) if name in CONFIGS else hybrid(name)
-    config = lm.model.config
-    plain = {"temperature": 0.7, "micro_batch": micro_batch, "rollout_batch": 7, "scope": scope}
+    check_steps(lm, tmp_path, rolled, {"micro_batch": micro_batch, "scope": scope})
+
+
+@pytest.mark.parametrize("scope", ["all", "generated"])
+def test_so_is_every_step_on_rollouts_that_come_and_go(tmp_path: Path, scope: Scope, rolled: Any) -> None:
+    lm = language_model("llama", torch.float32)
+    check_steps(lm, tmp_path, rolled, {"rollouts": "continuous", "scope": scope, "max_new_tokens": 9})
+    assert len({len(row) for _, rows, _ in rolled for row in rows}) > 1
+
+
+def check_steps(lm: LanguageModel, folder: Path, rolled: Any, options: dict[str, Any]) -> None:
+    """Trains, and takes the same steps on the loss of the definition."""
+    config, scope = lm.model.config, options["scope"]
+    plain = {"temperature": 0.7, "rollout_batch": 7, **options}
     method = section(**plain, optimizer={"learning_rate": 0.05, "warmup": 1})
-    made = method.make(lab(lm, tmp_path))
+    made = method.make(lab(lm, folder))
     vectors = {layer: torch.zeros(config.hidden_size, requires_grad=True) for layer in range(config.num_hidden_layers)}
     optimizer = torch.optim.AdamW(list(vectors.values()), lr=0.05, weight_decay=0.0)
     for number, step in enumerate(rolled):

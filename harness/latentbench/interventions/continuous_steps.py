@@ -1,11 +1,11 @@
 """Continuous batching: a row that is over leaves the batch in the same step, and a waiting prompt takes its place.
 
 Every prompt is read once for all its samples, with the logits of its last token alone. It needs a model all of whose layers
-keep keys and values, `latentbench.interventions.writing_ways` finds out.
+keep keys and values; `latentbench.interventions.writing_ways` finds out.
 
-transformers has continuous batching too (`generate_batch`). It does not serve here: it packs all rows into one row of a
-pass, so that hooks cannot tell whose tokens they see, it draws by itself and not from numbers that belong to a row, and its
-paged attention needs a GPU's kernels to be fast.
+transformers has continuous batching too (`generate_batch`). It does not serve here: it packs all tokens into one row of a
+pass, so that hooks cannot tell whose tokens they see; it draws from one stream for all rows; and without a GPU's kernels it
+attends over the tokens of all rows, most of them masked.
 """
 
 from __future__ import annotations
