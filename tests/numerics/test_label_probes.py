@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,10 @@ def test_a_record_has_the_numbers_over_sets_and_names_those_left_out(bench: Work
         bench.write(f"sets/{name}.csv", "text,target\n" + lines)
     probing = {"sets": {"adapter": "files", "path": "sets/*.csv", "label": "target", "context": 16}, "k": [1, 8]}
     bench.spec(metrics=["l0", {"labelled_probing": probing}], matrix={"sae.k": [2, 4]})
+    width = json.loads((bench.root / "model/config.json").read_text())["hidden_size"]
+    most = f"{3 * 1500 * width * 4 // 1000} kB"
+    told = f"reads the last states of 3 labelled sets at 0.resid_post, at most {most}: computed and stored once for all SAEs there"
+    assert f"labelled_probing: {told} (in each of 2 cells)" in command("plan", "mine").out.splitlines()
     assert command("run", "mine").code == 0
     for record in bench.records().values():
         numbers = {(n.id, n.params.get("latents")): n for n in record.metrics if n.domain == "labelled_sets"}

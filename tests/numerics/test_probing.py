@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from latentbench.latents.first_letter import Words, absorption_of, main_latents, readable_letters
+from latentbench.latents.first_letter import Words, absorption_of, letters_of, main_latents
 from latentbench.latents.probing import Probe, ProbedDocuments, by_mean_difference, f1, fit, sparse_matrix
 from latentbench.sae.autoencoder import Codes
 
@@ -87,13 +87,14 @@ def letters(count: int = 60, seed: int = 0) -> tuple[Words, np.ndarray]:
 
 def test_letters_are_readable_only_where_they_are() -> None:
     words, _ = letters()
-    probes, scores = readable_letters(words, 0.6)
+    found = letters_of(words)
+    probes, scores = found.readable(0.6), found.scores
     assert sorted(probes) == ["a", "b"]
     assert min(scores.values()) > 0.95
     rng = np.random.default_rng(0)
     noise = Words(words.texts, torch.from_numpy(rng.normal(size=(60, 3))).float(), words.held_out)
-    assert max(readable_letters(noise, 0.9)[1].values()) < 0.9
-    assert readable_letters(noise, 0.9)[0] == {}
+    assert max(letters_of(noise).scores.values()) < 0.9
+    assert letters_of(noise).readable(0.9) == {}
 
 
 def test_absorption_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from latentbench.autointerp.scores import LatentDetail
 from latentbench.core.errors import CellFailed
+from latentbench.core.hashing import digest
 from latentbench.core.paths import Roots
 from latentbench.core.protocols import LanguageModel
 from latentbench.core.token_rule import EVERY_TOKEN
+from latentbench.latents import first_letter
 from latentbench.latents.absorption import Absorption
 from latentbench.latents.decoder import Decoder
 from latentbench.latents.firing import Latents
-from latentbench.latents.first_letter import vocabulary_words
+from latentbench.latents.first_letter import letters_of, vocabulary_words
 from latentbench.latents.sparse_probing import SparseProbing
 from latentbench.latents.survey import Survey
 from latentbench.metrics.value import MetricValue
@@ -30,7 +33,8 @@ from latentbench.metrics.values import metric_values
 from latentbench.report.latents import chosen, short
 from latentbench.sae import options as o
 from latentbench.sae.autoencoder import SparseAutoencoder
-from latentbench.study.context import StageContext
+from latentbench.study.context import Content, StageContext
+from latentbench.study.storage import read_content, write_content
 from latentbench.study.study import Findings, Study
 from tests.support.labs import (
     CONTEXT,
@@ -239,6 +243,37 @@ def test_words_with_latents_of_their_own_are_found(tmp_path: Path) -> None:
     assert statistics["absorption.words"].sum() > 150
     assert statistics["absorption.fraction"].mean() == pytest.approx(0.25, abs=0.08)
     np.testing.assert_array_equal(statistics["absorption.fraction"], statistics["absorption.full"])
+
+
+def test_words_are_read_and_probes_are_fitted_once_for_all_saes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, Content] = {}
+
+    def shared(kind: str, payload: Any, make: Callable[[], Content]) -> Content:
+        key = digest(kind, payload)
+        if key not in kept:
+            content = make()
+            (folder := tmp_path / key).mkdir()
+            write_content(folder, content.tensors, content.meta)
+            kept[key] = Content(*read_content(folder))
+        return kept[key]
+
+    labs = [replace(spelling_lab(tmp_path, share), shared=shared) for share in (0.25, 0.5)]
+    alone = [Absorption(split_gain=0.5).run(spelling_lab(tmp_path, share)) for share in (0.25, 0.5)]
+    fits: list[int] = []
+    monkeypatch.setattr(first_letter, "letters_of", lambda words, made=letters_of: (fits.append(1), made(words))[1])
+    found = [Absorption(split_gain=0.5).run(lab) for lab in labs]
+    assert len(fits) == 1
+    assert len(kept) == 2
+    labs[0] = replace(labs[0], model=lambda: pytest.fail("the model is not needed"))
+    found.append(Absorption(split_gain=0.5, min_f1=0.5).run(labs[0]))
+    for one, other in zip(found, [*alone, alone[0]], strict=True):
+        assert one.details == other.details
+        for name, values in other.statistics["first_letter"].items():
+            np.testing.assert_array_equal(one.statistics["first_letter"][name], values)
+    Absorption(prefix="A word:").run(labs[1])
+    assert len(kept) == 4
 
 
 def test_a_model_that_cannot_spell_is_refused(tmp_path: Path) -> None:

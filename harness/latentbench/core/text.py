@@ -7,6 +7,14 @@ _UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u20
 _IN_TEXT, _IN_CELL, _IN_LINE = (re.compile(f"[{more}{_UNSAFE}]") for more in ("", "\t", "\t\n"))
 
 
+def byte_size(count: int) -> str:
+    """`18.9 MB`, in the unit that suits."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
 def plural(count: int, word: str) -> str:
     """`1 cell`, `2 cells`."""
     return f"{count:,} {word}" + ("" if count == 1 else "s")

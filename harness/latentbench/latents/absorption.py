@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from latentbench.core.spec_model import Json
+from latentbench.core.text import byte_size
 from latentbench.metrics.base import Display, Estimator, ratio
 from latentbench.study.study import Study
 
@@ -71,6 +72,16 @@ class Absorption(Study):
 
     def domains(self, experiment: ExperimentView) -> tuple[str, ...]:
         return ()
+
+    def preview(self, experiment: ExperimentView, roots: Roots) -> str | None:
+        facts = experiment.model.facts(roots)
+        if facts is None:
+            return None
+        most = byte_size(self.words * facts.d_model * 4)
+        site = experiment.sites[0]
+        return (
+            f"reads the states of single words at {site}, at most {most}: computed and stored once for all SAEs there"
+        )
 
     def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         return {DOMAIN: {"layer": str(experiment.sites[0]), **self.plain()}}

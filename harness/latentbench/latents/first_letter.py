@@ -1,10 +1,13 @@
-"""The study `absorption` (absorption.py): words of the vocabulary, probes for their first letters, and what latents do on them."""
+"""The study `absorption` (absorption.py): words of the vocabulary, probes for their first letters, and what latents do on them.
+
+What needs no SAE is made once for all of them at a place: the states of the words, and the probes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +28,7 @@ from latentbench.metrics.value import MetricValue
 from latentbench.metrics.values import null_value
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.statistics.arrays import Array
+from latentbench.study.context import Content
 from latentbench.study.study import Findings
 
 if TYPE_CHECKING:
@@ -48,14 +52,20 @@ _BATCH = 256
 def measure_absorption(study: Absorption, context: StageContext) -> Findings:
     """Absorption of every letter that can be read; nulls with the reason where these are too few."""
     site, rows = next(iter(context.saes())), decoder_of(context.sae)
-    words = word_states(context.model(), site, study.prefix, study.words)
-    letters, scores = readable_letters(words, study.min_f1)
+    asked: Json = {"prefix": study.prefix, "words": study.words, "site": site.plain(), "version": study.version}
+
+    def states() -> Content:
+        return word_states(context.model(), site, study.prefix, study.words).content
+
+    words = Words.of(context.shared("word_states", asked, states))
+    letters = Letters.of(context.shared("letter_probes", asked, lambda: letters_of(words).content))
+    probes, scores = letters.readable(study.min_f1), letters.scores
     details: dict[str, Json] = {"words": len(words), "f1": scores}
-    if len(letters) < study.min_letters:
+    if len(probes) < study.min_letters:
         reason = _refusal(len(words), scores, study)
         nulls = tuple(null_value(number, DOMAIN, reason) for number in NUMBERS)
         return Findings(values=nulls, details=details, warnings=(f"absorption: {reason}",))
-    found = absorptions(words, letters, context.sae, rows, study.split_gain)
+    found = absorptions(words, probes, context.sae, rows, study.split_gain)
     statistics = {f"absorption.{name}": array for name, array in found.statistics.items()}
     details |= {"splits": found.splits}
     return Findings({DOMAIN: statistics}, (_splits(found.splits),), details)
@@ -92,12 +102,59 @@ class Words:
     """[words, d_in] float32, on the CPU."""
     held_out: Labels
 
+    @staticmethod
+    def with_states(texts: Sequence[str], states: Tensor) -> Words:
+        """Two words in five are held out, by their content: the same for every model that has the word."""
+        held_out = np.array([_hashed(text)[0] % 5 < 2 for text in texts], dtype=bool)
+        return Words(tuple(texts), states, held_out)
+
+    @staticmethod
+    def of(content: Content) -> Words:
+        """The inverse of `content`."""
+        # Copied, as of a file's memory: there kernels may sum up in another order.
+        return Words.with_states(content.meta["words"], content.tensors["states"].clone())
+
+    @property
+    def content(self) -> Content:
+        """For the store."""
+        return Content({"states": self.states}, {"words": list(self.texts)})
+
     def __len__(self) -> int:
         return len(self.texts)
 
     def starting_with(self, letter: str) -> Labels:
         """[words] whether it starts with the letter."""
         return np.array([text[0].lower() == letter for text in self.texts], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A probe for each first letter with enough words, and how well it does on the held-out ones."""
+
+    probes: dict[str, Probe]
+    scores: dict[str, float]
+    """Held-out F1."""
+
+    @staticmethod
+    def of(content: Content) -> Letters:
+        """The inverse of `content`."""
+        scores = content.meta["f1"]
+        rows = zip(scores, content.tensors["directions"].numpy(), content.tensors["offsets"].tolist(), strict=True)
+        return Letters({letter: Probe(direction.copy(), offset) for letter, direction, offset in rows}, dict(scores))
+
+    @property
+    def content(self) -> Content:
+        """For the store: float64, so that nothing is rounded."""
+        directions = [torch.from_numpy(probe.direction) for probe in self.probes.values()]
+        offsets = torch.tensor([probe.offset for probe in self.probes.values()], dtype=torch.float64)
+        return Content(
+            {"directions": torch.stack(directions) if directions else torch.zeros(0, 0), "offsets": offsets},
+            {"f1": self.scores},
+        )
+
+    def readable(self, min_f1: float) -> dict[str, Probe]:
+        """The probes with a held-out F1 of `min_f1` or more."""
+        return {letter: probe for letter, probe in self.probes.items() if self.scores[letter] >= min_f1}
 
 
 @dataclass(frozen=True)
@@ -142,13 +199,11 @@ def word_states(model: LanguageModel, site: Site, prefix: str, most: int) -> Wor
         return hidden_states(model.model, [site], ids.to(model.device))[site][:, -1].float().cpu()
 
     states += Pieces(_BATCH).run(last, rows)
-    # Two words in five, by their content: the same for every model that has the word.
-    held_out = np.array([_hashed(word)[0] % 5 < 2 for word in words], dtype=bool)
-    return Words(tuple(words), torch.cat(states), held_out)
+    return Words.with_states(tuple(words), torch.cat(states))
 
 
-def readable_letters(words: Words, min_f1: float) -> tuple[dict[str, Probe], dict[str, float]]:
-    """(probes of the letters with a held-out F1 of `min_f1` or more, F1 of all letters with enough words)."""
+def letters_of(words: Words) -> Letters:
+    """The probes of all letters with enough words."""
     x = words.states.double().numpy()
     probes: dict[str, Probe] = {}
     scores: dict[str, float] = {}
@@ -156,11 +211,9 @@ def readable_letters(words: Words, min_f1: float) -> tuple[dict[str, Probe], dic
         labels = words.starting_with(letter)
         if min(labels[words.held_out].sum(), labels[~words.held_out].sum()) < LEAST_WORDS or labels.all():
             continue
-        probe = fit(x[~words.held_out], labels[~words.held_out])
-        scores[letter] = f1(probe.scores(x[words.held_out]) > 0, labels[words.held_out])
-        if scores[letter] >= min_f1:
-            probes[letter] = probe
-    return probes, scores
+        probes[letter] = fit(x[~words.held_out], labels[~words.held_out])
+        scores[letter] = f1(probes[letter].scores(x[words.held_out]) > 0, labels[words.held_out])
+    return Letters(probes, scores)
 
 
 def absorptions(

@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt
 from latentbench.core.plugins import Choice
 from latentbench.core.protocols import DatasetAdapter
 from latentbench.core.spec_model import Json
+from latentbench.core.text import byte_size, plural
 from latentbench.metrics.base import Display, Estimator, ratio
 from latentbench.study.study import Study
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 DOMAIN = "labelled_sets"
 """The task, as a column group of its own."""
+STATE_BYTES = 4
+"""Of each number of a state: they are kept in float32."""
 SETS, STATES = "labelled_probing.sets", "labelled_probing.auc_states"
 
 
@@ -91,6 +94,17 @@ class LabelledProbing(Study):
         if facts and facts.context and self.sets.context > facts.context:
             return (f"sets.context: the model has positions for {facts.context} tokens, not {self.sets.context}",)
         return ()
+
+    def preview(self, experiment: ExperimentView, roots: Roots) -> str | None:
+        facts = experiment.model.facts(roots)
+        if facts is None:
+            return None
+        sets, site = len(self.sets.labelled(roots)), experiment.sites[0]
+        most = byte_size(sets * self.texts * facts.d_model * STATE_BYTES)
+        return (
+            f"reads the last states of {plural(sets, 'labelled set')} at {site}, at most {most}: computed and stored once for all "
+            "SAEs there"
+        )
 
     def comparability(self, experiment: ExperimentView, roots: Roots) -> Mapping[str, Mapping[str, Json]]:
         fixed = {"texts": self.texts, "test_share": self.test_share, "context": self.sets.context}

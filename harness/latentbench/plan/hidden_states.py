@@ -15,7 +15,7 @@ from latentbench.core.paths import Roots
 from latentbench.core.protocols import ModelFacts
 from latentbench.core.sites import Site, block_number, resumed_from
 from latentbench.core.stage import Stage
-from latentbench.core.text import plural
+from latentbench.core.text import byte_size, plural
 from latentbench.plan.plan import Plan, PlannedCell
 from latentbench.plan.stages import DomainStages, SaeStages
 from latentbench.spec.cells import Cell
@@ -140,14 +140,16 @@ def states_preview(plan: Plan, store: Store, roots: Roots) -> Iterator[str]:
         told = True
         yield _line(wanted, facts, store)
     if told:
-        yield f"stored hidden states may take {_size(states_limit(store))} ({STATES_QUOTA}); `resources: {{cache: never}}` stores none"
+        yield f"stored hidden states may take {byte_size(states_limit(store))} ({STATES_QUOTA}); `resources: {{cache: never}}` stores none"
 
 
 def _line(wanted: WantedStates, facts: ModelFacts, store: Store) -> str:
     shards = wanted.shards(facts, store)
     cost = _operations(wanted.flops(facts, sum(shards.tokens)))
     missing = shards.bytes_of(shards.missing(store))
-    state = f"{_size(missing)} to store, {cost} to compute" if missing else f"{_size(shards.bytes)} in the store"
+    state = (
+        f"{byte_size(missing)} to store, {cost} to compute" if missing else f"{byte_size(shards.bytes)} in the store"
+    )
     sites = ", ".join(map(str, shards.sites[:4]))
     more = f" and {len(shards.sites) - 4} more" if len(shards.sites) > 4 else ""
     return f"hidden states of {wanted.what} at {sites}{more}: {state}; {wanted.readers} would each time take {cost} without them"
@@ -239,10 +241,3 @@ def _lengths(store: Store, key: str) -> list[int]:
 def _operations(count: float) -> str:
     unit, size = ("PFLOP", 1e15) if count >= 1e15 else ("TFLOP", 1e12)
     return f"{count / size:,.1f} {unit}" if count >= size else "less than 1 TFLOP"
-
-
-def _size(count: int) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"

@@ -110,7 +110,7 @@ class Study(Metric):
         return None
 
     def preview(self, experiment: ExperimentView, roots: Roots) -> str | None:
-        """What it will cost beyond compute (requests, tokens, money), for `plan`; None where nothing."""
+        """What it will cost beyond compute (requests, tokens, money, room), for `plan`; None where nothing."""
         return None
 
     def run(self, context: StageContext) -> Findings:
