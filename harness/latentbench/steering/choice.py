@@ -22,10 +22,10 @@ different, so the interval of the optimism is that of a difference of two indepe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from latentbench.core.spec_model import Json
-from latentbench.metrics.base import Display
+from latentbench.metrics.base import Display, Estimator
 from latentbench.metrics.panel import PanelData, PointData, TableData
 from latentbench.study.study import Study
 
@@ -88,7 +88,7 @@ class SteeringChoice(Study):
         axes = ("cost (nats per token)", f"gain ({details['rule']['number']})")
         yield PanelData("Where and how strongly", about, (PointData(places, *axes), TableData(head, rows)))
 
-    def numbers(self) -> tuple[Any, ...]:
+    def numbers(self) -> tuple[Estimator, ...]:
         """None: what they follow from depends on the metric of the gain."""
         return ()
 

@@ -180,10 +180,9 @@ def gain_of(estimator: Estimator, inputs: Array) -> tuple[float | None, float | 
     if not math.isfinite(value):
         return None, None, None
     bounds = document_interval(estimator.formula, inputs, units=estimator.units)
-    ends = (bounds.low, bounds.high) if bounds else (None, None)
-    if estimator.higher_is_better:
-        return value, *ends
-    return -value, *(None if end is None else -end for end in reversed(ends))  # type: ignore[return-value]
+    if bounds is None:
+        return (value if estimator.higher_is_better else -value), None, None
+    return (value, bounds.low, bounds.high) if estimator.higher_is_better else (-value, -bounds.high, -bounds.low)
 
 
 def _judged(place: Mapping[str, Any], inputs: Array, estimator: Estimator, cost: float) -> SweepPoint:
