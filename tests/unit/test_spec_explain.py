@@ -14,7 +14,7 @@ SWAPS = [
     (
         "layer: 1",
         "layer: {index: 1, point: middle}",
-        "2:26: layer.point: must be 'resid_pre', 'resid_post', 'mlp_out' or 'attn_out'",
+        "2:26: layer.point: must be 'resid_pre', 'resid_post', 'mlp_out', 'attn_out' or 'mlp'",
     ),
     ("layer: 1", "layer: true", "layer: must be a map"),
     ("layer: 1", "layer: -1001", "2:8: layer: input should be greater than or equal to -1000"),
