@@ -34,7 +34,10 @@ def test_every_way_is_a_row_and_random_directions_gain_nothing(bench: Workbench,
         dataset={"train": None, "eval": {"lab": {"adapter": "pocket", "domain": "general", "documents": 12}}},
         metrics=[{"concept_steering": steering}, {"concept_detection": {"texts": 24}}],
         cases=[{"label": way, "concepts": {"way": way}} for way in WAYS],
-        **{"sae": None, "layer": None, "training": None, "concepts": CONCEPTS},
+        sae=None,
+        layer=None,
+        training=None,
+        concepts=CONCEPTS,
     )
     done = command("run", "mine", "--executor", "inline")
     assert done.code == 0, done.err
