@@ -125,10 +125,14 @@ def test_ids_in_the_cache_are_told_to_hooks(shared: bool) -> None:
     assert set(texts) == expected
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_logits_are_those_of_passes_without_a_cache(name: str) -> None:
-    lm = hybrid(name)
-    lm.model.double()
+# Gemma 2 masks by a number that only float32 holds, and the experts' product is not there in float64.
+@pytest.mark.parametrize(
+    ("name", "dtype", "off"),
+    [(name, torch.float64, 1e-9) for name in ("llama", "gpt2")]
+    + [(name, torch.float32, 1e-4) for name in ("gemma2", "mixtral")],
+)
+def test_logits_are_those_of_passes_without_a_cache(name: str, dtype: torch.dtype, off: float) -> None:
+    lm = hybrid(name, dtype)
     kept: dict[int, list[Tensor]] = {}
     prompts, over = prompt_ids(lm, PROMPTS), [False] * 21
     made: dict[int, list[int]] = {number: [] for number in range(21)}
@@ -146,7 +150,7 @@ def test_logits_are_those_of_passes_without_a_cache(name: str) -> None:
     for row, tokens in made.items():
         ids = torch.tensor([[*prompts[row // 3], *tokens[:-1]]])
         whole = lm.model(input_ids=ids, use_cache=False).logits[0, len(prompts[row // 3]) - 1 :]
-        torch.testing.assert_close(torch.stack(kept[row]), whole, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(torch.stack(kept[row]), whole, rtol=off, atol=off)
 
 
 # -- what is drawn -------------------------------------------------------------------------------------------------
@@ -262,7 +266,7 @@ def test_the_model_is_afterwards_as_it_was() -> None:
 
 
 def test_the_last_rows_close_up_the_holes() -> None:
-    assert closed_up([1, 3], 6) == [0, 5, 2, 4]
+    assert closed_up([1, 3], 6) == [0, 4, 2, 5]
     assert closed_up([5], 6) == [0, 1, 2, 3, 4]
     assert closed_up([0, 1], 2) == []
     assert closed_up([], 2) == [0, 1]
