@@ -26,7 +26,7 @@ def drawn(logits: Tensor, temperature: float, numbers: Tensor) -> Tensor:
     if not temperature:
         return logits.argmax(-1, keepdim=True)
     rows = max(1, _AT_ONCE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    pieces = zip(logits.split(rows), numbers.split(rows), strict=True)
+    pieces = zip(torch.split(logits, rows), torch.split(numbers, rows), strict=True)
     return torch.cat([_inverse(some.float() / temperature, those) for some, those in pieces])
 
 
