@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from latentbench.core.errors import InvalidInput
+from latentbench.core.errors import CellFailed, InvalidInput
 from latentbench.core.paths import Roots
 from latentbench.core.sites import Site
 from latentbench.core.text_digests import folded_digest_of
@@ -22,8 +23,8 @@ from latentbench.latents.erasure import SpuriousCorrelationRemoval, TargetedProb
 from latentbench.latents.label_probes import last_states, probe_of
 from latentbench.latents.labelled_probing import LabelledProbing
 from latentbench.latents.probing import Labels, Probe
-from latentbench.latents.spurious_correlation import TASKS, CrossedPair, CrossedProbes, TextLabels, removal
-from latentbench.latents.targeted_perturbation import ClassedSet, balanced_accuracy, drops
+from latentbench.latents.spurious_correlation import TASKS, CrossedPair, CrossedProbes, TextLabels, measure_scr, removal
+from latentbench.latents.targeted_perturbation import ClassedSet, balanced_accuracy, drops, measure_tpp
 from latentbench.sae.autoencoder import Codes, SparseAutoencoder
 from latentbench.sae.options.topk import TopKOptions
 from latentbench.sae.variants.topk import TopK
@@ -470,9 +471,24 @@ def test_what_is_wrong_is_said_at_its_line(
     assert column > 1
 
 
-def test_where_no_set_can_be_used_the_cell_fails_and_says_so(bench: Workbench, command: Any) -> None:
-    write_sets(bench)
-    bench.spec(metrics=["l0", {"tpp": {"sets": {**KINDS, "path": "sets/single.csv"}}}])
-    done = command("run", "mine")
-    assert done.code != 0
-    assert "tpp: none of 1 sets can be used: single has 1 classes of enough texts, of 1" in done.err + done.out
+def around(sae: SparseAutoencoder, root: Path) -> Any:
+    """What a stage has of its surroundings before a model is needed."""
+    return SimpleNamespace(sae=sae, device=torch.device("cpu"), roots=Roots(root), progress=lambda *args: None)
+
+
+def test_where_no_set_can_be_used_the_cell_fails_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "single.csv").write_text("text,target,cue\n" + "".join(f"text {n},1,{n % 2}\n" for n in range(99)))
+    told = "tpp: none of 1 sets can be used: single has 1 classes of enough texts, of 1"
+    with pytest.raises(CellFailed, match=told):
+        measure_tpp(tpp(), around(topk(16), tmp_path))
+    with pytest.raises(
+        CellFailed, match="scr: none of 1 pairs can be used: single × single: 1 and 2 values of the labels"
+    ):
+        measure_scr(scr(), around(topk(16), tmp_path))
+
+
+def test_an_sae_without_a_dictionary_has_no_numbers_and_says_why(tmp_path: Path) -> None:
+    for study, measure in ((tpp(), measure_tpp), (scr(), measure_scr)):
+        values = measure(study, around(NoDictionary(), tmp_path)).values
+        assert [value.id for value in values] == [number.id for number in study.numbers()]
+        assert {value.null_reason for value in values} == {"NoDictionary has no dictionary"}

@@ -135,9 +135,8 @@ class Reader:
         def make() -> Content:
             probes = [probe_of(states[train], labels[train]) for labels, train in tasks]
             directions, offsets = [one.direction for one in probes], [one.offset for one in probes]
-            return Content(
-                {"directions": torch.tensor(np.stack(directions)), "offsets": torch.tensor(offsets).double()}
-            )
+            offset = torch.tensor(offsets, dtype=torch.float64)
+            return Content({"directions": torch.from_numpy(np.stack(directions)), "offsets": offset})
 
         asked = {**self._asked(texts), "tasks": said, "count": len(tasks)}
         tensors = self.context.shared("erasure_probes", asked, make).tensors
@@ -210,8 +209,8 @@ def erasable(tokens: TokenStates, sae: SparseAutoencoder, rows: Tensor) -> Erasa
         part = tokens.states[start : start + _TOKENS_AT_ONCE].to(rows.device).float()
         weights = mean[:, start : start + len(part)]
         latents = latents + weights @ sparse_matrix(sae.encode(part), sae.width)
-        states += weights @ part.double().cpu().numpy()
-    return Erasable(states, csr_array(latents), rows.double().cpu().numpy())
+        states += weights @ part.cpu().double().numpy()
+    return Erasable(states, csr_array(latents), rows.cpu().double().numpy())
 
 
 @torch.no_grad()
