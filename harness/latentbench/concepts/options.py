@@ -18,7 +18,6 @@ from latentbench.core.spec_model import Json, SpecModel
 from latentbench.study.context import Content, StageContext, Subject
 
 if TYPE_CHECKING:
-    from latentbench.concepts.kit import ConceptKit
     from latentbench.core.paths import Roots
     from latentbench.study.context import ExperimentView
 
@@ -89,6 +88,8 @@ class Concepts(Subject):
     """
 
     implementation: ClassVar[str] = "latentbench.concepts.making:make_concepts"
+    kit: ClassVar[str] = "latentbench.concepts.kit:kit_of"
+    """`module:function` that reads what was made; named and not imported, as that stands on torch."""
 
     way: Way
     """How a concept is written about."""
@@ -170,8 +171,6 @@ class Concepts(Subject):
         made: Content = implementation(self.implementation)(self, context)
         return made
 
-    def read(self, content: Content, context: StageContext) -> ConceptKit:
-        """What every concept got, to be switched on and to be looked for."""
-        from latentbench.concepts.kit import ConceptKit
-
-        return ConceptKit.of(self, content, context)
+    def read(self, content: Content, context: StageContext) -> Any:
+        """What every concept got, to be switched on and to be looked for: a `ConceptKit` (kit.py)."""
+        return implementation(self.kit)(self, content, context)
