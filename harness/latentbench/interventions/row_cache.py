@@ -115,11 +115,11 @@ class Columns:
         self._set(self.rows, [start + by for start in self._starts])
 
 
-class _RowLayer(DynamicLayer):
+class _RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values, for passes over one token of each row."""
 
     def __init__(self, cache: RowCache, number: int, like: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._cache, self._number = cache, number
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
 
