@@ -93,7 +93,7 @@ def _selected(sae: SparseDictionarySAE, encoder: RowEncoder) -> Equivalent:
 
 def _pursuit(sae: MatchingPursuit) -> Equivalent:
     # Exactly k steps: neither a small remainder nor a latent that is taken again ends them.
-    steps = {"max_iterations": sae.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
+    steps: dict[str, Any] = {"max_iterations": sae.k, "residual_threshold": 0.0, "stop_on_duplicate_support": False}
     return _made("matching_pursuit", sae, {"W_dec": sae.W_dec, "b_dec": sae.b_dec}, True, **steps)
 
 
