@@ -111,7 +111,7 @@ class KronEncoder(Encoder):
 
     def every(self, x: Tensor) -> Tensor:
         """Dense activations [N, width] of all pairs."""
-        heads = F.linear(x, self.weight, self.bias).unflatten(1, (self.heads, self.m + self.n))
+        heads = F.linear(x, self.weight, self.bias).reshape(len(x), self.heads, self.m + self.n)
         return combine(heads[..., : self.m, None], heads[..., None, self.m :], self.kernel).flatten(1)
 
     def top_among(self, x: Tensor, latents: Tensor, k: int, shift: Tensor | None = None) -> Codes:
