@@ -50,7 +50,7 @@ def merged_groups(records: Iterable[Record]) -> dict[str, str]:
     Within a group every domain has one key, so each column can be ranked; a row that was not measured on a domain is
     blank there. Records with most domains come first, and one that fits several groups joins the first.
     """
-    domains = {group_key(r): {d: agreed.key for d, agreed in r.comparability.items()} for r in records}
+    domains = {group_key(r): {d: agreed.key for d, agreed in r.compared.items()} for r in records}
     groups: list[tuple[dict[str, str], list[str]]] = []
     # In an order of their own, so that the order in which files were read does not decide who stands with whom.
     for own in sorted(domains, key=lambda key: (-len(domains[key]), key)):
@@ -246,7 +246,7 @@ def _group(key: str, rows: list[Row], source: StatisticsReader, short: bool) -> 
         key=key,
         title=_title(first, key) + (" · imported" if all(_imported(row) for row in ordered) else ""),
         domains=tuple(dict.fromkeys(c.domain for c in columns if c.domain is not None)),
-        facts={d: c.fields for row in ordered for cell in row.measured for d, c in cell.record.comparability.items()},
+        facts={d: c.fields for row in ordered for cell in row.measured for d, c in cell.record.compared.items()},
         differs=(),
         columns=columns,
         shown=shown,

@@ -110,8 +110,8 @@ def compare(a: Side, b: Side, source: StatisticsReader | None = None) -> Compari
 
 
 def _domain_matches(a: Side, b: Side) -> Iterable[DomainMatch]:
-    for domain in dict.fromkeys(d for cell in (*a.cells, *b.cells) for d in cell.record.comparability):
-        found = [[cell.record.comparability.get(domain) for cell in side.cells] for side in (a, b)]
+    for domain in dict.fromkeys(d for cell in (*a.cells, *b.cells) for d in cell.record.compared):
+        found = [[cell.record.compared.get(domain) for cell in side.cells] for side in (a, b)]
         absent = [name for name, side in zip("AB", found, strict=True) if None in side]
         if absent:
             yield DomainMatch(domain, False, (), f"not measured by {' and '.join(absent)}")

@@ -258,5 +258,5 @@ def age_of(cell: LoadedRecord) -> tuple[object, str]:
 
 def group_key(record: Record) -> str:
     """Records with equal keys were measured alike on the same domains."""
-    keys = {domain: agreed.key for domain, agreed in record.comparability.items()}
+    keys = {domain: agreed.key for domain, agreed in record.compared.items()}
     return canonical(keys) if keys else UNMEASURED

@@ -201,6 +201,15 @@ class Record(SpecModel):
     """sha256 of everything else in the file (`harness/latentbench/records/results.py`); null until it is written."""
 
     @property
+    def compared(self) -> dict[str, Comparability]:
+        """Comparability of the domains that it has numbers on; all where it has none.
+
+        A domain that was only read for something else, as that by which doses are told, sets no rows apart.
+        """
+        measured = {value.domain for value in self.metrics}
+        return {d: agreed for d, agreed in self.comparability.items() if d in measured} or self.comparability
+
+    @property
     def metrics_section(self) -> str:
         """The `metrics` of the resolved experiment as canonical JSON."""
         return canonical(self.resolved.get("metrics") or [])

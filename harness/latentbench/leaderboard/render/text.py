@@ -14,7 +14,7 @@ from latentbench.leaderboard.board import BEYOND, Column, Row, RowGroup, ranked
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-])")
 """Everything that means something in the middle of a line or table cell; an underscore within a word does not."""
-DECIMALS = {"fraction": 3, "cosine": 4, "latents/token": 1, "nats/token": 3}
+DECIMALS = {"fraction": 3, "score": 3, "cosine": 4, "latents/token": 1, "nats/token": 3}
 """Digits after the point by unit; the HTML report has them from here, so that both show the same."""
 MOST_DECIMALS = 5
 THOUSANDS = 1e4
