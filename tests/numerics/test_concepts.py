@@ -31,7 +31,7 @@ from latentbench.concepts.scores import (
 )
 from latentbench.concepts.steering_metric import ConceptSteering
 from latentbench.concepts.steering_study import measure_concept_steering
-from latentbench.concepts.texts import Contrast, TokenStates, concept_texts, token_states
+from latentbench.concepts.texts import Contrast, TextStates, concept_texts, token_states
 from latentbench.concepts.training import orthonormal_rows
 from latentbench.core.errors import CellFailed
 from latentbench.core.paths import Roots
@@ -199,7 +199,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order() -> None:
 
 def test_detection_is_over_texts_and_over_tokens() -> None:
     owner = torch.tensor([0, 0, 1, 1, 2, 2, 3])
-    states = TokenStates(torch.zeros(7, WIDTH), owner, 4)
+    states = TextStates(torch.zeros(7, WIDTH), owner, 4)
     values = torch.tensor([1.0, 5.0, 4.0, 4.0, 0.0, 4.5, 2.0], dtype=torch.float64)
     found = detected(states, values, np.array([True, True, False, False]))
     # By the largest: 5, 4 against 4.5, 2. By the mean: 3, 4 against 2.25, 2. By token: 1, 5, 4, 4 against 0, 4.5, 2.

@@ -219,18 +219,18 @@ def _told(text: str) -> None:
 @app.command()
 def memory(
     lines: Annotated[int, typer.Option(min=1000, help="Short lines to train on.")] = 1_000_000,
-    byte_size: Annotated[int, typer.Option(min=1, help="Size of the one document to evaluate.")] = 50,
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the one document to evaluate.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Measure the memory of reading and tokenising texts, against the bytes of text that are needed.
 
-    Example: `latentbench bench memory --lines 20000 --byte_size 2`
+    Example: `latentbench bench memory --lines 20000 --megabytes 2`
     """
     from dataclasses import asdict
 
     from latentbench.bench.memory import run
 
-    found = run(lines, byte_size * 1_000_000)
+    found = run(lines, megabytes * 1_000_000)
     if as_json:
         print_json([{**asdict(item), "ratio": item.ratio} for item in found])
         return

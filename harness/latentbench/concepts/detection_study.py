@@ -10,7 +10,7 @@ from latentbench.concepts.detection import DETECTION, KINDS, ConceptDetection
 from latentbench.concepts.directions import aurocs
 from latentbench.concepts.kit import ConceptKit
 from latentbench.concepts.options import VECTORS
-from latentbench.concepts.texts import TokenStates, concept_texts, token_states
+from latentbench.concepts.texts import TextStates, concept_texts, token_states
 from latentbench.interventions.latents import activations
 from latentbench.latents.probing import Labels
 from latentbench.study.context import StageContext
@@ -38,7 +38,7 @@ def measure_concept_detection(study: ConceptDetection, context: StageContext) ->
 
 
 @torch.no_grad()
-def values_of(kit: ConceptKit, name: str, states: TokenStates, context: StageContext) -> Tensor:
+def values_of(kit: ConceptKit, name: str, states: TextStates, context: StageContext) -> Tensor:
     """[tokens] float64: what each token has of a concept."""
     if (latent := kit.latent(name)) is not None:
         sae, device = context.sae, context.device
@@ -49,7 +49,7 @@ def values_of(kit: ConceptKit, name: str, states: TokenStates, context: StageCon
     return states.states.double() @ direction.double()
 
 
-def detected(states: TokenStates, values: Tensor, labels: Labels) -> dict[str, float]:
+def detected(states: TextStates, values: Tensor, labels: Labels) -> dict[str, float]:
     """AUROC by kind of values [tokens] for the labels [texts] of their texts."""
     by_text = torch.stack([states.pooled_max(values[:, None])[:, 0], states.pooled_mean(values)], 1)
     text_max, text_mean = aurocs(by_text.numpy(), labels)

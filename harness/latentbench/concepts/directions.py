@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latentbench.concepts.texts import TokenStates
+from latentbench.concepts.texts import TextStates
 from latentbench.core.errors import CellFailed
 from latentbench.latents.probing import Labels, fit
 from latentbench.sae.autoencoder import SparseAutoencoder
@@ -38,7 +38,7 @@ def probe_direction(means: Tensor, labels: Labels) -> Tensor:
 
 @torch.no_grad()
 def telling_latent(
-    states: TokenStates, labels: Labels, sae: SparseAutoencoder, device: torch.device
+    states: TextStates, labels: Labels, sae: SparseAutoencoder, device: torch.device
 ) -> tuple[int, float]:
     """The latent of an SAE on `device` whose largest activation in a text has the highest AUROC, the first of equals, and that AUROC."""
     found = []

@@ -110,7 +110,7 @@ def _place(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class TokenStates:
+class TextStates:
     """Hidden states of the ordinary tokens of some texts."""
 
     states: Tensor
@@ -137,7 +137,7 @@ class TokenStates:
         return lowest.scatter_reduce(0, place, values, "amax")
 
 
-def token_states(context: StageContext, options: Concepts, texts: Sequence[str]) -> TokenStates:
+def token_states(context: StageContext, options: Concepts, texts: Sequence[str]) -> TextStates:
     """The states of some texts behind the section's block, from the store where another way has asked for them."""
     asked: Json = {
         "texts": digest("texts", list(texts)),
@@ -146,7 +146,7 @@ def token_states(context: StageContext, options: Concepts, texts: Sequence[str])
         "token_rule": context.experiment.token_rule.plain(),
     }
     stored = context.shared("concept_states", asked, lambda: _computed(context, options, texts))
-    return TokenStates(stored.tensors["states"], stored.tensors["owner"], len(texts))
+    return TextStates(stored.tensors["states"], stored.tensors["owner"], len(texts))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The page about latents of one SAE: which latents it shows, their examples, explanations and neighbours.
 
-Thousands of latents make byte_size, so numbers have three digits, and each text stands once and is referred to by number.
+Thousands of latents make megabytes, so numbers have three digits, and each text stands once and is referred to by number.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def render(title: str, content: Json) -> str:
 
 
 def data(sources: Sources, most: int) -> Json:
-    """Everything the page shows. Short keys, because thousands of latents make byte_size."""
+    """Everything the page shows. Short keys, because thousands of latents make megabytes."""
     sampled = explained_latents(sources.autointerp)
     shown = chosen(sources.surveys, sampled, most)
     vocabulary = Vocabulary(sources.tokenizer)

@@ -24,7 +24,7 @@ _BLOCK = 256
 _KEPT = 16
 """Blocks whose sums are kept."""
 _SPARE: dict[tuple[int, ...], list[Array]] = {}
-"""Room that sums have left, by its shape: a system takes as long to make byte_size anew as the sums take."""
+"""Room that sums have left, by its shape: a system takes as long to make megabytes anew as the sums take."""
 
 
 class SeedStatistics:
