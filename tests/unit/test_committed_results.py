@@ -59,6 +59,22 @@ def test_what_is_quoted_is_the_mean_of_the_records(quoted: tuple[str, ...]) -> N
     assert f"{fmean(values):.{len(shown.partition('.')[2])}f}" == shown
 
 
+def test_concepts_have_the_controls_that_their_scores_need() -> None:
+    """Random directions gain nothing that could be told in any seed, a prompt gains in every one."""
+    folder = RESULTS / "records/steering/concepts-smollm2-135m"
+    gains = {
+        (label, record.seed): value.ci
+        for label in ("random", "prompt")
+        for record in map(read_record, sorted(folder.glob(f"{label}-seed*.json")))
+        for value in record.metrics
+        if value.id == "concept_steering.gain"
+    }
+    assert len(gains) == 6
+    for (label, _), ci in gains.items():
+        assert ci is not None
+        assert ci.low < 0 < ci.high if label == "random" else ci.low > 0
+
+
 def quoted_settings(params: Mapping[str, Any], wanted: Collection[str]) -> dict[str, str]:
     """Of a number's settings those that a row names, and always its budget: without one, the whole SAE is meant."""
     return {name: str(value) for name, value in params.items() if name in {*wanted, "budget"}}
