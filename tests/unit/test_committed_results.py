@@ -81,7 +81,9 @@ def quoted_settings(params: Mapping[str, Any], wanted: Collection[str]) -> dict[
 
 
 def test_every_row_that_looks_like_a_quote_is_one() -> None:
-    rows = [line for line in TEXT.splitlines() if line.startswith(("| papers/", "| latents/", "| real/", "| steering/"))]
+    rows = [
+        line for line in TEXT.splitlines() if line.startswith(("| papers/", "| latents/", "| real/", "| steering/"))
+    ]
     assert len(rows) == len(QUOTED.findall(TEXT)) > 100
 
 
