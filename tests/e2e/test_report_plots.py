@@ -56,6 +56,26 @@ def test_accuracy_by_scale_is_a_line_per_vector_on_which_nothing_is_dominated(dr
     assert len(driver.find_elements("css selector", ".whisker")) == 6
 
 
+def test_where_more_of_both_numbers_is_better_the_row_that_has_most_of_both_leads_alone(
+    driver: Browser, tmp_path: Path
+) -> None:
+    for number, (concept, fluency) in enumerate([(1.0, 1.9), (0.7, 1.5), (0.9, 1.8)]):
+        made, _ = record(Planted(name="a/concepts", label=f"way-{number}", domains=("general",)))
+        found = {"concept_steering.concept": concept, "concept_steering.fluency": fluency}
+        values = [
+            made.metrics[0].model_copy(update={"id": name, "value": value, "higher_is_better": True})
+            for name, value in found.items()
+        ]
+        cell = made.model_copy(update={"metrics": values, "cell": f"{number:064x}"})
+        write_json(tmp_path / f"records/a/{number}.json", sealed(cell))
+    report = tmp_path / "report.html"
+    report.write_text(leaderboard(tmp_path, "html"), encoding="utf-8")
+    visit(driver, report)
+    assert texts(driver, "figcaption") == ["Concept 0–2 against Fluency 0–2, general"]
+    leading = driver.find_elements("css selector", ".mark-point.leading")
+    assert ["way-0" in str(mark.get_attribute("aria-label")) for mark in leading] == [True]
+
+
 def test_training_curves_links_and_units(driver: Browser, tmp_path: Path) -> None:
     results = tmp_path / "results"
     write(results, *[Planted(name="quickstart/topk", seed=seed) for seed in range(2)], Planted(name="quickstart/other"))

@@ -57,7 +57,7 @@ function figure(plot, rows, kinds) {
   const against = x.domain === plot.domain ? x.label : `${x.label} on ${x.domain}`;
   const caption = el("figcaption", {}, `${y.label} against ${against}, ${plot.domain}`);
   if (!points.length) return el("figure", {}, caption, el("p", { class: "muted" }, "No row has both numbers."));
-  const lines = plot.x === "scale" ? series(points) : [frontierOf(points, y.better)], leading = new Set(lines.flat());
+  const lines = plot.x === "scale" ? series(points) : [frontierOf(points, y.better, x.better === true)], leading = new Set(lines.flat());
   const { near, far } = apartFrom(points, leading);
   const ends = (value, [low, high]) => [value, low ?? value, high ?? value].filter((v) => !plot.log || v > 0);
   const sx = scale(points.flatMap((p) => ends(p.x, p.xs)), SIZE.left, SIZE.width - SIZE.right, plot.log);
@@ -101,12 +101,13 @@ function arrows(far, sx, sy, axes) {
 }
 
 // A point stays when nothing is better in y at the same or a smaller x, where 1 % more counts as the same: a measured
-// L0 never equals another exactly. Partial rows stay out.
-function frontierOf(points, higher) {
-  const ranked = points.filter((p) => p.row.complete).sort((a, b) => a.x - b.x), sign = higher ? 1 : -1;
+// L0 never equals another exactly. A number of which more is better is seen from its other end. Partial rows stay out.
+function frontierOf(points, higher, more) {
+  const spent = (p) => (more ? -p.x : p.x);
+  const ranked = points.filter((p) => p.row.complete).sort((a, b) => spent(a) - spent(b)), sign = higher ? 1 : -1;
   let bound = -Infinity, next = 0;
   return ranked.filter((p) => {
-    while (next < ranked.length && ranked[next].x <= p.x + SAME * Math.abs(p.x)) bound = Math.max(bound, sign * ranked[next++].y);
+    while (next < ranked.length && spent(ranked[next]) <= spent(p) + SAME * Math.abs(p.x)) bound = Math.max(bound, sign * ranked[next++].y);
     return sign * p.y >= bound;
   });
 }
