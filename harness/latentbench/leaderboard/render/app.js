@@ -14,11 +14,13 @@ function drawFigures() {
   drawCurves();
 }
 
-// The columns of the short table; of three domains and more the first of each alone, so that they fit a screen side by side.
+// The columns of the short table; of three domains and more the first of each alone, and of more than four domains those of
+// the first four, so that they fit a screen side by side.
 function shownAtFirst(columns) {
   const short = columns.map((column, i) => (column.shown ? i : -1)).filter((i) => i >= 0), found = {};
-  const most = Math.max(2, Math.floor(COLUMNS / new Set(short.map((i) => columns[i].domain)).size)), seen = (i) => (found[columns[i].domain] = (found[columns[i].domain] ?? 0) + 1);
-  return new Set(short.length > COLUMNS ? short.filter((i) => seen(i) <= most) : short);
+  const domains = [...new Set(short.map((i) => columns[i].domain))].slice(0, DOMAINS);
+  const most = Math.max(2, Math.floor(COLUMNS / domains.length)), seen = (i) => (found[columns[i].domain] = (found[columns[i].domain] ?? 0) + 1);
+  return new Set(short.length > COLUMNS ? short.filter((i) => domains.includes(columns[i].domain) && seen(i) <= most) : short);
 }
 
 function chooseGroup(group) {

@@ -6,6 +6,7 @@ const state = {
 };
 
 const COLUMNS = 10; // that fit a screen beside the names
+const DOMAINS = 4; // that have room for two columns each there
 
 const nameOf = (row) => (row.label ? `${row.spec} · ${row.label}` : row.spec);
 // Long names may break between words, not within one.
