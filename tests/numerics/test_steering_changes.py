@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -82,18 +82,26 @@ def written(lm: LanguageModel, intervention: Intervention, cached: bool) -> tupl
     return texts, list(torch.stack(made.logits, 1))
 
 
-def agree(
+def agreed(
     lm: LanguageModel, intervention: Intervention, change: Callable[[list[int], int], Plain], error: float
-) -> None:
-    """Cached and uncached generation, and teacher forcing, say what plain hooks say; `change` is told text and prompt."""
+) -> Iterator[tuple[list[int], list[int], Tensor]]:
+    """Prompt, text and the logits of plain hooks for every row, written with a cache and without, once they agree."""
     for cached in (True, False):
         for prompt, text, logits in zip(PROMPTS, *written(lm, intervention, cached), strict=True):
             expected = by_hand(lm, text[:-1], change(text, len(prompt)))
             assert (logits - expected[len(prompt) - 1 :]).abs().max() < error
-            with intervention.applied(lm, Layout(prompt_lengths=torch.tensor([len(prompt)]))):
-                forced = lm.model(input_ids=torch.tensor([text[:-1]])).logits[0]
-            assert (forced - expected).abs().max() < error
-            assert (lm.model(input_ids=torch.tensor([text[:-1]])).logits[0] - expected).abs().max() > 100 * error
+            yield prompt, text, expected
+
+
+def agree(
+    lm: LanguageModel, intervention: Intervention, change: Callable[[list[int], int], Plain], error: float
+) -> None:
+    """Cached and uncached generation, and teacher forcing, say what plain hooks say; `change` is told text and prompt."""
+    for prompt, text, expected in agreed(lm, intervention, change, error):
+        with intervention.applied(lm, Layout(prompt_lengths=torch.tensor([len(prompt)]))):
+            forced = lm.model(input_ids=torch.tensor([text[:-1]])).logits[0]
+        assert (forced - expected).abs().max() < error
+        assert (lm.model(input_ids=torch.tensor([text[:-1]])).logits[0] - expected).abs().max() > 100 * error
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -177,10 +185,8 @@ def agree_where_changed(
     lm: LanguageModel, intervention: Intervention, change: Callable[[list[int], int], Plain], error: float
 ) -> None:
     """As `agree`, for what may change nothing in some row."""
-    for cached in (True, False):
-        for prompt, text, logits in zip(PROMPTS, *written(lm, intervention, cached), strict=True):
-            expected = by_hand(lm, text[:-1], change(text, len(prompt)))
-            assert (logits - expected[len(prompt) - 1 :]).abs().max() < error
+    for _ in agreed(lm, intervention, change, error):
+        pass
 
 
 @pytest.mark.parametrize("scope", ["all", "generated"])
