@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from latentbench.core.protocols import LanguageModel
 from latentbench.core.sites import Site
 from latentbench.interventions.changing import changing
 from latentbench.interventions.generation import prompt_ids
-from latentbench.interventions.lora import installed_lora
+from latentbench.interventions.lora import trainable_lora
 from latentbench.interventions.reft import SubspaceEdit, editing
 from latentbench.steering.build import width_of
 
@@ -29,9 +29,8 @@ Weights = dict[str, Tensor]
 class TrainedAdapter(ABC):
     """What is trained: parameters, installed on a model for a while."""
 
-    @contextmanager
     @abstractmethod
-    def installed(self, lm: LanguageModel) -> Iterator[Mapping[str, nn.Parameter]]:
+    def installed(self, lm: LanguageModel) -> AbstractContextManager[Mapping[str, nn.Parameter]]:
         """While open, the adapter is a part of the model; gives its parameters by name."""
 
     def weights(self, parameters: Mapping[str, nn.Parameter]) -> Weights:
@@ -45,13 +44,8 @@ class LowRankAdapter(TrainedAdapter):
     def __init__(self, layer: int, rank: int, seed: int) -> None:
         self._layer, self._rank, self._seed = layer, rank, seed
 
-    @contextmanager
-    def installed(self, lm: LanguageModel) -> Iterator[Mapping[str, nn.Parameter]]:
-        with torch.random.fork_rng(devices=[]), installed_lora(lm, (self._layer,), self._rank) as adapters:
-            torch.manual_seed(self._seed)
-            adapter = adapters[self._layer]
-            adapter.reset_lora_parameters("default", True)
-            yield {f"{kind}.{self._layer}": getattr(adapter, f"lora_{kind}")["default"].weight for kind in ("A", "B")}
+    def installed(self, lm: LanguageModel) -> AbstractContextManager[Mapping[str, nn.Parameter]]:
+        return trainable_lora(lm, (self._layer,), self._rank, self._seed)
 
 
 class LearnedEdit(TrainedAdapter):

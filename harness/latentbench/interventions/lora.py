@@ -104,6 +104,23 @@ def installed_lora(lm: LanguageModel, layers: tuple[int, ...], rank: int) -> Ite
             parameter.requires_grad_(trained)
 
 
+@contextmanager
+def trainable_lora(
+    lm: LanguageModel, layers: tuple[int, ...], rank: int, seed: int
+) -> Iterator[dict[str, nn.Parameter]]:
+    """While open, `installed_lora` with A from the seed and B zero, no change at all; its weights, by `A.<layer>` and `B.<layer>`."""
+    # peft draws A from the global generator on installing it; drawn anew here.
+    with torch.random.fork_rng(devices=[]), installed_lora(lm, layers, rank) as adapters:
+        torch.manual_seed(seed)
+        for adapter in adapters.values():
+            adapter.reset_lora_parameters("default", True)
+        yield {
+            f"{kind}.{layer}": getattr(adapter, f"lora_{kind}")["default"].weight
+            for layer, adapter in adapters.items()
+            for kind in ("A", "B")
+        }
+
+
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

@@ -14,7 +14,7 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -36,7 +36,7 @@ from latentbench.core.spec_model import Json
 from latentbench.interventions.generation import check_prompts
 from latentbench.interventions.injection import injecting
 from latentbench.interventions.intervention import Layout, Scope
-from latentbench.interventions.lora import installed_lora
+from latentbench.interventions.lora import trainable_lora
 from latentbench.interventions.rollouts import Sampling, answers
 from latentbench.interventions.writing_ways import check_trainable_rollouts
 from latentbench.steering.build import content_of, layers_of, residual_norms, width_of
@@ -162,18 +162,8 @@ class TrainableLora(Trainable):
     def __init__(self, layers: tuple[int, ...], rank: int, seed: int) -> None:
         self.layers, self._rank, self._seed = layers, rank, seed
 
-    @contextmanager
-    def installed(self, lm: LanguageModel, layout: Layout) -> Iterator[Parameters]:
-        # peft draws A from the global generator on installing it; drawn anew here, from the stage's seed.
-        with torch.random.fork_rng(devices=[]), installed_lora(lm, self.layers, self._rank) as adapters:
-            torch.manual_seed(self._seed)
-            for adapter in adapters.values():
-                adapter.reset_lora_parameters("default", True)
-            yield {
-                f"{kind}.{layer}": getattr(adapter, f"lora_{kind}")["default"].weight
-                for layer, adapter in adapters.items()
-                for kind in ("A", "B")
-            }
+    def installed(self, lm: LanguageModel, layout: Layout) -> AbstractContextManager[Parameters]:
+        return trainable_lora(lm, self.layers, self._rank, self._seed)
 
 
 CHECKPOINT_FILE = "reinforce.safetensors"
